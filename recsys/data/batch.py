@@ -1,0 +1,56 @@
+"""One mini-batch of events, in the form TorchRec's sharded modules and train pipelines take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class Batch(Pipelineable):
+    """B events. Every tensor has B in its first dimension, but for `sparse`, which is jagged."""
+
+    dense: dict[str, Tensor]
+    """owner -> float32 [B, W]: that owner's `dense` and `vector` features side by side, in schema order. Missing: 0."""
+    sparse: KeyedJaggedTensor
+    """`id`, `ids` and `sequence` features by name, values already table rows; `<name>.age` beside a timed sequence."""
+    labels: Tensor  # float32 [B, T], in schema order; 0 where the label is not valid
+    label_mask: Tensor  # bool [B, T], true where the label exists
+    user_ids: Tensor  # int64 [B]
+    item_ids: Tensor  # int64 [B]
+    timestamps: Tensor  # int64 [B], ms
+    vectors: Tensor | None = None  # float32 [B, V]: store vectors of the series a ranker reads, side by side
+    found: Tensor | None = None  # bool [B, S]: whether series s had a vector for the row's entity
+
+    def __len__(self) -> int:
+        return self.user_ids.shape[0]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """A copy on `device` (Pipelineable)."""
+        return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked host memory, so that `to` can overlap with computing (Pipelineable)."""
+        return self._map(lambda x: x.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory alive until `stream` is done with it (Pipelineable)."""
+        self._map(lambda x: x.record_stream(stream) or x)
+
+    def _map(self, function) -> Batch:
+        return replace(
+            self,
+            dense={owner: function(x) for owner, x in self.dense.items()},
+            sparse=function(self.sparse),
+            labels=function(self.labels),
+            label_mask=function(self.label_mask),
+            user_ids=function(self.user_ids),
+            item_ids=function(self.item_ids),
+            timestamps=function(self.timestamps),
+            vectors=None if self.vectors is None else function(self.vectors),
+            found=None if self.found is None else function(self.found),
+        )

@@ -1,0 +1,217 @@
+"""What the columns of an event log mean: which entity each feature describes, and in what form it comes.
+
+A schema is one TOML file beside the Parquet files. It is the only place where a column's owner is stated, and so the
+only place that decides which tower of an upstream model may see it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+OWNERS = ("user", "item", "context", "interaction")
+KINDS = ("id", "ids", "sequence", "dense", "vector")
+SPARSE_KINDS = ("id", "ids", "sequence")
+
+
+class SchemaError(ValueError):
+    """A schema that contradicts itself, or data that contradict their schema."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One input column: whom it describes (`owner`) and in what form it comes (`kind`)."""
+
+    name: str
+    """Column name in the Parquet files; unique within the schema."""
+    owner: str
+    """`user`, `item`, `context` or `interaction`. Only user (item) features reach the user (item) tower."""
+    kind: str
+    """`id` (one integer or string), `ids` (a list), `sequence` (a list in time order, oldest first), `dense` (one
+    number, true/false included), `vector` (a list of `width` numbers)."""
+    rows: int = 0
+    """Rows of the embedding table (id, ids, sequence). An id in [0, rows) keeps its row; any other id is hashed."""
+    table: str = ""
+    """Name of the embedding table; features of one owner that name the same table share it. Default: own table."""
+    max_length: int = 0
+    """For `sequence`: only this many most recent elements are read. For `ids`: the first ones. 0 keeps all."""
+    time: str = ""
+    """For `sequence`: the column with the elements' times (list of int64 ms), if there is one."""
+    width: int = 0
+    """For `vector`: numbers per row."""
+
+    def __post_init__(self) -> None:
+        where = f"feature {self.name!r}"
+        _require(bool(self.name), "a feature has an empty name: give the Parquet column's name")
+        _require(self.owner in OWNERS, f"{where}: owner is {self.owner!r}; use one of {', '.join(OWNERS)}")
+        _require(self.kind in KINDS, f"{where}: kind is {self.kind!r}; use one of {', '.join(KINDS)}")
+        sparse = self.kind in SPARSE_KINDS
+        _require(not sparse or self.rows > 0, f"{where}: rows is {self.rows}; a {self.kind} needs a table of >= 1 rows")
+        _require(sparse or self.rows == 0, f"{where}: rows is {self.rows}; a {self.kind} has no table, leave it out")
+        _require(sparse or not self.table, f"{where}: table is {self.table!r}; a {self.kind} has none, leave it out")
+        _require(self.max_length >= 0, f"{where}: max_length is {self.max_length}; use 0 (all) or more")
+        _require(
+            self.kind in ("ids", "sequence") or self.max_length == 0,
+            f"{where}: max_length is {self.max_length}; only ids and sequence have a length, leave it out",
+        )
+        _require(not self.time or self.kind == "sequence", f"{where}: time is {self.time!r}; only a sequence has times")
+        _require(
+            (self.kind == "vector") == (self.width > 0), f"{where}: width is {self.width}; a vector has >= 1, others 0"
+        )
+
+    @property
+    def table_name(self) -> str:
+        """The embedding table this feature reads: `table`, or the feature's own name."""
+        return self.table or self.name
+
+    @property
+    def age_key(self) -> str:
+        """The key under which `Batch.sparse` carries the age bucket of each element of a timed sequence."""
+        return f"{self.name}.age"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A binary outcome, and the rows for which it means something."""
+
+    name: str
+    """Column name; values 0 and 1 (integer, float or boolean)."""
+    valid: str = ""
+    """Column (0 / 1) that is 1 on the rows this label exists for, say `is_click` for a conversion. Empty: all rows."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "a label has an empty name: give the Parquet column's name")
+        _require(
+            self.valid != self.name, f"label {self.name!r}: valid names the label itself; name the enabling column"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """All columns of one event log.
+
+    Raises:
+        SchemaError: naming the feature or label, the value and the remedy.
+    """
+
+    features: tuple[Feature, ...] = ()
+    labels: tuple[Label, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    """Columns known only after the event (play time, revenue). They may not be used as features; labels never may."""
+    timestamp: str = "timestamp"
+    """Event time: int64, milliseconds since the epoch, UTC, not negative."""
+    user_id: str = "user_id"
+    """The user's 64-bit id."""
+    item_id: str = "item_id"
+    """The item's 64-bit id."""
+
+    def __post_init__(self) -> None:
+        names = [feature.name for feature in self.features]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        _require(not repeated, f"features {repeated} are listed twice: keep one of each")
+        future = {label.name for label in self.labels} | {label.valid for label in self.labels} | set(self.outcomes)
+        leaks = sorted(future.intersection(names))
+        _require(not leaks, f"features {leaks} are labels or outcomes, known only after the event: remove them")
+        _require(
+            self.timestamp not in names, f"feature {self.timestamp!r} is the event time: derive hour or day from it"
+        )
+        tables: dict[tuple[str, str], Feature] = {}
+        for feature in self.features:
+            if feature.kind not in SPARSE_KINDS:
+                continue
+            first = tables.setdefault((feature.owner, feature.table_name), feature)
+            _require(
+                first.rows == feature.rows,
+                f"features {first.name!r} and {feature.name!r} share table {feature.table_name!r} "
+                f"but say rows = {first.rows} and {feature.rows}: make them equal",
+            )
+
+    def owned_by(self, *owners: str) -> tuple[Feature, ...]:
+        """The features of these owners, in schema order."""
+        return tuple(feature for feature in self.features if feature.owner in owners)
+
+    def select(self, *, features: tuple[str, ...] | None = None, labels: tuple[str, ...] | None = None) -> Schema:
+        """The same schema with only the named features and labels (None keeps all).
+
+        Raises:
+            SchemaError: a name is not in the schema; the message lists those that are.
+        """
+        kept = self.features if features is None else tuple(self.feature(name) for name in features)
+        kept_labels = self.labels if labels is None else tuple(self.label(name) for name in labels)
+        outcomes = set(self.outcomes) | {x.name for x in self.labels} | {x.valid for x in self.labels if x.valid}
+        outcomes -= {x.name for x in kept_labels} | {x.valid for x in kept_labels}
+        return self._with(features=kept, labels=kept_labels, outcomes=tuple(sorted(outcomes)))
+
+    def feature(self, name: str) -> Feature:
+        """The feature of this name. Raises SchemaError listing the known names."""
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        known = ", ".join(feature.name for feature in self.features)
+        raise SchemaError(f"unknown feature {name!r}; the schema has: {known}")
+
+    def label(self, name: str) -> Label:
+        """The label of this name. Raises SchemaError listing the known names."""
+        for label in self.labels:
+            if label.name == name:
+                return label
+        raise SchemaError(f"unknown label {name!r}; the schema has: {', '.join(x.name for x in self.labels)}")
+
+    def columns(self) -> tuple[str, ...]:
+        """Every Parquet column a reader of this schema needs, each once."""
+        names = [self.timestamp, self.user_id, self.item_id]
+        for feature in self.features:
+            names += [feature.name] + ([feature.time] if feature.time else [])
+        for label in self.labels:
+            names += [label.name] + ([label.valid] if label.valid else [])
+        return tuple(dict.fromkeys(names))
+
+    def save(self, path: str | Path) -> None:
+        """Write as TOML; only what differs from the defaults is written."""
+        defaults = {f.name: f.default for f in fields(Schema)}
+        top = {k: v for k in ("timestamp", "user_id", "item_id") if (v := getattr(self, k)) != defaults[k]}
+        document: dict[str, Any] = {**top, **({"outcomes": list(self.outcomes)} if self.outcomes else {})}
+        document["feature"] = [{k: v for k, v in asdict(f).items() if v not in ("", 0)} for f in self.features]
+        document["label"] = [{k: v for k, v in asdict(label).items() if v} for label in self.labels]
+        Path(path).write_text(tomli_w.dumps(document))
+
+    @staticmethod
+    def load(path: str | Path) -> Schema:
+        """Read a schema TOML file.
+
+        Raises:
+            SchemaError: not TOML, an unknown key, or a contradiction; the message starts with the path.
+        """
+        try:
+            document = tomllib.loads(Path(path).read_text())
+            features = tuple(_build(Feature, entry, "feature") for entry in document.pop("feature", []))
+            labels = tuple(_build(Label, entry, "label") for entry in document.pop("label", []))
+            document["outcomes"] = tuple(document.pop("outcomes", ()))
+            return _build(Schema, {**document, "features": features, "labels": labels}, "schema")
+        except (tomllib.TOMLDecodeError, SchemaError) as error:
+            raise SchemaError(f"{path}: {error}") from None
+
+    def _with(self, **changes: Any) -> Schema:
+        return Schema(**{**{f.name: getattr(self, f.name) for f in fields(self)}, **changes})
+
+
+def _build(kind: type, entry: dict[str, Any], what: str) -> Any:
+    known = [f.name for f in fields(kind)]
+    unknown = sorted(set(entry) - set(known))
+    if unknown:
+        raise SchemaError(
+            f"{what} {entry.get('name', '')!r}: unknown key {unknown[0]!r}; known keys: {', '.join(known)}"
+        )
+    try:
+        return kind(**entry)
+    except TypeError as error:
+        raise SchemaError(f"{what} {entry.get('name', '')!r}: {error}; known keys: {', '.join(known)}") from None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SchemaError(message)
