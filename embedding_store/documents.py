@@ -1,0 +1,130 @@
+"""The store's small JSON files: series, manifest and tag, each with a format name, a format version and a checksum.
+
+The first line holds the checksum of every byte after it, so that any reader can check it without knowing how another
+language writes numbers; the file as a whole is plain JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+from embedding_store.errors import ChecksumError, FileFormatError, NewerFormatError
+
+FORMAT_VERSION = 1
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """`crc32:` and eight hexadecimal digits."""
+    return checksum_text(zlib.crc32(data))
+
+
+def checksum_text(crc: int) -> str:
+    """A running zlib.crc32 as it is stored. The prefix lets a later format choose another function."""
+    return f"crc32:{crc:08x}"
+
+
+def encode(kind: str, fields: dict[str, Any]) -> bytes:
+    """A file of this kind (`series`, `manifest`, `tag`): one line a key."""
+    document = {"format": f"embedding_store.{kind}", "format_version": FORMAT_VERSION, **fields}
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in document.items()]
+    body = (",\n".join(lines) + "\n}\n").encode()
+    return f'{{"checksum": "{checksum(body)}",\n'.encode() + body
+
+
+def decode(data: bytes, kind: str, path: str) -> Fields:
+    """The keys of a file of this kind; `path` is for messages.
+
+    Raises:
+        FileFormatError: not JSON, not of this kind, or without the keys every file has.
+        NewerFormatError: its format version is later than this package's.
+        ChecksumError: the bytes are not those that were written.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        raise FileFormatError(path, f"is not JSON ({error})") from None
+    if not isinstance(document, dict):
+        raise FileFormatError(path, f"holds a JSON {type(document).__name__}, not an object")
+    fields = Fields(document, path)
+    if fields.text("format") != f"embedding_store.{kind}":
+        raise FileFormatError(path, f"format is {document['format']!r}, expected 'embedding_store.{kind}'")
+    version = fields.integer("format_version", least=1)
+    if version > FORMAT_VERSION:  # before the checksum: a later format may compute it in another way
+        raise NewerFormatError(path, f"format_version is {version}, this package reads up to {FORMAT_VERSION}: upgrade")
+    stored, actual = fields.text("checksum"), checksum(data.partition(b"\n")[2])
+    if stored != actual:
+        raise ChecksumError(path, f"checksum is {actual}, the file says {stored}: its bytes have changed")
+    return fields
+
+
+class Fields:
+    """A JSON object whose values are checked as they are read: a wrong one is a FileFormatError naming file and key."""
+
+    def __init__(self, document: dict[str, Any], path: str, prefix: str = "") -> None:
+        self._document = document
+        self._path = path
+        self._prefix = prefix
+
+    def integer(self, key: str, *, least: int = -(2**63)) -> int:
+        """An int64 of at least `least`."""
+        value = self._get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+            self._refuse(key, f"an integer of at least {least}")
+        return value
+
+    def optional_integer(self, key: str) -> int | None:
+        """An int64 or null."""
+        return None if self._get(key) is None else self.integer(key)
+
+    def text(self, key: str) -> str:
+        """A string that is not empty."""
+        value = self._get(key)
+        if not isinstance(value, str) or not value:
+            self._refuse(key, "a non-empty string")
+        return value
+
+    def number(self, key: str) -> float:
+        """A number."""
+        value = self._get(key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            self._refuse(key, "a number")
+        return float(value)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of numbers."""
+        return tuple(Fields({key: value}, self._path, self._prefix).number(key) for value in self._list(key))
+
+    def integers(self, key: str, *, least: int) -> tuple[int, ...]:
+        """A list of int64 of at least `least`."""
+        entries = self._list(key)
+        return tuple(Fields({key: value}, self._path, self._prefix).integer(key, least=least) for value in entries)
+
+    def object(self, key: str) -> Fields:
+        """An object."""
+        value = self._get(key)
+        if not isinstance(value, dict):
+            self._refuse(key, "an object")
+        return Fields(value, self._path, f"{self._prefix}{key}.")
+
+    def objects(self, key: str) -> list[Fields]:
+        """A list of objects."""
+        entries = enumerate(self._list(key))
+        return [Fields({f"{key}[{i}]": value}, self._path, self._prefix).object(f"{key}[{i}]") for i, value in entries]
+
+    def _list(self, key: str) -> list[Any]:
+        value = self._get(key)
+        if not isinstance(value, list):
+            self._refuse(key, "a list")
+        return value
+
+    def _get(self, key: str) -> Any:
+        if key not in self._document:
+            raise FileFormatError(self._path, f"has no key {self._prefix}{key}")
+        return self._document[key]
+
+    def _refuse(self, key: str, wanted: str) -> None:
+        value = repr(self._document[key])
+        shown = value if len(value) <= 80 else value[:77] + "..."
+        raise FileFormatError(self._path, f"{self._prefix}{key} is {shown}, expected {wanted}")

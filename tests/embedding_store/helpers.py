@@ -1,0 +1,45 @@
+"""What several tests of the store need."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embedding_store import Series, Snapshot
+
+
+def publish(
+    series: Series, as_of: int, ids: list[int], vectors: torch.Tensor | None = None, **options: Any
+) -> Snapshot:
+    """Write one snapshot; by default every vector holds its row number."""
+    if vectors is None:
+        vectors = torch.arange(len(ids), dtype=torch.float32)[:, None].expand(-1, series.dim)
+    with series.write(as_of=as_of, space="ctr-1", **options) as writer:
+        writer.append(torch.tensor(ids, dtype=torch.int64), vectors)
+    return writer.snapshot
+
+
+def folder(series: Series) -> Path:
+    """Where the series lies."""
+    return series._storage.root
+
+
+def files(series: Series) -> set[str]:
+    """All files of the series, unfinished ones included."""
+    return {path.relative_to(folder(series)).as_posix() for path in folder(series).rglob("*") if path.is_file()}
+
+
+def named_files(series: Series) -> set[str]:
+    """The files that should be there: those that manifests name, the manifests, series.json."""
+    manifests = {f"manifests/{version:08d}.json" for version in series.versions()}
+    return {"series.json"} | manifests | {file.path for s in series.history() for file in s.manifest.files}
+
+
+def age(path: Path, seconds: float) -> None:
+    """Make everything below `path` look last written `seconds` ago."""
+    for file in [path, *path.rglob("*")]:
+        os.utime(file, (time.time() - seconds,) * 2)
