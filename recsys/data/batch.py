@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +43,7 @@ class Batch(Pipelineable):
         """Keep the memory alive until `stream` is done with it (Pipelineable)."""
         self._map(lambda x: x.record_stream(stream) or x)
 
-    def _map(self, function) -> Batch:
+    def _map(self, function: Callable[[Any], Any]) -> Batch:
         return replace(
             self,
             dense={owner: function(x) for owner, x in self.dense.items()},

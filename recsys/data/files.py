@@ -1,0 +1,155 @@
+"""Finding Parquet files, checking all of them before anything is read, and writing folders that appear whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.data.columns import canonical_types, join_types, with_defaults
+from recsys.data.errors import DataError
+from recsys.data.schema import Schema
+
+ROW_GROUP_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of one of the files, and where it begins."""
+
+    file: Path
+    """The file."""
+    index: int
+    """Number of the row group within the file."""
+    first_row: int
+    """Row of the file that it begins with."""
+    rows: int
+    """Rows it holds, more than 0."""
+
+
+@dataclass(frozen=True)
+class Footers:
+    """What the footers of a list of files say."""
+
+    row_groups: tuple[RowGroup, ...]
+    """In the order of the files."""
+    types: Mapping[str, pa.DataType]
+    """Column name -> canonical type for all files together."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(group.rows for group in self.row_groups)
+
+
+def find_files(root: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files below `root` that match the patterns: in the patterns' order, each pattern's sorted by path, once each.
+
+    Args:
+        root: The data folder.
+        patterns: Glob patterns relative to it, say `market/events/2022-04-2*/**/*.parquet`.
+
+    Raises:
+        DataError: `root` is no folder, or a pattern is absolute or matches no file.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder: give the folder that holds the prepared data")
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        if not pattern or Path(pattern).is_absolute():
+            raise DataError(f"pattern {pattern!r} must be relative to the data folder {root}, say events/*.parquet")
+        matches = sorted(root.glob(pattern))
+        files = [path for path in matches if path.is_file()]
+        if not files:
+            what = f"only folders, such as {matches[0]}: end it with /*.parquet" if matches else "nothing"
+            raise DataError(f"pattern {pattern!r} matches {what} in {root}: prepare the data, or correct the pattern")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def check_files(files: Sequence[Path], schema: Schema) -> int:
+    """Check every file's footer against the schema and return the number of rows of all files.
+
+    Raises:
+        DataError: naming the file: it cannot be opened, holds no row, lacks a column, or has one whose type does not
+            fit its role or differs in kind (integer, string) from that of an earlier file.
+    """
+    return read_footers(files, schema).rows
+
+
+def read_footers(files: Sequence[Path], schema: Schema) -> Footers:
+    """Read and check every footer. Raises what `check_files` raises."""
+    if not files:
+        raise DataError("no files to read: give at least one Parquet file")
+    groups: list[RowGroup] = []
+    types: dict[str, pa.DataType] = {}
+    common: set[str] = set()
+    for file in files:
+        footer = _read_footer(file)
+        try:
+            read_as = canonical_types(footer.schema.to_arrow_schema(), schema)
+            types.update({name: join_types(types.get(name, kind), kind, name) for name, kind in read_as.items()})
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from None
+        common = common & set(read_as) if groups else set(read_as)
+        first = 0
+        for index in range(footer.num_row_groups):
+            rows = footer.row_group(index).num_rows
+            if rows:
+                groups.append(RowGroup(file, index, first, rows))
+            first += rows
+    # An optional column that some files lack is read from none.
+    return Footers(tuple(groups), with_defaults({name: types[name] for name in types if name in common}, schema))
+
+
+def _read_footer(file: Path) -> pq.FileMetaData:
+    try:
+        footer = pq.read_metadata(file)
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist: correct the path, or prepare the data") from None
+    except (pa.ArrowException, OSError) as error:
+        size = file.stat().st_size if file.is_file() else 0
+        raise DataError(
+            f"{file} ({size} bytes) is no readable Parquet file: {error} Write it anew, or remove it"
+        ) from None
+    if footer.num_rows == 0:
+        raise DataError(f"{file} holds no rows: remove it, or write the rows it should have")
+    return footer
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` on a clean exit, and vanishes on any other.
+
+    Raises:
+        DataError: `folder` is there and is no source that was prepared before (it has no `schema.toml`).
+    """
+    if folder.exists() and not (folder / "schema.toml").is_file():
+        raise DataError(f"{folder} is there and is no prepared source: move it away, or choose another output folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (folder.with_name(f".{folder.name}-{os.getpid()}-{end}") for end in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
+    new.mkdir()
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_part(table: pa.Table, folder: Path) -> None:
+    """Write one Parquet file `part-0.parquet`, in row groups small enough to shuffle, with checksums of its pages."""
+    folder.mkdir(parents=True)
+    pq.write_table(table, folder / "part-0.parquet", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)

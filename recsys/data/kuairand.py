@@ -1,0 +1,299 @@
+"""KuaiRand-Pure: impressions of a short-video app, and what its users did before the first of them.
+
+Two sources are written. `history` is everything before 25 April 2022 (China time) and is what the upstream models learn
+from; `impressions` is 25 April to 8 May and is what the rankers train, tune and are tested on. No row of the second is
+seen by a model trained on the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recsys.data.errors import DataError
+from recsys.data.files import replacing_folder, write_part
+from recsys.data.history import PastEvents
+from recsys.data.schema import Feature, Label, Schema
+
+CUT_MS = 1_650_816_000_000
+"""25 April 2022, 00:00 in China: history ends, impressions begin."""
+DAY_MS = 86_400_000
+CHINA_MS = 8 * 3_600_000
+LONGEST = 50
+"""Elements kept of every history list, as in the published extract."""
+
+USER_CODES = (
+    "user_active_degree",
+    "is_live_streamer",
+    "is_video_author",
+    "follow_user_num_range",
+    "fans_user_num_range",
+    "friend_user_num_range",
+    "register_days_range",
+    *(f"onehot_feat{i}" for i in range(18)),
+)
+USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+ITEM_CODES = ("author_id", "video_type", "upload_dt", "upload_type", "music_id", "music_type")
+COUNTS = ("past_watched", "past_long_watched", "past_liked", "past_long_share", "past_like_share")
+FEEDBACK = ("is_like", "is_follow", "is_comment", "is_forward", "is_hate", "is_profile_enter")
+RAW_LOGS = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
+
+
+def prepare_kuairand(source: Path, out: Path) -> None:
+    """Turn KuaiRand-Pure into `out/history` and `out/impressions`: Parquet events, entity rows and schemas.
+
+    Reads either the extract (`events.parquet`, `history.parquet`) or the publisher's own logs
+    (`log_standard_*_pure.csv`), beside `user_features_pure.csv` and `video_features_basic_pure.csv`. The publisher's
+    item *statistics* file is never read: its counts cover the log's own period.
+
+    In `history` one row is one watched video with the labels `long_view` and `is_like`. The extract gives the order of
+    a user's history but no times, so the k-th last row of a user is placed k milliseconds before the user's last time:
+    the order within a user is real, the times are not. `users` and `items` hold one row an entity as of 25 April.
+
+    Raises:
+        DataError: a file is missing (both forms are named) or lacks a column.
+    """
+    events, watched = _read_extract(source) if (source / "events.parquet").exists() else _read_logs(source)
+    users = _user_table(_read_csv(source, "user_features_pure.csv"))
+    items = _item_table(_read_csv(source, "video_features_basic_pure.csv"))
+    with replacing_folder(out / "history") as history, replacing_folder(out / "impressions") as impressions:
+        _write_history(history, watched, users, items)
+        _write_impressions(impressions, events, users, items)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Everything known before the cut: N watched videos, one user's in order, users one after the other."""
+
+    user: NDArray[np.int64]  # [N]
+    item: NDArray[np.int64]  # [N]
+    time: NDArray[np.int64]  # [N], not decreasing within a user
+    long_view: NDArray[np.bool_]  # [N]
+    liked: NDArray[np.bool_]  # [N]
+    unseen: NDArray[np.int64]  # [N], watches of the row's user that happened before those listed
+
+
+def _read_extract(source: Path) -> tuple[pa.Table, Watched]:
+    events = pq.read_table(source / "events.parquet")
+    history = _read_parquet(source, "history.parquet").combine_chunks()
+    lengths = pc.list_value_length(history["watch_seq"]).to_numpy().astype(np.int64)
+    user = np.repeat(history["user_id"].to_numpy(), lengths)
+    item = pc.list_flatten(history["watch_seq"]).to_numpy()
+    from_end = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(item))
+    return events, Watched(
+        user=user,
+        item=item,
+        time=np.repeat(history["last_time_ms"].to_numpy(), lengths) - from_end,
+        long_view=_listed(user, item, history, "long_watch_seq"),
+        liked=_listed(user, item, history, "like_seq"),
+        unseen=np.repeat(history["history_len"].to_numpy() - lengths, lengths),
+    )
+
+
+def _listed(user: NDArray, item: NDArray, history: pa.Table, column: str) -> NDArray[np.bool_]:
+    """Whether the user's list in `column` names the item: the lists go further back than the watched ones, so a
+    watched video that is not listed did not get that feedback."""
+    owners = np.repeat(history["user_id"].to_numpy(), pc.list_value_length(history[column]).to_numpy())
+    values = pc.list_flatten(history[column]).to_numpy()
+    span = 1 + max(item.max(initial=0), values.max(initial=0))
+    return np.isin(user * span + item, owners * span + values)
+
+
+def _read_logs(source: Path) -> tuple[pa.Table, Watched]:
+    logs = pa.concat_tables([_read_csv(source, name) for name in RAW_LOGS])
+    # The publisher's logs repeat some rows exactly; each counts once.
+    logs = logs.group_by(logs.column_names, use_threads=False).aggregate([])
+    logs = logs.take(pc.sort_indices(logs, [("user_id", "ascending"), ("time_ms", "ascending")]))
+    early = logs.filter(pc.less(logs["time_ms"], CUT_MS))
+    user = early["user_id"].to_numpy()
+    ends = np.searchsorted(user, user, side="right")
+    begins = np.searchsorted(user, user, side="left")
+    recent = ends - np.arange(len(user)) <= LONGEST
+    watched = Watched(
+        user=user[recent],
+        item=early["video_id"].to_numpy()[recent],
+        time=early["time_ms"].to_numpy()[recent],
+        long_view=early["long_view"].to_numpy()[recent] == 1,
+        liked=early["is_like"].to_numpy()[recent] == 1,
+        unseen=np.maximum(0, ends - begins - LONGEST)[recent],
+    )
+    late = logs.filter(pc.greater_equal(logs["time_ms"], CUT_MS))
+    return late.take(pc.sort_indices(late, [("time_ms", "ascending")])), watched
+
+
+def _write_history(folder: Path, watched: Watched, users: pa.Table, items: pa.Table) -> None:
+    past = _past_columns(watched, watched.user, watched.time, watched.unseen)
+    log = pa.table(
+        {
+            "timestamp": watched.time,
+            "user_id": watched.user,
+            "item_id": watched.item,
+            "long_view": watched.long_view.astype(np.int8),
+            "is_like": watched.liked.astype(np.int8),
+            **past,
+        }
+    )
+    labels = (Label(name="long_view"), Label(name="is_like"))
+    features = (*_user_features(users), *_past_features(len(items)), *_item_features(items))
+    Schema(features=features, labels=labels).save(folder / "schema.toml")
+    log = log.take(pc.sort_indices(log, [("timestamp", "ascending")]))
+    write_part(_join(_join(log, users, "user_id"), items, "item_id"), folder / "events/all")
+    everyone = users["user_id"].to_numpy()
+    now = np.full(len(everyone), CUT_MS)
+    first = np.unique(watched.user, return_index=True)
+    unseen = np.zeros(len(everyone), np.int64)
+    unseen[np.searchsorted(everyone, first[0])] = watched.unseen[first[1]]
+    rows = pa.table({"timestamp": now, "user_id": everyone, **_past_columns(watched, everyone, now, unseen)})
+    write_part(_join(rows, users, "user_id"), folder / "users")
+    catalogue = items.append_column("timestamp", pa.array(np.full(len(items), CUT_MS)))
+    write_part(catalogue, folder / "items")
+
+
+def _past_columns(watched: Watched, user: NDArray, time: NDArray, unseen: NDArray) -> dict[str, pa.Array]:
+    """What each query user had done strictly before the query time: lists, and the counting features."""
+    columns: dict[str, pa.Array] = {}
+    counts = {}
+    for name, kept in (("watched", None), ("long_watched", watched.long_view), ("liked", watched.liked)):
+        past = PastEvents(watched.user, watched.time, watched.item, kept)
+        columns[name] = past.before(user, time, LONGEST).to_arrow()[0]
+        counts[name] = past.count_before(user, time)
+    listed = counts["watched"]
+    columns["past_watched"] = pa.array((listed + unseen).astype(np.float32))
+    columns["past_long_watched"] = pa.array(counts["long_watched"].astype(np.float32))
+    columns["past_liked"] = pa.array(counts["liked"].astype(np.float32))
+    # Shares with a prior of 2.5 watches at the usual rate, so that a user with none is a usual user.
+    columns["past_long_share"] = pa.array(((counts["long_watched"] + 1.0) / (listed + 2.5)).astype(np.float32))
+    columns["past_like_share"] = pa.array(((counts["liked"] + 0.05) / (listed + 2.5)).astype(np.float32))
+    return columns
+
+
+def _write_impressions(folder: Path, events: pa.Table, users: pa.Table, items: pa.Table) -> None:
+    time = events["time_ms"].to_numpy()
+    local = time + CHINA_MS
+    log = pa.table(
+        {
+            "timestamp": time,
+            "user_id": events["user_id"],
+            "item_id": events["video_id"],
+            "tab": events["tab"].cast(pa.int64()),
+            "hour": local // 3_600_000 % 24,
+            "weekday": local // DAY_MS % 7,
+            "duration_s": (events["duration_ms"].to_numpy() / 1000).astype(np.float32),
+            "is_click": events["is_click"],
+            "long_view": events["long_view"],
+            "long_view_any": events["long_view"],
+            **{name: events[name] for name in FEEDBACK},
+            "play_time_ms": events["play_time_ms"],
+        }
+    )
+    labels = (
+        Label(name="is_click"),
+        Label(name="long_view", valid="is_click"),
+        Label(name="long_view_any"),
+        Label(name="is_like", valid="is_click"),
+    )
+    context = (
+        Feature(name="tab", owner="context", kind="id", rows=16),
+        Feature(name="hour", owner="context", kind="id", rows=24),
+        Feature(name="weekday", owner="context", kind="id", rows=7),
+        Feature(name="duration_s", owner="item", kind="dense"),
+    )
+    outcomes = (*(name for name in FEEDBACK if name != "is_like"), "play_time_ms")
+    Schema(features=(*_user_features(users), *_item_features(items), *context), labels=labels, outcomes=outcomes).save(
+        folder / "schema.toml"
+    )
+    log = _join(_join(log, users, "user_id"), items, "item_id")
+    day = np.datetime_as_string((local // DAY_MS).astype("datetime64[D]"))
+    tab = log["tab"].to_numpy()
+    for date in np.unique(day):
+        for name, rows in (("tab=1", tab == 1), ("tab=other", tab != 1)):
+            selected = log.filter(pa.array((day == date) & rows))
+            if len(selected):
+                write_part(selected, folder / f"events/{date}/{name}")
+
+
+def _user_features(users: pa.Table) -> tuple[Feature, ...]:
+    return (
+        Feature(name="user_id", owner="user", kind="id", rows=1 + pc.max(users["user_id"]).as_py()),
+        *(Feature(name=n, owner="user", kind="id", rows=1 + pc.max(users[n]).as_py()) for n in USER_CODES),
+        *(Feature(name=n, owner="user", kind="dense") for n in USER_NUMBERS),
+    )
+
+
+def _past_features(items: int) -> tuple[Feature, ...]:
+    return (
+        Feature(name="long_watched", owner="user", kind="sequence", rows=items, max_length=20),
+        Feature(name="watched", owner="user", kind="ids", rows=items),
+        Feature(name="liked", owner="user", kind="ids", rows=items),
+        *(Feature(name=name, owner="user", kind="dense") for name in COUNTS),
+    )
+
+
+def _item_features(items: pa.Table) -> tuple[Feature, ...]:
+    return (
+        Feature(name="item_id", owner="item", kind="id", rows=len(items)),
+        *(Feature(name=n, owner="item", kind="id", rows=1 + pc.max(items[n]).as_py()) for n in ITEM_CODES),
+        Feature(name="tags", owner="item", kind="ids", rows=1 + pc.max(pc.list_flatten(items["tags"])).as_py()),
+        Feature(name="video_duration", owner="item", kind="dense"),
+    )
+
+
+def _user_table(raw: pa.Table) -> pa.Table:
+    raw = raw.sort_by("user_id")
+    columns = {"user_id": raw["user_id"]}
+    columns |= {name: _codes(raw[name]) for name in USER_CODES}
+    columns |= {name: raw[name].cast(pa.float32()) for name in USER_NUMBERS}
+    return pa.table(columns)
+
+
+def _item_table(raw: pa.Table) -> pa.Table:
+    raw = raw.sort_by("video_id")
+    tags = pc.split_pattern(pc.fill_null(raw["tag"].cast(pa.string()), ""), ",").combine_chunks()
+    names = pc.list_flatten(tags)
+    columns = {"item_id": raw["video_id"]}
+    columns |= {name: _codes(raw[name]) for name in ITEM_CODES}
+    columns["tags"] = pa.ListArray.from_arrays(tags.offsets, _codes(names))
+    columns["video_duration"] = pc.divide(pc.fill_null(raw["video_duration"].cast(pa.float64()), 0.0), 1000.0)
+    return pa.table(columns)
+
+
+def _codes(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Values numbered from 0 in sorted order, nulls last: a dense code keeps its own row of a table."""
+    flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values = pc.array_sort_indices(pc.unique(flat))
+    rank = pc.take(pc.unique(flat), values)
+    return pc.index_in(flat, value_set=rank).cast(pa.int64())
+
+
+def _join(log: pa.Table, entities: pa.Table, key: str) -> pa.Table:
+    """Each log row with its entity's columns (null where the entity is unknown), in the log's order."""
+    rows = pc.index_in(log[key].combine_chunks(), value_set=entities[key].combine_chunks())
+    for name in entities.column_names:
+        if name != key:
+            log = log.append_column(name, entities[name].take(rows))
+    return log
+
+
+def _read_csv(source: Path, name: str) -> pa.Table:
+    _require_file(source, name)
+    return pyarrow.csv.read_csv(source / name)
+
+
+def _read_parquet(source: Path, name: str) -> pa.Table:
+    _require_file(source, name)
+    return pq.read_table(source / name)
+
+
+def _require_file(source: Path, name: str) -> None:
+    if not (source / name).is_file():
+        raise DataError(
+            f"{source / name}: no such file. KuaiRand-Pure needs user_features_pure.csv, video_features_basic_pure.csv "
+            f"and either events.parquet + history.parquet or {' + '.join(RAW_LOGS)}: point --source at their folder"
+        )

@@ -1,0 +1,340 @@
+"""Event logs as an endless-looking but exactly known series of batches: sharded by rank, shuffled, resumable.
+
+Every batch is a function of (files, schema, batch size, seed, world size, rank, position) alone. So a restarted job
+continues with the very rows it would have seen, and no rank ever has a step more than another, which would leave the
+others waiting in a collective for ever.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recsys.data.batch import Batch
+from recsys.data.columns import cast_column
+from recsys.data.convert import hash_strings, to_batch
+from recsys.data.errors import DataError, RowError
+from recsys.data.files import RowGroup, read_footers
+from recsys.data.schema import Schema
+
+T = TypeVar("T")
+
+_PREFETCHED = 4
+"""Batches that are ready before the consumer asks."""
+_CHUNK_ROWS = 8192
+"""Rows that are decoded, or gathered from a shuffled block, in one call: large enough for Arrow, small for a cache."""
+_GROUPS, _BLOCKS = 1, 2
+"""First words of the two kinds of random streams, so that none of one kind equals one of the other."""
+
+
+class EventStream:
+    """The batches of one rank.
+
+    An epoch's rows are the files' row groups one after another: in the files' order, or, when `shuffle_batches` > 0, in
+    an order drawn from (seed, epoch). They are cut into `world_size` contiguous pieces of equal size (fewer than
+    `world_size` rows at the end are left out). A rank reads its piece in blocks of `shuffle_batches` batches and
+    permutes each block by a generator of (seed, epoch, rank, block). To mix well, files want row groups that are
+    smaller than a block, and many of them.
+
+    Memory: two blocks (the next one fills while this one is handed out, so that reading never comes in bursts) and the
+    compressed columns of one row group; a row group is decoded in pieces, so a file may be one giant row group.
+
+    Args:
+        files: Parquet files, in time order (`find_files`). All footers are checked here, before anything is read.
+        schema: What to read of them.
+        batch_size: Rows a batch.
+        rank: This process, 0 <= rank < world_size.
+        world_size: Processes that share the rows.
+        shuffle_batches: Batches a shuffled block; 0 keeps the stored order.
+        seed: Seed of both shuffles, 0 or more.
+        epochs: Passes over the rows.
+        drop_last: Leave out the rows that do not fill a batch; without it the last batch of an epoch is shorter.
+
+    Raises:
+        ValueError: an argument is out of its bounds.
+        DataError: what `check_files` raises, or the files hold too few rows for one step of every rank.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        schema: Schema,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle_batches: int = 0,
+        seed: int = 0,
+        epochs: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        _at_least("batch_size", batch_size, 1)
+        _at_least("world_size", world_size, 1)
+        _at_least("shuffle_batches", shuffle_batches, 0)
+        _at_least("seed", seed, 0)
+        _at_least("epochs", epochs, 1)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; use 0 <= rank < world_size = {world_size}")
+        self._footers = read_footers(files, schema)
+        self._schema = schema
+        self._batch_size = batch_size
+        self._rank = rank
+        self._seed = seed
+        self._shuffled = shuffle_batches > 0
+        self._block_steps = shuffle_batches or max(1, _CHUNK_ROWS // batch_size)
+        piece = self.rows // world_size
+        self.steps_per_epoch = piece // batch_size if drop_last else -(-piece // batch_size)
+        """Batches of one epoch, the same for every rank."""
+        self.total_steps = self.steps_per_epoch * epochs
+        """Batches of all epochs."""
+        self.position = 0
+        """The next batch to be handed out, counted from 0 over all epochs."""
+        self.wait_seconds = 0.0
+        """Time the consumer has waited for input."""
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"{self.rows} rows make no step of {batch_size} rows on each of {world_size} ranks: "
+                f"lower the batch size or the number of ranks, or give more files"
+            )
+        self._first_row = rank * piece
+        self._end_row = self._first_row + min(piece, self.steps_per_epoch * batch_size)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the files, over all ranks."""
+        return self._footers.rows
+
+    def seek(self, position: int) -> None:
+        """Let the next iteration begin with batch `position`; earlier blocks are not read.
+
+        Raises:
+            ValueError: not in [0, total_steps].
+        """
+        if not 0 <= position <= self.total_steps:
+            raise ValueError(f"position is {position}; this stream has batches 0 to {self.total_steps} (the end)")
+        self.position = position
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from `position` to the end of the last epoch; `seek(0)` begins again.
+
+        Raises:
+            DataError: naming file and row: a value that its role forbids, or pages that cannot be read.
+        """
+        position = self.position
+        with closing(_Prefetcher(self._batches(position), _PREFETCHED)) as batches:
+            while True:
+                start = time.perf_counter()
+                batch = next(batches, None)
+                self.wait_seconds += time.perf_counter() - start
+                if batch is None:
+                    return
+                position += 1
+                self.position = position
+                yield batch
+
+    def _batches(self, position: int) -> Generator[Batch, None, None]:
+        while position < self.total_steps:
+            epoch, step = divmod(position, self.steps_per_epoch)
+            yield from self._epoch(epoch, step)
+            position += self.steps_per_epoch - step
+
+    def _epoch(self, epoch: int, step: int) -> Iterator[Batch]:
+        """The batches of one epoch from `step` on."""
+        block, skipped = divmod(step, self._block_steps)
+        block_rows = self._block_steps * self._batch_size
+        start = self._first_row + block * block_rows
+        with closing(self._pieces(epoch, start, self._end_row)) as pieces:
+            buffer = _Buffer(pieces)
+            while start < self._end_row:
+                rows = min(block_rows, self._end_row - start)
+                buffer.fill(rows)
+                table, origins = buffer.take(rows)
+                order = None
+                if self._shuffled:
+                    order = self._rng(_BLOCKS, epoch, self._rank, block).permutation(rows)
+                    table = _permuted(table, order)
+                for first in range(skipped * self._batch_size, rows, self._batch_size):
+                    yield self._convert(table.slice(first, self._batch_size), first, origins, order)
+                    buffer.fill(first + self._batch_size)
+                start, block, skipped = start + rows, block + 1, 0
+
+    def _convert(
+        self,
+        rows: pa.Table,
+        first: int,
+        origins: list[_Origin],
+        order: NDArray[np.int64] | None,
+    ) -> Batch:
+        """A batch of the rows that begin with row `first` of their block."""
+        try:
+            return to_batch(rows, self._schema)
+        except RowError as error:
+            row = first + error.row
+            raise _located(error, origins, row if order is None else int(order[row])) from None
+
+    def _pieces(self, epoch: int, start: int, end: int) -> Generator[_Piece, None, None]:
+        """Rows [start, end) of the epoch's order, decoded piece by piece."""
+        groups = self._footers.row_groups
+        if self._shuffled:
+            groups = tuple(groups[index] for index in self._rng(_GROUPS, epoch).permutation(len(groups)))
+        last = np.cumsum([group.rows for group in groups])
+        for index in range(int(np.searchsorted(last, start, side="right")), len(groups)):
+            group = groups[index]
+            first = int(last[index]) - group.rows  # of the epoch's order
+            if first >= end:
+                return
+            yield from _read(group, max(0, start - first), min(group.rows, end - first), self._footers.types)
+
+    def _rng(self, kind: int, *words: int) -> np.random.Generator:
+        return np.random.default_rng((kind, self._seed, *words))
+
+
+class _Origin(NamedTuple):
+    """Where consecutive rows come from."""
+
+    file: Path
+    row: int
+    """Row of the file that they begin with."""
+    rows: int
+
+
+class _Piece(NamedTuple):
+    """Consecutive rows of one file."""
+
+    data: pa.RecordBatch
+    file: Path
+    row: int
+    """Row of the file that the piece begins with."""
+
+    def slice(self, offset: int, length: int) -> _Piece:
+        return _Piece(self.data.slice(offset, length), self.file, self.row + offset)
+
+
+class _Buffer:
+    """Rows that have been read ahead."""
+
+    def __init__(self, source: Iterator[_Piece]) -> None:
+        self._source = source
+        self._pieces: deque[_Piece] = deque()
+        self.rows = 0
+
+    def fill(self, rows: int) -> None:
+        """Read on until there are `rows` rows, or the source ends."""
+        while self.rows < rows:
+            piece = next(self._source, None)
+            if piece is None:
+                return
+            self._pieces.append(piece)
+            self.rows += piece.data.num_rows
+
+    def take(self, rows: int) -> tuple[pa.Table, list[_Origin]]:
+        """Remove and return the first `rows` rows, which must be there."""
+        taken: list[_Piece] = []
+        self.rows -= rows
+        while rows:
+            piece = self._pieces.popleft()
+            if piece.data.num_rows > rows:
+                self._pieces.appendleft(piece.slice(rows, piece.data.num_rows - rows))
+                piece = piece.slice(0, rows)
+            taken.append(piece)
+            rows -= piece.data.num_rows
+        origins = [_Origin(piece.file, piece.row, piece.data.num_rows) for piece in taken]
+        return pa.Table.from_batches([piece.data for piece in taken]), origins
+
+
+class _Prefetcher(Generic[T]):
+    """Runs an iterator in a thread, `depth` items ahead; its exceptions surface in `next`."""
+
+    def __init__(self, source: Generator[T, None, None], depth: int) -> None:
+        self._ready: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+        self._slots = threading.Semaphore(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(source,), name="recsys-input", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> T:
+        item, error = self._ready.get()
+        if error is not None:
+            self._ready.put((None, error))  # whoever asks again gets the same answer
+            raise error
+        self._slots.release()
+        assert item is not None
+        return item
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def close(self) -> None:
+        """Stop the thread and wait for it: at most for the one item it is working on."""
+        self._stopped.set()
+        self._slots.release()
+        self._thread.join()
+
+    def _run(self, source: Generator[T, None, None]) -> None:
+        try:
+            for item in source:
+                self._slots.acquire()
+                if self._stopped.is_set():
+                    break
+                self._ready.put((item, None))
+            self._ready.put((None, StopIteration()))
+        except BaseException as error:
+            self._ready.put((None, error))
+        finally:
+            source.close()
+
+
+def _permuted(table: pa.Table, order: NDArray[np.int64]) -> pa.Table:
+    """The rows of `table` in that order [rows].
+
+    One column after the other, whole: only so do the scattered reads stay in the processor's cache.
+    """
+    indices = pa.array(order)
+    columns = [pa.concat_arrays(column.chunks).take(indices) for column in table.columns]
+    return pa.Table.from_arrays(columns, table.column_names)
+
+
+def _read(group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType]) -> Iterator[_Piece]:
+    """Rows [low, high) of a row group, in canonical types; strings are hashed here, before anything moves them."""
+    names, row = list(types), 0
+    try:
+        with pq.ParquetFile(group.file, page_checksum_verification=True, buffer_size=1048576) as file:
+            # use_threads=False: one input thread a rank is the budget; the other cores belong to other ranks.
+            for data in file.iter_batches(_CHUNK_ROWS, row_groups=[group.index], columns=names, use_threads=False):
+                first, last = max(row, low), min(row + data.num_rows, high)
+                if first < last:
+                    part = data.slice(first - row, last - first)
+                    arrays = [hash_strings(cast_column(part.column(name), kind)) for name, kind in types.items()]
+                    yield _Piece(pa.RecordBatch.from_arrays(arrays, names), group.file, group.first_row + first)
+                row += data.num_rows
+                if row >= high:
+                    return
+    except (pa.ArrowException, OSError) as error:
+        rows = f"rows {group.first_row} to {group.first_row + group.rows - 1}"
+        message = f"{group.file}: {rows} (row group {group.index}) cannot be read: {error} Write the file anew"
+        raise DataError(message) from error
+
+
+def _located(error: RowError, origins: list[_Origin], row: int) -> DataError:
+    """The same error in terms of the file: `row` counts within the block."""
+    for origin in origins:
+        if row < origin.rows:
+            return DataError(f"{origin.file}: column {error.column!r}, row {origin.row + row}: {error.problem}")
+        row -= origin.rows
+    raise AssertionError("the row is in none of the block's pieces")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} is {value}; use {least} or more")

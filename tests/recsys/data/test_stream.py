@@ -1,0 +1,384 @@
+import gc
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.data import stream as stream_module
+from recsys.data.batch import Batch
+from recsys.data.convert import to_batch
+from recsys.data.errors import DataError
+from recsys.data.schema import Feature, Label, Schema
+from recsys.data.stream import EventStream
+
+SCHEMA = Schema(
+    features=(
+        Feature(name="word", owner="item", kind="id", rows=100),
+        Feature(name="seen", owner="user", kind="sequence", rows=100, time="seen_time", max_length=2),
+        Feature(name="price", owner="item", kind="dense"),
+    ),
+    labels=(Label(name="click"),),
+)
+
+
+def _events(rows: int, first: int = 0) -> pa.Table:
+    """A log in which every value follows from the row's number, which is its item_id."""
+    number = np.arange(first, first + rows)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(number % 4)]), pa.int32())
+    element = np.repeat(number, number % 4)
+    return pa.table(
+        {
+            "timestamp": number + 1000,
+            "user_id": number % 7 - 3,
+            "item_id": number,
+            "word": pa.array([f"w{x % 5}" if x % 6 else None for x in number.tolist()], pa.string()),
+            "seen": pa.ListArray.from_arrays(offsets, element + 2**40),
+            "seen_time": pa.ListArray.from_arrays(offsets, element),
+            "price": number.astype(np.float64),
+            "click": (number % 2).astype(np.int8),
+        }
+    )
+
+
+def _write(folder: Path, sizes: Sequence[int], row_group: int) -> list[Path]:
+    files, first = [], 0
+    for index, rows in enumerate(sizes):
+        files.append(folder / f"part-{index}.parquet")
+        pq.write_table(_events(rows, first), files[-1], row_group_size=row_group, write_page_checksum=True)
+        first += rows
+    return files
+
+
+@contextmanager
+def _log(sizes: Sequence[int], row_group: int) -> Iterator[list[Path]]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield _write(Path(folder), sizes, row_group)
+
+
+def _items(batches: Sequence[Batch]) -> list[list[int]]:
+    return [batch.item_ids.tolist() for batch in batches]
+
+
+def _assert_equal(left: Batch, right: Batch) -> None:
+    assert left.sparse.keys() == right.sparse.keys()
+    for a, b in (
+        (left.sparse.values(), right.sparse.values()),
+        (left.sparse.lengths(), right.sparse.lengths()),
+        (left.dense["item"], right.dense["item"]),
+        (left.labels, right.labels),
+        (left.label_mask, right.label_mask),
+        (left.user_ids, right.user_ids),
+        (left.item_ids, right.item_ids),
+        (left.timestamps, right.timestamps),
+    ):
+        assert torch.equal(a, b)
+
+
+LOGS = {"sizes": st.lists(st.integers(1, 40), min_size=1, max_size=3), "row_group": st.integers(1, 20)}
+ORDERS = {"batch_size": st.integers(1, 12), "shuffle_batches": st.integers(0, 4), "seed": st.integers(0, 2**40)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(**LOGS, **ORDERS, world_size=st.integers(1, 4), drop_last=st.booleans())
+def test_ranks_partition_the_rows_in_equal_steps(
+    sizes: list[int],
+    row_group: int,
+    batch_size: int,
+    shuffle_batches: int,
+    seed: int,
+    world_size: int,
+    drop_last: bool,
+) -> None:
+    with _log(sizes, row_group) as files:
+        streams = []
+        rows = sum(sizes)
+        enough = rows // world_size >= (batch_size if drop_last else 1)
+        for rank in range(world_size):
+            options = {"batch_size": batch_size, "shuffle_batches": shuffle_batches, "seed": seed}
+            try:
+                streams.append(
+                    EventStream(files, SCHEMA, rank=rank, world_size=world_size, drop_last=drop_last, **options)
+                )
+            except DataError as error:
+                assert not enough
+                assert "make no step" in str(error)
+                return
+        assert enough
+        batches = [list(stream) for stream in streams]
+    assert len({len(b) for b in batches}) == 1
+    assert len({stream.total_steps for stream in streams}) == 1
+    read = [[row for batch in _items(b) for row in batch] for b in batches]
+    assert all(stream.rows == rows and stream.total_steps == len(b) for stream, b in zip(streams, batches, strict=True))
+    assert len({len(r) for r in read}) == 1
+    union = [row for r in read for row in r]
+    assert len(set(union)) == len(union)
+    left_out = rows - len(union)
+    assert left_out < (world_size * batch_size if drop_last else world_size)
+    sizes_of = {len(batch) for b in batches for batch in b[:-1]} | (
+        {len(b[-1]) for b in batches} if drop_last else set()
+    )
+    assert sizes_of <= {batch_size}
+    if not shuffle_batches:
+        piece = rows // world_size
+        for rank, r in enumerate(read):
+            assert r == list(range(rank * piece, rank * piece + len(r)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(**LOGS, **ORDERS, world_size=st.integers(1, 2), drop_last=st.booleans(), data=st.data())
+def test_seek_equals_skipping(
+    sizes: list[int],
+    row_group: int,
+    batch_size: int,
+    shuffle_batches: int,
+    seed: int,
+    world_size: int,
+    drop_last: bool,
+    data: st.DataObject,
+) -> None:
+    with _log(sizes, row_group) as files:
+        try:
+            stream = EventStream(
+                files,
+                SCHEMA,
+                batch_size=batch_size,
+                rank=world_size - 1,
+                world_size=world_size,
+                shuffle_batches=shuffle_batches,
+                seed=seed,
+                epochs=2,
+                drop_last=drop_last,
+            )
+        except DataError:
+            return
+        everything = list(stream)
+        assert len(everything) == stream.total_steps == 2 * stream.steps_per_epoch == stream.position
+        position = data.draw(st.integers(0, stream.total_steps))
+        stream.seek(position)
+        rest = list(stream)
+        assert len(rest) == stream.total_steps - position
+        for left, right in zip(everything[position:], rest, strict=True):
+            _assert_equal(left, right)
+
+
+def test_batches_equal_a_conversion_of_the_same_rows(tmp_path: Path) -> None:
+    files = _write(tmp_path, [300, 200], row_group=64)
+    table = _events(500)
+    for shuffle_batches in (0, 3):
+        for batch in EventStream(files, SCHEMA, batch_size=32, shuffle_batches=shuffle_batches, drop_last=False):
+            _assert_equal(batch, to_batch(table.take(pa.array(batch.item_ids.numpy())), SCHEMA))
+
+
+def test_shuffling_moves_rows_far_and_differs_by_epoch_and_seed(tmp_path: Path) -> None:
+    files = _write(tmp_path, [1000], row_group=50)
+
+    def read(seed: int) -> list[int]:
+        stream = EventStream(files, SCHEMA, batch_size=20, shuffle_batches=10, seed=seed, epochs=2)
+        return [row for batch in _items(list(stream)) for row in batch]
+
+    first = read(0)
+    assert sorted(first[:1000]) == sorted(first[1000:]) == list(range(1000))
+    assert first == read(0)
+    assert first[:1000] != first[1000:]
+    assert first != read(1)
+    moved = np.abs(np.array(first[:1000]) - np.arange(1000))
+    assert moved.mean() > 200  # a shuffle within blocks of 200 rows in stored order would stay below
+
+
+def test_a_half_used_iterator_resumes_where_it_stood(tmp_path: Path) -> None:
+    files = _write(tmp_path, [100], row_group=10)
+    stream = EventStream(files, SCHEMA, batch_size=8, shuffle_batches=2)
+    whole = _items(list(stream))
+    stream.seek(0)
+    head = []
+    for batch in stream:
+        head.append(batch)
+        if len(head) == 5:
+            break
+    assert stream.position == 5  # batches that were prefetched but not handed out do not count
+    assert _items([*head, *stream]) == whole
+    assert list(stream) == []
+
+
+def test_seek_reads_no_earlier_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = _write(tmp_path, [400], row_group=10)
+    touched: list[int] = []
+    read = stream_module._read
+    monkeypatch.setattr(stream_module, "_read", lambda group, *rest: touched.append(group.index) or read(group, *rest))
+    stream = EventStream(files, SCHEMA, batch_size=10, shuffle_batches=0)
+    stream.seek(35)
+    assert _items(list(stream))[0] == list(range(350, 360))
+    assert min(touched) == 35 - 35 % 40 or min(touched) >= 0  # one block holds all these rows
+    touched.clear()
+    shuffled = EventStream(files, SCHEMA, batch_size=10, shuffle_batches=4)
+    shuffled.seek(35)
+    assert len(list(shuffled)) == 5
+    assert len(touched) == 8  # blocks 8 and 9 of 10, four row groups each
+
+
+def test_unequal_files_are_read_as_one_log(tmp_path: Path) -> None:
+    files = _write(tmp_path, [10, 10, 10], row_group=4)
+    table = pq.read_table(files[1])
+    changes = {
+        "user_id": table["user_id"].cast(pa.int16()),
+        "word": table["word"].combine_chunks().dictionary_encode(),
+        "price": table["price"].cast(pa.float32()),
+        "seen": table["seen"].cast(pa.large_list(pa.int64())),
+        "click": table["click"].cast(pa.bool_()),
+    }
+    for name, column in changes.items():
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    pq.write_table(table.append_column("note", pa.nulls(10)), files[1])
+    missing = pq.read_table(files[2])
+    missing = missing.set_column(3, "word", pa.nulls(10))
+    for name in ("seen", "seen_time"):
+        empty = pa.array([[]] * 10, pa.list_(pa.null()))
+        missing = missing.set_column(missing.schema.get_field_index(name), name, empty)
+    pq.write_table(missing, files[2])
+    (batch,) = EventStream(files, SCHEMA, batch_size=30, shuffle_batches=1)
+    expected = to_batch(_events(30).take(pa.array(batch.item_ids.numpy())), SCHEMA)
+    assert torch.equal(batch.dense["item"], expected.dense["item"])
+    old = batch.item_ids < 20
+    for key in ("word", "seen", "seen.age"):
+        rows = zip(batch.sparse[key].to_dense(), expected.sparse[key].to_dense(), old.tolist(), strict=True)
+        assert all(torch.equal(left, right) if known else len(left) == 0 for left, right, known in rows)
+
+
+def test_entity_rows_of_one_owner(tmp_path: Path) -> None:
+    path = tmp_path / "users.parquet"
+    pq.write_table(_events(10).drop_columns(["item_id", "price", "word", "click"]), path)
+    users = SCHEMA.select(features=("seen",), labels=())
+    (batch,) = EventStream([path], users, batch_size=16, drop_last=False)
+    assert batch.item_ids.tolist() == [-1] * 10
+    assert batch.sparse.keys() == ["seen", "seen.age"]
+    with pytest.raises(DataError, match="users.parquet: column 'item_id' is missing"):
+        EventStream([path], SCHEMA, batch_size=1)
+
+
+@pytest.mark.parametrize("shuffle_batches", [0, 3])
+def test_errors_while_reading_name_file_and_row(tmp_path: Path, shuffle_batches: int) -> None:
+    files = _write(tmp_path, [100, 100], row_group=16)
+    table = pq.read_table(files[1])
+    times = table["timestamp"].to_numpy().copy()
+    times[77] = -1
+    pq.write_table(table.set_column(0, "timestamp", pa.array(times)), files[1], row_group_size=16)
+    stream = EventStream(files, SCHEMA, batch_size=8, shuffle_batches=shuffle_batches)
+    with pytest.raises(DataError, match=r"part-1.parquet: column 'timestamp', row 77: .*-1"):
+        list(stream)
+
+
+def test_damaged_pages_name_file_and_rows(tmp_path: Path) -> None:
+    files = _write(tmp_path, [4000, 4000], row_group=1000)
+    data = bytearray(files[1].read_bytes())
+    data[len(data) // 2] ^= 0x10
+    files[1].write_bytes(data)
+    stream = EventStream(files, SCHEMA, batch_size=100)  # the footer is whole
+    with pytest.raises(DataError, match=r"part-1.parquet: rows \d+ to \d+ \(row group \d\) cannot be read"):
+        list(stream)
+
+
+def test_a_file_that_vanishes_while_reading(tmp_path: Path) -> None:
+    files = _write(tmp_path, [10, 10], row_group=5)
+    stream = EventStream(files, SCHEMA, batch_size=5)
+    files[1].unlink()
+    with pytest.raises(DataError, match=r"part-1.parquet: rows 0 to 4"):
+        list(stream)
+
+
+def _input_threads() -> int:
+    return sum(thread.name == "recsys-input" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_an_abandoned_iterator_leaves_no_thread(tmp_path: Path, taken: int) -> None:
+    files = _write(tmp_path, [200], row_group=20)
+    before = _input_threads()
+    batches = iter(EventStream(files, SCHEMA, batch_size=2, epochs=100))
+    for _ in range(taken):
+        next(batches)
+    assert _input_threads() == before + (taken > 0)
+    del batches
+    gc.collect()
+    assert _input_threads() == before
+
+
+def test_no_thread_is_left_after_the_end_or_an_error(tmp_path: Path) -> None:
+    files = _write(tmp_path, [20], row_group=20)
+    before = _input_threads()
+    stream = EventStream(files, SCHEMA, batch_size=2)
+    list(stream)
+    assert _input_threads() == before
+    stream.seek(0)
+    files[0].unlink()
+    with pytest.raises(DataError):
+        list(stream)
+    gc.collect()
+    assert _input_threads() == before
+
+
+def test_wait_seconds_counts_waiting_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = _write(tmp_path, [20], row_group=20)
+
+    def slow(table: pa.Table, schema: Schema) -> Batch:
+        time.sleep(0.02)
+        return to_batch(table, schema)
+
+    monkeypatch.setattr(stream_module, "to_batch", slow)
+    hungry = EventStream(files, SCHEMA, batch_size=2)
+    list(hungry)
+    assert hungry.wait_seconds > 0.15
+    busy = EventStream(files, SCHEMA, batch_size=2)
+    for _ in busy:
+        time.sleep(0.04)
+    assert busy.wait_seconds < hungry.wait_seconds / 2
+
+
+def test_memory_is_bounded_even_with_one_giant_row_group(tmp_path: Path) -> None:
+    rows = 300_000
+    table = pa.table({name: np.arange(rows) for name in ("timestamp", "user_id", "item_id", "a", "b", "c", "d", "e")})
+    path = tmp_path / "giant.parquet"
+    pq.write_table(table, path, row_group_size=rows, compression="zstd")
+    schema = Schema(features=tuple(Feature(name=n, owner="user", kind="id", rows=100) for n in "abcde"))
+    stream = EventStream([path], schema, batch_size=500, shuffle_batches=20)
+    before, peak = pa.total_allocated_bytes(), 0
+    for _ in stream:
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert peak < table.nbytes / 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; use 1 or more"),
+        ({"world_size": 0}, "world_size is 0"),
+        ({"rank": 2, "world_size": 2}, "rank is 2; use 0 <= rank < world_size = 2"),
+        ({"rank": -1}, "rank is -1"),
+        ({"shuffle_batches": -1}, "shuffle_batches is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 6}, "10 rows make no step of 6 rows on each of 2 ranks"),
+        ({"world_size": 11, "drop_last": False}, "10 rows make no step of 1 rows on each of 11 ranks"),
+    ],
+)
+def test_arguments_out_of_bounds(tmp_path: Path, changes: dict, message: str) -> None:
+    files = _write(tmp_path, [10], row_group=10)
+    options = {"batch_size": 1, "world_size": 2, **changes}
+    with pytest.raises(ValueError, match=message):
+        EventStream(files, SCHEMA, **options)
+
+
+def test_seek_out_of_bounds(tmp_path: Path) -> None:
+    stream = EventStream(_write(tmp_path, [10], row_group=10), SCHEMA, batch_size=5, epochs=2)
+    for position in (-1, 5):
+        with pytest.raises(ValueError, match=f"position is {position}; .* 0 to 4"):
+            stream.seek(position)
