@@ -1,0 +1,170 @@
+"""The ablation: every ranker with and without the store's vectors, on the same rows from the same start.
+
+This is the job that `launchers/downstream.py` starts. Each trained ranker leaves one file of test predictions, so a run
+that was stopped goes on with the rankers that are missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from embedding_store import EmbeddingStore
+from recsys.config import DownstreamConfig, RunConfig
+from recsys.data.errors import DataError
+from recsys.data.files import find_files
+from recsys.data.schema import Schema
+from recsys.data.stream import EventStream
+from recsys.downstream.features import StoreFeatures
+from recsys.evaluate.metrics import normalized_entropy
+from recsys.models.dlrm import DLRM, RankerTask
+from recsys.refresh.publish import store_folder
+from recsys.stages import stage
+from recsys.train.distributed import Environment, process_group
+from recsys.train.trainer import fit, predict
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """One ranker of the ablation, and the file its predictions go to."""
+
+    population: str
+    """`tasks` (all events) or `fragment` (one surface alone)."""
+    task: str
+    arm: str
+    series: tuple[str, ...]
+    """The series it reads."""
+    seed: int
+
+    def path(self, out: Path) -> Path:
+        return out / "downstream" / self.population / self.task / f"{self.arm}-{self.seed}.npz"
+
+
+def ablation_arms(upstreams: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Arm -> series, in the order of the paper's table (papers.md section 1).
+
+    For the upstreams ctr and cvr: none, ctr_user, ctr_user_item, ctr_cvr_user_item.
+    """
+    first = upstreams[0]
+    arms: dict[str, tuple[str, ...]] = {"none": (), f"{first}_user": (f"user_{first}",)}
+    for count in range(1, len(upstreams) + 1):
+        names = upstreams[:count]
+        arms["_".join((*names, "user_item"))] = tuple(f"{owner}_{name}" for name in names for owner in ("user", "item"))
+    return arms
+
+
+def populations(config: RunConfig) -> dict[str, DownstreamConfig]:
+    """Population -> its config: `tasks`, and `fragment` if the run has one."""
+    return {"tasks": config.downstream, **({"fragment": config.fragment} if config.fragment else {})}
+
+
+def all_rankers(config: RunConfig) -> Iterator[Ranker]:
+    """Every ranker of a run."""
+    arms = ablation_arms([upstream.name for upstream in config.upstreams])
+    for population, downstream in populations(config).items():
+        for task in downstream.tasks:
+            for arm, series in arms.items():
+                for seed in downstream.seeds:
+                    yield Ranker(population, task, arm, series, seed)
+
+
+def downstream_schema(downstream: DownstreamConfig, data: Path, labels: tuple[str, ...]) -> Schema:
+    """The downstream schema, narrowed to the ranker's features and these labels.
+
+    Raises:
+        SchemaError: the file is not a schema, or lacks a feature or label that the config names.
+        DataError: there is no such file.
+    """
+    path = data / downstream.schema
+    if not path.is_file():
+        raise DataError(f"{path}: no such schema; correct downstream.schema in the config, or --data")
+    return Schema.load(path).select(features=downstream.features or None, labels=labels)
+
+
+def train_rankers(config: RunConfig, data: Path, out: Path) -> None:
+    """Train every ranker that has not left its predictions yet, one after the other, on the ranks of this job.
+
+    Raises:
+        SchemaError, DataError, KeyError: a file, feature, label or series is not there.
+    """
+    with process_group() as environment, stage(out, "downstream", environment):
+        rankers = list(all_rankers(config))
+        for number, ranker in enumerate(rankers, start=1):
+            if ranker.path(out).is_file():
+                continue
+            score = train_ranker(ranker, populations(config)[ranker.population], data, out, environment)
+            if environment.is_main:
+                name = f"{ranker.population}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
+                print(f"ranker {number}/{len(rankers)} {name}: validation ne {score:.4f}", flush=True)
+
+
+def train_ranker(
+    ranker: Ranker, downstream: DownstreamConfig, data: Path, out: Path, environment: Environment
+) -> float:
+    """Train one ranker, choose its epoch by validation NE, predict the test rows once and write them.
+
+    Returns:
+        the chosen epoch's validation NE.
+    """
+    label = downstream.tasks[ranker.task]
+    schema = downstream_schema(downstream, data, (label,))
+    features = StoreFeatures(EmbeddingStore(store_folder(out)), ranker.series, downstream.publish_delay_ms)
+    training = downstream.training
+
+    def stream(patterns: tuple[str, ...], *, epochs: int) -> EventStream:
+        training_rows = epochs > 0
+        return EventStream(
+            find_files(data, patterns),
+            schema,
+            batch_size=training.batch_size if training_rows else 4096,
+            rank=environment.rank,
+            world_size=environment.world_size,
+            shuffle_batches=training.shuffle_batches if training_rows else 0,
+            seed=ranker.seed,
+            epochs=max(1, epochs),
+            drop_last=training_rows,
+            transform=features,
+        )
+
+    torch.manual_seed(ranker.seed)  # the same start for every arm: see DLRM
+    task = RankerTask(DLRM(schema, downstream.ranker, features.specs), label_index=0)
+    validation = stream(downstream.validation, epochs=0)
+
+    def validation_ne(model: nn.Module) -> float:
+        logits, labels, mask, _ = predict(model, validation, environment)
+        return normalized_entropy(labels[mask].numpy(), logits[mask].numpy())
+
+    result = fit(
+        task,
+        stream(downstream.train, epochs=training.epochs),
+        replace(training, seed=ranker.seed),
+        environment,
+        tasks=(label,),
+        title=None,
+        after_epoch=validation_ne,
+    )
+    logits, labels, mask, users = predict(result.model, stream(downstream.test, epochs=0), environment)
+    if environment.is_main:
+        write_predictions(ranker.path(out), logits[:, 0], labels[:, 0], mask[:, 0], users)
+    return min(result.scores)
+
+
+def write_predictions(path: Path, logits: Tensor, labels: Tensor, mask: Tensor, users: Tensor) -> None:
+    """Keep a ranker's test predictions, all [N] in the files' order, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez(temporary, logits=logits.numpy(), labels=labels.numpy(), mask=mask.numpy(), users=users.numpy())
+    temporary.replace(path)
+
+
+def read_predictions(path: Path) -> dict[str, NDArray]:
+    """`logits`, `labels`, `mask`, `users`, all [N]."""
+    with np.load(path) as file:
+        return dict(file)

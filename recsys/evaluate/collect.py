@@ -1,0 +1,157 @@
+"""Gather what the stages of a run left on disk into the results that the report is built from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from embedding_store import EmbeddingStore, Snapshot
+from recsys.config import DownstreamConfig, RunConfig
+from recsys.data.files import check_files, find_files
+from recsys.data.schema import Schema
+from recsys.data.synthetic import oracle_scores
+from recsys.downstream.features import PointInTimeSeries
+from recsys.downstream.ranking import Ranker, all_rankers, downstream_schema, populations, read_predictions
+from recsys.downstream.retrieval import RetrievalResult, evaluate_retrieval
+from recsys.evaluate.report import RunResults, SeriesRun, TaskScores, UpstreamRun
+from recsys.refresh.publish import store_folder
+from recsys.stages import read_stages
+from recsys.train.distributed import peak_memory
+from recsys.upstream import upstream_folder
+
+
+def collect_results(config: RunConfig, data: Path, out: Path) -> RunResults:
+    """Read predictions, figures, snapshots and stage times of a finished run.
+
+    Raises:
+        FileNotFoundError: a stage has not left its result.
+        VersionSkewError: the retrieval's user and item snapshots do not belong together.
+    """
+    scores: dict[str, dict[str, TaskScores]] = {}
+    for population, downstream in populations(config).items():
+        rankers = [ranker for ranker in all_rankers(config) if ranker.population == population]
+        scores[population] = {
+            task: _task_scores([r for r in rankers if r.task == task], downstream, data, out)
+            for task in downstream.tasks
+        }
+    stages = read_stages(out)
+    store = EmbeddingStore(store_folder(out))
+    test = _test_events(config.downstream, data)
+    return RunResults(
+        name=config.name,
+        note=config.note,
+        tasks=scores["tasks"],
+        fragment=scores.get("fragment", {}),
+        upstreams={upstream.name: _upstream_run(out, upstream.name) for upstream in config.upstreams},
+        series={
+            f"{owner}_{upstream.name}": _series_run(store, owner, upstream.name, test, config.downstream)
+            for upstream in config.upstreams
+            for owner in ("user", "item")
+        },
+        retrieval=_retrieval(config, data, store),
+        rows=_split_rows(config.downstream, data),
+        seconds={name: stage["seconds"] for name, stage in stages.items()},
+        # The launching process is alive beside whichever job is the largest.
+        peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
+        config=asdict(config),
+    )
+
+
+def _task_scores(rankers: list[Ranker], downstream: DownstreamConfig, data: Path, out: Path) -> TaskScores:
+    logits: dict[str, list[NDArray]] = {}
+    for ranker in rankers:
+        predictions = read_predictions(ranker.path(out))
+        logits.setdefault(ranker.arm, []).append(predictions["logits"][predictions["mask"]])
+    mask = predictions["mask"]
+    label = downstream.tasks[rankers[0].task]
+    return TaskScores(
+        labels=predictions["labels"][mask].astype(np.int64),
+        users=predictions["users"][mask],
+        arms={arm: np.stack(lines) for arm, lines in logits.items()},
+        seeds=downstream.seeds,
+        oracle=_oracle(downstream, data, label),
+    )
+
+
+def _oracle(downstream: DownstreamConfig, data: Path, label: str) -> NDArray | None:
+    """The true probabilities of the test rows, where the data are synthetic."""
+    schema = Schema.load(data / downstream.schema)
+    if f"oracle_{label}" not in schema.outcomes:
+        return None
+    return oracle_scores(find_files(data, downstream.test), schema, label)[1]
+
+
+def _upstream_run(out: Path, name: str) -> UpstreamRun:
+    folder = upstream_folder(out, name)
+    result = json.loads((folder / "result.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curves = [{key.replace("/", ".", 1): value for key, value in line.items()} for line in lines]
+    return UpstreamRun(**result, curves=curves)
+
+
+def _test_events(downstream: DownstreamConfig, data: Path) -> Mapping[str, torch.Tensor]:
+    """`user`, `item` and `timestamp` of every test event, int64 [N] each."""
+    schema = downstream_schema(downstream, data, tuple(downstream.tasks.values()))
+    columns = {"user": schema.user_id, "item": schema.item_id, "timestamp": schema.timestamp}
+    table = _read(data, downstream.test, tuple(columns.values()))
+    return {name: torch.from_numpy(table[column].to_numpy().copy()) for name, column in columns.items()}
+
+
+def _series_run(
+    store: EmbeddingStore, owner: str, upstream: str, test: Mapping[str, torch.Tensor], downstream: DownstreamConfig
+) -> SeriesRun:
+    series = store.series(f"{owner}_{upstream}")
+    _, found = PointInTimeSeries(series, downstream.publish_delay_ms).lookup(test[owner], test["timestamp"])
+    snapshot = series.latest()
+    return SeriesRun(
+        entity=owner,
+        space=snapshot.space,
+        version=snapshot.version,
+        as_of=snapshot.as_of,
+        rows=snapshot.rows,
+        dim=snapshot.dim,
+        dtype=snapshot.dtype,
+        coverage=float(found.double().mean()),
+    )
+
+
+def _retrieval(config: RunConfig, data: Path, store: EmbeddingStore) -> RetrievalResult | None:
+    if config.retrieval is None:
+        return None
+    downstream = config.downstream
+    label = config.retrieval.label or next(iter(downstream.tasks.values()))
+    snapshots: list[Snapshot] = [store.series(f"{o}_{config.retrieval.upstream}").latest() for o in ("user", "item")]
+    popular = np.unique(_positives(downstream, data, downstream.train, label)[1], return_counts=True)
+    positives = _positives(downstream, data, downstream.test, label)
+    return evaluate_retrieval(snapshots[0], snapshots[1], positives, popular, config.retrieval.k)
+
+
+def _positives(
+    downstream: DownstreamConfig, data: Path, patterns: tuple[str, ...], label: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """User and item ids of the rows whose label exists and is 1."""
+    schema = downstream_schema(downstream, data, (label,))
+    valid = schema.label(label).valid
+    table = _read(data, patterns, (schema.user_id, schema.item_id, label, *((valid,) if valid else ())))
+    chosen = table[label].to_numpy() == 1
+    if valid:
+        chosen &= table[valid].to_numpy() == 1
+    return table[schema.user_id].to_numpy()[chosen], table[schema.item_id].to_numpy()[chosen]
+
+
+def _split_rows(downstream: DownstreamConfig, data: Path) -> dict[str, int]:
+    schema = downstream_schema(downstream, data, tuple(downstream.tasks.values()))
+    splits = {"train": downstream.train, "validation": downstream.validation, "test": downstream.test}
+    return {name: check_files(find_files(data, patterns), schema) for name, patterns in splits.items()}
+
+
+def _read(data: Path, patterns: tuple[str, ...], columns: tuple[str, ...]) -> pa.Table:
+    return pa.concat_tables([pq.ParquetFile(path).read(list(columns)) for path in find_files(data, patterns)])

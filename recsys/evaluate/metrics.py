@@ -1,0 +1,78 @@
+"""What a ranker's logits are worth on labelled events: ROC-AUC, PR-AUC, normalized entropy, calibration.
+
+Every function takes labels of 0 and 1 and returns a Python float; a metric that the labels leave undefined (no rows, or
+one class only) is NaN, never an error.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.special import expit
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Probability that a random positive scores above a random negative, ties counted half.
+
+    Args:
+        labels: [N], 0 or 1.
+        scores: [N], anything that ranks: logits or probabilities.
+
+    Returns:
+        0.5 for random scores, 1.0 for perfect ones, NaN unless both classes are present.
+    """
+    return float(roc_auc_score(labels, scores)) if _both_classes(labels) else math.nan
+
+
+def pr_auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the precision-recall curve as average precision, without interpolation.
+
+    Args:
+        labels: [N], 0 or 1.
+        scores: [N], anything that ranks: logits or probabilities.
+
+    Returns:
+        The positive rate for random scores, 1.0 for perfect ones, NaN unless both classes are present.
+    """
+    return float(average_precision_score(labels, scores)) if _both_classes(labels) else math.nan
+
+
+def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Log loss over the entropy of the labels' own positive rate; lower is better (DHEN reports this one).
+
+    Computed from logits, so that a confident model does not lose digits in the sigmoid.
+
+    Args:
+        labels: [N], 0 or 1.
+        logits: [N], log-odds of the predicted probability.
+
+    Returns:
+        1.0 for a model that always predicts the positive rate, less for better ones, NaN unless both classes are
+        present (the entropy is 0).
+    """
+    if not _both_classes(labels):
+        return math.nan
+    y, z = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    rate = y.mean()
+    entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
+    return float(np.mean(np.logaddexp(0.0, z) - y * z) / entropy)
+
+
+def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Mean predicted probability over mean label; 1.05 predicts 5 % more positives than there are.
+
+    Args:
+        labels: [N], 0 or 1.
+        logits: [N], log-odds of the predicted probability.
+
+    Returns:
+        1.0 for a calibrated model, NaN without a positive.
+    """
+    positives = np.asarray(labels, np.float64).sum()
+    return float(expit(np.asarray(logits, np.float64)).sum() / positives) if positives > 0 else math.nan
+
+
+def _both_classes(labels: np.ndarray) -> bool:
+    return bool(np.any(labels == 0) and np.any(labels == 1))

@@ -1,0 +1,96 @@
+"""`report.html`: one self-contained page, rendered from the document of `report.json` alone."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import tomli_w
+from markupsafe import Markup
+
+from recsys.evaluate import plots, wording
+
+POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
+
+
+def render_page(report: Mapping[str, Any]) -> str:
+    """The page as HTML: styles and images inside, nothing fetched from elsewhere; every text is escaped.
+
+    Args:
+        report: the document that `recsys.evaluate.report` describes; parts that are absent are left out of the page.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("recsys.evaluate", package_path=""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers = (
+        wording.number,
+        wording.percent,
+        wording.interval,
+        wording.duration,
+        wording.size,
+        wording.moment,
+        wording.title,
+        wording.verdict,
+    )
+    environment.filters.update({helper.__name__: helper for helper in helpers})
+    return environment.get_template("report.html").render(
+        report=report,
+        headline=wording.headline(report),
+        best={task: wording.best_arm(arms) for task, arms in report["tasks"].items()},
+        populations=POPULATIONS,
+        arm_title=lambda arm: wording.arm_title(arm, report["upstreams"]),
+        cutoffs=retrieval_cutoffs(report),
+        lift_images={task: _lift_image(report, task) for task in report["tasks"]},
+        gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
+        curve_images={name: _curve_images(name, run) for name, run in report["upstreams"].items()},
+        config=tomli_w.dumps(without_none(report["config"])),
+    )
+
+
+def retrieval_cutoffs(report: Mapping[str, Any]) -> list[str]:
+    """The k of every `recall@k` in the report, in its order."""
+    return [key.removeprefix("recall@") for key in report.get("retrieval", {}) if key.startswith("recall@")]
+
+
+def without_none(value: Any) -> Any:
+    """A copy of nested dicts and lists without None, which TOML cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: without_none(entry) for key, entry in value.items() if entry is not None}
+    return [without_none(entry) for entry in value if entry is not None] if isinstance(value, list) else value
+
+
+def _lift_image(report: Mapping[str, Any], task: str) -> Markup:
+    groups = {}
+    for part, population in POPULATIONS.items():
+        arms = report.get(part, {}).get(task, {})
+        lifts = {arm: entry for arm, entry in arms.items() if entry.get("auc_lift") is not None}
+        if lifts:
+            groups[population] = {wording.arm_title(arm, report["upstreams"]): entry for arm, entry in lifts.items()}
+    if not groups:
+        return Markup()
+    return _image(plots.lift_plot(groups), f"ROC-AUC lifts of the {wording.title(task)} ranker with 95 % intervals")
+
+
+def _gap_image(report: Mapping[str, Any], task: str) -> Markup:
+    closed = report["oracle"][task]["gap_closed"]
+    if not closed:
+        return Markup()
+    titled = {wording.arm_title(arm, report["upstreams"]): value for arm, value in closed.items()}
+    return _image(plots.gap_plot(titled), f"Share of the gap to the oracle that was closed, {wording.title(task)}")
+
+
+def _curve_images(name: str, run: Mapping[str, Any]) -> list[Markup]:
+    drawn = ((metric, plots.curve_plot(run["curves"], metric)) for metric in ("loss", "ne", "auc"))
+    return [_image(svg, f"{metric} of upstream {name} over training steps") for metric, svg in drawn if svg]
+
+
+def _image(svg: str, alt: str) -> Markup:
+    # as an <img>, the picture's ids and styles stay its own
+    data = base64.b64encode(svg.encode()).decode()
+    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(alt, data)

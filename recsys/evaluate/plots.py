@@ -1,0 +1,159 @@
+"""The report's plots, each the text of an SVG image: no files, no global matplotlib state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from recsys.evaluate.wording import percent
+
+INK, FAINT, GRID = "#1b2733", "#5d6b7a", "#e3e8ee"
+FONT = "text { font-family: system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif !important }"
+COLORS = ("#0b6e99", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900")
+STYLE: Any = {
+    "font.family": ["sans-serif"],
+    "font.size": 9.5,
+    "svg.fonttype": "none",  # text stays text, see FONT
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "xtick.color": FAINT,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "grid.color": GRID,
+}
+
+
+def lift_plot(groups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """ROC-AUC lifts with their 95 % intervals, one line an arm, zero marked.
+
+    Args:
+        groups: population ("all events", say) -> arm's title -> its entry in the report; only arms that have a lift.
+    """
+    arms = list(next(iter(groups.values())))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(4.8, 0.75 + len(arms) * (0.2 + 0.26 * len(groups)) + 0.25 * (len(groups) > 1))
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.grid(axis="x")
+        for g, (group, entries) in enumerate(groups.items()):
+            offset = (g - (len(groups) - 1) / 2) * 0.42
+            rows = [position + offset for position, arm in enumerate(arms) if arm in entries]
+            _intervals(axes, rows, [entries[arm] for arm in arms if arm in entries], COLORS[g], group)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_ylim(len(arms) - 0.4, -0.6)  # first arm on top
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high + 0.17 * (high - low))  # room for the last figure
+        axes.xaxis.set_major_formatter(_tick)
+        axes.set_xlabel("ROC-AUC lift over no vectors, 95 % interval")
+        if len(groups) > 1:
+            figure.legend(loc="outside upper left", ncols=len(groups), frameon=False, labelcolor=FAINT)
+        return _svg(figure)
+
+
+def gap_plot(gap_closed: Mapping[str, float | None]) -> str:
+    """How much of the way from the bare ranker to the oracle each arm went, as bars from 0 to 100 %.
+
+    Args:
+        gap_closed: arm's title -> fraction; None is drawn as no bar.
+    """
+    arms = list(gap_closed)
+    values = [value or 0.0 for value in gap_closed.values()]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(4.8, 0.75 + len(arms) * 0.42)
+        axes.barh(range(len(arms)), [1.0] * len(arms), color=GRID, height=0.5)
+        axes.barh(range(len(arms)), values, color=COLORS[0], height=0.5)
+        for position, value in enumerate(gap_closed.values()):
+            axes.annotate(
+                percent(value, 0),
+                (max(value or 0.0, 0.0), position),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                weight="bold",
+            )
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_ylim(len(arms) - 0.4, -0.6)
+        axes.set_xlim(min(0.0, *values) * 1.1, max(1.0, *values) * 1.02)
+        axes.xaxis.set_major_formatter(_tick)
+        axes.set_xlabel("ROC-AUC gap to the oracle closed")
+        return _svg(figure)
+
+
+def curve_plot(rows: Sequence[Mapping[str, float | None]], metric: str) -> str:
+    """One training metric over steps: the key `metric` and every `metric.<task>`, each a line of its own.
+
+    Args:
+        rows: each with `step`; rows without a value for a line are left out of it.
+        metric: `loss`, `ne` or `auc`.
+
+    Returns:
+        An empty string if no row has the metric.
+    """
+    keys = [key for key in dict.fromkeys(k for row in rows for k in row) if key.partition(".")[0] == metric]
+    if not keys:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(3.3, 2.1)
+        axes.grid()
+        for key, color in zip(keys, COLORS * len(keys), strict=False):
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.6, label=key.partition(".")[2] or "total")
+        axes.set_title({"loss": "Loss", "ne": "Normalized entropy", "auc": "ROC-AUC"}[metric], loc="left", fontsize=10)
+        axes.set_xlabel("step")
+        if keys != [metric]:
+            _legend(axes)
+        return _svg(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def _intervals(axes: Axes, rows: Sequence[float], entries: Sequence[Mapping[str, Any]], color: str, name: str) -> None:
+    lifts = [entry["auc_lift"] for entry in entries]
+    bounds = [
+        (lift, lift) if None in entry["auc_lift_ci95"] else tuple(entry["auc_lift_ci95"])
+        for lift, entry in zip(lifts, entries, strict=True)
+    ]
+    axes.hlines(rows, *zip(*bounds, strict=True), color=color, linewidth=2.4, alpha=0.5)
+    axes.plot(lifts, rows, "o", color=color, markersize=6.5, markeredgecolor="white", label=name)
+    for row, lift, (low, high) in zip(rows, lifts, bounds, strict=True):
+        axes.annotate(
+            percent(lift, signed=True),
+            (max(low, high, lift), row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=color,
+        )
+
+
+def _tick(value: float, _position: float) -> str:
+    # as many digits as the ticks need: lifts may be 10 % or 0.1 %
+    return f"{100 * round(value, 9):+.3g} %".replace("-", "−").replace("+0 %", "0 %")  # noqa: RUF001
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=FAINT, handlelength=1.2)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "recsys"}):  # the same figure gives the same bytes
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    document = buffer.getvalue()
+    return document[document.index("<svg") :].replace("<defs>", f"<defs><style>{FONT}</style>", 1)
