@@ -1,0 +1,42 @@
+"""The downstream job as a torchx component."""
+
+import torchx
+import torchx.specs as specs
+from torchx.components import dist
+
+
+def downstream(
+    config: str,
+    data: str,
+    out: str,
+    j: str = "1x1",
+    cpu: int = 2,
+    gpu: int = 0,
+    memory: int = 8192,
+    image: str = torchx.IMAGE,
+) -> specs.AppDef:
+    """Train and test the rankers.
+
+    `torchx run -s local_cwd launchers/downstream.py:downstream --config C.toml --data D --out O`
+
+    Args:
+        config: config of the whole run (TOML)
+        data: folder of the prepared events
+        out: folder of the run, whose store the rankers read
+        j: nodes x ranks per node
+        cpu: CPU cores per node
+        gpu: GPUs per node; one rank uses one GPU
+        memory: memory per node in MB
+        image: container image, for schedulers that run containers
+    """
+    return dist.ddp(
+        "downstream",
+        *("--config", config, "--data", data, "--out", out),
+        m="recsys.cli",
+        name="downstream",
+        j=j,
+        cpu=cpu,
+        gpu=gpu,
+        memMB=memory,
+        image=image,
+    )

@@ -1,0 +1,44 @@
+"""The upstream job as a torchx component."""
+
+import torchx
+import torchx.specs as specs
+from torchx.components import dist
+
+
+def upstream(
+    config: str,
+    name: str,
+    data: str,
+    out: str,
+    j: str = "1x2",
+    cpu: int = 2,
+    gpu: int = 0,
+    memory: int = 8192,
+    image: str = torchx.IMAGE,
+) -> specs.AppDef:
+    """Train one upstream model.
+
+    `torchx run -s local_cwd launchers/upstream.py:upstream --config C.toml --name ctr --data D --out O -j 1x2`
+
+    Args:
+        config: config of the whole run (TOML)
+        name: name of the upstream in that config
+        data: folder of the prepared events
+        out: folder of the run
+        j: nodes x ranks per node
+        cpu: CPU cores per node
+        gpu: GPUs per node; one rank uses one GPU
+        memory: memory per node in MB
+        image: container image, for schedulers that run containers
+    """
+    return dist.ddp(
+        "upstream",
+        *("--config", config, "--name", name, "--data", data, "--out", out),
+        m="recsys.cli",
+        name=f"upstream-{name}",
+        j=j,
+        cpu=cpu,
+        gpu=gpu,
+        memMB=memory,
+        image=image,
+    )

@@ -1,0 +1,146 @@
+"""The `recsys` command: one function a subcommand, each a thin door to a room of the package."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from recsys.config import RunConfig
+
+# Rooms are imported inside the functions: `recsys --help` answers at once, and a launcher loads no model.
+
+
+def prepare(
+    dataset: Annotated[Literal["kuairand", "movielens-1m", "movielens-100k", "synthetic"], tyro.conf.Positional],
+    /,
+    *,
+    out: Path,
+    source: Path | None = None,
+) -> None:
+    """Turn raw public files into events Parquet and a schema.
+
+    Args:
+        dataset: Which data set; `synthetic` needs no source.
+        out: Folder to write to.
+        source: Folder of the raw files.
+    """
+    from recsys.recipes import RECIPES
+
+    RECIPES[dataset].prepare(source, out)
+    print(f"prepared {dataset} in {out}")
+
+
+def run(
+    recipe: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    data: Path | None = None,
+    out: Path,
+    set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
+) -> None:
+    """Go the whole way: train the upstreams, publish their vectors, train the rankers, report what it was worth.
+
+    A run that was stopped goes on where it was when the same command is given again.
+
+    Args:
+        recipe: kuairand, movielens-1m, movielens-100k, synthetic, or the path of a TOML config.
+        data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
+        out: Folder of the run: store, checkpoints, report.json, report.html.
+        set_: Change one value of the config, `path=value`; may be repeated: --set upstreams.ctr.training.epochs=1
+    """
+    from recsys.pipeline import run_recipe
+
+    run_recipe(recipe, data, out, set_)
+
+
+def demo(
+    *,
+    out: Path,
+    set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
+    small: bool = False,
+) -> None:
+    """Go the whole way on a synthetic market that is made on the spot.
+
+    Args:
+        out: Folder of the run.
+        set_: Change one value of the config, `path=value`; may be repeated.
+        small: A tenth of the market, in a minute: to see that everything works, not to see a lift.
+    """
+    from recsys.pipeline import run_recipe
+
+    run_recipe("synthetic-small" if small else "synthetic", None, out, set_)
+
+
+def upstream(*, config: Path, name: str, data: Path, out: Path) -> None:
+    """Train one upstream model; one rank of a job (see launchers/upstream.py).
+
+    Args:
+        config: The run's TOML config.
+        name: Which upstream of the config.
+        data: Folder of the prepared data.
+        out: Folder of the run.
+    """
+    from recsys.upstream import train_upstream
+
+    train_upstream(RunConfig.load(config), name, data, out)
+
+
+def refresh(*, config: Path, name: str, data: Path, out: Path) -> None:
+    """Embed the entities of one upstream and publish user_<name> and item_<name>; one rank of a job.
+
+    Args:
+        config: The run's TOML config.
+        name: Which upstream of the config.
+        data: Folder of the prepared data.
+        out: Folder of the run.
+    """
+    from recsys.refresh.publish import refresh_upstream
+
+    refresh_upstream(RunConfig.load(config), name, data, out)
+
+
+def downstream(*, config: Path, data: Path, out: Path) -> None:
+    """Train the rankers with and without the store's vectors; one rank of a job.
+
+    Args:
+        config: The run's TOML config.
+        data: Folder of the prepared data.
+        out: Folder of the run.
+    """
+    from recsys.downstream.ranking import train_rankers
+
+    train_rankers(RunConfig.load(config), data, out)
+
+
+def report(*, out: Path) -> None:
+    """Print the report of a finished run.
+
+    Args:
+        out: Folder of the run.
+    """
+    from recsys.evaluate.report import load_report
+    from recsys.evaluate.terminal import print_report
+
+    print_report(load_report(out))
+
+
+def main() -> None:
+    """Entry point. Errors that a user can mend are one line and exit code 2."""
+    commands = {f.__name__: f for f in (demo, run, prepare, report, upstream, refresh, downstream)}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)
+    except KeyboardInterrupt:
+        print("stopped; give the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if not type(error).__module__.startswith(("recsys.", "embedding_store.")):
+            raise  # not one of ours: a fault of the program, whose traceback is wanted
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""A whole run, stage by stage: prepare, then for each upstream train and refresh, then the rankers, then the report.
+
+Every stage is a job of its own (see `launchers/`) that leaves its result on disk, so a run that was stopped goes on
+with the first stage that is not done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from recsys.config import ConfigError, RunConfig, override
+from recsys.recipes import RECIPES
+
+CONFIG = "config.toml"
+
+
+def run_recipe(recipe: str, data: Path | None, out: Path, assignments: tuple[str, ...] = ()) -> None:
+    """Prepare the data of a recipe (or take a TOML config and prepared data) and run everything.
+
+    Args:
+        recipe: a name of `recsys.recipes.RECIPES`, or the path of a TOML config.
+        data: raw files for a recipe; prepared Parquet for a TOML config.
+        out: folder of the run.
+        assignments: `path=value` changes of the config.
+
+    Raises:
+        ConfigError: unknown recipe, a bad assignment, or `out` holds a run of another config.
+        DataError, SchemaError: the data do not fit; before anything is trained.
+        JobError: a job failed.
+    """
+    if recipe in RECIPES:
+        entry = RECIPES[recipe]
+        config, prepared = override(entry.config(), assignments), out / "data"
+        _claim(config, out)
+        _timed(out, "prepare", lambda: entry.prepare(data, prepared))
+    elif Path(recipe).is_file():
+        if data is None:
+            raise ConfigError(f"--data is missing: give the folder that the paths in {recipe} are relative to")
+        config, prepared = override(RunConfig.load(recipe), assignments), data
+        _claim(config, out)
+    else:
+        raise ConfigError(f"recipe {recipe!r} is unknown; use {', '.join(RECIPES)}, or the path of a TOML config")
+    run_config(config, prepared, out)
+
+
+def run_config(config: RunConfig, data: Path, out: Path) -> None:
+    """Run every stage of `config` on prepared data, then write and print the report.
+
+    Raises:
+        DataError, SchemaError, ConfigError: data and config do not fit; before anything is trained.
+        JobError: a job failed.
+    """
+    from recsys.checks import check_run
+
+    check_run(config, data)
+    common = ("--config", str(out / CONFIG), "--data", str(data), "--out", str(out))
+    for upstream in config.upstreams:
+        _job(out, f"upstream-{upstream.name}", ("upstream", "--name", upstream.name, *common), config.ranks)
+        _job(out, f"refresh-{upstream.name}", ("refresh", "--name", upstream.name, *common), config.ranks)
+    _job(out, "downstream", ("downstream", *common), 1)
+    from recsys.evaluate.collect import collect_results
+    from recsys.evaluate.report import build_report, write_report
+    from recsys.evaluate.terminal import print_report
+
+    report = build_report(collect_results(config, data, out))
+    write_report(report, out)
+    print_report(report)
+    print(f"\nreport: {out / 'report.html'}  (figures: {out / 'report.json'})")
+
+
+def _claim(config: RunConfig, out: Path) -> None:
+    """Write the config into `out`, or see that the run there is of the same one."""
+    path = out / CONFIG
+    if path.is_file() and RunConfig.load(path) != config:
+        raise ConfigError(f"{out} holds a run of another config ({path}): choose another --out, or delete the folder")
+    out.mkdir(parents=True, exist_ok=True)
+    config.save(path)
+
+
+def _job(out: Path, name: str, arguments: tuple[str, ...], ranks: int) -> None:
+    from recsys.jobs import run_job
+    from recsys.stages import is_done
+
+    if is_done(out, name):
+        print(f"{name}: done before")
+        return
+    print(f"{name}: {ranks} rank{'s' if ranks > 1 else ''}", flush=True)
+    run_job(name, arguments, ranks, out / "logs" / name)
+
+
+def _timed(out: Path, name: str, work: Callable[[], None]) -> None:
+    from recsys.stages import is_done, record
+
+    if not is_done(out, name):
+        start = time.monotonic()
+        work()
+        record(out, name, time.monotonic() - start)
+        print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)

@@ -1,0 +1,232 @@
+"""Named complete configs: each is a plain function that returns the `RunConfig` of one data set's way to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recsys.config import (
+    DownstreamConfig,
+    LossConfig,
+    ModelConfig,
+    RankerConfig,
+    RetrievalConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+    UpstreamConfig,
+)
+from recsys.data.errors import DataError
+from recsys.data.kuairand import prepare_kuairand
+from recsys.data.movielens import prepare_movielens_1m, prepare_movielens_100k
+from recsys.data.synthetic import market_split, prepare_synthetic
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set: how to prepare it, and the config that reads what was prepared."""
+
+    config: Callable[[], RunConfig]
+    write: Callable[[Path, Path], None]
+    needs_source: bool = True
+
+    def prepare(self, source: Path | None, out: Path) -> None:
+        """Turn raw files in `source` into events and schemas in `out`.
+
+        Raises:
+            DataError: there is no source, or its files are not what they should be.
+        """
+        if self.needs_source and source is None:
+            raise DataError("the folder of the raw files is missing: give it with --source (prepare) or --data (run)")
+        self.write(source or Path(), out)
+
+
+def kuairand() -> RunConfig:
+    """KuaiRand-Pure: upstreams on the histories before 25 April 2022, rankers on the two weeks after."""
+    source = SourceConfig(
+        schema="history/schema.toml",
+        events=("history/events/*/*.parquet",),
+        users=("history/users/*.parquet",),
+        items=("history/items/*.parquet",),
+    )
+    model = ModelConfig(token_dim=16, tokens=8, out_tokens=4, out_dim=16)
+    training = TrainConfig(epochs=2, batch_size=1024, checkpoint_every=200)
+    days = "impressions/events/2022-{}/{}/*.parquet"
+
+    def ranking(tab: str) -> DownstreamConfig:
+        return DownstreamConfig(
+            schema="impressions/schema.toml",
+            train=tuple(days.format(day, tab) for day in ("04-2[5-9]", "04-30", "05-0[1-4]")),
+            validation=(days.format("05-0[56]", tab),),
+            test=(days.format("05-0[78]", tab),),
+            tasks={"ctr": "is_click", "cvr": "long_view", "long_view": "long_view_any"},
+            ranker=RankerConfig(embedding_dim=8),
+            training=TrainConfig(epochs=4, batch_size=1024),
+        )
+
+    return RunConfig(
+        name="KuaiRand-Pure",
+        note="Real impressions of a short-video app. Upstreams were trained on the histories before 25 April 2022 "
+        "alone; rankers were trained on 25 April - 4 May, tuned on 5-6 May and tested once on 7-8 May (China days). "
+        "ctr = click; cvr = long view given a click; long_view = long view on every impression. "
+        "Published KuaiRand results use other splits and are not comparable.",
+        upstreams=(
+            UpstreamConfig(
+                name="ctr",
+                source=source,
+                tasks=("long_view",),
+                model=model,
+                loss=LossConfig(contrastive_label="long_view", contrastive_weight=0.1),
+                training=training,
+            ),
+            UpstreamConfig(
+                name="cvr",
+                source=source,
+                tasks=("is_like", "long_view"),
+                model=model,
+                loss=LossConfig(contrastive_label="is_like", contrastive_weight=0.1),
+                training=replace(training, seed=1),
+            ),
+        ),
+        downstream=ranking("*"),
+        fragment=ranking("tab=1"),
+        retrieval=RetrievalConfig(upstream="ctr"),
+    )
+
+
+def movielens_1m() -> RunConfig:
+    """MovieLens 1M: like (rating > 3), random split; upstream and ranker learn from disjoint rows."""
+    return _movielens(
+        "MovieLens 1M",
+        "Real ratings, like = rating > 3, random 8:1:1 split. The rows have no usable times, so the training rows were "
+        "halved at random: the upstream learned from one half, the rankers from the other. Half as many training rows "
+        "as published results with the same split.",
+        ranker_epochs=6,
+    )
+
+
+def movielens_100k() -> RunConfig:
+    """MovieLens 100K: like (rating > 3), split by time."""
+    return _movielens(
+        "MovieLens 100K",
+        "Real ratings, like = rating > 3, split by time: the upstream learned from the first half, the rankers from "
+        "the next quarter, tuned on the next tenth, tested on the rest.",
+        ranker_epochs=6,
+    )
+
+
+def _movielens(name: str, note: str, *, ranker_epochs: int) -> RunConfig:
+    def events(part: str) -> tuple[str, ...]:
+        return (f"ratings/events/{part}/*.parquet",)
+
+    return RunConfig(
+        name=name,
+        note=note,
+        upstreams=(
+            UpstreamConfig(
+                name="ctr",
+                source=SourceConfig(
+                    schema="ratings/schema.toml",
+                    events=events("upstream"),
+                    users=("ratings/users/*.parquet",),
+                    items=("ratings/items/*.parquet",),
+                ),
+                model=ModelConfig(token_dim=16, out_tokens=4, out_dim=16),
+                loss=LossConfig(contrastive_weight=0.1),
+                training=TrainConfig(epochs=3, batch_size=512),
+            ),
+        ),
+        downstream=DownstreamConfig(
+            schema="ratings/schema.toml",
+            train=events("train"),
+            validation=events("validation"),
+            test=events("test"),
+            tasks={"ctr": "like"},
+            training=TrainConfig(epochs=ranker_epochs, batch_size=1024),
+        ),
+        retrieval=RetrievalConfig(upstream="ctr"),
+    )
+
+
+def synthetic() -> RunConfig:
+    """The synthetic market of `recsys.data.market`: what the demo runs."""
+    upstream_days = market_split()
+    source = SourceConfig(
+        schema="market/schema.toml",
+        events=upstream_days.upstream,
+        users=("market/users/*.parquet",),
+        items=("market/items/*.parquet",),
+    )
+    model = ModelConfig(token_dim=16, out_tokens=4, out_dim=16)
+    features = (
+        "user_id country age_bucket device user_interest user_impressions user_clicks item_id category brand price "
+        "item_impressions item_clicks item_age_days hour surface position"
+    )
+
+    def ranking(surface: int | None) -> DownstreamConfig:
+        split = market_split(surface=surface)
+        return DownstreamConfig(
+            schema="market/schema.toml",
+            train=split.train,
+            validation=split.validation,
+            test=split.test,
+            tasks={"ctr": "click", "cvr": "conversion"},
+            features=tuple(features.split()),
+            training=TrainConfig(epochs=4, batch_size=1024),
+        )
+
+    return RunConfig(
+        name="Synthetic market",
+        note="SYNTHETIC data with planted user and item factors. The upstreams learned from the first seven days on "
+        "both surfaces, with the users' histories; the rankers train on the days after, without the histories and "
+        "without the counts of clicks per category and brand.",
+        upstreams=(
+            UpstreamConfig(
+                name="ctr",
+                source=source,
+                tasks=("click",),
+                model=model,
+                loss=LossConfig(contrastive_weight=0.1),
+                training=TrainConfig(epochs=3, batch_size=512),
+            ),
+            UpstreamConfig(
+                name="cvr",
+                source=source,
+                tasks=("conversion", "click"),
+                model=model,
+                loss=LossConfig(contrastive_weight=0.1),
+                training=TrainConfig(epochs=3, batch_size=512, seed=1),
+            ),
+        ),
+        downstream=ranking(None),
+        fragment=ranking(0),
+        retrieval=RetrievalConfig(upstream="ctr"),
+    )
+
+
+def synthetic_small() -> RunConfig:
+    """The same at a size that takes a minute."""
+    config = synthetic()
+    upstreams = tuple(
+        replace(upstream, training=replace(upstream.training, epochs=1, batch_size=256))
+        for upstream in config.upstreams
+    )
+    downstream = replace(
+        config.downstream, seeds=(0,), training=replace(config.downstream.training, epochs=1, batch_size=256)
+    )
+    return replace(config, name="Synthetic market, small", upstreams=upstreams, downstream=downstream, fragment=None)
+
+
+RECIPES: dict[str, Recipe] = {
+    "kuairand": Recipe(kuairand, prepare_kuairand),
+    "movielens-1m": Recipe(movielens_1m, prepare_movielens_1m),
+    "movielens-100k": Recipe(movielens_100k, prepare_movielens_100k),
+    "synthetic": Recipe(synthetic, lambda _, out: prepare_synthetic(out), needs_source=False),
+    "synthetic-small": Recipe(
+        synthetic_small,
+        lambda _, out: prepare_synthetic(out, users=600, items=200, events_per_day=2000),
+        needs_source=False,
+    ),
+}
+"""Names for `recsys run` and `recsys prepare`."""

@@ -1,0 +1,112 @@
+"""Train one upstream model: the job that `launchers/upstream.py` starts on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from recsys.config import RunConfig, UpstreamConfig
+from recsys.data.errors import DataError
+from recsys.data.files import find_files
+from recsys.data.schema import Schema
+from recsys.data.stream import EventStream
+from recsys.models.derm import DERM
+from recsys.models.losses import DermTask, ItemFrequencies
+from recsys.stages import stage, write_json
+from recsys.train.distributed import process_group
+from recsys.train.trainer import fit
+
+
+def train_upstream(config: RunConfig, name: str, data: Path, out: Path) -> None:
+    """Train upstream `name` on its source; continue from its last checkpoint if there is one.
+
+    Writes `out/upstream/<name>/`: checkpoints, metrics.jsonl, tensorboard, and at the end result.json.
+
+    Raises:
+        ConfigError, SchemaError, DataError, PlanError, LossError, CheckpointError: as their rooms say.
+    """
+    upstream = config.upstream(name)
+    schema = upstream_schema(upstream, data)
+    files = find_files(data, upstream.source.events)
+    training = upstream.training
+    with process_group() as environment, stage(out, f"upstream-{name}", environment):
+        stream = EventStream(
+            files,
+            schema,
+            batch_size=training.batch_size,
+            rank=environment.rank,
+            world_size=environment.world_size,
+            shuffle_batches=training.shuffle_batches,
+            seed=training.seed,
+            epochs=training.epochs,
+        )
+        tasks = [label.name for label in schema.labels]
+        torch.manual_seed(training.seed)
+        frequencies = count_positives(files, schema, upstream.loss.contrastive_label or tasks[0])
+        model = DERM(schema, upstream.model, tasks)
+        result = fit(
+            DermTask(model, upstream.loss, tasks, frequencies),
+            stream,
+            training,
+            environment,
+            tasks=tasks,
+            out=upstream_folder(out, name),
+            title=f"upstream {name}",
+        )
+        if environment.is_main:
+            record = {
+                "steps": result.steps,
+                "samples_per_second": result.samples_per_second,
+                "input_wait_fraction": result.input_wait_fraction,
+            }
+            write_json(upstream_folder(out, name) / "result.json", record)
+
+
+def upstream_folder(out: Path, name: str) -> Path:
+    """Where an upstream keeps its checkpoints and figures."""
+    return out / "upstream" / name
+
+
+def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:
+    """The source's schema, narrowed to the features and tasks the upstream uses.
+
+    Raises:
+        SchemaError: the file is not a schema, or lacks a feature or label that the config names.
+        DataError: there is no such file.
+    """
+    path = data / upstream.source.schema
+    if not path.is_file():
+        raise DataError(f"{path}: no such schema; correct source.schema of upstream {upstream.name!r}, or --data")
+    return Schema.load(path).select(features=upstream.features or None, labels=upstream.tasks or None)
+
+
+def count_positives(files: Sequence[Path], schema: Schema, label: str) -> ItemFrequencies:
+    """How often each item is the positive of a training row: Q of the logQ correction (papers.md section 4).
+
+    Exact counts, read from three columns file by file before training starts.
+
+    Raises:
+        DataError: no row is positive, so there is nothing to contrast.
+    """
+    chosen = schema.label(label)
+    ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+    for path in files:
+        table = pq.read_table(path, columns=[schema.item_id, label, *([chosen.valid] if chosen.valid else [])])
+        positive = pc.equal(table[label].cast("float32"), 1)
+        if chosen.valid:
+            positive = pc.and_kleene(positive, pc.equal(table[chosen.valid].cast("float32"), 1))
+        items = table[schema.item_id].filter(pc.fill_null(positive, False)).to_numpy()
+        both = np.concatenate([ids, items])
+        weights = np.concatenate([counts, np.ones(len(items), np.int64)])
+        ids, inverse = np.unique(both, return_inverse=True)
+        counts = np.bincount(inverse, weights, minlength=len(ids)).astype(np.int64)
+    if not len(ids):
+        raise DataError(
+            f"label {label!r} is never 1 in {len(files)} files: contrast another label, or give more events"
+        )
+    return ItemFrequencies.from_counts(torch.from_numpy(ids), torch.from_numpy(counts))
