@@ -9,15 +9,15 @@ def downstream(
     config: str,
     data: str,
     out: str,
-    j: str = "1x1",
+    j: str = "1x2",
     cpu: int = 2,
     gpu: int = 0,
     memory: int = 8192,
     image: str = torchx.IMAGE,
 ) -> specs.AppDef:
-    """Train and test the rankers.
+    """Train and test the rankers: every rank takes its share of them.
 
-    `torchx run -s local_cwd launchers/downstream.py:downstream --config C.toml --data D --out O`
+    `torchx run -s local_cwd launchers/downstream.py:downstream --config C.toml --data D --out O -j 1x2`
 
     Args:
         config: config of the whole run (TOML)

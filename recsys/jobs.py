@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from torchx.runner import Runner, get_runner
 from torchx.schedulers.local_scheduler import SignalException
 
 _POLL_SECONDS = 0.1
-_ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):.*?\brank +: (\d+)", re.DOTALL)
+_ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):.*?\brank +: (\d+).*?\bexitcode +: (-?\d+)", re.DOTALL)
 """torchrun's verdict, in its own output."""
 _VICTIM = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL (error|communicator)")
 """How a rank fails because another one, whose error is the one to show, is gone."""
@@ -83,7 +84,7 @@ def _use_this_interpreter(role: specs.Role) -> None:
     inherited = os.environ.get("PYTHONPATH", "")
     role.env["PYTHONPATH"] = os.pathsep.join([root, *([inherited] if inherited else [])])
     if sys.stdout.isatty():  # lets rank 0, whose output passes through a file, draw its progress bar
-        role.env |= {"TTY_COMPATIBLE": "1", "COLUMNS": str(os.get_terminal_size().columns)}
+        role.env |= {"TTY_COMPATIBLE": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
 
 
 def _wait(runner: Runner, handle: specs.AppHandle, output: _Output) -> specs.AppState:
@@ -163,7 +164,8 @@ def _failure(name: str, workers: Path, agent: Path) -> str:
     rank = int(first[1]) if first else min(errors)
     if _VICTIM.search(errors[rank]):
         rank = next((r for r, text in errors.items() if "Error" in text and not _VICTIM.search(text)), rank)
-    return f"job {name} failed on rank {rank}:\n{errors[rank]}\n(its whole output: {logs[rank].parent})"
+    killed = f" (killed by signal {first[2][1:]})" if first and rank == int(first[1]) and first[2][0] == "-" else ""
+    return f"job {name} failed on rank {rank}{killed}:\n{errors[rank]}\n(its whole output: {logs[rank].parent})"
 
 
 def _last_error(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What each stage of a run took: a small file a stage, whose presence also says that the stage is done."""
+"""What each stage of a run took: small files, whose presence also says that the stage is done."""
 
 from __future__ import annotations
 
@@ -16,33 +16,44 @@ from recsys.train.distributed import Environment, peak_memory
 
 
 @contextmanager
-def stage(out: Path, name: str, environment: Environment) -> Iterator[None]:
-    """Time the block and record it as `out/stages/<name>.json` on rank 0, with the ranks' memory; nothing if it raises.
+def stage(out: Path, name: str, environment: Environment, *, part: int = 0, parts: int = 1) -> Iterator[None]:
+    """Time the block and record it under `out/stages` on rank 0, with the ranks' memory; nothing if it raises.
 
-    `peak_rss_bytes` is the sum over ranks of each rank's largest resident set.
+    Args:
+        out: folder of the run.
+        name: of the stage.
+        environment: the ranks that do it together; their largest resident sets are added up.
+        part: of `parts` groups of ranks that share the stage's work without talking to each other, this one's number.
+        parts: how many there are.
     """
     start = time.monotonic()
     yield
     peak = torch.tensor([peak_memory()], device=environment.device)
     dist.all_reduce(peak)
     if environment.is_main:
-        _record(out, name, time.monotonic() - start, int(peak))
+        _record(out, name, time.monotonic() - start, int(peak), part, parts)
 
 
 def record(out: Path, name: str, seconds: float) -> None:
     """Note that this process alone has done a stage."""
-    _record(out, name, seconds, peak_memory())
+    _record(out, name, seconds, peak_memory(), part=0, parts=1)
 
 
 def is_done(out: Path, name: str) -> bool:
-    """Whether the stage has come to its end in this output folder."""
-    return _path(out, name).is_file()
+    """Whether the stage has come to its end, in all of its parts."""
+    files = list((out / "stages").glob(f"{name}.*.json"))
+    return bool(files) and len(files) >= json.loads(files[0].read_text())["parts"]
 
 
 def read_stages(out: Path) -> dict[str, dict[str, float]]:
-    """stage name -> `seconds`, `peak_rss_bytes`, in the order in which the stages ended."""
-    files = sorted((out / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return {path.stem: json.loads(path.read_text()) for path in files}
+    """stage name -> `seconds` of its slowest part and `peak_rss_bytes` of all, in the order in which stages ended."""
+    stages: dict[str, dict[str, float]] = {}
+    for path in sorted((out / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+        part = json.loads(path.read_text())
+        whole = stages.setdefault(path.name.split(".")[0], {"seconds": 0.0, "peak_rss_bytes": 0.0})
+        whole["seconds"] = max(whole["seconds"], part["seconds"])
+        whole["peak_rss_bytes"] += part["peak_rss_bytes"]
+    return stages
 
 
 def write_json(path: Path, value: object) -> None:
@@ -53,9 +64,6 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def _record(out: Path, name: str, seconds: float, peak_rss_bytes: int) -> None:
-    write_json(_path(out, name), {"seconds": seconds, "peak_rss_bytes": peak_rss_bytes})
-
-
-def _path(out: Path, name: str) -> Path:
-    return out / "stages" / f"{name}.json"
+def _record(out: Path, name: str, seconds: float, peak_rss_bytes: int, part: int, parts: int) -> None:
+    figures = {"seconds": seconds, "peak_rss_bytes": peak_rss_bytes, "parts": parts}
+    write_json(out / "stages" / f"{name}.{part}.json", figures)

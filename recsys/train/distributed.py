@@ -1,0 +1,144 @@
+"""The process group and device of this rank: torchrun's ranks, or this process alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import resource
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+_CALLS_INSIDE_TORCHREC = (
+    "Please use DTensor instead and we are deprecating ShardedTensor",
+    "`broadcast_buffers` is deprecated",
+    "`torch.distributed.all_gather_into_tensor` is deprecated",
+    "`torch.distributed.reduce_scatter_tensor` is deprecated",
+    "is_fx_tracing will return true",
+)
+"""Torch's notices to TorchRec's authors: nothing that a user of this project calls, or could change."""
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+class DeviceError(ValueError):
+    """More ranks than there are devices for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Which rank of how many this process is, and where its tensors live."""
+
+    rank: int
+    """0 ... world_size - 1; rank 0 alone logs and publishes."""
+    world_size: int
+    """Processes of the job."""
+    local_world_size: int
+    """Processes of the job on this machine, which share its cores and memory."""
+    device: torch.device
+    """`cuda:LOCAL_RANK`, or the CPU."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that logs and publishes."""
+        return self.rank == 0
+
+
+def current_environment() -> Environment:
+    """The environment of the process group that is already running. Raises RuntimeError where there is none."""
+    if not dist.is_initialized():
+        raise RuntimeError("no process group is running: work inside `with process_group() as environment:`")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return Environment(rank=rank, world_size=world_size, local_world_size=local_world_size, device=_device(rank))
+
+
+@contextmanager
+def process_group(*, alone: bool = False) -> Iterator[Environment]:
+    """Start this rank's process group and stop it at the end; one that is already running is used and left running.
+
+    Under torchrun (`torchx run`) the ranks find each other by its environment variables; without it, or if it is to
+    work `alone`, this process is the only rank. NCCL and one GPU a rank where CUDA is available, gloo on the CPU
+    otherwise.
+
+    Raises:
+        DeviceError: more ranks on this machine than GPUs; the message says what to do.
+    """
+    if dist.is_initialized():
+        yield current_environment()
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if backend == "nccl":
+        if local_rank >= torch.cuda.device_count():
+            raise DeviceError(
+                f"local rank {local_rank} has no GPU of its own: this machine has {torch.cuda.device_count()}; "
+                f"start at most that many ranks on it (-j 1x{torch.cuda.device_count()})"
+            )
+        torch.cuda.set_device(local_rank)
+        torch.set_float32_matmul_precision("high")
+    if not alone and "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        environment = current_environment()
+        _use_all_cores(environment)
+        with _without_notices():
+            yield environment
+    finally:
+        dist.destroy_process_group()
+
+
+def host_memory() -> int:
+    """Bytes of memory this machine (or this container) has."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in CGROUP_LIMITS:
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):  # no such controller, or "max"
+            continue
+    return min(limits)
+
+
+def peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def _device(rank: int) -> torch.device:
+    if torch.cuda.is_available() and dist.get_backend() == "nccl":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+    return torch.device("cpu")
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_CALLS_INSIDE_TORCHREC)
+
+    logger = logging.getLogger("torch.fx._symbolic_trace")
+    with warnings.catch_warnings():
+        for message in _CALLS_INSIDE_TORCHREC:
+            warnings.filterwarnings("ignore", message=re.escape(message), category=FutureWarning)
+        logger.addFilter(wanted)
+        try:
+            yield
+        finally:
+            logger.removeFilter(wanted)
+
+
+def _use_all_cores(environment: Environment) -> None:
+    """Undo torch elastic's OMP_NUM_THREADS=1, which it sets for every worker; any other value is the user's wish."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // environment.local_world_size))

@@ -1,0 +1,46 @@
+"""Stopping a training run from outside, by Ctrl-C or SIGTERM, without losing its last checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class Interrupted(SystemExit):
+    """Training was stopped by a signal. Ends the process with the shell's exit code for it, without a traceback."""
+
+    def __init__(self, received: signal.Signals, message: str) -> None:
+        super().__init__(128 + received)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class StopSignals:
+    """Within its context the first SIGINT or SIGTERM only sets `received`; a second one acts as usual.
+
+    Stopping between two steps, not in the middle of a collective or of writing a checkpoint, leaves every rank at a
+    clean end. Outside the main thread, where Python allows no handlers, signals act as usual.
+    """
+
+    received: signal.Signals | None = None
+
+    def __enter__(self) -> StopSignals:
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        for each in self._previous:
+            signal.signal(each, self._previous[each])

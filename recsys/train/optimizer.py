@@ -1,0 +1,51 @@
+"""One optimizer over both kinds of parameters: fused row-wise Adagrad in the tables, AdamW for everything else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+
+def build_optimizer(
+    model: DistributedModelParallel, *, dense_lr: float, weight_decay: float = 0.0
+) -> CombinedOptimizer:
+    """AdamW over the dense parameters, beside the optimizer that is fused into the tables' backward pass.
+
+    Its state exists at once, not after the first step, so that every checkpoint has the same keys and a checkpoint can
+    be loaded in place.
+
+    Args:
+        model: the sharded model, see `recsys.train.sharding.shard`.
+        dense_lr: learning rate of AdamW (the tables' was given to `shard`).
+        weight_decay: decoupled weight decay of AdamW.
+    """
+    dense = {
+        name: parameter
+        for name, parameter in in_backward_optimizer_filter(model.named_parameters())
+        if parameter.requires_grad
+    }
+    if not dense:
+        return CombinedOptimizer([model.fused_optimizer])
+
+    def adamw(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(parameters, lr=dense_lr, weight_decay=weight_decay, fused=True)
+        _start_state(optimizer, parameters)
+        return optimizer
+
+    return CombinedOptimizer([model.fused_optimizer, KeyedOptimizerWrapper(dense, adamw)])
+
+
+def _start_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
+    """What the first step would create, without its effect: a step of size 0 whose count is taken back."""
+    group = optimizer.param_groups[0]
+    rate, group["lr"] = group["lr"], 0.0
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    group["lr"] = rate
+    for parameter in parameters:
+        optimizer.state[parameter]["step"].zero_()

@@ -1,0 +1,387 @@
+"""The training loop: one for every model, on one rank or many, on CPU or GPU."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.optim.keyed import KeyedOptimizer
+
+from recsys.config import TrainConfig
+from recsys.data.batch import Batch
+from recsys.train import checkpoint
+from recsys.train.clock import Clock
+from recsys.train.distributed import Environment
+from recsys.train.interrupt import Interrupted, StopSignals
+from recsys.train.log import RunLog
+from recsys.train.metrics import LossError, Metrics, TaskOutput
+from recsys.train.optimizer import build_optimizer
+from recsys.train.sharding import plan_table, shard
+
+
+class Stream(Protocol):
+    """What training needs of an event stream; every rank has its own, with as many batches as the others'."""
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time the reader of the stream has waited for a batch so far."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one pass over the events."""
+
+    @property
+    def total_steps(self) -> int:
+        """Batches of all passes."""
+
+    def seek(self, position: int) -> None:
+        """Continue with the batch of this number, counted over all passes."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training run leaves behind."""
+
+    model: DistributedModelParallel = field(repr=False)
+    """The trained task."""
+    steps: int
+    """Steps done, those before a resume included."""
+    samples_per_second: float
+    """Rows a second of all ranks, without the first step, which sets things up, and without checkpoints."""
+    input_wait_fraction: float
+    """Share of that time in which this rank waited for input."""
+    metrics: dict[str, float]
+    """The last logged figures; keys as in `recsys.train.metrics.Metrics.take_window`."""
+    scores: tuple[float, ...]
+    """What `after_epoch` returned, epoch by epoch."""
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """A training run and where it stands."""
+
+    config: TrainConfig
+    environment: Environment
+    out: Path | None
+    model: DistributedModelParallel
+    optimizer: KeyedOptimizer
+    metrics: Metrics
+    steps_per_epoch: int
+    total_steps: int
+    step: int = 0
+    """Steps done. Differs from `position` only after a resume on another number of ranks."""
+    position: int = 0
+    """Batches of the stream consumed."""
+    record: dict[str, float] = field(default_factory=dict)
+    """The last logged figures."""
+
+    @property
+    def checkpoints(self) -> Path | None:
+        return None if self.out is None else self.out / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        return self.position >= self.total_steps
+
+    @property
+    def left_in_epoch(self) -> int:
+        return self.steps_per_epoch - self.position % self.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        return self.step + self.total_steps - self.position
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        return self.finished or (every > 0 and self.step % every == 0)
+
+    def resume(self) -> str:
+        """Continue from the newest checkpoint, if there is one; say so."""
+        path = None if self.checkpoints is None else checkpoint.latest(self.checkpoints)
+        if path is None:
+            return ""
+        progress, sums = checkpoint.restore(
+            path, model=self.model, optimizer=self.optimizer, environment=self.environment
+        )
+        self.metrics.load_state(sums, progress["parts"])
+        self.step, self.record = progress["step"], progress["record"]
+        # The same share of the passes, where another number of ranks cuts the events into other batches.
+        self.position = round(progress["position"] * self.steps_per_epoch / progress["steps_per_epoch"])
+        moved = progress["steps_per_epoch"] != self.steps_per_epoch
+        note = f", now {self.steps_per_epoch} instead of {progress['steps_per_epoch']} batches a pass" if moved else ""
+        return f"continuing from {path}{note}"
+
+    def save(self) -> None:
+        """Write a checkpoint. The metrics must have been folded: that also checks that the losses are finite."""
+        assert self.checkpoints is not None
+        progress = {
+            "position": self.position,
+            "steps_per_epoch": self.steps_per_epoch,
+            "record": self.record,
+            "parts": self.metrics.parts,
+        }
+        checkpoint.save(
+            self.checkpoints,
+            self.step,
+            model=self.model,
+            optimizer=self.optimizer,
+            metrics=self.metrics.state(),
+            progress=progress,
+            environment=self.environment,
+        )
+
+    def interrupted(self, stop: StopSignals) -> Interrupted:
+        """What to raise when a signal asked the run to stop; rank 0 says how to go on."""
+        assert stop.received is not None
+        path = None if self.checkpoints is None else checkpoint.latest(self.checkpoints)
+        next_time = f"continues from {path}" if path else "starts anew: no checkpoint was written yet"
+        message = (
+            f"stopped by {stop.received.name} after step {self.step} of {self.last_step}; the same command {next_time}"
+        )
+        if self.environment.is_main:
+            print(message, file=sys.stderr, flush=True)
+        return Interrupted(stop.received, message)
+
+
+def fit(
+    task: nn.Module,
+    stream: Stream,
+    config: TrainConfig,
+    environment: Environment,
+    *,
+    tasks: Sequence[str],
+    out: Path | None = None,
+    title: str | None = "train",
+    after_epoch: Callable[[DistributedModelParallel], float] | None = None,
+) -> TrainResult:
+    """Train `task` on `stream`; where `out` has a checkpoint, continue from it to the same losses as if never stopped.
+
+    A collective: every rank calls it, with its own stream.
+
+    Args:
+        task: forward(batch) -> (loss, TaskOutput); changed in place.
+        stream: this rank's batches; how many passes and how many rows a batch is the stream's to say.
+        config: learning rates, seed, steps between log lines and between checkpoints.
+        environment: this rank.
+        tasks: names of the T columns of the task's logits.
+        out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
+        title: name of the run in the terminal; None: quiet.
+        after_epoch: called with the model in evaluation mode after each epoch; returns a score, the same on every rank.
+            The returned model is that of the epoch with the lowest score. Not with `out`: it is kept in memory only.
+
+    Raises:
+        PlanError: the tables do not fit the ranks.
+        CheckpointError: the checkpoint in `out` belongs to another model.
+        LossError: the loss or a score is not finite; no checkpoint of it is written.
+        Interrupted: SIGINT or SIGTERM; the last checkpoint stands.
+        ValueError: the stream has no batch, or `after_epoch` is given with `out`.
+    """
+    _check(stream, out, after_epoch)
+    run = _prepare(task, stream, config, environment, tasks, out)
+    resumed = run.resume()
+    best = None if after_epoch is None else _BestState(run.model, after_epoch)
+    with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
+        log.say(plan_table(run.model))
+        if resumed:
+            log.say(resumed)
+        try:
+            clock = _loop(run, stream, log, stop, best)
+        except Exception:
+            if stop.received is not None:  # another rank was stopped first, and this one missed it in a collective
+                raise run.interrupted(stop) from None
+            raise
+    if best is not None:
+        best.restore()
+    return TrainResult(
+        model=run.model,
+        steps=run.step,
+        samples_per_second=clock.samples_per_second,
+        input_wait_fraction=clock.input_wait_fraction,
+        metrics=run.record,
+        scores=() if best is None else tuple(best.scores),
+    )
+
+
+def _prepare(
+    task: nn.Module,
+    stream: Stream,
+    config: TrainConfig,
+    environment: Environment,
+    tasks: Sequence[str],
+    out: Path | None,
+) -> _Run:
+    torch.manual_seed(config.seed * 1009 + environment.rank)  # ranks differ in dropout, and in tables still to be drawn
+    model = shard(task, environment, sparse_lr=config.sparse_lr, batch_size=config.batch_size)
+    return _Run(
+        config=config,
+        environment=environment,
+        out=out,
+        model=model,
+        optimizer=build_optimizer(model, dense_lr=config.dense_lr, weight_decay=config.weight_decay),
+        metrics=Metrics(tasks, environment.device),
+        steps_per_epoch=stream.steps_per_epoch,
+        total_steps=stream.total_steps,
+    )
+
+
+def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: _BestState | None) -> Clock:
+    """Train until the stream ends."""
+    pipeline = TrainPipelineSparseDist(
+        run.model,
+        run.optimizer,
+        run.environment.device,
+        execute_all_batches=True,
+        custom_model_fwd=_forward(run.model, run.environment),
+    )
+    run.model.train()
+    stream.seek(run.position)
+    batches, clock = _batches(stream, run.environment), Clock(stream)
+    while not run.finished:
+        epoch = islice(batches, run.left_in_epoch)  # the pipeline reads ahead, but not beyond the epoch
+        for _ in range(run.left_in_epoch):
+            loss, output = pipeline.progress(epoch)
+            run.step, run.position = run.step + 1, run.position + 1
+            run.metrics.update(run.step, loss, output)
+            clock.tick(output.logits.shape[0] * run.environment.world_size)
+            logs, saves = run.due(run.config.log_every), run.out is not None and run.due(run.config.checkpoint_every)
+            if logs or saves:
+                run.metrics.fold()
+            if logs:
+                run.record = {"epoch": run.position / run.steps_per_epoch, **run.metrics.take_window(clock.window())}
+                log.write(run.step, run.record)
+            if saves:
+                with clock.paused():
+                    run.save()
+            if stop.received is not None and not run.finished:
+                raise run.interrupted(stop)
+        if best is not None:
+            pipeline.detach()  # give the model its own forward back
+            with clock.paused():
+                best.evaluate()
+    pipeline.detach()
+    return clock
+
+
+def predict(model: nn.Module, stream: Stream, environment: Environment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run a task over every batch of a stream, without training. A collective: every rank calls it.
+
+    Args:
+        model: a task, sharded or not; its forward may be a collective, so all ranks need as many batches.
+        stream: this rank's batches, read from the first on.
+        environment: this rank.
+
+    Returns:
+        on the CPU, of all ranks (rank 0's rows first): logits float32 [N, T], labels float32 [N, T], mask bool [N, T],
+        user ids int64 [N].
+
+    Raises:
+        ValueError: the stream has no batch.
+    """
+    was_training = model.training
+    model.eval()
+    forward, parts = _forward(model, environment), []
+    stream.seek(0)
+    with torch.no_grad():
+        for batch in _batches(stream, environment):
+            batch = batch.to(environment.device, non_blocking=True)
+            _, (_, output) = forward(batch)
+            parts.append((output.logits.float(), output.labels, output.mask, batch.user_ids))
+    model.train(was_training)
+    if not parts:
+        raise ValueError("the stream to predict on has no batch: give it files with at least one row")
+    logits, labels, mask, users = (_all_rows(torch.cat(column), environment) for column in zip(*parts, strict=True))
+    return logits, labels, mask, users
+
+
+class _BestState:
+    """The model's weights after the epoch with the lowest score."""
+
+    def __init__(self, model: DistributedModelParallel, score: Callable[[DistributedModelParallel], float]) -> None:
+        self.scores: list[float] = []
+        self._model = model
+        self._score = score
+        self._kept: list[Tensor] = []
+
+    def evaluate(self) -> None:
+        self._model.eval()
+        score = self._score(self._model)
+        self._model.train()
+        if not math.isfinite(score):
+            raise LossError(f"the score after epoch {len(self.scores) + 1} is {score}: lower the learning rates")
+        self.scores.append(score)
+        if score == min(self.scores):
+            self._kept = [tensor.detach().clone() for tensor in _local_tensors(self._model)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor, kept in zip(_local_tensors(self._model), self._kept, strict=bool(self._kept)):
+            tensor.copy_(kept)
+
+
+def _local_tensors(model: DistributedModelParallel) -> list[Tensor]:
+    """This rank's part of the model's state, in a fixed order."""
+    tensors: list[Tensor] = []
+    for value in model.state_dict().values():
+        tensors += [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+    return tensors
+
+
+def _check(stream: Stream, out: Path | None, after_epoch: object) -> None:
+    if stream.total_steps == 0:
+        raise ValueError(
+            "the stream has no batch for this rank: it has fewer rows than batch size x ranks; "
+            "lower training.batch_size or use fewer ranks"
+        )
+    if out is not None and after_epoch is not None:
+        raise ValueError(
+            f"out is {str(out)!r} and after_epoch is given: the best epoch is not part of a checkpoint; leave out one"
+        )
+
+
+def _forward(model: nn.Module, environment: Environment) -> Callable[[Any], tuple[Tensor, tuple[Tensor, TaskOutput]]]:
+    """The model's forward, which also hands out the loss, in bfloat16 where the device gains from it."""
+
+    def forward(batch: Any) -> tuple[Tensor, tuple[Tensor, TaskOutput]]:
+        with torch.autocast("cuda", torch.bfloat16) if environment.device.type == "cuda" else nullcontext():
+            loss, output = model(batch)
+        return loss, (loss.detach(), output)
+
+    return forward
+
+
+def _batches(stream: Stream, environment: Environment) -> Iterator[Batch]:
+    """The stream's batches, in page-locked memory where they are to be copied to a GPU beside its computing."""
+    if environment.device.type == "cuda":
+        return (batch.pin_memory() for batch in stream)
+    return iter(stream)
+
+
+def _all_rows(
+    mine: Tensor,  # [N_rank, ...]
+    environment: Environment,
+) -> Tensor:
+    """The rows of all ranks, which may have different numbers of them, on the CPU."""
+    if environment.world_size > 1:
+        counts = mine.new_zeros(environment.world_size, dtype=torch.int64)
+        counts[environment.rank] = mine.shape[0]
+        dist.all_reduce(counts)
+        longest = int(counts.max())
+        padded = torch.cat([mine, mine.new_zeros(longest - mine.shape[0], *mine.shape[1:])])
+        gathered = [torch.empty_like(padded) for _ in range(environment.world_size)]
+        dist.all_gather(gathered, padded)
+        mine = torch.cat([rows[:count] for rows, count in zip(gathered, counts.tolist(), strict=True)])
+    return mine.cpu()

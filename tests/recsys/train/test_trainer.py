@@ -1,0 +1,170 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recsys.config import TrainConfig
+from recsys.data.batch import Batch
+from recsys.train.distributed import Environment
+from recsys.train.interrupt import Interrupted
+from recsys.train.metrics import LossError
+from recsys.train.trainer import fit, predict
+from tests.recsys.train.toy import TASKS, ListStream, Output, make_stream, make_task, whole_state
+
+CONFIG = TrainConfig(batch_size=32, log_every=1, checkpoint_every=4, sparse_lr=0.1, dense_lr=0.01)
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(records: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in record.items() if key != "samples_per_second"} for record in records]
+
+
+def test_resumed_run_is_the_uninterrupted_one(environment: Environment, tmp_path: Path, capsys):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    result = fit(make_task(), make_stream(6, epochs=2), CONFIG, environment, tasks=TASKS, out=whole, title="toy")
+    assert "toy 12/12 loss" in capsys.readouterr().out
+    stream = make_stream(6, epochs=2, stop_at=10)  # the pipeline reads ahead
+    with pytest.raises(Interrupted) as caught:
+        fit(make_task(), stream, CONFIG, environment, tasks=TASKS, out=broken)
+    assert caught.value.code == 128 + 15
+    said = capsys.readouterr().err
+    assert "stopped by SIGTERM after step 9 of 12; the same command continues from" in said
+    assert "step-00000008" in said
+    assert [line["step"] for line in lines(broken)] == list(range(1, 10))
+    resumed = fit(make_task(seed=3), make_stream(6, epochs=2), CONFIG, environment, tasks=TASKS, out=broken)
+    assert without_speed(lines(broken)) == without_speed(lines(whole))
+    assert resumed.steps == result.steps == 12
+    for name, value in whole_state(result.model).items():
+        assert torch.equal(whole_state(resumed.model)[name], value), name
+    board = EventAccumulator(str(broken / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == list(range(1, 13))
+    again = fit(make_task(), make_stream(6, epochs=2), CONFIG, environment, tasks=TASKS, out=broken)
+    assert (again.steps, again.metrics["loss"]) == (12, lines(whole)[-1]["loss"])
+
+
+def test_resume_between_log_lines_keeps_the_window(environment: Environment, tmp_path: Path):
+    config = replace(CONFIG, log_every=6, checkpoint_every=4)
+    records = []
+    for name, stops in (("whole", [None]), ("broken", [6, None])):
+        for stop_at in stops:
+            try:
+                fit(
+                    make_task(),
+                    make_stream(12, stop_at=stop_at),
+                    config,
+                    environment,
+                    tasks=TASKS,
+                    out=tmp_path / name,
+                    title=None,
+                )
+            except Interrupted:
+                assert stop_at is not None
+        records.append(without_speed(lines(tmp_path / name)))
+    assert records[0] == records[1]
+
+
+def test_loss_falls_and_figures_are_reported(environment: Environment):
+    stream = make_stream(40, epochs=5)
+    result = fit(make_task(), stream, replace(CONFIG, log_every=50), environment, tasks=TASKS, title=None)
+    assert result.metrics["auc/ctr"] > 0.9
+    assert result.metrics["ne/ctr"] < 0.8
+    assert result.metrics["epoch"] == 5.0
+    assert result.samples_per_second > 0
+    assert result.input_wait_fraction == 0.0
+    assert result.steps == 200
+
+
+def test_best_epoch_is_kept(environment: Environment):
+    scores, states = iter([0.5, 0.25, 0.75]), []
+
+    def after_epoch(model: torch.nn.Module) -> float:
+        assert not model.training
+        logits, *_ = predict(model, make_stream(2, rank=9), environment)
+        states.append(logits)
+        return next(scores)
+
+    stream = make_stream(3, epochs=3)
+    result = fit(make_task(), stream, CONFIG, environment, tasks=TASKS, title=None, after_epoch=after_epoch)
+    assert result.scores == (0.5, 0.25, 0.75)
+    assert torch.equal(predict(result.model, make_stream(2, rank=9), environment)[0], states[1])
+    assert not torch.equal(states[1], states[2])
+
+
+class DenseTask(torch.nn.Module):
+    """No embedding table at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = torch.nn.Linear(2, 2)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Output]:
+        logits = self.over(batch.dense["context"])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
+        return loss, Output({}, logits.detach(), batch.labels, batch.label_mask)
+
+
+def test_task_without_tables(environment: Environment, tmp_path: Path):
+    for epochs in (1, 2):
+        stream = make_stream(4, epochs=epochs)
+        result = fit(DenseTask(), stream, CONFIG, environment, tasks=TASKS, out=tmp_path, title=None)
+        assert result.steps == 4 * epochs
+
+
+def test_predict_is_the_plain_forward(environment: Environment):
+    result = fit(make_task(), make_stream(3), CONFIG, environment, tasks=TASKS, title=None)
+    plain = make_task(seed=4).eval()
+    plain.load_state_dict(whole_state(result.model))
+    stream = make_stream(3, rank=5)
+    outputs = [plain(batch)[1] for batch in stream]
+    logits, labels, mask, users = predict(result.model, stream, environment)
+    torch.testing.assert_close(logits, torch.cat([output.logits for output in outputs]))
+    assert torch.equal(labels, torch.cat([batch.labels for batch in stream.batches]))
+    assert torch.equal(mask, torch.cat([batch.label_mask for batch in stream.batches]))
+    assert torch.equal(users, torch.cat([batch.user_ids for batch in stream.batches]))
+    assert result.model.training
+
+
+def test_loss_that_is_not_finite_stops_before_the_checkpoint(environment: Environment, tmp_path: Path):
+    stream = make_stream(8)
+    stream.batches[2].dense["context"][:, 0] = float("nan")
+    config = replace(CONFIG, log_every=100)
+    with pytest.raises(LossError, match="loss of 'ctr', 'cvr' is not finite at step 3"):
+        fit(make_task(), stream, config, environment, tasks=TASKS, out=tmp_path, title=None)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_score_that_is_not_finite(environment: Environment, score: float):
+    with pytest.raises(LossError, match="score after epoch 1"):
+        fit(
+            make_task(),
+            make_stream(2),
+            CONFIG,
+            environment,
+            tasks=TASKS,
+            title=None,
+            after_epoch=lambda model: score,
+        )
+
+
+def test_impossible_requests_say_what_to_do(environment: Environment, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no batch.*lower training\.batch_size"):
+        fit(make_task(), ListStream([]), CONFIG, environment, tasks=TASKS)
+    with pytest.raises(ValueError, match="leave out one"):
+        fit(
+            make_task(),
+            make_stream(2),
+            CONFIG,
+            environment,
+            tasks=TASKS,
+            out=tmp_path,
+            after_epoch=lambda model: 0.0,
+        )
+    with pytest.raises(ValueError, match="no batch"):
+        predict(make_task(), ListStream([]), environment)
