@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from recsys.config import ConfigError, RunConfig
+from recsys.config import ConfigError, DownstreamConfig, RunConfig, UpstreamConfig
 from recsys.data.files import check_files, find_files
-from recsys.data.schema import Schema
 from recsys.downstream.ranking import downstream_schema, populations
+from recsys.refresh.embed import entity_schema
 from recsys.upstream import upstream_schema
 
 
@@ -20,33 +19,51 @@ def check_run(config: RunConfig, data: Path) -> None:
         SchemaError, DataError: a schema or a file that does not fit.
     """
     for upstream in config.upstreams:
-        schema = upstream_schema(upstream, data)
-        names = [label.name for label in schema.labels]
-        wanted = upstream.loss.contrastive_label
-        if wanted and wanted not in names:
-            raise ConfigError(
-                f"upstreams.{upstream.name}.loss.contrastive_label is {wanted!r}; use one of its tasks: {names}"
-            )
-        for owner in ("user", "item"):
-            if not schema.owned_by(owner):
-                raise ConfigError(f"upstream {upstream.name!r} has no {owner} feature: its {owner} tower needs one")
-        rows = check_files(find_files(data, upstream.source.events), schema)
-        needed = upstream.training.batch_size * config.ranks
-        if rows < needed:
-            raise ConfigError(
-                f"upstream {upstream.name!r} has {rows} rows, less than one step of {config.ranks} ranks x "
-                f"{upstream.training.batch_size}: lower upstreams.{upstream.name}.training.batch_size or ranks"
-            )
-        for owner, patterns in (("user", upstream.source.users), ("item", upstream.source.items)):
-            if patterns:
-                check_files(find_files(data, patterns), entity_schema(schema, owner))
-    for downstream in populations(config).values():
-        schema = downstream_schema(downstream, data, tuple(downstream.tasks.values()))
-        for patterns in (downstream.train, downstream.validation, downstream.test):
-            check_files(find_files(data, patterns), schema)
+        _check_upstream(upstream, config.ranks, data)
+    for population, downstream in populations(config).items():
+        _check_downstream("downstream" if population == "tasks" else population, downstream, data)
+    if config.retrieval is not None and config.retrieval.label:
+        downstream_schema(config.downstream, data, (config.retrieval.label,))
 
 
-def entity_schema(schema: Schema, owner: str) -> Schema:
-    """What of a schema an entity's own rows hold: its features, no labels."""
-    narrow = schema.select(features=tuple(feature.name for feature in schema.owned_by(owner)), labels=())
-    return replace(narrow, outcomes=())
+def _check_upstream(upstream: UpstreamConfig, ranks: int, data: Path) -> None:
+    schema = upstream_schema(upstream, data)
+    names = [label.name for label in schema.labels]
+    if not names:
+        raise ConfigError(f"upstream {upstream.name!r} has no label to predict: add one to {upstream.source.schema}")
+    wanted = upstream.loss.contrastive_label
+    if wanted and wanted not in names:
+        raise ConfigError(
+            f"upstreams.{upstream.name}.loss.contrastive_label is {wanted!r}; use one of its tasks: {names}"
+        )
+    for owner in ("user", "item"):
+        if not schema.owned_by(owner):
+            raise ConfigError(f"upstream {upstream.name!r} has no {owner} feature: its {owner} tower needs one")
+    rows = check_files(find_files(data, upstream.source.events), schema)
+    needed = upstream.training.batch_size * ranks
+    if rows < needed:
+        raise ConfigError(
+            f"upstream {upstream.name!r} has {rows} rows, less than one step of {ranks} ranks x "
+            f"{upstream.training.batch_size}: lower upstreams.{upstream.name}.training.batch_size or ranks"
+        )
+    for owner, patterns in (("user", upstream.source.users), ("item", upstream.source.items)):
+        # With the events: the refresh reads both as one log.
+        check_files(find_files(data, (*upstream.source.events, *patterns)), entity_schema(schema, owner))
+
+
+def _check_downstream(name: str, downstream: DownstreamConfig, data: Path) -> None:
+    schema = downstream_schema(downstream, data, tuple(downstream.tasks.values()))
+    if not schema.features:
+        raise ConfigError(f"{name} has no feature: the ranker needs one, add it to {downstream.schema}")
+    splits = {part: find_files(data, getattr(downstream, part)) for part in ("train", "validation", "test")}
+    rows = {part: check_files(files, schema) for part, files in splits.items()}
+    batch_size = downstream.training.batch_size
+    if rows["train"] < batch_size:
+        raise ConfigError(
+            f"{name}.train has {rows['train']} rows, less than one step of {batch_size}: lower "
+            f"{name}.training.batch_size, or give more events"
+        )
+    for part in ("train", "validation"):
+        shared = sorted(set(splits[part]) & set(splits["test"]))
+        if shared:
+            raise ConfigError(f"{shared[0]} is both in {name}.{part} and in {name}.test: a test row must be new")

@@ -136,8 +136,9 @@ def main() -> None:
         print("stopped; give the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        if not type(error).__module__.startswith(("recsys.", "embedding_store.")):
-            raise  # not one of ours: a fault of the program, whose traceback is wanted
+        ours = type(error).__module__.startswith(("recsys.", "embedding_store."))
+        if not ours and not isinstance(error, OSError):  # a missing file or a full disk is no fault of the program
+            raise  # its traceback is wanted
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -6,7 +6,9 @@ to the data folder given on the command line.
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import dacite
 import tomli_w
 
 INTERACTIONS = ("masknet", "dcnv2", "transformer", "mlp")
+_SEEDS = 2**32
 
 
 class ConfigError(ValueError):
@@ -125,8 +128,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every"):
             _require(getattr(self, name) > 0, f"training.{name} is {getattr(self, name)}; use 1 or more")
-        for name in ("shuffle_batches", "checkpoint_every", "weight_decay", "seed"):
+        for name in ("shuffle_batches", "checkpoint_every", "weight_decay"):
             _require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}; use 0 or more")
+        _require(0 <= self.seed < _SEEDS, f"training.seed is {self.seed}; use 0 <= seed < 2^32")
         for name in ("sparse_lr", "dense_lr"):
             _require(getattr(self, name) > 0, f"training.{name} is {getattr(self, name)}; use more than 0")
 
@@ -152,9 +156,10 @@ class UpstreamConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.name.isidentifier(),
-            f"upstream.name is {self.name!r}; use letters, digits and _ (it becomes part of the series' names)",
+            _is_word(self.name),
+            f"upstream.name is {self.name!r}; use up to 100 of a-z, A-Z, 0-9 and _ (it becomes part of series' names)",
         )
+        _require(len(set(self.tasks)) == len(self.tasks), f"upstream.tasks is {self.tasks}; name each label once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +217,11 @@ class DownstreamConfig:
         for name in ("train", "validation", "test"):
             _require(len(getattr(self, name)) > 0, f"downstream.{name} is empty; give at least one glob pattern")
         _require(len(self.tasks) > 0, 'downstream.tasks is empty; name at least one, say {ctr = "is_click"}')
+        for task in self.tasks:
+            _require(_is_word(task), f"downstream.tasks names {task!r}; use letters, digits and _ (it names a folder)")
         _require(len(self.seeds) > 0, "downstream.seeds is empty; give at least one")
+        distinct = len(set(self.seeds)) == len(self.seeds) and all(0 <= seed < _SEEDS for seed in self.seeds)
+        _require(distinct, f"downstream.seeds is {self.seeds}; use different ones, 0 <= seed < 2^32")
         _require(self.publish_delay_ms >= 0, f"downstream.publish_delay_ms is {self.publish_delay_ms}; use 0 or more")
 
 
@@ -226,6 +235,9 @@ class RetrievalConfig:
     """Label whose positives in the test files are to be found; empty: the first downstream task's."""
     k: tuple[int, ...] = (10, 50)
     """Cut-offs of recall."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.k) > 0 and min(self.k) > 0, f"retrieval.k is {self.k}; give cut-offs of 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,26 +279,32 @@ class RunConfig:
 
     def save(self, path: str | Path) -> None:
         """Write the complete config, defaults included, as TOML."""
-        Path(path).write_text(tomli_w.dumps(_without_none(asdict(self))))
+        Path(path).write_text(tomli_w.dumps(_without_none(asdict(self))), encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> RunConfig:
         """Read a TOML config.
 
         Raises:
-            ConfigError: not TOML, an unknown key, a wrong type or value; the message starts with the path.
+            ConfigError: no such file, not TOML, an unknown key, a wrong type or value; the message starts with the path.
         """
         try:
-            return from_dict(tomllib.loads(Path(path).read_text()))
-        except (tomllib.TOMLDecodeError, ConfigError) as error:
+            return from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
             raise ConfigError(f"{path}: {error}") from None
 
 
 def from_dict(document: dict[str, Any]) -> RunConfig:
     """Build a RunConfig from nested dicts and lists. Raises ConfigError naming the key and what was wanted."""
-    strict = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _number})
+    hooks: dict[Any, Callable[[Any], Any]] = {float: _number, int: _integer, str: _string, dict[str, str]: _table}
+    for kind in (tuple[str, ...], tuple[int, ...], tuple[tuple[str, ...], ...], tuple[UpstreamConfig, ...]):
+        hooks[kind] = _list
+    strict = dacite.Config(strict=True, cast=[tuple], type_hooks=hooks)
     try:
         return dacite.from_dict(RunConfig, document, config=strict)
+    except dacite.UnexpectedDataError as error:
+        unknown = ", ".join(sorted(map(repr, error.keys)))
+        raise ConfigError(f"unknown key {unknown}; see recsys/config.py for every key and its meaning") from None
     except dacite.DaciteError as error:
         raise ConfigError(f"{error} (see recsys/config.py for every key and its meaning)") from None
 
@@ -317,9 +335,9 @@ def override(config: RunConfig, assignments: tuple[str, ...]) -> RunConfig:
 
 
 def _child(node: Any, key: str, path: str) -> Any:
-    if isinstance(node, (list, tuple)):
+    if isinstance(node, list):
         for index, entry in enumerate(node):
-            if key in (str(index), entry.get("name")):
+            if key == str(index) or (isinstance(entry, dict) and key == entry.get("name")):
                 return entry
     elif isinstance(node, dict) and key in node:
         return node[key]
@@ -335,9 +353,33 @@ def _without_none(value: Any) -> Any:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"expected a number, got {value!r}")
-    return float(value)
+    return float(_of_type(float, value, int, float))
+
+
+def _integer(value: Any) -> int:
+    return _of_type(int, value, int)
+
+
+def _string(value: Any) -> str:
+    return _of_type(str, value, str)
+
+
+def _table(value: Any) -> dict:
+    return _of_type(dict, value, dict)
+
+
+def _list(value: Any) -> Any:
+    return _of_type(list, value, list, tuple)  # of a string, dacite would make a tuple of its letters
+
+
+def _of_type(wanted: type, value: Any, *allowed: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, allowed):  # to Python, true is an int
+        raise dacite.WrongTypeError(wanted, value)
+    return value
+
+
+def _is_word(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_]{1,100}", text) is not None
 
 
 def _require(condition: bool, message: str) -> None:

@@ -59,7 +59,7 @@ def run_config(config: RunConfig, data: Path, out: Path) -> None:
     for upstream in config.upstreams:
         _job(out, f"upstream-{upstream.name}", ("upstream", "--name", upstream.name, *common), config.ranks)
         _job(out, f"refresh-{upstream.name}", ("refresh", "--name", upstream.name, *common), config.ranks)
-    _job(out, "downstream", ("downstream", *common), 1)
+    _job(out, "downstream", ("downstream", *common), config.ranks)
     from recsys.evaluate.collect import collect_results
     from recsys.evaluate.report import build_report, write_report
     from recsys.evaluate.terminal import print_report
@@ -71,9 +71,10 @@ def run_config(config: RunConfig, data: Path, out: Path) -> None:
 
 
 def _claim(config: RunConfig, out: Path) -> None:
-    """Write the config into `out`, or see that the run there is of the same one."""
+    """Write the config into `out`; if work has been done there, see that it was for the same one."""
     path = out / CONFIG
-    if path.is_file() and RunConfig.load(path) != config:
+    begun = any((out / folder).is_dir() for folder in ("stages", "upstream"))
+    if begun and path.is_file() and RunConfig.load(path) != config:
         raise ConfigError(f"{out} holds a run of another config ({path}): choose another --out, or delete the folder")
     out.mkdir(parents=True, exist_ok=True)
     config.save(path)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from recsys.config import RunConfig, UpstreamConfig
@@ -20,6 +18,9 @@ from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.stages import stage, write_json
 from recsys.train.distributed import process_group
 from recsys.train.trainer import fit
+
+_SCAN_ROWS = 65_536
+"""Rows of ids and labels that are read at once."""
 
 
 def train_upstream(config: RunConfig, name: str, data: Path, out: Path) -> None:
@@ -88,22 +89,18 @@ def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:
 def count_positives(files: Sequence[Path], schema: Schema, label: str) -> ItemFrequencies:
     """How often each item is the positive of a training row: Q of the logQ correction (papers.md section 4).
 
-    Exact counts, read from three columns file by file before training starts.
+    Exact counts, read file by file before training starts.
 
     Raises:
-        DataError: no row is positive, so there is nothing to contrast.
+        DataError: no row is positive, so there is nothing to contrast; or what `EventStream` raises.
     """
-    chosen = schema.label(label)
+    facts = schema.select(features=(), labels=(label,))
     ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for path in files:
-        table = pq.read_table(path, columns=[schema.item_id, label, *([chosen.valid] if chosen.valid else [])])
-        positive = pc.equal(table[label].cast("float32"), 1)
-        if chosen.valid:
-            positive = pc.and_kleene(positive, pc.equal(table[chosen.valid].cast("float32"), 1))
-        items = table[schema.item_id].filter(pc.fill_null(positive, False)).to_numpy()
-        both = np.concatenate([ids, items])
-        weights = np.concatenate([counts, np.ones(len(items), np.int64)])
-        ids, inverse = np.unique(both, return_inverse=True)
+        stream = EventStream([path], facts, batch_size=_SCAN_ROWS, drop_last=False)
+        items = [batch.item_ids[(batch.labels[:, 0] == 1) & batch.label_mask[:, 0]].numpy() for batch in stream]
+        weights = np.concatenate([counts, np.ones(sum(map(len, items)), np.int64)])
+        ids, inverse = np.unique(np.concatenate([ids, *items]), return_inverse=True)
         counts = np.bincount(inverse, weights, minlength=len(ids)).astype(np.int64)
     if not len(ids):
         raise DataError(

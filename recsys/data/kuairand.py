@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,18 @@ ITEM_CODES = ("author_id", "video_type", "upload_dt", "upload_type", "music_id",
 COUNTS = ("past_watched", "past_long_watched", "past_liked", "past_long_share", "past_like_share")
 FEEDBACK = ("is_like", "is_follow", "is_comment", "is_forward", "is_hate", "is_profile_enter")
 RAW_LOGS = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
+EVENT_COLUMNS = (
+    "user_id",
+    "video_id",
+    "time_ms",
+    "tab",
+    "is_click",
+    "long_view",
+    *FEEDBACK,
+    "play_time_ms",
+    "duration_ms",
+)
+HISTORY_COLUMNS = ("user_id", "history_len", "last_time_ms", "watch_seq", "like_seq", "long_watch_seq")
 
 
 def prepare_kuairand(source: Path, out: Path) -> None:
@@ -54,15 +67,17 @@ def prepare_kuairand(source: Path, out: Path) -> None:
     item *statistics* file is never read: its counts cover the log's own period.
 
     In `history` one row is one watched video with the labels `long_view` and `is_like`. The extract gives the order of
-    a user's history but no times, so the k-th last row of a user is placed k milliseconds before the user's last time:
-    the order within a user is real, the times are not. `users` and `items` hold one row an entity as of 25 April.
+    a user's history but no times, so the last row of a user gets the user's last time and each one before it a
+    millisecond less: the order within a user is real, the times are not. `users` and `items` hold one row an entity as of 25 April.
 
     Raises:
-        DataError: a file is missing (both forms are named) or lacks a column.
+        DataError: a file is missing (both forms are named), cannot be read, or lacks a column.
     """
     events, watched = _read_extract(source) if (source / "events.parquet").exists() else _read_logs(source)
-    users = _user_table(_read_csv(source, "user_features_pure.csv"))
-    items = _item_table(_read_csv(source, "video_features_basic_pure.csv"))
+    users = _user_table(_read(source, "user_features_pure.csv", ("user_id", *USER_CODES, *USER_NUMBERS)))
+    items = _item_table(
+        _read(source, "video_features_basic_pure.csv", ("video_id", *ITEM_CODES, "tag", "video_duration"))
+    )
     with replacing_folder(out / "history") as history, replacing_folder(out / "impressions") as impressions:
         _write_history(history, watched, users, items)
         _write_impressions(impressions, events, users, items)
@@ -81,33 +96,53 @@ class Watched:
 
 
 def _read_extract(source: Path) -> tuple[pa.Table, Watched]:
-    events = pq.read_table(source / "events.parquet")
-    history = _read_parquet(source, "history.parquet").combine_chunks()
-    lengths = pc.list_value_length(history["watch_seq"]).to_numpy().astype(np.int64)
-    user = np.repeat(history["user_id"].to_numpy(), lengths)
-    item = pc.list_flatten(history["watch_seq"]).to_numpy()
-    from_end = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(item))
-    return events, Watched(
-        user=user,
-        item=item,
+    events = _read(source, "events.parquet", EVENT_COLUMNS)
+    history = _read(source, "history.parquet", HISTORY_COLUMNS).combine_chunks()
+    watches = _lists(history, "watch_seq")
+    lengths = np.diff(watches.offsets)
+    from_end = np.repeat(watches.offsets[1:], lengths) - 1 - np.arange(len(watches.values))
+    return events.filter(pc.greater_equal(events["time_ms"], CUT_MS)), Watched(
+        user=np.repeat(history["user_id"].to_numpy(), lengths),
+        item=watches.values,
         time=np.repeat(history["last_time_ms"].to_numpy(), lengths) - from_end,
-        long_view=_listed(user, item, history, "long_watch_seq"),
-        liked=_listed(user, item, history, "like_seq"),
+        long_view=_listed(watches, _lists(history, "long_watch_seq")),
+        liked=_listed(watches, _lists(history, "like_seq")),
         unseen=np.repeat(history["history_len"].to_numpy() - lengths, lengths),
     )
 
 
-def _listed(user: NDArray, item: NDArray, history: pa.Table, column: str) -> NDArray[np.bool_]:
-    """Whether the user's list in `column` names the item: the lists go further back than the watched ones, so a
-    watched video that is not listed did not get that feedback."""
-    owners = np.repeat(history["user_id"].to_numpy(), pc.list_value_length(history[column]).to_numpy())
-    values = pc.list_flatten(history[column]).to_numpy()
-    span = 1 + max(item.max(initial=0), values.max(initial=0))
-    return np.isin(user * span + item, owners * span + values)
+class _Lists(NamedTuple):
+    """One list a user, the users in the order of the file."""
+
+    offsets: NDArray[np.int64]  # [U + 1]
+    values: NDArray[np.int64]  # [offsets[-1]]
+
+
+def _lists(history: pa.Table, column: str) -> _Lists:
+    lengths = pc.fill_null(pc.list_value_length(history[column]), 0).to_numpy()
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return _Lists(offsets, pc.list_flatten(history[column]).to_numpy())
+
+
+def _listed(watches: _Lists, listed: _Lists) -> NDArray[np.bool_]:
+    """Which watches, of all users' lists one after the other, are those that a list of feedback names.
+
+    Both lists are in order and end at the same time, the list of feedback goes further back: so they are matched from
+    their ends, all users at once. A video watched twice and listed once got that feedback once.
+    """
+    result = np.zeros(len(watches.values), np.bool_)
+    next_listed = listed.offsets[1:] - 1
+    for back in range(1, 1 + int(np.diff(watches.offsets).max(initial=0))):
+        at = watches.offsets[1:] - back
+        users = np.flatnonzero((at >= watches.offsets[:-1]) & (next_listed >= listed.offsets[:-1]))
+        users = users[watches.values[at[users]] == listed.values[next_listed[users]]]
+        result[at[users]] = True
+        next_listed[users] -= 1
+    return result
 
 
 def _read_logs(source: Path) -> tuple[pa.Table, Watched]:
-    logs = pa.concat_tables([_read_csv(source, name) for name in RAW_LOGS])
+    logs = pa.concat_tables([_read(source, name, EVENT_COLUMNS) for name in RAW_LOGS], promote_options="permissive")
     # The publisher's logs repeat some rows exactly; each counts once.
     logs = logs.group_by(logs.column_names, use_threads=False).aggregate([])
     logs = logs.take(pc.sort_indices(logs, [("user_id", "ascending"), ("time_ms", "ascending")]))
@@ -147,9 +182,9 @@ def _write_history(folder: Path, watched: Watched, users: pa.Table, items: pa.Ta
     write_part(_join(_join(log, users, "user_id"), items, "item_id"), folder / "events/all")
     everyone = users["user_id"].to_numpy()
     now = np.full(len(everyone), CUT_MS)
-    first = np.unique(watched.user, return_index=True)
     unseen = np.zeros(len(everyone), np.int64)
-    unseen[np.searchsorted(everyone, first[0])] = watched.unseen[first[1]]
+    known = np.isin(watched.user, everyone)  # users without features have their last row in the log
+    unseen[np.searchsorted(everyone, watched.user[known])] = watched.unseen[known]
     rows = pa.table({"timestamp": now, "user_id": everyone, **_past_columns(watched, everyone, now, unseen)})
     write_part(_join(rows, users, "user_id"), folder / "users")
     catalogue = items.append_column("timestamp", pa.array(np.full(len(items), CUT_MS)))
@@ -281,14 +316,18 @@ def _join(log: pa.Table, entities: pa.Table, key: str) -> pa.Table:
     return log
 
 
-def _read_csv(source: Path, name: str) -> pa.Table:
+def _read(source: Path, name: str, columns: tuple[str, ...]) -> pa.Table:
+    """A CSV or Parquet file that must have these columns."""
     _require_file(source, name)
-    return pyarrow.csv.read_csv(source / name)
-
-
-def _read_parquet(source: Path, name: str) -> pa.Table:
-    _require_file(source, name)
-    return pq.read_table(source / name)
+    path = source / name
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error} Download it anew") from None
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}: is it KuaiRand-Pure's own file?")
+    return table
 
 
 def _require_file(source: Path, name: str) -> None:

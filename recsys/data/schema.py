@@ -16,6 +16,7 @@ import tomli_w
 OWNERS = ("user", "item", "context", "interaction")
 KINDS = ("id", "ids", "sequence", "dense", "vector")
 SPARSE_KINDS = ("id", "ids", "sequence")
+_TYPES = {"str": (str, "a string"), "int": (int, "an integer")}
 
 
 class SchemaError(ValueError):
@@ -111,14 +112,22 @@ class Schema:
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        _require(not repeated, f"features {repeated} are listed twice: keep one of each")
+        for what, listed in (("features", names), ("labels", [label.name for label in self.labels])):
+            repeated = sorted({name for name in listed if listed.count(name) > 1})
+            _require(not repeated, f"{what} {repeated} are listed twice: keep one of each")
         future = {label.name for label in self.labels} | {label.valid for label in self.labels} | set(self.outcomes)
         leaks = sorted(future.intersection(names))
         _require(not leaks, f"features {leaks} are labels or outcomes, known only after the event: remove them")
         _require(
             self.timestamp not in names, f"feature {self.timestamp!r} is the event time: derive hour or day from it"
         )
+        for column, other in ((self.user_id, "item"), (self.item_id, "user")):
+            strays = [feature.name for feature in self.owned_by(other) if feature.name == column]
+            _require(
+                not strays, f"feature {column!r} has owner {other!r}: it is the other entity's id, correct its owner"
+            )
+        keys = {feature.age_key for feature in self.features if feature.time}.intersection(names)
+        _require(not keys, f"features {sorted(keys)} are named as a timed sequence's ages are: rename them")
         tables: dict[tuple[str, str], Feature] = {}
         for feature in self.features:
             if feature.kind not in SPARSE_KINDS:
@@ -177,7 +186,7 @@ class Schema:
         document: dict[str, Any] = {**top, **({"outcomes": list(self.outcomes)} if self.outcomes else {})}
         document["feature"] = [{k: v for k, v in asdict(f).items() if v not in ("", 0)} for f in self.features]
         document["label"] = [{k: v for k, v in asdict(label).items() if v} for label in self.labels]
-        Path(path).write_text(tomli_w.dumps(document))
+        Path(path).write_text(tomli_w.dumps(document), encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Schema:
@@ -187,16 +196,23 @@ class Schema:
             SchemaError: not TOML, an unknown key, or a contradiction; the message starts with the path.
         """
         try:
-            document = tomllib.loads(Path(path).read_text())
-            features = tuple(_build(Feature, entry, "feature") for entry in document.pop("feature", []))
-            labels = tuple(_build(Label, entry, "label") for entry in document.pop("label", []))
-            document["outcomes"] = tuple(document.pop("outcomes", ()))
-            return _build(Schema, {**document, "features": features, "labels": labels}, "schema")
-        except (tomllib.TOMLDecodeError, SchemaError) as error:
+            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            features = tuple(_build(Feature, x, "feature") for x in _entries(document, "feature", dict, "[[feature]]"))
+            labels = tuple(_build(Label, x, "label") for x in _entries(document, "label", dict, "[[label]]"))
+            outcomes = tuple(_entries(document, "outcomes", str, 'outcomes = ["play_time"]'))
+            return _build(Schema, {**document, "features": features, "labels": labels, "outcomes": outcomes}, "schema")
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, SchemaError) as error:
             raise SchemaError(f"{path}: {error}") from None
 
     def _with(self, **changes: Any) -> Schema:
         return Schema(**{**{f.name: getattr(self, f.name) for f in fields(self)}, **changes})
+
+
+def _entries(document: dict[str, Any], key: str, kind: type, example: str) -> list[Any]:
+    """Take a list of one type out of a TOML document."""
+    found = document.pop(key, [])
+    _require(isinstance(found, list) and all(isinstance(x, kind) for x in found), f"{key} is no list: write {example}")
+    return found
 
 
 def _build(kind: type, entry: dict[str, Any], what: str) -> Any:
@@ -205,6 +221,13 @@ def _build(kind: type, entry: dict[str, Any], what: str) -> Any:
     if unknown:
         raise SchemaError(
             f"{what} {entry.get('name', '')!r}: unknown key {unknown[0]!r}; known keys: {', '.join(known)}"
+        )
+    for field in fields(kind):
+        wanted, words = _TYPES.get(str(field.type), (object, ""))
+        value = entry.get(field.name, "" if wanted is str else 0)
+        _require(
+            isinstance(value, wanted) and not isinstance(value, bool),
+            f"{what} {entry.get('name', '')!r}: {field.name} is {value!r}; use {words}",
         )
     try:
         return kind(**entry)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
@@ -34,6 +34,8 @@ _PREFETCHED = 4
 """Batches that are ready before the consumer asks."""
 _CHUNK_ROWS = 8192
 """Rows that are decoded, or gathered from a shuffled block, in one call: large enough for Arrow, small for a cache."""
+_READ_BYTES = 1 << 20
+"""Bytes of a column that are read from disk at once."""
 _GROUPS, _BLOCKS = 1, 2
 """First words of the two kinds of random streams, so that none of one kind equals one of the other."""
 
@@ -47,8 +49,8 @@ class EventStream:
     permutes each block by a generator of (seed, epoch, rank, block). To mix well, files want row groups that are
     smaller than a block, and many of them.
 
-    Memory: two blocks (the next one fills while this one is handed out, so that reading never comes in bursts) and the
-    compressed columns of one row group; a row group is decoded in pieces, so a file may be one giant row group.
+    Memory: two blocks (the next one fills while this one is handed out, so that reading never comes in bursts), a few
+    batches, and a few MB a column for decoding. Row groups are decoded piece by piece, so a file may be one giant one.
 
     Args:
         files: Parquet files, in time order (`find_files`). All footers are checked here, before anything is read.
@@ -60,6 +62,8 @@ class EventStream:
         seed: Seed of both shuffles, 0 or more.
         epochs: Passes over the rows.
         drop_last: Leave out the rows that do not fill a batch; without it the last batch of an epoch is shorter.
+        transform: Applied to every batch, in the input thread, so that it runs beside the training step; the store's
+            vectors are joined here. What it raises surfaces in the iteration.
 
     Raises:
         ValueError: an argument is out of its bounds.
@@ -78,6 +82,7 @@ class EventStream:
         seed: int = 0,
         epochs: int = 1,
         drop_last: bool = True,
+        transform: Callable[[Batch], Batch] | None = None,
     ) -> None:
         _at_least("batch_size", batch_size, 1)
         _at_least("world_size", world_size, 1)
@@ -91,6 +96,7 @@ class EventStream:
         self._batch_size = batch_size
         self._rank = rank
         self._seed = seed
+        self._transform = transform
         self._shuffled = shuffle_batches > 0
         self._block_steps = shuffle_batches or max(1, _CHUNK_ROWS // batch_size)
         piece = self.rows // world_size
@@ -152,8 +158,10 @@ class EventStream:
     def _epoch(self, epoch: int, step: int) -> Iterator[Batch]:
         """The batches of one epoch from `step` on."""
         block, skipped = divmod(step, self._block_steps)
+        if not self._shuffled:
+            skipped = 0  # stored order needs no whole blocks: begin with the row that is wanted
         block_rows = self._block_steps * self._batch_size
-        start = self._first_row + block * block_rows
+        start = self._first_row + (step - skipped) * self._batch_size
         with closing(self._pieces(epoch, start, self._end_row)) as pieces:
             buffer = _Buffer(pieces)
             while start < self._end_row:
@@ -178,10 +186,11 @@ class EventStream:
     ) -> Batch:
         """A batch of the rows that begin with row `first` of their block."""
         try:
-            return to_batch(rows, self._schema)
+            batch = to_batch(rows, self._schema)
         except RowError as error:
             row = first + error.row
             raise _located(error, origins, row if order is None else int(order[row])) from None
+        return batch if self._transform is None else self._transform(batch)
 
     def _pieces(self, epoch: int, start: int, end: int) -> Generator[_Piece, None, None]:
         """Rows [start, end) of the epoch's order, decoded piece by piece."""
@@ -279,7 +288,8 @@ class _Prefetcher(Generic[T]):
         """Stop the thread and wait for it: at most for the one item it is working on."""
         self._stopped.set()
         self._slots.release()
-        self._thread.join()
+        if self._thread is not threading.current_thread():  # the collector may find an abandoned iterator in any thread
+            self._thread.join()
 
     def _run(self, source: Generator[T, None, None]) -> None:
         try:
@@ -309,7 +319,10 @@ def _read(group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType]
     """Rows [low, high) of a row group, in canonical types; strings are hashed here, before anything moves them."""
     names, row = list(types), 0
     try:
-        with pq.ParquetFile(group.file, page_checksum_verification=True, buffer_size=1048576) as file:
+        # A read buffer, without pre_buffer: else all compressed columns of the row group would be in memory at once.
+        with pq.ParquetFile(
+            group.file, page_checksum_verification=True, buffer_size=_READ_BYTES, pre_buffer=False
+        ) as file:
             # use_threads=False: one input thread a rank is the budget; the other cores belong to other ranks.
             for data in file.iter_batches(_CHUNK_ROWS, row_groups=[group.index], columns=names, use_threads=False):
                 first, last = max(row, low), min(row + data.num_rows, high)

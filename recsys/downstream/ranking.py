@@ -6,6 +6,7 @@ that was stopped goes on with the rankers that are missing.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -85,24 +86,26 @@ def downstream_schema(downstream: DownstreamConfig, data: Path, labels: tuple[st
     path = data / downstream.schema
     if not path.is_file():
         raise DataError(f"{path}: no such schema; correct downstream.schema in the config, or --data")
-    return Schema.load(path).select(features=downstream.features or None, labels=labels)
+    return Schema.load(path).select(features=downstream.features or None, labels=tuple(dict.fromkeys(labels)))
 
 
 def train_rankers(config: RunConfig, data: Path, out: Path) -> None:
-    """Train every ranker that has not left its predictions yet, one after the other, on the ranks of this job.
+    """Train every ranker that has not left its predictions yet.
+
+    The rankers are many, small and independent: each rank of the job trains its share of them alone.
 
     Raises:
         SchemaError, DataError, KeyError: a file, feature, label or series is not there.
     """
-    with process_group() as environment, stage(out, "downstream", environment):
+    part, parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with process_group(alone=True) as environment, stage(out, "downstream", environment, part=part, parts=parts):
         rankers = list(all_rankers(config))
-        for number, ranker in enumerate(rankers, start=1):
+        for number, ranker in list(enumerate(rankers, start=1))[part::parts]:
             if ranker.path(out).is_file():
                 continue
             score = train_ranker(ranker, populations(config)[ranker.population], data, out, environment)
-            if environment.is_main:
-                name = f"{ranker.population}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
-                print(f"ranker {number}/{len(rankers)} {name}: validation ne {score:.4f}", flush=True)
+            name = f"{ranker.population}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
+            print(f"ranker {number}/{len(rankers)} {name}: validation ne {score:.4f}", flush=True)
 
 
 def train_ranker(
@@ -124,8 +127,6 @@ def train_ranker(
             find_files(data, patterns),
             schema,
             batch_size=training.batch_size if training_rows else 4096,
-            rank=environment.rank,
-            world_size=environment.world_size,
             shuffle_batches=training.shuffle_batches if training_rows else 0,
             seed=ranker.seed,
             epochs=max(1, epochs),
@@ -139,7 +140,13 @@ def train_ranker(
 
     def validation_ne(model: nn.Module) -> float:
         logits, labels, mask, _ = predict(model, validation, environment)
-        return normalized_entropy(labels[mask].numpy(), logits[mask].numpy())
+        score = normalized_entropy(labels[mask].numpy(), logits[mask].numpy())
+        if math.isnan(score) and not logits.isnan().any():
+            raise DataError(
+                f"the validation files {', '.join(downstream.validation)} do not hold both a 0 and a 1 of label "
+                f"{label!r}, so no epoch can be chosen by them: give more of them"
+            )
+        return score
 
     result = fit(
         task,
@@ -151,8 +158,7 @@ def train_ranker(
         after_epoch=validation_ne,
     )
     logits, labels, mask, users = predict(result.model, stream(downstream.test, epochs=0), environment)
-    if environment.is_main:
-        write_predictions(ranker.path(out), logits[:, 0], labels[:, 0], mask[:, 0], users)
+    write_predictions(ranker.path(out), logits[:, 0], labels[:, 0], mask[:, 0], users)
     return min(result.scores)
 
 

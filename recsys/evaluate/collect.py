@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -17,6 +15,7 @@ from embedding_store import EmbeddingStore, Snapshot
 from recsys.config import DownstreamConfig, RunConfig
 from recsys.data.files import check_files, find_files
 from recsys.data.schema import Schema
+from recsys.data.stream import EventStream
 from recsys.data.synthetic import oracle_scores
 from recsys.downstream.features import PointInTimeSeries
 from recsys.downstream.ranking import Ranker, all_rankers, downstream_schema, populations, read_predictions
@@ -26,6 +25,9 @@ from recsys.refresh.publish import store_folder
 from recsys.stages import read_stages
 from recsys.train.distributed import peak_memory
 from recsys.upstream import upstream_folder
+
+_SCAN_ROWS = 65_536
+"""Rows of ids, times and labels that are read at once."""
 
 
 def collect_results(config: RunConfig, data: Path, out: Path) -> RunResults:
@@ -99,10 +101,11 @@ def _upstream_run(out: Path, name: str) -> UpstreamRun:
 
 def _test_events(downstream: DownstreamConfig, data: Path) -> Mapping[str, torch.Tensor]:
     """`user`, `item` and `timestamp` of every test event, int64 [N] each."""
-    schema = downstream_schema(downstream, data, tuple(downstream.tasks.values()))
-    columns = {"user": schema.user_id, "item": schema.item_id, "timestamp": schema.timestamp}
-    table = _read(data, downstream.test, tuple(columns.values()))
-    return {name: torch.from_numpy(table[column].to_numpy().copy()) for name, column in columns.items()}
+    rows = [(batch.user_ids, batch.item_ids, batch.timestamps) for batch in _facts(downstream, data, downstream.test)]
+    return {
+        name: torch.cat(column)
+        for name, column in zip(("user", "item", "timestamp"), zip(*rows, strict=True), strict=True)
+    }
 
 
 def _series_run(
@@ -138,13 +141,12 @@ def _positives(
     downstream: DownstreamConfig, data: Path, patterns: tuple[str, ...], label: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """User and item ids of the rows whose label exists and is 1."""
-    schema = downstream_schema(downstream, data, (label,))
-    valid = schema.label(label).valid
-    table = _read(data, patterns, (schema.user_id, schema.item_id, label, *((valid,) if valid else ())))
-    chosen = table[label].to_numpy() == 1
-    if valid:
-        chosen &= table[valid].to_numpy() == 1
-    return table[schema.user_id].to_numpy()[chosen], table[schema.item_id].to_numpy()[chosen]
+    users, items = [], []
+    for batch in _facts(downstream, data, patterns, (label,)):
+        chosen = (batch.labels[:, 0] == 1) & batch.label_mask[:, 0]
+        users.append(batch.user_ids[chosen].numpy())
+        items.append(batch.item_ids[chosen].numpy())
+    return np.concatenate(users), np.concatenate(items)
 
 
 def _split_rows(downstream: DownstreamConfig, data: Path) -> dict[str, int]:
@@ -153,5 +155,9 @@ def _split_rows(downstream: DownstreamConfig, data: Path) -> dict[str, int]:
     return {name: check_files(find_files(data, patterns), schema) for name, patterns in splits.items()}
 
 
-def _read(data: Path, patterns: tuple[str, ...], columns: tuple[str, ...]) -> pa.Table:
-    return pa.concat_tables([pq.ParquetFile(path).read(list(columns)) for path in find_files(data, patterns)])
+def _facts(
+    downstream: DownstreamConfig, data: Path, patterns: tuple[str, ...], labels: tuple[str, ...] = ()
+) -> EventStream:
+    """Ids, times and these labels of all rows, in the files' order; no features."""
+    schema = downstream_schema(downstream, data, labels).select(features=())
+    return EventStream(find_files(data, patterns), schema, batch_size=_SCAN_ROWS, drop_last=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch.distributed as dist
@@ -35,11 +36,13 @@ def space_name(upstream: str) -> str:
 def refresh_upstream(config: RunConfig, name: str, data: Path, out: Path) -> None:
     """Embed every user and item of upstream `name` by its newest checkpoint; publish `user_<name>`, `item_<name>`.
 
-    `as_of` is the time of the newest event or entity row of the source, the same for both. A second call with the same
-    checkpoint publishes nothing; after a crash between the two commits, only the one that is missing.
+    `as_of` is the time of the newest event or entity row of the source, the same for both. The two have equal versions:
+    both are computed before either is committed, and a crash between the two commits is mended by the next call. A
+    second call with the same checkpoint publishes nothing.
 
     Raises:
         CheckpointError: the upstream has not been trained, or by another config.
+        DataError: a row that cannot be read, naming file and row.
         StoreError: the store refuses a snapshot.
     """
     upstream = config.upstream(name)
@@ -50,16 +53,14 @@ def refresh_upstream(config: RunConfig, name: str, data: Path, out: Path) -> Non
         holder = nn.ModuleDict({"model": DERM(schema, upstream.model, tasks)})
         sharded = shard(holder, environment, sparse_lr=upstream.training.sparse_lr)
         step = load_model(upstream_folder(out, name) / "checkpoints", sharded)
-        model = sharded.module["model"]
         events = {owner: last_events(data, upstream.source, schema, owner) for owner in ENTITIES}
         as_of = max(selected.as_of for selected in events.values())
-        record = upstream_folder(out, name) / "published.json"
         series = {owner: _open(out, f"{owner}_{name}", upstream.model.vector_dim, environment) for owner in ENTITIES}
-        for owner in _missing(series, as_of, step, record, environment):
-            batches = embed(model, schema, events[owner], owner, environment)
-            _commit(series[owner], batches, as_of, space_name(name))
-        if environment.is_main:
-            write_json(record, {"step": step, "as_of": as_of})
+        for owners in _owed(series, step, as_of, upstream_folder(out, name) / "published.json", environment):
+            with ExitStack() as writers:  # commits at its end, or none if anything raises before
+                for owner in owners:
+                    batches = embed(sharded.module["model"], schema, events[owner], owner, environment)
+                    _write(series[owner], batches, as_of, space_name(name), writers)
 
 
 def _open(out: Path, name: str, dim: int, environment: Environment) -> Series | None:
@@ -69,30 +70,32 @@ def _open(out: Path, name: str, dim: int, environment: Environment) -> Series | 
     return EmbeddingStore(store_folder(out)).create(name, dim=dim, dtype="float32", exist_ok=True)
 
 
-def _missing(
-    series: dict[str, Series | None], as_of: int, step: int, record: Path, environment: Environment
-) -> tuple[str, ...]:
-    """Which series this checkpoint still has to be published to, decided by rank 0 for all."""
-    decision: list[tuple[str, ...]] = [ENTITIES]
+def _owed(
+    series: dict[str, Series | None], step: int, as_of: int, record: Path, environment: Environment
+) -> list[tuple[str, ...]]:
+    """For each version still to be written, the oldest first, the series that lack it; decided by rank 0 for all.
+
+    `record` says of which checkpoint the newest version is, from before its first commit on. So what a crash has kept
+    from the second series can be told from what a newer checkpoint owes to both, which never share a version.
+    """
+    decision: list[list[tuple[str, ...]]] = [[]]
     if environment.is_main:
-        versions = {owner: [x.version for x in opened.history()] for owner, opened in series.items() if opened}
-        newest = {owner: max(published, default=0) for owner, published in versions.items()}
-        done = json.loads(record.read_text()) if record.is_file() else None
-        ahead = max(newest.values())
-        if done == {"step": step, "as_of": as_of}:
-            decision = [()]
-        elif min(newest.values()) < ahead:
-            # One commit of a pair came through before a crash: the other is owed, with the same as_of.
-            decision = [tuple(owner for owner, version in newest.items() if version < ahead)]
+        newest = {owner: max(opened.versions(), default=0) for owner, opened in series.items() if opened}
+        entry = {"step": step, "as_of": as_of, "version": max(newest.values())}
+        if not record.is_file() or json.loads(record.read_text()) != entry:
+            entry["version"] += 1
+            write_json(record, entry)
+        versions = range(min(newest.values()) + 1, entry["version"] + 1)
+        decision = [[tuple(owner for owner in ENTITIES if newest[owner] < version) for version in versions]]
     dist.broadcast_object_list(decision, src=0)
     return decision[0]
 
 
-def _commit(series: Series | None, batches: Iterator[tuple[Tensor, Tensor]], as_of: int, space: str) -> None:
-    if series is None:
-        for _ in batches:  # this rank computes its share; rank 0 gets and writes it
-            pass
-        return
-    with series.write(as_of=as_of, space=space) as writer:
-        for ids, vectors in batches:
+def _write(
+    series: Series | None, batches: Iterator[tuple[Tensor, Tensor]], as_of: int, space: str, writers: ExitStack
+) -> None:
+    """Append the vectors to a new snapshot, to be committed when `writers` ends."""
+    writer = None if series is None else writers.enter_context(series.write(as_of=as_of, space=space))
+    for ids, vectors in batches:  # the other ranks compute their share; rank 0 gets and writes it
+        if writer is not None:
             writer.append(ids, vectors)

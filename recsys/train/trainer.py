@@ -181,7 +181,8 @@ def fit(
         out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
         title: name of the run in the terminal; None: quiet.
         after_epoch: called with the model in evaluation mode after each epoch; returns a score, the same on every rank.
-            The returned model is that of the epoch with the lowest score. Not with `out`: it is kept in memory only.
+            Training ends early after the first epoch that does not lower the score; the returned model is that of the
+            epoch with the lowest. Not with `out`: it is kept in memory only.
 
     Raises:
         PlanError: the tables do not fit the ranks.
@@ -239,7 +240,7 @@ def _prepare(
 
 
 def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: _BestState | None) -> Clock:
-    """Train until the stream ends."""
+    """Train until the stream ends, or an epoch does not improve on the best."""
     pipeline = TrainPipelineSparseDist(
         run.model,
         run.optimizer,
@@ -271,7 +272,9 @@ def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: _Best
         if best is not None:
             pipeline.detach()  # give the model its own forward back
             with clock.paused():
-                best.evaluate()
+                improved = best.evaluate()
+            if not improved:
+                break
     pipeline.detach()
     return clock
 
@@ -316,15 +319,18 @@ class _BestState:
         self._score = score
         self._kept: list[Tensor] = []
 
-    def evaluate(self) -> None:
+    def evaluate(self) -> bool:
+        """Score the model as it is; whether that is the best so far."""
         self._model.eval()
         score = self._score(self._model)
         self._model.train()
         if not math.isfinite(score):
             raise LossError(f"the score after epoch {len(self.scores) + 1} is {score}: lower the learning rates")
+        improved = score < min(self.scores, default=math.inf)
         self.scores.append(score)
-        if score == min(self.scores):
+        if improved:
             self._kept = [tensor.detach().clone() for tensor in _local_tensors(self._model)]
+        return improved
 
     @torch.no_grad()
     def restore(self) -> None:

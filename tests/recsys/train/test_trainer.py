@@ -81,7 +81,7 @@ def test_loss_falls_and_figures_are_reported(environment: Environment):
 
 
 def test_best_epoch_is_kept(environment: Environment):
-    scores, states = iter([0.5, 0.25, 0.75]), []
+    scores, states = iter([0.5, 0.25, 0.75, 0.1]), []
 
     def after_epoch(model: torch.nn.Module) -> float:
         assert not model.training
@@ -89,9 +89,10 @@ def test_best_epoch_is_kept(environment: Environment):
         states.append(logits)
         return next(scores)
 
-    stream = make_stream(3, epochs=3)
+    stream = make_stream(3, epochs=4)
     result = fit(make_task(), stream, CONFIG, environment, tasks=TASKS, title=None, after_epoch=after_epoch)
-    assert result.scores == (0.5, 0.25, 0.75)
+    assert result.scores == (0.5, 0.25, 0.75)  # the fourth epoch is not trained
+    assert result.steps == 9
     assert torch.equal(predict(result.model, make_stream(2, rank=9), environment)[0], states[1])
     assert not torch.equal(states[1], states[2])
 
