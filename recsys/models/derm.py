@@ -1,0 +1,188 @@
+"""DERM, the upstream model: user tower, item tower, interaction tower (papers.md section 1).
+
+An entity tower is built from the features its entity owns and from nothing else, so context and interaction features
+cannot reach an entity vector. They enter the interaction tower, behind the two vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.config import ModelConfig
+from recsys.data.batch import Batch
+from recsys.data.schema import Schema
+from recsys.models.dhen import DHEN
+from recsys.models.tokens import OwnerTokens
+
+ENTITIES = ("user", "item")
+"""Owners that have a tower and so vectors."""
+
+_NORM_EPS = 1e-4  # an output shorter than this stays shorter than 1; it bounds the gradient at the zero vector
+
+
+class DermOutput(NamedTuple):
+    """What `DERM.forward` gives."""
+
+    logits: Tensor  # float [B, T], one column a task
+    user: Tensor  # float32 [B, D], L2-normalised
+    item: Tensor  # float32 [B, D], L2-normalised
+
+
+class DERM(nn.Module):
+    """Three towers with DHEN backbones; logits per task and the two entity vectors.
+
+    Args:
+        schema: says which feature each tower sees, and names the labels.
+        config: sizes of the towers.
+        tasks: labels to predict, in the order of the logits' columns.
+        device: where parameters are created (`meta` to have them initialised by DistributedModelParallel); default:
+            torch's default device.
+
+    Raises:
+        SchemaError: a task is not a label of the schema.
+        ValueError: no task, a task twice, or an entity without a feature.
+    """
+
+    def __init__(
+        self, schema: Schema, config: ModelConfig, tasks: Sequence[str], device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        if not tasks or len(set(tasks)) != len(tasks):
+            raise ValueError(f"tasks is {list(tasks)}; name at least one label, each once")
+        for task in tasks:
+            schema.label(task)
+        self.tasks = tuple(tasks)
+        with device or torch.get_default_device():
+            self.user = EntityTower(schema, "user", config)
+            self.item = EntityTower(schema, "item", config)
+            self.interaction = InteractionTower(schema, config, len(tasks))
+
+    def forward(self, batch: Batch) -> DermOutput:
+        """Logits [B, T] and both vectors [B, D] of a batch of events."""
+        user, item = self.user(batch), self.item(batch)
+        return DermOutput(self.interaction(user, item, batch), user, item)
+
+    def user_vector(self, batch: Batch) -> Tensor:
+        """User vectors [B, D]; touches only user features, so a batch that has no others will do."""
+        return self.user(batch)
+
+    def item_vector(self, batch: Batch) -> Tensor:
+        """Item vectors [B, D]; touches only item features, so a batch that has no others will do."""
+        return self.item(batch)
+
+
+class EntityTower(nn.Module):
+    """Features of one entity -> its vector [B, D]: tokens, DHEN, `out_tokens` tokens flattened and L2-normalised.
+
+    Raises:
+        ValueError: `owner` is not an entity, or the schema has no feature of it.
+    """
+
+    def __init__(self, schema: Schema, owner: str, config: ModelConfig) -> None:
+        super().__init__()
+        if owner not in ENTITIES:
+            raise ValueError(
+                f"an entity tower was asked for owner {owner!r}; only {' and '.join(ENTITIES)} have one: "
+                "context and interaction features enter the interaction tower alone"
+            )
+        self.tokens = OwnerTokens(schema, (owner,), config)
+        if self.tokens.count == 0:
+            raise ValueError(
+                f"the {owner} tower has no features: give the schema at least one feature with owner = {owner!r}, "
+                f"say the {owner} id itself as kind 'id'"
+            )
+        self.backbone = DHEN(self.tokens.count, config)
+        self.head = VectorHead(config)
+
+    def forward(self, batch: Batch) -> Tensor:  # [B, D]
+        return self.head(self.backbone(self.tokens(batch)))
+
+
+class VectorHead(nn.Module):
+    """DHEN's tokens -> `out_tokens` tokens of `out_dim`, flattened, L2-normalised in float32."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.tokens * config.token_dim, config.vector_dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, m, d] -> [B, D]
+        return F.normalize(self.linear(x.flatten(1)).float(), dim=1, eps=_NORM_EPS)
+
+
+class InteractionTower(nn.Module):
+    """User vector, item vector, context and interaction features -> logits [B, T]."""
+
+    def __init__(self, schema: Schema, config: ModelConfig, tasks: int) -> None:
+        super().__init__()
+        tokens = OwnerTokens(schema, ("context", "interaction"), config)
+        self.tokens = tokens if tokens.count else None
+        self.pair = PairNetwork(tokens.count, config, tasks)
+
+    def forward(
+        self,
+        user: Tensor,  # [B, D]
+        item: Tensor,  # [B, D]
+        batch: Batch,
+    ) -> Tensor:  # [B, T]
+        return self.pair(user, item, None if self.tokens is None else self.tokens(batch))
+
+
+class PairNetwork(nn.Module):
+    """Tokens of user, item, their elementwise product (ours) and the event -> DHEN -> one small MLP a task.
+
+    To each task's logit a weighted inner product of the two vectors is added (ours): it gives the vectors a gradient
+    from the first step, before DHEN has learned to multiply.
+    """
+
+    def __init__(self, event_tokens: int, config: ModelConfig, tasks: int) -> None:
+        super().__init__()
+        self.out_tokens = config.out_tokens
+        self.scale = math.sqrt(config.vector_dim)  # brings the components of a unit vector to unit size
+        self.project = nn.ModuleList(nn.Linear(config.out_dim, config.token_dim) for _ in range(3))
+        self.backbone = DHEN(3 * config.out_tokens + event_tokens, config)
+        self.heads = TaskHeads(config.tokens * config.token_dim, config.token_dim, tasks)
+        self.inner_product = nn.Linear(config.vector_dim, tasks, bias=False)
+
+    def forward(
+        self,
+        user: Tensor,  # [B, D]
+        item: Tensor,  # [B, D]
+        event: Tensor | None,  # [B, m, d]
+    ) -> Tensor:  # [B, T]
+        user, item = user * self.scale, item * self.scale
+        product = user * item
+        tokens = [
+            project(vector.unflatten(1, (self.out_tokens, -1)))
+            for project, vector in zip(self.project, (user, item, product), strict=True)
+        ]
+        if event is not None:
+            tokens.append(event)
+        return self.heads(self.backbone(torch.cat(tokens, dim=1)).flatten(1)) + self.inner_product(product)
+
+
+class TaskHeads(nn.Module):
+    """One MLP (Linear, GELU, Linear to 1) a task, all computed by two batched products."""
+
+    def __init__(self, width: int, hidden: int, tasks: int) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self.hidden = nn.Sequential(nn.Linear(width, tasks * hidden), nn.GELU())
+        self.weight = nn.Parameter(torch.empty(tasks, hidden))
+        self.bias = nn.Parameter(torch.empty(tasks))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As nn.Linear; called again where the module was built on the meta device."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, W] -> float32 [B, T]
+        hidden = self.hidden(x).unflatten(1, (self.tasks, -1)).float()
+        return (hidden * self.weight).sum(2) + self.bias

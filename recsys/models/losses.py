@@ -1,0 +1,206 @@
+"""The upstream's loss: supervised multi-task + contrastive between user and item vectors (papers.md section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.config import ConfigError, LossConfig
+from recsys.data.batch import Batch
+from recsys.models.derm import DermOutput
+
+
+class TaskOutput(NamedTuple):
+    """What a task module gives beside its loss, for logging and metrics. Nothing here carries a gradient."""
+
+    losses: dict[str, Tensor]  # scalars: each part of the loss by name
+    logits: Tensor  # float32 [B, T]
+    labels: Tensor  # float32 [B, T]
+    mask: Tensor  # bool [B, T], true where the label exists
+
+
+class DermTask(nn.Module):
+    """A DERM and its loss, in the form the trainer takes: `forward(batch) -> (loss, TaskOutput)`.
+
+    The loss is the sum of the tasks' mean cross-entropies plus `contrastive_weight` x the contrastive loss. Of
+    `losses`, each task has its own under its name, the contrastive one (where its weight is not 0) is "contrastive".
+
+    Args:
+        model: gives DermOutput.
+        config: which label is contrasted, and how.
+        tasks: the labels of a batch, in the order of their columns, which is the order of the logits.
+        frequencies: log Q of the items, counted over the rows with a positive contrastive label.
+
+    Raises:
+        ConfigError: the contrastive label is not among the tasks.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = DermLoss(config, tasks, frequencies)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
+        """Scalar loss of this rank's rows, and what to log."""
+        return self.loss(self.model(batch), batch)
+
+
+class DermLoss(nn.Module):
+    """DermOutput and its batch -> (loss, TaskOutput); a leaf of the train pipeline's trace. See DermTask."""
+
+    def __init__(self, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies) -> None:
+        super().__init__()
+        label = config.contrastive_label or tasks[0]
+        if label not in tasks:
+            raise ConfigError(f"loss.contrastive_label is {label!r}; use one of the tasks: {', '.join(tasks)}")
+        self.config = config
+        self.tasks = tuple(tasks)
+        self.contrasted = self.tasks.index(label)
+        self.frequencies = frequencies
+
+    def forward(self, output: DermOutput, batch: Batch) -> tuple[Tensor, TaskOutput]:
+        logits = output.logits.float()
+        if logits.shape != batch.labels.shape:
+            raise ValueError(
+                f"batch.labels is {list(batch.labels.shape)}, the logits are {list(logits.shape)} for the tasks "
+                f"{', '.join(self.tasks)}: read the events with schema.select(labels=tasks)"
+            )
+        means = supervised_loss(logits, batch.labels, batch.label_mask)
+        losses = dict(zip(self.tasks, means.detach().unbind(), strict=True))
+        loss = means.sum()
+        if self.config.contrastive_weight:
+            positive = (batch.labels[:, self.contrasted] > 0.5) & batch.label_mask[:, self.contrasted]
+            log_q = self.frequencies(batch.item_ids)
+            contrastive = contrastive_loss(
+                output.user, output.item, batch.item_ids, positive, log_q, temperature=self.config.temperature
+            )
+            losses["contrastive"] = contrastive.detach()
+            loss = loss + self.config.contrastive_weight * contrastive
+        return loss, TaskOutput(losses, logits.detach(), batch.labels, batch.label_mask)
+
+
+def supervised_loss(
+    logits: Tensor,  # [B, T]
+    labels: Tensor,  # float [B, T]
+    mask: Tensor,  # bool [B, T], true where the label exists
+) -> Tensor:  # float32 [T]
+    """Mean binary cross-entropy of each task over its valid rows; 0, with a gradient of 0, where there are none."""
+    each = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+    return torch.where(mask, each, 0.0).sum(0) / mask.sum(0).clamp(min=1)
+
+
+def contrastive_loss(
+    user: Tensor,  # [B, D]
+    item: Tensor,  # [B, D]
+    item_ids: Tensor,  # int64 [B]
+    positive: Tensor,  # bool [B], rows whose user chose their item
+    log_q: Tensor,  # float [B], log of the probability of sampling the row's item
+    *,
+    temperature: float,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:  # float32 []
+    """Mean over this rank's positive rows of -log softmax(u.p / temperature - log_q), against in-batch negatives.
+
+    The negatives of a row are the items of the positive rows of every rank in `group` (default: all ranks, where
+    torch.distributed runs), but for other rows of the same item. The gradient flows through the gather: averaged over
+    ranks, as DistributedDataParallel does, it is that of one rank with the whole batch, given equally many positives
+    on each. Every rank must call this, with the same B; a rank without positives gets 0 with a gradient of 0.
+    papers.md sections 1 and 4.
+    """
+    with torch.autocast(user.device.type, enabled=False):
+        candidates = _gather(item.float(), group)  # [W B, D]
+        # One exchange for what has no gradient: the bits of log_q travel as int64.
+        facts = torch.stack((item_ids, log_q.double().view(torch.int64), positive.long()), dim=1)
+        ids, log_q_bits, chosen = _gather(facts, group).unbind(1)
+        columns = chosen.nonzero().squeeze(1)  # [C]
+        rows = positive.nonzero().squeeze(1)  # [P]
+        candidate_log_q = log_q_bits.contiguous().view(torch.float64)[columns].float()
+        queries, keys = user.float().index_select(0, rows), candidates.index_select(0, columns)
+        logits = queries @ keys.T / temperature - candidate_log_q  # [P, C]
+        first = _rank(group) * user.shape[0]
+        own = torch.searchsorted(columns, rows + first).unsqueeze(1)  # [P, 1]
+        collisions = (item_ids[rows].unsqueeze(1) == ids[columns]).scatter(1, own, False)
+        logits.masked_fill_(collisions, float("-inf"))
+        return (logits.logsumexp(1) - logits.gather(1, own).squeeze(1)).sum() / max(rows.shape[0], 1)
+
+
+class ItemFrequencies(nn.Module):
+    """log Q: log-probability of an item under the training positives' counts; an unseen item gets the smallest.
+
+    The counts come from the training files and are the same after a restart, so they are no part of a checkpoint.
+    """
+
+    ids: Tensor  # int64 [N], sorted
+    log_probability: Tensor  # float32 [N + 1]; the last is that of an unseen item
+
+    def __init__(self, ids: Tensor, log_probability: Tensor) -> None:
+        """See `from_counts`."""
+        super().__init__()
+        self.register_buffer("ids", ids, persistent=False)
+        self.register_buffer("log_probability", log_probability, persistent=False)
+
+    @staticmethod
+    def from_counts(ids: Tensor, counts: Tensor) -> ItemFrequencies:
+        """Build from item ids (int64 [N], in any order, each once) and how often each was seen ([N], at least 1).
+
+        Raises:
+            ValueError: no items, different lengths, a repeated id, or a count below 1.
+        """
+        if ids.shape != counts.shape or ids.dim() != 1 or not len(ids):
+            raise ValueError(
+                f"ids and counts are {list(ids.shape)} and {list(counts.shape)}; give two of [N] with N of 1 or more"
+            )
+        ids, order = ids.long().sort()
+        if bool((ids[1:] == ids[:-1]).any()):
+            raise ValueError("ids repeat: add up the counts of each item first")
+        if int(counts.min()) < 1:
+            raise ValueError(f"the smallest count is {int(counts.min())}; leave out items that were not seen")
+        counts = counts.double()[order]
+        log_probability = (counts / counts.sum()).log()
+        return ItemFrequencies(ids, torch.cat((log_probability, log_probability.min().unsqueeze(0))).float())
+
+    def forward(self, item_ids: Tensor) -> Tensor:  # int64 [B] -> float32 [B]
+        unseen = len(self.ids)
+        at = torch.searchsorted(self.ids, item_ids).clamp(max=unseen - 1)
+        return self.log_probability[torch.where(self.ids[at] == item_ids, at, unseen)]
+
+
+def _rank(group: dist.ProcessGroup | None) -> int:
+    return dist.get_rank(group) if dist.is_initialized() else 0
+
+
+def _gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:  # [B, ...] -> [W B, ...]
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return x
+    return _AllGather.apply(x, group)
+
+
+class _AllGather(torch.autograd.Function):
+    """All ranks' rows, one rank after the other; backward sums every rank's gradient of this rank's rows.
+
+    torch.distributed.nn.functional has one, deprecated since torch 2.13 in favour of a function that torch 2.11, the
+    oldest we support, lacks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        x = x.contiguous()
+        world_size = dist.get_world_size(group)
+        gathered = x.new_empty(world_size * x.shape[0], *x.shape[1:])
+        dist.all_gather(list(gathered.tensor_split(world_size)), x, group=group)
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradients = list(gradient.contiguous().tensor_split(dist.get_world_size(ctx.group)))
+        own = torch.empty_like(gradients[0])
+        dist.reduce_scatter(own, gradients, group=ctx.group)
+        return own, None

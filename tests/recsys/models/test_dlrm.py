@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from recsys.config import RankerConfig
+from recsys.data.batch import Batch
+from recsys.data.schema import Schema
+from recsys.models.dlrm import DLRM, RankerTask, SeriesSpec, upper_pairs
+from tests.recsys.models.support import full_schema, random_batch
+
+SMALL = RankerConfig(embedding_dim=4, projection_dim=6, hidden=(8, 5), dropout=0.0)
+SERIES = (
+    SeriesSpec(name="user_ctr", owner="user", space="ctr-1", dim=3),
+    SeriesSpec(name="item_ctr", owner="item", space="ctr-1", dim=3),
+    SeriesSpec(name="user_cvr", owner="user", space="cvr-1", dim=2),
+)
+
+
+def _ranker(series=(), config=SMALL, seed=0) -> DLRM:
+    torch.manual_seed(seed)
+    return DLRM(full_schema(), config, series)
+
+
+def _batch(size: int, seed: int = 0, share: float = 0.7) -> Batch:
+    batch = random_batch(full_schema(), size, seed)
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.rand(size, len(SERIES), generator=generator) < share
+    parts = [torch.randn(size, x.dim, generator=generator) for x in SERIES]
+    vectors = torch.cat([part * f.unsqueeze(1) for part, f in zip(parts, found.unbind(1), strict=True)], dim=1)
+    return replace(batch, vectors=vectors, found=found)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    size=st.integers(1, 5),
+    count=st.integers(0, 3),
+    hidden=st.sampled_from([(), (4,), (8, 5)]),
+    projection_dim=st.sampled_from([4, 6]),
+)
+def test_logits_and_gradients(size, count, hidden, projection_dim):
+    config = replace(SMALL, hidden=hidden, projection_dim=projection_dim)
+    model = _ranker(SERIES[:count], config)
+    batch = _batch(size)
+    dims = sum(x.dim for x in SERIES[:count])
+    batch = replace(batch, vectors=batch.vectors[:, :dims], found=batch.found[:, :count])
+    logits = model(batch)
+    assert logits.shape == (size,)
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_ranker_starts_the_same_with_and_without_vectors():
+    for seed in range(3):
+        plain, rich = _ranker(seed=seed).state_dict(), _ranker(SERIES, seed=seed).state_dict()
+        assert plain.keys() < rich.keys()
+        assert all(torch.equal(plain[name], rich[name]) for name in plain)
+    assert {name.split(".")[1] for name in rich.keys() - plain.keys()} == {"vectors"}
+
+
+def test_without_its_vector_part_the_rich_ranker_is_the_plain_one():
+    plain, rich, batch = _ranker(), _ranker(SERIES), _batch(6)
+    torch.nn.init.zeros_(rich.network.vectors.first.weight)
+    torch.testing.assert_close(rich(batch), plain(batch))
+
+
+def test_the_network_is_its_definition():
+    model, batch = _ranker(SERIES).eval(), _batch(4, seed=5)
+    network = model.network
+    got = model(batch)
+    bags = model.bags(batch.sparse)
+    order = ("user", "item", "context", "interaction")
+    for row in range(4):
+        dense = torch.asinh(torch.cat([batch.dense[owner][row] for owner in order]))
+        fields = [bags[name][row] for name in network.sparse] + [network.bottom(dense)]
+        dots = [fields[i] @ fields[j] for i in range(len(fields)) for j in range(i + 1, len(fields))]
+        hidden = network.first(torch.cat([*fields, torch.stack(dots)]))
+
+        vectors = batch.vectors[row].split([3, 3, 2])
+        projected = [layer(x) for layer, x in zip(network.vectors.project, vectors, strict=True)]
+        wide = [network.vectors.widen(field) for field in fields]
+        features = [*projected, torch.stack([projected[i] @ projected[j] for i, j in ((0, 1), (0, 2), (1, 2))])]
+        features += [torch.stack([p @ w for p in projected for w in wide]), batch.found[row].float()]
+        features += [vectors[0] * vectors[1], (vectors[0] @ vectors[1]).unsqueeze(0)]
+        hidden = hidden + network.vectors.first(torch.cat(features))
+        torch.testing.assert_close(got[row], network.top(hidden.unsqueeze(0)).squeeze())
+
+
+def test_vectors_and_found_flags_reach_the_logits():
+    model, batch = _ranker(SERIES), _batch(5, share=1.0)
+    base = model(batch)
+    assert not torch.equal(base, model(replace(batch, vectors=batch.vectors + 1)))
+    assert not torch.equal(base, model(replace(batch, found=~batch.found)))
+
+
+def test_what_was_not_found_cannot_reach_the_logits():
+    model, batch = _ranker(SERIES), _batch(5)
+    batch.found[:, 1] = False
+    changed = batch.vectors.clone()
+    changed[:, 3:6] = 9.0
+    assert torch.equal(model(batch), model(replace(batch, vectors=changed)))
+
+
+def test_entity_dropout_takes_one_series_from_a_row_while_training():
+    model = _ranker(SERIES, replace(SMALL, entity_dropout=0.6))
+    batch = _batch(2000, share=1.0)
+    parts, found = model.network.vectors._split(batch.vectors, batch.found)
+    lost = ~found
+    assert lost.sum(1).max() == 1
+    assert lost.float().mean(0).tolist() == pytest.approx([0.2] * 3, abs=0.05)
+    for part, flag, original in zip(parts, found.unbind(1), batch.vectors.split([3, 3, 2], dim=1), strict=True):
+        assert torch.equal(part, original * flag.unsqueeze(1))
+    model.eval()
+    assert model.network.vectors._split(batch.vectors, batch.found)[1].all()
+
+
+@given(size=st.integers(0, 4), fields=st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_upper_pairs_are_the_dots_of_every_two(size, fields):
+    x = torch.randn(size, fields, 3)
+    expected = [(x[:, i] * x[:, j]).sum(1) for i in range(fields) for j in range(i + 1, fields)]
+    got = upper_pairs(x)
+    torch.testing.assert_close(got, torch.stack(expected, dim=1) if expected else torch.zeros(size, 0))
+
+
+def test_the_network_takes_empty_batches():
+    """Of the whole ranker only TorchRec's tables do not: a KeyedJaggedTensor cannot be split without a row."""
+    network = _ranker(SERIES).network
+    names = network.sparse
+    bags = KeyedTensor(keys=names, length_per_key=[4] * len(names), values=torch.zeros(0, 4 * len(names)))
+    dense = {owner: torch.zeros(0, width) for owner, width in network.widths.items()}
+    assert network(bags, dense, torch.zeros(0, 8), torch.zeros(0, 3).bool()).shape == (0,)
+
+
+def test_autocast():
+    model, batch = _ranker(SERIES), _batch(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = RankerTask(model, 0)(batch)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, RankerTask(model, 0)(batch)[0], atol=0.02, rtol=0.02)
+
+
+def test_ranker_task_reads_its_label_and_mask():
+    model, batch = _ranker(), random_batch(full_schema(), 30)
+    loss, output = RankerTask(model, 1)(batch)
+    valid = batch.label_mask[:, 1]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(model(batch)[valid], batch.labels[valid, 1])
+    torch.testing.assert_close(loss, expected)
+    assert output.losses.keys() == {"bce"}
+    assert torch.equal(output.labels, batch.labels[:, 1:])
+    assert torch.equal(output.mask, batch.label_mask[:, 1:])
+    assert output.logits.shape == (30, 1)
+    assert not output.logits.requires_grad
+    with pytest.raises(ValueError, match="label_index is 2, batch"):
+        RankerTask(model, 2)(batch)
+
+
+def test_bad_series_and_batches_are_named():
+    with pytest.raises(ValueError, match="owner is 'context'; use user or item"):
+        SeriesSpec(name="x", owner="context", space="s", dim=2)
+    with pytest.raises(ValueError, match="dim is 0"):
+        SeriesSpec(name="x", owner="user", space="s", dim=0)
+    with pytest.raises(ValueError, match="give each once"):
+        _ranker((SERIES[0], SERIES[0]))
+    with pytest.raises(ValueError, match="share space 'ctr-1' but have dimensions 3 and 5"):
+        _ranker((SERIES[0], replace(SERIES[1], dim=5)))
+    with pytest.raises(ValueError, match="the ranker has no features"):
+        DLRM(Schema(), SMALL)
+    with pytest.raises(ValueError, match=r"are None and None, the ranker reads 3 series of dimensions \[3, 3, 2\]"):
+        _ranker(SERIES)(random_batch(full_schema(), 2))
