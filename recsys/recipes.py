@@ -51,7 +51,7 @@ def kuairand() -> RunConfig:
         items=("history/items/*.parquet",),
     )
     model = ModelConfig(token_dim=16, tokens=8, out_tokens=4, out_dim=16)
-    training = TrainConfig(epochs=2, batch_size=1024, checkpoint_every=200)
+    training = TrainConfig(epochs=2, batch_size=512)
     days = "impressions/events/2022-{}/{}/*.parquet"
 
     def ranking(tab: str) -> DownstreamConfig:
@@ -188,7 +188,7 @@ def synthetic() -> RunConfig:
                 tasks=("click",),
                 model=model,
                 loss=LossConfig(contrastive_weight=0.1),
-                training=TrainConfig(epochs=3, batch_size=512),
+                training=TrainConfig(epochs=3, batch_size=256, sparse_lr=0.1),
             ),
             UpstreamConfig(
                 name="cvr",
@@ -196,7 +196,7 @@ def synthetic() -> RunConfig:
                 tasks=("conversion", "click"),
                 model=model,
                 loss=LossConfig(contrastive_weight=0.1),
-                training=TrainConfig(epochs=3, batch_size=512, seed=1),
+                training=TrainConfig(epochs=3, batch_size=256, sparse_lr=0.1, seed=1),
             ),
         ),
         downstream=ranking(None),

@@ -1,0 +1,130 @@
+"""Training speed of an upstream: TorchRec on 1 and 2 ranks beside the same model with plain nn.EmbeddingBag and DDP.
+
+    python -m benchmarks.upstream_training --steps 60
+
+The data are the SYNTHETIC market. Every variant starts its ranks anew, trains the demo's `ctr` upstream on batches that
+are read as in training, and is timed from step 11 on. "plain" keeps each table whole on every rank, as an nn.Embedding
+or nn.EmbeddingBag with dense gradients that DistributedDataParallel averages, and trains it with torch's Adagrad.
+Samples are those of all ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import tyro
+from torch.nn.parallel import DistributedDataParallel
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from recsys.data.files import find_files
+from recsys.data.stream import EventStream
+from recsys.data.synthetic import prepare_synthetic
+from recsys.evaluate.environment import commit, hardware
+from recsys.models.derm import DERM
+from recsys.models.losses import DermTask
+from recsys.recipes import synthetic
+from recsys.train.distributed import current_environment
+from recsys.train.trainer import fit
+from recsys.upstream import count_positives, upstream_schema
+
+WARM_UP = 10
+
+
+def measure(variant: str, rank: int, ranks: int, folder: str, steps: int) -> None:
+    """One rank of one variant; rank 0 leaves its figures in `folder`."""
+    torch.set_num_threads(1)
+    rendezvous = dist.FileStore(f"{folder}/{variant}-{ranks}.rendezvous", ranks)
+    dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=ranks)
+    upstream, data = synthetic().upstream("ctr"), Path(folder)
+    schema = upstream_schema(upstream, data)
+    files = find_files(data, upstream.source.events)
+    tasks = [label.name for label in schema.labels]
+    batch_size = upstream.training.batch_size
+    stream = EventStream(
+        files, schema, batch_size=batch_size, rank=rank, world_size=ranks, shuffle_batches=64, epochs=8
+    )
+    stream.total_steps = steps
+    torch.manual_seed(0)
+    task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, count_positives(files, schema, tasks[0]))
+    if variant == "torchrec":
+        training = replace(upstream.training, log_every=10**6)
+        result = fit(task, stream, training, current_environment(), tasks=tasks, title=None)
+        figures = {"samples_per_second": result.samples_per_second, "input_wait_fraction": result.input_wait_fraction}
+    else:
+        figures = {"samples_per_second": train_plain(task, stream, steps) * ranks}
+    if rank == 0:
+        Path(folder, f"{variant}-{ranks}.json").write_text(json.dumps(figures))
+    dist.destroy_process_group()
+
+
+def train_plain(task: DermTask, stream: EventStream, steps: int) -> float:
+    """Samples a second of this rank with DistributedDataParallel and whole tables."""
+    tables = {
+        p
+        for m in task.modules()
+        if isinstance(m, (EmbeddingBagCollection, EmbeddingCollection))
+        for p in m.parameters()
+    }
+    sparse = torch.optim.Adagrad(tables, lr=0.02)
+    dense = torch.optim.AdamW([p for p in task.parameters() if p not in tables], lr=1e-3, fused=True)
+    parallel = DistributedDataParallel(task)
+    rows, start = 0, 0.0
+    for step, batch in enumerate(stream):
+        if step == WARM_UP:
+            start = time.perf_counter()
+        loss, _ = parallel(batch)
+        loss.backward()
+        for optimizer in (sparse, dense):
+            optimizer.step()
+            optimizer.zero_grad()
+        rows += len(batch) if step >= WARM_UP else 0
+    return rows / (time.perf_counter() - start)
+
+
+def main(steps: int = 60, repeats: int = 3) -> None:
+    """Print one JSON line a variant.
+
+    Args:
+        steps: Steps of each run, the first ten of them not timed.
+        repeats: Runs of each variant, interleaved; the median is printed.
+    """
+    variants = [("torchrec", 1), ("torchrec", 2), ("plain", 1), ("plain", 2)]
+    results: dict[tuple[str, int], list[dict[str, float]]] = {variant: [] for variant in variants}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_synthetic(Path(folder))
+        for _ in range(repeats):
+            for variant, ranks in variants:
+                Path(folder, f"{variant}-{ranks}.rendezvous").unlink(missing_ok=True)
+                processes = mp.get_context("spawn")
+                children = [
+                    processes.Process(target=measure, args=(variant, rank, ranks, folder, steps))
+                    for rank in range(ranks)
+                ]
+                for child in children:
+                    child.start()
+                for child in children:
+                    child.join()
+                    assert child.exitcode == 0, f"{variant} on {ranks} ranks failed"
+                results[variant, ranks].append(json.loads(Path(folder, f"{variant}-{ranks}.json").read_text()))
+    for (variant, ranks), runs in results.items():
+        speeds = sorted(run["samples_per_second"] for run in runs)
+        waits = sorted(run.get("input_wait_fraction", 0.0) for run in runs)
+        line = {
+            "variant": variant,
+            "ranks": ranks,
+            "samples_per_second": round(speeds[len(speeds) // 2]),
+            "runs": speeds,
+        }
+        print(json.dumps(line | ({"input_wait_fraction": waits[len(waits) // 2]} if variant == "torchrec" else {})))
+    print(json.dumps({"hardware": hardware(), "commit": commit(), "data": "SYNTHETIC market", "steps": steps}))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
