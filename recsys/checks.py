@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from recsys.config import ConfigError, DownstreamConfig, RunConfig, UpstreamConfig
@@ -21,7 +22,11 @@ def check_run(config: RunConfig, data: Path) -> None:
     for upstream in config.upstreams:
         _check_upstream(upstream, config.ranks, data)
     for population, downstream in populations(config).items():
-        _check_downstream("downstream" if population == "tasks" else population, downstream, data)
+        name = "downstream" if population == "tasks" else population
+        splits = _check_downstream(name, downstream, data)
+        for upstream in config.upstreams:
+            seen = {f"upstreams.{upstream.name}.source.events": find_files(data, upstream.source.events)}
+            _check_disjoint(seen, {f"{name}.{part}": files for part, files in splits.items()})
     if config.retrieval is not None and config.retrieval.label:
         downstream_schema(config.downstream, data, (config.retrieval.label,))
 
@@ -51,7 +56,8 @@ def _check_upstream(upstream: UpstreamConfig, ranks: int, data: Path) -> None:
         check_files(find_files(data, (*upstream.source.events, *patterns)), entity_schema(schema, owner))
 
 
-def _check_downstream(name: str, downstream: DownstreamConfig, data: Path) -> None:
+def _check_downstream(name: str, downstream: DownstreamConfig, data: Path) -> dict[str, list[Path]]:
+    """The files of each split."""
     schema = downstream_schema(downstream, data, tuple(downstream.tasks.values()))
     if not schema.features:
         raise ConfigError(f"{name} has no feature: the ranker needs one, add it to {downstream.schema}")
@@ -63,7 +69,16 @@ def _check_downstream(name: str, downstream: DownstreamConfig, data: Path) -> No
             f"{name}.train has {rows['train']} rows, less than one step of {batch_size}: lower "
             f"{name}.training.batch_size, or give more events"
         )
-    for part in ("train", "validation"):
-        shared = sorted(set(splits[part]) & set(splits["test"]))
-        if shared:
-            raise ConfigError(f"{shared[0]} is both in {name}.{part} and in {name}.test: a test row must be new")
+    _check_disjoint(
+        {f"{name}.{part}": splits[part] for part in ("train", "validation")}, {f"{name}.test": splits["test"]}
+    )
+    return splits
+
+
+def _check_disjoint(first: Mapping[str, list[Path]], second: Mapping[str, list[Path]]) -> None:
+    """A row is tested with a model that has not seen it, and read with vectors of an upstream that has not."""
+    for left, left_files in first.items():
+        for right, right_files in second.items():
+            shared = sorted(set(left_files) & set(right_files))
+            if shared:
+                raise ConfigError(f"{shared[0]} is both in {left} and in {right}: give each rows of its own")

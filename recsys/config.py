@@ -286,7 +286,7 @@ class RunConfig:
         """Read a TOML config.
 
         Raises:
-            ConfigError: no such file, not TOML, an unknown key, a wrong type or value; the message starts with the path.
+            ConfigError: no such file, no TOML, an unknown key, a wrong type or value; the message starts with the path.
         """
         try:
             return from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))

@@ -68,7 +68,8 @@ def prepare_kuairand(source: Path, out: Path) -> None:
 
     In `history` one row is one watched video with the labels `long_view` and `is_like`. The extract gives the order of
     a user's history but no times, so the last row of a user gets the user's last time and each one before it a
-    millisecond less: the order within a user is real, the times are not. `users` and `items` hold one row an entity as of 25 April.
+    millisecond less: the order within a user is real, the times are not. `users` and `items` hold one row an entity as
+    of 25 April.
 
     Raises:
         DataError: a file is missing (both forms are named), cannot be read, or lacks a column.

@@ -23,13 +23,14 @@ from recsys.downstream.retrieval import RetrievalResult, evaluate_retrieval
 from recsys.evaluate.report import RunResults, SeriesRun, TaskScores, UpstreamRun
 from recsys.refresh.publish import store_folder
 from recsys.stages import read_stages
-from recsys.train.distributed import peak_memory
+from recsys.train.distributed import peak_memory, without_notices
 from recsys.upstream import upstream_folder
 
 _SCAN_ROWS = 65_536
 """Rows of ids, times and labels that are read at once."""
 
 
+@without_notices()
 def collect_results(config: RunConfig, data: Path, out: Path) -> RunResults:
     """Read predictions, figures, snapshots and stage times of a finished run.
 
@@ -133,17 +134,21 @@ def _retrieval(config: RunConfig, data: Path, store: EmbeddingStore) -> Retrieva
     label = config.retrieval.label or next(iter(downstream.tasks.values()))
     snapshots: list[Snapshot] = [store.series(f"{o}_{config.retrieval.upstream}").latest() for o in ("user", "item")]
     popular = np.unique(_positives(downstream, data, downstream.train, label)[1], return_counts=True)
-    positives = _positives(downstream, data, downstream.test, label)
+    # As in the rankers' join: an event earlier than that may have taught the upstream what it is asked for.
+    visible_from = max(snapshot.as_of for snapshot in snapshots) + downstream.publish_delay_ms
+    positives = _positives(downstream, data, downstream.test, label, visible_from)
+    if not len(positives[0]):
+        return None
     return evaluate_retrieval(snapshots[0], snapshots[1], positives, popular, config.retrieval.k)
 
 
 def _positives(
-    downstream: DownstreamConfig, data: Path, patterns: tuple[str, ...], label: str
+    downstream: DownstreamConfig, data: Path, patterns: tuple[str, ...], label: str, since: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """User and item ids of the rows whose label exists and is 1."""
+    """User and item ids of the rows from time `since` on whose label exists and is 1."""
     users, items = [], []
     for batch in _facts(downstream, data, patterns, (label,)):
-        chosen = (batch.labels[:, 0] == 1) & batch.label_mask[:, 0]
+        chosen = (batch.labels[:, 0] == 1) & batch.label_mask[:, 0] & (batch.timestamps >= since)
         users.append(batch.user_ids[chosen].numpy())
         items.append(batch.item_ids[chosen].numpy())
     return np.concatenate(users), np.concatenate(items)

@@ -91,7 +91,7 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
     try:
         environment = current_environment()
         _use_all_cores(environment)
-        with _without_notices():
+        with without_notices():
             yield environment
     finally:
         dist.destroy_process_group()
@@ -121,7 +121,9 @@ def _device(rank: int) -> torch.device:
 
 
 @contextmanager
-def _without_notices() -> Iterator[None]:
+def without_notices() -> Iterator[None]:
+    """Silence torch's notices to TorchRec's authors; `process_group` does so too."""
+
     def wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(_CALLS_INSIDE_TORCHREC)
 

@@ -117,6 +117,28 @@ def test_repeated_features_are_refused() -> None:
         Schema(features=tuple(Feature(name="x", owner=owner, kind="dense") for owner in ("user", "item")))
 
 
+def test_repeated_labels_are_refused() -> None:
+    with pytest.raises(SchemaError, match=r"labels \['x'\] are listed twice"):
+        Schema(labels=(Label(name="x"), Label(name="x", valid="y")))
+    with pytest.raises(SchemaError, match=r"labels \['click'\] are listed twice"):
+        _schema().select(labels=("click", "click"))
+
+
+@pytest.mark.parametrize(("column", "other", "own"), [("member", "item", "user"), ("item_id", "user", "item")])
+def test_an_entitys_id_is_no_feature_of_the_other_entity(column: str, other: str, own: str) -> None:
+    """Else a user's vector would tell which item the row was about."""
+    with pytest.raises(SchemaError, match=f"feature '{column}' has owner '{other}': it is the other entity's id"):
+        Schema(features=(Feature(name=column, owner=other, kind="id", rows=9),), user_id="member")
+    for owner in (own, "context", "interaction"):
+        Schema(features=(Feature(name=column, owner=owner, kind="id", rows=9),), user_id="member")
+
+
+def test_a_name_that_a_timed_sequence_takes_is_refused() -> None:
+    seen = Feature(name="seen", owner="user", kind="sequence", rows=9, time="seen_time")
+    with pytest.raises(SchemaError, match=r"features \['seen.age'\] are named as a timed sequence's ages are"):
+        Schema(features=(seen, Feature(name="seen.age", owner="item", kind="id", rows=9)))
+
+
 def test_a_shared_table_has_one_size_within_an_owner() -> None:
     first = Feature(name="a", owner="user", kind="id", rows=10, table="t")
     with pytest.raises(SchemaError, match="rows = 10 and 11"):
@@ -132,6 +154,19 @@ def test_a_shared_table_has_one_size_within_an_owner() -> None:
         ("[[feature]]\nname = 'x'\nowner = 'user'\nkind = 'dense'\nsize = 3", "feature 'x': unknown key 'size'"),
         ("[[feature]]\nname = 'x'\nowner = 'user'", "feature 'x': .*kind"),
         ("[[label]]\nname = 'x'\nwhen = 'y'", "label 'x': unknown key 'when'"),
+        ("[feature]\nname = 'x'", r"feature is no list: write \[\[feature\]\]"),
+        ("label = ['x']", r"label is no list: write \[\[label\]\]"),
+        ("outcomes = 'play_time'", "outcomes is no list: write outcomes = "),
+        ("outcomes = [3]", "outcomes is no list"),
+        ("timestamp = 5", "timestamp is 5; use a string"),
+        ("[[feature]]\nname = 3\nowner = 'user'\nkind = 'dense'", "feature 3: name is 3; use a string"),
+        (
+            "[[feature]]\nname = 'x'\nowner = 'user'\nkind = 'id'\nrows = '5'",
+            "feature 'x': rows is '5'; use an integer",
+        ),
+        ("[[feature]]\nname = 'x'\nowner = 'user'\nkind = 'id'\nrows = 5.5", "rows is 5.5; use an integer"),
+        ("[[feature]]\nname = 'x'\nowner = 'user'\nkind = 'id'\nrows = true", "rows is True; use an integer"),
+        ("[[label]]\nname = 'x'\n[[label]]\nname = 'x'", r"labels \['x'\] are listed twice"),
     ],
 )
 def test_load_errors_begin_with_the_path(tmp_path: Path, text: str, message: str) -> None:

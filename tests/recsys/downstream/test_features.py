@@ -1,0 +1,268 @@
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from embedding_store import EmbeddingStore, Series
+from recsys.config import RankerConfig
+from recsys.data.batch import Batch
+from recsys.data.schema import Feature, Label, Schema
+from recsys.data.stream import EventStream
+from recsys.downstream.features import PointInTimeSeries, StoreFeatures
+from recsys.models.dlrm import DLRM
+
+IDS = st.sampled_from([0, 1, -1, 5, 2**63 - 1, -(2**63)])
+SNAPSHOTS = st.lists(st.tuples(st.integers(0, 6), st.lists(IDS, max_size=6, unique=True)), max_size=5)
+EVENTS = st.lists(st.tuples(IDS, st.integers(0, 9)), max_size=12)
+
+
+def publish(series: Series, as_of: int, vectors: dict[int, list[float]], space: str = "ctr-1") -> None:
+    with series.write(as_of=as_of, space=space) as writer:
+        ids = torch.tensor(list(vectors), dtype=torch.int64)
+        writer.append(ids, torch.tensor(list(vectors.values())).reshape(-1, series.dim))
+
+
+def ints(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return EmbeddingStore(tmp_path / "store")
+
+
+@settings(max_examples=30, deadline=None)
+@given(snapshots=SNAPSHOTS, events=EVENTS, delay=st.integers(0, 4))
+def test_lookup_against_a_loop(
+    snapshots: list[tuple[int, list[int]]], events: list[tuple[int, int]], delay: int
+) -> None:
+    """Versions are often published as of the same time, and at the time of an event."""
+    snapshots = sorted(snapshots, key=lambda snapshot: snapshot[0])
+    with tempfile.TemporaryDirectory() as folder:
+        series = EmbeddingStore(folder).create("user_ctr", dim=2)
+        for version, (as_of, ids) in enumerate(snapshots, start=1):
+            publish(series, as_of, {who: [float(version), float(index)] for index, who in enumerate(ids)})
+        joined = PointInTimeSeries(series, delay)
+        vectors, found = joined.lookup(ints([who for who, _ in events]), ints([time for _, time in events]))
+    assert (vectors.shape, found.shape) == ((len(events), 2), (len(events),))
+    for row, (who, time) in enumerate(events):
+        visible = [version for version, (as_of, _) in enumerate(snapshots, start=1) if as_of + delay <= time]
+        ids = snapshots[visible[-1] - 1][1] if visible else []
+        expected = [float(visible[-1]), float(ids.index(who))] if who in ids else [0.0, 0.0]
+        assert vectors[row].tolist() == expected
+        assert bool(found[row]) == (who in ids)
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3_600_000])
+def test_a_planted_leak_cannot_be_read(store: EmbeddingStore, delay: int) -> None:
+    """The later version holds each event's label. The event itself, 1 ms or one delay early, never sees it."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 50)
+    series = store.create("user_ctr", dim=1)
+    as_of = 10_000_000
+    publish(series, 0, {user: [0.5] for user in range(50)})
+    publish(series, as_of, {user: [float(label)] for user, label in enumerate(labels.tolist())})
+    joined = PointInTimeSeries(series, delay)
+    users = torch.arange(50)
+    for time, leaks in ((as_of + delay - 1, False), (as_of - 1, False), (as_of + delay, True), (2 * as_of, True)):
+        vectors, found = joined.lookup(users, torch.full((50,), time))
+        assert found.all()
+        assert vectors[:, 0].tolist() == (labels.tolist() if leaks else [0.5] * 50)
+    if delay:
+        vectors, _ = joined.lookup(users, torch.full((50,), as_of))
+        assert (vectors == 0.5).all()
+
+
+def test_before_the_first_version_nothing_is_found(store: EmbeddingStore) -> None:
+    series = store.create("user_ctr", dim=2)
+    publish(series, 100, {1: [1.0, 2.0]})
+    vectors, found = PointInTimeSeries(series).lookup(ints([1, 1, 2]), ints([99, 100, 100]))
+    assert vectors.tolist() == [[0, 0], [1, 2], [0, 0]]
+    assert found.tolist() == [False, True, False]
+    vectors, found = PointInTimeSeries(series).lookup(ints([]), ints([]))
+    assert (vectors.shape, found.shape) == ((0, 2), (0,))
+
+
+def test_a_correction_wins_over_what_it_corrects(store: EmbeddingStore) -> None:
+    series = store.create("user_ctr", dim=1)
+    publish(series, 100, {1: [1.0], 2: [1.0]})
+    publish(series, 100, {1: [2.0]})
+    vectors, found = PointInTimeSeries(series).lookup(ints([1, 2]), ints([100, 100]))
+    assert vectors.tolist() == [[2.0], [0.0]]
+    assert found.tolist() == [True, False]
+
+
+def test_a_run_sees_one_state_of_the_store(store: EmbeddingStore) -> None:
+    series = store.create("user_ctr", dim=1)
+    publish(series, 100, {1: [1.0]})
+    joined = PointInTimeSeries(series)
+    joined.lookup(ints([1]), ints([500]))
+    publish(series, 200, {1: [2.0]})
+    assert joined.lookup(ints([1]), ints([500]))[0].item() == 1.0
+    assert PointInTimeSeries(store.series("user_ctr")).lookup(ints([1]), ints([500]))[0].item() == 2.0
+
+
+def test_only_the_versions_that_are_asked_for_are_opened(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = store.create("user_ctr", dim=1)
+    for day in range(5):
+        publish(series, 100 * day, {1: [float(day)]})
+    joined = PointInTimeSeries(series)
+    opened: list[int] = []
+    table = PointInTimeSeries._table
+    monkeypatch.setattr(PointInTimeSeries, "_table", lambda self, index: opened.append(index) or table(self, index))
+    assert joined.lookup(ints([1, 1, 1]), ints([250, 420, 260]))[0].flatten().tolist() == [2.0, 4.0, 2.0]
+    assert opened == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "spaces", "message"),
+    [
+        ("user_ctr", [], "series 'user_ctr' has no snapshot; refresh its upstream"),
+        ("user_ctr", ["ctr-1", "ctr-2"], r"'user_ctr' has spaces \['ctr-1', 'ctr-2'\]: vectors of two spaces cannot"),
+        ("user_ctr", ["ctr-1", "ctr-2", "ctr-1"], r"spaces \['ctr-1', 'ctr-2'\]"),
+        ("pins_ctr", ["ctr-1"], "series 'pins_ctr': name it user_<upstream> or item_<upstream>"),
+    ],
+)
+def test_a_series_that_is_no_feature(store: EmbeddingStore, name: str, spaces: list[str], message: str) -> None:
+    series = store.create(name, dim=1)
+    for day, space in enumerate(spaces):
+        publish(series, day, {1: [1.0]}, space)
+    with pytest.raises(ValueError, match=message):
+        StoreFeatures(store, [name])
+
+
+def test_an_unknown_series_names_those_that_exist(store: EmbeddingStore) -> None:
+    publish(store.create("item_ctr", dim=1), 0, {1: [1.0]})
+    with pytest.raises(KeyError, match=r"no series 'user_ctr' in .*; series: item_ctr"):
+        StoreFeatures(store, ["user_ctr"])
+
+
+# StoreFeatures on batches, and inside an event stream.
+
+SCHEMA = Schema(
+    features=(
+        Feature(name="user_id", owner="user", kind="id", rows=10),
+        Feature(name="price", owner="item", kind="dense"),
+    ),
+    labels=(Label(name="click"),),
+)
+
+
+def fill(store: EmbeddingStore) -> None:
+    """Users 0 ... 4 at time 100 and again at 200, items -1 ... -3 at time 100; each vector tells id and version."""
+    users, items = store.create("user_ctr", dim=2), store.create("item_ctr", dim=3)
+    for version, as_of in enumerate((100, 200), start=1):
+        publish(users, as_of, {user: [float(user), float(version)] for user in range(5)})
+    publish(items, 100, {-item: [float(item)] * 3 for item in range(1, 4)})
+
+
+def test_series_lie_side_by_side_in_the_order_asked_for(store: EmbeddingStore) -> None:
+    fill(store)
+    features = StoreFeatures(store, ["item_ctr", "user_ctr"])
+    assert [(x.name, x.owner, x.space, x.dim) for x in features.specs] == [
+        ("item_ctr", "item", "ctr-1", 3),
+        ("user_ctr", "user", "ctr-1", 2),
+    ]
+    batch = Batch(
+        dense={},
+        sparse=KeyedJaggedTensor(keys=[], values=ints([]), lengths=ints([]), stride=3),
+        labels=torch.zeros(3, 1),
+        label_mask=torch.ones(3, 1, dtype=torch.bool),
+        user_ids=ints([3, 3, 9]),
+        item_ids=ints([-2, 7, -1]),
+        timestamps=ints([150, 250, 99]),
+    )
+    joined = features(batch)
+    assert joined.vectors is not None
+    assert joined.found is not None
+    assert joined.vectors.tolist() == [[2, 2, 2, 3, 1], [0, 0, 0, 3, 2], [0, 0, 0, 0, 0]]
+    assert joined.found.tolist() == [[True, True], [False, True], [False, False]]
+    assert joined.vectors.dtype == torch.float32
+    assert not joined.vectors.requires_grad
+    assert batch.vectors is None
+    assert joined.labels is batch.labels
+    assert StoreFeatures(store, [])(batch) is batch
+
+
+def write_events(path: Path, rows: int = 40) -> pa.Table:
+    number = np.arange(rows)
+    table = pa.table(
+        {
+            "timestamp": 10 * number,
+            "user_id": number % 7,
+            "item_id": -(number % 5),
+            "price": number.astype(np.float32),
+            "click": number % 2,
+        }
+    )
+    pq.write_table(table, path, row_group_size=6)
+    return table
+
+
+@pytest.mark.parametrize("shuffle_batches", [0, 2])
+def test_as_the_transform_of_a_stream(store: EmbeddingStore, tmp_path: Path, shuffle_batches: int) -> None:
+    fill(store)
+    write_events(tmp_path / "a.parquet")
+    threads: set[str] = set()
+    features = StoreFeatures(store, ["user_ctr", "item_ctr"], publish_delay_ms=50)
+
+    def transform(batch: Batch) -> Batch:
+        threads.add(threading.current_thread().name)
+        return features(batch)
+
+    options = {"batch_size": 8, "shuffle_batches": shuffle_batches, "drop_last": False}
+    stream = EventStream([tmp_path / "a.parquet"], SCHEMA, transform=transform, **options)
+    batches = list(stream)
+    assert sum(map(len, batches)) == 40
+    assert threads == {"recsys-input"}  # beside the training step, not in it
+    for batch in batches:
+        assert batch.vectors is not None
+        assert batch.found is not None
+        version = (batch.timestamps >= 150).long() + (batch.timestamps >= 250).long()
+        user_found = (batch.user_ids < 5) & (version > 0)
+        item_found = (batch.item_ids <= -1) & (batch.item_ids >= -3) & (version > 0)
+        assert batch.found.tolist() == torch.stack([user_found, item_found], dim=1).tolist()
+        expected = torch.stack([batch.user_ids, version], dim=1) * user_found.unsqueeze(1)
+        assert batch.vectors[:, :2].tolist() == expected.tolist()
+        assert batch.vectors[:, 2:].tolist() == (-batch.item_ids * item_found).unsqueeze(1).expand(-1, 3).tolist()
+    stream.seek(3)
+    resumed = next(iter(stream))
+    assert torch.equal(resumed.user_ids, batches[3].user_ids)
+    assert resumed.vectors is not None
+    assert batches[3].vectors is not None
+    assert torch.equal(resumed.vectors, batches[3].vectors)
+
+
+def test_what_a_transform_raises_surfaces(tmp_path: Path) -> None:
+    write_events(tmp_path / "a.parquet")
+
+    def transform(batch: Batch) -> Batch:
+        raise RuntimeError("the store is gone")
+
+    with pytest.raises(RuntimeError, match="the store is gone"):
+        list(EventStream([tmp_path / "a.parquet"], SCHEMA, batch_size=8, transform=transform))
+
+
+def test_a_ranker_takes_the_joined_batch(store: EmbeddingStore, tmp_path: Path) -> None:
+    """No gradient reaches the stored vectors; a projection of them learns."""
+    fill(store)
+    write_events(tmp_path / "a.parquet")
+    features = StoreFeatures(store, ["user_ctr", "item_ctr"][:1])
+    model = DLRM(SCHEMA, RankerConfig(embedding_dim=4, hidden=(8,)), features.specs)
+    (batch,) = EventStream([tmp_path / "a.parquet"], SCHEMA, batch_size=40, transform=features)
+    model(batch).sum().backward()
+    assert batch.vectors is not None
+    assert batch.vectors.grad is None
+    assert model.network.vectors is not None
+    assert model.network.vectors.project[0].weight.grad.abs().sum() > 0

@@ -1,0 +1,288 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from embedding_store import EmbeddingStore
+from recsys.config import DownstreamConfig, RankerConfig, RunConfig, SourceConfig, TrainConfig, UpstreamConfig
+from recsys.data.errors import DataError
+from recsys.data.files import find_files
+from recsys.data.schema import SchemaError
+from recsys.data.synthetic import market_split, prepare_synthetic
+from recsys.downstream import ranking
+from recsys.downstream.ranking import (
+    Ranker,
+    ablation_arms,
+    all_rankers,
+    downstream_schema,
+    read_predictions,
+    train_ranker,
+    train_rankers,
+    write_predictions,
+)
+from recsys.refresh.publish import store_folder
+from recsys.stages import is_done
+from recsys.train.distributed import Environment, process_group
+
+SPLIT = market_split(days=6, upstream_days=2)
+DOWNSTREAM = DownstreamConfig(
+    schema="market/schema.toml",
+    train=SPLIT.train,
+    validation=SPLIT.validation,
+    test=SPLIT.test,
+    tasks={"ctr": "click", "cvr": "conversion"},
+    features=("user_id", "country", "price", "hour", "item_id"),
+    seeds=(0, 1),
+    ranker=RankerConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
+    training=TrainConfig(epochs=2, batch_size=64, shuffle_batches=2),
+)
+CONFIG = RunConfig(
+    name="tiny",
+    upstreams=(UpstreamConfig(name="ctr", source=SourceConfig(schema="market/schema.toml", events=SPLIT.upstream)),),
+    downstream=DOWNSTREAM,
+)
+NONE = Ranker("tasks", "ctr", "none", (), 0)
+USER = Ranker("tasks", "ctr", "ctr_user", ("user_ctr",), 0)
+BOTH = Ranker("tasks", "cvr", "ctr_user_item", ("user_ctr", "item_ctr"), 0)
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[Environment]:
+    with process_group() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A market of six small days, prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare_synthetic(folder, users=100, items=100, days=6, events_per_day=400, upstream_days=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows_of_test(data: Path) -> dict[str, np.ndarray]:
+    """The test rows, in the files' order."""
+    tables = [pq.ParquetFile(path).read() for path in find_files(data, SPLIT.test)]
+    assert len(tables) == 4  # two days of two surfaces
+    table = pa.concat_tables(tables)
+    return {name: table[name].to_numpy() for name in ("user_id", "click", "conversion", "timestamp")}
+
+
+@pytest.fixture
+def out(data: Path, tmp_path: Path) -> Path:
+    """The folder of a run whose store has vectors of most users and items, as of the last upstream day."""
+    store = EmbeddingStore(store_folder(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    for owner in ("user", "item"):
+        rows = pq.ParquetFile(data / f"market/{owner}s/part-0.parquet").read(["timestamp", f"{owner}_id"])
+        ids = torch.from_numpy(rows[f"{owner}_id"].to_numpy().copy())
+        series = store.create(f"{owner}_ctr", dim=6)
+        with series.write(as_of=rows["timestamp"][0].as_py(), space="ctr-1") as writer:
+            writer.append(ids, torch.randn(len(ids), 6, generator=generator))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "arms"),
+    [
+        (["ctr"], {"none": (), "ctr_user": ("user_ctr",), "ctr_user_item": ("user_ctr", "item_ctr")}),
+        (
+            ["ctr", "cvr"],
+            {
+                "none": (),
+                "ctr_user": ("user_ctr",),
+                "ctr_user_item": ("user_ctr", "item_ctr"),
+                "ctr_cvr_user_item": ("user_ctr", "item_ctr", "user_cvr", "item_cvr"),
+            },
+        ),
+        (
+            ["a", "b", "c"],
+            {
+                "none": (),
+                "a_user": ("user_a",),
+                "a_user_item": ("user_a", "item_a"),
+                "a_b_user_item": ("user_a", "item_a", "user_b", "item_b"),
+                "a_b_c_user_item": ("user_a", "item_a", "user_b", "item_b", "user_c", "item_c"),
+            },
+        ),
+    ],
+)
+def test_ablation_arms(upstreams: list[str], arms: dict[str, tuple[str, ...]]) -> None:
+    found = ablation_arms(upstreams)
+    assert found == arms
+    assert list(found) == list(arms)  # in the order of the table
+
+
+def test_all_rankers_have_files_of_their_own() -> None:
+    config = replace(CONFIG, fragment=replace(DOWNSTREAM, tasks={"ctr": "click"}, seeds=(7,)))
+    rankers = list(all_rankers(config))
+    assert len(rankers) == 2 * 3 * 2 + 3
+    assert len({ranker.path(Path()) for ranker in rankers}) == len(rankers)
+    assert rankers[0] == NONE
+    assert {ranker.seed for ranker in rankers if ranker.population == "fragment"} == {7}
+
+
+def test_predictions_are_of_the_rows_of_test_in_file_order(
+    data: Path, out: Path, rows_of_test: dict[str, np.ndarray], environment: Environment
+) -> None:
+    scores = {ranker: train_ranker(ranker, DOWNSTREAM, data, out, environment) for ranker in (NONE, BOTH)}
+    for ranker, label in ((NONE, "click"), (BOTH, "conversion")):
+        found = read_predictions(ranker.path(out))
+        mask = rows_of_test["click"] == 1 if label == "conversion" else np.ones(len(rows_of_test["click"]), bool)
+        assert np.array_equal(found["mask"], mask)
+        assert np.array_equal(found["labels"], np.where(mask, rows_of_test[label], 0))
+        assert np.array_equal(found["users"], rows_of_test["user_id"])
+        assert found["logits"].shape == mask.shape
+        assert np.isfinite(found["logits"]).all()
+        assert found["logits"].std() > 0
+        assert 0.5 < scores[ranker] < 2
+    first = read_predictions(NONE.path(out))["logits"]
+    assert train_ranker(NONE, DOWNSTREAM, data, out, environment) == scores[NONE]
+    assert np.array_equal(first, read_predictions(NONE.path(out))["logits"])
+
+
+class CaughtError(Exception):
+    """Ends a training before it begins."""
+
+
+def caught(ranker: Ranker, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `train_ranker` hands to `fit`."""
+    found: dict[str, Any] = {}
+
+    def fit(task: nn.Module, stream: Any, config: TrainConfig, *rest: object, **options: object) -> None:
+        found.update(state=task.state_dict(), stream=stream, config=config)
+        raise CaughtError
+
+    with monkeypatch.context() as patch, process_group() as environment:
+        patch.setattr(ranking, "fit", fit)
+        with pytest.raises(CaughtError):
+            train_ranker(ranker, DOWNSTREAM, data, out, environment)
+    return found
+
+
+def test_every_arm_starts_alike_and_learns_from_the_same_rows(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
+) -> None:
+    none, user = (caught(ranker, data, out, monkeypatch) for ranker in (NONE, USER))
+    added = user["state"].keys() - none["state"].keys()
+    assert added
+    assert all(".vectors." in name for name in added)
+    assert none["state"].keys() <= user["state"].keys()
+    assert all(torch.equal(value, user["state"][name]) for name, value in none["state"].items())
+    assert none["config"] == user["config"]
+    batches = [list(run["stream"]) for run in (none, user)]
+    assert len(batches[0]) == 2 * (400 // 64)
+    for left, right in zip(*batches, strict=True):
+        assert torch.equal(left.user_ids, right.user_ids)
+        assert torch.equal(left.timestamps, right.timestamps)
+        assert torch.equal(left.labels, right.labels)
+        assert left.vectors is None
+        assert right.vectors.shape == (64, 6)
+    other = caught(replace(NONE, seed=1), data, out, monkeypatch)
+    assert any(not torch.equal(value, other["state"][name]) for name, value in none["state"].items())
+    assert not torch.equal(next(iter(other["stream"])).user_ids, batches[0][0].user_ids)
+
+
+def test_finished_rankers_are_not_trained_again(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
+) -> None:
+    config = replace(CONFIG, downstream=replace(DOWNSTREAM, tasks={"ctr": "click"}))
+    done = [NONE, replace(USER, seed=1)]
+    for ranker in done:
+        write_predictions(ranker.path(out), *(torch.zeros(1) for _ in range(4)))
+    leftover = USER.path(out).with_name(".ctr_user-0.npz.123.npz")
+    leftover.write_bytes(b"half")  # of a process that was killed while writing
+    trained: list[Ranker] = []
+
+    def train(ranker: Ranker, *rest: object) -> float:
+        trained.append(ranker)
+        return 1.0
+
+    monkeypatch.setattr(ranking, "train_ranker", train)
+    train_rankers(config, data, out)
+    assert trained == [ranker for ranker in all_rankers(config) if ranker not in done]
+    assert len(trained) == 4
+    assert is_done(out, "downstream")
+    assert read_predictions(NONE.path(out))["logits"].tolist() == [0.0]
+
+
+def test_ranks_share_the_rankers(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
+) -> None:
+    trained: list[Ranker] = []
+    monkeypatch.setattr(ranking, "train_ranker", lambda ranker, *rest: trained.append(ranker) or 1.0)
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    for rank in range(5):
+        assert not is_done(out, "downstream")
+        monkeypatch.setenv("RANK", str(rank))
+        train_rankers(CONFIG, data, out)
+    assert is_done(out, "downstream")
+    assert len(trained) == len(set(trained)) == 12
+    assert set(trained) == set(all_rankers(CONFIG))
+
+
+def test_written_predictions_are_read_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "deep/er/file-0.npz"
+    values = (
+        torch.tensor([0.5, -1e9]),
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([True, False]),
+        torch.tensor([2**62, -1]),
+    )
+    write_predictions(path, *values)
+    found = read_predictions(path)
+    assert list(found) == ["logits", "labels", "mask", "users"]
+    for value, name in zip(values, found, strict=True):
+        assert np.array_equal(found[name], value.numpy())
+        assert found[name].dtype == value.numpy().dtype
+    assert [file.name for file in path.parent.iterdir()] == ["file-0.npz"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"features": ("user_id", "nope")}, SchemaError, "unknown feature 'nope'; the schema has: user_id"),
+        ({"tasks": {"ctr": "nope"}}, SchemaError, "unknown label 'nope'; the schema has: click, conversion"),
+        ({"features": ("oracle_click",)}, SchemaError, "unknown feature 'oracle_click'"),
+        ({"schema": "market/none.toml"}, DataError, "none.toml: no such schema; correct downstream.schema"),
+        ({"train": ("market/none/*",)}, DataError, r"pattern 'market/none/\*' matches nothing"),
+        ({"training": replace(DOWNSTREAM.training, batch_size=500)}, DataError, "400 rows make no step of 500 rows"),
+    ],
+)
+def test_errors(
+    data: Path, out: Path, environment: Environment, changes: dict[str, Any], error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train_ranker(NONE, replace(DOWNSTREAM, **changes), data, out, environment)
+    assert not NONE.path(out).exists()
+
+
+def test_a_series_that_is_not_there(data: Path, out: Path, environment: Environment) -> None:
+    with pytest.raises(KeyError, match=r"no series 'user_x' in .*; series: item_ctr, user_ctr"):
+        train_ranker(replace(USER, series=("user_x",)), DOWNSTREAM, data, out, environment)
+
+
+def test_validation_rows_of_one_class(data: Path, out: Path, tmp_path: Path, environment: Environment) -> None:
+    rows = [pq.ParquetFile(path).read() for path in find_files(data, SPLIT.validation)]
+    table = pa.concat_tables(rows)
+    negative = table.filter(pa.compute.equal(table["click"], 0))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/market").symlink_to(data / "market")
+    pq.write_table(negative, tmp_path / "data/negative.parquet")
+    downstream = replace(DOWNSTREAM, validation=("negative.parquet",))
+    with pytest.raises(DataError, match=r"validation files negative.parquet do not hold both a 0 and a 1 .*'click'"):
+        train_ranker(NONE, downstream, tmp_path / "data", out, environment)
+
+
+def test_two_tasks_of_one_label(data: Path) -> None:
+    schema = downstream_schema(DOWNSTREAM, data, ("click", "conversion", "click"))
+    assert [label.name for label in schema.labels] == ["click", "conversion"]
+    assert [feature.name for feature in schema.features] == list(DOWNSTREAM.features)

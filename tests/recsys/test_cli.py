@@ -1,0 +1,198 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from embedding_store.errors import SeriesNotFoundError
+from recsys import cli, pipeline, recipes
+from recsys.config import RunConfig
+from recsys.data.errors import DataError
+from recsys.data.schema import SchemaError
+from recsys.data.synthetic import prepare_synthetic
+from recsys.jobs import JobError
+from recsys.stages import record
+from tests.recsys.refresh.example import CONFIG
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def recsys(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Call the command with these arguments and return its exit code; what is no error of ours passes through."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["recsys", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path, Path]]:
+    """What `run` would have run: config, data and output folder."""
+    calls: list[tuple[RunConfig, Path, Path]] = []
+    monkeypatch.setattr(pipeline, "run_config", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(recipes, "prepare_synthetic", _prepare_small)
+    return calls
+
+
+def _prepare_small(out: Path, **_: int) -> None:
+    prepare_synthetic(out, users=100, items=100, days=1, upstream_days=1, events_per_day=50)
+
+
+def toml(folder: Path) -> Path:
+    CONFIG.save(folder / "mine.toml")
+    return folder / "mine.toml"
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    """It loads no torch, so that it answers at once."""
+    code = "import atexit, sys, recsys.cli; atexit.register(lambda: print('torch' in sys.modules)); recsys.cli.main()"
+    command, folder = [sys.executable, "-c", code, "--help"], Path(cli.__file__).parents[1]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.rstrip().endswith("False")
+    for name in ("demo", "run", "prepare", "report", "upstream", "refresh", "downstream"):
+        assert f" {name} " in done.stdout
+
+
+def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("name = ")
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("surprise = 1")
+    (tmp_path / "file").write_text("")
+    rank = ("--name", "ctr", "--data", tmp_path, "--out", tmp_path / "o")
+    cases = {
+        ("prepare", "kuairand", "--out", tmp_path): "the folder of the raw files is missing: give it with --source",
+        ("prepare", "kuairand", "--source", tmp_path, "--out", tmp_path / "o"): "no such file. KuaiRand-Pure needs",
+        ("prepare", "movielens-1m", "--source", tmp_path, "--out", tmp_path / "o"): "users.dat",
+        ("run", "nope", "--out", tmp_path / "o"): "recipe 'nope' is unknown; use kuairand, movielens-1m",
+        ("run", toml(tmp_path), "--out", tmp_path / "o"): "--data is missing: give the folder that the paths in",
+        ("run", bad, "--data", tmp_path, "--out", tmp_path / "o"): "bad.toml: ",
+        ("run", wrong, "--data", tmp_path, "--out", tmp_path / "o"): "unknown key 'surprise'",
+        ("run", "kuairand", "--out", tmp_path / "o", "--set", "ranks=0"): "ranks is 0; use 1 or more",
+        ("demo", "--out", tmp_path / "o", "--set", "rank=1"): "override 'rank': no such key",
+        ("upstream", "--config", tmp_path / "none.toml", *rank): "none.toml: [Errno 2] No such file",
+        ("upstream", "--config", bad, *rank): "bad.toml: ",
+        ("refresh", "--config", toml(tmp_path), *rank): "schema.toml: no such schema; correct source.schema",
+        ("refresh", "--config", toml(tmp_path), "--name", "cvr", *rank[2:]): "unknown upstream 'cvr'; the config has:",
+        ("downstream", "--config", toml(tmp_path), *rank[2:]): "schema.toml: no such schema; correct downstream",
+        ("report", "--out", tmp_path / "none"): "No such file or directory",
+        ("run", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "file/o"): "Not a directory",
+    }
+    for arguments, message in cases.items():
+        assert recsys(*arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (DataError("a.parquet: bad"), "error: a.parquet: bad\n"),
+        (SchemaError("unknown feature"), "error: unknown feature\n"),
+        (SeriesNotFoundError("no series 'x'; series: none"), "error: no series 'x'; series: none\n"),
+        (JobError("job x failed on rank 1:\nValueError: y"), "error: job x failed on rank 1:\nValueError: y\n"),
+        (PermissionError(13, "Permission denied", "/x"), "error: [Errno 13] Permission denied: '/x'\n"),
+    ],
+)
+def test_our_errors_end_with_code_2(
+    recsys: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, error: Exception, shown: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run_recipe", fail)
+    assert recsys("demo", "--out", "x") == 2
+    assert capsys.readouterr().err == shown
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), KeyError("x"), ValueError("x"), AssertionError("x")])
+def test_faults_of_the_program_keep_their_traceback(
+    recsys: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run_recipe", fail)
+    with pytest.raises(type(error)) as caught:
+        recsys("demo", "--out", "x")
+    assert caught.value is error
+
+
+def test_ctrl_c_says_how_to_go_on(recsys: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_recipe", stop)
+    assert recsys("demo", "--out", "x") == 130
+    assert capsys.readouterr().err == "stopped; give the same command again to go on\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("fly",), ("demo",), ("prepare", "criteo", "--out", "x"), ("run", "--out", "x"), ("demo", "--big")],
+)
+def test_what_is_no_command_line(recsys: Run, arguments: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
+    assert recsys(*arguments) == 2
+    capsys.readouterr()
+
+
+def test_prepare(recsys: Run, started: list, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert recsys("prepare", "synthetic", "--out", tmp_path) == 0
+    assert capsys.readouterr().out == f"prepared synthetic in {tmp_path}\n"
+    assert (tmp_path / "market/schema.toml").is_file()
+
+
+def test_demo_is_the_synthetic_recipe(recsys: Run, started: list, tmp_path: Path) -> None:
+    assert recsys("demo", "--out", tmp_path / "a", "--set", "name=mine", "--set", "downstream.seeds=[4]") == 0
+    assert recsys("demo", "--out", tmp_path / "b", "--small") == 0
+    (mine, data, out), (small, _, _) = started
+    assert (mine.name, mine.downstream.seeds) == ("mine", (4,))
+    assert (data, out) == (tmp_path / "a/data", tmp_path / "a")
+    assert small == recipes.synthetic_small()
+    assert RunConfig.load(out / "config.toml") == mine
+    assert (data / "market/schema.toml").is_file()
+
+
+def test_run_takes_a_toml_config(recsys: Run, started: list, tmp_path: Path) -> None:
+    assert recsys("run", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "o", "--set", "ranks=1") == 0
+    ((config, data, out),) = started
+    assert config.ranks == 1
+    assert (data, out) == (tmp_path, tmp_path / "o")
+    assert RunConfig.load(tmp_path / "o/config.toml") == config
+
+
+def test_a_folder_with_work_of_another_config_is_refused(
+    recsys: Run, started: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ("run", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "o")
+    assert recsys(*command, "--set", "name=mistyped") == 0
+    assert recsys(*command) == 0  # nothing had been done: the config may be mended
+    record(tmp_path / "o", "upstream-ctr", 1.0)
+    assert recsys(*command) == 0
+    capsys.readouterr()
+    assert recsys(*command, "--set", "ranks=1") == 2
+    error = capsys.readouterr().err
+    assert "holds a run of another config" in error
+    assert "choose another --out, or delete the folder" in error
+    assert len(started) == 3
+    assert RunConfig.load(tmp_path / "o/config.toml") == CONFIG
+
+
+def test_a_second_run_does_not_prepare_again(
+    recsys: Run, started: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert recsys("demo", "--out", tmp_path) == 0
+    monkeypatch.setattr(recipes, "prepare_synthetic", lambda *_, **__: pytest.fail("prepared twice"))
+    assert recsys("demo", "--out", tmp_path) == 0
+    assert len(started) == 2

@@ -1,0 +1,186 @@
+"""The whole way on a log such as a team would bring: ids that are strings, files of two writers, no entity rows."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.checks import check_run
+from recsys.config import (
+    DownstreamConfig,
+    LossConfig,
+    ModelConfig,
+    RankerConfig,
+    RetrievalConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+    UpstreamConfig,
+)
+from recsys.data.schema import Feature, Label, Schema
+from recsys.downstream.ranking import train_rankers
+from recsys.evaluate.collect import collect_results
+from recsys.evaluate.report import RunResults, build_report
+from recsys.refresh.publish import refresh_upstream
+from recsys.train.distributed import process_group
+from recsys.upstream import train_upstream
+
+USERS, ITEMS, DAYS, DAY_MS = 40, 20, 6, 86_400_000
+SCHEMA = Schema(
+    features=(
+        Feature(name="member", owner="user", kind="id", rows=1000),
+        Feature(name="plan", owner="user", kind="id", rows=10),
+        Feature(name="sku", owner="item", kind="id", rows=1000),
+        Feature(name="price", owner="item", kind="dense"),
+        Feature(name="page", owner="context", kind="id", rows=4),
+    ),
+    labels=(Label(name="opened"), Label(name="bought", valid="opened")),
+    timestamp="at",
+    user_id="member",
+    item_id="sku",
+)
+CONFIG = RunConfig(
+    name="own data",
+    upstreams=(
+        UpstreamConfig(
+            name="open",
+            source=SourceConfig(schema="schema.toml", events=("log/day=[01]/*.parquet",)),
+            model=ModelConfig(token_dim=8, layers=(("mlp",),), tokens=2, out_dim=4),
+            loss=LossConfig(contrastive_label="opened", contrastive_weight=0.1),
+            training=TrainConfig(batch_size=64),
+        ),
+    ),
+    downstream=DownstreamConfig(
+        schema="schema.toml",
+        train=("log/day=[23]/*.parquet",),
+        validation=("log/day=4/*.parquet",),
+        test=("log/day=5/*.parquet",),
+        tasks={"ctr": "opened", "cvr": "bought"},
+        publish_delay_ms=3_600_000,
+        seeds=(0,),
+        ranker=RankerConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
+        training=TrainConfig(batch_size=64),
+    ),
+    retrieval=RetrievalConfig(upstream="open", k=(5,)),
+    ranks=1,
+)
+
+
+def day(number: int, rows: int = 300) -> pa.Table:
+    """A day of events; odd days come from a writer with other types. User 39 appears only on the last day."""
+    rng = np.random.default_rng(number)
+    user, item = rng.integers(0, USERS - (number < DAYS - 1), rows), rng.integers(0, ITEMS, rows)
+    opened = rng.random(rows) < 0.2 + 0.6 * ((user + item) % 3 == 0)
+    table = pa.table(
+        {
+            "at": np.sort(number * DAY_MS + rng.integers(2 * 3_600_000, DAY_MS, rows)),
+            "member": [f"user-{x}" for x in user],
+            "plan": pa.array([None if x % 7 == 0 else ("free", "paid")[x % 2] for x in user]),
+            "sku": [f"sku/{x:04d}" for x in item],
+            "price": item * 1.5,
+            "page": rng.integers(0, 4, rows),
+            "opened": opened,
+            # null where nothing was opened: there is nothing to be bought
+            "bought": pa.array((rng.random(rows) < 0.5).astype(np.int8), mask=~opened),
+        }
+    )
+    if number % 2:
+        kinds = {"member": pa.large_string(), "price": pa.float32(), "page": pa.int16(), "opened": pa.int32()}
+        for name, kind in kinds.items():
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+        table = table.set_column(3, "sku", table["sku"].combine_chunks().dictionary_encode())
+    return table
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, RunResults]]:
+    """Data and output folders of a finished run, and its results."""
+    data, out = tmp_path_factory.mktemp("own"), tmp_path_factory.mktemp("out")
+    SCHEMA.save(data / "schema.toml")
+    for number in range(DAYS):
+        (data / f"log/day={number}").mkdir(parents=True)
+        table = day(number)
+        for name, rows in (("a", table.slice(0, 180)), ("b", table.slice(180))):
+            pq.write_table(rows, data / f"log/day={number}/{name}.parquet", row_group_size=50)
+    check_run(CONFIG, data)
+    with process_group():
+        train_upstream(CONFIG, "open", data, out)
+        refresh_upstream(CONFIG, "open", data, out)
+        train_rankers(CONFIG, data, out)
+        yield data, out, collect_results(CONFIG, data, out)
+
+
+def test_predictions_belong_to_their_rows(run: tuple[Path, Path, RunResults]) -> None:
+    _, _, results = run
+    table = day(DAYS - 1)
+    opened = table["opened"].to_numpy().astype(np.int64)
+    ctr, cvr = results.tasks["ctr"], results.tasks["cvr"]
+    assert np.array_equal(ctr.labels, opened)
+    assert np.array_equal(cvr.labels, [x for x in table["bought"].to_pylist() if x is not None])
+    assert list(ctr.arms) == ["none", "open_user", "open_user_item"]
+    assert all(logits.shape == (1, len(opened)) for logits in ctr.arms.values())
+    assert len(np.unique(ctr.users)) == len(set(table["member"].to_pylist()))
+    assert ctr.oracle is None
+
+
+def test_strings_find_their_vectors(run: tuple[Path, Path, RunResults]) -> None:
+    _, _, results = run
+    last = day(DAYS - 1)
+    known = [user != f"user-{USERS - 1}" for user in last["member"].to_pylist()]
+    user, item = results.series["user_open"], results.series["item_open"]
+    assert user.coverage == pytest.approx(np.mean(known))
+    assert 0.9 < user.coverage < 1
+    assert item.coverage == 1
+    assert (user.rows, item.rows) == (USERS - 1, ITEMS)
+    assert user.version == item.version == 1
+    assert user.as_of == item.as_of == day(1)["at"].to_pylist()[-1]
+    retrieval = results.retrieval
+    assert retrieval is not None
+    positive = last.filter(last["opened"].cast(pa.bool_()))
+    assert retrieval.users == len(set(positive["member"].to_pylist()))
+    assert retrieval.positives_without_vector == 0
+    assert 0 < retrieval.recall[5] <= 1
+    assert 0 < retrieval.popularity_recall[5] <= 1
+
+
+def test_retrieval_asks_for_nothing_that_the_upstream_may_have_seen(run: tuple[Path, Path, RunResults]) -> None:
+    """With a late publication only the later test rows count; with one after all of them there is nothing to ask."""
+    data, out, results = run
+    last, as_of = day(DAYS - 1), results.series["user_open"].as_of
+    noon = last["at"].to_pylist()[150]
+    for moment, rows in ((noon, last.slice(150)), (last["at"].to_pylist()[-1] + 1, last.slice(0, 0))):
+        late = replace(CONFIG, downstream=replace(CONFIG.downstream, publish_delay_ms=moment - as_of))
+        found = collect_results(late, data, out).retrieval
+        users = set(rows.filter(rows["opened"].cast(pa.bool_()))["member"].to_pylist())
+        assert (found.users if found else 0) == len(users)
+
+
+def test_the_report_is_complete(run: tuple[Path, Path, RunResults]) -> None:
+    _, _, results = run
+    assert results.rows == {"train": 600, "validation": 300, "test": 300}
+    assert {"upstream-open", "refresh-open", "downstream"} <= set(results.seconds)
+    report = build_report(results)
+    for task in ("ctr", "cvr"):
+        for arm in ("none", "open_user", "open_user_item"):
+            assert {"auc", "pr_auc", "ne", "calibration"} <= set(report["tasks"][task][arm])
+        assert {"auc_lift", "auc_lift_ci95"} <= set(report["tasks"][task]["open_user"])
+
+
+def test_doing_it_again_changes_nothing(run: tuple[Path, Path, RunResults]) -> None:
+    data, out, results = run
+    files = {path: path.stat().st_mtime_ns for path in (*out.rglob("*.npz"), *out.rglob("*.arrow"))}
+    assert len(files) >= 6
+    train_upstream(CONFIG, "open", data, out)
+    refresh_upstream(CONFIG, "open", data, out)
+    train_rankers(CONFIG, data, out)
+    assert {path: path.stat().st_mtime_ns for path in (*out.rglob("*.npz"), *out.rglob("*.arrow"))} == files
+    again = collect_results(CONFIG, data, out)
+    assert again.series == results.series
+    assert again.retrieval == results.retrieval
+    assert replace(again, seconds={}, peak_rss_bytes=0, tasks={}, upstreams={}) == replace(
+        results, seconds={}, peak_rss_bytes=0, tasks={}, upstreams={}
+    )

@@ -1,0 +1,51 @@
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recsys.stages import is_done, read_stages, record, stage, write_json
+from recsys.train.distributed import Environment, process_group
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[Environment]:
+    with process_group() as running:
+        yield running
+
+
+def test_a_stage_is_done_when_it_has_ended_without_an_error(tmp_path: Path, environment: Environment) -> None:
+    assert not is_done(tmp_path, "upstream-ctr")
+    assert read_stages(tmp_path) == {}
+    with pytest.raises(RuntimeError), stage(tmp_path, "upstream-ctr", environment):
+        raise RuntimeError
+    assert not is_done(tmp_path, "upstream-ctr")
+    with stage(tmp_path, "upstream-ctr", environment):
+        time.sleep(0.01)
+        assert not is_done(tmp_path, "upstream-ctr")
+    assert is_done(tmp_path, "upstream-ctr")
+    assert not is_done(tmp_path, "upstream-ct")
+    assert read_stages(tmp_path)["upstream-ctr"]["seconds"] >= 0.01
+
+
+def test_a_stage_in_parts_is_done_with_the_last_of_them(tmp_path: Path, environment: Environment) -> None:
+    for part in (2, 0, 1):
+        assert not is_done(tmp_path, "downstream")
+        with stage(tmp_path, "downstream", environment, part=part, parts=3):
+            time.sleep(0.02 if part == 0 else 0)
+    assert is_done(tmp_path, "downstream")
+    figures = read_stages(tmp_path)["downstream"]
+    assert 0.02 <= figures["seconds"] < 10  # of the slowest, while the memory is that of all
+    record(tmp_path, "prepare", 1.5)
+    alone = read_stages(tmp_path)["prepare"]
+    assert alone["seconds"] == 1.5
+    assert figures["peak_rss_bytes"] == pytest.approx(3 * alone["peak_rss_bytes"], rel=0.2)
+    assert list(read_stages(tmp_path)) == ["downstream", "prepare"]  # in the order in which they ended
+
+
+def test_what_json_cannot_hold_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    write_json(tmp_path / "a/figures.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a/figures.json", {"x": tmp_path})
+    assert (tmp_path / "a/figures.json").read_text() == '{\n  "x": 1\n}\n'
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["figures.json"]

@@ -1,0 +1,192 @@
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.config import ConfigError, LossConfig, TrainConfig
+from recsys.data.convert import hash_strings
+from recsys.data.errors import DataError
+from recsys.data.schema import Feature, Label, Schema, SchemaError
+from recsys.stages import is_done, read_stages
+from recsys.train.distributed import process_group
+from recsys.upstream import count_positives, train_upstream, upstream_folder, upstream_schema
+from tests.recsys.refresh.example import CONFIG, SCHEMA, write_log
+
+BUY = Schema(
+    features=(Feature(name="x", owner="item", kind="dense"),),
+    labels=(Label(name="click"), Label(name="buy", valid="click")),
+    item_id="what",
+)
+ITEMS = st.sampled_from([0, 3, -1, 2**63 - 1, -(2**63)])
+ROWS = st.lists(st.tuples(ITEMS, st.integers(0, 1), st.integers(0, 1), st.booleans()), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group() -> Iterator[None]:
+    """One process group for all runs of this module."""
+    with process_group():
+        yield
+
+
+def _write(path: Path, rows: list[tuple[Any, int, int, bool]], kind: pa.DataType) -> Path:
+    """Rows of (item, click, buy, null where invalid)."""
+    table = {
+        "timestamp": pa.array(range(len(rows)), pa.int64()),
+        "user_id": pa.array(range(len(rows)), pa.int64()),
+        "what": pa.array([row[0] for row in rows]),
+        "x": pa.nulls(len(rows)),
+        "click": pa.array([row[1] for row in rows], pa.int8()).cast(kind),
+        # where nobody clicked, anything may stand, a 1 too
+        "buy": pa.array([None if row[3] and not row[1] else row[2] for row in rows], pa.int8()).cast(kind),
+    }
+    pq.write_table(pa.table(table), path, row_group_size=3)
+    return path
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    files=st.lists(ROWS, min_size=1, max_size=3),
+    label=st.sampled_from(["click", "buy"]),
+    kind=st.sampled_from([pa.int8(), pa.int64(), pa.float32(), pa.bool_()]),
+)
+def test_count_positives_against_a_loop(
+    files: list[list[tuple[int, int, int, bool]]], label: str, kind: pa.DataType
+) -> None:
+    counts: dict[int, int] = {}
+    for item, click, buy, _ in (row for rows in files for row in rows):
+        if click and (buy or label == "click"):
+            counts[item] = counts.get(item, 0) + 1
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [_write(Path(folder, f"{index}.parquet"), rows, kind) for index, rows in enumerate(files)]
+        if not counts:
+            with pytest.raises(DataError, match=rf"label '{label}' is never 1 in {len(files)} files: contrast another"):
+                count_positives(paths, BUY, label)
+            return
+        found = count_positives(paths, BUY, label)
+    assert found.ids.tolist() == sorted(counts)
+    share = torch.tensor([counts[item] for item in sorted(counts)]).double() / sum(counts.values())
+    torch.testing.assert_close(found.log_probability[:-1], share.log().float())
+    assert found.log_probability[-1] == found.log_probability.min()
+
+
+def test_string_items_are_counted_by_their_hash(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.parquet", [("x", 1, 0, False), ("y", 1, 0, False), ("x", 1, 0, False)], pa.int8())
+    found = count_positives([path], BUY, "click")
+    ids = hash_strings(pa.array(["x", "y"])).to_pylist()
+    torch.testing.assert_close(found(torch.tensor(ids)).exp(), torch.tensor([2 / 3, 1 / 3]))
+
+
+def test_bad_labels_name_file_and_row(tmp_path: Path) -> None:
+    good = _write(tmp_path / "a.parquet", [(1, 1, 0, False)] * 5, pa.int8())
+    bad = _write(tmp_path / "b.parquet", [(1, 1, 0, False)] * 3 + [(1, 2, 0, False)], pa.int8())
+    with pytest.raises(DataError, match=r"b.parquet: column 'click', row 3: the label is 2; it must be 0 or 1"):
+        count_positives([good, bad], BUY, "click")
+    with pytest.raises(SchemaError, match="unknown label 'like'; the schema has: click, buy"):
+        count_positives([good], BUY, "like")
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_log(tmp_path_factory.mktemp("log"))
+
+
+def config(**training: Any):
+    """The example's config, to be trained for two passes of seven steps."""
+    (upstream,) = CONFIG.upstreams
+    values: dict[str, Any] = {"epochs": 2, "batch_size": 8, "shuffle_batches": 2, "log_every": 1} | training
+    return replace(CONFIG, upstreams=(replace(upstream, training=TrainConfig(**values)),))
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    lines = (upstream_folder(out, "ctr") / "metrics.jsonl").read_text().splitlines()
+    timed = ("samples_per_second", "input_wait_fraction")
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def test_training_leaves_checkpoint_figures_and_stage(log: Path, tmp_path: Path) -> None:
+    train_upstream(config(), "ctr", log, tmp_path)
+    folder = upstream_folder(tmp_path, "ctr")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000014"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 14
+    assert result["samples_per_second"] > 0
+    assert 0 <= result["input_wait_fraction"] <= 1
+    assert len(metrics(tmp_path)) == 14
+    assert is_done(tmp_path, "upstream-ctr")
+    assert read_stages(tmp_path)["upstream-ctr"]["peak_rss_bytes"] > 2**20
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_killed_training_goes_on_to_the_same_losses(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_upstream(config(checkpoint_every=4), "ctr", log, tmp_path / "whole")
+    saves = 0
+
+    def save(self: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 3:
+            raise KeyboardInterrupt
+        kept(self)
+
+    from recsys.train import trainer
+
+    kept = trainer._Run.save
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            train_upstream(config(checkpoint_every=4), "ctr", log, tmp_path / "broken")
+    assert not is_done(tmp_path / "broken", "upstream-ctr")
+    train_upstream(config(checkpoint_every=4), "ctr", log, tmp_path / "broken")
+    broken = {line["step"]: line for line in metrics(tmp_path / "broken")}
+    assert broken == {line["step"]: line for line in metrics(tmp_path / "whole")}
+    checkpoints = [
+        sorted((upstream_folder(tmp_path / name, "ctr") / "checkpoints").iterdir()) for name in ("whole", "broken")
+    ]
+    assert [path.name for path in checkpoints[0]] == [path.name for path in checkpoints[1]]
+
+
+def test_a_contrasted_label_that_is_never_positive(log: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in ("events", "users"):
+        (data / name).mkdir(parents=True)
+    SCHEMA.save(data / "schema.toml")
+    table = pq.read_table(log / "events/part-0.parquet")
+    pq.write_table(
+        table.set_column(table.column_names.index("click"), "click", pa.array(np.zeros(len(table), np.int8))),
+        data / "events/part-0.parquet",
+    )
+    with pytest.raises(DataError, match="label 'click' is never 1 in 1 files: contrast another label"):
+        train_upstream(config(), "ctr", data, tmp_path / "out")
+    assert not is_done(tmp_path / "out", "upstream-ctr")
+
+
+def test_what_the_upstream_reads(log: Path, tmp_path: Path) -> None:
+    (upstream,) = CONFIG.upstreams
+    assert upstream_schema(upstream, log) == SCHEMA
+    narrow = upstream_schema(replace(upstream, features=("age", "tags"), tasks=("click",)), log)
+    assert [feature.name for feature in narrow.features] == ["age", "tags"]
+    with pytest.raises(SchemaError, match="unknown feature 'nope'; the schema has: user_id, seen"):
+        upstream_schema(replace(upstream, features=("nope",)), log)
+    with pytest.raises(SchemaError, match="unknown label 'like'; the schema has: click"):
+        upstream_schema(replace(upstream, tasks=("like",)), log)
+    with pytest.raises(DataError, match=r"schema.toml: no such schema; correct source.schema of upstream 'ctr'"):
+        upstream_schema(upstream, tmp_path)
+    with pytest.raises(ConfigError, match="unknown upstream 'cvr'; the config has: ctr"):
+        train_upstream(CONFIG, "cvr", log, tmp_path)
+    other = replace(upstream, loss=LossConfig(contrastive_label="hour"))
+    with pytest.raises(SchemaError, match="unknown label 'hour'"):
+        train_upstream(
+            replace(config(), upstreams=(replace(other, training=TrainConfig(batch_size=8)),)), "ctr", log, tmp_path
+        )
