@@ -200,7 +200,7 @@ def synthetic() -> RunConfig:
             ),
         ),
         downstream=ranking(None),
-        fragment=ranking(0),
+        fragment=replace(ranking(0), seeds=(0, 1)),
         retrieval=RetrievalConfig(upstream="ctr"),
     )
 
