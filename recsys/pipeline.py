@@ -10,8 +10,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from recsys.checks import check_run
 from recsys.config import ConfigError, RunConfig, override
+from recsys.evaluate.collect import collect_results
+from recsys.evaluate.report import build_report, write_report
+from recsys.evaluate.terminal import print_report
+from recsys.jobs import run_job
 from recsys.recipes import RECIPES
+from recsys.stages import is_done, record
 
 CONFIG = "config.toml"
 
@@ -52,22 +60,26 @@ def run_config(config: RunConfig, data: Path, out: Path) -> None:
         DataError, SchemaError, ConfigError: data and config do not fit; before anything is trained.
         JobError: a job failed.
     """
-    from recsys.checks import check_run
-
     check_run(config, data)
+    ranks = _ranks(config)
     common = ("--config", str(out / CONFIG), "--data", str(data), "--out", str(out))
     for upstream in config.upstreams:
-        _job(out, f"upstream-{upstream.name}", ("upstream", "--name", upstream.name, *common), config.ranks)
-        _job(out, f"refresh-{upstream.name}", ("refresh", "--name", upstream.name, *common), config.ranks)
-    _job(out, "downstream", ("downstream", *common), config.ranks)
-    from recsys.evaluate.collect import collect_results
-    from recsys.evaluate.report import build_report, write_report
-    from recsys.evaluate.terminal import print_report
-
+        _job(out, f"upstream-{upstream.name}", ("upstream", "--name", upstream.name, *common), ranks)
+        _job(out, f"refresh-{upstream.name}", ("refresh", "--name", upstream.name, *common), ranks)
+    _job(out, "downstream", ("downstream", *common), ranks)
     report = build_report(collect_results(config, data, out))
     write_report(report, out)
     print_report(report)
     print(f"\nreport: {out / 'report.html'}  (figures: {out / 'report.json'})")
+
+
+def _ranks(config: RunConfig) -> int:
+    """The config's ranks, or one a GPU where this machine has GPUs, but fewer of them."""
+    gpus = torch.cuda.device_count()
+    if not 0 < gpus < config.ranks:
+        return config.ranks
+    print(f"{gpus} GPU{'s' if gpus > 1 else ''} here: {gpus} ranks a job instead of {config.ranks}")
+    return gpus
 
 
 def _claim(config: RunConfig, out: Path) -> None:
@@ -81,9 +93,6 @@ def _claim(config: RunConfig, out: Path) -> None:
 
 
 def _job(out: Path, name: str, arguments: tuple[str, ...], ranks: int) -> None:
-    from recsys.jobs import run_job
-    from recsys.stages import is_done
-
     if is_done(out, name):
         print(f"{name}: done before")
         return
@@ -92,8 +101,6 @@ def _job(out: Path, name: str, arguments: tuple[str, ...], ranks: int) -> None:
 
 
 def _timed(out: Path, name: str, work: Callable[[], None]) -> None:
-    from recsys.stages import is_done, record
-
     if not is_done(out, name):
         start = time.monotonic()
         work()

@@ -60,11 +60,7 @@ def train_upstream(config: RunConfig, name: str, data: Path, out: Path) -> None:
             title=f"upstream {name}",
         )
         if environment.is_main:
-            record = {
-                "steps": result.steps,
-                "samples_per_second": result.samples_per_second,
-                "input_wait_fraction": result.input_wait_fraction,
-            }
+            record = {"steps": result.steps, "input_wait_fraction": result.input_wait_fraction}
             write_json(upstream_folder(out, name) / "result.json", record)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from embedding_store import EmbeddingStore, Series, Snapshot, Table
 from recsys.data.batch import Batch
+from recsys.data.errors import DataError
 from recsys.models.dlrm import SeriesSpec
 
 OWNERS = ("user", "item")
@@ -36,15 +37,15 @@ class PointInTimeSeries:
         """What a ranker must know of the series.
 
         Raises:
-            ValueError: the series has no snapshot, or its snapshots lie in several spaces.
+            DataError: the series has no snapshot, or its snapshots lie in several spaces.
         """
         spaces = {snapshot.space for snapshot in self.snapshots}
         if len(spaces) != 1:
             found = f"spaces {sorted(spaces)}: vectors of two spaces cannot be one feature" if spaces else "no snapshot"
-            raise ValueError(f"series {self.series.name!r} has {found}; refresh its upstream into a store of one space")
+            raise DataError(f"series {self.series.name!r} has {found}; refresh its upstream into a store of one space")
         owner = self.series.name.split("_", 1)[0]
         if owner not in OWNERS:
-            raise ValueError(f"series {self.series.name!r}: name it user_<upstream> or item_<upstream>")
+            raise DataError(f"series {self.series.name!r}: name it user_<upstream> or item_<upstream>")
         return SeriesSpec(name=self.series.name, owner=owner, space=spaces.pop(), dim=self.series.dim)
 
     def lookup(
@@ -81,7 +82,7 @@ class StoreFeatures:
 
     Raises:
         KeyError: no such series; the message names those that exist.
-        ValueError: a series without snapshots or with several spaces.
+        DataError: a series without snapshots or with several spaces.
     """
 
     def __init__(self, store: EmbeddingStore, names: Sequence[str], publish_delay_ms: int = 0) -> None:

@@ -97,7 +97,9 @@ def _upstream_run(out: Path, name: str) -> UpstreamRun:
     result = json.loads((folder / "result.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curves = [{key.replace("/", ".", 1): value for key, value in line.items()} for line in lines]
-    return UpstreamRun(**result, curves=curves)
+    # From the log, not the process: a run that was stopped and resumed has the speed of all its parts.
+    speed = float(np.median([line["samples_per_second"] for line in lines]))
+    return UpstreamRun(**result, samples_per_second=speed, curves=curves)
 
 
 def _test_events(downstream: DownstreamConfig, data: Path) -> Mapping[str, torch.Tensor]:

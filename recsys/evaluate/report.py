@@ -37,7 +37,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     oracle.<task>.gap_closed.<arm>          number; (arm - none) / (oracle - none) in ROC-AUC, a fraction; not in `none`
 
     upstreams.<name>.steps                  int; optimizer steps
-    upstreams.<name>.samples_per_second     number; over all ranks
+    upstreams.<name>.samples_per_second     number; over all ranks, median of the logged windows
     upstreams.<name>.input_wait_fraction    number; share of the training time spent waiting for input
     upstreams.<name>.loss                   number; last logged
     upstreams.<name>.ne.<task>              number; normalized entropy of training rows, last logged

@@ -119,7 +119,6 @@ def test_training_leaves_checkpoint_figures_and_stage(log: Path, tmp_path: Path)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000014"]
     result = json.loads((folder / "result.json").read_text())
     assert result["steps"] == 14
-    assert result["samples_per_second"] > 0
     assert 0 <= result["input_wait_fraction"] <= 1
     assert len(metrics(tmp_path)) == 14
     assert is_done(tmp_path, "upstream-ctr")

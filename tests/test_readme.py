@@ -1,0 +1,79 @@
+"""The README's own schema and config are valid, and fit each other and data made after its words."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.checks import check_run
+from recsys.config import RunConfig
+from recsys.data.errors import DataError
+from recsys.data.schema import Schema
+from recsys.recipes import RECIPES
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def toml_blocks() -> tuple[str, str]:
+    """The schema and the config of the section on one's own data."""
+    blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    schema, config = ["\n".join(line.removeprefix("   ") for line in block.splitlines()) for block in blocks]
+    return schema, config
+
+
+def write_days(folder: Path, first: datetime, days: int, rows: int) -> None:
+    for day in range(days):
+        start = first + timedelta(days=day)
+        times = [int(start.timestamp() * 1000) + row for row in range(rows)]
+        table = pa.table(
+            {
+                "timestamp": times,
+                "user_id": list(range(rows)),
+                "item_id": [-row - 1 for row in range(rows)],
+                "recent_items": [[7] * (row % 3) for row in range(rows)],
+                "recent_times": [[start_time - 1000] * (row % 3) for row, start_time in enumerate(times)],
+                "tags": [[row % 5] for row in range(rows)],
+                "price": [0.5] * rows,
+                "hour": [row % 24 for row in range(rows)],
+                "click": [row % 2 for row in range(rows)],
+                "purchase": [None if row % 2 == 0 else 1 for row in range(rows)],
+                "watch_seconds": [1.0] * rows,
+            }
+        )
+        out = folder / f"{start:%Y-%m-%d}"
+        out.mkdir(parents=True)
+        pq.write_table(table, out / "part-0.parquet")
+
+
+def test_own_data_section(tmp_path: Path) -> None:
+    schema, config = toml_blocks()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/schema.toml").write_text(schema)
+    (tmp_path / "mine.toml").write_text(config)
+    assert {feature.owner for feature in Schema.load(tmp_path / "mine/schema.toml").features} == {
+        "user",
+        "item",
+        "context",
+    }
+    run = RunConfig.load(tmp_path / "mine.toml")
+    with pytest.raises(DataError, match=r"mine/events/2026-01-\*"):
+        check_run(run, tmp_path)
+    write_days(tmp_path / "mine/events", datetime(2026, 1, 20, tzinfo=UTC), days=40, rows=200)
+    check_run(run, tmp_path)
+
+
+def test_commands_name_what_exists() -> None:
+    root = Path(__file__).parents[1]
+    for path in re.findall(r"`((?:recsys|embedding_store|launchers)/[\w/]+\.(?:py|md))`", README):
+        assert (root / path).is_file(), path
+    for path, component in re.findall(r"(launchers/\w+\.py):(\w+)", README):
+        assert f"def {component}(" in (root / path).read_text()
+    for recipe in re.findall(r"recsys run ([a-z][\w-]+) ", README):
+        assert recipe in RECIPES
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", (root / "Makefile").read_text(), re.MULTILINE), target
