@@ -1,1 +1,1 @@
-"""One torchx component a job. They import only torchx: a job is a command line of `recsys`."""
+"""One torchx component a job. They import torchx alone: a job is a command line of `recsys`."""

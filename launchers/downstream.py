@@ -2,7 +2,8 @@
 
 import torchx
 import torchx.specs as specs
-from torchx.components import dist
+
+from launchers.job import recsys_job
 
 
 def downstream(
@@ -29,14 +30,5 @@ def downstream(
         memory: memory per node in MB
         image: container image, for schedulers that run containers
     """
-    return dist.ddp(
-        "downstream",
-        *("--config", config, "--data", data, "--out", out),
-        m="recsys.cli",
-        name="downstream",
-        j=j,
-        cpu=cpu,
-        gpu=gpu,
-        memMB=memory,
-        image=image,
-    )
+    arguments = ("downstream", "--config", config, "--data", data, "--out", out)
+    return recsys_job("downstream", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

@@ -2,7 +2,8 @@
 
 import torchx
 import torchx.specs as specs
-from torchx.components import dist
+
+from launchers.job import recsys_job
 
 
 def refresh(
@@ -31,14 +32,5 @@ def refresh(
         memory: memory per node in MB
         image: container image, for schedulers that run containers
     """
-    return dist.ddp(
-        "refresh",
-        *("--config", config, "--name", name, "--data", data, "--out", out),
-        m="recsys.cli",
-        name=f"refresh-{name}",
-        j=j,
-        cpu=cpu,
-        gpu=gpu,
-        memMB=memory,
-        image=image,
-    )
+    arguments = ("refresh", "--config", config, "--name", name, "--data", data, "--out", out)
+    return recsys_job(f"refresh-{name}", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

@@ -2,7 +2,8 @@
 
 import torchx
 import torchx.specs as specs
-from torchx.components import dist
+
+from launchers.job import recsys_job
 
 
 def upstream(
@@ -31,14 +32,5 @@ def upstream(
         memory: memory per node in MB
         image: container image, for schedulers that run containers
     """
-    return dist.ddp(
-        "upstream",
-        *("--config", config, "--name", name, "--data", data, "--out", out),
-        m="recsys.cli",
-        name=f"upstream-{name}",
-        j=j,
-        cpu=cpu,
-        gpu=gpu,
-        memMB=memory,
-        image=image,
-    )
+    arguments = ("upstream", "--config", config, "--name", name, "--data", data, "--out", out)
+    return recsys_job(f"upstream-{name}", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

@@ -1,0 +1,13 @@
+"""What the components have in common: a `recsys` subcommand on some ranks, under torch elastic."""
+
+from collections.abc import Sequence
+
+import torchx.specs as specs
+from torchx.components import dist
+
+
+def recsys_job(
+    name: str, arguments: Sequence[str], *, j: str, cpu: int, gpu: int, memory: int, image: str
+) -> specs.AppDef:
+    """A job called `name` that runs `recsys <arguments>` on every rank; the rest as each component says."""
+    return dist.ddp(*arguments, m="recsys.cli", name=name, j=j, cpu=cpu, gpu=gpu, memMB=memory, image=image)
