@@ -20,6 +20,9 @@ ifeq ($(FLAVOUR),cpu)
 	$(BIN)/pip install -q --no-deps torchrec==1.8.0
 endif
 	$(BIN)/pip install -q -e '.[$(FLAVOUR),dev]'
+ifeq ($(FLAVOUR),cpu)
+	@echo 'If pip says that torchrec requires fbgemm-gpu: so it does, but fbgemm-gpu-cpu is what a CPU machine needs.'
+endif
 	touch $@
 
 demo: install
