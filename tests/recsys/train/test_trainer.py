@@ -42,8 +42,9 @@ def test_resumed_run_is_the_uninterrupted_one(environment: Environment, tmp_path
     assert resumed.steps == result.steps == 12
     for name, value in whole_state(result.model).items():
         assert torch.equal(whole_state(resumed.model)[name], value), name
-    board = EventAccumulator(str(broken / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("loss")] == list(range(1, 13))
+    # File by file: TensorBoard orders files by name, which two of one second and one process do not keep.
+    boards = [EventAccumulator(str(path)).Reload() for path in (broken / "tensorboard").iterdir()]
+    assert {event.step for board in boards for event in board.Scalars("loss")} == set(range(1, 13))
     again = fit(make_task(), make_stream(6, epochs=2), CONFIG, environment, tasks=TASKS, out=broken)
     assert (again.steps, again.metrics["loss"]) == (12, lines(whole)[-1]["loss"])
 
