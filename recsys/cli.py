@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -141,6 +142,12 @@ def main() -> None:
             raise  # its traceback is wanted
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         raise SystemExit(2) from None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # One rank of a job, its work on disk: gloo's threads outlive destroy_process_group and, rarely, abort the
+        # interpreter while it ends ("terminate called without an active exception").
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

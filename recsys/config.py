@@ -118,7 +118,7 @@ class TrainConfig:
     """Decoupled weight decay of the dense parameters."""
     shuffle_batches: int = 64
     """Rows are shuffled within blocks of this many batches; 0 keeps the stored order."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = 200
     """Steps between checkpoints (one is always written at the end); 0: only at the end."""
     log_every: int = 20
     """Steps between log lines and TensorBoard points."""

@@ -116,7 +116,7 @@ def _read_footer(file: Path) -> pq.FileMetaData:
     except (pa.ArrowException, OSError) as error:
         size = file.stat().st_size if file.is_file() else 0
         raise DataError(
-            f"{file} ({size} bytes) is no readable Parquet file: {error} Write it anew, or remove it"
+            f"{file} ({size} bytes) is no readable Parquet file: {str(error).rstrip('.')}. Write it anew, or remove it"
         ) from None
     if footer.num_rows == 0:
         raise DataError(f"{file} holds no rows: remove it, or write the rows it should have")

@@ -335,7 +335,8 @@ def _read(group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType]
                     return
     except (pa.ArrowException, OSError) as error:
         rows = f"rows {group.first_row} to {group.first_row + group.rows - 1}"
-        message = f"{group.file}: {rows} (row group {group.index}) cannot be read: {error} Write the file anew"
+        reason = str(error).rstrip(".")
+        message = f"{group.file}: {rows} (row group {group.index}) cannot be read: {reason}. Write the file anew"
         raise DataError(message) from error
 
 

@@ -99,6 +99,8 @@ def train_rankers(config: RunConfig, data: Path, out: Path) -> None:
     """
     part, parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with process_group(alone=True) as environment, stage(out, "downstream", environment, part=part, parts=parts):
+        for downstream in populations(config).values():
+            _check_visible(config, downstream, data, out)
         rankers = list(all_rankers(config))
         for number, ranker in list(enumerate(rankers, start=1))[part::parts]:
             if ranker.path(out).is_file():
@@ -106,6 +108,24 @@ def train_rankers(config: RunConfig, data: Path, out: Path) -> None:
             score = train_ranker(ranker, populations(config)[ranker.population], data, out, environment)
             name = f"{ranker.population}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
             print(f"ranker {number}/{len(rankers)} {name}: validation ne {score:.4f}", flush=True)
+
+
+def _check_visible(config: RunConfig, downstream: DownstreamConfig, data: Path, out: Path) -> None:
+    """Refuse to train on events that all lie before the first snapshot: no training row could read a vector."""
+    schema = downstream_schema(downstream, data, ()).select(features=())
+    stream = EventStream(find_files(data, downstream.train), schema, batch_size=65_536, drop_last=False)
+    newest = max(int(batch.timestamps.max()) for batch in stream)
+    store = EmbeddingStore(store_folder(out))
+    for name in dict.fromkeys(
+        name for arm in ablation_arms([u.name for u in config.upstreams]).values() for name in arm
+    ):
+        first = min((snapshot.as_of for snapshot in store.series(name).history()), default=None)
+        if first is not None and newest < first + downstream.publish_delay_ms:
+            raise DataError(
+                f"the newest training event is of {newest} ms, but series {name!r} begins with as_of = {first} ms (and "
+                f"publish_delay_ms = {downstream.publish_delay_ms}): no ranker could read it. Let the upstream's "
+                "events end before the ranker's begin"
+            )
 
 
 def train_ranker(

@@ -55,7 +55,7 @@ def lift_plot(groups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         low, high = axes.get_xlim()
         axes.set_xlim(low, high + 0.17 * (high - low))  # room for the last figure
         axes.xaxis.set_major_formatter(_tick)
-        axes.set_xlabel("ROC-AUC lift over no vectors, 95 % interval")
+        axes.set_xlabel("ROC-AUC lift over no vectors, 95 % interval", loc="right")
         if len(groups) > 1:
             figure.legend(loc="outside upper left", ncols=len(groups), frameon=False, labelcolor=FAINT)
         return _svg(figure)

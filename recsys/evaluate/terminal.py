@@ -36,7 +36,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
 
 def _ablation(heading: str, arms: Mapping[str, Any], report: Mapping[str, Any], task: str) -> Table:
     table = _table(f"{heading} · {number(arms['none']['rows'], 0)} test events")
-    table.add_column("vectors read", no_wrap=True)
+    table.add_column("vectors read")
     for column in ("AUC", "lift %", "95 % interval", "PR-AUC", "lift %", "NE", "calib."):
         table.add_column(column, justify="right", no_wrap=True)
     for arm, entry in arms.items():

@@ -286,3 +286,10 @@ def test_two_tasks_of_one_label(data: Path) -> None:
     schema = downstream_schema(DOWNSTREAM, data, ("click", "conversion", "click"))
     assert [label.name for label in schema.labels] == ["click", "conversion"]
     assert [feature.name for feature in schema.features] == list(DOWNSTREAM.features)
+
+
+def test_training_events_older_than_every_snapshot_are_refused(data: Path, out: Path, environment: Environment) -> None:
+    late = replace(CONFIG, downstream=replace(DOWNSTREAM, publish_delay_ms=30 * 86_400_000))
+    with pytest.raises(DataError, match=r"newest training event .* series 'user_ctr' .* Let the upstream's events end"):
+        train_rankers(late, data, out)
+    assert not is_done(out, "downstream")
