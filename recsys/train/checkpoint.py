@@ -50,7 +50,7 @@ def save(
     environment: Environment,
     keep: int = 2,
 ) -> Path:
-    """Write `folder/step-XXXXXXXX` and delete all but the newest `keep`. A collective: every rank calls it.
+    """Write `folder/step-<number>` and delete all but the newest `keep`. A collective: every rank calls it.
 
     Args:
         folder: made if it does not exist; must be seen by all ranks.

@@ -104,7 +104,7 @@ def _jagged(feature: Feature, row: dict[str, Any]) -> list[int]:
     return mapped[-feature.max_length :] if feature.kind == "sequence" else mapped[: feature.max_length]
 
 
-def _check(batch: Batch, rows: list[dict[str, Any]]) -> None:
+def check_batch(batch: Batch, rows: list[dict[str, Any]]) -> None:
     """Compare with a conversion that goes row by row."""
     assert len(batch) == len(rows)
     expected = {f.name: [_jagged(f, r) for r in rows] for f in SCHEMA.features if f.rows}
@@ -164,16 +164,16 @@ def _with(name: str, column: pa.Array) -> pa.Table:
 @given(rows=st.lists(event(), max_size=8), cut=st.integers(0, 8), batch_of_records=st.booleans())
 def test_equals_a_row_by_row_conversion(rows: list[dict[str, Any]], cut: int, batch_of_records: bool) -> None:
     whole = _table(rows)
-    _check(to_batch(whole, SCHEMA), rows)
+    check_batch(to_batch(whole, SCHEMA), rows)
     chunked = pa.concat_tables([whole.slice(0, cut), whole.slice(cut)])
-    _check(to_batch(chunked, SCHEMA), rows)
+    check_batch(to_batch(chunked, SCHEMA), rows)
     part = whole.to_batches()[0].slice(cut) if batch_of_records and rows else whole.slice(cut)
-    _check(to_batch(part, SCHEMA), rows[cut:])
+    check_batch(to_batch(part, SCHEMA), rows[cut:])
 
 
 def test_empty_table_gives_an_empty_batch() -> None:
     batch = to_batch(TYPES.empty_table(), SCHEMA)
-    _check(batch, [])
+    check_batch(batch, [])
     assert batch.dense["item"].shape == (0, 3)
     assert batch.labels.shape == batch.label_mask.shape == (0, 2)
     assert batch.sparse.stride() == 0
@@ -247,7 +247,7 @@ def test_age_buckets_at_every_boundary() -> None:
     ],
 )
 def test_what_other_writers_make_of_the_same_column(name: str, column: pa.Array) -> None:
-    _check(to_batch(_with(name, column), SCHEMA), [_good(**{name: value}) for value in column.to_pylist()])
+    check_batch(to_batch(_with(name, column), SCHEMA), [_good(**{name: value}) for value in column.to_pylist()])
 
 
 def test_unsigned_ids_keep_their_64_bits() -> None:
