@@ -117,34 +117,6 @@ class PastEvents:
         return begin, np.where(known, end, begin)
 
 
-def earlier_values(
-    entity: ArrayLike,  # int64 [N]
-    time: ArrayLike,  # int64 [N]
-    value: ArrayLike,  # [N]
-    kept: ArrayLike,  # bool [N]
-    max_length: int,
-) -> History:
-    """For each row the `max_length` most recent kept values of its entity, from rows of a strictly earlier time.
-
-    Raises:
-        ValueError: `max_length` is below 1, or the arrays differ in length.
-    """
-    return PastEvents(entity, time, value, kept).before(entity, time, max_length)
-
-
-def earlier_counts(
-    entity: ArrayLike,  # int64 [N]
-    time: ArrayLike,  # int64 [N]
-    kept: ArrayLike,  # bool [N]
-) -> NDArray[np.int64]:  # [N]
-    """For each row the number of kept rows of its entity with a strictly earlier time.
-
-    Raises:
-        ValueError: the arrays differ in length.
-    """
-    return PastEvents(entity, time, time, kept).count_before(entity, time)
-
-
 def _check_columns(columns: dict[str, NDArray]) -> None:
     shapes = {name: column.shape for name, column in columns.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.data.history import PastEvents, earlier_counts, earlier_values
+from recsys.data.history import PastEvents
 
 IDS = st.sampled_from([-(2**63), -5, 0, 7, 2**31 + 1, 2**63 - 1])
 EVENTS = st.lists(st.tuples(IDS, st.integers(0, 6), st.booleans()), max_size=30)
@@ -28,7 +28,8 @@ def _expected(events: list[tuple[int, int, bool]], entity: int, time: int, max_l
 
 @given(events=EVENTS, max_length=st.integers(1, 8))
 def test_earlier_values_are_those_of_a_loop(events: list[tuple[int, int, bool]], max_length: int) -> None:
-    history = earlier_values(*_columns(events), max_length)
+    entity, time, _, _ = _columns(events)
+    history = PastEvents(*_columns(events)).before(entity, time, max_length)
     values, times = history.to_arrow()
     expected = [_expected(events, e, t, max_length) for e, t, _ in events]
     assert values.to_pylist() == [[value for value, _ in row] for row in expected]
@@ -38,8 +39,9 @@ def test_earlier_values_are_those_of_a_loop(events: list[tuple[int, int, bool]],
 
 @given(events=EVENTS)
 def test_earlier_counts_are_those_of_a_loop(events: list[tuple[int, int, bool]]) -> None:
-    entity, time, _, kept = _columns(events)
-    assert earlier_counts(entity, time, kept).tolist() == [len(_expected(events, e, t, 99)) for e, t, _ in events]
+    entity, time, _, _ = _columns(events)
+    counts = PastEvents(*_columns(events)).count_before(entity, time)
+    assert counts.tolist() == [len(_expected(events, e, t, 99)) for e, t, _ in events]
 
 
 @given(events=EVENTS, queries=QUERIES, max_length=st.integers(1, 8))
@@ -54,21 +56,21 @@ def test_queries_of_their_own(
 
 
 def test_equal_times_are_not_earlier() -> None:
-    history = earlier_values([1, 1, 1], [5, 5, 6], ["a", "b", "c"], [True, True, True], 9)
+    history = PastEvents([1, 1, 1], [5, 5, 6], ["a", "b", "c"]).before([1, 1, 1], [5, 5, 6], 9)
     assert history.to_arrow()[0].to_pylist() == [[], [], ["a", "b"]]
 
 
 def test_no_rows_give_no_lists() -> None:
     empty = np.array([], np.int64)
-    history = earlier_values(empty, empty, empty, empty.astype(bool), 3)
+    history = PastEvents(empty, empty, empty, empty.astype(bool)).before(empty, empty, 3)
     assert history.offsets.tolist() == [0]
     assert len(history.to_arrow()[0]) == 0
 
 
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="max_length is 0; use 1 or more"):
-        earlier_values([1], [1], [1], [True], 0)
+        PastEvents([1], [1], [1]).before([1], [1], 0)
     with pytest.raises(ValueError, match=r"'time': \(1,\).*equal length"):
-        earlier_values([1, 2], [1], [1, 2], [True, True], 3)
+        PastEvents([1, 2], [1], [1, 2], [True, True])
     with pytest.raises(ValueError, match="equal length"):
         PastEvents([1], [1], [1]).before([1, 2], [1], 3)
