@@ -6,20 +6,24 @@ BIN := $(VENV)/bin
 FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/.installed-$(FLAVOUR)
 
-.PHONY: install demo test lint format clean
+NATIVE := CMakeLists.txt $(shell find embedding_store/csrc -type f)
+
+.PHONY: install demo test sanitize lint format clean
 
 install: $(STAMP)
 
 # torch goes first: with it in place nothing else pulls in another build of it. On a CPU machine TorchRec is installed
-# without its dependencies, because it asks for fbgemm-gpu, the CUDA build; pyproject.toml names the rest of them.
-$(STAMP): pyproject.toml
+# without its dependencies, because it asks for fbgemm-gpu, the CUDA build; pyproject.toml names the rest of them. The
+# native library is built against the torch that is installed, hence no build isolation.
+$(STAMP): pyproject.toml $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q torch==2.13.0
 ifeq ($(FLAVOUR),cpu)
 	$(BIN)/pip install -q --no-deps torchrec==1.8.0
 endif
-	$(BIN)/pip install -q -e '.[$(FLAVOUR),dev]'
+	$(BIN)/pip install -q 'scikit-build-core>=0.11,<1' 'cmake>=3.24,<5' 'ninja>=1.11,<2'
+	$(BIN)/pip install -q --no-build-isolation -e '.[$(FLAVOUR),dev]'
 ifeq ($(FLAVOUR),cpu)
 	@echo 'If pip says that torchrec requires fbgemm-gpu: so it does, but fbgemm-gpu-cpu is what a CPU machine needs.'
 endif
@@ -30,6 +34,22 @@ demo: install
 
 test: install
 	$(BIN)/pytest
+
+# The native library once more, with the address and undefined-behaviour sanitizers, under the tests that use it most.
+# A finding ends the process, and with it the target. libstdc++ is loaded early so that exceptions pass the sanitizer;
+# Python never frees all it has, hence no search for leaks.
+SANITIZED := build/sanitize
+SANITIZED_TESTS := $(addprefix tests/embedding_store/test_,ops.py mapping.py table.py hostile.py)
+RUNTIMES := libasan.so libubsan.so libstdc++.so
+
+sanitize: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" \
+		-DEMBEDDING_STORE_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(SANITIZED) --target embedding_store
+	LD_PRELOAD="$(foreach runtime,$(RUNTIMES),$$(c++ -print-file-name=$(runtime)))" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		EMBEDDING_STORE_LIBRARY="$(CURDIR)/$(SANITIZED)/libembedding_store.so" \
+		$(BIN)/pytest --capture=sys -p no:faulthandler -k 'not opcheck' $(SANITIZED_TESTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,4 +1,8 @@
-"""The lookup in plain PyTorch: the truth that native code is compared with. Any device, any int64 id."""
+"""The ops in plain PyTorch, on any device: the truth that native code is compared with.
+
+Arguments, results and errors' causes as in ops.py. Checksums are native code's business: nothing is checked here but
+that locations exist.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +11,180 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from embedding_store.dtypes import Dtype, Encoded, decode
+from embedding_store.dtypes import DTYPES, Dtype, Encoded, decode
+from embedding_store.errors import InvalidIndexError
+
+_LAYOUT_HEADER = 8
+_ROW_BITS = 40
+_EMPTY = -1  # location of a slot without an entry, as int64
 
 
 def lookup(
-    ids: Tensor,  # int64 [N], any values
-    index_ids: Tensor,  # int64 [R], ascending, distinct
-    index_rows: Tensor,  # int64 [R], the row of each
-    segments: Sequence[Encoded],  # R rows in all; row numbers run through them in order
+    ids: Tensor,  # int64 [...]
+    storage: Tensor,  # uint8 [bytes]
+    layout: Tensor,  # int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Vectors `out` [..., dim] and found bool [...]; zeros where an id is not in the index."""
+    vectors, locations = _gather(ids.reshape(-1), storage, storage, layout, dim, dtype)
+    return vectors.to(out).view(*ids.shape, dim), (locations != _EMPTY).view(ids.shape)
+
+
+def lookup_versions(
+    ids: Tensor,  # int64 [...]
+    choice: Tensor,  # int64 [...]
+    storages: Sequence[Tensor],  # T >= 1 of uint8 [bytes]
+    layouts: Sequence[Tensor],  # T of int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """As `lookup`, in table number `choice`; zeros and False where it is -1."""
+    vectors = torch.zeros((*ids.shape, dim), dtype=out, device=ids.device)
+    found = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+    for number, (storage, layout) in enumerate(zip(storages, layouts, strict=True)):
+        here = choice == number
+        vectors[here], found[here] = lookup(ids[here], storage, layout, dim, dtype, out)
+    return vectors, found
+
+
+def lookup_pooled(
+    ids: Tensor,  # int64 [N]
+    offsets: Tensor,  # int64 [B + 1]
+    weights: Tensor | None,  # float32 [N]
+    storage: Tensor,  # uint8 [bytes]
+    layout: Tensor,  # int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    mode: str = "sum",
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Sum or mean over bags, `out` [B, dim], and found int64 [B]. Differentiable with respect to `weights`."""
+    vectors, locations = _gather(ids, storage, storage, layout, dim, dtype)
+    bags = torch.repeat_interleave(offsets.diff(), output_size=len(ids))
+    # A missing id has no weight either: zero times infinity is not zero.
+    weighted = vectors if weights is None else vectors * weights.where(locations != _EMPTY, 0.0)[:, None]
+    pooled = torch.zeros(len(offsets) - 1, dim, device=ids.device).index_add(0, bags, weighted)
+    found = torch.zeros(len(offsets) - 1, dtype=torch.int64, device=ids.device)
+    found = found.index_add(0, bags, (locations != _EMPTY).to(torch.int64))
+    if mode == "mean":
+        pooled = pooled / found.clamp(min=1)[:, None]
+    return pooled.to(out), found
+
+
+def lookup_tiered(
+    ids: Tensor,  # int64 [...]
+    storage: Tensor,  # uint8 [bytes]
+    cold: Tensor,  # uint8 [bytes]
+    layout: Tensor,  # int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    out: torch.dtype,
+    counters: Tensor,  # int64 [3]
+) -> tuple[Tensor, Tensor]:
+    """As `lookup`; adds hot hits, cold hits and misses to `counters`."""
+    vectors, locations = _gather(ids.reshape(-1), storage, cold, layout, dim, dtype)
+    found = locations != _EMPTY
+    hot = found & (locations >> _ROW_BITS == 0)
+    counters += torch.stack((hot.sum(), (found & ~hot).sum(), (~found).sum()))
+    return vectors.to(out).view(*ids.shape, dim), found.view(ids.shape)
+
+
+def find(
+    ids: Tensor,  # int64 [N]
+    storage: Tensor,  # uint8 [bytes]
+    layout: Tensor,  # int64 [8 + 4 * S]
+) -> Tensor:
+    """The location of each id, int64 [N]: segment << 40 | row, or -1. By the index's hash, bucket by bucket."""
+    start, home_buckets, total_buckets, seed = layout[:4].tolist()
+    slots = storage[start : start + total_buckets * 64].view(torch.int64).view(total_buckets, 4, 2)
+    bucket = _home_bucket(_mix64(ids + _signed(seed * 0x9E3779B97F4A7C15)), home_buckets)
+    locations = torch.full_like(ids, _EMPTY)
+    searching = torch.arange(len(ids), device=ids.device)  # positions of the ids that are not settled yet
+    while len(searching):
+        here = slots[bucket[searching]]  # [n, 4, 2]
+        matches = (here[:, :, 0] == ids[searching, None]) & (here[:, :, 1] != _EMPTY)
+        hit, slot = matches.max(1)
+        locations[searching[hit]] = here[hit, slot[hit], 1]
+        full = here[:, 3, 1] != _EMPTY
+        searching = searching[~hit & full]
+        bucket[searching] += 1
+        searching = searching[bucket[searching] < total_buckets]
+    return locations
+
+
+def _gather(
+    ids: Tensor,  # int64 [N]
+    storage: Tensor,  # uint8 [bytes]
+    cold: Tensor,  # uint8 [bytes]: holds segments 1, 2, ...
+    layout: Tensor,  # int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+) -> tuple[Tensor, Tensor]:
+    """Vectors float32 [N, dim], zeros where missing, and locations int64 [N]."""
+    locations = find(ids, storage, layout)
+    vectors = torch.zeros(len(ids), dim, device=ids.device)
+    segments = layout[_LAYOUT_HEADER:].view(-1, 4).tolist()
+    segment_of, row_of = locations >> _ROW_BITS, locations & (1 << _ROW_BITS) - 1
+    placed = locations == _EMPTY
+    for number, (vector, scale, offset, rows) in enumerate(segments):
+        wanted = (segment_of == number) & ~placed & (row_of < rows)
+        if not wanted.any():
+            continue
+        columns = (vector, scale, offset, rows)
+        stored = _columns(storage if number == 0 else cold, columns, int(layout[5]) or 4, dim, DTYPES[dtype])
+        vectors[wanted] = decode(stored.select(row_of[wanted]), dim, DTYPES[dtype])
+        placed |= wanted
+    if not placed.all():
+        id, location = int(ids[~placed][0]), int(locations[~placed][0])
+        message = f"leads from id {id} to segment {location >> _ROW_BITS} row {location & (1 << _ROW_BITS) - 1}"
+        raise InvalidIndexError("the index in memory", f"{message}, which does not exist; write the snapshot again")
+    return vectors, locations
+
+
+def _columns(
+    storage: Tensor,  # uint8 [bytes]
+    segment: tuple[int, int, int, int],
+    scale_stride: int,
     dim: int,
     dtype: Dtype,
-) -> tuple[Tensor, Tensor]:
-    """Vectors float32 [N, D] and found bool [N]; zeros where an id is not found. Nothing is shared with the inputs."""
-    vectors = torch.zeros(len(ids), dim, device=ids.device)
-    if len(index_ids) == 0:
-        return vectors, torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    position = torch.searchsorted(index_ids, ids).clamp_(max=len(index_ids) - 1)
-    found = index_ids[position] == ids
-    wanted = found.nonzero().squeeze(1)
-    # Rows in ascending order fall into one run a segment, and memory is read forwards.
-    rows, order = index_rows[position[wanted]].sort()
-    wanted = wanted[order]
-    stops = torch.tensor([segment.rows for segment in segments], device=ids.device).cumsum(0)
-    runs = torch.searchsorted(rows, stops).tolist()
-    first_row = run = 0
-    for segment, next_run in zip(segments, runs, strict=True):
-        if next_run > run:
-            selected = segment.select(rows[run:next_run] - first_row)
-            vectors.index_copy_(0, wanted[run:next_run], decode(selected, dim, dtype))
-        first_row, run = first_row + segment.rows, next_run
-    return vectors, found
+) -> Encoded:
+    """A segment's columns, sharing memory with `storage`."""
+    vector, scale, offset, rows = segment
+    width = dtype.width(dim)
+    size = rows * width * dtype.torch_dtype.itemsize
+    elements = storage[vector : vector + size].view(dtype.torch_dtype).view(rows, width)
+    if not dtype.quantised:
+        return Encoded(elements)
+    floats = storage[: len(storage) // 4 * 4].view(torch.float32)
+    scales, offsets = (floats.as_strided((rows,), (scale_stride // 4,), start // 4) for start in (scale, offset))
+    return Encoded(elements, scales, offsets)
+
+
+def _mix64(
+    x: Tensor,  # int64 [N]
+) -> Tensor:
+    """MurmurHash3's finaliser. int64 wraps around as uint64 does, but its shift must not bring in the sign."""
+    for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        x = (x ^ _shift_right(x, 33)) * _signed(multiplier)
+    return x ^ _shift_right(x, 33)
+
+
+def _home_bucket(
+    h: Tensor,  # int64 [N], the bits of uint64
+    buckets: int,
+) -> Tensor:
+    """The high word of the 128-bit product h * buckets, int64 [N]. `buckets` < 2^31."""
+    low, high = h & 0xFFFFFFFF, _shift_right(h, 32)
+    return _shift_right(high * buckets + _shift_right(low * buckets, 32), 32)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    """The int64 of the same 64 bits."""
+    return (x + 2**63) % 2**64 - 2**63

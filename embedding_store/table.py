@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from embedding_store import reference
-from embedding_store.dtypes import Encoded, dtype_named
-from embedding_store.errors import InvalidIdsError
+from embedding_store import native, ops
+from embedding_store.errors import InvalidArgumentError, InvalidIdsError
+from embedding_store.keys import hash_keys
+from embedding_store.mapping import BLOCK, Mapping
 
 if TYPE_CHECKING:
     from embedding_store.snapshot import Snapshot
+
+OUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What lookups can give."""
+
+_BUCKET_BYTES = 64
 
 
 class Table:
@@ -22,39 +27,92 @@ class Table:
     def __init__(
         self,
         snapshot: Snapshot,
-        index_ids: Tensor,  # int64 [R], ascending
-        index_rows: Tensor,  # int64 [R]
-        segments: Sequence[Encoded],  # R rows in all
+        storage: Tensor,  # uint8 [bytes]
+        layout: Tensor,  # int64 [8 + 4 * S]
+        *,
+        mapping: Mapping | None = None,
     ) -> None:
         self.snapshot = snapshot
-        self._index_ids = index_ids
-        self._index_rows = index_rows
-        self._segments = segments
-        self._dtype = dtype_named(snapshot.dtype)
+        self.storage = storage
+        """Index and rows; with `layout` what the ops in ops.py take."""
+        self.layout = layout
+        """Where they lie in `storage`; see ops.py."""
+        self.mapping = mapping
+        """The mapped files that `storage` is; None unless on the CPU."""
 
-    def lookup(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors of `ids`, int64 of any shape [...] and any value, on the table's device.
+    def lookup(
+        self,
+        ids: Tensor,  # int64 [...], any values, on the table's device
+        out_dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        """The vectors of `ids`; `out_dtype` is float32, float16 or bfloat16.
 
         Returns:
-            vectors float32 [..., D] and found bool [...]. A missing id has zeros and False; repeated ids are fine.
+            vectors `out_dtype` [..., D] and found bool [...]. A missing id has zeros and False; repeated ids are fine.
 
         Raises:
             InvalidIdsError: ids are not an int64 tensor on the table's device.
+            ChecksumError: bytes that this lookup needs are not those that were written; names the file.
         """
-        if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-            kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-            raise InvalidIdsError(f"ids are {kind}: give an int64 tensor, say ids.to(torch.int64)")
-        if ids.device != self.device:
-            raise InvalidIdsError(f"ids are on {ids.device}, the table is on {self.device}: move one of them")
-        flat = ids.reshape(-1).contiguous()
-        vectors, found = reference.lookup(
-            flat, self._index_ids, self._index_rows, self._segments, self.dim, self._dtype
-        )
-        return vectors.view(*ids.shape, self.dim), found.view(ids.shape)
+        self._check(ids, out_dtype)
+        with native.translated_errors():
+            return self._lookup(ids, out_dtype)
+
+    def lookup_pooled(
+        self,
+        ids: Tensor,  # int64 [N]
+        offsets: Tensor,  # int64 [B + 1]: bag b holds ids[offsets[b] : offsets[b + 1]]
+        weights: Tensor | None = None,  # float32 [N]
+        mode: str = "sum",
+        out_dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        """The sum or, with `mode="mean"`, the mean of each bag's vectors. Differentiable with respect to `weights`.
+
+        Returns:
+            pooled `out_dtype` [B, D], accumulated in float32, and found int64 [B], how many ids of each bag are in the
+            table. Missing ids do not count: a mean is over the found ones (also with weights), zeros if there are none.
+
+        Raises:
+            InvalidIdsError: ids are not an int64 tensor [N] on the table's device.
+            InvalidArgumentError: offsets, weights or mode do not fit.
+            ChecksumError: bytes that this lookup needs are not those that were written; names the file.
+        """
+        self._check(ids, out_dtype)
+        if ids.dim() != 1:
+            raise InvalidIdsError(f"ids have shape {tuple(ids.shape)}: give [N], the ids of all bags in a row")
+        if mode not in ("sum", "mean"):
+            raise InvalidArgumentError(f"mode is {mode!r}; use 'sum' or 'mean'")
+        _check_offsets(offsets, len(ids), self.device)
+        if weights is not None and (weights.dtype, weights.shape) != (torch.float32, ids.shape):
+            have = f"{weights.dtype} {tuple(weights.shape)}"
+            raise InvalidArgumentError(f"weights are {have}: give float32 {tuple(ids.shape)}, one for each id")
+        with native.translated_errors():
+            return self._lookup_pooled(ids, offsets, weights, mode, out_dtype)
+
+    def lookup_keys(
+        self,
+        keys: Any,  # [N] strings or UUIDs: a sequence, a NumPy array or an Arrow string array
+        out_dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        """As `lookup`, by the text that the rows of a series of `ids="text"` were written under: [N, D] and [N].
+
+        Raises:
+            InvalidArgumentError: the series has int64 ids.
+            InvalidIdsError: an element that is neither text nor a UUID.
+        """
+        if self.snapshot.manifest.ids != "text":
+            raise InvalidArgumentError(f"ids of series {self.snapshot.series!r} are int64, not text: use lookup(ids)")
+        return self.lookup(hash_keys(keys).to(self.device), out_dtype)
 
     def ids(self) -> Tensor:
-        """A copy of all ids, int64 [R], ascending."""
-        return self._index_ids.clone()
+        """A copy of all ids, int64 [R], ascending. Raises ChecksumError if the index has changed."""
+        start, total = int(self.layout[0]), int(self.layout[2])
+        if self.mapping is not None:
+            first, last = start // BLOCK, -(-(start + total * _BUCKET_BYTES) // BLOCK)
+            with native.translated_errors():
+                torch.ops.embedding_store.check_blocks(self.storage, first, last - first, 0.0)
+        slots = self.storage[start : start + total * _BUCKET_BYTES].view(torch.int64).view(-1, 2)
+        return slots[slots[:, 1] != -1, 0].sort().values
 
     @property
     def dim(self) -> int:
@@ -62,12 +120,53 @@ class Table:
         return self.snapshot.dim
 
     @property
+    def dtype(self) -> str:
+        """How vectors are stored: float32, float16, bfloat16, int8 or int4."""
+        return self.snapshot.dtype
+
+    @property
     def device(self) -> torch.device:
-        """Where the vectors are, and ids must be."""
-        return self._index_ids.device
+        """Where ids must be, and vectors will be."""
+        return self.storage.device
+
+    def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return ops.lookup(ids, self.storage, self.layout, self.dim, self.dtype, out_dtype)
+
+    def _lookup_pooled(
+        self, ids: Tensor, offsets: Tensor, weights: Tensor | None, mode: str, out_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        return ops.lookup_pooled(
+            ids, offsets, weights, self.storage, self.layout, self.dim, self.dtype, mode, out_dtype
+        )
+
+    def _check(self, ids: Any, out_dtype: torch.dtype) -> None:
+        if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+            kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+            raise InvalidIdsError(f"ids are {kind}: give an int64 tensor, say ids.to(torch.int64)")
+        if ids.device != self.device:
+            raise InvalidIdsError(f"ids are on {ids.device}, the table is on {self.device}: move one of them")
+        if out_dtype not in OUT_DTYPES:
+            raise InvalidArgumentError(f"out_dtype is {out_dtype}; use one of {', '.join(map(str, OUT_DTYPES))}")
 
     def __len__(self) -> int:
         return self.snapshot.rows
 
     def __repr__(self) -> str:
         return f"Table({self.snapshot!r}, device={str(self.device)!r})"
+
+
+def _check_offsets(
+    offsets: Tensor,  # int64 [B + 1]
+    ids: int,
+    device: torch.device,
+) -> None:
+    if offsets.dtype != torch.int64 or offsets.dim() != 1 or len(offsets) < 1:
+        raise InvalidArgumentError(f"offsets are {offsets.dtype} {tuple(offsets.shape)}: give int64 [bags + 1]")
+    if offsets.device != device:
+        raise InvalidArgumentError(f"offsets are on {offsets.device}, the table is on {device}: move one of them")
+    if device.type != "cpu":  # looking at them would wait for the device
+        return
+    if offsets[0] != 0 or offsets[-1] != ids or bool((offsets.diff() < 0).any()):
+        raise InvalidArgumentError(
+            f"offsets must rise from 0 to the number of ids, {ids}: say cat([0, lengths.cumsum(0)])"
+        )

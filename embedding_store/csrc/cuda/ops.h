@@ -1,0 +1,39 @@
+// The ops on CUDA, as ../ops.cpp registers them; shapes and meanings are in embedding_store/ops.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace embedding_store::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+std::tuple<Tensor, Tensor> lookup(
+    const Tensor& ids,      // int64 [...]
+    const Tensor& storage,  // uint8 [bytes]
+    const Tensor& layout,   // int64 [8 + 4 * S], on the device
+    int64_t dim, const std::string& dtype, ScalarType out);
+
+// Offsets are cut to 0 .. N: to refuse wrong ones, the host would have to wait for the device.
+std::tuple<Tensor, Tensor> lookup_pooled(
+    const Tensor& ids,                     // int64 [N]
+    const Tensor& offsets,                 // int64 [B + 1]
+    const std::optional<Tensor>& weights,  // float32 [N]
+    const Tensor& storage,                 // uint8 [bytes]
+    const Tensor& layout,                  // int64 [8 + 4 * S], on the device
+    int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out);
+
+std::tuple<Tensor, Tensor> lookup_tiered(
+    const Tensor& ids,      // int64 [...]
+    const Tensor& storage,  // uint8 [bytes]: the index and segment 0
+    const Tensor& cold,     // uint8 [bytes]: all other segments, in pinned host memory
+    const Tensor& layout,   // int64 [8 + 4 * S], on the device
+    int64_t dim, const std::string& dtype, ScalarType out,
+    Tensor counters);  // int64 [3]: += hot hits, cold hits, misses
+
+}  // namespace embedding_store::cuda

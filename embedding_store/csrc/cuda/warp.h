@@ -1,0 +1,108 @@
+// What the kernels need of a warp. Their bodies (probe.h, rows.h, lookup.h, pooled.h) use nothing else of CUDA, so that
+// a test without a GPU runs the same code lane by lane: tests/embedding_store/emulator supplies these functions there.
+#pragma once
+
+#include <cstdint>
+
+#if !defined(__CUDACC__)
+#include "warp_emulator.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define ES_DEVICE __device__ __forceinline__
+#define ES_UNROLL _Pragma("unroll")
+
+namespace embedding_store::warp {
+
+constexpr int kLanes = 32;
+constexpr uint32_t kAllLanes = 0xffffffffu;
+
+// Bit i: whether lane i's condition holds. All 32 lanes must call it, as for every function that speaks of lanes.
+ES_DEVICE uint32_t ballot(bool condition) { return __ballot_sync(kAllLanes, condition); }
+
+// The value that `lane` gave.
+ES_DEVICE int32_t shuffle(int32_t value, int lane) { return __shfl_sync(kAllLanes, value, lane); }
+ES_DEVICE float shuffle(float value, int lane) { return __shfl_sync(kAllLanes, value, lane); }
+ES_DEVICE int64_t shuffle(int64_t value, int lane) {
+  return __shfl_sync(kAllLanes, static_cast<long long>(value), lane);
+}
+ES_DEVICE uint64_t shuffle(uint64_t value, int lane) {
+  return __shfl_sync(kAllLanes, static_cast<unsigned long long>(value), lane);
+}
+ES_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask); }
+
+ES_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+ES_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }  // -1 without one
+
+// Words of a chunk of memory, read or written at once: alignment as wide as the chunk, 16 bytes at most.
+template <int kBytes>
+struct Words {
+  static_assert(kBytes == 1 || kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes % 16 == 0, "no such access");
+  uint32_t words[(kBytes + 3) / 4];
+};
+
+// Memory that nobody writes while the kernel runs, through the read-only path.
+template <int kBytes>
+ES_DEVICE Words<kBytes> load(const uint8_t* address) {
+  Words<kBytes> value;
+  if constexpr (kBytes == 1) value.words[0] = __ldg(address);
+  if constexpr (kBytes == 2) value.words[0] = __ldg(reinterpret_cast<const unsigned short*>(address));
+  if constexpr (kBytes == 4) value.words[0] = __ldg(reinterpret_cast<const unsigned int*>(address));
+  if constexpr (kBytes == 8) {
+    const uint2 pair = __ldg(reinterpret_cast<const uint2*>(address));
+    value.words[0] = pair.x, value.words[1] = pair.y;
+  }
+  ES_UNROLL
+  for (int i = 0; i < kBytes / 16; ++i) {
+    const uint4 quad = __ldg(reinterpret_cast<const uint4*>(address) + i);
+    value.words[4 * i] = quad.x, value.words[4 * i + 1] = quad.y;
+    value.words[4 * i + 2] = quad.z, value.words[4 * i + 3] = quad.w;
+  }
+  return value;
+}
+
+ES_DEVICE int64_t load(const int64_t* address) { return __ldg(reinterpret_cast<const long long*>(address)); }
+ES_DEVICE float load(const float* address) { return __ldg(address); }
+
+// Ask for a line ahead of its use.
+ES_DEVICE void prefetch(const uint8_t* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
+}
+
+// Read and written once, so the first to leave the cache.
+ES_DEVICE int64_t load_once(const int64_t* address) { return __ldcs(reinterpret_cast<const long long*>(address)); }
+ES_DEVICE void store_once(bool* address, bool value) { __stcs(reinterpret_cast<unsigned char*>(address), value); }
+
+template <int kBytes>
+ES_DEVICE void store_once(uint8_t* address, const Words<kBytes>& value) {
+  if constexpr (kBytes == 2) __stcs(reinterpret_cast<unsigned short*>(address), value.words[0]);
+  if constexpr (kBytes == 4) __stcs(reinterpret_cast<unsigned int*>(address), value.words[0]);
+  if constexpr (kBytes == 8) __stcs(reinterpret_cast<uint2*>(address), make_uint2(value.words[0], value.words[1]));
+  ES_UNROLL
+  for (int i = 0; i < kBytes / 16; ++i) {
+    const uint32_t* w = value.words + 4 * i;
+    __stcs(reinterpret_cast<uint4*>(address) + i, make_uint4(w[0], w[1], w[2], w[3]));
+  }
+}
+
+ES_DEVICE float half_to_float(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+// Two values in one word, the first in its low half; to the nearest, ties to even.
+ES_DEVICE uint32_t to_halves(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return __half_as_ushort(__low2half(pair)) | static_cast<uint32_t>(__half_as_ushort(__high2half(pair))) << 16;
+}
+
+ES_DEVICE uint32_t to_bfloat16s(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return __bfloat16_as_ushort(__low2bfloat16(pair)) |
+         static_cast<uint32_t>(__bfloat16_as_ushort(__high2bfloat16(pair))) << 16;
+}
+
+}  // namespace embedding_store::warp
+
+#endif

@@ -1,0 +1,80 @@
+// A snapshot's files, mapped side by side into one range of addresses, each block checked before its first use.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "crc32c.h"
+
+namespace embedding_store {
+
+struct MappedFile {
+  std::string path;
+  int64_t start;  // in the range, a multiple of kBlockBytes
+  int64_t bytes;
+};
+
+class Mapping {
+ public:
+  // Maps the files read-only and lists the mapping for `at`. `crcs`: the CRC-32C of each block of each file, in order.
+  // Throws MissingFileError or FileSizeError (as raise_corrupt does), std::runtime_error if the system refuses.
+  Mapping(const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const std::vector<uint32_t>& crcs);
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  // The mapping that an address lies in, or nullptr. It stays valid as long as the tensor over it.
+  static Mapping* at(const void* address);
+
+  const uint8_t* data() const { return base_; }
+  int64_t bytes() const { return bytes_; }
+  const std::vector<MappedFile>& files() const { return files_; }
+  int64_t blocks() const { return static_cast<int64_t>(crcs_.size()); }
+
+  // Whether `bytes` bytes from `start` lie within one file.
+  bool in_one_file(int64_t start, int64_t bytes) const;
+
+  bool all_checked() const { return unchecked_.load(std::memory_order_acquire) == 0; }
+
+  // Checks the blocks under these bytes unless that was done before. Threads may race: both check, both are right.
+  // Throws ChecksumError naming the file.
+  void require(const void* address, int64_t bytes) {
+    const int64_t start = static_cast<const uint8_t*>(address) - base_;
+    for (int64_t block = start / kBlockBytes; block <= (start + bytes - 1) / kBlockBytes; ++block) {
+      if (!is_checked(block)) check(block);
+    }
+  }
+
+  // Checks blocks first .. first + count - 1: with all threads at once or, given bytes_per_second > 0, with one thread
+  // of the lowest priority at that pace, so that lookups meanwhile keep their latency.
+  void check_blocks(int64_t first, int64_t count, double bytes_per_second);
+
+  // Gives back the page table's memory for the range; what is read later is mapped anew. A large mapping goes
+  // faster afterwards.
+  void release_pages();
+
+ private:
+  void reserve();
+  void map(size_t file);
+  void list(bool listed);
+  bool is_checked(int64_t block) const {
+    return checked_[block / 64].load(std::memory_order_acquire) >> (block % 64) & 1;
+  }
+  void check(int64_t block);
+  void mark_checked(int64_t block);
+  const MappedFile& file_at(int64_t start) const;
+
+  std::vector<MappedFile> files_;
+  std::vector<uint32_t> crcs_;  // one a block of the range; those between files count as checked
+  std::unique_ptr<std::atomic<uint64_t>[]> checked_;
+  std::atomic<int64_t> unchecked_{0};
+  uint8_t* base_ = nullptr;
+  int64_t bytes_ = 0;
+  void* reserved_ = nullptr;
+  size_t reserved_bytes_ = 0;
+};
+
+}  // namespace embedding_store

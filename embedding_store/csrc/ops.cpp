@@ -1,0 +1,48 @@
+// Every schema and every registration. This file is compiled into both libraries: the CPU library declares the ops and
+// registers the CPU's functions, the CUDA library (EMBEDDING_STORE_CUDA) adds those of CUDA.
+#include <torch/csrc/stable/library.h>
+
+#if defined(EMBEDDING_STORE_CUDA)
+
+#include "cuda/ops.h"
+
+STABLE_TORCH_LIBRARY_IMPL(embedding_store, CUDA, m) {
+  m.impl("lookup", TORCH_BOX(&embedding_store::cuda::lookup));
+  m.impl("lookup_pooled", TORCH_BOX(&embedding_store::cuda::lookup_pooled));
+  m.impl("lookup_tiered", TORCH_BOX(&embedding_store::cuda::lookup_tiered));
+}
+
+#else
+
+#include "ops.h"
+
+STABLE_TORCH_LIBRARY(embedding_store, m) {
+  m.def("lookup(Tensor ids, Tensor storage, Tensor layout, int dim, str dtype, ScalarType out) -> (Tensor, Tensor)");
+  m.def(
+      "lookup_versions(Tensor ids, Tensor choice, Tensor[] storages, Tensor[] layouts, int dim, str dtype, "
+      "ScalarType out) -> (Tensor, Tensor)");
+  m.def(
+      "lookup_pooled(Tensor ids, Tensor offsets, Tensor? weights, Tensor storage, Tensor layout, int dim, str dtype, "
+      "str mode, ScalarType out) -> (Tensor, Tensor)");
+  m.def(
+      "lookup_tiered(Tensor ids, Tensor storage, Tensor cold, Tensor layout, int dim, str dtype, ScalarType out, "
+      "Tensor(a!) counters) -> (Tensor, Tensor)");
+  // A snapshot's files as one tensor; see mapping.py.
+  m.def("map_files(str[] paths, int[] bytes, Tensor crcs) -> Tensor");
+  m.def("mapped_starts(Tensor storage) -> int[]");
+  m.def("check_blocks(Tensor storage, int first, int count, float bytes_per_second) -> ()");
+  m.def("release_pages(Tensor storage) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(embedding_store, CPU, m) {
+  m.impl("lookup", TORCH_BOX(&embedding_store::lookup));
+  m.impl("lookup_versions", TORCH_BOX(&embedding_store::lookup_versions));
+  m.impl("lookup_pooled", TORCH_BOX(&embedding_store::lookup_pooled));
+  m.impl("lookup_tiered", TORCH_BOX(&embedding_store::lookup_tiered));
+  m.impl("map_files", TORCH_BOX(&embedding_store::map_files));
+  m.impl("mapped_starts", TORCH_BOX(&embedding_store::mapped_starts));
+  m.impl("check_blocks", TORCH_BOX(&embedding_store::check_blocks));
+  m.impl("release_pages", TORCH_BOX(&embedding_store::release_pages));
+}
+
+#endif

@@ -1,0 +1,51 @@
+// The ops on the CPU, as ops.cpp registers them; shapes and meanings are in embedding_store/ops.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace embedding_store {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+std::tuple<Tensor, Tensor> lookup(
+    const Tensor& ids,      // int64 [...]
+    const Tensor& storage,  // uint8 [bytes]
+    const Tensor& layout,   // int64 [8 + 4 * S]
+    int64_t dim, const std::string& dtype, ScalarType out);
+
+std::tuple<Tensor, Tensor> lookup_versions(
+    const Tensor& ids,                    // int64 [...]
+    const Tensor& choice,                 // int64 [...]: for each id the table to look into, -1: none
+    const std::vector<Tensor>& storages,  // uint8 [bytes] each
+    const std::vector<Tensor>& layouts,   // int64 [8 + 4 * S] each
+    int64_t dim, const std::string& dtype, ScalarType out);
+
+std::tuple<Tensor, Tensor> lookup_pooled(
+    const Tensor& ids,                     // int64 [N]
+    const Tensor& offsets,                 // int64 [B + 1]
+    const std::optional<Tensor>& weights,  // float32 [N]
+    const Tensor& storage,                 // uint8 [bytes]
+    const Tensor& layout,                  // int64 [8 + 4 * S]
+    int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out);
+
+std::tuple<Tensor, Tensor> lookup_tiered(
+    const Tensor& ids,      // int64 [...]
+    const Tensor& storage,  // uint8 [bytes]: the index and segment 0
+    const Tensor& cold,     // uint8 [bytes]: all other segments
+    const Tensor& layout,   // int64 [8 + 4 * S]
+    int64_t dim, const std::string& dtype, ScalarType out,
+    Tensor counters);  // int64 [3]: += hot hits, cold hits, misses
+
+Tensor map_files(const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs);
+std::vector<int64_t> mapped_starts(const Tensor& storage);
+void check_blocks(const Tensor& storage, int64_t first, int64_t count, double bytes_per_second);
+void release_pages(const Tensor& storage);
+
+}  // namespace embedding_store

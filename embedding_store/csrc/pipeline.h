@@ -1,0 +1,107 @@
+// The way of many ids through memory: while a group's rows are copied, the buckets of the next group are on their way
+// from memory; while those are searched, the rows that they lead to are.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "rows.h"
+#include "table.h"
+
+namespace embedding_store {
+
+constexpr int64_t kGroup = 16;  // ids: some 8 KiB of float32 rows of 128 values in flight, well within the first cache
+constexpr int64_t kCacheLine = 64;
+
+inline void prefetch(const void* address, int64_t bytes) {
+  const auto* byte = static_cast<const char*>(address);
+  for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(byte + i);
+  __builtin_prefetch(byte + bytes - 1);
+}
+
+// Where the ids of one table are.
+class Finder {
+ public:
+  explicit Finder(const TableView& table)
+      : table_(table), storage_unchecked_(table.storage.unchecked()), cold_unchecked_(table.cold.unchecked()) {}
+
+  // The bucket to look into first, on its way.
+  int64_t home(int64_t id) const {
+    const int64_t home = table_.home(id);
+    __builtin_prefetch(table_.buckets + home);
+    return home;
+  }
+
+  // The row, checked and on its way; row.vector is nullptr if the id is not in the index.
+  // Throws InvalidIndexError or ChecksumError, as raise_corrupt does.
+  Row find(int64_t id, int64_t home, uint64_t* segment) const {
+    const uint64_t location = probe(table_.buckets, table_.total_buckets, home, id, [&](int64_t number) {
+      if (storage_unchecked_ != nullptr) storage_unchecked_->require(table_.buckets + number, sizeof(Bucket));
+    });
+    if (location == kEmpty) return {nullptr, nullptr, nullptr};
+    *segment = location_segment(location);
+    const uint64_t row = location_row(location);
+    if (*segment >= table_.segment_count || row >= static_cast<uint64_t>(table_.segments[*segment].rows)) {
+      table_.raise_location(id, location);
+    }
+    return place(*segment, static_cast<int64_t>(row));
+  }
+
+ private:
+  // The row's addresses, its bytes checked and on their way.
+  Row place(uint64_t number, int64_t row) const {
+    const Segment& segment = table_.segments[number];
+    const uint8_t* base = table_.bytes_of(number).data;
+    Row found{base + segment.vector + row * table_.row_bytes, nullptr, nullptr};
+    if (is_quantised(table_.dtype)) {
+      found.scale = reinterpret_cast<const float*>(base + segment.scale + row * table_.scale_stride);
+      found.offset = reinterpret_cast<const float*>(base + segment.offset + row * table_.scale_stride);
+      __builtin_prefetch(found.scale);
+      __builtin_prefetch(found.offset);
+    }
+    prefetch(found.vector, table_.row_bytes);
+    if (Mapping* unchecked = number == 0 ? storage_unchecked_ : cold_unchecked_) {
+      unchecked->require(found.vector, table_.row_bytes);
+      if (found.scale != nullptr) {
+        unchecked->require(found.scale, sizeof(float));
+        unchecked->require(found.offset, sizeof(float));
+      }
+    }
+    return found;
+  }
+
+  const TableView& table_;
+  Mapping* storage_unchecked_;
+  Mapping* cold_unchecked_;
+};
+
+// Calls consume(i, row, segment) for each id in turn; row.vector is nullptr if the id is not found. finder_of(i) gives
+// the table to look into: a Finder*, or nullptr for none. Throws what Finder::find does.
+template <class FinderOf, class Consume>
+void find_all(
+    const int64_t* ids,  // [count]
+    int64_t count, const FinderOf& finder_of, const Consume& consume) {
+  int64_t homes[2][kGroup];
+  Row rows[2][kGroup];
+  uint64_t segments[2][kGroup] = {};
+  // Each step hashes one group, copies the one two before it, and searches for the one between, in three plain loops:
+  // the processor looks ahead across their ids by itself, too.
+  for (int64_t hashed = 0; hashed < count + 2 * kGroup; hashed += kGroup) {
+    const int64_t side = hashed / kGroup % 2;
+    for (int64_t id = hashed; id < std::min(hashed + kGroup, count); ++id) {
+      const Finder* finder = finder_of(id);
+      if (finder != nullptr) homes[side][id - hashed] = finder->home(ids[id]);
+    }
+    const int64_t copied = hashed - 2 * kGroup, searched = hashed - kGroup;
+    for (int64_t id = std::max<int64_t>(copied, 0); id < std::min(copied + kGroup, count); ++id) {
+      consume(id, rows[side][id - copied], segments[side][id - copied]);
+    }
+    for (int64_t id = std::max<int64_t>(searched, 0); id < std::min(searched + kGroup, count); ++id) {
+      const int64_t i = id - searched;
+      const Finder* finder = finder_of(id);
+      rows[1 - side][i] = finder == nullptr ? Row{} : finder->find(ids[id], homes[1 - side][i], &segments[1 - side][i]);
+    }
+  }
+}
+
+}  // namespace embedding_store

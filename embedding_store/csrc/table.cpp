@@ -1,0 +1,83 @@
+#include "table.h"
+
+#include <stdexcept>
+
+#include "errors.h"
+
+namespace embedding_store {
+
+using torch::headeronly::ScalarType;
+
+Bytes::Bytes(const Tensor& storage) {
+  if (storage.scalar_type() != ScalarType::Byte || storage.dim() != 1 || !storage.is_contiguous()) {
+    throw std::invalid_argument("storage is not a contiguous uint8 tensor [bytes]");
+  }
+  data = static_cast<const uint8_t*>(storage.const_data_ptr());
+  size = storage.numel();
+  if (reinterpret_cast<uintptr_t>(data) % alignof(Bucket) != 0) {
+    throw std::invalid_argument("storage does not begin at a multiple of 8 bytes; pass a whole tensor, not a slice");
+  }
+  mapping = Mapping::at(data);
+}
+
+bool Bytes::contain(int64_t start, int64_t count) const {
+  if (start < 0 || count < 0 || start > size || count > size - start) return false;
+  return mapping == nullptr || count == 0 || mapping->in_one_file(data + start - mapping->data(), count);
+}
+
+TableView::TableView(
+    const Tensor& storage_tensor, const Tensor& cold_tensor, const Tensor& layout, int64_t dim_, const std::string& name)
+    : storage(storage_tensor), cold(cold_tensor), dim(dim_), dtype(dtype_named(name)) {
+  constexpr int64_t kMost = int64_t{1} << 46;  // bytes, rows or buckets: products stay within int64
+  if (dim < 1 || dim > 1 << 20) throw std::invalid_argument("dim is " + std::to_string(dim) + "; use 1 .. 1048576");
+  if (layout.scalar_type() != ScalarType::Long || layout.dim() != 1 || !layout.is_contiguous() ||
+      layout.numel() < kLayoutHeader) {
+    throw std::invalid_argument("layout is not a contiguous int64 tensor [8 + 4 * segments]");
+  }
+  const auto* header = static_cast<const int64_t*>(layout.const_data_ptr());
+  row_bytes = embedding_store::row_bytes(dtype, dim);
+  home_buckets = header[1];
+  total_buckets = header[2];
+  seed = header[3];
+  scale_stride = header[5] == 8 ? 8 : 4;
+  segments = reinterpret_cast<const Segment*>(header + kLayoutHeader);
+  segment_count = static_cast<uint64_t>((layout.numel() - kLayoutHeader) / 4);
+  if (header[4] < 0 || static_cast<uint64_t>(header[4]) > segment_count) {
+    throw std::invalid_argument("layout has room for fewer segments than it names");
+  }
+  segment_count = static_cast<uint64_t>(header[4]);
+  const bool counts = home_buckets >= 1 && home_buckets <= total_buckets && total_buckets < kMost;
+  if (!counts || header[0] % static_cast<int64_t>(alignof(Bucket)) != 0 || !storage.contain(header[0], total_buckets * sizeof(Bucket))) {
+    raise_corrupt("InvalidIndexError", index_path(), "its buckets lie outside of the file; write the snapshot again");
+  }
+  buckets = reinterpret_cast<const Bucket*>(storage.data + header[0]);
+  for (uint64_t number = 0; number < segment_count; ++number) check_segment(number);
+}
+
+void TableView::check_segment(uint64_t number) const {
+  const Segment& segment = segments[number];
+  const Bytes& bytes = bytes_of(number);
+  const auto holds = [&](int64_t start, int64_t element, int64_t row) {
+    return start % element == 0 && segment.rows <= bytes.size / row && bytes.contain(start, segment.rows * row);
+  };
+  const int64_t element = is_quantised(dtype) ? 1 : dtype == Dtype::kFloat32 ? 4 : 2;
+  bool good = segment.rows >= 0 && holds(segment.vector, element, row_bytes);
+  if (is_quantised(dtype)) good = good && holds(segment.scale, 4, scale_stride) && holds(segment.offset, 4, scale_stride);
+  if (!good) {
+    const std::string message = "segment " + std::to_string(number) + " lies outside of the stored bytes";
+    raise_corrupt("InvalidIndexError", index_path(), message + "; write the snapshot again");
+  }
+}
+
+void TableView::raise_location(int64_t id, uint64_t location) const {
+  const std::string where = "segment " + std::to_string(location_segment(location)) + " row " +
+                            std::to_string(location_row(location));
+  raise_corrupt("InvalidIndexError", index_path(),
+                "leads from id " + std::to_string(id) + " to " + where + ", which does not exist; write the snapshot again");
+}
+
+std::string TableView::index_path() const {
+  return storage.mapping == nullptr ? "the index in memory" : storage.mapping->files()[0].path;
+}
+
+}  // namespace embedding_store

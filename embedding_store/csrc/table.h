@@ -1,0 +1,63 @@
+// What every CPU op reads: the index, the segments and where their rows are, checked against the tensors' sizes.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "decode.h"
+#include "index.h"
+#include "mapping.h"
+#include "names.h"
+
+namespace embedding_store {
+
+using torch::stable::Tensor;
+
+// Bytes of one tensor, with the mapping they lie in, if any.
+struct Bytes {
+  explicit Bytes(const Tensor& storage);  // uint8 [bytes]
+
+  // The same bytes if they still need checking, else nullptr.
+  Mapping* unchecked() const { return mapping != nullptr && !mapping->all_checked() ? mapping : nullptr; }
+
+  // Whether `count` bytes from `start` exist, in one file.
+  bool contain(int64_t start, int64_t count) const;
+
+  const uint8_t* data;
+  int64_t size;
+  Mapping* mapping;
+};
+
+struct TableView {
+  // `storage` holds the index and segment 0, `cold` all other segments: the same tensor unless the table is tiered.
+  // Throws InvalidIndexError (as raise_corrupt does) if `layout` places anything outside of them.
+  TableView(
+      const Tensor& storage,  // uint8 [bytes]
+      const Tensor& cold,     // uint8 [bytes]
+      const Tensor& layout,   // int64 [8 + 4 * S]
+      int64_t dim, const std::string& dtype);
+
+  int64_t home(int64_t id) const { return home_bucket(hash_id(id, seed), home_buckets); }
+  const Bytes& bytes_of(uint64_t segment) const { return segment == 0 ? storage : cold; }
+
+  // An entry points to no row.
+  [[noreturn]] void raise_location(int64_t id, uint64_t location) const;
+
+  Bytes storage, cold;
+  const Bucket* buckets;  // [total_buckets]
+  int64_t home_buckets, total_buckets, seed;
+  const Segment* segments;  // [segment_count]
+  uint64_t segment_count;
+  int64_t dim;
+  Dtype dtype;
+  int64_t row_bytes;
+  int64_t scale_stride;  // bytes between two rows' scales, and two rows' offsets
+
+ private:
+  std::string index_path() const;
+  void check_segment(uint64_t number) const;
+};
+
+}  // namespace embedding_store

@@ -1,0 +1,340 @@
+"""A mapped snapshot copied to a device: only its index and its vectors, without rows that no id leads to.
+
+A copy is the same two tensors that a mapping is, `storage` and `layout`, so that one op serves both. It has one
+segment, or two in a tiered table: what fits a budget of GPU memory, and the rest in pinned host memory, which the GPU
+reads over the bus. Scales and offsets lie in pairs, so that a quantised row costs one access more, not two. Reading,
+checking and copying overlap. Host memory: some staging buffers, about 18 bytes a stored row while the copy is made, and
+the cold rows themselves.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from embedding_store import native
+from embedding_store.dtypes import Dtype
+from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError, NativeLibraryError
+from embedding_store.index_format import BUCKET_BYTES
+from embedding_store.mapping import BLOCK, Mapping
+
+_ALIGNMENT = 256  # bytes: where columns begin in a copy
+_STAGING_BYTES = 32 << 20
+_STAGING_BUFFERS = 3
+_ROW_BITS = 40
+_HEADER = 8
+_PAIR_BYTES = 8  # a scale and an offset
+_DEAD, _HOT, _COLD = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Tiered:
+    """A table in two places, as `lookup_tiered` takes it."""
+
+    storage: Tensor
+    """uint8 [bytes] on the device: the index and the hot rows, segment 0."""
+    cold: Tensor
+    """uint8 [bytes] on the host, pinned if the device is a GPU: the other rows, segment 1."""
+    layout: Tensor
+    """int64 [8 + 4 * 2] on the device."""
+
+
+def upload(
+    mapping: Mapping,
+    layout: Tensor,  # int64 [8 + 4 * S], CPU
+    *,
+    dim: int,
+    dtype: Dtype,
+    device: torch.device | str,
+    index_path: str,
+) -> tuple[Tensor, Tensor]:
+    """Copy a mapped snapshot to `device`. Returns storage, uint8 [bytes], and layout, int64 [8 + 4], both there.
+
+    Raises:
+        NativeLibraryError: no lookup was built for this kind of device.
+        ChecksumError: bytes that were read are not those that were written; names the file.
+        InvalidIndexError: an entry points to no row; names `index_path`.
+    """
+    _check_kind(torch.device(device))
+    source = _Source(mapping, layout, dim, dtype, index_path)
+    tiers = torch.full((source.rows,), _DEAD, dtype=torch.uint8)
+    for rows, _ in source.entries():
+        tiers[rows] = _HOT
+    tiered = _copy(source, tiers, torch.device(device))
+    return tiered.storage, tiered.layout[: _HEADER + 4]
+
+
+def upload_tiered(
+    mapping: Mapping,
+    layout: Tensor,  # int64 [8 + 4 * S], CPU
+    *,
+    dim: int,
+    dtype: Dtype,
+    device: torch.device | str,
+    gpu_bytes: int,
+    index_path: str,
+    hot_ids: Tensor | None = None,  # int64 [H], the most frequent first
+) -> Tiered:
+    """Copy a mapped snapshot: index and as many rows as fit into `gpu_bytes` to `device`, the rest to host memory.
+
+    Rows of `hot_ids` go to the device first; what room is left takes other rows in stored order. Ids that are not in
+    the snapshot are passed over.
+
+    Raises:
+        NativeLibraryError, ChecksumError, InvalidIndexError: as `upload`.
+        InvalidArgumentError: `gpu_bytes` does not hold the index.
+        InvalidIdsError: `hot_ids` are not int64 [H].
+    """
+    _check_kind(torch.device(device))
+    source = _Source(mapping, layout, dim, dtype, index_path)
+    room = gpu_bytes - _aligned(source.index_bytes) - 3 * _ALIGNMENT  # for the columns' ends
+    if room < 0:
+        least = gpu_bytes - room
+        raise InvalidArgumentError(f"gpu_bytes is {gpu_bytes}; the index alone takes {least}: give at least that")
+    tiers = _tiers(source, room // source.total_row_bytes, hot_ids)
+    return _copy(source, tiers, torch.device(device))
+
+
+def _check_kind(device: torch.device) -> None:
+    """Better refused now than by the first lookup, after gigabytes were copied."""
+    native.library()
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("embedding_store::lookup", device.type.upper()):
+        raise NativeLibraryError(
+            f"there is no lookup for device {str(device)!r}: for CUDA, install the CUDA toolkit's nvcc and build with "
+            "`make install` or `pip install --no-build-isolation .`, and use a torch with CUDA on a machine with a GPU"
+        )
+
+
+class _Source:
+    """A mapping with its layout: entries and columns, every block checked before it is used."""
+
+    def __init__(self, mapping: Mapping, layout: Tensor, dim: int, dtype: Dtype, index_path: str) -> None:
+        first_bucket, self.home_buckets, self.total_buckets, self.seed, count = layout[:5].tolist()
+        self._storage = mapping.storage
+        self._index_start = first_bucket
+        self._index_path = index_path
+        self.index_bytes = self.total_buckets * BUCKET_BYTES
+        self.segments = layout[_HEADER : _HEADER + 4 * count].view(-1, 4).tolist()  # vector, scale, offset, rows
+        self._segment_rows = torch.tensor([rows for *_, rows in self.segments], dtype=torch.int64)
+        self._first_rows = self._segment_rows.cumsum(0) - self._segment_rows
+        self.rows = int(self._segment_rows.sum())
+        self.quantised = dtype.quantised
+        self.row_bytes = dtype.width(dim) * dtype.torch_dtype.itemsize
+        self.total_row_bytes = self.row_bytes + (_PAIR_BYTES if self.quantised else 0)
+
+    def bytes(self, start: int, count: int) -> Tensor:
+        """uint8 [count] of the mapped range, read-only."""
+        first, last = start // BLOCK, -(-(start + count) // BLOCK)
+        with native.translated_errors():
+            torch.ops.embedding_store.check_blocks(self._storage, first, last - first, 0.0)
+        return self._storage[start : start + count]
+
+    def slots(self) -> Iterator[tuple[int, Tensor]]:
+        """The index in pieces: the first bucket's number and int64 [n, 2], ids and locations, read-only."""
+        step = _STAGING_BYTES // BUCKET_BYTES
+        for first in range(0, self.total_buckets, step):
+            count = min(step, self.total_buckets - first)
+            piece = self.bytes(self._index_start + first * BUCKET_BYTES, count * BUCKET_BYTES)
+            yield first, piece.view(torch.int64).view(-1, 2)
+
+    def entries(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows, numbered through all segments, and ids of the entries, int64 [n] each, piece by piece."""
+        for _, slots in self.slots():
+            used = slots[slots[:, 1] != -1]
+            yield self.row_numbers(used), used[:, 0].contiguous()
+
+    def row_numbers(
+        self,
+        entries: Tensor,  # int64 [n, 2]
+    ) -> Tensor:
+        """The rows that entries point to, int64 [n], numbered through all segments."""
+        segment, row = entries[:, 1] >> _ROW_BITS, entries[:, 1] & ((1 << _ROW_BITS) - 1)
+        known = (segment >= 0) & (segment < len(self.segments))
+        segment = torch.where(known, segment, 0)
+        good = known & (row < self._segment_rows[segment]) if self.segments else known
+        if not bool(good.all()):
+            id, location = entries[int((~good).nonzero()[0])].tolist()
+            where = f"segment {(location >> _ROW_BITS) & 0xFFFFFF} row {location & ((1 << _ROW_BITS) - 1)}"
+            message = f"leads from id {id} to {where}, which does not exist: write the snapshot again"
+            raise InvalidIndexError(self._index_path, message)
+        return self._first_rows[segment] + row if self.segments else row
+
+    def row_ranges(self) -> Iterator[tuple[int, int, list[int], int]]:
+        """Rows in pieces: number through all segments, count, the segment, number within the segment."""
+        step = max(1, _STAGING_BYTES // max(self.row_bytes, _PAIR_BYTES))
+        number = 0
+        for segment in self.segments:
+            for first in range(0, segment[3], step):
+                count = min(step, segment[3] - first)
+                yield number, count, segment, first
+                number += count
+
+
+class _Copier:
+    """Fills tensors on the device through pinned buffers by turns: while one travels, the next is filled."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._staging: list[tuple[Tensor, torch.cuda.Event]] = []
+        self._turn = 0
+
+    def __enter__(self) -> _Copier:
+        if self._stream is not None:
+            # Memory for the copy may have been something else's on the current stream.
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def put(
+        self,
+        target: Tensor,  # uint8 [n], at most what a staging buffer holds if it is on a GPU
+        fill: Callable[[Tensor], object],
+    ) -> None:
+        """Call `fill` with uint8 [n] on the host: with `target` itself if it is there."""
+        if self._stream is None or target.device.type == "cpu":
+            fill(target)
+            return
+        if len(self._staging) < _STAGING_BUFFERS:
+            buffer = torch.empty(max(_STAGING_BYTES, len(target)), dtype=torch.uint8, pin_memory=True)
+            self._staging.append((buffer, torch.cuda.Event()))
+        buffer, done = self._staging[self._turn % len(self._staging)]
+        self._turn += 1
+        done.synchronize()
+        staged = buffer[: len(target)]
+        fill(staged)
+        with torch.cuda.stream(self._stream):
+            target.copy_(staged, non_blocking=True)
+            done.record(self._stream)
+
+
+def _tiers(source: _Source, hot_rows: int, hot_ids: Tensor | None) -> Tensor:
+    """Which tier each stored row belongs to, uint8 [rows]."""
+    tiers = torch.full((source.rows,), _DEAD, dtype=torch.uint8)
+    asked = torch.empty(0, dtype=torch.int64) if hot_ids is None else hot_ids
+    if asked.dtype != torch.int64 or asked.ndim != 1:
+        raise InvalidIdsError(f"hot_ids are {asked.dtype} {list(asked.shape)}: give int64 [H]")
+    ascending, rank = asked.cpu().sort(stable=True)  # of equal ids the first, the most frequent, counts
+    row_of_rank = torch.full((len(asked),), -1, dtype=torch.int64)
+    for rows, ids in source.entries():
+        tiers[rows] = _COLD
+        if len(asked):
+            position = torch.searchsorted(ascending, ids).clamp_(max=len(asked) - 1)
+            wanted = ascending[position] == ids
+            row_of_rank[rank[position[wanted]]] = rows[wanted]
+    first = row_of_rank[row_of_rank >= 0][:hot_rows]
+    tiers[first] = _HOT
+    others = (tiers == _COLD).nonzero().squeeze(1)[: hot_rows - len(first)]
+    tiers[others] = _HOT
+    return tiers
+
+
+def _copy(
+    source: _Source,
+    tiers: Tensor,  # uint8 [rows]
+    device: torch.device,
+) -> Tiered:
+    hot, cold = (int((tiers == tier).sum()) for tier in (_HOT, _COLD))
+    hot_columns = _Columns(_aligned(source.index_bytes), hot, source)
+    cold_columns = _Columns(0, cold, source)
+    storage = torch.empty(hot_columns.end, dtype=torch.uint8, device=device)
+    cold_storage = _host_memory(cold_columns.end if cold else 0, device)
+    targets = {_HOT: (storage, hot_columns, hot), _COLD: (cold_storage, cold_columns, cold)}
+    with _Copier(device) as copier:
+        _copy_index(source, tiers, storage, copier)
+        for tier, (target, columns, count) in targets.items():
+            if count:
+                _copy_rows(source, tiers == tier, target, columns, copier)
+    header = [0, source.home_buckets, source.total_buckets, source.seed, 2, _PAIR_BYTES, 0, 0]
+    layout = torch.tensor([*header, *hot_columns.layout, *cold_columns.layout], dtype=torch.int64)
+    if not cold:
+        layout[4] = 1
+    return Tiered(storage, cold_storage, layout.to(device))
+
+
+class _Columns:
+    """Where a tier's columns lie in its tensor."""
+
+    def __init__(self, start: int, rows: int, source: _Source) -> None:
+        self.vector = start
+        self.pairs = start + _aligned(rows * source.row_bytes)
+        # A pair more: by its stride, the column of offsets ends 4 bytes after the last offset.
+        self.end = self.pairs + (_aligned((rows + 1) * _PAIR_BYTES) if source.quantised else 0)
+        scale, offset = (self.pairs, self.pairs + 4) if source.quantised else (-1, -1)
+        self.layout = (self.vector, scale, offset, rows)
+
+
+def _copy_index(source: _Source, tiers: Tensor, storage: Tensor, copier: _Copier) -> None:
+    """The buckets, with the locations that rows have in the copy."""
+    locations = torch.full((len(tiers),), -1, dtype=torch.int64)
+    for segment, tier in enumerate((_HOT, _COLD)):
+        rows = (tiers == tier).nonzero().squeeze(1)
+        locations[rows] = torch.arange(len(rows)) + (segment << _ROW_BITS)
+    for first, slots in source.slots():
+
+        def fill(out: Tensor, slots: Tensor = slots) -> None:
+            moved = out.view(torch.int64).view(-1, 2)
+            moved.copy_(slots)
+            used = slots[:, 1] != -1
+            moved[used, 1] = locations[source.row_numbers(slots[used])]
+
+        start = first * BUCKET_BYTES
+        copier.put(storage[start : start + slots.numel() * 8], fill)
+
+
+def _copy_rows(source: _Source, chosen: Tensor, target: Tensor, columns: _Columns, copier: _Copier) -> None:
+    """The chosen rows, bool [rows], one after another in stored order."""
+    width = source.row_bytes
+    done = 0
+    for number, count, (vector, scale, offset, _), first in source.row_ranges():
+        kept = chosen[number : number + count].nonzero().squeeze(1)
+        if not len(kept):
+            continue
+        rows = source.bytes(vector + first * width, count * width).view(count, width)
+        start = columns.vector + done * width
+        copier.put(target[start : start + len(kept) * width], partial(_select, rows, kept))
+        if source.quantised:
+            scales, offsets = (source.bytes(column + 4 * first, 4 * count).view(-1, 4) for column in (scale, offset))
+            pairs = torch.cat((scales, offsets), 1)  # uint8 [count, 8]
+            start = columns.pairs + done * _PAIR_BYTES
+            copier.put(target[start : start + len(kept) * _PAIR_BYTES], partial(_select, pairs, kept))
+        done += len(kept)
+
+
+def _select(
+    rows: Tensor,  # uint8 [n, width]
+    kept: Tensor,  # int64 [k]
+    out: Tensor,  # uint8 [k * width]
+) -> None:
+    out = out.view(len(kept), -1)
+    if len(kept) == len(rows):
+        out.copy_(rows)
+    else:
+        torch.index_select(rows, 0, kept, out=out)
+
+
+def _host_memory(count: int, device: torch.device) -> Tensor:
+    """uint8 [count] that a GPU can read. Registered, because pinned memory of torch's is rounded up to a power of 2."""
+    memory = torch.empty(count, dtype=torch.uint8)
+    if device.type != "cuda" or count == 0:
+        return memory
+    runtime = torch.cuda.cudart()
+    torch.cuda.check_error(runtime.cudaHostRegister(memory.data_ptr(), count, 0))
+
+    def release(bytes: torch.UntypedStorage) -> None:
+        torch.cuda.synchronize(device)  # a kernel may still be reading
+        runtime.cudaHostUnregister(bytes.data_ptr())
+
+    weakref.finalize(memory, release, memory.untyped_storage()).atexit = False
+    return memory
+
+
+def _aligned(count: int) -> int:
+    return -(-count // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,63 @@
+"""Loads the native library, on first use, and turns its errors into those of this package."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from embedding_store import errors
+
+LIBRARY_VARIABLE = "EMBEDDING_STORE_LIBRARY"
+"""Environment variable: another file to load as the CPU library, say one built with sanitizers."""
+
+_CORRUPT = re.compile(r"(\w+Error): (.*): (.*)", re.DOTALL)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The CPU library. Its ops are in `torch.ops.embedding_store` from here on, CUDA's too where torch has CUDA.
+
+    Raises:
+        NativeLibraryError: it is not built or does not fit this torch; the message has the cause and the remedy.
+    """
+    cpu = _load(Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).parent / "libembedding_store.so"))
+    cuda = Path(__file__).parent / "libembedding_store_cuda.so"
+    if torch.cuda.is_available() and cuda.exists():
+        _load(cuda)
+    return cpu
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    if not path.exists():
+        raise errors.NativeLibraryError(
+            f"{path}: does not exist: build it with `make install` or `pip install --no-build-isolation .`, "
+            f"or name another one in {LIBRARY_VARIABLE}"
+        )
+    try:
+        torch.ops.load_library(path)
+        return ctypes.CDLL(os.fspath(path))
+    except OSError as error:
+        raise errors.NativeLibraryError(
+            f"{path}: cannot be loaded into torch {torch.__version__} ({error}): torch 2.11 or newer is needed; "
+            "build it anew with `make install`"
+        ) from error
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """What native code says of a corrupt file, a RuntimeError in torch's hands, becomes its class in this package."""
+    try:
+        yield
+    except RuntimeError as error:
+        match = _CORRUPT.fullmatch(str(error))
+        kind = getattr(errors, match[1], None) if match else None
+        if match is None or kind is None:
+            raise
+        raise kind(match[2], match[3]) from None

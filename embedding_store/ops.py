@@ -1,0 +1,155 @@
+"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_pooled` and `_tiered`: fake implementations and gradients.
+
+Importing this module loads the native library. Schemas and registrations are in csrc/ops.cpp, the same functions in
+plain PyTorch in reference.py. A loaded table is two tensors, so that ops see nothing of files and snapshots:
+
+    storage  uint8 [bytes]        index and rows, mapped from the files or copied to a device
+    layout   int64 [8 + 4 * S]    where they lie in it: byte offset of bucket 0, home buckets, total buckets, seed, S,
+                                  0, 0, 0, then for each segment the byte offsets of its vectors, scales and offsets
+                                  (-1 unless quantised) and its number of rows
+
+Wrong arguments raise ValueError. What is wrong with stored bytes raises RuntimeError, to which `Table` gives the class
+of embedding_store.errors that its message begins with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedding_store import native
+
+native.library()
+
+
+def lookup(
+    ids: Tensor,  # int64 [...], any values
+    storage: Tensor,  # uint8 [bytes]
+    layout: Tensor,  # int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Vectors `out` [..., dim] and found bool [...]; zeros where an id is not in the index.
+
+    `dtype` is how rows are stored: float32, float16, bfloat16, int8 or int4; `out` float32, float16 or bfloat16.
+    """
+    return torch.ops.embedding_store.lookup(ids, storage, layout, dim, dtype, out)
+
+
+def lookup_versions(
+    ids: Tensor,  # int64 [...], any values
+    choice: Tensor,  # int64 [...]: for each id the table to look into, 0 to T - 1, or -1: none
+    storages: Sequence[Tensor],  # T >= 1 of uint8 [bytes]
+    layouts: Sequence[Tensor],  # T of int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """As `lookup`, each id in a table of its own, say the version of a series that its time may see. CPU only."""
+    return torch.ops.embedding_store.lookup_versions(ids, choice, storages, layouts, dim, dtype, out)
+
+
+def lookup_pooled(
+    ids: Tensor,  # int64 [N], any values
+    offsets: Tensor,  # int64 [B + 1], from 0 to N, never falling
+    weights: Tensor | None,  # float32 [N]
+    storage: Tensor,  # uint8 [bytes]
+    layout: Tensor,  # int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    mode: str = "sum",
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Pooled `out` [B, dim], accumulated in float32, and found int64 [B], the number of found ids in each bag.
+
+    Bag b holds ids[offsets[b] : offsets[b + 1]]. `mode` is "sum" or "mean", the sum (weighted if there are weights)
+    divided by the number of found ids; zeros for a bag without any. Differentiable with respect to `weights`.
+    """
+    return torch.ops.embedding_store.lookup_pooled(ids, offsets, weights, storage, layout, dim, dtype, mode, out)
+
+
+def lookup_tiered(
+    ids: Tensor,  # int64 [...], any values
+    storage: Tensor,  # uint8 [bytes]: the index and segment 0, on the device of the ids
+    cold: Tensor,  # uint8 [bytes]: all other segments; for CUDA, pinned host memory
+    layout: Tensor,  # int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    out: torch.dtype,
+    counters: Tensor,  # int64 [3], added to: rows from `storage`, rows from `cold`, ids not found
+) -> tuple[Tensor, Tensor]:
+    """As `lookup`, with rows in two places."""
+    return torch.ops.embedding_store.lookup_tiered(ids, storage, cold, layout, dim, dtype, out, counters)
+
+
+@torch.library.register_fake("embedding_store::lookup")
+def _(ids: Tensor, storage: Tensor, layout: Tensor, dim: int, dtype: str, out: torch.dtype) -> tuple[Tensor, Tensor]:
+    return ids.new_empty((*ids.shape, dim), dtype=out), ids.new_empty(ids.shape, dtype=torch.bool)
+
+
+@torch.library.register_fake("embedding_store::lookup_versions")
+def _(
+    ids: Tensor,
+    choice: Tensor,
+    storages: Sequence[Tensor],
+    layouts: Sequence[Tensor],
+    dim: int,
+    dtype: str,
+    out: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return ids.new_empty((*ids.shape, dim), dtype=out), ids.new_empty(ids.shape, dtype=torch.bool)
+
+
+@torch.library.register_fake("embedding_store::lookup_tiered")
+def _(
+    ids: Tensor,
+    storage: Tensor,
+    cold: Tensor,
+    layout: Tensor,
+    dim: int,
+    dtype: str,
+    out: torch.dtype,
+    counters: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return ids.new_empty((*ids.shape, dim), dtype=out), ids.new_empty(ids.shape, dtype=torch.bool)
+
+
+@torch.library.register_fake("embedding_store::lookup_pooled")
+def _(
+    ids: Tensor,
+    offsets: Tensor,
+    weights: Tensor | None,
+    storage: Tensor,
+    layout: Tensor,
+    dim: int,
+    dtype: str,
+    mode: str,
+    out: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    bags = offsets.shape[0] - 1
+    return ids.new_empty((bags, dim), dtype=out), ids.new_empty((bags,))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ids, offsets, _, storage, layout, ctx.dim, ctx.dtype, ctx.mode, _ = inputs
+    ctx.save_for_backward(ids, offsets, storage, layout, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _weights_gradient(ctx: Any, pooled_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    """d pooled / d weight = the id's vector, over the number found for a mean."""
+    ids, offsets, storage, layout, found = ctx.saved_tensors
+    gradient = pooled_gradient.to(torch.float32)  # [B, dim]
+    if ctx.mode == "mean":
+        gradient = gradient / found.clamp(min=1)[:, None]
+    vectors, _ = torch.ops.embedding_store.lookup(ids, storage, layout, ctx.dim, ctx.dtype, torch.float32)
+    bags = torch.repeat_interleave(offsets.diff(), output_size=ids.shape[0])
+    weights_gradient = (gradient[bags] * vectors).sum(1)
+    return None, None, weights_gradient, None, None, None, None, None, None
+
+
+torch.library.register_autograd("embedding_store::lookup_pooled", _weights_gradient, setup_context=_save_for_backward)

@@ -1,0 +1,80 @@
+"""A table in two places: frequent rows in GPU memory, the others in pinned host memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from embedding_store import ops
+from embedding_store.device import Tiered
+from embedding_store.table import Table
+
+if TYPE_CHECKING:
+    from embedding_store.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Where a tiered table found the ids it was asked for."""
+
+    hot: int
+    """Ids whose rows are in the device's memory."""
+    cold: int
+    """Ids whose rows were read from host memory."""
+    missing: int
+    """Ids that are not in the snapshot."""
+
+    @property
+    def rate(self) -> float:
+        """Share of the found ids whose rows are in the device's memory; 0 if none was found."""
+        found = self.hot + self.cold
+        return self.hot / found if found else 0.0
+
+
+class TieredTable(Table):
+    """As `Table`, with the rows in two places, made by `Snapshot.load(device, gpu_bytes=...)`.
+
+    A lookup of hot and cold rows is one kernel; a cold row crosses the bus each time it is asked for. `hits` says
+    whether the budget and `hot_ids` fit the traffic.
+    """
+
+    def __init__(self, snapshot: Snapshot, tiered: Tiered) -> None:
+        super().__init__(snapshot, tiered.storage, tiered.layout)
+        self.cold = tiered.cold
+        """uint8 [bytes]: the rows on the host."""
+        self._counters = torch.zeros(3, dtype=torch.int64, device=self.device)
+
+    def hits(self) -> Hits:
+        """Counts since the table was loaded or `reset_hits` was called. Waits for the device."""
+        hot, cold, missing = self._counters.tolist()
+        return Hits(hot, cold, missing)
+
+    def reset_hits(self) -> None:
+        """Count from 0 again."""
+        self._counters.zero_()
+
+    def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return ops.lookup_tiered(
+            ids, self.storage, self.cold, self.layout, self.dim, self.dtype, out_dtype, self._counters
+        )
+
+    def _lookup_pooled(
+        self,
+        ids: Tensor,  # int64 [N]
+        offsets: Tensor,  # int64 [B + 1]
+        weights: Tensor | None,  # float32 [N]
+        mode: str,
+        out_dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        # Not one kernel: cold rows take so long to come that a detour over [N, D] in memory does not matter.
+        vectors, found = self._lookup(ids, torch.float32)
+        if weights is not None:
+            vectors = torch.where(found[:, None], vectors * weights[:, None], 0.0)
+        pooled = torch.segment_reduce(vectors, "sum", offsets=offsets, axis=0, initial=0.0)
+        counts = torch.nn.functional.pad(found.cumsum(0), (1, 0))[offsets].diff()
+        if mode == "mean":
+            pooled = pooled / counts.clamp(min=1)[:, None]
+        return pooled.to(out_dtype), counts

@@ -1,0 +1,151 @@
+"""A loaded table made by hand: the index and the columns of FORMAT.md in two or three tensors, by slow plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from embedding_store.dtypes import DTYPES, Dtype, Encoded, decode, encode
+
+MASK = 2**64 - 1
+EMPTY = MASK
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class SmallTable:
+    """What ops take, and what they should answer."""
+
+    ids: Tensor  # int64 [R]
+    vectors: Tensor  # float32 [R, D], as decoded
+    storage: Tensor  # uint8 [bytes]
+    cold: Tensor  # uint8 [bytes]; empty unless tiered
+    layout: Tensor  # int64 [8 + 4 * S]
+    dim: int
+    dtype: Dtype
+
+    def answer(self, ids: Tensor, out: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """What a lookup must give."""
+        rows = {id: row for row, id in enumerate(self.ids.tolist())}
+        found = torch.tensor([id in rows for id in ids.flatten().tolist()], dtype=torch.bool).view(ids.shape)
+        picked = torch.tensor([rows.get(id, 0) for id in ids.flatten().tolist()], dtype=torch.int64)
+        vectors = (
+            self.vectors[picked].view(*ids.shape, self.dim) if len(self.ids) else torch.zeros(*ids.shape, self.dim)
+        )
+        return torch.where(found[..., None], vectors, 0.0).to(out), found
+
+    def pooled_answer(self, ids: Tensor, offsets: Tensor, weights: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
+        """What a pooled lookup must give, in float64."""
+        vectors, found = self.answer(ids, torch.float64)
+        weighted = vectors * (1.0 if weights is None else weights.to(torch.float64)[:, None])
+        pooled = torch.zeros(len(offsets) - 1, self.dim, dtype=torch.float64)
+        counts = torch.zeros(len(offsets) - 1, dtype=torch.int64)
+        for bag, (begin, end) in enumerate(zip(offsets.tolist(), offsets.tolist()[1:], strict=False)):
+            # Not the sum of all: a missing id's weight may be infinite.
+            pooled[bag] = weighted[begin:end][found[begin:end]].sum(0)
+            counts[bag] = found[begin:end].sum()
+        return (pooled / counts.clamp(min=1)[:, None] if mode == "mean" else pooled), counts
+
+    def to(self, device: str) -> SmallTable:
+        """The same on a device; cold rows stay on the host, pinned."""
+        cold = self.cold.pin_memory() if device != "cpu" and len(self.cold) else self.cold
+        return replace(self, storage=self.storage.to(device), layout=self.layout.to(device), cold=cold)
+
+
+def small_table(
+    ids: Sequence[int],
+    dim: int,
+    dtype: str,
+    *,
+    segment_rows: Sequence[int] | None = None,
+    tiered: bool = False,
+    interleaved: bool = True,
+    load: float = 0.6,
+    seed: int = 0,
+) -> SmallTable:
+    """A table of random vectors.
+
+    Args:
+        segment_rows: rows of each segment; one segment by default.
+        tiered: all segments but the first go to `cold`.
+        interleaved: scales and offsets in pairs, as in a compact copy; else a column each, as in a file.
+        load: share of the slots that is used; 1 makes long searches.
+    """
+    vectors = torch.randn(len(ids), dim, generator=torch.Generator().manual_seed(len(ids) + dim))
+    kind = DTYPES[dtype]
+    encoded = encode(vectors, kind)
+    counts = [len(ids)] if segment_rows is None else list(segment_rows)
+    assert sum(counts) == len(ids)
+    locations = [segment << 40 | row for segment, count in enumerate(counts) for row in range(count)]
+    buckets, home_buckets = _index(list(ids), locations, load, seed)
+    parts: dict[bool, list[Tensor]] = {False: [buckets], True: []}
+    layout = [0, home_buckets, len(buckets) // 64, seed, len(counts), 8 if interleaved else 4, 0, 0]
+    start = 0
+    for segment, count in enumerate(counts):
+        into = parts[tiered and segment > 0]
+        rows = encoded.slice(start, start + count)
+        layout += [_append(into, rows.vector), *_append_scales(into, rows, interleaved), count]
+        start += count
+    return SmallTable(
+        ids=torch.tensor(ids, dtype=torch.int64),
+        vectors=decode(encoded, dim, kind),
+        storage=_joined(parts[False]),
+        cold=_joined(parts[True]) if tiered else torch.empty(0, dtype=torch.uint8),
+        layout=torch.tensor(layout),
+        dim=dim,
+        dtype=kind,
+    )
+
+
+def mix64(x: int) -> int:
+    """MurmurHash3's finaliser."""
+    x ^= x >> 33
+    x = x * 0xFF51AFD7ED558CCD & MASK
+    x ^= x >> 33
+    x = x * 0xC4CEB9FE1A85EC53 & MASK
+    return x ^ x >> 33
+
+
+def _index(ids: list[int], locations: list[int], load: float, seed: int) -> tuple[Tensor, int]:
+    home_buckets = max(1, -int(-len(ids) // (4 * load)))
+    entries = sorted(
+        (mix64((id + seed * 0x9E3779B97F4A7C15) & MASK), id, at) for id, at in zip(ids, locations, strict=True)
+    )
+    slots: dict[int, tuple[int, int]] = {}
+    previous = -1
+    for hashed, id, location in entries:
+        previous = max(4 * (hashed * home_buckets >> 64), previous + 1)
+        slots[previous] = (id, location)
+    total = max(home_buckets, (previous + 1) // 4 + 1)
+    words = [word for slot in range(4 * total) for word in slots.get(slot, (0, -1))]
+    return torch.tensor(words, dtype=torch.int64).view(torch.uint8), home_buckets
+
+
+def _append(parts: list[Tensor], column: Tensor) -> int:
+    start = sum(len(part) for part in parts)
+    flat = column.contiguous().flatten().view(torch.uint8) if column.numel() else torch.empty(0, dtype=torch.uint8)
+    parts.append(torch.nn.functional.pad(flat, (0, ALIGNMENT - len(flat) % ALIGNMENT)))
+    if start % ALIGNMENT:  # the index: a multiple of 64
+        parts.insert(-1, torch.zeros(ALIGNMENT - start % ALIGNMENT, dtype=torch.uint8))
+        start += ALIGNMENT - start % ALIGNMENT
+    return start
+
+
+def _append_scales(parts: list[Tensor], rows: Encoded, interleaved: bool) -> tuple[int, int]:
+    if rows.scale is None or rows.offset is None:
+        return -1, -1
+    if interleaved:
+        start = _append(parts, torch.stack((rows.scale, rows.offset), 1))
+        return start, start + 4
+    return _append(parts, rows.scale), _append(parts, rows.offset)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor whose first byte is at a multiple of 64, as CUDA's allocator and a mapping give it."""
+    flat = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
+    room = torch.empty(len(flat) + 64, dtype=torch.uint8)
+    start = -room.data_ptr() % 64
+    return room[start : start + len(flat)].copy_(flat)
