@@ -10,6 +10,7 @@
 The stored format is on one page in FORMAT.md.
 """
 
+from embedding_store.diff import Diff
 from embedding_store.errors import (
     AsOfDecreasedError,
     ChecksumError,
@@ -17,51 +18,84 @@ from embedding_store.errors import (
     DuplicateIdsError,
     FileFormatError,
     FileSizeError,
+    HashCollisionError,
     InvalidArgumentError,
     InvalidIdsError,
     InvalidIndexError,
     InvalidTimeError,
     InvalidVectorsError,
+    MissingDependencyError,
     MissingFileError,
     NewerFormatError,
     NotFoundError,
+    PinMismatchError,
+    SchemaChangedError,
     SeriesExistsError,
     SeriesNotFoundError,
+    SpaceMismatchError,
+    StorageAccessError,
     StoreError,
+    SupersededError,
+    TagMovedError,
     TagNotFoundError,
+    VersionExpiredError,
     VersionNotFoundError,
     WriterClosedError,
 )
+from embedding_store.keys import hash_keys
+from embedding_store.live import LiveStatus, LiveTable
+from embedding_store.modules import EntityEmbedding
 from embedding_store.series import Series
 from embedding_store.snapshot import Snapshot
 from embedding_store.store import EmbeddingStore
 from embedding_store.table import Table
+from embedding_store.tags import Move
+from embedding_store.tiered import Hits, TieredTable
+from embedding_store.tombstones import Tombstone
 from embedding_store.writer import SnapshotWriter
 
 __all__ = [
     "AsOfDecreasedError",
     "ChecksumError",
     "CorruptStoreError",
+    "Diff",
     "DuplicateIdsError",
     "EmbeddingStore",
+    "EntityEmbedding",
     "FileFormatError",
     "FileSizeError",
+    "HashCollisionError",
+    "Hits",
     "InvalidArgumentError",
     "InvalidIdsError",
     "InvalidIndexError",
     "InvalidTimeError",
     "InvalidVectorsError",
+    "LiveStatus",
+    "LiveTable",
+    "MissingDependencyError",
     "MissingFileError",
+    "Move",
     "NewerFormatError",
     "NotFoundError",
+    "PinMismatchError",
+    "SchemaChangedError",
     "Series",
     "SeriesExistsError",
     "SeriesNotFoundError",
     "Snapshot",
     "SnapshotWriter",
+    "SpaceMismatchError",
+    "StorageAccessError",
     "StoreError",
+    "SupersededError",
     "Table",
+    "TagMovedError",
     "TagNotFoundError",
+    "TieredTable",
+    "Tombstone",
+    "VersionExpiredError",
     "VersionNotFoundError",
     "WriterClosedError",
+    "hash_keys",
 ]

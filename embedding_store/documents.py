@@ -1,4 +1,4 @@
-"""The store's small JSON files: series, manifest and tag, each with a format name, a format version and a checksum.
+"""The store's small JSON files: series, manifests, tags, each with a format name, a format version and a checksum.
 
 The first line holds the checksum of every byte after it, so that any reader can check it without knowing how another
 language writes numbers; the file as a whole is plain JSON.
@@ -12,7 +12,7 @@ from typing import Any
 
 from embedding_store.errors import ChecksumError, FileFormatError, NewerFormatError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def checksum(data: bytes | memoryview) -> str:
@@ -37,7 +37,7 @@ def decode(data: bytes, kind: str, path: str) -> Fields:
     """The keys of a file of this kind; `path` is for messages.
 
     Raises:
-        FileFormatError: not JSON, not of this kind, or without the keys every file has.
+        FileFormatError: not JSON, not of this kind, without the keys every file has, or of format version 1.
         NewerFormatError: its format version is later than this package's.
         ChecksumError: the bytes are not those that were written.
     """
@@ -52,7 +52,11 @@ def decode(data: bytes, kind: str, path: str) -> Fields:
         raise FileFormatError(path, f"format is {document['format']!r}, expected 'embedding_store.{kind}'")
     version = fields.integer("format_version", least=1)
     if version > FORMAT_VERSION:  # before the checksum: a later format may compute it in another way
-        raise NewerFormatError(path, f"format_version is {version}, this package reads up to {FORMAT_VERSION}: upgrade")
+        raise NewerFormatError(path, f"format_version is {version}, this package reads {FORMAT_VERSION}: upgrade")
+    if version < FORMAT_VERSION:
+        raise FileFormatError(
+            path, f"format_version is {version}: written before the format was settled: write it again"
+        )
     stored, actual = fields.text("checksum"), checksum(data.partition(b"\n")[2])
     if stored != actual:
         raise ChecksumError(path, f"checksum is {actual}, the file says {stored}: its bytes have changed")
@@ -74,9 +78,9 @@ class Fields:
             self._refuse(key, f"an integer of at least {least}")
         return value
 
-    def optional_integer(self, key: str) -> int | None:
-        """An int64 or null."""
-        return None if self._get(key) is None else self.integer(key)
+    def optional_integer(self, key: str, *, least: int = -(2**63)) -> int | None:
+        """An int64 of at least `least`, or null."""
+        return None if self._get(key) is None else self.integer(key, least=least)
 
     def text(self, key: str) -> str:
         """A string that is not empty."""

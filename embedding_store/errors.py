@@ -15,6 +15,10 @@ class InvalidArgumentError(StoreError, ValueError):
     """An argument that cannot work: a dimension below 1, an unknown dtype, a bad name, an empty space."""
 
 
+class NativeLibraryError(StoreError, ImportError):
+    """The native library is not built, or does not fit the torch that is installed."""
+
+
 class InvalidTimeError(StoreError, ValueError):
     """A time that is neither int milliseconds nor an aware datetime, or is beyond int64."""
 
@@ -31,16 +35,36 @@ class DuplicateIdsError(StoreError, ValueError):
     """One id was appended twice to a snapshot whose writer did not ask for `duplicates="last"`."""
 
 
+class HashCollisionError(StoreError, ValueError):
+    """Two different keys of one snapshot have the same 64-bit hash."""
+
+
 class AsOfDecreasedError(StoreError, ValueError):
     """A snapshot would be older in event time than the newest one of its series."""
+
+
+class SupersededError(StoreError):
+    """A newer snapshot was published while this one was being compacted."""
 
 
 class SeriesExistsError(StoreError, ValueError):
     """The series to create is already there."""
 
 
+class TagMovedError(StoreError):
+    """A tag does not point to the version that the caller expected: somebody else has moved it."""
+
+
 class WriterClosedError(StoreError, ValueError):
     """A writer used outside its `with` block, or after an append that failed half-way."""
+
+
+class MissingDependencyError(StoreError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class StorageAccessError(StoreError):
+    """An object store that cannot be reached or refuses: no such bucket, wrong credentials, no network."""
 
 
 class NotFoundError(StoreError, KeyError):
@@ -58,8 +82,25 @@ class VersionNotFoundError(NotFoundError):
     """No such version, none as old as asked for, or none at all."""
 
 
+class VersionExpiredError(VersionNotFoundError):
+    """A version that existed and was expired; the message says when."""
+
+
 class TagNotFoundError(NotFoundError):
     """No tag of that name, or none that it could be rolled back to."""
+
+
+class SchemaChangedError(StoreError, ValueError):
+    """Another dimension or dtype than expected: a snapshot's that would replace another in a running process or model,
+    or a series' that has evolved since the handle or the writer at hand was made."""
+
+
+class SpaceMismatchError(StoreError, ValueError):
+    """Vectors of two spaces would be mixed: in the answer to one lookup, or in an average."""
+
+
+class PinMismatchError(StoreError, ValueError):
+    """A version that a checkpoint names exists, but is not the snapshot that the checkpoint was made with."""
 
 
 class CorruptStoreError(StoreError):

@@ -1,173 +1,217 @@
-"""The large files: Arrow IPC with one uncompressed record batch each, written as a stream and read as a memory map."""
+"""The large files: written as a stream with a checksum a block beside them, read in pieces that are checked."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from embedding_store.documents import FORMAT_VERSION, checksum
 from embedding_store.dtypes import Dtype, Encoded
-from embedding_store.errors import ChecksumError, FileFormatError, FileSizeError, InvalidIndexError
-from embedding_store.manifest import DataFile, IndexFile, StoredFile
-from embedding_store.storage import LocalStorage
+from embedding_store.errors import ChecksumError, FileFormatError, FileSizeError
+from embedding_store.manifest import Segment, StoredFile
+from embedding_store.mapping import BLOCK, crc32c, crc32c_blocks
+from embedding_store.storage import Sink, Storage
 
-_ARROW_TYPES = {
-    torch.float32: pa.float32(),
-    torch.float16: pa.float16(),
-    torch.bfloat16: pa.uint16(),  # Arrow has no bfloat16: its bits
-    torch.uint8: pa.uint8(),
-    torch.int64: pa.int64(),
-}
-_PADDING = 64  # bytes: Arrow aligns buffers to 8 or 64
+Bytes = NDArray[np.uint8]
 
 
-def data_schema(dim: int, dtype: Dtype) -> pa.Schema:
-    """Columns of a data file; its metadata makes it readable without a manifest."""
-    vector = pa.list_(_ARROW_TYPES[dtype.torch_dtype], dtype.width(dim))
-    scales = [("scale", pa.float32()), ("offset", pa.float32())] if dtype.quantised else []
-    columns = [("id", pa.int64()), ("vector", vector), *scales]
-    metadata = {"embedding_store": str(FORMAT_VERSION), "dim": str(dim), "dtype": dtype.name}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns], metadata)
+@dataclass(frozen=True, kw_only=True)
+class RowFormat:
+    """What the rows of a data file look like."""
+
+    dim: int
+    """D."""
+    dtype: Dtype
+    """How vectors are stored."""
+    ids: str
+    """`int64` or `text`."""
 
 
-INDEX_SCHEMA = pa.schema(
-    [pa.field("id", pa.int64(), nullable=False), pa.field("row", pa.int64(), nullable=False)],
-    {"embedding_store": str(FORMAT_VERSION)},
-)
+class Rows(NamedTuple):
+    """Some rows as they are stored."""
+
+    ids: Tensor  # int64 [N]
+    encoded: Encoded  # N rows
+    keys: pa.LargeStringArray | None  # [N], series of text only
+
+    def select(self, rows: Tensor) -> Rows:
+        """A copy of these rows; `rows` bool [N]."""
+        keys = None if self.keys is None else self.keys.filter(pa.array(rows.numpy()))
+        return Rows(self.ids[rows], self.encoded.select(rows), keys)
 
 
-def write_data(
-    storage: LocalStorage,
-    path: str,
-    ids: Tensor,  # int64 [N]
-    encoded: Encoded,  # N rows
-    dim: int,
-    dtype: Dtype,
-) -> DataFile:
-    """Write a data file of N >= 1 rows and make its bytes durable."""
-    columns = [x for x in (ids, encoded.vector, encoded.scale, encoded.offset) if x is not None]
-    size, crc = _write(storage, path, columns, data_schema(dim, dtype))
-    return DataFile(path=path, rows=len(ids), bytes=size, checksum=crc)
+class CheckedSink:
+    """A new file being written, as pyarrow's writers want it: counts bytes and notes a checksum of each block."""
+
+    closed = False
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._crcs: list[NDArray[np.uint32]] = []
+        self._crc = 0  # of the block that is not full yet
+        self.bytes = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Append `data`."""
+        piece = np.frombuffer(data, np.uint8)
+        self._sink.write(piece.data)
+        size, filled = len(piece), self.bytes % BLOCK
+        self.bytes += size
+        if filled:
+            self._crc = crc32c(piece[: BLOCK - filled], self._crc)
+            if filled + size < BLOCK:
+                return size
+            self._end_block()
+            piece = piece[BLOCK - filled :]
+        whole = len(piece) - len(piece) % BLOCK
+        if whole:
+            self._crcs.append(crc32c_blocks(piece[:whole]))
+        self._crc = crc32c(piece[whole:], self._crc)
+        return size
+
+    def flush(self) -> None:
+        """Let the storage start on what was written so far."""
+        self._sink.flush()
+
+    def crcs(self) -> bytes:
+        """The file's `.crc` file: uint32 little-endian a block, the last one shorter. After the last write."""
+        if self.bytes % BLOCK:
+            self._end_block()
+        return b"".join(crcs.astype("<u4").tobytes() for crcs in self._crcs)
+
+    def _end_block(self) -> None:
+        self._crcs.append(np.array([self._crc], np.uint32))
+        self._crc = 0
 
 
-def read_data(storage: LocalStorage, file: DataFile, dim: int, dtype: Dtype) -> tuple[Tensor, Encoded]:
-    """The ids and the vectors of a data file, memory-mapped. Raises CorruptStoreError of the class that fits."""
-    ids, vector, *scales = _read(storage, file, file.rows, data_schema(dim, dtype))
-    return ids, Encoded(vector, *scales)
+class NewFile:
+    """A file that `create_checked` writes: its sink, and after the block what a manifest says of it."""
+
+    def __init__(self, path: str, sink: CheckedSink) -> None:
+        self.sink = sink
+        self.stored = StoredFile(path=path, bytes=0, checksum="")
 
 
-def write_index(
-    storage: LocalStorage,
-    path: str,
-    ids: Tensor,  # int64 [N], ascending, distinct
-    rows: Tensor,  # int64 [N], where each lies
-) -> IndexFile:
-    """Write the index file and make its bytes durable."""
-    size, crc = _write(storage, path, [ids, rows], INDEX_SCHEMA)
-    return IndexFile(kind="sorted", path=path, bytes=size, checksum=crc)
-
-
-def read_index(storage: LocalStorage, file: IndexFile, rows: int) -> tuple[Tensor, Tensor]:
-    """Ids in ascending order and their row numbers, int64 [rows] each, memory-mapped and checked in full.
-
-    Raises:
-        CorruptStoreError: of the class that fits; InvalidIndexError for an order or a row number that cannot be.
-    """
-    verify_checksum(storage, file)
-    ids, row_numbers = _read(storage, file, rows, INDEX_SCHEMA)
-    where = storage.locate(file.path)
-    if not bool((ids[1:] > ids[:-1]).all()):
-        raise InvalidIndexError(where, "its ids are not in ascending order, each once: write the snapshot again")
-    if rows:
-        least, greatest = (int(x) for x in torch.aminmax(row_numbers))
-        if least < 0 or greatest >= rows:
-            span = f"{least} .. {greatest}"
-            raise InvalidIndexError(where, f"points to rows {span} of {rows}: write the snapshot again")
-    return ids, row_numbers
-
-
-def verify_checksum(storage: LocalStorage, file: StoredFile) -> None:
-    """Read a file in full. Raises MissingFileError, FileSizeError or ChecksumError."""
-    actual = checksum(_map(storage, file).numpy().data)
-    if actual != file.checksum:
-        message = f"checksum is {actual}, its manifest says {file.checksum}: its bytes have changed, restore it"
-        raise ChecksumError(storage.locate(file.path), message)
-
-
-def _write(storage: LocalStorage, path: str, columns: list[Tensor], schema: pa.Schema) -> tuple[int, str]:
-    arrays = [_to_arrow(column, field.type) for column, field in zip(columns, schema, strict=True)]
+@contextmanager
+def create_checked(storage: Storage, path: str) -> Iterator[NewFile]:
+    """Stream a new file and put its `.crc` file beside it; at the end of the block both are durable."""
     with storage.create(path) as sink:
-        with pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
-        return sink.bytes, sink.checksum
+        new = NewFile(path, CheckedSink(sink))
+        yield new
+    crcs = new.sink.crcs()
+    new.stored = StoredFile(path=path, bytes=new.sink.bytes, checksum=checksum(crcs))
+    with storage.create(new.stored.crc_path) as sink:
+        sink.write(crcs)
 
 
-def _to_arrow(column: Tensor, kind: pa.DataType) -> pa.Array:
-    flat = column.contiguous().flatten().view(torch.uint8).numpy() if column.numel() else np.empty(0, np.uint8)
-    element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
-    values = pa.Array.from_buffers(element, column.numel(), [None, pa.py_buffer(flat)])
-    return values if element == kind else pa.FixedSizeListArray.from_arrays(values, type=kind)
+def checksum(crcs: bytes) -> str:
+    """The checksum of a file, from the content of its `.crc` file."""
+    return f"crc32c:{crc32c(np.frombuffer(crcs, np.uint8)):08x}"
 
 
-def _read(storage: LocalStorage, file: StoredFile, rows: int, schema: pa.Schema) -> list[Tensor]:
-    """The columns as tensors over the mapped file, without a copy."""
-    where = storage.locate(file.path)
-    mapped = _map(storage, file)
-    try:
-        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped.numpy())))
-        if not reader.schema.equals(schema, check_metadata=True):
-            found, wanted = _one_line(reader.schema), _one_line(schema)
-            raise FileFormatError(where, f"its columns are {found}; expected {wanted}")
-        if reader.num_record_batches != 1:
-            raise FileFormatError(where, f"has {reader.num_record_batches} record batches, expected 1")
-        batch = reader.get_batch(0)
-        batch.validate()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise FileFormatError(where, f"is not a readable Arrow IPC file ({error}): restore it") from None
-    if batch.num_rows != rows:
-        raise FileFormatError(where, f"has {batch.num_rows} rows, its manifest says {rows}")
-    return _to_tensors(batch, mapped, where)
+def read_crcs(storage: Storage, file: StoredFile) -> NDArray[np.uint32]:
+    """The checksums of a file's blocks, themselves checked. Raises MissingFileError, FileSizeError or ChecksumError."""
+    where, data = storage.locate(file.crc_path), storage.read(file.crc_path)
+    expected = 4 * -(-file.bytes // BLOCK)
+    if len(data) != expected:
+        raise FileSizeError(where, f"has {len(data)} bytes, expected {expected}: restore it from a copy")
+    if checksum(data) != file.checksum:
+        message = f"checksum is {checksum(data)}, its manifest says {file.checksum}: its bytes have changed, restore it"
+        raise ChecksumError(where, message)
+    return np.frombuffer(data, "<u4")
 
 
-def _map(storage: LocalStorage, file: StoredFile) -> Tensor:  # uint8 [bytes]
-    mapped = storage.map(file.path)
-    if len(mapped) != file.bytes:
-        where = storage.locate(file.path)
-        raise FileSizeError(where, f"has {len(mapped)} bytes, its manifest says {file.bytes}: restore it from a copy")
-    return mapped
+class StoredReader:
+    """Reads pieces of a stored file; what it returns has been checked. Use it in a `with` block.
+
+    Raises, when made, MissingFileError, FileSizeError or ChecksumError.
+    """
+
+    def __init__(self, storage: Storage, file: StoredFile) -> None:
+        self.where = storage.locate(file.path)
+        """For messages."""
+        self.bytes = file.bytes
+        """Size of the file."""
+        self._crcs = read_crcs(storage, file)
+        self._file: BinaryIO = open(storage.local(file.path, file.bytes), "rb", buffering=0)  # noqa: SIM115 (__exit__)
+
+    def __enter__(self) -> StoredReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """A copy of bytes start .. stop - 1. Raises FileSizeError or ChecksumError."""
+        if stop <= start:
+            return np.empty(0, np.uint8)
+        first = start - start % BLOCK
+        data = np.empty(min(self.bytes, stop - stop % -BLOCK) - first, np.uint8)
+        self._file.seek(first)
+        filled = 0
+        while filled < len(data):
+            count = self._file.readinto(data[filled:].data)  # type: ignore[attr-defined]
+            if not count:
+                raise FileSizeError(self.where, f"ends before byte {stop}: truncated; restore it from a copy")
+            filled += count
+        wrong = np.flatnonzero(crc32c_blocks(data) != self._crcs[first // BLOCK :][: -(-len(data) // BLOCK)])
+        if len(wrong):
+            position = first + int(wrong[0]) * BLOCK
+            raise ChecksumError(
+                self.where, f"its bytes have changed, in the block at {position}: restore it from a copy"
+            )
+        return data[start - first : stop - first]
+
+    def words(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
+        """A copy of `count` elements from byte `start` on."""
+        return torch.from_numpy(self.read(start, start + count * dtype.itemsize)).view(dtype)
 
 
-def _to_tensors(
-    batch: pa.RecordBatch,
-    mapped: Tensor,  # uint8 [bytes]: the file that holds the batch
-    where: str,
-) -> list[Tensor]:
-    tensors = []
-    end = None
-    for column in batch.columns:
-        listed = pa.types.is_fixed_size_list(column.type)
-        values = column.values if listed else column
-        shape = (len(column), column.type.list_size) if listed else (len(column),)
-        dtype = next(dtype for dtype, kind in _ARROW_TYPES.items() if kind == values.type)
-        count = math.prod(shape)
-        if count == 0:
-            tensors.append(torch.empty(shape, dtype=dtype))
-            continue
-        buffer = values.buffers()[1]
-        start = -1 if buffer is None else buffer.address - mapped.data_ptr()
-        # Columns follow each other with little padding: a flipped address shows even if it lies within the file.
-        placed = start >= 0 and start % dtype.itemsize == 0 and (end is None or 0 <= start - end < _PADDING)
-        end = start + count * dtype.itemsize
-        if not placed or end > len(mapped) or len(values) != count or column.null_count or values.null_count:
-            raise FileFormatError(where, f"a column of {column.type} is compressed, has nulls or is not in its place")
-        tensors.append(mapped[start:end].view(dtype).view(shape))
-    return tensors
+class SegmentReader:
+    """Reads rows of one segment."""
 
+    def __init__(self, reader: StoredReader, segment: Segment, form: RowFormat) -> None:
+        self._reader, self._segment = reader, segment
+        self._width, self._dtype = form.dtype.width(form.dim), form.dtype
 
-def _one_line(schema: pa.Schema) -> str:
-    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-    return ", ".join(f"{field.name}: {field.type}" for field in schema) + f" with {metadata}"
+    def rows(self, start: int, stop: int) -> Rows:
+        """A copy of rows start .. stop - 1. Raises ChecksumError or FileFormatError."""
+        count, segment, stored = stop - start, self._segment, self._dtype.torch_dtype
+        vector = self._reader.words(segment.vector + start * self._width * stored.itemsize, count * self._width, stored)
+        scales = [
+            self._reader.words(column + 4 * start, count, torch.float32)
+            for column in (segment.scale, segment.offset)
+            if column is not None
+        ]
+        encoded = Encoded(vector.view(count, self._width), *scales)
+        return Rows(self.ids(start, stop), encoded, None if segment.key is None else self.keys(start, stop))
+
+    def ids(self, start: int, stop: int) -> Tensor:
+        """Their ids, int64 [stop - start]."""
+        return self._reader.words(self._segment.id + 8 * start, stop - start, torch.int64)
+
+    def keys(self, start: int, stop: int) -> pa.LargeStringArray:
+        """Their keys, large_string [stop - start]. The series is one of text."""
+        assert self._segment.key is not None
+        assert self._segment.text is not None
+        offsets = self._reader.words(self._segment.key + 8 * start, stop - start + 1, torch.int64).numpy()
+        if offsets[0] < 0 or bool((offsets[1:] < offsets[:-1]).any()):
+            raise FileFormatError(self._reader.where, "has keys that end before they start: write the snapshot again")
+        first, end = (self._segment.text + int(offset) for offset in offsets[[0, -1]])
+        if end > self._reader.bytes:
+            raise FileFormatError(self._reader.where, "has keys that end behind the file: write the snapshot again")
+        text = self._reader.read(first, end)
+        buffers = [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(text)]
+        keys = pa.Array.from_buffers(pa.large_string(), stop - start, buffers)
+        try:
+            keys.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise FileFormatError(self._reader.where, f"has keys that are not UTF-8 ({error})") from None
+        return keys

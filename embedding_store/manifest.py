@@ -8,10 +8,13 @@ from typing import Any
 
 from embedding_store import documents
 from embedding_store.documents import Fields
-from embedding_store.dtypes import DTYPES
+from embedding_store.dtypes import DTYPES, Dtype
 from embedding_store.errors import FileFormatError, NewerFormatError
 
-INDEX_KINDS = ("sorted",)
+INDEX_KINDS = ("hash",)
+ID_KINDS = ("int64", "text")
+ROW_BITS = 40  # a location is segment << 40 | row
+MAX_SEGMENTS = 1 << 23  # so that twice a location is still below 2^64
 _FILE_NAME = re.compile(r"manifests/(\d{8,})\.json")
 _DATA_PATH = re.compile(r"(data/[a-z0-9-]+)/[a-z0-9][a-z0-9.-]*")
 
@@ -34,54 +37,88 @@ def data_folder(path: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Statistics over the vectors as they are stored."""
+    """Statistics over vectors as they are stored: of a whole snapshot all of them, of a delta those that it wrote."""
 
+    rows: int
+    """Number of vectors that `mean_norm` and `mean` are over."""
     mean_norm: float
     """Mean L2 norm; 0 without rows."""
     mean: tuple[float, ...]
     """Mean vector, [D]; zeros without rows."""
     min_id: int | None
-    """Least id; None without rows."""
+    """Least of all ids of the snapshot, a delta's base included; None without rows."""
     max_id: int | None
-    """Greatest id; None without rows."""
+    """Greatest of all ids; None without rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """A file that a manifest names."""
+    """A file that a manifest names. Beside it lies `<path>.crc`."""
 
     path: str
     """Relative to the series' folder."""
     bytes: int
     """Size."""
     checksum: str
-    """Of the whole file."""
+    """Of the file `<path>.crc`, which holds a checksum of each 64 KiB block."""
+
+    @property
+    def crc_path(self) -> str:
+        """The file with the blocks' checksums."""
+        return f"{self.path}.crc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One record batch of a data file: where in the file its columns start, in bytes. None: no such column."""
+
+    rows: int
+    """At least 1."""
+    vector: int
+    """Vectors, one after the other; a multiple of 64."""
+    id: int
+    """int64 [rows]."""
+    scale: int | None
+    """float32 [rows], quantised dtypes only."""
+    offset: int | None
+    """float32 [rows], quantised dtypes only."""
+    key: int | None
+    """int64 [rows + 1], series of text only: where in `text` each key starts, and where the last one ends."""
+    text: int | None
+    """The keys in UTF-8, one after the other; series of text only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFile(StoredFile):
     """An Arrow IPC file with some of the rows."""
 
-    rows: int
-    """At least 1."""
+    segments: tuple[Segment, ...]
+    """Its record batches, at least one."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all segments, dead ones included."""
+        return sum(segment.rows for segment in self.segments)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexFile(StoredFile):
-    """The file that leads from an id to its row."""
+    """The file that leads from an id to its location."""
 
     kind: str
-    """`sorted`: ids in ascending order, each with its row number."""
+    """`hash`: buckets of four entries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One snapshot. Row numbers run through the data files in the order in which they are listed."""
+    """One snapshot. Segments are numbered from 0 through the data files in the order in which they are listed."""
 
     series: str
     """Name of the series."""
     version: int
     """1, 2, 3, ...: unique within the series, never reused."""
+    schema: int
+    """Version of the series' schema, which `dim` and `dtype` are of."""
     as_of: int
     """Event time up to which the vectors know the world, ms."""
     space: str
@@ -92,46 +129,65 @@ class Manifest:
     """D."""
     dtype: str
     """How vectors are stored."""
+    ids: str
+    """`int64`, or `text`: hashes of the keys that are stored beside them."""
+    base: int | None
+    """Version that a delta was written on; None: a whole snapshot."""
     rows: int
     """Number of ids."""
+    stored_rows: int
+    """Rows in the data files; those that no index entry leads to are dead."""
     statistics: Statistics
-    """Statistics over all rows."""
+    """Statistics over the vectors."""
     data: tuple[DataFile, ...]
-    """The rows."""
+    """The rows: a delta's base's files first, as its manifest lists them."""
     index: IndexFile
-    """From ids to rows."""
+    """From all ids to their locations."""
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """All files but the manifest itself."""
+        """All files but the manifest itself; a `.crc` file lies beside each."""
         return (*self.data, self.index)
 
     @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments of all data files, in order."""
+        return tuple(segment for file in self.data for segment in file.segments)
+
+    @property
     def total_bytes(self) -> int:
-        """Size of all files but the manifest itself."""
+        """Size of all files but the manifest itself and the `.crc` files."""
         return sum(file.bytes for file in self.files)
+
+    def fields(self) -> dict[str, Any]:
+        """The keys of the manifest's file, in order."""
+        return asdict(self)
 
     def encode(self) -> bytes:
         """The manifest's file."""
-        return documents.encode("manifest", asdict(self))
+        return documents.encode("manifest", self.fields())
 
     @staticmethod
-    def decode(data: bytes, path: str) -> Manifest:
-        """Read a manifest's file; `path` is for messages.
+    def decode(data: bytes, path: str, kind: str = "manifest") -> Manifest:
+        """Read a manifest's file, or one of another kind that has a manifest's keys; `path` is for messages.
 
         Raises:
             CorruptStoreError: of the class that fits (documents.decode); contradictions are a FileFormatError.
         """
-        fields = documents.decode(data, "manifest", path)
+        fields = documents.decode(data, kind, path)
         manifest = Manifest(
             series=fields.text("series"),
             version=fields.integer("version", least=1),
+            schema=fields.integer("schema", least=1),
             as_of=fields.integer("as_of"),
             space=fields.text("space"),
             created=fields.integer("created"),
             dim=fields.integer("dim", least=1),
             dtype=fields.text("dtype"),
+            ids=fields.text("ids"),
+            base=fields.optional_integer("base", least=1),
             rows=fields.integer("rows", least=0),
+            stored_rows=fields.integer("stored_rows", least=0),
             statistics=_statistics(fields.object("statistics")),
             data=tuple(_data_file(entry) for entry in fields.objects("data")),
             index=_index_file(fields.object("index")),
@@ -140,24 +196,58 @@ class Manifest:
         return manifest
 
     def _check(self, path: str) -> None:
-        if self.dtype not in DTYPES:
-            raise NewerFormatError(path, f"dtype is {self.dtype!r}, this package knows {', '.join(DTYPES)}: upgrade")
-        if self.index.kind not in INDEX_KINDS:
-            known = ", ".join(INDEX_KINDS)
-            raise NewerFormatError(path, f"index.kind is {self.index.kind!r}, this package knows {known}: upgrade")
-        if sum(file.rows for file in self.data) != self.rows:
-            raise FileFormatError(
-                path, f"rows is {self.rows}, but its data files hold {sum(f.rows for f in self.data)}"
-            )
+        for key, value, known in [
+            ("dtype", self.dtype, tuple(DTYPES)),
+            ("ids", self.ids, ID_KINDS),
+            ("index.kind", self.index.kind, INDEX_KINDS),
+        ]:
+            if value not in known:
+                raise NewerFormatError(path, f"{key} is {value!r}, this package knows {', '.join(known)}: upgrade")
+        stored = sum(file.rows for file in self.data)
+        if stored != self.stored_rows or self.rows > stored or (self.base is None and self.rows < stored):
+            counts = f"rows is {self.rows}, stored_rows is {self.stored_rows}, base is {self.base}"
+            raise FileFormatError(path, f"{counts}, but its data files hold {stored} rows")
+        if self.base is not None and self.base >= self.version:
+            raise FileFormatError(path, f"base is {self.base}, version is {self.version}: a base is an earlier version")
         if len(self.statistics.mean) != self.dim:
             raise FileFormatError(path, f"statistics.mean has {len(self.statistics.mean)} values, dim is {self.dim}")
         for file in self.files:
             if not _DATA_PATH.fullmatch(file.path):  # a hostile manifest must not lead out of the series
                 raise FileFormatError(path, f"names the file {file.path!r}, which is not data/<folder>/<name>")
+        for i, file in enumerate(self.data):
+            for j, segment in enumerate(file.segments):
+                self._check_segment(segment, file, f"data[{i}].segments[{j}]", path)
+
+    def _check_segment(self, segment: Segment, file: DataFile, name: str, path: str) -> None:
+        """No column may lie outside of its file: native code reads where the manifest says."""
+        expected = column_bytes(segment.rows, self.dim, DTYPES[self.dtype], self.ids)
+        if segment.rows >= 1 << ROW_BITS:
+            raise FileFormatError(path, f"{name}.rows is {segment.rows}; a segment has fewer than 2^{ROW_BITS}")
+        for column in ("vector", "id", "scale", "offset", "key", "text"):
+            start, size = getattr(segment, column), expected.get(column)
+            if (start is None) != (size is None):
+                raise FileFormatError(path, f"{name}.{column} is {start}, which {self.dtype}, {self.ids} cannot have")
+            if start is not None and size is not None and start + size > file.bytes:
+                raise FileFormatError(path, f"{name}.{column} ends beyond the {file.bytes} bytes of {file.path}")
+        if segment.vector % 64 or any((getattr(segment, column) or 0) % 8 for column in expected):
+            raise FileFormatError(
+                path, f"{name}: vector starts at {segment.vector}, expected multiples of 64, others of 8"
+            )
+
+
+def column_bytes(rows: int, dim: int, dtype: Dtype, ids: str) -> dict[str, int]:
+    """Bytes of each column of a segment; of `text`, whose length only `key` tells, 0."""
+    sizes = {"vector": rows * dtype.width(dim) * dtype.torch_dtype.itemsize, "id": 8 * rows}
+    if dtype.quantised:
+        sizes |= {"scale": 4 * rows, "offset": 4 * rows}
+    if ids == "text":
+        sizes |= {"key": 8 * (rows + 1), "text": 0}
+    return sizes
 
 
 def _statistics(fields: Fields) -> Statistics:
     return Statistics(
+        rows=fields.integer("rows", least=0),
         mean_norm=fields.number("mean_norm"),
         mean=fields.numbers("mean"),
         min_id=fields.optional_integer("min_id"),
@@ -166,7 +256,20 @@ def _statistics(fields: Fields) -> Statistics:
 
 
 def _data_file(fields: Fields) -> DataFile:
-    return DataFile(**_stored_file(fields), rows=fields.integer("rows", least=1))
+    segments = tuple(_segment(entry) for entry in fields.objects("segments"))
+    return DataFile(**_stored_file(fields), segments=segments)
+
+
+def _segment(fields: Fields) -> Segment:
+    return Segment(
+        rows=fields.integer("rows", least=1),
+        vector=fields.integer("vector", least=0),
+        id=fields.integer("id", least=0),
+        scale=fields.optional_integer("scale", least=0),
+        offset=fields.optional_integer("offset", least=0),
+        key=fields.optional_integer("key", least=0),
+        text=fields.optional_integer("text", least=0),
+    )
 
 
 def _index_file(fields: Fields) -> IndexFile:

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from embedding_store import files
-from embedding_store.dtypes import Dtype, Encoded, dtype_named
-from embedding_store.errors import FileFormatError, InvalidIndexError
-from embedding_store.manifest import DataFile, Manifest, Statistics, manifest_path, manifest_version
-from embedding_store.storage import LocalStorage
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from embedding_store import times
+from embedding_store.dtypes import DTYPES, decode
+from embedding_store.errors import FileFormatError, InvalidArgumentError, MissingFileError, VersionExpiredError
+from embedding_store.files import read_crcs
+from embedding_store.index_format import HEADER_BYTES, Header
+from embedding_store.index_reader import IndexReader
+from embedding_store.manifest import Manifest, Statistics, StoredFile, manifest_path, manifest_version
+from embedding_store.mapping import MappedFile, Mapping
+from embedding_store.rows import live_rows, read_rows, row_format
+from embedding_store.storage import Storage
 from embedding_store.table import Table
 from embedding_store.tags import Tags
+from embedding_store.tombstones import expired_at
+from embedding_store.verify import verify as check_all
+
+SCALE_STRIDE = 4  # bytes from one row's scale to the next one's
+
+
+class Batch(NamedTuple):
+    """Some rows of a snapshot."""
+
+    ids: Tensor  # int64 [N]
+    vectors: Tensor  # float32 [N, D]
+    keys: pa.StringArray | None  # [N], series of text only
 
 
 class Snapshot:
     """A published snapshot, got from a Series. Its manifest is in memory; the vectors are read by `load`."""
 
-    def __init__(self, storage: LocalStorage, manifest: Manifest) -> None:
+    def __init__(self, storage: Storage, manifest: Manifest) -> None:
         self._storage = storage
         self.manifest = manifest
 
@@ -29,6 +51,11 @@ class Snapshot:
     def version(self) -> int:
         """1, 2, 3, ..."""
         return self.manifest.version
+
+    @property
+    def schema(self) -> int:
+        """Number of the series' schema that `dim` and `dtype` are of."""
+        return self.manifest.schema
 
     @property
     def as_of(self) -> int:
@@ -52,7 +79,7 @@ class Snapshot:
 
     @property
     def dtype(self) -> str:
-        """How vectors are stored; lookups give float32."""
+        """How vectors are stored."""
         return self.manifest.dtype
 
     @property
@@ -65,63 +92,108 @@ class Snapshot:
         """Names of the tags that point here now, read anew at each access."""
         return tuple(name for name, version in Tags(self._storage).all().items() if version == self.version)
 
-    def load(self, device: torch.device | str = "cpu", *, verify: bool = False) -> Table:
-        """A table for lookups: mapped from the files on the CPU, copied elsewhere.
+    def load(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        verify: bool = False,
+        gpu_bytes: int | None = None,
+        hot_ids: Tensor | None = None,  # int64 [N]
+    ) -> Table:
+        """A table for lookups: mapped from the files on the CPU, copied to another device.
 
-        Always checked: that every file is there, with its size, magic, columns and row count, and all of the index
-        (checksum, order, bounds), which costs a fraction of a millisecond a megabyte of index. The vectors' checksums
-        are left to `verify=True`: it reads every byte, where a mapped table reads the rows it is asked for.
+        Nothing is read but the index's header and the checksums. On the CPU each block of 64 KiB is checked when a
+        lookup first touches it: changed bytes are an error then, never a wrong vector. A copy to a device checks all.
+
+        Args:
+            device: where lookups take place.
+            verify: check everything now.
+            gpu_bytes: keep only so many bytes of rows in the device's memory and the rest in pinned host memory.
+            hot_ids: with `gpu_bytes`, ids whose rows should be in the device's memory, the most important one first.
 
         Raises:
             CorruptStoreError: of the class that fits, naming the file.
+            VersionExpiredError: its files are gone because it was expired.
         """
+        mapping, header = self._map()
         if verify:
-            self.verify()
-        dtype = dtype_named(self.dtype)
-        index_ids, index_rows = files.read_index(self._storage, self.manifest.index, self.rows)
-        segments = [files.read_data(self._storage, file, self.dim, dtype)[1] for file in self.manifest.data]
-        if torch.device(device).type == "cpu":
-            return Table(self, index_ids, index_rows, segments)
-        vectors = _gathered(segments, self.rows, self.dim, dtype, device)
-        return Table(self, index_ids.to(device), index_rows.to(device), [vectors])
+            check_all(self._storage, self.manifest, mapping)
+        layout = table_layout(self.manifest, mapping.starts, header)
+        if torch.device(device).type == "cpu" and gpu_bytes is None:
+            return Table(self, mapping.storage, layout, mapping=mapping)
+        from embedding_store.device import upload, upload_tiered  # not needed where only the CPU serves
+        from embedding_store.tiered import TieredTable
 
-    def verify(self) -> None:
-        """Read everything: checksum of every file, and that index and data files agree on every id.
+        dtype, index_path = DTYPES[self.dtype], self._storage.locate(self.manifest.index.path)
+        if gpu_bytes is None:
+            copy = upload(mapping, layout, dim=self.dim, dtype=dtype, device=device, index_path=index_path)
+            return Table(self, *copy)
+        tiered = upload_tiered(
+            mapping,
+            layout,
+            dim=self.dim,
+            dtype=dtype,
+            device=device,
+            gpu_bytes=gpu_bytes,
+            hot_ids=hot_ids,
+            index_path=index_path,
+        )
+        return TieredTable(self, tiered)
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Read everything: checksums, that Arrow finds the columns where the manifest says, and that index and data
+        files agree on every id. `progress` is called with the bytes read and the bytes in all.
+
+        Raises:
+            CorruptStoreError: of the class that fits, naming the file.
+            VersionExpiredError: its files are gone because it was expired.
+        """
+        check_all(self._storage, self.manifest, self._map()[0], progress)
+
+    def batches(self, rows: int = 65_536) -> Iterator[Batch]:
+        """All vectors, at most `rows` at a time, in stored order. Memory: one batch; what is read is checked.
 
         Raises:
             CorruptStoreError: of the class that fits, naming the file.
         """
-        index_ids, index_rows = files.read_index(self._storage, self.manifest.index, self.rows)
-        ids_by_row = torch.empty_like(index_ids)
-        ids_by_row[index_rows] = index_ids
-        if not torch.equal(ids_by_row[index_rows], index_ids):
-            where = self._storage.locate(self.manifest.index.path)
-            raise InvalidIndexError(where, "points to a row twice: write the snapshot again")
-        start = 0
-        for file in self.manifest.data:
-            self._verify_data(file, ids_by_row[start : start + file.rows])
-            start += file.rows
+        if rows < 1:
+            raise InvalidArgumentError(f"rows is {rows}; use 1 or more")
+        form = row_format(self.manifest)
+        alive = live_rows(self._storage, self.manifest)
+        for part in read_rows(self._storage, self.manifest.data, form, alive=alive, chunk=rows):
+            keys = None if part.keys is None else part.keys.cast(pa.string())
+            yield Batch(part.ids, decode(part.encoded, self.dim, form.dtype), keys)
 
-    def _verify_data(self, file: DataFile, indexed: torch.Tensor) -> None:
-        files.verify_checksum(self._storage, file)
-        ids, _ = files.read_data(self._storage, file, self.dim, dtype_named(self.dtype))
-        if not torch.equal(ids, indexed):
-            row = int((ids != indexed).nonzero()[0])
-            where = self._storage.locate(self.manifest.index.path)
-            message = f"leads from id {int(indexed[row])} to row {row} of {file.path}, which is id {int(ids[row])}"
-            raise InvalidIndexError(where, f"{message}: write the snapshot again")
+    def _map(self) -> tuple[Mapping, Header]:
+        """The files side by side, the index first, and the index's header."""
+        try:
+            with IndexReader(self._storage, self.manifest.index, self.rows) as index:
+                header = index.header
+            return Mapping.open(
+                [self._mapped_file(file) for file in (self.manifest.index, *self.manifest.data)]
+            ), header
+        except MissingFileError:
+            expired = expired_at(self._storage, self.version)
+            if expired is None:
+                raise
+            when = times.to_text(expired)
+            raise VersionExpiredError(f"version {self.version} of {self.series!r} was expired on {when}") from None
+
+    def _mapped_file(self, file: StoredFile) -> MappedFile:
+        crcs = read_crcs(self._storage, file)
+        return MappedFile(str(self._storage.local(file.path, file.bytes)), file.bytes, crcs)
 
     def __repr__(self) -> str:
         return f"Snapshot({self.series!r}, version={self.version}, as_of={self.as_of}, rows={self.rows})"
 
 
-def versions(storage: LocalStorage) -> list[int]:
+def versions(storage: Storage) -> list[int]:
     """Versions that exist in a series' storage, ascending."""
     found = (manifest_version(f"manifests/{name}") for name in storage.names("manifests"))
     return sorted(version for version in found if version is not None)
 
 
-def read_manifest(storage: LocalStorage, version: int) -> Manifest:
+def read_manifest(storage: Storage, version: int) -> Manifest:
     """The manifest of a version. Raises MissingFileError, or what Manifest.decode raises."""
     path = manifest_path(version)
     manifest = Manifest.decode(storage.read(path), storage.locate(path))
@@ -130,17 +202,25 @@ def read_manifest(storage: LocalStorage, version: int) -> Manifest:
     return manifest
 
 
-def latest_manifest(storage: LocalStorage) -> Manifest | None:
+def latest_manifest(storage: Storage) -> Manifest | None:
     """The manifest of the newest version; None before the first."""
     found = versions(storage)
-    return read_manifest(storage, found[-1]) if found else None
+    while found:
+        try:
+            return read_manifest(storage, found[-1])
+        except MissingFileError:  # a newer one was published and this one expired, both since it was listed
+            before, found = found, versions(storage)
+            if found[-1:] == before[-1:]:
+                raise
+    return None
 
 
-def _gathered(segments: list[Encoded], rows: int, dim: int, dtype: Dtype, device: torch.device | str) -> Encoded:
-    """All segments as one on `device`, without a second copy on the host."""
-    vectors = Encoded.empty(rows, dim, dtype, device)
-    start = 0
-    for segment in segments:
-        vectors.copy_(start, segment)
-        start += segment.rows
-    return vectors
+def table_layout(manifest: Manifest, starts: Sequence[int], header: Header) -> Tensor:
+    """Where a table's parts lie in its storage, int64 [8 + 4 * segments]: see ops.py. `starts`: of index and files."""
+    first = [starts[0] + HEADER_BYTES, header.home_buckets, header.total_buckets, header.seed, len(manifest.segments)]
+    numbers = [*first, SCALE_STRIDE, 0, 0]
+    for file, start in zip(manifest.data, starts[1:], strict=True):
+        for segment in file.segments:
+            columns = (segment.vector, segment.scale, segment.offset)
+            numbers += [*(-1 if column is None else start + column for column in columns), segment.rows]
+    return torch.tensor(numbers, dtype=torch.int64)

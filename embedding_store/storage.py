@@ -1,24 +1,20 @@
-"""All access to the disk. What an object store must offer to take its place is what this class offers.
+"""All access to stored files: what a store needs of a disk or an object store, and the local disk.
 
-Paths are relative, with forward slashes. Nothing is ever changed in place: a file is put once (`create`, `put_new`) or,
-for tags alone, replaced as a whole.
+Paths are relative to the storage's root, with forward slashes. Nothing is ever changed in place or replaced: a file is
+put once, whole (`create`, `put_new`), and one day deleted. Object stores are in object_storage.py.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import uuid
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-
-from embedding_store.documents import checksum_text
 from embedding_store.errors import FileSizeError, MissingFileError
 
 
@@ -31,56 +27,139 @@ class Entry(NamedTuple):
     """Seconds since the epoch."""
 
 
+class Storage(Protocol):
+    """What the store needs of a disk or an object store. Nothing here asks for a rename, a lock or an append."""
+
+    def within(self, folder: str) -> Storage:
+        """The same storage seen from one of its folders."""
+        ...
+
+    def locate(self, path: str) -> str:
+        """The full path or URL, for messages."""
+        ...
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files and folders directly in `folder`, sorted; none if it does not exist."""
+        ...
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        """All files below `folder`, unfinished ones included, sorted. A file deleted meanwhile is left out."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether the file is there."""
+        ...
+
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises MissingFileError."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """The whole of a small file. Raises MissingFileError."""
+        ...
+
+    def local(self, path: str, size: int) -> Path:
+        """A local file with the content of a file of `size` bytes: itself, or a copy in the cache.
+
+        Raises:
+            MissingFileError: it does not exist.
+            FileSizeError: it has another size.
+        """
+        ...
+
+    def create(self, path: str) -> AbstractContextManager[Sink]:
+        """Stream a new file; at the end of the block its bytes are durable. On a local disk its name is so only after
+        `sync`; on an object store the file appears at the end of the block, and with an error not at all."""
+        ...
+
+    def sync(self, folder: str) -> None:
+        """Make the names in `folder` durable."""
+        ...
+
+    def put_new(self, path: str, data: bytes) -> None:
+        """Put-if-absent: after a return the file is there, whole and durable; FileExistsError if it was there before.
+
+        Of several callers exactly one returns, and no reader ever sees a part of the file.
+        """
+        ...
+
+    def delete(self, path: str) -> None:
+        """Delete a file; one that is gone already is fine."""
+        ...
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder with all it holds; one that is gone already is fine."""
+        ...
+
+    def scratch(self) -> Path:
+        """A local folder for files that are needed for a while, with room for as much as is being written."""
+        ...
+
+
+class WritableFile(Protocol):
+    """What a Sink writes to."""
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Append bytes."""
+        ...
+
+
 class Sink:
-    """A new file being written: counts and checksums what goes through, as pyarrow's writers want it."""
+    """A new file being written, in the form that pyarrow's writers want: counts what goes through."""
 
     closed = False
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: WritableFile) -> None:
         self._file = file
-        self._crc = 0
         self.bytes = 0
 
     def write(self, data: bytes | memoryview) -> int:
-        """Append `data`."""
-        self._file.write(data)
-        self._crc = zlib.crc32(data, self._crc)
-        size = memoryview(data).nbytes
-        self.bytes += size
-        return size
+        """Append `data`, any contiguous buffer; returns its bytes."""
+        view = memoryview(data)
+        if view.nbytes:  # a view of no values of a wider type cannot be cast
+            view = view.cast("B")
+            self._file.write(view)
+            self.bytes += view.nbytes
+        return view.nbytes
 
     def flush(self) -> None:
-        """Nothing: the file is flushed and synced once, at its end."""
+        """Say that this is a good moment to start moving what was written; nothing is durable before the end."""
 
-    @property
-    def checksum(self) -> str:
-        """Checksum of all bytes so far."""
-        return checksum_text(self._crc)
+
+class _DiskSink(Sink):
+    """Starts the disk's work while the next rows are encoded, so that the fsync at the end has little left to do."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self._descriptor = file.fileno()
+        self._started = 0
+
+    def flush(self) -> None:
+        if hasattr(os, "posix_fadvise"):  # of pages that are not yet written it starts the writing, and does not wait
+            length, start = self.bytes - self._started, self._started
+            os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_DONTNEED)
+            self._started = self.bytes
 
 
 class LocalStorage:
-    """A folder on a local (or POSIX network) disk with hard links."""
+    """A folder on a local (or POSIX network) disk with hard links; the methods are those of Storage."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def within(self, folder: str) -> LocalStorage:
-        """The same storage seen from one of its folders."""
         return LocalStorage(self.root / folder)
 
     def locate(self, path: str) -> str:
-        """The full path, for messages."""
         return str(self.root / path)
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the files and folders directly in `folder`, sorted; none if it does not exist."""
         try:
             return sorted(name for name in os.listdir(self.root / folder) if not name.startswith("."))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def entries(self, folder: str = "") -> list[Entry]:
-        """All files below `folder`, unfinished ones included. A file deleted meanwhile is left out."""
         found = []
         for parent, _, names in os.walk(self.root / folder):
             for name in names:
@@ -90,55 +169,36 @@ class LocalStorage:
         return sorted(found)
 
     def exists(self, path: str) -> bool:
-        """Whether the file is there."""
         return (self.root / path).is_file()
 
     def size(self, path: str) -> int:
-        """Bytes of a file. Raises MissingFileError."""
         with self._missing(path):
             return (self.root / path).stat().st_size
 
     def read(self, path: str) -> bytes:
-        """The whole of a file. Raises MissingFileError."""
         with self._missing(path):
             return (self.root / path).read_bytes()
 
-    def map(self, path: str) -> Tensor:
-        """A file mapped into memory, uint8 [bytes]. Raises MissingFileError, or FileSizeError for an empty file.
+    def local(self, path: str, size: int) -> Path:
+        check_size(self, path, self.size(path), size)
+        return self.root / path
 
-        The map is private: writing to it would change this process's copy of a page and never the file. A read-only
-        map would be safer still, but torch takes it for undefined behaviour. No file descriptor stays open, of which
-        a large snapshot would need more than a process may have.
-        """
-        size, where = self.size(path), self.locate(path)
-        if size == 0:
-            raise FileSizeError(where, "is empty: truncated; restore it from a copy")
-        try:
-            return torch.from_file(where, shared=False, size=size, dtype=torch.uint8)
-        except RuntimeError as error:  # torch's way to say what open() or mmap() said
-            if not self.exists(path):
-                raise MissingFileError(where, "does not exist") from None
-            raise OSError(f"{where}: cannot be mapped into memory ({error})") from None
+    def scratch(self) -> Path:
+        return Path(tempfile.gettempdir())
 
     @contextmanager
     def create(self, path: str) -> Iterator[Sink]:
-        """Stream a new file; at the end of the block its bytes are on the disk, its name only after `sync`."""
         target = self.root / path
         self._make_folder(target.parent)
         with open(target, "xb") as file:
-            yield Sink(file)
+            yield _DiskSink(file)
             file.flush()
             os.fsync(file.fileno())
 
     def sync(self, folder: str) -> None:
-        """Make the names in `folder` durable."""
         _sync(self.root / folder)
 
     def put_new(self, path: str, data: bytes) -> None:
-        """Put-if-absent: after a return the file is there, whole and durable; FileExistsError if it was there before.
-
-        Of several callers exactly one returns, and no reader ever sees a part of the file.
-        """
         target = self.root / path
         temporary = self._write_temporary(target, data)
         try:
@@ -147,19 +207,11 @@ class LocalStorage:
             os.unlink(temporary)
         _sync(target.parent)
 
-    def replace(self, path: str, data: bytes) -> None:
-        """Put a file whether or not it is there; a reader sees the old one or the new one."""
-        target = self.root / path
-        os.replace(self._write_temporary(target, data), target)
-        _sync(target.parent)
-
     def delete(self, path: str) -> None:
-        """Delete a file; one that is gone already is fine."""
         with suppress(FileNotFoundError):
             os.unlink(self.root / path)
 
     def delete_folder(self, folder: str) -> None:
-        """Delete a folder with all it holds; one that is gone already is fine."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.root / folder)
 
@@ -184,6 +236,13 @@ class LocalStorage:
             self._make_folder(folder.parent)
             folder.mkdir(exist_ok=True)
             _sync(folder.parent)
+
+
+def check_size(storage: Storage, path: str, actual: int, size: int) -> None:
+    """Raise FileSizeError unless a file of `size` bytes has so many."""
+    if actual != size:
+        where = storage.locate(path)
+        raise FileSizeError(where, f"has {actual} bytes, its manifest says {size}: restore it from a copy")
 
 
 def _sync(folder: Path) -> None:

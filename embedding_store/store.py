@@ -5,47 +5,72 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from embedding_store import documents, times
-from embedding_store.dtypes import dtype_named
-from embedding_store.errors import InvalidArgumentError, MissingFileError, SeriesExistsError, SeriesNotFoundError
-from embedding_store.series import CLEAN_GRACE, DESCRIPTION, Series
-from embedding_store.storage import LocalStorage
+from embedding_store import documents, schemas, times
+from embedding_store.clean import CLEAN_GRACE
+from embedding_store.errors import (
+    InvalidArgumentError,
+    MissingDependencyError,
+    MissingFileError,
+    SeriesExistsError,
+    SeriesNotFoundError,
+)
+from embedding_store.manifest import ID_KINDS
+from embedding_store.series import DESCRIPTION, Series
+from embedding_store.storage import LocalStorage, Storage
 from embedding_store.tags import check_name
 
 
 class EmbeddingStore:
-    """Versioned entity vectors in one folder. The folder is made when the first series is."""
+    """Versioned entity vectors in one folder or one prefix of a bucket, which is made when the first series is.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        if "://" in os.fspath(path):
-            raise InvalidArgumentError(
-                f"path is {os.fspath(path)!r}; object stores are not supported yet, use a folder"
-            )
-        self.path = Path(path)
-        """The store's folder."""
-        self._storage = LocalStorage(self.path)
+    Args:
+        path: a folder, or a URL: `s3://bucket/prefix`, `gs://`, `az://`, `file:///`. Object stores need the extra
+            `objects`; endpoint, region and credentials come from the environment.
+        cache: where an object store's files are kept once they are downloaded; None: in the user's cache folder.
 
-    def create(self, name: str, *, dim: int, dtype: str = "float32", exist_ok: bool = False) -> Series:
+    Raises:
+        MissingDependencyError: a URL, and obstore is not installed.
+        InvalidArgumentError: a URL that no object store has.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> None:
+        self._storage = _storage(os.fspath(path), None if cache is None else Path(cache))
+        self.path = self._storage.root if isinstance(self._storage, LocalStorage) else None
+        """The folder; None for an object store."""
+
+    @property
+    def location(self) -> str:
+        """The folder or the URL."""
+        return self._storage.locate("")
+
+    def create(
+        self, name: str, *, dim: int, dtype: str = "float32", ids: str = "int64", exist_ok: bool = False
+    ) -> Series:
         """A new series of vectors of `dim` values, stored as float32, float16, bfloat16, int8 or int4.
 
-        With `exist_ok` a series that exists with the same dim and dtype is returned as it is.
+        Args:
+            ids: what entities are known by: "int64", or "text" for strings and UUIDs, of which a stable 64-bit hash is
+                the id.
+            exist_ok: a series that exists with the same dim, dtype and ids is returned as it is.
 
         Raises:
-            SeriesExistsError: it exists, and `exist_ok` is not set or dim or dtype differ.
+            SeriesExistsError: it exists, and `exist_ok` is not set or dim, dtype or ids differ.
             InvalidArgumentError: naming the argument and its value.
         """
         check_name(name, "series name")
-        dtype_named(dtype)
-        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-            raise InvalidArgumentError(f"dim is {dim!r}; use 1 or more")
-        fields = {"name": name, "dim": dim, "dtype": dtype, "created": times.now()}
+        schemas.checked(1, dim, dtype)
+        if ids not in ID_KINDS:
+            raise InvalidArgumentError(f"ids is {ids!r}; use one of {', '.join(ID_KINDS)}")
+        fields = {"name": name, "dim": dim, "dtype": dtype, "ids": ids, "created": times.now()}
         try:
             self._storage.put_new(f"{name}/{DESCRIPTION}", documents.encode("series", fields))
         except FileExistsError:
             series = self.series(name)
-            if not exist_ok or (series.dim, series.dtype) != (dim, dtype):
-                has = f"dim = {series.dim}, dtype = {series.dtype!r}"
+            if not exist_ok or (series.dim, series.dtype, series.ids) != (dim, dtype, ids):
+                has = f"dim = {series.dim}, dtype = {series.dtype!r}, ids = {series.ids!r}"
                 raise SeriesExistsError(f"series {name!r} exists with {has}: choose another name") from None
             return series
         return self.series(name)
@@ -57,7 +82,7 @@ class EmbeddingStore:
             return Series(self._storage.within(name), name)
         except MissingFileError:
             known = ", ".join(self.list()) or "none"
-            raise SeriesNotFoundError(f"no series {name!r} in {self.path}; series: {known}") from None
+            raise SeriesNotFoundError(f"no series {name!r} in {self.location}; series: {known}") from None
 
     def clean(self, grace: timedelta = CLEAN_GRACE) -> list[str]:
         """`Series.clean` of every series; returns the paths deleted, relative to the store."""
@@ -68,4 +93,17 @@ class EmbeddingStore:
         return [name for name in self._storage.names() if self._storage.exists(f"{name}/{DESCRIPTION}")]
 
     def __repr__(self) -> str:
-        return f"EmbeddingStore({str(self.path)!r})"
+        return f"EmbeddingStore({self.location!r})"
+
+
+def _storage(path: str, cache: Path | None) -> Storage:
+    if path.startswith("file://"):
+        return LocalStorage(Path(url2pathname(urlsplit(path).path)))
+    if "://" not in path:
+        return LocalStorage(Path(path))
+    try:
+        from embedding_store import object_storage  # only here: obstore is an optional extra
+    except ImportError:
+        remedy = "object stores need obstore: pip install 'recsys-derm[objects]'"
+        raise MissingDependencyError(f"path is {path!r}: {remedy}") from None
+    return object_storage.ObjectStorage(path, cache or object_storage.default_cache())

@@ -1,15 +1,25 @@
-"""Movable names for versions. A tag's file is the one kind that is replaced, as a whole."""
+"""Movable names for versions. A tag is a folder of moves, numbered 1, 2, 3, ..., each put if absent: the last counts.
+
+So two that move a tag at once are put in an order, no move is lost, and a rollback knows where the tag was before.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 from embedding_store import documents, times
-from embedding_store.errors import InvalidArgumentError, MissingFileError, TagNotFoundError
-from embedding_store.storage import LocalStorage
+from embedding_store.errors import InvalidArgumentError, MissingFileError, TagMovedError, TagNotFoundError
+from embedding_store.storage import Storage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_MOVE = re.compile(r"(\d{8,})\.json")
+KEPT_MOVES = 100
+"""Moves of a tag that `clean` keeps: a rollback needs some, and people look at them."""
+ANY: Any = object()
+"""As `expected`: wherever the tag points to."""
 
 
 def check_name(name: str, what: str) -> None:
@@ -19,78 +29,110 @@ def check_name(name: str, what: str) -> None:
         raise InvalidArgumentError(f"{what} is {name!r}; use {allowed}")
 
 
-class Tags:
-    """The tags of one series. Two processes that move one tag at once: the later move stays."""
+class Move(NamedTuple):
+    """One move of a tag."""
 
-    def __init__(self, storage: LocalStorage) -> None:
+    number: int
+    """1, 2, 3, ..."""
+    version: int | None
+    """Where it points to since; None: removed."""
+    moved: int
+    """When, ms since the epoch."""
+
+
+class Tags:
+    """The tags of one series. They are not checked against the versions that exist: Series does that."""
+
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def all(self) -> dict[str, int]:
         """Tag -> version, by name."""
-        found = {}
-        for name in self._names():
-            with suppress(TagNotFoundError):  # removed since it was listed
-                found[name] = self._read(name)[0]
-        return found
+        newest = {name: self._newest(name) for name in self._names()}
+        return {name: move.version for name, move in newest.items() if move is not None and move.version is not None}
 
     def version(self, name: str) -> int:
         """The version it points to. Raises TagNotFoundError naming the tags that exist."""
-        return self._read(name)[0]
-
-    def move(self, name: str, version: int) -> None:
-        """Point a tag, new or not, to a version."""
         check_name(name, "tag")
-        try:
-            present, previous = self._read(name)
-        except TagNotFoundError:
-            self._write(name, version, ())
-        else:
-            self._write(name, version, (*previous, present))
+        newest = self._newest(name)
+        if newest is None or newest.version is None:
+            raise TagNotFoundError(f"no tag {name!r}; tags: {', '.join(self.all()) or 'none'}")
+        return newest.version
 
-    def roll_back(self, name: str, version: int | None = None) -> int:
-        """Point a tag to an earlier version: to `version`, or to the one it named last before. Returns that version.
+    def moves(self, name: str) -> list[Move]:
+        """The moves of a tag, oldest first, a removed tag's too. Raises TagNotFoundError if it never existed."""
+        check_name(name, "tag")
+        found = []
+        for number in self._numbers(name):
+            with suppress(MissingFileError):  # cleaned away since it was listed
+                found.append(self._read(name, number))
+        if not found:
+            raise TagNotFoundError(f"there was never a tag {name!r}; tags: {', '.join(self.all()) or 'none'}")
+        return found
+
+    def move(self, name: str, version: int | None, *, expected: int | None = ANY) -> int | None:
+        """Point a tag, new or not, to a version, or with None remove it; returns where it pointed to, None if nowhere.
 
         Raises:
-            TagNotFoundError: no such tag, or it has named no earlier version.
-            InvalidArgumentError: `version` is not earlier than the present one.
+            TagMovedError: it does not point to `expected` (None: it exists), or no longer.
         """
-        present, previous = self._read(name)
-        if version is None:
-            earlier = [candidate for candidate in previous if candidate < present]
-            if not earlier:
-                message = f"tag {name!r} is at version {present} and has named no earlier one: say which version"
-                raise TagNotFoundError(message)
-            version = earlier[-1]
-        elif version >= present:
-            message = (
-                f"version is {version}, tag {name!r} is at {present}: a rollback goes to an earlier one, or use tag"
-            )
-            raise InvalidArgumentError(message)
-        self._write(name, version, tuple(candidate for candidate in previous if candidate < version))
-        return version
+        check_name(name, "tag")
+        while True:
+            newest = self._newest(name)
+            present = None if newest is None else newest.version
+            if expected is not ANY and present != expected:
+                raise TagMovedError(f"tag {name!r} {_at(present)}, expected was that it {_at(expected)}: look again")
+            number = 1 if newest is None else newest.number + 1
+            document = documents.encode("tag", {"version": version, "moved": times.now()})
+            with suppress(FileExistsError):  # somebody else's move came first
+                self._storage.put_new(_path(name, number), document)
+                return present
 
-    def remove(self, name: str) -> None:
-        """Forget a tag. Raises TagNotFoundError naming the tags that exist."""
-        self._read(name)
-        self._storage.delete(_path(name))
+    def earlier(self, name: str, existing: Collection[int]) -> tuple[int, int]:
+        """Where a tag points to, and the version in `existing` that it named last before and that is earlier.
+
+        Raises:
+            TagNotFoundError: no such tag, or it has named no earlier one since it was last made.
+        """
+        present = self.version(name)
+        for number in reversed(self._numbers(name)):
+            try:
+                version = self._read(name, number).version
+            except MissingFileError:  # cleaned away since it was listed
+                break
+            if version is None:
+                break
+            if version < present and version in existing:
+                return present, version
+        raise TagNotFoundError(f"tag {name!r} is at version {present} and has named no earlier one: say which version")
+
+    def prune(self) -> list[str]:
+        """Delete all but the newest KEPT_MOVES moves of each tag; returns their paths."""
+        pruned = [_path(name, number) for name in self._names() for number in self._numbers(name)[:-KEPT_MOVES]]
+        for path in pruned:
+            self._storage.delete(path)
+        return pruned
 
     def _names(self) -> list[str]:
-        names = [name.removesuffix(".json") for name in self._storage.names("tags") if name.endswith(".json")]
-        return [name for name in names if _NAME.fullmatch(name)]
+        return [name for name in self._storage.names("tags") if _NAME.fullmatch(name)]
 
-    def _read(self, name: str) -> tuple[int, tuple[int, ...]]:
-        check_name(name, "tag")
-        try:
-            data = self._storage.read(_path(name))
-        except MissingFileError:
-            raise TagNotFoundError(f"no tag {name!r}; tags: {', '.join(self._names()) or 'none'}") from None
-        fields = documents.decode(data, "tag", self._storage.locate(_path(name)))
-        return fields.integer("version", least=1), fields.integers("previous", least=1)
+    def _numbers(self, name: str) -> list[int]:
+        """Numbers of the moves that are stored, ascending."""
+        return sorted(int(match[1]) for file in self._storage.names(f"tags/{name}") if (match := _MOVE.fullmatch(file)))
 
-    def _write(self, name: str, version: int, previous: tuple[int, ...]) -> None:
-        fields = {"version": version, "moved": times.now(), "previous": previous}
-        self._storage.replace(_path(name), documents.encode("tag", fields))
+    def _newest(self, name: str) -> Move | None:
+        numbers = self._numbers(name)
+        return self._read(name, numbers[-1]) if numbers else None
+
+    def _read(self, name: str, number: int) -> Move:
+        path = _path(name, number)
+        fields = documents.decode(self._storage.read(path), "tag", self._storage.locate(path))
+        return Move(number, fields.optional_integer("version", least=1), fields.integer("moved"))
 
 
-def _path(name: str) -> str:
-    return f"tags/{name}.json"
+def _path(name: str, number: int) -> str:
+    return f"tags/{name}/{number:08d}.json"
+
+
+def _at(version: int | None) -> str:
+    return "does not exist" if version is None else f"points to version {version}"

@@ -6,89 +6,80 @@ writers at once each gets a version of its own.
 
 from __future__ import annotations
 
-import time
-import uuid
-from contextlib import suppress
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from embedding_store import files, times
-from embedding_store.dtypes import Dtype, Encoded, decode, encode
+from embedding_store import times
+from embedding_store.batches import slab_rows
+from embedding_store.commit import check_follows, commit
+from embedding_store.draft import DUPLICATES, Content, Draft
+from embedding_store.dtypes import Dtype, encode
 from embedding_store.errors import (
-    AsOfDecreasedError,
-    DuplicateIdsError,
-    FileSizeError,
     InvalidArgumentError,
     InvalidIdsError,
     InvalidVectorsError,
+    SchemaChangedError,
     WriterClosedError,
 )
-from embedding_store.manifest import DataFile, IndexFile, Manifest, Statistics, StoredFile, manifest_path
+from embedding_store.files import RowFormat, Rows
+from embedding_store.keys import hash_array, key_array
+from embedding_store.manifest import Manifest
 from embedding_store.snapshot import Snapshot, latest_manifest
-from embedding_store.storage import LocalStorage
-
-DUPLICATES = ("error", "last")
-FILE_BYTES = 64 << 20  # of a data file, and of the writer's buffer
-SLAB = 16_384  # rows converted at once: bounds temporary copies
-FLUSH_SECONDS = 600.0  # a slow writer shows at least this often that it lives: see CLEAN_GRACE in series.py
-
-
-class _Part(NamedTuple):
-    """A data file written so far."""
-
-    file: DataFile
-    ids: Tensor  # int64 [rows]
-    norm_sum: float
-    vector_sum: Tensor  # float64 [D]
+from embedding_store.storage import Storage
 
 
 class SnapshotWriter:
     """Streams one snapshot, made by `Series.write`; use it in a `with` block.
 
-    Memory: one data file's rows (64 MiB) and 8 bytes a row, at the end some 45 bytes a row while the index is sorted.
+    Memory: two record batches of 32 MiB and, at the end, some tens of MiB while the index is built, whatever the
+    number of rows. While the caller prepares the next rows, a thread writes the last ones.
     """
 
     def __init__(
         self,
-        storage: LocalStorage,
+        storage: Storage,
         *,
         series: str,
+        schema: int,
         dim: int,
         dtype: Dtype,
+        ids: str,
         as_of: int,
         space: str,
         duplicates: str = "error",
-        rows_per_file: int | None = None,
+        base: Manifest | None = None,
+        rows_per_batch: int | None = None,
     ) -> None:
         if not isinstance(space, str) or not space:
             raise InvalidArgumentError(f"space is {space!r}: name the vector space, say 'ctr-1'")
         if duplicates not in DUPLICATES:
             raise InvalidArgumentError(f"duplicates is {duplicates!r}; use one of {', '.join(DUPLICATES)}")
-        if rows_per_file is not None and rows_per_file < 1:
-            raise InvalidArgumentError(f"rows_per_file is {rows_per_file}; use 1 or more, or None for files of 64 MiB")
-        self._storage = storage
-        self._series, self._dim, self._dtype = series, dim, dtype
-        self._as_of, self._space, self._duplicates = as_of, space, duplicates
-        self._check_as_of(latest_manifest(storage))
-        self._folder = f"data/{uuid.uuid4().hex}"
-        self._rows_per_file = rows_per_file or max(1, FILE_BYTES // dtype.row_bytes(dim))
-        self._buffer_ids = torch.empty(self._rows_per_file, dtype=torch.int64)
-        self._buffer = Encoded.empty(self._rows_per_file, dim, dtype)
-        self._buffered = 0
-        self._flushed_at = time.monotonic()
-        self._parts: list[_Part] = []
-        self._id_range: tuple[int, int] | None = None
+        if rows_per_batch is not None and rows_per_batch < 1:
+            raise InvalidArgumentError(f"rows_per_batch is {rows_per_batch}; use 1 or more, or None for some 32 MiB")
+        if base is not None and base.space != space:
+            message = f"space is {space!r}, but the base, version {base.version}, is in space {base.space!r}"
+            raise InvalidArgumentError(f"{message}: write a whole snapshot when the space changes")
+        if base is not None and base.schema != schema:
+            message = f"the base, version {base.version}, has schema {base.schema}, the series has {schema} now"
+            raise SchemaChangedError(f"{message}: write a whole snapshot under the new schema")
+        check_follows(storage, series=series, schema=schema, as_of=as_of, latest=latest_manifest(storage), base=base)
+        self._storage, self._base = storage, base
+        self._series, self._schema, self._as_of, self._space = series, schema, as_of, space
+        self._form = RowFormat(dim=dim, dtype=dtype, ids=ids)
+        self._duplicates, self._rows_per_batch = duplicates, rows_per_batch
+        self._draft: Draft | None = None
         self._state = "new"
         self._snapshot: Snapshot | None = None
 
     @property
     def rows(self) -> int:
         """Rows appended so far, duplicates included."""
-        return sum(part.file.rows for part in self._parts) + self._buffered
+        return 0 if self._draft is None else self._draft.rows
 
     @property
     def snapshot(self) -> Snapshot:
@@ -99,194 +90,134 @@ class SnapshotWriter:
 
     def append(
         self,
-        ids: Tensor | np.ndarray,  # int64 [N]
+        ids: Any,  # int64 [N], tensor or array; keys in a series of text: see hash_keys
         vectors: Tensor | np.ndarray,  # float [N, D]
     ) -> None:
-        """Add rows. Either all of them are taken or, with an error, none.
+        """Add rows; in a delta they replace those that the base has under these ids. Either all of them are taken or,
+        with an error of the first two classes, none.
 
         Raises:
-            InvalidIdsError: not int64 [N].
+            InvalidIdsError: not int64 [N], or keys that are not text.
             InvalidVectorsError: not float [N, D], or a value that the series' dtype cannot hold: NaN, infinity or too
                 large; the message names the id.
+            HashCollisionError: a key's hash is that of another key in the base.
             WriterClosedError: outside the `with` block.
         """
-        if self._state != "open":
-            raise WriterClosedError(f"the writer is {self._state}: append inside `with series.write(...) as writer:`")
-        ids, vectors = _checked(ids, vectors, self._dim, self._dtype)
+        draft = self._open_draft()
+        numbers, keys = self._ids(ids)
+        vectors = _checked(numbers, vectors, self._form)
         self._state = "broken"  # until all rows are taken: a full disk may cut them short
-        start = 0
-        while start < len(ids):
-            count = min(SLAB, len(ids) - start, self._rows_per_file - self._buffered)
-            self._buffer_ids[self._buffered : self._buffered + count].copy_(ids[start : start + count])
-            self._buffer.copy_(self._buffered, encode(vectors[start : start + count], self._dtype))
-            self._buffered += count
-            start += count
-            if self._buffered == self._rows_per_file or time.monotonic() - self._flushed_at > FLUSH_SECONDS:
-                self._flush()
+        slab = slab_rows(self._form.dim)
+        for start in range(0, len(numbers), slab):
+            part = slice(start, start + slab)
+            encoded = encode(vectors[part], self._form.dtype)
+            draft.append(Rows(numbers[part], encoded, None if keys is None else keys[part]))
+        self._state = "open"
+
+    def delete(
+        self,
+        ids: Any,  # int64 [N], tensor or array; keys in a series of text: see hash_keys
+    ) -> None:
+        """Leave these ids out of a delta; those that its base lacks are fine.
+
+        Raises:
+            InvalidIdsError, HashCollisionError, WriterClosedError: as `append`.
+            InvalidArgumentError: the writer has no base.
+        """
+        draft = self._open_draft()
+        if self._base is None:
+            raise InvalidArgumentError("a whole snapshot has nothing to delete: write with base=, or leave ids out")
+        numbers, keys = self._ids(ids)
+        self._state = "broken"
+        draft.delete(numbers, keys)
         self._state = "open"
 
     def __enter__(self) -> SnapshotWriter:
         if self._state != "new":
             raise WriterClosedError(f"the writer is {self._state}: a writer writes one snapshot, get another one")
+        self._draft = Draft(
+            self._storage,
+            self._form,
+            base=self._base,
+            duplicates=self._duplicates,
+            rows_per_batch=self._rows_per_batch,
+        )
         self._state = "open"
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self._draft is not None
         state, self._state = self._state, "closed"
+        if kind is not None:
+            self._draft.discard()
+            return
         try:
-            if kind is None and state == "broken":
+            if state == "broken":
                 raise WriterClosedError("an append failed half-way: nothing is published, write the snapshot again")
-            if kind is None:
-                self._flush()
-                index = self._write_index()
-                self._storage.sync(self._folder)
-                self._check_files(index)
+            manifest = self._manifest_of(self._draft.finish())
         except BaseException:
-            self._discard()
+            self._draft.discard()
             raise
-        if kind is None:
-            self._publish(index)
-        else:
-            self._discard()
+        self._snapshot = commit(self._storage, manifest, base=self._base, abandon=self._draft.discard)
 
-    def _flush(self) -> None:
-        """Write the buffered rows as a data file."""
-        count, self._buffered = self._buffered, 0
-        self._flushed_at = time.monotonic()
-        if count:
-            name = f"vectors-{len(self._parts):05d}.arrow"
-            self._parts.append(self._write_part(name, self._buffer_ids[:count].clone(), self._buffer.slice(0, count)))
+    def _open_draft(self) -> Draft:
+        if self._draft is None or self._state != "open":
+            raise WriterClosedError(f"the writer is {self._state}: use it inside `with series.write(...) as writer:`")
+        return self._draft
 
-    def _write_part(self, name: str, ids: Tensor, encoded: Encoded) -> _Part:
-        file = files.write_data(self._storage, f"{self._folder}/{name}", ids, encoded, self._dim, self._dtype)
-        norm_sum, vector_sum = 0.0, torch.zeros(self._dim, dtype=torch.float64)
-        for start in range(0, encoded.rows, SLAB):
-            vectors = decode(encoded.slice(start, start + SLAB), self._dim, self._dtype)
-            norm_sum += float(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).sum())
-            vector_sum += vectors.sum(0, dtype=torch.float64)
-        return _Part(file, ids, norm_sum, vector_sum)
+    def _ids(self, ids: Any) -> tuple[Tensor, pa.LargeStringArray | None]:
+        """Ids int64 [N] and, in a series of text, their keys."""
+        if self._form.ids == "text":
+            keys = key_array(ids)
+            return hash_array(keys), keys
+        numbers = _tensor(ids)
+        if numbers.dtype != torch.int64 or numbers.dim() != 1:
+            kind = f"{numbers.dtype} {list(numbers.shape)}"
+            raise InvalidIdsError(f"ids are {kind}: give int64 [N], say ids.to(torch.int64)")
+        return numbers, None
 
-    def _write_index(self) -> IndexFile:
-        """Sort the ids, settle duplicates and write the index."""
-        ids = torch.cat([part.ids for part in self._parts]) if self._parts else torch.empty(0, dtype=torch.int64)
-        ids, rows = ids.sort(stable=True)  # equal ids stay in the order in which they were appended
-        last = torch.ones(len(ids), dtype=torch.bool)
-        torch.ne(ids[1:], ids[:-1], out=last[:-1])
-        if not bool(last.all()):
-            if self._duplicates == "error":
-                repeated = ids[~last].unique()
-                shown = ", ".join(map(str, repeated[:5].tolist())) + (", ..." if len(repeated) > 5 else "")
-                remedy = 'append each id once, or write with duplicates="last"'
-                raise DuplicateIdsError(f"{len(repeated)} ids were appended more than once ({shown}): {remedy}")
-            keep = torch.zeros(len(ids), dtype=torch.bool)
-            ids, rows = ids[last], rows[last]
-            keep[rows] = True
-            self._drop_rows(keep)
-            rows = (keep.cumsum(0) - 1)[rows]
-        self._id_range = (int(ids[0]), int(ids[-1])) if len(ids) else None
-        return files.write_index(self._storage, f"{self._folder}/index.arrow", ids, rows)
-
-    def _drop_rows(self, keep: Tensor) -> None:
-        """Rewrite the data files without the rows that `keep`, bool [rows], leaves out: other readers of the files
-        must see each id once."""
-        parts: list[_Part] = []
-        for part, kept in zip(self._parts, keep.split([part.file.rows for part in self._parts]), strict=True):
-            if bool(kept.all()):
-                parts.append(part)
-                continue
-            if bool(kept.any()):
-                ids, encoded = files.read_data(self._storage, part.file, self._dim, self._dtype)
-                name = part.file.path.rpartition("/")[2].replace(".arrow", "-distinct.arrow")
-                parts.append(self._write_part(name, ids[kept], encoded.select(kept)))
-            self._storage.delete(part.file.path)
-        self._parts = parts
-
-    def _check_files(self, index: IndexFile) -> None:
-        """A writer that was silent for longer than the grace period may have been cleaned away."""
-        written: list[StoredFile] = [*(part.file for part in self._parts), index]
-        for file in written:
-            size = self._storage.size(file.path)
-            if size != file.bytes:
-                raise FileSizeError(self._storage.locate(file.path), f"has {size} bytes, {file.bytes} were written")
-
-    def _publish(self, index: IndexFile) -> None:
-        """Put the manifest under the next free version: the moment at which the snapshot comes to exist.
-
-        If putting fails in another way than by losing the race, whether the manifest exists is not known: the data
-        stay, and `clean` decides.
-        """
-        while self._snapshot is None:
-            try:
-                latest = latest_manifest(self._storage)
-                self._check_as_of(latest)
-                manifest = self._manifest(1 if latest is None else latest.version + 1, index)
-            except BaseException:
-                self._discard()
-                raise
-            with suppress(FileExistsError):  # another writer was faster: the next version, if as_of still allows it
-                self._storage.put_new(manifest_path(manifest.version), manifest.encode())
-                self._snapshot = Snapshot(self._storage, manifest)
-
-    def _manifest(self, version: int, index: IndexFile) -> Manifest:
-        rows = sum(part.file.rows for part in self._parts)
-        mean = sum((part.vector_sum for part in self._parts), torch.zeros(self._dim, dtype=torch.float64)) / max(
-            rows, 1
-        )
-        least, greatest = self._id_range or (None, None)
+    def _manifest_of(self, content: Content) -> Manifest:
         return Manifest(
             series=self._series,
-            version=version,
+            version=1,  # until it is published
+            schema=self._schema,
             as_of=self._as_of,
             space=self._space,
             created=times.now(),
-            dim=self._dim,
-            dtype=self._dtype.name,
-            rows=rows,
-            statistics=Statistics(
-                mean_norm=sum(part.norm_sum for part in self._parts) / max(rows, 1),
-                mean=tuple(mean.tolist()),
-                min_id=least,
-                max_id=greatest,
-            ),
-            data=tuple(part.file for part in self._parts),
-            index=index,
+            dim=self._form.dim,
+            dtype=self._form.dtype.name,
+            ids=self._form.ids,
+            base=None if self._base is None else self._base.version,
+            rows=content.rows,
+            stored_rows=sum(file.rows for file in content.data),
+            statistics=content.statistics,
+            data=content.data,
+            index=content.index,
         )
 
-    def _check_as_of(self, latest: Manifest | None) -> None:
-        if latest is not None and self._as_of < latest.as_of:
-            raise AsOfDecreasedError(
-                f"as_of is {self._as_of} ({times.to_text(self._as_of)}), but version {latest.version} of "
-                f"{self._series!r} is as of {latest.as_of} ({times.to_text(latest.as_of)}): as_of never decreases "
-                f"within a series, write a backfill to a series of its own"
-            )
 
-    def _discard(self) -> None:
-        with suppress(OSError):  # the error that led here matters more; `clean` takes what stays
-            self._storage.delete_folder(self._folder)
-
-
-def _checked(ids: Tensor | np.ndarray, vectors: Tensor | np.ndarray, dim: int, dtype: Dtype) -> tuple[Tensor, Tensor]:
-    """ids int64 [N] and vectors float [N, D] as tensors, known to fit."""
-    ids, vectors = _tensor(ids), _tensor(vectors)
-    if ids.dtype != torch.int64 or ids.dim() != 1:
-        raise InvalidIdsError(f"ids are {ids.dtype} {list(ids.shape)}: give int64 [N], say ids.to(torch.int64)")
-    if not vectors.is_floating_point() or tuple(vectors.shape) != (len(ids), dim):
-        wanted = f"float [{len(ids)}, {dim}]"
+def _checked(ids: Tensor, vectors: Tensor | np.ndarray, form: RowFormat) -> Tensor:
+    """Vectors float [N, D] as a tensor, known to fit."""
+    vectors, dtype = _tensor(vectors), form.dtype
+    if not vectors.is_floating_point() or tuple(vectors.shape) != (len(ids), form.dim):
+        wanted = f"float [{len(ids)}, {form.dim}]"
         raise InvalidVectorsError(f"vectors are {vectors.dtype} {list(vectors.shape)}: give {wanted}, one row an id")
-    if len(ids) == 0:
-        return ids, vectors
-    least, greatest = (float(x) for x in torch.aminmax(vectors))
-    if not (-dtype.limit <= least and greatest <= dtype.limit):  # NaN is neither
-        row = int((~(vectors.abs() <= dtype.limit)).any(1).nonzero()[0])
-        value = float(vectors[row][~(vectors[row].abs() <= dtype.limit)][0])
-        reason = f"{dtype.name} holds finite values up to {dtype.limit:.6g}"
-        raise InvalidVectorsError(f"the vector of id {int(ids[row])} (row {row}) holds {value}: {reason}")
-    return ids, vectors
+    slab = slab_rows(form.dim)
+    for start in range(0, len(ids), slab):
+        part = vectors[start : start + slab]
+        least, greatest = (float(x) for x in torch.aminmax(part))
+        if not (-dtype.limit <= least and greatest <= dtype.limit):  # NaN is neither
+            wrong = ~(part.abs() <= dtype.limit)
+            row = int(wrong.any(1).nonzero()[0])
+            value, reason = float(part[row][wrong[row]][0]), f"{dtype.name} holds finite values up to {dtype.limit:.6g}"
+            where = f"the vector of id {int(ids[start + row])} (row {start + row})"
+            raise InvalidVectorsError(f"{where} holds {value}: {reason}")
+    return vectors
 
 
-def _tensor(array: Tensor | np.ndarray) -> Tensor:
+def _tensor(array: Any) -> Tensor:
     if isinstance(array, np.ndarray):
         return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch takes no read-only or strided array
     return torch.as_tensor(array).detach()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from embedding_store.keys import hash_key
 from recsys.data.batch import Batch
 from recsys.data.columns import INTEGER, STRING, canonical_types, cast_column, with_defaults
 from recsys.data.errors import RowError
@@ -107,7 +107,7 @@ def hash_strings(array: pa.Array) -> pa.Array:
     """
     if array.type == STRING:
         encoded = array.dictionary_encode()
-        hashes = [_hash_string(text) for text in encoded.dictionary.to_pylist()]
+        hashes = [hash_key(text) for text in encoded.dictionary.to_pylist()]
         return pa.array(hashes, INTEGER).take(encoded.indices)
     if array.type == pa.list_(STRING):
         offsets = array.offsets.to_numpy()
@@ -166,11 +166,6 @@ def _remainder(x: NDArray[np.uint64], divisor: int) -> Ints:
     quotient *= np.uint64(divisor)
     x -= quotient
     return x.view(np.int64)
-
-
-@lru_cache(maxsize=65_536)
-def _hash_string(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 @lru_cache(maxsize=64)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, Series, Snapshot, Table
+from embedding_store import EmbeddingStore, Series, Snapshot
+from embedding_store.point_in_time import PointInTime
 from recsys.data.batch import Batch
 from recsys.data.errors import DataError
 from recsys.models.dlrm import SeriesSpec
@@ -25,12 +25,17 @@ class PointInTimeSeries:
     series: Series
     publish_delay_ms: int = 0
     """An event sees a snapshot when `as_of + publish_delay_ms <= timestamp`."""
-    _tables: dict[int, Table] = field(default_factory=dict, repr=False)
+    once: bool = False
+    """Read the first snapshot alone, as if nothing had been refreshed since."""
 
-    @cached_property
+    @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Oldest first, as they were when first asked: a run sees one state of the store."""
-        return tuple(self.series.history())
+        return self._history.snapshots
+
+    @cached_property
+    def _history(self) -> PointInTime:
+        return PointInTime(self.series.history()[: 1 if self.once else None], self.series.dim)
 
     @cached_property
     def spec(self) -> SeriesSpec:
@@ -54,22 +59,8 @@ class PointInTimeSeries:
         timestamps: Tensor,  # int64 [B], ms
     ) -> tuple[Tensor, Tensor]:  # float32 [B, D], bool [B]
         """Each id's vector in the newest snapshot visible at its event's time; zeros and False where there is none."""
-        visible_from = np.array([snapshot.as_of for snapshot in self.snapshots], np.int64) + self.publish_delay_ms
-        # History is ordered by as_of; of equal ones the later version, which is the correction, comes last.
-        index = torch.searchsorted(torch.from_numpy(visible_from), timestamps, right=True) - 1
-        vectors = torch.zeros(len(ids), self.series.dim)
-        found = torch.zeros(len(ids), dtype=torch.bool)
-        for version in index.unique().tolist():
-            if version < 0:
-                continue
-            rows = (index == version).nonzero().squeeze(1)
-            vectors[rows], found[rows] = self._table(version).lookup(ids[rows])
+        vectors, found, _ = self._history.lookup(ids, timestamps, self.publish_delay_ms)
         return vectors, found
-
-    def _table(self, index: int) -> Table:
-        if index not in self._tables:
-            self._tables[index] = self.snapshots[index].load()
-        return self._tables[index]
 
 
 class StoreFeatures:
@@ -79,14 +70,17 @@ class StoreFeatures:
         store: The embedding store.
         names: Series names, `user_<upstream>` or `item_<upstream>`, in the order in which their vectors are laid out.
         publish_delay_ms: An event sees a snapshot when `as_of + publish_delay_ms <= timestamp`.
+        once: Read each series' first snapshot alone, as if nothing had been refreshed since.
 
     Raises:
         KeyError: no such series; the message names those that exist.
         DataError: a series without snapshots or with several spaces.
     """
 
-    def __init__(self, store: EmbeddingStore, names: Sequence[str], publish_delay_ms: int = 0) -> None:
-        self.series = [PointInTimeSeries(store.series(name), publish_delay_ms) for name in names]
+    def __init__(
+        self, store: EmbeddingStore, names: Sequence[str], publish_delay_ms: int = 0, *, once: bool = False
+    ) -> None:
+        self.series = [PointInTimeSeries(store.series(name), publish_delay_ms, once) for name in names]
         self.specs = tuple(series.spec for series in self.series)
 
     def __call__(self, batch: Batch) -> Batch:

@@ -36,7 +36,8 @@ def files(series: Series) -> set[str]:
 def named_files(series: Series) -> set[str]:
     """The files that should be there: those that manifests name, the manifests, series.json."""
     manifests = {f"manifests/{version:08d}.json" for version in series.versions()}
-    return {"series.json"} | manifests | {file.path for s in series.history() for file in s.manifest.files}
+    stored = [file for snapshot in series.history() for file in snapshot.manifest.files]
+    return {"series.json"} | manifests | {path for file in stored for path in (file.path, file.crc_path)}
 
 
 def age(path: Path, seconds: float) -> None:

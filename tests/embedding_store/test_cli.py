@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embedding_store import EmbeddingStore
 from embedding_store.cli import main
@@ -64,7 +67,7 @@ def test_history_and_show(capsys, path: str):
     ]
     code, out, _ = run(capsys, "show", path, "user_ctr", "--tag", "prod")
     assert code == 0
-    for text in ("ctr-1", "1,000", "vectors-00000.arrow", "index.arrow", "crc32:"):
+    for text in ("ctr-1", "1,000", "vectors-00000.arrow", "index.hash", "crc32c:"):
         assert text in out
     assert run_json(capsys, "show", path, "user_ctr")["version"] == 2
     assert run_json(capsys, "show", path, "user_ctr", "--version", "1")["tags"] == ["prod"]
@@ -82,6 +85,72 @@ def test_tag(capsys, path: str, store: EmbeddingStore):
     assert run_json(capsys, "tag", path, "user_ctr", "canary", "1") == {"tag": "canary", "version": 1, "before": None}
 
 
+def test_rollback(capsys, path: str, store: EmbeddingStore):
+    store.series("user_ctr").tag("prod", 2)
+    assert run(capsys, "rollback", path, "user_ctr", "prod")[:2] == (0, "user_ctr: prod -> version 1 (was 2)\n")
+    assert store.series("user_ctr").tags() == {"prod": 1}
+    store.series("user_ctr").tag("prod", 2)
+    moved = run_json(capsys, "rollback", path, "user_ctr", "prod", "--to", "1")
+    assert moved == {"tag": "prod", "version": 1, "before": 2}
+
+
+def test_diff(capsys, path: str):
+    found = run_json(capsys, "diff", path, "user_ctr", "1", "2")
+    assert (found["added"], found["removed"], found["kept"], found["moved"]) == (1000, 0, 1000, 0)
+    assert found["cosine"]["0.5"] == pytest.approx(1, abs=1e-6)
+    code, out, _ = run(capsys, "diff", path, "user_ctr", "1", "2")
+    assert code == 0
+    assert "1,000" in out
+    assert "50%" in out
+
+
+def test_expire_says_first_and_does_when_told(capsys, path: str, store: EmbeddingStore):
+    series = store.series("user_ctr")
+    publish(series, 1_650_000_000_003, [1])
+    code, out, _ = run(capsys, "expire", path, "user_ctr", "--keep-last", "1")
+    assert code == 0
+    assert "nothing is done without --delete" in out
+    assert series.versions() == [1, 2, 3]
+    gone = run_json(capsys, "expire", path, "user_ctr", "--keep-last", "1", "--delete")
+    assert [row["version"] for row in gone["snapshots"]] == [2]  # 1 is tagged, 3 the newest
+    assert (gone["deleted"], gone["freed_bytes"] > 2000 * 8) == (True, True)
+    assert series.versions() == [1, 3]
+    assert run_json(capsys, "clean", path) == []  # not within the hour
+
+
+def test_compact(capsys, path: str, store: EmbeddingStore):
+    series = store.series("user_ctr")
+    with series.write(as_of=1_650_000_000_003, space="ctr-1", base=2) as writer:
+        writer.delete(torch.tensor([0, 1]))
+    (row,) = run_json(capsys, "compact", path, "user_ctr")
+    assert (row["version"], row["rows"]) == (4, 1998)
+    assert series.latest().manifest.stored_rows == 1998
+
+
+def test_import_makes_the_series_and_export_gives_the_rows_back(capsys, tmp_path: Path):
+    ids, vectors = [5, -7, 2**62], [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    pq.write_table(pa.table({"member": ids, "emb": vectors}), tmp_path / "a.parquet")
+    columns = ("--id-column", "member", "--vector-column", "emb")
+    time = ("--as-of", "2026-01-31T00:00:00Z", "--space", "mine-1")
+    store = str(tmp_path / "store")
+    (row,) = run_json(capsys, "import", store, "user_mine", str(tmp_path / "a.parquet"), *time, *columns)
+    assert (row["version"], row["rows"], row["as_of"]) == (1, 3, 1_769_817_600_000)
+    (row,) = run_json(capsys, "export", store, "user_mine", str(tmp_path / "b.parquet"))
+    assert row["rows"] == 3
+    found = pq.read_table(tmp_path / "b.parquet")
+    assert dict(zip(found["id"].to_pylist(), found["vector"].to_pylist(), strict=True)) == dict(
+        zip(ids, vectors, strict=True)
+    )
+
+
+def test_bench_measures_all_kinds_of_ids(capsys, path: str):
+    found = run_json(capsys, "bench", path, "user_ctr", "--batches", "64", "4096", "--seconds", "0.01")
+    assert [(row["ids"], row["batch"]) for row in found["lookups"]] == [
+        (kind, batch) for kind in ("uniform", "zipf", "missing") for batch in (64, 4096)
+    ]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in found["lookups"])
+
+
 def test_verify(capsys, path: str, store: EmbeddingStore):
     assert len(run_json(capsys, "verify", path)) == 4
     series = store.series("user_ctr")
@@ -92,12 +161,13 @@ def test_verify(capsys, path: str, store: EmbeddingStore):
     code, out, _ = run(capsys, "verify", path)
     assert code == 1
     assert out.count("ok") == 3
-    assert "checksum" in out
     assert run(capsys, "verify", path, "item_ctr")[0] == 0
     assert run(capsys, "verify", path, "user_ctr", "--version", "2")[0] == 0
     code, out, _ = run(capsys, "verify", path, "user_ctr", "--version", "1", "--json")
     assert code == 1
-    assert str(file) in json.loads(out)[0]["error"]
+    error = json.loads(out)[0]["error"]
+    assert str(file) in error
+    assert "are not those that were written" in error
     (folder(series) / "manifests/00000002.json").write_text("{")
     code, out, _ = run(capsys, "verify", path, "user_ctr", "--json")
     assert [bool(row["error"]) for row in json.loads(out)] == [True, True]
@@ -111,6 +181,11 @@ def test_verify(capsys, path: str, store: EmbeddingStore):
         (["show", "STORE", "user_ctr", "--version", "1", "--tag", "prod"], "give one of them"),
         (["show", "STORE", "item_cvr"], "has no snapshot yet"),
         (["tag", "STORE", "user_ctr", "prod", "3"], "no version 3"),
+        (["rollback", "STORE", "user_ctr", "prod"], "has named no earlier one"),
+        (["diff", "STORE", "user_ctr", "1", "9"], "no version 9"),
+        (["import", "STORE", "x", "no.parquet", "--as-of", "1", "--space", "s"], "no.parquet is not a file"),
+        (["export", "STORE", "user_ctr", "STORE"], "exists: choose another name"),
+        (["bench", "STORE", "user_ctr", "--batches", "0"], "batches are"),
         (["ls", "STORE/nowhere"], "nowhere', which is not a folder"),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, storage
+from embedding_store import EmbeddingStore, Series, storage
 
 from .helpers import age, files, named_files, publish
 
@@ -79,15 +81,36 @@ class HalfWritten:
         return getattr(self.file, name)
 
 
-def killed_writer(path: Path, step: int, version: int) -> None:
-    """Publish `version`, all of whose values are its number, with a duplicate, and tag it; or die at `step`."""
+def killed_writer(path: Path, step: int, kind: str) -> None:
+    """Publish one version, most of whose values are its number, and tag it; or die at `step`."""
     killer = Killer(step)
     storage.os, storage.open = killer, killer.open_file  # type: ignore[assignment, attr-defined]
     series = EmbeddingStore(path).series("user_ctr")
-    ids = [*range(ROWS), 0]
-    vectors = torch.full((ROWS + 1, 3), float(version))
-    publish(series, version, ids, vectors, duplicates="last", rows_per_file=3)
+    version = series.versions()[-1] + 1
+    if kind == "compaction":
+        series.compact()
+    else:
+        with series.write(
+            as_of=1,
+            space="ctr-1",
+            duplicates="last",
+            rows_per_batch=3,
+            base=version - 1 if kind == "delta" else None,
+        ) as writer:
+            writer.append(torch.tensor([*range(ROWS), 0]), torch.full((ROWS + 1, 3), float(version)))
+            if kind == "delta":
+                writer.delete(torch.tensor([100]))
     series.tag("prod", version)
+
+
+def written(series: Series) -> float:
+    """The version that wrote the vectors of the newest one, all of which must say so."""
+    snapshot = series.latest()
+    snapshot.verify()
+    vectors, found = snapshot.load().lookup(torch.arange(ROWS))
+    assert bool(found.all())
+    assert len(vectors.unique()) == 1, "torn vectors"
+    return float(vectors[0, 0])
 
 
 def run(process: Any) -> int:
@@ -99,22 +122,23 @@ def run(process: Any) -> int:
     return process.exitcode
 
 
-def test_kill_at_every_step(tmp_path: Path, processes: Any):
+@pytest.mark.parametrize("kind", ["whole", "delta", "compaction"])
+def test_kill_at_every_step(tmp_path: Path, processes: Any, kind: str):
     series = EmbeddingStore(tmp_path).create("user_ctr", dim=3)
-    publish(series, 1, list(range(ROWS)), torch.full((ROWS, 3), 1.0))
+    publish(series, 1, [*range(ROWS), 100, 101], torch.full((ROWS + 2, 3), 1.0))
     series.tag("prod", 1)
     outcomes = set()
     for step in range(1, 200):
+        if kind == "compaction" and series.latest().manifest.base is None:
+            with series.write(as_of=1, space="ctr-1", base=series.latest()) as writer:
+                writer.append(torch.arange(ROWS), torch.full((ROWS, 3), float(series.versions()[-1] + 1)))
         before = series.versions()
-        code = run(processes.Process(target=killed_writer, args=(tmp_path, step, before[-1] + 1)))
+        code = run(processes.Process(target=killed_writer, args=(tmp_path, step, kind)))
         assert code in (0, -signal.SIGKILL), f"step {step}: exit code {code}"
         reader = EmbeddingStore(tmp_path).series("user_ctr")
         after = reader.versions()
         assert after in (before, [*before, before[-1] + 1]), f"step {step}: versions {after} after {before}"
-        reader.latest().verify()
-        vectors, found = reader.latest().load().lookup(torch.arange(ROWS))
-        assert found.all()
-        assert bool((vectors == after[-1]).all()), f"step {step}: torn vectors"
+        assert written(reader) == before[-1] + (len(after) > len(before) and kind != "compaction"), f"step {step}"
         tagged = reader.tagged("prod").version
         assert tagged in (*before, after[-1])
         outcomes.add((code, len(after) - len(before), tagged == after[-1]))
@@ -123,12 +147,37 @@ def test_kill_at_every_step(tmp_path: Path, processes: Any):
     else:
         pytest.fail("the writer never got to its end")
     # killed before the manifest; after it, before the tag; after the tag; not at all
-    assert outcomes == {(-9, 0, True), (-9, 1, False), (-9, 1, True), (0, 1, True)}
+    assert {(-9, 1, False), (-9, 1, True), (0, 1, True)} <= outcomes
+    assert {outcome[:2] for outcome in outcomes} == {(-9, 0), (-9, 1), (0, 1)}
     assert step > 25
     assert files(series) > named_files(series)
     age(tmp_path, 7200)
     series.clean()
-    assert files(series) == named_files(series) | {"tags/prod.json"}
+    tags = {path for path in files(series) if path.startswith("tags/prod/")}
+    assert files(series) == named_files(series) | tags
+
+
+def limited_writer(path: Path) -> None:
+    """Publish again and again while files may have at most so many bytes: as on a disk that fills up at this point."""
+    series, published = EmbeddingStore(path).series("user_ctr"), 0
+    for limit in range(600, 12_000, 600):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            publish(series, 1, [*range(200), 0], duplicates="last", rows_per_batch=50)
+            published += 1
+        except OSError as error:
+            assert error.errno == errno.EFBIG  # noqa: PT017 (not under pytest)
+    assert 0 < published < 15
+
+
+def test_a_disk_that_is_full_at_any_point(tmp_path: Path, processes: Any):
+    series = EmbeddingStore(tmp_path).create("user_ctr", dim=3)
+    assert run(processes.Process(target=limited_writer, args=(tmp_path,))) == 0
+    for snapshot in series.history():
+        snapshot.verify()
+        assert snapshot.rows == 200
+    leftovers = {path for path in files(series) - named_files(series) if not path.endswith(".tmp")}
+    assert leftovers == set()
 
 
 def racing_writer(path: Path, barrier: Any, number: int, snapshots: int) -> None:
@@ -136,7 +185,7 @@ def racing_writer(path: Path, barrier: Any, number: int, snapshots: int) -> None
     series = EmbeddingStore(path).series("user_ctr")
     barrier.wait(TIMEOUT)
     for turn in range(snapshots):
-        publish(series, 5, [10, 11], torch.full((2, 3), float(100 * number + turn)), rows_per_file=1)
+        publish(series, 5, [10, 11], torch.full((2, 3), float(100 * number + turn)), rows_per_batch=1)
 
 
 def test_writers_at_once_get_a_version_each(tmp_path: Path, processes: Any):

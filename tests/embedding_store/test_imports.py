@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import embedding_store
 
 PACKAGE = Path(embedding_store.__file__).parent
 ALLOWED = {"embedding_store", "numpy", "pyarrow", "rich", "torch", "tyro"}
+OPTIONAL = {"object_storage.py": {"obstore"}}  # of extras; the module is imported where it is needed only
 
 
 def test_imports_only_its_own_dependencies():
-    import sys
-
     files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 10
     for file in files:
@@ -23,4 +24,10 @@ def test_imports_only_its_own_dependencies():
                 assert node.level == 0, f"{file}: relative import"
                 names = [node.module or ""]
             roots = {name.partition(".")[0] for name in names}
-            assert roots <= ALLOWED | sys.stdlib_module_names, f"{file} imports {roots}"
+            allowed = ALLOWED | OPTIONAL.get(file.name, set()) | sys.stdlib_module_names
+            assert roots <= allowed, f"{file} imports {roots}"
+
+
+def test_optional_modules_are_not_imported_by_the_package():
+    code = "import sys, embedding_store; assert 'obstore' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

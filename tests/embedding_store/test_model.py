@@ -25,6 +25,12 @@ DIM = 2
 IDS = st.sampled_from([-(2**63), -5, -1, 0, 1, 2, 3, 2**31, 2**40, 2**63 - 1])
 VALUES = st.sampled_from([-2.0, -0.5, 0.0, 1.0, 3.0])  # each dtype holds them exactly, but for int8 and int4
 BATCHES = st.lists(st.lists(st.tuples(IDS, VALUES, VALUES), max_size=5), max_size=4)
+CHANGES = st.lists(
+    st.one_of(st.lists(st.tuples(IDS, VALUES, VALUES), max_size=4), st.sets(IDS, max_size=3)), max_size=4
+)
+"""Of a delta: batches to append, sets to delete."""
+DUPLICATES = st.sampled_from(["error", "last"])
+ROWS_PER_BATCH = st.sampled_from([1, 2, 3, None])
 DTYPES = st.sampled_from(["float32", "float16", "bfloat16"])
 
 
@@ -41,8 +47,8 @@ class StoreModel(RuleBasedStateMachine):
     @rule(
         batches=BATCHES,
         step=st.integers(-1, 2),
-        duplicates=st.sampled_from(["error", "last"]),
-        rows_per_file=st.sampled_from([1, 2, 3, None]),
+        duplicates=DUPLICATES,
+        rows_per_batch=ROWS_PER_BATCH,
         fail=st.sampled_from([None, None, None, RuntimeError, InvalidVectorsError]),
     )
     def write(self, batches: list, step: int, fail: type[Exception] | None, **options: Any) -> None:
@@ -69,6 +75,53 @@ class StoreModel(RuleBasedStateMachine):
                 writer.append(torch.tensor([1]), torch.full((1, DIM), float("nan")))
             elif fail is not None:
                 raise fail("the caller's own")
+
+    @precondition(lambda self: self.history)
+    @rule(changes=CHANGES, duplicates=DUPLICATES, rows_per_batch=ROWS_PER_BATCH, data=st.data())
+    def delta(self, changes: list, data: st.DataObject, **options: Any) -> None:
+        base = data.draw(st.integers(1, len(self.history)))
+        as_of, rows = self.history[-1][0], dict(self.history[base - 1][1])
+        appended = [row[0] for change in changes if isinstance(change, list) for row in change]
+        deleted = {id for change in changes if isinstance(change, set) for id in change}
+        if options["duplicates"] == "error" and (len(set(appended)) < len(appended) or deleted & set(appended)):
+            with pytest.raises(DuplicateIdsError):
+                self._write_delta(base, as_of, changes, options)
+            return
+        self._write_delta(base, as_of, changes, options)
+        for change in changes:
+            for change_of in change:
+                if isinstance(change, list):
+                    rows[change_of[0]] = list(change_of[1:])
+                else:
+                    rows.pop(change_of, None)
+        self.history.append((as_of, rows))
+
+    def _write_delta(self, base: int, as_of: int, changes: list, options: dict[str, Any]) -> None:
+        with self.series.write(as_of=as_of, space="s", base=base, **options) as writer:
+            for change in changes:
+                if isinstance(change, list):
+                    ids = torch.tensor([row[0] for row in change], dtype=torch.int64)
+                    writer.append(ids, torch.tensor([row[1:] for row in change]).reshape(-1, DIM))
+                else:
+                    writer.delete(torch.tensor(list(change), dtype=torch.int64))
+
+    @precondition(lambda self: self.history)
+    @rule()
+    def compact(self) -> None:
+        was_delta = self.series.latest().manifest.base is not None
+        assert self.series.compact().manifest.stored_rows == len(self.history[-1][1])
+        if was_delta:
+            self.history.append(self.history[-1])
+
+    @precondition(lambda self: self.history)
+    @rule(rows=st.integers(1, 4), data=st.data())
+    def read_all(self, rows: int, data: st.DataObject) -> None:
+        version = data.draw(st.integers(1, len(self.history)))
+        snapshot, expected = self.series.version(version), self.history[version - 1][1]
+        found = [pair for part in snapshot.batches(rows) for pair in zip(*(x.tolist() for x in part[:2]), strict=True)]
+        assert len(found) == len(expected)
+        assert dict(found) == expected
+        assert snapshot.load().ids().tolist() == sorted(expected)
 
     @rule()
     def reopen(self) -> None:

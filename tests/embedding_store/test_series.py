@@ -1,26 +1,30 @@
-"""Catalogue, history and tags."""
+"""Catalogue, history and schemas."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+import torch
 
+import embedding_store
 from embedding_store import (
     AsOfDecreasedError,
+    ChecksumError,
     EmbeddingStore,
     FileFormatError,
     InvalidArgumentError,
     InvalidTimeError,
+    SchemaChangedError,
     Series,
     SeriesExistsError,
     SeriesNotFoundError,
     StoreError,
-    TagNotFoundError,
     VersionNotFoundError,
 )
 from embedding_store.times import to_milliseconds, to_text
 
+from .bare import publish_bare
 from .helpers import folder, publish
 
 
@@ -52,6 +56,8 @@ def test_creating_twice(store: EmbeddingStore):
         store.create("user_ctr", dim=8, exist_ok=True)
     with pytest.raises(SeriesExistsError):
         store.create("user_ctr", dim=4, dtype="int8", exist_ok=True)
+    with pytest.raises(SeriesExistsError, match="ids = 'int64'"):
+        store.create("user_ctr", dim=4, ids="text", exist_ok=True)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b", "ä", "x" * 129])
@@ -59,7 +65,7 @@ def test_names_that_no_disk_would_take_are_refused(store: EmbeddingStore, name: 
     with pytest.raises(InvalidArgumentError, match="series name is"):
         store.create(name, dim=4)
     series = store.create("user_ctr", dim=3)
-    publish(series, 1, [1])
+    publish_bare(series)
     with pytest.raises(InvalidArgumentError, match="tag is"):
         series.tag(name, 1)
 
@@ -69,8 +75,9 @@ def test_wrong_settings_name_the_field(store: EmbeddingStore):
         store.create("a", dim=0)
     with pytest.raises(InvalidArgumentError, match="dtype is 'float8'"):
         store.create("a", dim=1, dtype="float8")
-    with pytest.raises(InvalidArgumentError, match="object stores are not supported yet"):
-        EmbeddingStore("s3://bucket/store")
+    with pytest.raises(InvalidArgumentError, match="ids is 'uuid'; use one of int64, text"):
+        store.create("a", dim=1, ids="uuid")
+    assert store.path is not None
     assert not store.path.exists()
 
 
@@ -99,13 +106,6 @@ def test_what_is_not_there_is_named(series: Series):
         series.version(99)
     with pytest.raises(KeyError, match=r"as of 9 or earlier; the first is as of 10"):
         series.as_of(9)
-    series.tag("prod", 2)
-    series.tag("canary", 3)
-    for ask in (series.tagged, series.untag, series.rollback):
-        with pytest.raises(TagNotFoundError, match=r"no tag 'prud'; tags: canary, prod"):
-            ask("prud")
-    with pytest.raises(VersionNotFoundError, match="versions: 1-3"):
-        series.tag("prod", 4)
     (folder(series) / "manifests/00000002.json").unlink()
     with pytest.raises(VersionNotFoundError, match=r"versions: 1, 3"):
         series.version(2)
@@ -119,28 +119,6 @@ def test_as_of_never_decreases(series: Series):
         publish(series, 40, [1])  # another writer is faster
     assert [s.as_of for s in series.history()] == [20, 40]
     assert len(list((folder(series) / "data").iterdir())) == 2
-
-
-def test_tags_move_and_roll_back(series: Series):
-    for as_of in range(1, 6):
-        publish(series, as_of, [as_of])
-    for version in (1, 4, 3, 5):
-        series.tag("prod", version)
-    series.tag("canary", 5)
-    assert series.tags() == {"canary": 5, "prod": 5}
-    assert series.latest().tags == ("canary", "prod")
-    assert series.tagged("prod").version == 5
-    assert [series.rollback("prod").version for _ in range(2)] == [3, 1]
-    with pytest.raises(TagNotFoundError, match="at version 1 and has named no earlier one"):
-        series.rollback("prod")
-    assert series.rollback("canary", 2).version == 2
-    with pytest.raises(InvalidArgumentError, match="version is 2, tag 'canary' is at 2"):
-        series.rollback("canary", 2)
-    with pytest.raises(VersionNotFoundError):
-        series.rollback("canary", 0)
-    series.untag("canary")
-    assert series.tags() == {"prod": 1}
-    assert series.version(1).tags == ("prod",)
 
 
 def test_times():
@@ -168,8 +146,101 @@ def test_a_renamed_series_is_refused(store: EmbeddingStore, series: Series):
 
 
 def test_every_error_is_a_store_error():
-    import embedding_store
-
     errors = [getattr(embedding_store, name) for name in embedding_store.__all__ if name.endswith("Error")]
-    assert len(errors) == 20
+    assert len(errors) > 20
     assert all(issubclass(error, StoreError) for error in errors)
+
+
+def test_a_new_schema_is_for_what_is_written_next(store: EmbeddingStore, series: Series):
+    publish(series, 1, [1], torch.ones(1, 3))
+    wider = series.evolve(dim=4, dtype="float16")
+    assert (wider.schema, wider.dim, wider.dtype, wider.ids) == (2, 4, "float16", "int64")
+    publish(wider, 2, [1], torch.full((1, 4), 2.0))
+    newest = store.series("user_ctr").evolve(dtype="int8")
+    assert (newest.schema, newest.dim, newest.dtype) == (3, 4, "int8")
+    assert [(s.version, s.manifest.schema, s.dim, s.dtype) for s in newest.history()] == [
+        (1, 1, 3, "float32"),
+        (2, 2, 4, "float16"),
+    ]
+    assert [s.load().lookup(torch.tensor([1]))[0].shape[1] for s in newest.history()] == [3, 4]
+    assert series._storage.names("schemas") == ["00000002.json", "00000003.json"]
+    with pytest.raises(SeriesExistsError, match="dim = 4, dtype = 'int8'"):
+        store.create("user_ctr", dim=3, exist_ok=True)
+
+
+def test_a_handle_of_an_older_schema_reads_and_does_not_write(series: Series):
+    publish(series, 1, [1])
+    newest = series.evolve(dim=2)
+    with pytest.raises(SchemaChangedError, match="'user_ctr' has schema 2 by now, this handle has 1: open it again"):
+        series.write(as_of=2, space="ctr-1")
+    with pytest.raises(SchemaChangedError, match="has schema 2 by now"):
+        series.evolve(dim=5)
+    publish(newest, 2, [1])
+    assert series.latest().dim == 2
+    with pytest.raises(SchemaChangedError, match="version 1"):
+        newest.write(as_of=3, space="ctr-1", base=1)
+
+
+def test_a_writer_that_a_new_schema_overtakes_publishes_nothing(series: Series):
+    publish(series, 1, [1])
+    with pytest.raises(SchemaChangedError), series.write(as_of=2, space="ctr-1"):
+        publish(series.evolve(dim=2), 2, [1])
+    assert [s.dim for s in series.history()] == [3, 2]
+
+
+def test_of_two_new_schemas_one_comes_first(series: Series, monkeypatch: pytest.MonkeyPatch):
+    check = Series._check_schema
+
+    def overtaken(self: Series) -> None:
+        monkeypatch.setattr(Series, "_check_schema", check)
+        check(self)
+        series.evolve(dim=7)
+
+    monkeypatch.setattr(Series, "_check_schema", overtaken)
+    with pytest.raises(SchemaChangedError, match="has schema 2 by now"):
+        series.evolve(dim=8)
+
+
+def test_schemas_that_cannot_be(series: Series):
+    for settings, message in [
+        ({}, "dim is 3 and dtype 'float32' already: nothing to evolve"),
+        ({"dim": 3}, "nothing to evolve"),
+        ({"dim": 0}, "dim is 0"),
+        ({"dtype": "float8"}, "dtype is 'float8'"),
+    ]:
+        with pytest.raises(InvalidArgumentError, match=message):
+            series.evolve(**settings)
+    assert series.evolve(dim=4).evolve(dim=3).schema == 3
+    schema = folder(series) / "schemas/00000003.json"
+    schema.write_bytes(schema.read_bytes().replace(b'"dim": 3', b'"dim": 5'))
+    with pytest.raises(ChecksumError, match=r"schemas/00000003\.json"):
+        Series(series._storage, series.name)
+
+
+def test_a_delta_and_its_compaction(series: Series):
+    publish(series, 1, [1, 2, 3], torch.ones(3, 3))
+    with series.write(as_of=2, space="ctr-1", base=series.latest()) as writer:
+        writer.append(torch.tensor([3, 4]), torch.full((2, 3), 2.0))
+        writer.delete(torch.tensor([1]))
+    folded = series.compact()
+    assert [(s.version, s.as_of, s.rows, s.manifest.base) for s in series.history()] == [
+        (1, 1, 3, None),
+        (2, 2, 3, 1),
+        (3, 2, 3, None),
+    ]
+    assert series.compact().version == folded.version == 3
+    for snapshot in series.history()[1:]:
+        vectors, found = snapshot.load().lookup(torch.tensor([1, 2, 3, 4]))
+        assert found.tolist() == [False, True, True, True]
+        assert vectors[:, 0].tolist() == [0, 1, 2, 2]
+
+
+def test_a_base_of_another_series_is_refused(store: EmbeddingStore, series: Series):
+    other = store.create("item_ctr", dim=3)
+    base = publish(other, 1, [1])
+    with pytest.raises(
+        InvalidArgumentError, match=r"base is Snapshot\('item_ctr'.*not a snapshot of series 'user_ctr'"
+    ):
+        series.write(as_of=1, space="ctr-1", base=base)
+    with pytest.raises(VersionNotFoundError, match="has no version 1"):
+        series.write(as_of=1, space="ctr-1", base=1)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
+import time
+import tracemalloc
 from contextlib import suppress
 from datetime import timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +24,12 @@ from embedding_store import (
     InvalidIdsError,
     InvalidVectorsError,
     MissingFileError,
+    NewerFormatError,
     Series,
     WriterClosedError,
+    batches,
+    sorter,
 )
-from embedding_store import writer as writer_module
 from embedding_store.storage import LocalStorage, Sink
 
 from .helpers import age, files, folder, named_files, publish
@@ -33,7 +40,7 @@ def data_folders(series: Series) -> int:
 
 
 def test_nothing_is_visible_before_the_block_ends(series: Series):
-    with series.write(as_of=1, space="ctr-1", rows_per_file=1) as writer:
+    with series.write(as_of=1, space="ctr-1", rows_per_batch=1) as writer:
         writer.append(torch.tensor([1, 2]), torch.ones(2, 3))
         assert writer.rows == 2
         assert series.versions() == []
@@ -112,17 +119,17 @@ def test_settings_are_checked_before_anything_is_written(series: Series):
     for options, message in [
         ({"space": ""}, "space is ''"),
         ({"space": "s", "duplicates": "first"}, "duplicates is 'first'; use one of error, last"),
-        ({"space": "s", "rows_per_file": 0}, "rows_per_file is 0"),
+        ({"space": "s", "rows_per_batch": 0}, "rows_per_batch is 0"),
     ]:
         with pytest.raises(InvalidArgumentError, match=message):
             series.write(as_of=1, **options)
     assert data_folders(series) == 0
 
 
-@pytest.mark.parametrize("rows_per_file", [1, 2, 3, None])
-def test_duplicates_are_an_error_or_the_last_one_wins(series: Series, rows_per_file: int | None):
+@pytest.mark.parametrize("rows_per_batch", [1, 2, 3, None])
+def test_duplicates_are_an_error_or_the_last_one_wins(series: Series, rows_per_batch: int | None):
     def write(duplicates: str) -> None:
-        with series.write(as_of=1, space="s", duplicates=duplicates, rows_per_file=rows_per_file) as writer:
+        with series.write(as_of=1, space="s", duplicates=duplicates, rows_per_batch=rows_per_batch) as writer:
             writer.append(torch.tensor([5, 9, 5]), torch.arange(3.0)[:, None].expand(3, 3))
             writer.append(torch.tensor([1, 9]), torch.arange(3.0, 5.0)[:, None].expand(2, 3))
 
@@ -143,7 +150,7 @@ def test_duplicates_are_an_error_or_the_last_one_wins(series: Series, rows_per_f
 def test_statistics_are_those_of_the_stored_vectors(store: EmbeddingStore, dtype: str):
     series = store.create("user_ctr", dim=4, dtype=dtype)
     vectors = torch.randn(70, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
-    snapshot = publish(series, 1, list(range(-30, 40)), vectors, rows_per_file=32)
+    snapshot = publish(series, 1, list(range(-30, 40)), vectors, rows_per_batch=32)
     stored = snapshot.load().lookup(torch.arange(-30, 40))[0].double()
     statistics = snapshot.statistics
     assert statistics.mean_norm == pytest.approx(float(stored.norm(dim=1).mean()))
@@ -158,7 +165,7 @@ def test_statistics_of_huge_values_are_finite(series: Series):
 
 def test_an_exception_leaves_nothing(series: Series):
     def write() -> None:
-        with series.write(as_of=2, space="s", rows_per_file=1) as writer:
+        with series.write(as_of=2, space="s", rows_per_batch=1) as writer:
             writer.append(torch.tensor([1, 2, 3]), torch.ones(3, 3))
             assert data_folders(series) == 2
             _ = 1 / 0
@@ -197,13 +204,13 @@ def test_a_full_disk_publishes_nothing(series: Series, monkeypatch: pytest.Monke
     if swallow:
         with (
             pytest.raises(WriterClosedError, match="failed half-way: nothing is published"),
-            series.write(as_of=1, space="s", rows_per_file=40) as writer,
+            series.write(as_of=1, space="s", rows_per_batch=40) as writer,
             suppress(OSError),
         ):
             writer.append(ids, vectors)
     else:
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            publish(series, 1, ids.tolist(), rows_per_file=40)
+            publish(series, 1, ids.tolist(), rows_per_batch=40)
     assert (series.versions(), data_folders(series)) == ([], 0)
 
 
@@ -249,16 +256,16 @@ def test_clean_takes_old_remains_only(store: EmbeddingStore, series: Series):
 def test_clean_keeps_its_hands_off_when_a_manifest_cannot_be_read(series: Series):
     publish(series, 1, [1])
     manifest = folder(series) / "manifests" / "00000001.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 3'))
     age(folder(series), 7200)
-    with pytest.raises(Exception, match="format_version is 2"):
+    with pytest.raises(NewerFormatError, match="format_version is 3"):
         Series(series._storage, series.name).clean()
     assert data_folders(series) == 1
 
 
 def test_a_slow_writer_shows_that_it_lives(series: Series, monkeypatch: pytest.MonkeyPatch):
     clock = 0.0
-    monkeypatch.setattr(writer_module.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(batches, "time", SimpleNamespace(monotonic=lambda: clock))
     with series.write(as_of=1, space="s") as writer:
         for i in range(4):
             writer.append(torch.tensor([i]), torch.ones(1, 3))
@@ -266,10 +273,23 @@ def test_a_slow_writer_shows_that_it_lives(series: Series, monkeypatch: pytest.M
     assert [file.rows for file in writer.snapshot.manifest.data] == [3, 1]
 
 
-def test_a_writer_that_was_cleaned_away_publishes_nothing(series: Series):
+def test_files_end_at_their_size(series: Series, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batches, "FILE_BYTES", 200)  # of 20 bytes a row
+    snapshot = publish(series, 1, list(range(33)), rows_per_batch=4)
+    assert [[segment.rows for segment in file.segments] for file in snapshot.manifest.data] == [[4] * 3] * 2 + [
+        [4, 4, 1]
+    ]
+    snapshot.verify()
+
+
+def test_a_writer_that_was_cleaned_away_publishes_nothing(series: Series, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batches, "FILE_BYTES", 1)
+
     def write() -> None:
-        with series.write(as_of=1, space="s", rows_per_file=1) as writer:
+        with series.write(as_of=1, space="s", rows_per_batch=1) as writer:
             writer.append(torch.tensor([1]), torch.ones(1, 3))
+            while not list(folder(series).glob("data/*/vectors-00000.arrow.crc")):
+                time.sleep(0.001)  # for the thread that writes
             age(folder(series), 7200)
             assert len(series.clean()) == 1
             writer.append(torch.tensor([2]), torch.ones(1, 3))
@@ -277,3 +297,43 @@ def test_a_writer_that_was_cleaned_away_publishes_nothing(series: Series):
     with pytest.raises(MissingFileError):
         write()
     assert series.versions() == []
+
+
+def test_no_thread_is_left(series: Series):
+    publish(series, 1, [1])
+    with suppress(ZeroDivisionError), series.write(as_of=1, space="s"):
+        _ = 1 / 0
+    assert not [thread for thread in threading.enumerate() if thread.name == "embedding_store.writer"]
+
+
+def test_an_interrupt_while_waiting_for_the_disk_ends_the_writer(series: Series, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Sink, "write", lambda self, data: time.sleep(0.02) or len(data))
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def write() -> None:
+        with series.write(as_of=1, space="s", rows_per_batch=1) as writer:
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+            writer.append(torch.arange(1000), torch.ones(1000, 3))
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert (series.versions(), data_folders(series)) == ([], 0)
+
+
+def test_memory_does_not_grow_with_the_rows(series: Series):
+    def peak(count: int) -> int:
+        ids, vectors = torch.arange(10_000), torch.ones(10_000, 3)
+        tracemalloc.start()
+        with series.write(as_of=1, space="s", rows_per_batch=10_000) as writer:
+            for start in range(count):
+                writer.append(ids + start * 10_000, vectors)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorter, "RUN", 20_000)
+        patch.setattr(sorter, "SPILL_BYTES", 1 << 16)
+        peak(1)
+        assert peak(60) < peak(6) + (1 << 20)  # 54 batches more are 8.6 MB of ids and locations

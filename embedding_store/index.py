@@ -1,0 +1,160 @@
+"""Building an index: which operation on each id counts, where its entry lies, and the file. See index_format.py.
+
+An operation is a word: the location of an upserted row times two, plus one; or, for a delete, twice the location that
+the next row has. Of two operations on one id the greater one is the later one, and a delta's come after its base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from embedding_store.errors import InvalidIdsError
+from embedding_store.files import CheckedSink
+from embedding_store.index_format import (
+    EMPTY,
+    MAX_PROBE,
+    SEEDS,
+    SLOT,
+    SLOTS,
+    Header,
+    Ids,
+    Placement,
+    Words,
+    hash_ids,
+    home_buckets,
+    unhash,
+)
+from embedding_store.sorter import PairFile, Pairs, Sorter, Spill
+
+ONE = np.uint64(1)
+
+
+class Operations:
+    """What one writer does to ids, in any order of the ids."""
+
+    def __init__(self, scratch: Path, *, first: int = 0) -> None:
+        self.scratch = scratch
+        self.first = first
+        """The writer's first location; smaller ones are its base's."""
+        self.sorter = Sorter(scratch)
+
+    def upsert(
+        self,
+        ids: Ids,  # [N]
+        location: int,
+    ) -> None:
+        """Rows at this location and those after it."""
+        locations = np.arange(location, location + len(ids), dtype=np.uint64)
+        self.sorter.add(Pairs(hash_ids(ids), locations << ONE | ONE))
+
+    def delete(
+        self,
+        ids: Ids,  # [N]
+        location: int,
+    ) -> None:
+        """Deletes after the rows before this location and before the row at it."""
+        self.sorter.add(Pairs(hash_ids(ids), np.full(len(ids), location << 1, np.uint64)))
+
+
+@dataclass
+class Settled:
+    """The outcome of all operations."""
+
+    entries: PairFile
+    """(hash of seed 0, location) of every id that is left, by hash."""
+    lost: Spill
+    """Locations of the writer's own rows that a later operation replaced or deleted."""
+    repeated: PairFile
+    """(hash, operation), by hash, of the ids with several operations of the writer, one at least an upsert."""
+    min_id: int | None = None
+    """Least id that is left."""
+    max_id: int | None = None
+    """Greatest id that is left."""
+
+
+def settle(operations: Operations, base: tuple[Iterable[Pairs], int] = ((), 0)) -> Settled:
+    """Let the last operation on each id win. `base`: (hash, upsert) by hash of the base's entries, and their number."""
+    scratch = operations.scratch
+    settled = Settled(PairFile(scratch), Spill(scratch), PairFile(scratch))
+    for h, op in operations.sorter.merged(*base):
+        last = np.append(h[1:] != h[:-1], True)[: len(h)]
+        upsert, own = (op & ONE).astype(bool), op >= operations.first << 1
+        if not bool(last.all()):
+            settled.lost.append(op[~last & own & upsert] >> ONE)
+            _note_repeated(settled.repeated, h, op, own, upsert)
+        kept = last & upsert
+        h, op = h[kept], op[kept]
+        settled.entries.append(Pairs(h, op >> ONE))
+        if len(h):
+            ids = unhash(h)
+            least, greatest = int(ids.min()), int(ids.max())
+            settled.min_id = least if settled.min_id is None else min(settled.min_id, least)
+            settled.max_id = greatest if settled.max_id is None else max(settled.max_id, greatest)
+    return settled
+
+
+def _note_repeated(repeated: PairFile, h: Words, op: Words, own: np.ndarray, upsert: np.ndarray) -> None:
+    h, op, upsert = h[own], op[own], upsert[own]
+    clash = (h[1:] == h[:-1]) & (upsert[1:] | upsert[:-1])  # deleting an id twice is harmless
+    noted = np.zeros(len(h), bool)
+    noted[1:] |= clash
+    noted[:-1] |= clash
+    repeated.append(Pairs(h[noted], op[noted]))
+
+
+def write_index(sink: CheckedSink, entries: PairFile, scratch: Path) -> Header:
+    """Write an index of (hash of seed 0, location) by hash. Memory: one chunk of the entries.
+
+    Raises:
+        InvalidIdsError: no seed keeps searches short; that takes ids that were chosen for it.
+    """
+    for seed in range(SEEDS):
+        if seed:
+            entries = rehashed(entries, seed - 1, seed, scratch)
+        header = _plan(entries, seed)
+        if header.max_probe <= MAX_PROBE:
+            _write(sink, entries, header)
+            return header
+    message = f"these {entries.count} ids collide under each of {SEEDS} hash seeds: were they made for that?"
+    raise InvalidIdsError(f"{message} Map them to other ids")
+
+
+def rehashed(entries: PairFile, seed: int, new_seed: int, scratch: Path) -> PairFile:
+    """The same entries by the hash of another seed."""
+    sorter, result = Sorter(scratch), PairFile(scratch)
+    for h, location in entries:
+        sorter.add(Pairs(hash_ids(unhash(h, seed), new_seed), location))
+    for pairs in sorter.merged():
+        result.append(pairs)
+    return result
+
+
+def _plan(entries: PairFile, seed: int) -> Header:
+    placement = Placement(home_buckets(entries.count))
+    for h, _ in entries:
+        placement.next(h)
+    return placement.header(entries.count, seed)
+
+
+def _write(sink: CheckedSink, entries: PairFile, header: Header) -> None:
+    sink.write(header.encode())
+    placement = Placement(header.home_buckets)
+    for h, location in entries:
+        free = placement.free
+        slots = placement.next(h)
+        table = _empty(placement.free - free)
+        table["id"][slots - free] = unhash(h, header.seed)
+        table["location"][slots - free] = location
+        sink.write(table.view(np.uint8).data)
+        sink.flush()
+    sink.write(_empty(header.total_buckets * SLOTS - placement.free).view(np.uint8).data)
+
+
+def _empty(slots: int) -> np.ndarray:
+    table = np.zeros(slots, SLOT)
+    table["location"] = EMPTY
+    return table

@@ -1,0 +1,348 @@
+"""A table that follows a tag, or the newest version, while its process serves.
+
+    live = LiveTable(store.series("user_ctr"), tag="prod")
+    vectors, found = live.lookup(ids)
+
+A thread looks for the next version, loads and checks it beside the present one, and swaps it in with one assignment.
+Readers take no lock and wait for nothing; what goes wrong with a new version is in `status`, never in a lookup.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from embedding_store import times
+from embedding_store.errors import InvalidArgumentError, SchemaChangedError, StoreError, VersionNotFoundError
+from embedding_store.series import Series
+from embedding_store.snapshot import Snapshot
+from embedding_store.table import Table
+
+_log = logging.getLogger(__name__)
+_LINGER = 1.0
+"""Most seconds for which the thread keeps a replaced version, so that no reader pays for giving its memory back."""
+_MOST_PATIENCE = 64
+"""A version that failed is tried again after 1, 2, 4, ... intervals, at most this many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveStatus:
+    """What a LiveTable serves and how its last look for a newer version went."""
+
+    version: int
+    """The version that lookups are of."""
+    as_of: int
+    """Its event time, ms since the epoch."""
+    space: str
+    """Its vector space."""
+    age_ms: int
+    """Time since its `as_of`, ms."""
+    swaps: int
+    """How often the version has changed."""
+    checked: int
+    """When it last looked for another version, ms since the epoch."""
+    error: Exception | None
+    """Why the version that should be served is not; None once it is."""
+    waiting: str | None
+    """How the followed series disagree; None as long as they do not."""
+    following: bool
+    """Whether the thread runs: False after `close`."""
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """One version of every followed series. Never changes: a reader holds all of it or nothing."""
+
+    version: int
+    as_of: int
+    space: str
+    tables: Mapping[str, Table]
+
+    def release_pages(self) -> None:
+        """Do beforehand, without the GIL, most of the work of giving the memory back; lookups still work."""
+        for table in self.tables.values():
+            if table.mapping is not None:
+                table.mapping.release_pages()
+
+
+@dataclass(frozen=True)
+class _Report:
+    """How the last check ended."""
+
+    checked: int = 0
+    error: Exception | None = None
+    waiting: str | None = None
+    refused: int | None = None  # the version that failed to load
+    attempts: int = 0  # how often it has failed in a row
+    retry_at: float = 0.0  # of time.monotonic()
+
+
+class LiveTable:
+    """One series, or several that swap together, always at the version of a tag or the newest one.
+
+    Several series (`{"user": user_series, "item": item_series}`) are served in generations: one in which every series
+    has the same version number, `as_of` and space. Until there is such a one the previous generation stays, so that
+    the users and items of one upstream never mix; write, compact and tag such series together.
+
+    A tag that moves back is followed too. A version that cannot be loaded, or has another dim or dtype than the present
+    one, is not served: the present one stays, and `status.error` says why. While a version is loaded both are in
+    memory; the old one's is given back a second after the swap, or when the last reader drops its tables.
+
+    Threads may share a LiveTable. After a fork parent and child each follow on their own. The thread ends with `close`,
+    with the last reference to the LiveTable, or with the process.
+
+    Args:
+        series: one series, or name -> series.
+        tag: the tag to follow; None: the newest version.
+        interval: seconds between two looks at the store.
+        device: where the vectors are served from.
+
+    Raises:
+        VersionNotFoundError, TagNotFoundError: there is nothing to serve yet.
+        CorruptStoreError: the first version, which is read in full, is corrupt; of the class that fits.
+        InvalidArgumentError: naming the argument and its value.
+    """
+
+    def __init__(
+        self,
+        series: Series | Mapping[str, Series],
+        *,
+        tag: str | None = None,
+        interval: float = 5.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        followed = dict(series) if isinstance(series, Mapping) else {series.name: series}
+        if not followed:
+            raise InvalidArgumentError("series is empty: give at least one to follow")
+        if not interval > 0:
+            raise InvalidArgumentError(f"interval is {interval!r}; use more than 0 seconds")
+        self._series = followed
+        self._tag = tag
+        self._interval = interval
+        self._device = device
+        self._swaps = 0
+        self._report = _Report()
+        self._stop = threading.Event()
+        snapshots, waiting = _candidate(followed, tag, newer_than=0)
+        if snapshots is None:
+            raise VersionNotFoundError(f"nothing to serve: {waiting}; publish a version that all of them have")
+        self._generation = self._load(snapshots)
+        self._report = _Report(checked=times.now())
+        self._start()
+
+    def lookup(self, ids: Tensor, out_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """`Table.lookup` in the present version; for a LiveTable of one series. One call is of exactly one version.
+
+        Raises:
+            InvalidArgumentError: it follows several series: use `tables`.
+            InvalidIdsError: ids are not an int64 tensor on the table's device.
+        """
+        tables = self._generation.tables
+        if len(tables) != 1:
+            raise InvalidArgumentError(f"this LiveTable follows {', '.join(tables)}: use tables()[name].lookup")
+        (table,) = tables.values()
+        return table.lookup(ids, out_dtype)
+
+    def tables(self) -> Mapping[str, Table]:
+        """The present version of every series, by name, for several lookups that must agree.
+
+        The mapping never changes: hold it for a request, then let it go, because it keeps its version in memory.
+        """
+        return self._generation.tables
+
+    @property
+    def status(self) -> LiveStatus:
+        """What is served, and how the last look for another version went."""
+        generation, report = self._generation, self._report
+        return LiveStatus(
+            version=generation.version,
+            as_of=generation.as_of,
+            space=generation.space,
+            age_ms=times.now() - generation.as_of,
+            swaps=self._swaps,
+            checked=report.checked,
+            error=report.error,
+            waiting=report.waiting,
+            following=self._thread.is_alive() and not self._stop.is_set(),
+        )
+
+    def refresh(self) -> LiveStatus:
+        """Look for another version now, in the caller's thread, and swap it in; says how that went, and never raises.
+
+        Waits for a look that the thread has begun. Works after `close` too.
+        """
+        if replaced := self._check(patient=False):
+            replaced.release_pages()
+        return self.status
+
+    def close(self) -> None:
+        """End the thread. What was loaded last can still be read, until the LiveTable is dropped."""
+        self._finalizer()
+
+    def __enter__(self) -> LiveTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        what = "the newest version" if self._tag is None else f"tag {self._tag!r}"
+        return f"LiveTable({', '.join(self._series)}: version {self._generation.version}, following {what})"
+
+    def _start(self) -> None:
+        """Begin to follow; anew in a forked child, where no thread but the forking one lives and locks may be held."""
+        self._stop = threading.Event()
+        self._checking = threading.Lock()
+        arguments = (weakref.ref(self), self._stop, self._interval)
+        self._thread = threading.Thread(
+            target=_follow, args=arguments, name=f"LiveTable {', '.join(self._series)}", daemon=True
+        )
+        # Runs at interpreter exit too, before daemon threads are torn out of native code.
+        self._finalizer = weakref.finalize(self, _end, self._stop, self._thread)
+        self._thread.start()
+        _following.add(self)
+
+    def _check(self, *, patient: bool) -> _Generation | None:
+        """Look for another version and swap it in. Returns the generation that was replaced, if one was."""
+        with self._checking:
+            present, report = self._generation, self._report
+            candidate = None
+            try:
+                snapshots, waiting = _candidate(self._series, self._tag, newer_than=present.version)
+                if snapshots is None:
+                    self._report = _Report(checked=times.now(), waiting=waiting)
+                    return None
+                candidate = next(iter(snapshots.values())).version
+                if patient and candidate == report.refused and time.monotonic() < report.retry_at:
+                    self._report = replace(report, checked=times.now())
+                    return None
+                _refuse_another_schema(snapshots, present.tables)
+                generation = self._load(snapshots, until=self._stop if patient else threading.Event())
+            except Exception as error:
+                self._report = self._failed(error, candidate)
+                return None
+            if patient and self._stop.is_set():  # the check was broken off
+                return None
+            self._generation = generation
+            self._swaps += 1
+            self._report = _Report(checked=times.now())
+            _log.info("%s: replaced version %d", repr(self), present.version)
+            return present
+
+    def _load(self, snapshots: dict[str, Snapshot], until: threading.Event | None = None) -> _Generation:
+        """Load and check: with all threads at first, when nobody reads yet, else (`until`: to break off) unnoticed."""
+        tables = {}
+        for name, snapshot in snapshots.items():
+            tables[name] = table = snapshot.load(self._device)
+            if table.mapping is not None:
+                go_on = None if until is None else lambda *_: not until.is_set()
+                table.mapping.check(go_on, background=until is not None)
+        first = next(iter(snapshots.values()))
+        return _Generation(first.version, first.as_of, first.space, MappingProxyType(tables))
+
+    def _failed(self, error: Exception, candidate: int | None) -> _Report:
+        before = self._report
+        if type(error) is not type(before.error) or str(error) != str(before.error):
+            known = isinstance(error, StoreError | OSError)  # of these the message says all
+            message = f"{self!r}: stays, because the next version fails: {error}"  # handlers may keep arguments
+            _log.warning("%s", message, exc_info=None if known else error)
+        attempts = before.attempts + 1 if candidate is not None and candidate == before.refused else 1
+        delay = self._interval * min(2 ** (attempts - 1), _MOST_PATIENCE)
+        # Its frames would keep the half-loaded version in memory.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        return _Report(
+            checked=times.now(), error=error, refused=candidate, attempts=attempts, retry_at=time.monotonic() + delay
+        )
+
+
+def _candidate(
+    series: Mapping[str, Series], tag: str | None, newer_than: int
+) -> tuple[dict[str, Snapshot] | None, str | None]:
+    """The snapshots to serve instead of version `newer_than` (0: of nothing), or None and how the series disagree.
+
+    Raises what Series.tagged, versions and version raise.
+    """
+    if tag is not None:
+        snapshots = {name: one.tagged(tag) for name, one in series.items()}
+        if disagreement := _disagreement(snapshots):
+            return None, f"tag {tag!r}: {disagreement}"
+        version = next(iter(snapshots.values())).version
+        return (None if version == newer_than else snapshots), None
+    versions = {name: one.versions() for name, one in series.items()}
+    newest = {name: found[-1] if found else 0 for name, found in versions.items()}
+    waiting = None
+    if len(set(newest.values())) > 1:
+        waiting = "the newest versions are " + ", ".join(f"{name} {version}" for name, version in newest.items())
+    elif newest and not any(newest.values()):
+        waiting = f"{', '.join(series)} has no snapshot yet"
+    common = set.intersection(*(set(found) for found in versions.values()))
+    for version in sorted((v for v in common if v > newer_than), reverse=True):
+        snapshots = {name: one.version(version) for name, one in series.items()}
+        disagreement = _disagreement(snapshots)
+        if disagreement is None:
+            return snapshots, None
+        waiting = waiting or disagreement
+    return None, waiting
+
+
+def _disagreement(snapshots: Mapping[str, Snapshot]) -> str | None:
+    """How these snapshots are not of one generation, for a message; None if they are."""
+    for what in ("version", "as_of", "space"):
+        values = {name: getattr(snapshot, what) for name, snapshot in snapshots.items()}
+        if len(set(values.values())) > 1:
+            of = "" if what == "version" else f" of version {next(iter(snapshots.values())).version}"
+            return f"{what}{of} is " + ", ".join(f"{value!r} of {name}" for name, value in values.items())
+    return None
+
+
+def _refuse_another_schema(snapshots: Mapping[str, Snapshot], tables: Mapping[str, Table]) -> None:
+    for name, snapshot in snapshots.items():
+        present = tables[name].snapshot
+        if (snapshot.dim, snapshot.dtype) != (present.dim, present.dtype):
+            raise SchemaChangedError(
+                f"version {snapshot.version} of {name} has dim {snapshot.dim}, dtype {snapshot.dtype}; version "
+                f"{present.version}, which is served, has {present.dim}, {present.dtype}: make a new LiveTable for it"
+            )
+
+
+def _follow(reference: weakref.ref[LiveTable], stop: threading.Event, interval: float) -> None:
+    """What the thread does; it holds no reference while it waits."""
+    while not stop.wait(interval):
+        live = reference()
+        if live is None:
+            return
+        replaced = live._check(patient=True)
+        del live
+        if replaced is not None:
+            stop.wait(min(_LINGER, interval))
+            replaced.release_pages()
+            del replaced
+
+
+def _end(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    if thread is not threading.current_thread():  # the thread itself dropped the last reference
+        thread.join(timeout=10.0)
+
+
+_following: weakref.WeakSet[LiveTable] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for live in list(_following):
+        running = not live._stop.is_set()
+        live._finalizer.detach()
+        if running:
+            live._start()
+
+
+os.register_at_fork(after_in_child=_after_fork)

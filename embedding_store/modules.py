@@ -1,0 +1,229 @@
+"""The layer through which a model reads stored vectors.
+
+users = EntityEmbedding([ctr.latest(), cvr.latest()], missing="learned", projection=32)
+features = users(user_ids)  # [B, 64]
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embedding_store import ops
+from embedding_store.dtypes import DTYPES
+from embedding_store.errors import InvalidArgumentError, InvalidIdsError, PinMismatchError, SchemaChangedError
+from embedding_store.pins import Pin, reopen
+from embedding_store.snapshot import Snapshot
+from embedding_store.table import Table
+
+MISSING = ("zeros", "mean", "learned")
+
+
+class EntityEmbedding(nn.Module):
+    """Vectors of the same entities from several series, side by side: ids int64 [...] -> float [..., `out_dim`].
+
+    The output holds for each series, in the order given, its vector or its vector's projection; after them, if wanted,
+    a found flag (1 or 0) for each. Each series has a projection of its own, because its vectors lie in a space of their
+    own and may be missing on their own. Vectors get no gradient; projections and learned vectors do. Values are of the
+    parameters' dtype: `.half()` and `.bfloat16()` work; vectors stay as they are stored.
+
+    A checkpoint holds no vectors but *pins*: which snapshots they came from. `load_state_dict` opens the very same ones
+    again, whatever the layer was built on. `copy.deepcopy` shares the vectors, pickling keeps the pins.
+
+    The tables are neither parameters nor buffers, because DistributedDataParallel would broadcast them into the mapped
+    files; `.to(device)`, `torch.compile` and `torch.export` do see them. An exported program holds a copy of the
+    vectors, which nothing checks any more: `verify` the snapshots before.
+
+    Args:
+        snapshots: one of each series.
+        missing: what stands for the vector of an id that a series does not have: "zeros"; "mean", the mean of the
+            snapshot's vectors; or "learned", a parameter for each series that starts as the mean.
+        found_feature: append the found flags.
+        projection: size of each series' projected vector; None: no projection.
+        entity_dropout: in training, the probability for an entity to be treated as missing in every series, so that the
+            model learns to live without; all positions of an id in one call share its fate.
+
+    Raises:
+        InvalidArgumentError: naming the argument and its value.
+        CorruptStoreError: a snapshot cannot be loaded; of the class that fits, naming the file.
+    """
+
+    def __init__(
+        self,
+        snapshots: Sequence[Snapshot],
+        *,
+        missing: str = "zeros",
+        found_feature: bool = False,
+        projection: int | None = None,
+        entity_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not snapshots:
+            raise InvalidArgumentError("snapshots is empty: give one of each series")
+        if missing not in MISSING:
+            raise InvalidArgumentError(f"missing is {missing!r}; use one of {', '.join(MISSING)}")
+        if projection is not None and projection < 1:
+            raise InvalidArgumentError(f"projection is {projection}; use 1 or more, or None for no projection")
+        if not 0 <= entity_dropout < 1:
+            raise InvalidArgumentError(f"entity_dropout is {entity_dropout}; use a probability below 1")
+        self.series = nn.ModuleList(_SeriesVectors(snapshot, missing, projection) for snapshot in snapshots)
+        self.found_feature = found_feature
+        self.entity_dropout = entity_dropout
+        self.out_dim = sum(projection or snapshot.dim for snapshot in snapshots) + found_feature * len(snapshots)
+        """Size of the last dimension of the output."""
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """What the vectors are from."""
+        return tuple(series.table.snapshot for series in self._series())
+
+    def forward(
+        self,
+        ids: Tensor,  # int64 [...]
+    ) -> Tensor:
+        """float [..., `out_dim`]. Raises InvalidIdsError for ids that are not int64 or on another device."""
+        device = self.series[0].storage.device
+        if ids.dtype != torch.int64 or ids.device != device:
+            raise InvalidIdsError(f"ids are {ids.dtype} on {ids.device}: give torch.int64 on {device}")
+        kept = ~self._dropped(ids) if self.training and self.entity_dropout else None
+        vectors, found = zip(*(series(ids, kept) for series in self.series), strict=True)
+        if self.found_feature:
+            vectors = (*vectors, torch.stack(found, dim=-1).to(vectors[0].dtype))
+        return torch.cat(vectors, dim=-1)
+
+    def _dropped(self, ids: Tensor) -> Tensor:  # bool [...]
+        """A choice of `entity_dropout` of all ids, another one each time: 24 bits of a hash with a random seed."""
+        x = ids ^ torch.randint(-(2**62), 2**62, (), device=ids.device)
+        x = (x ^ (x >> 33 & 0x7FFFFFFF)) * -0xAE502812AA7333  # murmur3's finaliser, as signed numbers
+        x = (x ^ (x >> 33 & 0x7FFFFFFF)) * -0x3B314601E57A13AD
+        return (x >> 40 & 0xFFFFFF) < round(self.entity_dropout * 2**24)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The pins, as strings and integers: any loader of checkpoints accepts them."""
+        return {"pins": [Pin.of(snapshot).to_dict() for snapshot in self.snapshots]}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Open the snapshots that were pinned: in the stores that are used now, or else where they were.
+
+        Raises:
+            PinMismatchError: the layer is of other series, or a version exists but is another snapshot.
+            SchemaChangedError: a pinned snapshot has another dim than this layer was built for.
+            VersionExpiredError, VersionNotFoundError, SeriesNotFoundError: naming what is gone.
+        """
+        pins = [Pin.from_dict(fields) for fields in state["pins"]]
+        names = [snapshot.series for snapshot in self.snapshots]
+        if [pin.series for pin in pins] != names:
+            pinned = ", ".join(pin.series for pin in pins)
+            raise PinMismatchError(f"the checkpoint is of {pinned}, this layer of {', '.join(names)}: build it alike")
+        for pin, present in zip(pins, self.snapshots, strict=True):
+            if pin.dim != present.dim:
+                raise SchemaChangedError(
+                    f"the checkpoint's {pin.series} version {pin.version} has dim {pin.dim}; this layer was built on "
+                    f"version {present.version}, dim {present.dim}: build it on version {pin.version}"
+                )
+        if pins != [Pin.of(snapshot) for snapshot in self.snapshots]:
+            tables = [snapshot.load() for snapshot in reopen(pins, self.snapshots)]
+            for series, table in zip(self._series(), tables, strict=True):
+                series.hold(table)
+
+    def _series(self) -> list[_SeriesVectors]:
+        return list(self.series)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        """For print(module)."""
+        return f"out_dim={self.out_dim}, found_feature={self.found_feature}, entity_dropout={self.entity_dropout}"
+
+
+class _SeriesVectors(nn.Module):
+    """One series' vectors, what stands for the missing ones, and the projection."""
+
+    storage: Tensor  # uint8 [bytes]
+    layout: Tensor  # int64 [8 + 4 * S]
+    missing: Tensor  # float [D]
+
+    def __init__(self, snapshot: Snapshot, missing: str, projection: int | None) -> None:
+        super().__init__()
+        self.policy = missing
+        if missing == "learned":
+            self.missing = nn.Parameter(torch.tensor(snapshot.statistics.mean))
+        else:
+            self.register_buffer("missing", torch.zeros(snapshot.dim), persistent=False)
+        self.projection = nn.Linear(snapshot.dim, projection) if projection is not None else None
+        self.hold(snapshot.load())
+
+    def hold(self, table: Table) -> None:
+        """Take the vectors of `table`, which is on the CPU, to the device of the parameters."""
+        self.table = table
+        self.dim = table.dim
+        self.dtype = table.dtype
+        if self.policy == "mean":
+            self.missing.copy_(torch.tensor(table.snapshot.statistics.mean))
+        self._place(self.missing.device)
+
+    def forward(
+        self,
+        ids: Tensor,  # int64 [...]
+        kept: Tensor | None,  # bool [...]; None: all
+    ) -> tuple[Tensor, Tensor]:
+        """float [..., D or projection], found bool [...]."""
+        dtype = self.missing.dtype
+        out = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
+        vectors, found = ops.lookup(ids, self.storage, self.layout, self.dim, self.dtype, out)
+        if kept is not None:
+            found = found & kept
+        if kept is not None or self.policy != "zeros":  # else the op has written the zeros
+            vectors = torch.where(found.unsqueeze(-1), vectors.to(dtype), self.missing)
+        return (vectors.to(dtype) if self.projection is None else self.projection(vectors.to(dtype))), found
+
+    def _place(self, device: torch.device) -> None:
+        """Bring the vectors to a device; always from the files, so that every byte is checked on its way."""
+        if device.type == "cpu":
+            self.storage, self.layout = self.table.storage, self.table.layout
+        elif device.type == "meta":
+            self.storage, self.layout = self.table.storage.to(device), self.table.layout.to(device)
+        else:
+            from embedding_store.device import upload  # not needed where only the CPU serves
+
+            mapping, snapshot = self.table.mapping, self.table.snapshot
+            assert mapping is not None  # the table is on the CPU
+            self.storage, self.layout = upload(
+                mapping,
+                self.table.layout,
+                dim=self.dim,
+                dtype=DTYPES[self.dtype],
+                device=device,
+                index_path=snapshot._storage.locate(snapshot.manifest.index.path),
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _SeriesVectors:
+        super()._apply(fn, recurse)
+        device = fn(self.layout.new_empty(0)).device
+        if device != self.storage.device:
+            self._place(device)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SeriesVectors:
+        memo.update({id(shared): shared for shared in (self.table, self.storage, self.layout)})
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key not in ("table", "storage", "layout")}
+        return {**state, "pin": Pin.of(self.table.snapshot).to_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        pin = Pin.from_dict(state.pop("pin"))
+        super().__setstate__(state)
+        self.hold(reopen([pin])[0].load())
+
+    def extra_repr(self) -> str:
+        """For print(module)."""
+        snapshot = self.table.snapshot
+        return (
+            f"{snapshot.series} version={snapshot.version}, dim={self.dim}, dtype={self.dtype}, missing={self.policy}"
+        )

@@ -1,0 +1,227 @@
+"""S3, Google Cloud Storage, Azure and whatever else obstore speaks, behind the Storage interface.
+
+The object store must offer put-if-absent (`If-None-Match: *`), multipart upload, range reads, and listings that show
+what was put before; a rename is not needed. Endpoint, region and credentials come from the environment, as obstore
+reads them (`AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP`, ...). Give the bucket a lifecycle rule that aborts old multipart
+uploads: that of a writer that was killed stays invisible, but is paid for.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import from_url
+
+from embedding_store.errors import InvalidArgumentError, MissingFileError, StorageAccessError
+from embedding_store.storage import Entry, Sink, WritableFile, check_size
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+PART_BYTES = 16 << 20  # of a multipart upload: 10,000 parts at most make 160 GB
+RANGE_BYTES = 8 << 20  # of a download
+CONNECTIONS = 4  # a file is uploaded, or downloaded, over so many at once
+TEMPORARY_SECONDS = 3600  # a download that wrote nothing for so long is dead
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist", re.IGNORECASE)
+_PUT_ID = "putid"  # metadata of an object; one word, because Azure takes no hyphen and some proxies no underscore
+
+
+def default_cache() -> Path:
+    """Where downloaded files go unless told otherwise: below the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedding_store"
+
+
+class _Copying:
+    """obstore keeps what it is given until it is sent; a writer's buffer holds other rows by then."""
+
+    def __init__(self, file: WritableFile) -> None:
+        self._file = file
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        return self._file.write(bytes(data))
+
+
+class ObjectStorage:
+    """A prefix of a bucket; the methods are those of Storage.
+
+    Files that are read in place (`local`) are copied into a cache folder, where processes share them. The cache holds
+    at most what the object store still has; deleting it is always safe.
+    """
+
+    def __init__(self, url: str, cache: Path) -> None:
+        try:
+            self._store: ObjectStore = from_url(url)
+        except (BaseError, ValueError, TypeError) as error:
+            remedy = "use say s3://bucket/folder, or set in the environment what is missing"
+            raise InvalidArgumentError(f"path is {url!r}: {_first_line(error)}; {remedy}") from None
+        self._url = url.rstrip("/")
+        self._prefix = ""
+        parts = urlsplit(self._url)
+        self._cache = cache / parts.scheme / parts.netloc / posixpath.normpath("/" + parts.path).lstrip("/")
+
+    def within(self, folder: str) -> ObjectStorage:
+        inner = object.__new__(ObjectStorage)
+        inner._store, inner._url, inner._prefix = self._store, f"{self._url}/{folder}", f"{self._prefix}{folder}/"
+        inner._cache = self._cache / folder
+        return inner
+
+    def locate(self, path: str) -> str:
+        return f"{self._url}/{path}" if path else self._url
+
+    def names(self, folder: str = "") -> list[str]:
+        with self._errors(folder):
+            found = obstore.list_with_delimiter(self._store, self._prefix + folder)
+        paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        skipped = len(self._prefix)
+        with self._errors(folder):
+            return sorted(
+                Entry(entry["path"][skipped:], entry["last_modified"].timestamp())
+                for batch in obstore.list(self._store, self._prefix + folder)
+                for entry in batch
+            )
+
+    def exists(self, path: str) -> bool:
+        with suppress(MissingFileError):
+            self.size(path)
+            return True
+        return False
+
+    def size(self, path: str) -> int:
+        with self._errors(path):
+            return obstore.head(self._store, self._prefix + path)["size"]
+
+    def read(self, path: str) -> bytes:
+        with self._errors(path):
+            return bytes(obstore.get(self._store, self._prefix + path).bytes())
+
+    def local(self, path: str, size: int) -> Path:
+        target = self._cache / path
+        with suppress(FileNotFoundError):
+            if target.stat().st_size == size:
+                return target
+        check_size(self, path, self.size(path), size)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            self._download(path, temporary, size)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._tidy(path)
+        return target
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[Sink]:
+        try:  # not _errors: what the block itself raises may be a FileNotFoundError of its own
+            with obstore.open_writer(
+                self._store, self._prefix + path, buffer_size=PART_BYTES, max_concurrency=CONNECTIONS
+            ) as file:  # which aborts the upload when the block raises
+                yield Sink(_Copying(file))
+        except BaseError as error:
+            raise self._access_error(path, error) from error
+
+    def sync(self, folder: str) -> None:
+        """Nothing: an object is durable when its upload has ended."""
+
+    def put_new(self, path: str, data: bytes) -> None:
+        # A put whose answer was lost is sent again by obstore and finds its own object: the id tells it from another's.
+        put_id = uuid.uuid4().hex
+        while True:
+            try:
+                with self._errors(path):
+                    obstore.put(self._store, self._prefix + path, data, mode="create", attributes={_PUT_ID: put_id})
+                return
+            except FileExistsError:
+                with suppress(MissingFileError), self._errors(path):  # missing: the other put failed, so try again
+                    if obstore.get(self._store, self._prefix + path).attributes.get(_PUT_ID) == put_id:
+                        return
+                    raise
+
+    def delete(self, path: str) -> None:
+        with suppress(MissingFileError), self._errors(path):
+            obstore.delete(self._store, self._prefix + path)
+        (self._cache / path).unlink(missing_ok=True)
+
+    def delete_folder(self, folder: str) -> None:
+        paths = [self._prefix + entry.path for entry in self.entries(folder)]
+        with suppress(MissingFileError), self._errors(folder):
+            obstore.delete(self._store, paths)
+        shutil.rmtree(self._cache / folder, ignore_errors=True)
+
+    def scratch(self) -> Path:
+        return Path(tempfile.gettempdir())
+
+    def _download(self, path: str, temporary: Path, size: int) -> None:
+        """Copy an object in ranges, several at once; memory is bounded by CONNECTIONS x RANGE_BYTES."""
+
+        def fetch(start: int) -> None:
+            with self._errors(path):
+                stop = min(start + RANGE_BYTES, size)
+                data = memoryview(obstore.get_range(self._store, self._prefix + path, start=start, end=stop))
+            while data:
+                written = os.pwrite(file.fileno(), data, start)
+                data, start = data[written:], start + written
+
+        with open(temporary, "xb") as file:
+            pool = ThreadPoolExecutor(CONNECTIONS)
+            try:
+                for _ in pool.map(fetch, range(0, size, RANGE_BYTES)):
+                    pass
+            finally:
+                pool.shutdown(cancel_futures=True)
+            check_size(self, path, os.fstat(file.fileno()).st_size, size)
+            os.fsync(file.fileno())
+
+    def _tidy(self, path: str) -> None:
+        """Drop from the cache what dead downloads left beside a file, and the folders beside its folder that the store
+        has deleted."""
+        folder, outer = (self._cache / path).parent, posixpath.dirname(posixpath.dirname(path))
+        for temporary in folder.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - temporary.stat().st_mtime > TEMPORARY_SECONDS:
+                    temporary.unlink()
+        siblings = {sibling.name for sibling in (self._cache / outer).iterdir() if sibling.is_dir()} - {folder.name}
+        if siblings:  # listed before the store is: a folder was there before it came into the cache
+            for name in siblings - set(self.names(outer)):
+                shutil.rmtree(self._cache / outer / name, ignore_errors=True)  # a file that is mapped stays readable
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        """obstore's errors as those that Storage promises."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if _NO_BUCKET.search(str(error)):
+                raise self._access_error(path, error) from error
+            raise MissingFileError(self.locate(path), "does not exist") from None
+        except AlreadyExistsError:
+            raise FileExistsError(self.locate(path)) from None
+        except BaseError as error:
+            raise self._access_error(path, error) from error
+
+    def _access_error(self, path: str, error: Exception) -> StorageAccessError:
+        remedy = "check the URL's bucket and the environment's credentials, region and endpoint"
+        reason = "the bucket does not exist" if _NO_BUCKET.search(str(error)) else _first_line(error)
+        return StorageAccessError(f"{self.locate(path)}: {reason}: {remedy}")
+
+
+def _first_line(error: Exception) -> str:
+    """obstore's messages go on with the source's debug text."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -1,0 +1,156 @@
+"""Sorting more pairs than memory holds: sorted runs in a temporary file, merged slice by slice of the hash's range."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from embedding_store.index_format import Words
+
+RUN = 1 << 19  # pairs sorted at once: 8 MiB, and as much again while they are sorted
+SPILL_BYTES = 8 << 20  # held in memory before a file is made
+
+
+class Pairs(NamedTuple):
+    """Hashes and what belongs to each."""
+
+    h: Words  # [N]
+    value: Words  # [N]
+
+    def sorted(self) -> Pairs:
+        """By hash, pairs of one hash by value."""
+        order = np.argsort(self.h)  # several times faster than a stable sort
+        h = self.h[order]
+        if bool((h[1:] == h[:-1]).any()):
+            order = np.lexsort((self.value, self.h))
+            h = self.h[order]
+        return Pairs(h, self.value[order])
+
+    def slice(self, start: int, stop: int | None) -> Pairs:
+        """Pairs start .. stop - 1, sharing memory."""
+        return Pairs(self.h[start:stop], self.value[start:stop])
+
+    @staticmethod
+    def joined(parts: Iterable[Pairs]) -> Pairs:
+        """One after the other."""
+        parts = [NO_PAIRS, *parts]
+        return Pairs(np.concatenate([part.h for part in parts]), np.concatenate([part.value for part in parts]))
+
+
+NO_PAIRS = Pairs(np.empty(0, np.uint64), np.empty(0, np.uint64))
+
+
+class Spill:
+    """Words in a temporary file that has no name and ends with the process; a few stay in memory."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._file = tempfile.SpooledTemporaryFile(SPILL_BYTES, dir=str(scratch))  # noqa: SIM115 (lives on)
+        self.words = 0
+
+    def append(self, words: Words) -> None:
+        """Add words at the end."""
+        self._file.seek(8 * self.words)
+        self._file.write(np.ascontiguousarray(words).view(np.uint8).data)
+        self.words += len(words)
+
+    def read(self, start: int, stop: int) -> Words:
+        """A copy of words start .. stop - 1."""
+        self._file.seek(8 * start)
+        return np.frombuffer(self._file.read(8 * (stop - start)), np.uint64)
+
+
+class PairFile:
+    """Pairs written one after the other, read back in chunks."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._spill = Spill(scratch)
+        self._sizes: list[int] = []
+        self.count = 0
+
+    def append(self, pairs: Pairs) -> None:
+        """Add pairs at the end."""
+        self._spill.append(pairs.h)
+        self._spill.append(pairs.value)
+        self._sizes.append(len(pairs.h))
+        self.count += len(pairs.h)
+
+    def __iter__(self) -> Iterator[Pairs]:
+        """The pairs, in the chunks in which they were appended."""
+        start = 0
+        for size in self._sizes:
+            yield Pairs(self._spill.read(start, start + size), self._spill.read(start + size, start + 2 * size))
+            start += 2 * size
+
+
+class Sorter:
+    """Pairs in any order in, pairs by hash and value out. Memory: some runs, whatever the number of pairs, as long as
+    no single hash comes in millions."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._spill = Spill(scratch)
+        self._runs: list[tuple[int, int]] = []  # where each starts in the spill, and its pairs
+        self._pending: list[Pairs] = []
+        self._waiting = 0
+        self.count = 0
+
+    def add(self, pairs: Pairs) -> None:
+        """Take pairs; the arrays must not change afterwards."""
+        self._pending.append(pairs)
+        self._waiting += len(pairs.h)
+        self.count += len(pairs.h)
+        if self._waiting >= RUN:
+            self._spill_run()
+
+    def merged(self, others: Iterable[Pairs] = (), others_count: int = 0) -> Iterator[Pairs]:
+        """All pairs and `others_count` others, which must come sorted; each hash's pairs are in one chunk."""
+        parts = max(1, -(-(self.count + others_count) // RUN))
+        if parts == 1 and not self._runs:
+            yield Pairs.joined([*self._pending, *others]).sorted()
+            return
+        self._spill_run()
+        # Hashes are spread evenly, so that equal parts of their range hold about as many pairs each.
+        bounds = np.array([(2**64 * i) // parts for i in range(1, parts)], np.uint64)
+        cuts = [self._cuts(start, size, bounds) for start, size in self._runs]
+        for part, pieces in enumerate(_sliced(iter(others), bounds)):
+            slices = (self._read(run, cut[part], cut[part + 1]) for run, cut in zip(self._runs, cuts, strict=True))
+            yield Pairs.joined([*pieces, *slices]).sorted()
+
+    def _spill_run(self) -> None:
+        run = Pairs.joined(self._pending).sorted()
+        self._pending, self._waiting = [], 0
+        if len(run.h):
+            self._runs.append((self._spill.words, len(run.h)))
+            self._spill.append(run.h)
+            self._spill.append(run.value)
+
+    def _cuts(self, start: int, size: int, bounds: Words) -> list[int]:
+        h = self._spill.read(start, start + size)
+        return [0, *np.searchsorted(h, bounds).tolist(), size]
+
+    def _read(self, run: tuple[int, int], first: int, stop: int) -> Pairs:
+        start, size = run
+        h = self._spill.read(start + first, start + stop)
+        return Pairs(h, self._spill.read(start + size + first, start + size + stop))
+
+
+def _sliced(chunks: Iterator[Pairs], bounds: Words) -> Iterator[list[Pairs]]:
+    """Sorted chunks cut at the bounds: for each part of the range the pieces that lie in it."""
+    rest = NO_PAIRS
+    for bound in bounds:
+        pieces = []
+        while True:
+            cut = int(np.searchsorted(rest.h, bound))
+            pieces.append(rest.slice(0, cut))
+            rest = rest.slice(cut, None)
+            if len(rest.h):
+                break
+            following = next(chunks, None)
+            if following is None:
+                break
+            rest = following
+        yield pieces
+    yield [rest, *chunks]

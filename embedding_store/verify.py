@@ -1,0 +1,58 @@
+"""Reading all of a snapshot: every byte is as it was written, and index, data files and manifest agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from embedding_store.arrow_files import check_structure
+from embedding_store.errors import InvalidIndexError
+from embedding_store.files import SegmentReader, StoredReader
+from embedding_store.index_format import Ids, unhash
+from embedding_store.index_reader import IndexReader
+from embedding_store.manifest import Manifest
+from embedding_store.mapping import Mapping
+from embedding_store.rows import CHUNK, RowFlags, row_format, scratch_array
+from embedding_store.storage import Storage
+
+
+def verify(
+    storage: Storage,
+    manifest: Manifest,
+    mapping: Mapping,  # of the index and then the data files
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Check the files of a snapshot; `progress` is called with the bytes read and the bytes in all.
+
+    Memory: some chunks; two temporary files hold 9 bytes a stored row.
+
+    Raises:
+        CorruptStoreError: of the class that fits, naming the file.
+    """
+    mapping.check(progress)
+    form = row_format(manifest)
+    for file, start in zip(manifest.data, mapping.starts[1:], strict=True):
+        check_structure(file, mapping.storage[start : start + file.bytes], form, storage.locate(file.path))
+    where = storage.locate(manifest.index.path)
+    flags = RowFlags(manifest.segments, storage.scratch())
+    expected: Ids = scratch_array(manifest.stored_rows, np.int64, storage.scratch())
+    with IndexReader(storage, manifest.index, manifest.rows) as index:
+        for h, locations in index.entries():
+            flags.set(locations, where)
+            expected[flags.positions(locations, where)] = unhash(h, index.header.seed)
+    first, number = 0, 0
+    for file in manifest.data:
+        with StoredReader(storage, file) as reader:
+            for segment in file.segments:
+                part = SegmentReader(reader, segment, form)
+                for start in range(0, segment.rows, CHUNK):
+                    stop = min(start + CHUNK, segment.rows)
+                    found = part.ids(start, stop).numpy()
+                    wrong = (found != expected[first + start : first + stop]) & flags.get(number, start, stop)
+                    if bool(wrong.any()):
+                        row = int(np.flatnonzero(wrong)[0])
+                        led, name = int(expected[first + start + row]), f"row {start + row} of segment {number}"
+                        message = f"leads from id {led} to {name} in {file.path}, which is id {int(found[row])}"
+                        raise InvalidIndexError(where, f"{message}: write the snapshot again")
+                first, number = first + segment.rows, number + 1
