@@ -12,13 +12,10 @@ the machine can only make it slower.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +25,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
+from benchmarks.common import print_record
 from recsys.data.files import ROW_GROUP_ROWS
 from recsys.data.schema import Feature, Label, Schema
 from recsys.data.stream import EventStream
@@ -134,18 +132,14 @@ def main(options: Options) -> None:
         for shuffle_batches in (0, 64):
             figures = measure([file], options, shuffle_batches)
             record = {
-                "benchmark": "input_pipeline",
                 "shuffle_batches": shuffle_batches,
                 "rows": options.rows,
                 "batch_size": options.batch_size,
                 **figures,
                 "file_mib": round(file.stat().st_size / 2**20, 1),
-                "processor": _processor(),
                 "pyarrow": pa.__version__,
-                "torch": torch.__version__,
-                "date": datetime.now(UTC).date().isoformat(),
             }
-            print(json.dumps(record))
+            print_record("input_pipeline", record)
             order = f"shuffled in blocks of {shuffle_batches} batches" if shuffle_batches else "stored order"
             print(
                 f"{order}: {figures['rows_per_second']:,} rows/s on one core, "
@@ -170,11 +164,6 @@ def _times(rng: np.random.Generator, time_ms: NDArray[np.int64], offsets: NDArra
     lengths = np.diff(offsets)
     end = np.repeat(until[np.maximum(offsets[1:], 1) - 1], lengths)
     return np.repeat(time_ms, lengths) - (end - until + gaps)
-
-
-def _processor() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":", 1)[1].strip() if names else platform.processor()
 
 
 if __name__ == "__main__":
