@@ -1,0 +1,55 @@
+"""The store's README: its code runs as it stands, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import embedding_store
+from embedding_store import EmbeddingStore, EntityEmbedding, LiveTable
+from embedding_store.cli import main
+
+FOLDER = Path(embedding_store.__file__).parent
+README = (FOLDER / "README.md").read_text()
+
+
+def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "EmbeddingStore": EmbeddingStore,
+        "EntityEmbedding": EntityEmbedding,
+        "LiveTable": LiveTable,
+        "torch": torch,
+        "ids": torch.arange(100) * 7 - 300,
+        "vectors": torch.randn(100, 64, generator=torch.Generator().manual_seed(0)),
+        "event_times": torch.full((100,), 1_700_000_000_000) + torch.arange(100) * 3_600_000,
+    }
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block, names)
+    assert names["found"].tolist() == [True] * 95 + [False] * 5
+    assert names["count"].tolist() == [2, 4]
+    assert (names["change"].added, names["change"].removed, names["change"].moved) == (0, 5, 10)
+    assert names["versions"].tolist() == [0] + [1] * 24 + [3] * 75  # version 3, the compaction, is of version 2's time
+    assert [snapshot.version for snapshot in names["doomed"]] == [2]  # 1 is tagged, 3 the newest
+    assert names["features"].shape == (100, 33)
+
+
+def test_every_command_exists(capsys: pytest.CaptureFixture[str]):
+    commands = set(re.findall(r"embedding-store (\w+)", README))
+    assert len(commands) == 13
+    for command in commands:
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_the_files_it_names_are_there():
+    named = set(re.findall(r"`([A-Za-z_/]+\.md)`", README))
+    assert named == {"FORMAT.md"}
+    assert (FOLDER / "FORMAT.md").is_file()
