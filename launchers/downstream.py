@@ -10,6 +10,7 @@ def downstream(
     config: str,
     data: str,
     out: str,
+    study: bool = False,
     j: str = "1x2",
     cpu: int = 2,
     gpu: int = 0,
@@ -24,11 +25,12 @@ def downstream(
         config: config of the whole run (TOML)
         data: folder of the prepared events
         out: folder of the run, whose store the rankers read
+        study: the rankers of the daily report, not those of the ablation
         j: nodes x ranks per node
         cpu: CPU cores per node
         gpu: GPUs per node; one rank uses one GPU
         memory: memory per node in MB
         image: container image, for schedulers that run containers
     """
-    arguments = ("downstream", "--config", config, "--data", data, "--out", out)
+    arguments = ["downstream", "--config", config, "--data", data, "--out", out, *(["--study"] if study else [])]
     return recsys_job("downstream", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

@@ -11,13 +11,16 @@ def refresh(
     name: str,
     data: str,
     out: str,
+    day: str = "",
+    cold: bool = False,
+    every: bool = False,
     j: str = "1x2",
     cpu: int = 2,
     gpu: int = 0,
     memory: int = 8192,
     image: str = torchx.IMAGE,
 ) -> specs.AppDef:
-    """Embed an upstream's users and items and publish the vectors.
+    """One refresh cycle of an upstream: train on its next day, embed, aggregate, publish, tag.
 
     `torchx run -s local_cwd launchers/refresh.py:refresh --config C.toml --name ctr --data D --out O -j 1x2`
 
@@ -26,11 +29,17 @@ def refresh(
         name: name of the upstream in that config
         data: folder of the prepared events
         out: folder of the run
+        day: ISO date of the cycle to run; empty: whichever is due
+        cold: train from scratch, in a new space
+        every: go on until no day is due
         j: nodes x ranks per node
         cpu: CPU cores per node
         gpu: GPUs per node; one rank uses one GPU
         memory: memory per node in MB
         image: container image, for schedulers that run containers
     """
-    arguments = ("refresh", "--config", config, "--name", name, "--data", data, "--out", out)
+    arguments = ["refresh", "--config", config, "--name", name, "--data", data, "--out", out]
+    arguments += ["--day", day] if day else []
+    arguments += ["--cold"] if cold else []
+    arguments += ["--every"] if every else []
     return recsys_job(f"refresh-{name}", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from recsys.config import ConfigError, DownstreamConfig, RunConfig, UpstreamConfig
+from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.downstream.ranking import downstream_schema, populations
-from recsys.refresh.embed import entity_schema
+from recsys.downstream.study import study_downstream
+from recsys.refresh.arms import ENTITIES
+from recsys.refresh.days import find_day, window
+from recsys.refresh.embed import entity_schema, last_events, source_files
 from recsys.upstream import upstream_schema
 
 
@@ -29,6 +33,60 @@ def check_run(config: RunConfig, data: Path) -> None:
             _check_disjoint(seen, {f"{name}.{part}": files for part, files in splits.items()})
     if config.retrieval is not None and config.retrieval.label:
         downstream_schema(config.downstream, data, (config.retrieval.label,))
+
+
+def check_daily(config: RunConfig, data: Path, *, follow: bool = False) -> list[str]:
+    """Check everything that a replay of days will read; footers are opened, and the source's times.
+
+    A day's rows are learned from by an upstream and may be in a ranker's split as well: every arm reads the vectors as
+    of the event's own time, and those of its day are as of the day's end. What is refused is a source that reaches
+    into the days, since the first snapshots would know them.
+
+    Args:
+        config: with a `daily` section.
+        data: folder of the events.
+        follow: days may be missing, they are waited for.
+
+    Returns:
+        the days from `daily.first` to `daily.last` that are not there.
+
+    Raises:
+        ConfigError: a name in the config that its schema lacks, or too few rows for one step on every rank.
+        SchemaError, DataError: a schema or a file that does not fit, a source that reaches into the days, or no day.
+    """
+    daily = config.days()
+    days = {day: find_day(data, daily, day) for day in daily.all_days()}
+    there = {day: files for day, files in days.items() if files}
+    if not there and not follow:
+        raise DataError(f"no day from {daily.first} to {daily.last} matches daily.events = {daily.events!r} in {data}")
+    for upstream in config.upstreams:
+        _check_upstream(upstream, config.ranks, data)
+        _check_days(upstream, config, there, data)
+    if not follow or all(days.values()):
+        _check_downstream("daily", study_downstream(config, data), data)
+    return [day for day, files in days.items() if not files]
+
+
+def _check_days(upstream: UpstreamConfig, config: RunConfig, there: Mapping[str, list[Path]], data: Path) -> None:
+    """The source and the days are one log: one schema, the days after the source, and each of at least one step."""
+    daily, schema = config.days(), upstream_schema(upstream, data)
+    source = find_files(data, upstream.source.events)
+    check_files([*source, *(path for files in there.values() for path in files)], schema)
+    needed = upstream.training.batch_size * config.ranks
+    for day, files in there.items():
+        rows = check_files(files, schema)
+        if rows < needed:
+            raise ConfigError(
+                f"day {day} has {rows} rows, less than one step of {config.ranks} ranks x "
+                f"{upstream.training.batch_size}: lower upstreams.{upstream.name}.training.batch_size or ranks"
+            )
+    newest = max(last_events(source_files(data, upstream.source, owner), schema, owner).as_of for owner in ENTITIES)
+    start, _ = window(daily, daily.first)
+    if newest > start:
+        raise DataError(
+            f"the newest row of upstreams.{upstream.name}.source is of {newest} ms, but daily.first = {daily.first} "
+            f"begins at {start} ms: its first snapshots would know the days that follow. End the source before"
+        )
 
 
 def _check_upstream(upstream: UpstreamConfig, ranks: int, data: Path) -> None:

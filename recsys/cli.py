@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from recsys.config import RunConfig
+from recsys.refresh.errors import GateRefusedError
 
 # Rooms are imported inside the functions: `recsys --help` answers at once, and a launcher loads no model.
 
@@ -89,48 +90,98 @@ def upstream(*, config: Path, name: str, data: Path, out: Path) -> None:
     train_upstream(RunConfig.load(config), name, data, out)
 
 
-def refresh(*, config: Path, name: str, data: Path, out: Path) -> None:
-    """Embed the entities of one upstream and publish user_<name> and item_<name>; one rank of a job.
+def refresh(
+    *,
+    config: Path,
+    name: str,
+    data: Path,
+    out: Path,
+    day: str | None = None,
+    cold: bool = False,
+    every: bool = False,
+) -> None:
+    """Run one cycle of one upstream: train on its next day, embed, aggregate, publish, tag; one rank of a job.
+
+    The first cycle publishes what the upstream learned from its source. Exit code 3: a gate refused the tag.
 
     Args:
         config: The run's TOML config.
         name: Which upstream of the config.
         data: Folder of the prepared data.
         out: Folder of the run.
+        day: Run the cycle of this day (ISO date), not whichever is due.
+        cold: Train from scratch on the source and all days, in a new space.
+        every: Go on until no day is due; a refused tag then shows in the records alone, not in the exit code.
     """
-    from recsys.refresh.publish import refresh_upstream
+    from recsys.refresh.cycle import refresh_upstream
 
-    refresh_upstream(RunConfig.load(config), name, data, out)
+    records = refresh_upstream(RunConfig.load(config), name, data, out, day=day, cold=cold, every=every)
+    reasons = [reason for record in records for reason in record.gates]
+    if reasons and not every:
+        raise GateRefusedError(f"published, but not tagged: {'; '.join(reasons)}")
 
 
-def downstream(*, config: Path, data: Path, out: Path) -> None:
+def daily(
+    recipe: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    data: Path | None = None,
+    out: Path,
+    follow: bool = False,
+    set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
+) -> None:
+    """Replay days: refresh the upstreams day by day, then report what each way of averaging, and refreshing, was worth.
+
+    Stopped, it goes on where it was when the same command is given again. Exit code 3: a gate refused a tag.
+
+    Args:
+        recipe: kuairand, synthetic, synthetic-small, or the path of a TOML config with a [daily] section.
+        data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
+        out: Folder of the run: store, checkpoints, daily.json, daily.html.
+        follow: Wait for days that are not there yet, until the last one is.
+        set_: Change one value of the config, `path=value`; may be repeated: --set daily.last=2022-05-01
+    """
+    from recsys.refresh.daily import run_daily
+
+    refused = run_daily(recipe, data, out, set_, follow=follow)
+    if refused:
+        raise GateRefusedError("published, but not tagged:\n  " + "\n  ".join(refused))
+
+
+def downstream(*, config: Path, data: Path, out: Path, study: bool = False) -> None:
     """Train the rankers with and without the store's vectors; one rank of a job.
 
     Args:
         config: The run's TOML config.
         data: Folder of the prepared data.
         out: Folder of the run.
+        study: The rankers of the daily report, not those of the ablation.
     """
     from recsys.downstream.ranking import train_rankers
+    from recsys.downstream.study import train_study
 
-    train_rankers(RunConfig.load(config), data, out)
+    (train_study if study else train_rankers)(RunConfig.load(config), data, out)
 
 
 def report(*, out: Path) -> None:
-    """Print the report of a finished run.
+    """Print the report of a finished run: the ablation's, or that of the days.
 
     Args:
         out: Folder of the run.
     """
+    from recsys.evaluate.daily import load_daily
     from recsys.evaluate.report import load_report
-    from recsys.evaluate.terminal import print_report
+    from recsys.evaluate.terminal import print_daily, print_report
 
-    print_report(load_report(out))
+    if (out / "daily.json").is_file():
+        print_daily(load_daily(out))
+    else:
+        print_report(load_report(out))
 
 
 def main() -> None:
-    """Entry point. Errors that a user can mend are one line and exit code 2."""
-    commands = {f.__name__: f for f in (demo, run, prepare, report, upstream, refresh, downstream)}
+    """Entry point. Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3."""
+    commands = {f.__name__: f for f in (demo, run, daily, prepare, report, upstream, refresh, downstream)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)
     except KeyboardInterrupt:
@@ -140,8 +191,10 @@ def main() -> None:
         ours = type(error).__module__.startswith(("recsys.", "embedding_store."))
         if not ours and not isinstance(error, OSError):  # a missing file or a full disk is no fault of the program
             raise  # its traceback is wanted
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        refused = isinstance(error, GateRefusedError)
+        kind = "refused" if refused else "error"
+        print(f"{kind}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        raise SystemExit(3 if refused else 2) from None
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # One rank of a job, its work on disk: gloo's threads outlive destroy_process_group and, rarely, abort the
         # interpreter while it ends ("terminate called without an active exception").

@@ -7,7 +7,7 @@ with the first stage that is not done.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from recsys.evaluate.collect import collect_results
 from recsys.evaluate.report import build_report, write_report
 from recsys.evaluate.terminal import print_report
 from recsys.jobs import run_job
-from recsys.recipes import RECIPES
+from recsys.recipes import RECIPES, Recipe
 from recsys.stages import is_done, record
 
 CONFIG = "config.toml"
@@ -38,8 +38,23 @@ def run_recipe(recipe: str, data: Path | None, out: Path, assignments: tuple[str
         DataError, SchemaError: the data do not fit; before anything is trained.
         JobError: a job failed.
     """
-    if recipe in RECIPES:
-        entry = RECIPES[recipe]
+    config, prepared = open_run(recipe, RECIPES, data, out, assignments)
+    run_config(config, prepared, out)
+
+
+def open_run(
+    recipe: str, recipes: Mapping[str, Recipe], data: Path | None, out: Path, assignments: tuple[str, ...]
+) -> tuple[RunConfig, Path]:
+    """Claim the folder of a run for its config, and prepare the data of a recipe unless they are.
+
+    Returns:
+        the config, and the folder that its paths are relative to.
+
+    Raises:
+        ConfigError, DataError: see `run_recipe`.
+    """
+    if recipe in recipes:
+        entry = recipes[recipe]
         config, prepared = override(entry.config(), assignments), out / "data"
         _claim(config, out)
         _timed(out, "prepare", lambda: entry.prepare(data, prepared))
@@ -49,8 +64,8 @@ def run_recipe(recipe: str, data: Path | None, out: Path, assignments: tuple[str
         config, prepared = override(RunConfig.load(recipe), assignments), data
         _claim(config, out)
     else:
-        raise ConfigError(f"recipe {recipe!r} is unknown; use {', '.join(RECIPES)}, or the path of a TOML config")
-    run_config(config, prepared, out)
+        raise ConfigError(f"recipe {recipe!r} is unknown; use {', '.join(recipes)}, or the path of a TOML config")
+    return config, prepared
 
 
 def run_config(config: RunConfig, data: Path, out: Path) -> None:
@@ -61,19 +76,23 @@ def run_config(config: RunConfig, data: Path, out: Path) -> None:
         JobError: a job failed.
     """
     check_run(config, data)
-    ranks = _ranks(config)
-    common = ("--config", str(out / CONFIG), "--data", str(data), "--out", str(out))
+    ranks, common = ranks_here(config), job_arguments(data, out)
     for upstream in config.upstreams:
-        _job(out, f"upstream-{upstream.name}", ("upstream", "--name", upstream.name, *common), ranks)
-        _job(out, f"refresh-{upstream.name}", ("refresh", "--name", upstream.name, *common), ranks)
-    _job(out, "downstream", ("downstream", *common), ranks)
+        job(out, f"upstream-{upstream.name}", ("upstream", "--name", upstream.name, *common), ranks)
+        job(out, f"refresh-{upstream.name}", ("refresh", "--name", upstream.name, *common), ranks)
+    job(out, "downstream", ("downstream", *common), ranks)
     report = build_report(collect_results(config, data, out))
     write_report(report, out)
     print_report(report)
     print(f"\nreport: {out / 'report.html'}  (figures: {out / 'report.json'})")
 
 
-def _ranks(config: RunConfig) -> int:
+def job_arguments(data: Path, out: Path) -> tuple[str, ...]:
+    """What every job of a run is told."""
+    return ("--config", str(out / CONFIG), "--data", str(data), "--out", str(out))
+
+
+def ranks_here(config: RunConfig) -> int:
     """The config's ranks, or one a GPU where this machine has GPUs, but fewer of them."""
     gpus = torch.cuda.device_count()
     if not 0 < gpus < config.ranks:
@@ -92,7 +111,8 @@ def _claim(config: RunConfig, out: Path) -> None:
     config.save(path)
 
 
-def _job(out: Path, name: str, arguments: tuple[str, ...], ranks: int) -> None:
+def job(out: Path, name: str, arguments: tuple[str, ...], ranks: int) -> None:
+    """Run a stage's job, unless it has come to its end before. Raises JobError if it fails."""
     if is_done(out, name):
         print(f"{name}: done before")
         return

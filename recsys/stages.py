@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -32,6 +33,25 @@ def stage(out: Path, name: str, environment: Environment, *, part: int = 0, part
     dist.all_reduce(peak)
     if environment.is_main:
         _record(out, name, time.monotonic() - start, int(peak), part, parts)
+
+
+@contextmanager
+def exclusive(folder: Path, environment: Environment) -> Iterator[None]:
+    """Let one job at a time work in `folder`; another one waits until it has ended, however it ends. A collective.
+
+    A job whose launcher was killed may still be running when the same command is given again.
+    """
+    with ExitStack() as held:
+        if environment.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context((folder / "lock").open("w"))  # the lock goes with the process, or here
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another job that works in {folder}", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        dist.barrier()
+        yield
 
 
 def record(out: Path, name: str, seconds: float) -> None:

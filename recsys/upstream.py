@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recsys.config import RunConfig, UpstreamConfig
+from recsys.config import RunConfig, TrainConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
-from recsys.stages import stage, write_json
-from recsys.train.distributed import process_group
-from recsys.train.trainer import fit
+from recsys.stages import exclusive, stage, write_json
+from recsys.train.distributed import Environment, process_group
+from recsys.train.trainer import TrainResult, fit
 
 _SCAN_ROWS = 65_536
 """Rows of ids and labels that are read at once."""
@@ -34,34 +34,61 @@ def train_upstream(config: RunConfig, name: str, data: Path, out: Path) -> None:
     upstream = config.upstream(name)
     schema = upstream_schema(upstream, data)
     files = find_files(data, upstream.source.events)
-    training = upstream.training
-    with process_group() as environment, stage(out, f"upstream-{name}", environment):
-        stream = EventStream(
-            files,
-            schema,
-            batch_size=training.batch_size,
-            rank=environment.rank,
-            world_size=environment.world_size,
-            shuffle_batches=training.shuffle_batches,
-            seed=training.seed,
-            epochs=training.epochs,
-        )
-        tasks = [label.name for label in schema.labels]
-        torch.manual_seed(training.seed)
-        frequencies = count_positives(files, schema, upstream.loss.contrastive_label or tasks[0])
-        model = DERM(schema, upstream.model, tasks)
-        result = fit(
-            DermTask(model, upstream.loss, tasks, frequencies),
-            stream,
-            training,
-            environment,
-            tasks=tasks,
-            out=upstream_folder(out, name),
-            title=f"upstream {name}",
-        )
+    folder = upstream_folder(out, name)
+    with (
+        process_group() as environment,
+        exclusive(folder, environment),
+        stage(out, f"upstream-{name}", environment),
+    ):
+        result = train_on(files, schema, upstream, upstream.training, environment, out=folder, title=f"upstream {name}")
         if environment.is_main:
             record = {"steps": result.steps, "input_wait_fraction": result.input_wait_fraction}
-            write_json(upstream_folder(out, name) / "result.json", record)
+            write_json(folder / "result.json", record)
+
+
+def train_on(
+    files: Sequence[Path],
+    schema: Schema,
+    upstream: UpstreamConfig,
+    training: TrainConfig,
+    environment: Environment,
+    *,
+    out: Path,
+    title: str | None,
+    start: Path | None = None,
+) -> TrainResult:
+    """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
+
+    A collective. Where `out` has a checkpoint, continue from that.
+
+    Args:
+        files: events, in time order.
+        schema: from `upstream_schema`.
+        upstream: network and loss.
+        training: the run; `upstream.training`, or other passes over the events.
+        environment: this rank.
+        out: folder of the run's checkpoints and figures.
+        title: name of the run in the terminal; None: quiet.
+        start: the checkpoint to begin with: model and optimizer.
+
+    Raises:
+        DataError, PlanError, LossError, CheckpointError: as their rooms say.
+    """
+    stream = EventStream(
+        files,
+        schema,
+        batch_size=training.batch_size,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        shuffle_batches=training.shuffle_batches,
+        seed=training.seed,
+        epochs=training.epochs,
+    )
+    tasks = [label.name for label in schema.labels]
+    torch.manual_seed(training.seed)
+    frequencies = count_positives(files, schema, upstream.loss.contrastive_label or tasks[0])
+    task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
+    return fit(task, stream, training, environment, tasks=tasks, out=out, start=start, title=title)
 
 
 def upstream_folder(out: Path, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 Two sources are written. `history` is everything before 25 April 2022 (China time) and is what the upstream models learn
 from; `impressions` is 25 April to 8 May and is what the rankers train, tune and are tested on. No row of the second is
-seen by a model trained on the first.
+seen by a model trained on the first, unless `recsys daily` lets it go on with them, day by day.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def prepare_kuairand(source: Path, out: Path) -> None:
     )
     with replacing_folder(out / "history") as history, replacing_folder(out / "impressions") as impressions:
         _write_history(history, watched, users, items)
-        _write_impressions(impressions, events, users, items)
+        _write_impressions(impressions, events, watched, users, items)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,24 @@ def _past_columns(watched: Watched, user: NDArray, time: NDArray, unseen: NDArra
     return columns
 
 
-def _write_impressions(folder: Path, events: pa.Table, users: pa.Table, items: pa.Table) -> None:
+def _past_of_impressions(watched: Watched, events: pa.Table) -> dict[str, pa.Array]:
+    """The history's columns for each impression: what its user had done before it, in the history and since."""
+    user, time = events["user_id"].to_numpy(), events["time_ms"].to_numpy()
+    whole = Watched(
+        user=np.concatenate([watched.user, user]),
+        item=np.concatenate([watched.item, events["video_id"].to_numpy()]),
+        time=np.concatenate([watched.time, time]),
+        long_view=np.concatenate([watched.long_view, events["long_view"].to_numpy() == 1]),
+        liked=np.concatenate([watched.liked, events["is_like"].to_numpy() == 1]),
+        unseen=np.concatenate([watched.unseen, np.zeros(len(user), np.int64)]),
+    )
+    known, first = np.unique(watched.user, return_index=True)
+    at = np.minimum(np.searchsorted(known, user), len(known) - 1)
+    unseen = np.where(known[at] == user, watched.unseen[first[at]], 0)
+    return _past_columns(whole, user, time, unseen)
+
+
+def _write_impressions(folder: Path, events: pa.Table, watched: Watched, users: pa.Table, items: pa.Table) -> None:
     time = events["time_ms"].to_numpy()
     local = time + CHINA_MS
     log = pa.table(
@@ -227,6 +244,7 @@ def _write_impressions(folder: Path, events: pa.Table, users: pa.Table, items: p
             "long_view_any": events["long_view"],
             **{name: events[name] for name in FEEDBACK},
             "play_time_ms": events["play_time_ms"],
+            **_past_of_impressions(watched, events),
         }
     )
     labels = (

@@ -38,7 +38,8 @@ POSITIONS = 8
 _TASTE_DIM = 4
 _NEED_DIM = 3
 _GROUP_SHARE = 0.4  # of a factor's variance, common to the taste group, category, segment or brand
-_DRIFT = 0.1  # step of the users' random walk; after 7 days the cosine to the old factor is 0.965
+DRIFT = 0.1
+"""Daily step of the users' random walk; after 7 days the cosine to the old factor is 0.965."""
 _CANDIDATES = 24
 _CLICK_BIAS = (-1.9, -1.5)
 _CONVERSION_BIAS = (-1.9, -1.5)
@@ -128,8 +129,13 @@ def populate(users: int, items: int, days: int, rng: np.random.Generator) -> Pop
     )
 
 
-def simulate(people: Population, days: int, events_per_day: int, rng: np.random.Generator) -> Iterator[Log]:
-    """Yield the impressions of each day: `events_per_day` of them, in time order."""
+def simulate(
+    people: Population, days: int, events_per_day: int, rng: np.random.Generator, drift: float = DRIFT
+) -> Iterator[Log]:
+    """Yield the impressions of each day: `events_per_day` of them, in time order.
+
+    Between two days each user's factors turn by a random step of `drift`: their cosine is sqrt(1 - drift^2).
+    """
     taste, need = people.user_taste, people.user_need
     surface_weights = np.exp(0.3 * rng.standard_normal((SURFACES, _TASTE_DIM)))
     for day in range(days):
@@ -163,7 +169,7 @@ def simulate(people: Population, days: int, events_per_day: int, rng: np.random.
         click = rng.random(len(item)) < oracle_click
         conversion = click & (rng.random(len(item)) < oracle_conversion)
         yield Log(user, item, time, surface, position, click, conversion, oracle_click, oracle_conversion)
-        taste, need = _drift(taste, rng), _drift(need, rng)
+        taste, need = _drift(taste, drift, rng), _drift(need, drift, rng)
 
 
 def scramble(index: NDArray[np.int64], salt: int) -> NDArray[np.int64]:
@@ -216,8 +222,8 @@ def _factors(centres: NDArray[np.float64], rng: np.random.Generator) -> NDArray[
     return np.sqrt(_GROUP_SHARE) * centres + np.sqrt(1 - _GROUP_SHARE) * own
 
 
-def _drift(factors: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    return np.sqrt(1 - _DRIFT**2) * factors + _DRIFT * rng.standard_normal(factors.shape)
+def _drift(factors: NDArray[np.float64], step: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    return np.sqrt(1 - step**2) * factors + step * rng.standard_normal(factors.shape)
 
 
 def _lifetimes(count: int, days: int, rng: np.random.Generator) -> NDArray[np.int64]:

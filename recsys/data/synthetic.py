@@ -30,6 +30,7 @@ from recsys.data.market import (
     DAY_MS,
     DAY_ZERO_MS,
     DEVICES,
+    DRIFT,
     POSITIONS,
     SURFACES,
     Log,
@@ -129,12 +130,14 @@ def prepare_synthetic(
     days: int = DAYS,
     events_per_day: int = 20_000,
     upstream_days: int = UPSTREAM_DAYS,
+    drift: float = DRIFT,
     seed: int = 0,
 ) -> None:
     """Simulate a market and write it to `out/market`, replacing one that is there only when all is written.
 
     About a quarter of the impressions are clicked and a quarter of the clicks convert: more than a real market shows,
-    so that two test days hold enough conversions for an interval. Equal arguments give equal data.
+    so that two test days hold enough conversions for an interval. `drift` is how far users' tastes move in a day, see
+    `market.simulate`. Equal arguments give equal data.
 
     Raises:
         ValueError: a size is too small to hold a market; the message names it.
@@ -150,9 +153,10 @@ def prepare_synthetic(
     ):
         _require(value >= least, f"{name} is {value}; use {least} or more")
     _require(upstream_days <= days, f"upstream_days is {upstream_days}; use at most days = {days}")
+    _require(0 <= drift <= 1, f"drift is {drift}; use a step from 0 to 1")
     rng = np.random.default_rng(seed)
     people = populate(users, items, days, rng)
-    log = Log.concatenate(list(simulate(people, days, events_per_day, rng)))
+    log = Log.concatenate(list(simulate(people, days, events_per_day, rng, drift)))
     columns = _Columns(people, log)
     with replacing_folder(Path(out) / FOLDER) as folder:
         market_schema().save(folder / "schema.toml")

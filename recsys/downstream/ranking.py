@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,15 +37,19 @@ class Ranker:
     """One ranker of the ablation, and the file its predictions go to."""
 
     population: str
-    """`tasks` (all events) or `fragment` (one surface alone)."""
+    """`tasks` (all events) or `fragment` (one surface alone) of the ablation, or `daily`: see study.py."""
     task: str
     arm: str
     series: tuple[str, ...]
     """The series it reads."""
     seed: int
+    once: bool = False
+    """Whether it reads the series' first snapshots alone."""
 
     def path(self, out: Path) -> Path:
-        return out / "downstream" / self.population / self.task / f"{self.arm}-{self.seed}.npz"
+        """Where its test predictions go."""
+        folder = out / "daily" / "rankers" if self.population == "daily" else out / "downstream" / self.population
+        return folder / self.task / f"{self.arm}-{self.seed}.npz"
 
 
 def ablation_arms(upstreams: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -90,35 +94,51 @@ def downstream_schema(downstream: DownstreamConfig, data: Path, labels: tuple[st
 
 
 def train_rankers(config: RunConfig, data: Path, out: Path) -> None:
+    """Train every ranker of the ablation that has not left its predictions yet.
+
+    Raises:
+        SchemaError, DataError, KeyError: a file, feature, label or series is not there.
+    """
+    train_each(list(all_rankers(config)), populations(config), data, out, "downstream")
+
+
+def train_each(
+    rankers: Sequence[Ranker], downstreams: Mapping[str, DownstreamConfig], data: Path, out: Path, name: str
+) -> None:
     """Train every ranker that has not left its predictions yet.
 
     The rankers are many, small and independent: each rank of the job trains its share of them alone.
+
+    Args:
+        rankers: all of them, on every rank.
+        downstreams: population -> its config.
+        data: folder of the events.
+        out: folder of the run.
+        name: of the stage.
 
     Raises:
         SchemaError, DataError, KeyError: a file, feature, label or series is not there.
     """
     part, parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    with process_group(alone=True) as environment, stage(out, "downstream", environment, part=part, parts=parts):
-        for downstream in populations(config).values():
-            _check_visible(config, downstream, data, out)
-        rankers = list(all_rankers(config))
+    with process_group(alone=True) as environment, stage(out, name, environment, part=part, parts=parts):
+        for population, downstream in downstreams.items():
+            series = dict.fromkeys(n for ranker in rankers if ranker.population == population for n in ranker.series)
+            _check_visible(list(series), downstream, data, out)
         for number, ranker in list(enumerate(rankers, start=1))[part::parts]:
             if ranker.path(out).is_file():
                 continue
-            score = train_ranker(ranker, populations(config)[ranker.population], data, out, environment)
-            name = f"{ranker.population}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
-            print(f"ranker {number}/{len(rankers)} {name}: validation ne {score:.4f}", flush=True)
+            score = train_ranker(ranker, downstreams[ranker.population], data, out, environment)
+            which = f"{ranker.population}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
+            print(f"ranker {number}/{len(rankers)} {which}: validation ne {score:.4f}", flush=True)
 
 
-def _check_visible(config: RunConfig, downstream: DownstreamConfig, data: Path, out: Path) -> None:
+def _check_visible(names: Sequence[str], downstream: DownstreamConfig, data: Path, out: Path) -> None:
     """Refuse to train on events that all lie before the first snapshot: no training row could read a vector."""
     schema = downstream_schema(downstream, data, ()).select(features=())
     stream = EventStream(find_files(data, downstream.train), schema, batch_size=65_536, drop_last=False)
     newest = max(int(batch.timestamps.max()) for batch in stream)
     store = EmbeddingStore(store_folder(out))
-    for name in dict.fromkeys(
-        name for arm in ablation_arms([u.name for u in config.upstreams]).values() for name in arm
-    ):
+    for name in names:
         first = min((snapshot.as_of for snapshot in store.series(name).history()), default=None)
         if first is not None and newest < first + downstream.publish_delay_ms:
             raise DataError(
@@ -138,7 +158,9 @@ def train_ranker(
     """
     label = downstream.tasks[ranker.task]
     schema = downstream_schema(downstream, data, (label,))
-    features = StoreFeatures(EmbeddingStore(store_folder(out)), ranker.series, downstream.publish_delay_ms)
+    features = StoreFeatures(
+        EmbeddingStore(store_folder(out)), ranker.series, downstream.publish_delay_ms, once=ranker.once
+    )
     training = downstream.training
 
     def stream(patterns: tuple[str, ...], *, epochs: int) -> EventStream:

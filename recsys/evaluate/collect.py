@@ -42,7 +42,7 @@ def collect_results(config: RunConfig, data: Path, out: Path) -> RunResults:
     for population, downstream in populations(config).items():
         rankers = [ranker for ranker in all_rankers(config) if ranker.population == population]
         scores[population] = {
-            task: _task_scores([r for r in rankers if r.task == task], downstream, data, out)
+            task: task_scores([r for r in rankers if r.task == task], downstream, data, out)
             for task in downstream.tasks
         }
     stages = read_stages(out)
@@ -60,7 +60,7 @@ def collect_results(config: RunConfig, data: Path, out: Path) -> RunResults:
             for owner in ("user", "item")
         },
         retrieval=_retrieval(config, data, store),
-        rows=_split_rows(config.downstream, data),
+        rows=split_rows(config.downstream, data),
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         # The launching process is alive beside whichever job is the largest.
         peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
@@ -68,7 +68,8 @@ def collect_results(config: RunConfig, data: Path, out: Path) -> RunResults:
     )
 
 
-def _task_scores(rankers: list[Ranker], downstream: DownstreamConfig, data: Path, out: Path) -> TaskScores:
+def task_scores(rankers: list[Ranker], downstream: DownstreamConfig, data: Path, out: Path) -> TaskScores:
+    """What the rankers of one task predicted, arm by arm in their order."""
     logits: dict[str, list[NDArray]] = {}
     for ranker in rankers:
         predictions = read_predictions(ranker.path(out))
@@ -156,7 +157,8 @@ def _positives(
     return np.concatenate(users), np.concatenate(items)
 
 
-def _split_rows(downstream: DownstreamConfig, data: Path) -> dict[str, int]:
+def split_rows(downstream: DownstreamConfig, data: Path) -> dict[str, int]:
+    """Split -> its number of events."""
     schema = downstream_schema(downstream, data, tuple(downstream.tasks.values()))
     splits = {"train": downstream.train, "validation": downstream.validation, "test": downstream.test}
     return {name: check_files(find_files(data, patterns), schema) for name, patterns in splits.items()}

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page, rendered from the document of `report.json` alone."""
+"""One self-contained page, `report.html`, rendered from the document of `report.json` alone; what all pages share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,30 @@ POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
 
 
 def render_page(report: Mapping[str, Any]) -> str:
-    """The page as HTML: styles and images inside, nothing fetched from elsewhere; every text is escaped.
+    """The page as HTML.
 
     Args:
         report: the document that `recsys.evaluate.report` describes; parts that are absent are left out of the page.
+    """
+    return render(
+        "report.html",
+        report=report,
+        headline=wording.headline(report),
+        best={task: wording.best_arm(arms) for task, arms in report["tasks"].items()},
+        populations=POPULATIONS,
+        arm_title=lambda arm: wording.arm_title(arm, report["upstreams"]),
+        cutoffs=retrieval_cutoffs(report),
+        lift_images={task: _lift_image(report, task) for task in report["tasks"]},
+        gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
+        curve_images={name: _curve_images(name, run) for name, run in report["upstreams"].items()},
+        config=tomli_w.dumps(without_none(report["config"])),
+    )
+
+
+def render(template: str, **context: Any) -> str:
+    """One of this package's templates as HTML: styles and images inside, nothing fetched from elsewhere.
+
+    Every text of `context` is escaped; a name that a template misses is an error. Functions of `wording` are filters.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("recsys.evaluate", package_path=""),
@@ -39,18 +59,13 @@ def render_page(report: Mapping[str, Any]) -> str:
         wording.verdict,
     )
     environment.filters.update({helper.__name__: helper for helper in helpers})
-    return environment.get_template("report.html").render(
-        report=report,
-        headline=wording.headline(report),
-        best={task: wording.best_arm(arms) for task, arms in report["tasks"].items()},
-        populations=POPULATIONS,
-        arm_title=lambda arm: wording.arm_title(arm, report["upstreams"]),
-        cutoffs=retrieval_cutoffs(report),
-        lift_images={task: _lift_image(report, task) for task in report["tasks"]},
-        gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
-        curve_images={name: _curve_images(name, run) for name, run in report["upstreams"].items()},
-        config=tomli_w.dumps(without_none(report["config"])),
-    )
+    return environment.get_template(template).render(**context)
+
+
+def image(svg: str, alt: str) -> Markup:
+    """An SVG as an element that holds it; as an <img>, its ids and styles stay its own."""
+    data = base64.b64encode(svg.encode()).decode()
+    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(alt, data)
 
 
 def retrieval_cutoffs(report: Mapping[str, Any]) -> list[str]:
@@ -74,7 +89,7 @@ def _lift_image(report: Mapping[str, Any], task: str) -> Markup:
             groups[population] = {wording.arm_title(arm, report["upstreams"]): entry for arm, entry in lifts.items()}
     if not groups:
         return Markup()
-    return _image(plots.lift_plot(groups), f"ROC-AUC lifts of the {wording.title(task)} ranker with 95 % intervals")
+    return image(plots.lift_plot(groups), f"ROC-AUC lifts of the {wording.title(task)} ranker with 95 % intervals")
 
 
 def _gap_image(report: Mapping[str, Any], task: str) -> Markup:
@@ -82,15 +97,9 @@ def _gap_image(report: Mapping[str, Any], task: str) -> Markup:
     if not closed:
         return Markup()
     titled = {wording.arm_title(arm, report["upstreams"]): value for arm, value in closed.items()}
-    return _image(plots.gap_plot(titled), f"Share of the gap to the oracle that was closed, {wording.title(task)}")
+    return image(plots.gap_plot(titled), f"Share of the gap to the oracle that was closed, {wording.title(task)}")
 
 
 def _curve_images(name: str, run: Mapping[str, Any]) -> list[Markup]:
     drawn = ((metric, plots.curve_plot(run["curves"], metric)) for metric in ("loss", "ne", "auc"))
-    return [_image(svg, f"{metric} of upstream {name} over training steps") for metric, svg in drawn if svg]
-
-
-def _image(svg: str, alt: str) -> Markup:
-    # as an <img>, the picture's ids and styles stay its own
-    data = base64.b64encode(svg.encode()).decode()
-    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(alt, data)
+    return [image(svg, f"{metric} of upstream {name} over training steps") for metric, svg in drawn if svg]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -35,11 +38,12 @@ STYLE: Any = {
 }
 
 
-def lift_plot(groups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def lift_plot(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], over: str = "no vectors") -> str:
     """ROC-AUC lifts with their 95 % intervals, one line an arm, zero marked.
 
     Args:
         groups: population ("all events", say) -> arm's title -> its entry in the report; only arms that have a lift.
+        over: what the lifts are relative to.
     """
     arms = list(next(iter(groups.values())))
     with matplotlib.rc_context(STYLE):
@@ -55,7 +59,7 @@ def lift_plot(groups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         low, high = axes.get_xlim()
         axes.set_xlim(low, high + 0.17 * (high - low))  # room for the last figure
         axes.xaxis.set_major_formatter(_tick)
-        axes.set_xlabel("ROC-AUC lift over no vectors, 95 % interval", loc="right")
+        axes.set_xlabel(f"ROC-AUC lift over {over}, 95 % interval", loc="right")
         if len(groups) > 1:
             figure.legend(loc="outside upper left", ncols=len(groups), frameon=False, labelcolor=FAINT)
         return _svg(figure)
@@ -114,6 +118,104 @@ def curve_plot(rows: Sequence[Mapping[str, float | None]], metric: str) -> str:
         if keys != [metric]:
             _legend(axes)
         return _svg(figure)
+
+
+def days_plot(
+    days: Sequence[str],
+    lines: Mapping[str, Sequence[float | None]],
+    title: str,
+    *,
+    bands: Sequence[tuple[str, str]] = (),
+    unit: str = "",
+    floor: float | None = None,
+) -> str:
+    """Figures over days, one line a name; a day without a value interrupts its line.
+
+    Args:
+        days: ISO dates, ascending; missing ones leave room.
+        lines: name -> one value a day; without any value there is no line.
+        title: over the plot.
+        bands: pairs of names between which the ground is tinted, the widest first; their lines are not drawn.
+        unit: "%" for fractions.
+        floor: where the vertical axis starts; None: below the least value.
+
+    Returns:
+        An empty string if no line has a value.
+    """
+    at = [date.fromisoformat(day).toordinal() for day in days]
+    values = {name: np.array(line, dtype=float) for name, line in lines.items()}  # None becomes NaN
+    edges = {name for band in bands for name in band}
+    drawn = [name for name, line in values.items() if name not in edges and not np.isnan(line).all()]
+    if not drawn:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        aside = len(drawn) > 3  # so many names would hide the lines
+        figure, axes = _figure(3.3, 2.6 if aside else 2.1)
+        axes.grid()
+        for low, high in bands:
+            axes.fill_between(at, values[low], values[high], color=COLORS[0], alpha=0.16, linewidth=0)
+        for name, color in zip(drawn, COLORS * len(drawn), strict=False):
+            dot = 2.4 if len(days) < 40 else 0  # a lone day between two gaps shows as a dot only
+            axes.plot(at, values[name], "o-", color=color, linewidth=1.6, markersize=dot, label=name)
+        axes.set_title(title, loc="left", fontsize=10)
+        _date_axis(axes, at)
+        axes.set_ylim(bottom=floor)
+        if unit == "%":
+            axes.yaxis.set_major_formatter(_share)
+        if aside:
+            figure.legend(
+                loc="outside lower left", ncols=2, frameon=False, fontsize=8.5, labelcolor=FAINT, handlelength=1.2
+            )
+        elif len(drawn) > 1:
+            _legend(axes)
+        return _svg(figure)
+
+
+def ageing_plot(days: Sequence[Mapping[int, float]], newest: str) -> str:
+    """What vectors of some days' age lose against those that the day's traffic read: every day faint, the newest not.
+
+    Args:
+        days: the relative change of ROC-AUC by age in days, a mapping for each publish, oldest first.
+        newest: name of the last one.
+
+    Returns:
+        An empty string if nothing is known of any age.
+    """
+    if not any(days):
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(4.8, 2.4)
+        axes.axhline(0, color=INK, linewidth=1)
+        axes.grid()
+        for changes in days[:-1]:
+            axes.plot(*_points(changes), color=FAINT, linewidth=0.9, alpha=0.3)
+        if days[-1]:
+            axes.plot(*_points(days[-1]), "o-", color=COLORS[0], linewidth=1.8, markersize=5, label=newest)
+            _legend(axes)
+        ages = sorted({age for changes in days for age in changes})
+        axes.set_xticks(ages, [str(age) for age in ages])
+        axes.yaxis.set_major_formatter(_tick)
+        axes.set_xlabel("age of both vectors, days", loc="right")
+        axes.set_title("ROC-AUC against vectors one day old, same events", loc="left", fontsize=10)
+        return _svg(figure)
+
+
+def _points(changes: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    return sorted(changes), [changes[age] for age in sorted(changes)]
+
+
+def _date_axis(axes: Axes, at: Sequence[int]) -> None:
+    every = max(1, math.ceil(len(at) / 5))
+    shown = at[::-1][::every][::-1]  # counted from the newest day
+    axes.set_xticks(shown, [date.fromordinal(day).strftime("%d %b").lstrip("0") for day in shown])
+    axes.set_xlim(at[0] - 0.5, at[-1] + 0.5)
+    axes.tick_params(axis="x", pad=7)  # clear of the vertical axis' lowest figure
+
+
+def _share(value: float, _position: float) -> str:
+    if value > 1 + 1e-9:
+        return ""  # there is no such share, the axis just has room above its lines
+    return f"{100 * round(value, 9):.3g} %".replace("-", "−")  # noqa: RUF001
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -70,8 +70,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -80,6 +78,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.atomic import write_atomically
 from recsys.downstream.retrieval import RetrievalResult
 from recsys.evaluate.bootstrap import METRICS, Resampled, resample
 from recsys.evaluate.environment import commit, hardware
@@ -205,13 +204,33 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         "peak_rss_bytes": results.peak_rss_bytes,
         "config": results.config,
     }
-    return _plain(report)
+    return plain(report)
 
 
-def measure_arms(scores: TaskScores, samples: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Every metric of every arm, and the lifts over `none` with their intervals: `tasks.<task>` of the document."""
+def resample_arms(scores: TaskScores, samples: int = 1000, seed: int = 0) -> dict[str, dict[str, Resampled]]:
+    """Arm -> metric -> its values on the same draws for every arm, so that any two arms can be compared."""
+    return {
+        arm: resample(scores.labels, scores.users, logits, samples=samples, seed=seed)
+        for arm, logits in scores.arms.items()
+    }
+
+
+def measure_arms(
+    scores: TaskScores,
+    samples: int = 1000,
+    seed: int = 0,
+    resampled: Mapping[str, Mapping[str, Resampled]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Every metric of every arm, and the lifts over `none` with their intervals: `tasks.<task>` of the document.
+
+    Args:
+        scores: the arms' predictions.
+        samples: draws of the paired bootstrap.
+        seed: of the bootstrap.
+        resampled: what `resample_arms` gave for these scores, if it is there already.
+    """
     arms: dict[str, dict[str, Any]] = {}
-    reference: dict[str, Resampled] = {}
+    resampled = resample_arms(scores, samples, seed) if resampled is None else resampled
     for arm, logits in scores.arms.items():
         auc = [roc_auc(scores.labels, line) for line in logits]
         measured: dict[str, Any] = {
@@ -225,10 +244,8 @@ def measure_arms(scores: TaskScores, samples: int = 1000, seed: int = 0) -> dict
             "positives": int(np.sum(scores.labels == 1)),
             "users": len(np.unique(scores.users)),
         }
-        resampled = resample(scores.labels, scores.users, logits, samples=samples, seed=seed)
-        reference = reference or resampled
         for metric in METRICS if arm != REFERENCE else ():
-            interval = resampled[metric].lift_over(reference[metric])
+            interval = resampled[arm][metric].lift_over(resampled[REFERENCE][metric])
             measured[f"{metric}_lift"] = interval.lift
             measured[f"{metric}_lift_ci95"] = [interval.low, interval.high]
         arms[arm] = measured
@@ -237,8 +254,8 @@ def measure_arms(scores: TaskScores, samples: int = 1000, seed: int = 0) -> dict
 
 def write_report(report: Mapping[str, Any], folder: str | Path) -> None:
     """Write `report.json` and `report.html` into `folder`, each whole or not at all."""
-    _write_atomically(Path(folder) / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
-    _write_atomically(Path(folder) / "report.html", render_page(report))
+    write_atomically(Path(folder) / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+    write_atomically(Path(folder) / "report.html", render_page(report))
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:
@@ -248,17 +265,21 @@ def load_report(folder: str | Path) -> dict[str, Any]:
         ReportError: not JSON, or of another format version; the message starts with the path.
         FileNotFoundError: there is none.
     """
-    path = Path(folder) / "report.json"
+    return load_document(Path(folder) / "report.json", FORMAT_VERSION)
+
+
+def load_document(path: Path, format_version: int) -> dict[str, Any]:
+    """Read a JSON document that says its `format_version`. Raises as `load_report`."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ReportError(f"{path}: not JSON ({error}); run the experiment again") from None
-    version = report.get("format_version") if isinstance(report, dict) else None
+    version = document.get("format_version") if isinstance(document, dict) else None
     _require(
-        version == FORMAT_VERSION,
-        f"{path}: format_version is {version}; this code reads {FORMAT_VERSION}: use the version that wrote it",
+        version == format_version,
+        f"{path}: format_version is {version}; this code reads {format_version}: use the version that wrote it",
     )
-    return report
+    return document
 
 
 def _oracle(labels: np.ndarray, oracle: np.ndarray, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -307,28 +328,15 @@ def _iso(as_of: int) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A copy of nested mappings, sequences and arrays that JSON can hold: NaN and infinity become None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a report from colleagues
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _require(condition: bool, message: str) -> None:

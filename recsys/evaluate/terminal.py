@@ -1,4 +1,4 @@
-"""The report's tables in the terminal."""
+"""The reports' tables in the terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recsys.evaluate.daily_page import shown_arms
+from recsys.evaluate.findings import daily_headline, findings, method_title
 from recsys.evaluate.page import POPULATIONS, retrieval_cutoffs
 from recsys.evaluate.wording import arm_title, duration, headline, moment, number, percent, points, size, title, verdict
 
@@ -34,18 +36,73 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     console.print(f"[bold]{escape(headline(report))}[/bold]\n")
 
 
+def print_daily(document: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the tables and findings of a daily report (`recsys.evaluate.daily` describes the document)."""
+    console = console or Console()
+    console.print(f"\n[bold]{escape(document['name'])}[/bold]  {escape(document['note'])}")
+    console.print(_aggregation(document))
+    console.print(_days(document))
+    for heading, text in findings(document).items():
+        console.print(f"[bold]{escape(heading)}.[/bold] {escape(text)}")
+    shares = " · ".join(f"{stage} {percent(share, 0)}" for stage, share in document["time_shares"].items())
+    console.print(f"[dim]of the cycles' time: {escape(shares)} · peak memory {size(document['peak_rss_bytes'])}[/dim]")
+    console.print(f"[bold]{escape(daily_headline(document))}[/bold]\n")
+
+
+def _aggregation(document: Mapping[str, Any]) -> Table:
+    base = document["baseline"]
+    table = _table(f"{escape(title(document['task']))} ranker · {number(base['rows'], 0)} test events")
+    table.add_column("vectors")
+    for column in ("AUC", "lift %", "95 % interval", "over latest", "95 % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for arm, entry in shown_arms(document).items():
+        over = document["comparisons"].get(f"{arm}_over_latest", {})
+        table.add_row(
+            escape(method_title(arm)),
+            number(entry["auc"]),
+            *(text for found in (entry, over) for text in (_colored(found), _bounds(found))),
+        )
+    return table
+
+
+def _days(document: Mapping[str, Any]) -> Table:
+    table = _table("Days")
+    for heading in ("day", "events", "users covered", "items covered", "cosine of users", "of items", "gates"):
+        table.add_column(heading, justify="left" if heading in ("day", "gates") else "right")
+    pair = [f"{owner}_{document['upstream']}" for owner in ("user", "item")]
+    for day, entry in document["days"].items():
+        table.add_row(
+            day,
+            number(entry["events"], 0),
+            *(percent(document["coverage"][day][series]["by_event"], 1) for series in pair),
+            *(number(document["drift"][day][series]["cosine"], 3) for series in pair),
+            "[red]refused[/red]" if entry["gates"] else "[green]passed[/green]",
+        )
+    return table
+
+
+def _colored(entry: Mapping[str, Any]) -> str:
+    if "auc_lift" not in entry:
+        return ""
+    color = COLORS[verdict(entry)]
+    return f"[{color}]{points(entry['auc_lift'], signed=True)}[/{color}]"
+
+
+def _bounds(entry: Mapping[str, Any]) -> str:
+    return " ".join(points(bound, signed=True) for bound in entry.get("auc_lift_ci95", ()))
+
+
 def _ablation(heading: str, arms: Mapping[str, Any], report: Mapping[str, Any], task: str) -> Table:
     table = _table(f"{heading} · {number(arms['none']['rows'], 0)} test events")
     table.add_column("vectors read")
     for column in ("AUC", "lift %", "95 % interval", "PR-AUC", "lift %", "NE", "calib."):
         table.add_column(column, justify="right", no_wrap=True)
     for arm, entry in arms.items():
-        color = COLORS[verdict(entry)]
         table.add_row(
             escape(arm_title(arm, report["upstreams"])),
             number(entry["auc"]),
-            f"[{color}]{points(entry['auc_lift'], signed=True)}[/{color}]" if arm != "none" else "",
-            " ".join(points(bound, signed=True) for bound in entry.get("auc_lift_ci95", ())),
+            _colored(entry),
+            _bounds(entry),
             number(entry["pr_auc"]),
             points(entry["pr_auc_lift"], signed=True) if arm != "none" else "",
             number(entry["ne"]),

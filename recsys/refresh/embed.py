@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,18 +49,20 @@ class LastEvents:
         return LastEvents(self.files, self.ids[piece], self.file[piece], self.row[piece], self.as_of)
 
 
-def last_events(root: Path, source: SourceConfig, schema: Schema, owner: str) -> LastEvents:
-    """Find each user's (item's) last row in the events and entity files; of equal times the later row wins.
+def source_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
+    """The source's events and its users' (items') own rows, read as one log. Raises what `find_files` raises."""
+    return find_files(root, (*source.events, *(source.users if owner == "user" else source.items)))
+
+
+def last_events(files: Sequence[Path], schema: Schema, owner: str) -> LastEvents:
+    """Find each user's (item's) last row in the files; of equal times the later row wins.
 
     Only the id and the time columns are read, some 40 bytes an event while they are sorted.
 
     Raises:
-        DataError: a pattern matches nothing, a file cannot be read, or an id or a time is missing or negative; naming
-            file and row.
+        DataError: a file cannot be read, or an id or a time is missing or negative; naming file and row.
     """
     column = schema.user_id if owner == "user" else schema.item_id
-    entity_files = source.users if owner == "user" else source.items
-    files = find_files(root, (*source.events, *entity_files))
     facts = Schema(timestamp=schema.timestamp, user_id=column, item_id=column)  # entity rows have no other id
     stream = EventStream(files, facts, batch_size=_SCAN_ROWS, drop_last=False)
     columns = zip(*((batch.user_ids, batch.timestamps) for batch in stream), strict=True)
@@ -115,10 +117,11 @@ def _read_group(file: pq.ParquetFile, group: int, types: Mapping[str, pa.DataTyp
 def embed(
     model: DERM, schema: Schema, events: LastEvents, owner: str, environment: Environment, batch_size: int = 4096
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Vectors of the entities, computed by all ranks together; only rank 0 gets them.
+    """Vectors of this rank's share of the entities; the ranks' shares together are all of them.
 
     Yields:
-        ids int64 [n] and vectors float32 [n, D] on the CPU; on the other ranks n is 0. Every rank must exhaust it.
+        ids int64 [n] and vectors float32 [n, D] on the CPU, n at most `batch_size`. Every rank yields equally often
+        (its last ones may hold nothing) and must exhaust it: a sharded forward is collective.
 
     Raises:
         DataError: a value that its role forbids, naming file and row.
@@ -132,13 +135,14 @@ def embed(
     spare = events.shard(0, len(events))
     for start in range(0, largest, batch_size):
         table = next(tables, None)
-        if table is None:  # a sharded forward is collective: a rank that has run out joins in with a row nobody keeps
+        if table is None:  # a rank that has run out joins in with a row that nobody keeps
             batch = _to_batch(next(read_rows(spare, narrow, owner, 1)), narrow, spare, 0).to(device)
         else:
             batch = _to_batch(table, narrow, mine, start).to(device)
         vectors = (model.user_vector(batch) if owner == "user" else model.item_vector(batch)).float()
         ids = batch.user_ids if owner == "user" else batch.item_ids
-        yield _collect(ids, vectors, 0 if table is None else len(table), batch_size, environment)
+        count = 0 if table is None else len(table)
+        yield ids[:count].cpu(), vectors[:count].cpu()
 
 
 def entity_schema(schema: Schema, owner: str) -> Schema:
@@ -156,28 +160,34 @@ def _to_batch(table: pa.Table, schema: Schema, events: LastEvents, start: int) -
         raise DataError(f"{place}: {error.problem}") from None
 
 
-def _collect(
-    ids: Tensor, vectors: Tensor, count: int, batch_size: int, environment: Environment
-) -> tuple[Tensor, Tensor]:
-    """Bring the ranks' rows to rank 0: equal shapes travel, then the padding is dropped."""
+def gather(parts: Sequence[Tensor], most: int, environment: Environment) -> list[Tensor] | None:
+    """Bring the rows of all ranks to rank 0, rank 0's first. A collective.
+
+    Args:
+        parts: this rank's columns, [n, ...] each; dtypes and trailing shapes equal on every rank.
+        most: n is at most this on any rank, so that equal shapes travel.
+        environment: this rank.
+
+    Returns:
+        the columns [N, ...] on the CPU; None on the other ranks.
+    """
     if environment.world_size == 1:
-        return ids[:count].cpu(), vectors[:count].cpu()
-    padded_ids = ids.new_zeros(batch_size)
-    padded_ids[:count] = ids[:count]
-    padded = vectors.new_zeros(batch_size, vectors.shape[1])
-    padded[:count] = vectors[:count]
-    counts = torch.tensor([count], device=ids.device)
-    columns = [_gather(part, environment) for part in (counts, padded_ids, padded)]
-    if environment.rank != 0:
-        return ids[:0].cpu(), vectors[:0].cpu()
-    sizes = [int(size) for size in columns[0]]
-    all_ids, all_vectors = (
-        torch.cat([part[:size] for part, size in zip(column, sizes, strict=True)]).cpu() for column in columns[1:]
-    )
-    return all_ids, all_vectors
+        return list(parts)
+    device = environment.device
+    sizes = _to_main(torch.tensor([len(parts[0])], device=device), environment)
+    columns = []
+    for part in parts:
+        padded = part.new_zeros(most, *part.shape[1:], device=device)
+        padded[: len(part)] = part
+        columns.append(_to_main(padded, environment))
+    if not environment.is_main:
+        return None
+    return [
+        torch.cat([rows[: int(size)] for rows, size in zip(column, sizes, strict=True)]).cpu() for column in columns
+    ]
 
 
-def _gather(part: Tensor, environment: Environment) -> list[Tensor]:
+def _to_main(part: Tensor, environment: Environment) -> list[Tensor]:
     """Every rank's `part`, of equal shapes, on rank 0; nothing elsewhere."""
     parts = [torch.empty_like(part) for _ in range(environment.world_size)] if environment.is_main else []
     dist.gather(part, parts or None, dst=0)

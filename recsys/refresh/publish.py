@@ -1,26 +1,35 @@
-"""Publish what an upstream knows: the job that `launchers/refresh.py` starts on every rank."""
+"""Publish an upstream's vectors: user and item series together, whole or not at all, tagged when they pass.
+
+What is to be published (`Publication`) is decided and written down before the first commit. So a crash between two
+commits is mended by the next call: it finds the same decision, and which series still lack their version.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from embedding_store import EmbeddingStore, Series
-from recsys.config import RunConfig
+from embedding_store import EmbeddingStore, TagMovedError
+from recsys.config import UpstreamConfig
+from recsys.data.schema import Schema
 from recsys.models.derm import DERM
-from recsys.refresh.embed import embed, last_events
-from recsys.stages import stage, write_json
-from recsys.train.checkpoint import load_model
-from recsys.train.distributed import Environment, process_group
-from recsys.train.sharding import shard
-from recsys.upstream import upstream_folder, upstream_schema
+from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
+from recsys.refresh.arms import ENTITIES, aggregations, series_of
+from recsys.refresh.embed import LastEvents, embed, gather
+from recsys.stages import write_json
+from recsys.train.distributed import Environment
 
-ENTITIES = ("user", "item")
+BATCH = 4096
+"""Entities that a rank embeds at once."""
 
 
 def store_folder(out: Path) -> Path:
@@ -28,74 +37,232 @@ def store_folder(out: Path) -> Path:
     return out / "store"
 
 
-def space_name(upstream: str) -> str:
-    """The vector space of an upstream's first training run; a retraining from scratch would open the next."""
-    return f"{upstream}-1"
+def space_name(upstream: str, generation: int = 1) -> str:
+    """The vector space of an upstream's first training run; each retraining from scratch opens the next."""
+    return f"{upstream}-{generation}"
 
 
-def refresh_upstream(config: RunConfig, name: str, data: Path, out: Path) -> None:
-    """Embed every user and item of upstream `name` by its newest checkpoint; publish `user_<name>`, `item_<name>`.
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What is about to be published."""
 
-    `as_of` is the time of the newest event or entity row of the source, the same for both. The two have equal versions:
-    both are computed before either is committed, and a crash between the two commits is mended by the next call. A
-    second call with the same checkpoint publishes nothing.
+    key: Mapping[str, Any]
+    """What it is of: another key is another publication."""
+    as_of: int
+    """Event time of the snapshots, ms."""
+    space: str
+    """Their space."""
+    versions: dict[str, int]
+    """Series -> the version it will have; equal for the user and the item series of an arm."""
+    tags: dict[str, int | None]
+    """Plain series -> where the tag stood; None: nowhere."""
+    done: bool = False
+    """Whether the tag has been moved, for a publication that no record tells of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Where the vectors come from."""
+
+    model: DERM
+    schema: Schema
+    events: Mapping[str, LastEvents]
+    """Owner -> the entities and their last events."""
+    day: int
+    """Number of the day, for the entities' activity."""
+    fresh: bool = False
+    """Carry nothing over from earlier snapshots."""
+    rotation: Tensor | None = None  # float32 [D, D]
+    """Takes the vectors of the previous snapshots' space to this one's."""
+
+
+class Timer:
+    """Seconds spent in named blocks."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the block's time to `name`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+
+class Publisher:
+    """The series of one upstream in a run's store; the same on every rank, but only rank 0 writes.
+
+    A collective, like its methods.
 
     Raises:
-        CheckpointError: the upstream has not been trained, or by another config.
-        DataError: a row that cannot be read, naming file and row.
-        StoreError: the store refuses a snapshot.
+        StoreError: a series exists with another dim or dtype, or the store cannot be read.
     """
-    upstream = config.upstream(name)
-    schema = upstream_schema(upstream, data)
-    tasks = [label.name for label in schema.labels]
-    with process_group() as environment, stage(out, f"refresh-{name}", environment):
-        # The name under which DermTask holds the model, so that the checkpoint's keys are the same.
-        holder = nn.ModuleDict({"model": DERM(schema, upstream.model, tasks)})
-        sharded = shard(holder, environment, sparse_lr=upstream.training.sparse_lr)
-        step = load_model(upstream_folder(out, name) / "checkpoints", sharded)
-        events = {owner: last_events(data, upstream.source, schema, owner) for owner in ENTITIES}
-        as_of = max(selected.as_of for selected in events.values())
-        series = {owner: _open(out, f"{owner}_{name}", upstream.model.vector_dim, environment) for owner in ENTITIES}
-        for owners in _owed(series, step, as_of, upstream_folder(out, name) / "published.json", environment):
-            with ExitStack() as writers:  # commits at its end, or none if anything raises before
-                for owner in owners:
-                    batches = embed(sharded.module["model"], schema, events[owner], owner, environment)
-                    _write(series[owner], batches, as_of, space_name(name), writers)
+
+    def __init__(self, out: Path, upstream: UpstreamConfig, environment: Environment, *, study: bool) -> None:
+        self._store = EmbeddingStore(store_folder(out))
+        self._environment = environment
+        self._refresh = upstream.refresh
+        self._ways = aggregations(upstream.refresh, study=study)
+        self._pairs = {arm: series_of(arm, upstream.name, upstream.refresh) for arm in self._ways}
+        self.plain = series_of(next(iter(self._ways)), upstream.name, upstream.refresh)
+        """The series that readers follow: user and item."""
+        self.expired: dict[str, int] = {}
+        """Series -> entities that left it when it was last written; on rank 0."""
+        if environment.is_main:
+            for name in (name for pair in self._pairs.values() for name in pair):
+                self._store.create(name, dim=upstream.model.vector_dim, dtype=upstream.refresh.dtype, exist_ok=True)
+                activity_series(self._store, name)
+        dist.barrier()
+        self._series = {name: self._store.series(name) for pair in self._pairs.values() for name in pair}
+        self._activity = {name: activity_series(self._store, name) for name in self._series}
+
+    @property
+    def store(self) -> EmbeddingStore:
+        """The store."""
+        return self._store
+
+    def decide(self, path: Path, key: Mapping[str, Any], as_of: int, space: str) -> Publication:
+        """The publication of this key: the one written to `path` before, or a new one, which is written there."""
+        found = None
+        if self._environment.is_main:
+            found = Publication(**json.loads(path.read_text())) if path.is_file() else None
+            if found is None or (found.key, found.as_of, found.space) != (key, as_of, space):
+                newest = {name: max(series.versions(), default=0) for name, series in self._series.items()}
+                versions = {name: 1 + max(newest[n] for n in pair) for pair in self._pairs.values() for name in pair}
+                found = Publication(key=key, as_of=as_of, space=space, versions=versions, tags=self._tags())
+                write_json(path, asdict(found))
+        return broadcast(found, self._environment)
+
+    def publish(self, publication: Publication, content: Content, timer: Timer) -> bool:
+        """Write every series that lacks its version, and tell whether one did. The others are left as they are.
+
+        The vectors of users and items are complete before either is committed. Rank 0's time goes to `embed`,
+        `aggregate` and `store`.
+
+        Raises:
+            DataError: a row that cannot be read, naming file and row; nothing is published.
+            StoreError: the store refuses a snapshot.
+        """
+        rounds = self._owed(publication)
+        for names in rounds:
+            self._write(names, publication, content, timer)
+        dist.barrier()  # no rank reads on before rank 0 has committed
+        return bool(rounds)
+
+    def move_tags(self, publication: Publication, path: Path) -> None:
+        """Point the tag of the plain series to what was published, if it still stands where the publication found it.
+
+        Raises:
+            TagMovedError: it does not; the next call takes it as it then is.
+        """
+        if not self._environment.is_main:
+            return
+        tag = self._refresh.tag
+        for name in self.plain:
+            series, version = self._series[name], publication.versions[name]
+            if series.tags().get(tag) == version:
+                continue  # before a crash
+            try:
+                series.tag(tag, version, expected=publication.tags[name])
+            except TagMovedError as error:
+                write_json(path, asdict(publication) | {"tags": self._tags()})
+                raise TagMovedError(
+                    f"{error}. Version {version} of {name!r} is published and stays untagged; give the same command "
+                    "again to tag it nevertheless"
+                ) from error
+
+    def note_done(self, publication: Publication, path: Path) -> None:
+        """Note that the tags were moved: from now on they are free to be moved by others."""
+        if self._environment.is_main:
+            write_json(path, asdict(replace(publication, done=True)))
+
+    def whole(self, publication: Publication) -> dict[str, bool]:
+        """Series -> whether its snapshot was written whole, not as a delta."""
+        versions = publication.versions.items()
+        return {name: self._series[name].version(version).manifest.base is None for name, version in versions}
+
+    def _tags(self) -> dict[str, int | None]:
+        return {name: self._series[name].tags().get(self._refresh.tag) for name in self.plain}
+
+    def _owed(self, publication: Publication) -> list[tuple[str, ...]]:
+        """Round by round, the series to write; decided by rank 0 for all."""
+        rounds = []
+        if self._environment.is_main:
+            newest = {name: max(self._series[name].versions(), default=0) for name in publication.versions}
+            rounds = owed(newest, publication.versions)
+        return broadcast(rounds, self._environment)
+
+    def _write(self, names: tuple[str, ...], publication: Publication, content: Content, timer: Timer) -> None:
+        """Embed once, aggregate in each series' way, and commit all of them at the end."""
+        ways = {name: self._ways[arm] for arm, pair in self._pairs.items() for name in pair}
+        main = self._environment.is_main
+        opened: dict[str, DayWriter] = {}
+        with ExitStack() as writers:  # commits at its end, or nothing if anything raises before
+            for owner in ENTITIES:
+                aggregators = {
+                    name: Aggregator(
+                        self._series[name],
+                        self._activity[name],
+                        ways[name],
+                        day=content.day,
+                        as_of=publication.as_of,
+                        space=publication.space,
+                        rotation=content.rotation,
+                        fresh=content.fresh,
+                    )
+                    for name in names
+                    if name.startswith(owner)
+                }
+                entities = len(content.events[owner])
+                mine = {name: writers.enter_context(a.writer(entities)) for name, a in aggregators.items() if main}
+                if aggregators:
+                    self._append(owner, aggregators, mine, content, timer)
+                opened |= mine
+            with timer("store"):
+                for writer in opened.values():
+                    writer.finish()
+                writers.close()
+        if main:
+            self.expired |= {name: writer.expired for name, writer in opened.items()}
+
+    def _append(
+        self,
+        owner: str,
+        aggregators: Mapping[str, Aggregator],
+        writers: Mapping[str, DayWriter],
+        content: Content,
+        timer: Timer,
+    ) -> None:
+        """One owner's vectors: each rank embeds and aggregates its share, rank 0 writes."""
+        batches = embed(content.model, content.schema, content.events[owner], owner, self._environment, BATCH)
+        while True:
+            with timer("embed"):
+                ids, vectors = next(batches, (None, None))
+            if ids is None or vectors is None:
+                return
+            for name, aggregator in aggregators.items():
+                with timer("aggregate"):
+                    blended = aggregator.blend(ids, vectors)
+                    parts = gather(blended, BATCH, self._environment)
+                if parts is not None:
+                    with timer("store"):
+                        writers[name].append(type(blended)(*parts))
 
 
-def _open(out: Path, name: str, dim: int, environment: Environment) -> Series | None:
-    """The series, made if it is not there; only rank 0 touches the store."""
-    if not environment.is_main:
-        return None
-    return EmbeddingStore(store_folder(out)).create(name, dim=dim, dtype="float32", exist_ok=True)
+def owed(newest: Mapping[str, int], versions: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """The series to write, round by round: each ends at its version, and all that lack one share the last round.
 
-
-def _owed(
-    series: dict[str, Series | None], step: int, as_of: int, record: Path, environment: Environment
-) -> list[tuple[str, ...]]:
-    """For each version still to be written, the oldest first, the series that lack it; decided by rank 0 for all.
-
-    `record` says of which checkpoint the newest version is, from before its first commit on. So what a crash has kept
-    from the second series can be told from what a newer checkpoint owes to both, which never share a version.
+    A series that lags behind by more than one, because a crash kept it from an earlier publication that has been
+    replaced since, is written more than once: versions of users and items never part.
     """
-    decision: list[list[tuple[str, ...]]] = [[]]
-    if environment.is_main:
-        newest = {owner: max(opened.versions(), default=0) for owner, opened in series.items() if opened}
-        entry = {"step": step, "as_of": as_of, "version": max(newest.values())}
-        if not record.is_file() or json.loads(record.read_text()) != entry:
-            entry["version"] += 1
-            write_json(record, entry)
-        versions = range(min(newest.values()) + 1, entry["version"] + 1)
-        decision = [[tuple(owner for owner in ENTITIES if newest[owner] < version) for version in versions]]
-    dist.broadcast_object_list(decision, src=0)
-    return decision[0]
+    lacking = {name: version - newest[name] for name, version in versions.items()}
+    rounds = range(max(lacking.values(), default=0), 0, -1)
+    return [tuple(name for name, count in lacking.items() if count >= number) for number in rounds]
 
 
-def _write(
-    series: Series | None, batches: Iterator[tuple[Tensor, Tensor]], as_of: int, space: str, writers: ExitStack
-) -> None:
-    """Append the vectors to a new snapshot, to be committed when `writers` ends."""
-    writer = None if series is None else writers.enter_context(series.write(as_of=as_of, space=space))
-    for ids, vectors in batches:  # the other ranks compute their share; rank 0 gets and writes it
-        if writer is not None:
-            writer.append(ids, vectors)
+def broadcast(value: Any, environment: Environment) -> Any:
+    """Rank 0's value on every rank."""
+    values = [value if environment.is_main else None]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

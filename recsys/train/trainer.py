@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -14,7 +13,6 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import KeyedOptimizer
@@ -22,11 +20,12 @@ from torchrec.optim.keyed import KeyedOptimizer
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
 from recsys.train import checkpoint
+from recsys.train.best import BestState
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.log import RunLog
-from recsys.train.metrics import LossError, Metrics, TaskOutput
+from recsys.train.metrics import Metrics, TaskOutput
 from recsys.train.optimizer import build_optimizer
 from recsys.train.sharding import plan_table, shard
 
@@ -109,9 +108,11 @@ class _Run:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.finished or (every > 0 and self.step % every == 0)
 
-    def resume(self) -> str:
-        """Continue from the newest checkpoint, if there is one; say so."""
+    def resume(self, start: Path | None) -> str:
+        """Continue from the newest checkpoint, if there is one, and say so; or begin with the model of another run."""
         path = None if self.checkpoints is None else checkpoint.latest(self.checkpoints)
+        if path is None and start is not None:
+            checkpoint.restore(start, model=self.model, optimizer=self.optimizer, environment=self.environment)
         if path is None:
             return ""
         progress, sums = checkpoint.restore(
@@ -165,6 +166,7 @@ def fit(
     *,
     tasks: Sequence[str],
     out: Path | None = None,
+    start: Path | None = None,
     title: str | None = "train",
     after_epoch: Callable[[DistributedModelParallel], float] | None = None,
 ) -> TrainResult:
@@ -179,6 +181,8 @@ def fit(
         environment: this rank.
         tasks: names of the T columns of the task's logits.
         out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
+        start: the checkpoint of another run whose model, optimizer and random state this one begins with, on a stream
+            of its own; where `out` has a checkpoint, that one counts.
         title: name of the run in the terminal; None: quiet.
         after_epoch: called with the model in evaluation mode after each epoch; returns a score, the same on every rank.
             Training ends early after the first epoch that does not lower the score; the returned model is that of the
@@ -186,17 +190,18 @@ def fit(
 
     Raises:
         PlanError: the tables do not fit the ranks.
-        CheckpointError: the checkpoint in `out` belongs to another model.
+        CheckpointError: the checkpoint in `out`, or `start`, belongs to another model.
         LossError: the loss or a score is not finite; no checkpoint of it is written.
         Interrupted: SIGINT or SIGTERM; the last checkpoint stands.
         ValueError: the stream has no batch, or `after_epoch` is given with `out`.
     """
     _check(stream, out, after_epoch)
     run = _prepare(task, stream, config, environment, tasks, out)
-    resumed = run.resume()
-    best = None if after_epoch is None else _BestState(run.model, after_epoch)
+    resumed = run.resume(start)
+    best = None if after_epoch is None else BestState(run.model, after_epoch)
     with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
-        log.say(plan_table(run.model))
+        if start is None:  # else it is the same as that of the run it starts from
+            log.say(plan_table(run.model))
         if resumed:
             log.say(resumed)
         try:
@@ -239,7 +244,7 @@ def _prepare(
     )
 
 
-def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: _BestState | None) -> Clock:
+def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: BestState | None) -> Clock:
     """Train until the stream ends, or an epoch does not improve on the best."""
     pipeline = TrainPipelineSparseDist(
         run.model,
@@ -308,42 +313,6 @@ def predict(model: nn.Module, stream: Stream, environment: Environment) -> tuple
         raise ValueError("the stream to predict on has no batch: give it files with at least one row")
     logits, labels, mask, users = (_all_rows(torch.cat(column), environment) for column in zip(*parts, strict=True))
     return logits, labels, mask, users
-
-
-class _BestState:
-    """The model's weights after the epoch with the lowest score."""
-
-    def __init__(self, model: DistributedModelParallel, score: Callable[[DistributedModelParallel], float]) -> None:
-        self.scores: list[float] = []
-        self._model = model
-        self._score = score
-        self._kept: list[Tensor] = []
-
-    def evaluate(self) -> bool:
-        """Score the model as it is; whether that is the best so far."""
-        self._model.eval()
-        score = self._score(self._model)
-        self._model.train()
-        if not math.isfinite(score):
-            raise LossError(f"the score after epoch {len(self.scores) + 1} is {score}: lower the learning rates")
-        improved = score < min(self.scores, default=math.inf)
-        self.scores.append(score)
-        if improved:
-            self._kept = [tensor.detach().clone() for tensor in _local_tensors(self._model)]
-        return improved
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for tensor, kept in zip(_local_tensors(self._model), self._kept, strict=bool(self._kept)):
-            tensor.copy_(kept)
-
-
-def _local_tensors(model: DistributedModelParallel) -> list[Tensor]:
-    """This rank's part of the model's state, in a fixed order."""
-    tensors: list[Tensor] = []
-    for value in model.state_dict().values():
-        tensors += [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
-    return tensors
 
 
 def _check(stream: Stream, out: Path | None, after_epoch: object) -> None:

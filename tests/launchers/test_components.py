@@ -32,6 +32,14 @@ def test_component_is_the_recsys_command(name: str):
     assert (role.resource.cpu, role.resource.gpu, role.resource.memMB) == (8, 4, 1000)
 
 
+def test_flags_are_passed_on():
+    given = [*ARGUMENTS["refresh"], "--day", "2024-01-31", "--cold", "True", "--every", "True"]
+    (role,) = specs.materialize_appdef(component("refresh"), given).roles
+    assert shlex.split(role.args[1])[-4:] == ["--day", "2024-01-31", "--cold", "--every"]
+    (role,) = specs.materialize_appdef(component("downstream"), [*ARGUMENTS["downstream"], "--study", "True"]).roles
+    assert shlex.split(role.args[1])[-1] == "--study"
+
+
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_docstring_is_the_command_line(name: str):
     docstring = component(name).__doc__ or ""

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from recsys.data.errors import DataError
 from recsys.data.schema import SchemaError
 from recsys.data.synthetic import prepare_synthetic
 from recsys.jobs import JobError
+from recsys.refresh import cycle, daily
 from recsys.stages import record
 from tests.recsys.refresh.example import CONFIG
 
@@ -57,7 +59,7 @@ def test_help_is_quick_and_names_every_command() -> None:
     command, folder = [sys.executable, "-c", code, "--help"], Path(cli.__file__).parents[1]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.rstrip().endswith("False")
-    for name in ("demo", "run", "prepare", "report", "upstream", "refresh", "downstream"):
+    for name in ("demo", "run", "daily", "prepare", "report", "upstream", "refresh", "downstream"):
         assert f" {name} " in done.stdout
 
 
@@ -196,3 +198,36 @@ def test_a_second_run_does_not_prepare_again(
     monkeypatch.setattr(recipes, "prepare_synthetic", lambda *_, **__: pytest.fail("prepared twice"))
     assert recsys("demo", "--out", tmp_path) == 0
     assert len(started) == 2
+
+
+def test_a_refused_gate_is_exit_code_3(
+    recsys: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = []
+
+    def run_daily(*arguments: object, **options: object) -> list[str]:
+        asked.append((*arguments, options))
+        return ["2024-01-08: the drift is 2"]
+
+    monkeypatch.setattr(daily, "run_daily", run_daily)
+    assert recsys("daily", "synthetic", "--out", tmp_path, "--follow", "--set", "ranks=1", "--set", "name=x") == 3
+    assert asked == [("synthetic", None, tmp_path, ("ranks=1", "name=x"), {"follow": True})]
+    assert "refused: published, but not tagged:\n  2024-01-08: the drift is 2" in capsys.readouterr().err
+
+    def refresh_upstream(*arguments: object, **options: object) -> list[SimpleNamespace]:
+        asked.append((*arguments[1:], options))
+        return [SimpleNamespace(gates=["the drift is 2"])]
+
+    monkeypatch.setattr(cycle, "refresh_upstream", refresh_upstream)
+    options = ("--config", toml(tmp_path), "--name", "ctr", "--data", tmp_path, "--out", tmp_path)
+    assert recsys("refresh", *options, "--day", "2024-01-08") == 3
+    assert asked[-1] == ("ctr", tmp_path, tmp_path, {"day": "2024-01-08", "cold": False, "every": False})
+    assert "refused: published, but not tagged: the drift is 2" in capsys.readouterr().err
+    assert recsys("refresh", *options, "--every") == 0, "the caller looks into the records"
+
+
+def test_daily_wants_days(recsys: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert recsys("daily", "demo", "--out", tmp_path / "o") == 2
+    assert "recipe 'demo' is unknown; use kuairand, synthetic, synthetic-small, or the path" in capsys.readouterr().err
+    assert recsys("daily", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "o") == 2
+    assert "daily is missing: give the config a [daily] section" in capsys.readouterr().err

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from recsys.config import (
     ConfigError,
+    DailyConfig,
     DownstreamConfig,
+    GateConfig,
     LossConfig,
     ModelConfig,
     RankerConfig,
+    RefreshConfig,
     RetrievalConfig,
     RunConfig,
     SourceConfig,
@@ -24,7 +27,7 @@ from recsys.config import (
     from_dict,
     override,
 )
-from recsys.recipes import RECIPES
+from recsys.recipes import DAILY, RECIPES
 
 SOURCE = SourceConfig(schema="log/schema.toml", events=("log/events/*.parquet",))
 DOWNSTREAM = DownstreamConfig(
@@ -49,17 +52,30 @@ FULL = RunConfig(
             model=ModelConfig(token_dim=8, layers=(("masknet",), ("transformer", "dcnv2", "mlp")), dropout=0.5),
             loss=LossConfig(contrastive_label="buy", contrastive_weight=0, temperature=1),
             training=TrainConfig(epochs=3, sparse_lr=1, checkpoint_every=0, seed=7),
+            refresh=RefreshConfig(aggregation="average", align="procrustes", gates=GateConfig(max_skew=0.1)),
         ),
         UpstreamConfig(name="cvr", source=SOURCE),
     ),
     downstream=replace(DOWNSTREAM, features=("user_id",), publish_delay_ms=1000, seeds=(5, 3)),
     fragment=replace(DOWNSTREAM, tasks={"ctr": "click", "cvr": "buy"}, ranker=RankerConfig(hidden=())),
     retrieval=RetrievalConfig(upstream="cvr", label="buy", k=(1, 5)),
+    daily=DailyConfig(
+        events="e/{day}/*",
+        utc_offset_hours=5.5,
+        first="2024-02-28",
+        last="2024-03-02",
+        train=("2024-02-28", "2024-02-29"),
+        validation=("2024-03-01", "2024-03-01"),
+        test=("2024-03-02", "2024-03-02"),
+        publish_delay_ms=5,
+        study=False,
+    ),
     ranks=3,
 )
+DAYS = FULL.days()
 
 
-@pytest.mark.parametrize("config", [SMALL, FULL, *(recipe.config() for recipe in RECIPES.values())])
+@pytest.mark.parametrize("config", [SMALL, FULL, *(r.config() for r in (*RECIPES.values(), *DAILY.values()))])
 def test_toml_round_trip(tmp_path: Path, config: RunConfig) -> None:
     config.save(tmp_path / "config.toml")
     loaded = RunConfig.load(tmp_path / "config.toml")
@@ -120,6 +136,31 @@ def test_integers_serve_as_numbers() -> None:
         (lambda: UpstreamConfig(name="klick_ü", source=SOURCE), "upstream.name is 'klick_ü'; use"),
         (lambda: UpstreamConfig(name="x" * 101, source=SOURCE), "upstream.name is 'xxx.*; use up to 100"),
         (lambda: UpstreamConfig(name="x", source=SOURCE, tasks=("a", "a")), "upstream.tasks is .*; name each label on"),
+        (
+            lambda: RefreshConfig(aggregation="sum"),
+            "refresh.aggregation is 'sum'; use one of 'ma', 'latest', 'average'",
+        ),
+        (lambda: RefreshConfig(dtype="f8"), "refresh.dtype is 'f8'; use one of 'float32'"),
+        (lambda: RefreshConfig(align="affine"), "refresh.align is 'affine'; use one of '', 'procrustes'"),
+        (lambda: RefreshConfig(weight=1.0), "refresh.weight is 1.0; use 0 <= weight < 1"),
+        (lambda: RefreshConfig(time_to_live_days=0), "refresh.time_to_live_days is 0; use 1 or more"),
+        (lambda: RefreshConfig(epochs=0), "refresh.epochs is 0; use 1 or more"),
+        (lambda: RefreshConfig(delta_below=2.0), "refresh.delta_below is 2.0; use a share"),
+        (lambda: RefreshConfig(tag=""), "refresh.tag is empty; name the tag"),
+        (lambda: GateConfig(min_coverage=1.5), "refresh.gates.min_coverage is 1.5; use a number from 0 to 1"),
+        (lambda: GateConfig(max_drift=-1.0), "refresh.gates.max_drift is -1.0; use a number from 0 to 2"),
+        (lambda: replace(DAYS, events="e/*"), "daily.events is 'e/[*]'; give a pattern .*with {day} in it"),
+        (lambda: replace(DAYS, events="/e/{day}"), "daily.events is '/e/{day}'; give .* relative to the data folder"),
+        (lambda: replace(DAYS, utc_offset_hours=15), "daily.utc_offset_hours is 15; use hours from -14 to 14"),
+        (lambda: replace(DAYS, first="2024-2-28"), "daily.first names the day '2024-2-28'; write it as 2024-01-31"),
+        (lambda: replace(DAYS, last="2024-02-30"), "daily.last names the day '2024-02-30'"),
+        (lambda: replace(DAYS, last="2024-02-01"), "daily.first is 2024-02-28, after daily.last = 2024-02-01: swap"),
+        (lambda: replace(DAYS, train=("2024-02-28",)), r"daily.train is \['2024-02-28'\]; give its first and its last"),
+        (lambda: replace(DAYS, train=("2024-02-29", "2024-02-28")), "daily.train begins on 2024-02-29, after its end"),
+        (lambda: replace(DAYS, test=("2024-03-02", "2024-03-03")), "daily.test is .* choose days from daily.first"),
+        (lambda: replace(DAYS, validation=DAYS.train), "must follow one another without a common day"),
+        (lambda: replace(DAYS, publish_delay_ms=-1), "daily.publish_delay_ms is -1; use 0 or more"),
+        (lambda: replace(SMALL).days(), r"daily is missing: give the config a \[daily\] section"),
         (lambda: RankerConfig(embedding_dim=0), "ranker.embedding_dim is 0; use 1 or more"),
         (lambda: RankerConfig(embedding_dim=6), "ranker.embedding_dim is 6; tables need a multiple of 4"),
         (lambda: RankerConfig(projection_dim=0), "ranker.projection_dim is 0; use 1 or more"),
@@ -152,7 +193,7 @@ def test_values_are_checked_on_construction(build: Callable[[], object], message
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("bogus", 1, "unknown key 'bogus'; see recsys/config.py"),
+        ("bogus", 1, "unknown key 'bogus'; see recsys/config/"),
         ("upstreams.0.training.epoch", 1, "unknown key 'epoch'"),
         ("upstreams.0.training.epochs", True, '"upstreams.training.epochs" - should be "int" .*"True"'),
         ("upstreams.0.training.epochs", 1.0, '"upstreams.training.epochs" - should be "int" .*"1.0"'),

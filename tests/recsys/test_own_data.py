@@ -25,7 +25,7 @@ from recsys.data.schema import Feature, Label, Schema
 from recsys.downstream.ranking import train_rankers
 from recsys.evaluate.collect import collect_results
 from recsys.evaluate.report import RunResults, build_report
-from recsys.refresh.publish import refresh_upstream
+from recsys.refresh.cycle import refresh_upstream
 from recsys.train.distributed import process_group
 from recsys.upstream import train_upstream
 

@@ -1,10 +1,13 @@
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from recsys.stages import is_done, read_stages, record, stage, write_json
+from recsys.stages import exclusive, is_done, read_stages, record, stage, write_json
 from recsys.train.distributed import Environment, process_group
 
 
@@ -49,3 +52,31 @@ def test_what_json_cannot_hold_leaves_the_file_as_it_was(tmp_path: Path) -> None
         write_json(tmp_path / "a/figures.json", {"x": tmp_path})
     assert (tmp_path / "a/figures.json").read_text() == '{\n  "x": 1\n}\n'
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["figures.json"]
+
+
+def test_two_jobs_do_not_work_in_one_folder(
+    tmp_path: Path, environment: Environment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second waits for the first, also where the first is killed."""
+    held = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+            "print('held', flush=True); time.sleep(60)",
+            str(tmp_path / "lock"),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert held.stdout is not None
+    assert held.stdout.readline() == b"held\n"
+    killer = threading.Timer(0.5, held.kill)
+    killer.start()
+    start = time.monotonic()
+    with exclusive(tmp_path, environment):
+        assert time.monotonic() - start > 0.3
+    assert f"waiting for another job that works in {tmp_path}" in capsys.readouterr().out
+    held.wait()
+    with exclusive(tmp_path, environment):
+        pass
+    assert "waiting" not in capsys.readouterr().out

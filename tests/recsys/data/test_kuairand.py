@@ -334,6 +334,30 @@ def test_the_statistics_file_is_never_read(source: Path, tmp_path: Path) -> None
     assert _prepared(tmp_path / "with") == _prepared(tmp_path / "without")
 
 
+def test_impressions_know_what_their_user_had_done_before(forms: Path, tmp_path: Path) -> None:
+    """The history's columns, against a loop over strictly earlier rows; an upstream reads both kinds by one schema."""
+    prepare_kuairand(forms / "logs", tmp_path)
+    log, checked = Facts().log, 0
+    files = sorted((tmp_path / "impressions/events").glob("*/*/*.parquet"))
+    for row in (row for path in files for row in pq.ParquetFile(path).read().to_pylist()):
+        past = [x for x in log if x["user_id"] == row["user_id"] and x["time_ms"] < row["timestamp"]]
+        past.sort(key=lambda x: x["time_ms"])
+        old = [x for x in past if x["time_ms"] < CUT_MS]
+        listed = [*old[-50:], *past[len(old) :]]  # the extract lists no more
+        assert row["watched"] == [x["video_id"] for x in listed][-50:]
+        assert row["long_watched"] == [x["video_id"] for x in listed if x["long_view"]][-50:]
+        assert row["liked"] == [x["video_id"] for x in listed if x["is_like"]][-50:]
+        assert row["past_watched"] == len(past)
+        assert row["past_liked"] == sum(x["is_like"] for x in listed)
+        checked += bool(past)
+    assert checked > 20
+    schema = Schema.load(tmp_path / "history/schema.toml")
+    history = find_files(tmp_path, ("history/events/*/*.parquet",))
+    assert check_files([*history, *files], schema)
+    ranker = Schema.load(tmp_path / "impressions/schema.toml")
+    assert not {"watched", "past_watched"} & {feature.name for feature in ranker.features}
+
+
 def test_a_repeated_watch_has_the_feedback_it_is_listed_with(forms: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(forms / "extract", tmp_path / "source"))
     row = {"user_id": 0, "history_len": 6, "last_time_ms": CUT_MS - 10, "watch_seq": [7, 7, 8, 7, 9, 9]}

@@ -218,6 +218,23 @@ def test_users_drift(market: tuple[Population, Log]) -> None:
     assert 0 < moved[gap == 1].mean() < moved[gap >= 4].mean() < 0.5 * logit.std()
 
 
+def test_drift_is_how_far_users_move() -> None:
+    """From the first day to the last, the same users, items and surfaces meet with other probabilities."""
+    moved = []
+    for drift in (0.0, 0.1, 0.4):
+        rng = np.random.default_rng(3)
+        people = populate(100, 100, 6, rng)
+        first, *_, last = simulate(people, 6, 3000, rng, drift)
+        meetings = [
+            dict(zip(zip(log.user, log.item, log.surface, strict=True), log.oracle_conversion, strict=True))
+            for log in (first, last)
+        ]
+        shared = meetings[0].keys() & meetings[1].keys()
+        assert len(shared) > 20
+        moved.append(np.mean([abs(meetings[0][key] - meetings[1][key]) for key in shared]))
+    assert moved[0] < 1e-9 < moved[1] < moved[2]
+
+
 def test_split_shares_out_the_days(root: Path) -> None:
     split = market_split(days=6, upstream_days=2)
     parts = [find_files(root, patterns) for patterns in (split.upstream, split.train, split.validation, split.test)]

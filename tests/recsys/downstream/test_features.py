@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedding_store import EmbeddingStore, Series
+from embedding_store import EmbeddingStore, Series, Snapshot, SpaceMismatchError
 from recsys.config import RankerConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import Feature, Label, Schema
@@ -82,6 +82,36 @@ def test_a_planted_leak_cannot_be_read(store: EmbeddingStore, delay: int) -> Non
         assert (vectors == 0.5).all()
 
 
+@pytest.mark.parametrize("late", [1, 1000])
+@pytest.mark.parametrize("delay", [0, 50])
+def test_a_planted_leak_does_not_come_through_the_loader(
+    store: EmbeddingStore, tmp_path: Path, late: int, delay: int
+) -> None:
+    """Vectors that hold each event's label are published so that they can be read 1 ms, or a second, after it."""
+    now, users = 1_700_000_000_000, list(range(40))
+    events = write_events(tmp_path / "a.parquet").to_pydict() | {"timestamp": [now] * 40, "user_id": users}
+    pq.write_table(pa.table(events), tmp_path / "a.parquet", row_group_size=6)
+    series = store.create("user_ctr", dim=1)
+    publish(series, now - delay, {user: [0.5] for user in users})
+    publish(series, now - delay + late, {user: [float(events["click"][user])] for user in users})
+    features = StoreFeatures(store, ["user_ctr"], publish_delay_ms=delay)
+    batches = list(EventStream([tmp_path / "a.parquet"], SCHEMA, batch_size=8, transform=features, drop_last=False))
+    assert sum(map(len, batches)) == 40
+    for batch in batches:
+        assert batch.vectors is not None
+        assert batch.vectors.unique().tolist() == [0.5]
+        assert torch.equal(features.series[0].lookup(batch.user_ids, batch.timestamps + late - 1)[0], batch.vectors)
+        assert torch.equal(features.series[0].lookup(batch.user_ids, batch.timestamps + late)[0], batch.labels)
+
+
+def test_two_spaces_do_not_come_into_one_batch(store: EmbeddingStore) -> None:
+    series = store.create("user_ctr", dim=1)
+    publish(series, 0, {1: [1.0]}, "ctr-1")
+    publish(series, 10, {1: [2.0]}, "ctr-2")
+    with pytest.raises(SpaceMismatchError, match=r"'ctr-1' .* and 'ctr-2'"):
+        PointInTimeSeries(series).lookup(ints([1, 1]), ints([5, 15]))
+
+
 def test_before_the_first_version_nothing_is_found(store: EmbeddingStore) -> None:
     series = store.create("user_ctr", dim=2)
     publish(series, 100, {1: [1.0, 2.0]})
@@ -119,10 +149,11 @@ def test_only_the_versions_that_are_asked_for_are_opened(
         publish(series, 100 * day, {1: [float(day)]})
     joined = PointInTimeSeries(series)
     opened: list[int] = []
-    table = PointInTimeSeries._table
-    monkeypatch.setattr(PointInTimeSeries, "_table", lambda self, index: opened.append(index) or table(self, index))
-    assert joined.lookup(ints([1, 1, 1]), ints([250, 420, 260]))[0].flatten().tolist() == [2.0, 4.0, 2.0]
-    assert opened == [2, 4]
+    load = Snapshot.load
+    monkeypatch.setattr(Snapshot, "load", lambda self: opened.append(self.version) or load(self))
+    for _ in range(2):
+        assert joined.lookup(ints([1, 1, 1]), ints([250, 420, 260]))[0].flatten().tolist() == [2.0, 4.0, 2.0]
+    assert opened == [3, 5]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ import json
 import os
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from recsys.evaluate.report import ReportError, TaskScores, build_report, load_r
 from recsys.evaluate.terminal import print_report
 from recsys.evaluate.wording import headline
 from tests.recsys.evaluate.example import ARMS, example_results, example_task
+from tests.recsys.evaluate.page import Page
 
 
 @pytest.fixture(scope="module")
@@ -145,34 +145,6 @@ def test_unreadable_reports_are_named(tmp_path):
 def test_scores_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ReportError, match=message):
         replace(example_task(10), **changes)
-
-
-class Page(HTMLParser):
-    """Collects the page's text, the addresses it refers to, and how its elements are nested."""
-
-    VOID = ("meta", "img", "br", "link", "hr")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert not self.open, f"{self.open} never closed"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.text += data
 
 
 def test_page_is_self_contained_and_complete(full, tmp_path):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from recsys.config import DownstreamConfig, ModelConfig, RunConfig, SourceConfig, UpstreamConfig
+from recsys.config import DownstreamConfig, ModelConfig, RefreshConfig, RunConfig, SourceConfig, UpstreamConfig
 from recsys.data.schema import Feature, Label, Schema
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
@@ -34,7 +34,7 @@ MODEL = ModelConfig(token_dim=8, layers=(("masknet", "mlp"),), tokens=2, out_tok
 SOURCE = SourceConfig(schema="schema.toml", events=("events/*.parquet",), users=("users/*.parquet",))
 CONFIG = RunConfig(
     name="tiny",
-    upstreams=(UpstreamConfig(name="ctr", source=SOURCE, model=MODEL),),
+    upstreams=(UpstreamConfig(name="ctr", source=SOURCE, model=MODEL, refresh=RefreshConfig(dtype="float32")),),
     downstream=DownstreamConfig(
         schema="schema.toml", train=("events/*",), validation=("x",), test=("y",), tasks={"ctr": "click"}
     ),

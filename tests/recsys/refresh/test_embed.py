@@ -15,7 +15,7 @@ from recsys.config import SourceConfig
 from recsys.data.convert import hash_strings, to_batch
 from recsys.data.errors import DataError
 from recsys.data.schema import Feature, Label, Schema
-from recsys.refresh.embed import LastEvents, embed, entity_schema, last_events, read_rows
+from recsys.refresh.embed import LastEvents, embed, entity_schema, last_events, read_rows, source_files
 from recsys.train.distributed import Environment
 from tests.recsys.refresh.example import LAST, SCHEMA, SOURCE, make_model, user_rows
 
@@ -57,7 +57,7 @@ def test_last_events_against_a_loop(
         _write(root / "users", entities, first, row_group, entity=True)
         users = ("users/*.parquet",) if entities else ()
         source = SourceConfig(schema="s", events=("events/*.parquet",), users=users)
-        found = last_events(root, source, MARKED, "user")
+        found = last_events(source_files(root, source, "user"), MARKED, "user")
         tables = list(read_rows(found, MARKED, "user", batch))
     everything = [row for file in (*events, *entities) for row in file]
     last: dict[int, int] = {}
@@ -83,7 +83,7 @@ def test_last_events_against_a_loop(
 def test_items_are_found_by_their_own_id(tmp_path: Path) -> None:
     table = {"timestamp": [5, 9, 7], "who": [1, 1, 2], "what": [8, 8, -3], "mark": [0.0, 1.0, 2.0]}
     pq.write_table(pa.table(table | {"i": [0.5, 1.5, 2.5], "click": [0, 0, 1]}), tmp_path / "a.parquet")
-    found = last_events(tmp_path, SourceConfig(schema="s", events=("a.parquet",)), MARKED, "item")
+    found = last_events(source_files(tmp_path, SourceConfig(schema="s", events=("a.parquet",)), "item"), MARKED, "item")
     assert found.ids.tolist() == [8, -3]
     assert found.row.tolist() == [1, 2]
     (rows,) = read_rows(found, MARKED, "item", 10)
@@ -112,7 +112,7 @@ def test_files_of_several_writers(tmp_path: Path) -> None:
     users |= {"seen": pa.array([[], [8]], pa.large_list(pa.int32()))}
     pq.write_table(pa.table(users), tmp_path / "users.parquet")
     source = SourceConfig(schema="s", events=("*/*/*.parquet",), users=("users.parquet",))
-    found = last_events(tmp_path, source, schema, "user")
+    found = last_events(source_files(tmp_path, source, "user"), schema, "user")
     assert found.ids.tolist() == [4, 6, 7, 5]
     (rows,) = read_rows(found, schema, "user", 10)
     assert rows["seen"].to_pylist() == [[7], None, [], [8]]
@@ -125,7 +125,7 @@ def test_string_ids_are_hashed_as_in_every_batch(tmp_path: Path) -> None:
     table = pa.table({"timestamp": [1, 2, 3], "who": ["ann", "bob", "ann"], "what": ["x", "y", "z"], "mark": [0, 1, 2]})
     table = table.append_column("i", pa.array([0, 1, 2])).append_column("click", pa.array([0, 1, 0]))
     pq.write_table(table, tmp_path / "a.parquet")
-    found = last_events(tmp_path, SourceConfig(schema="s", events=("a.parquet",)), MARKED, "user")
+    found = last_events(source_files(tmp_path, SourceConfig(schema="s", events=("a.parquet",)), "user"), MARKED, "user")
     assert found.ids.tolist() == hash_strings(pa.array(["bob", "ann"])).to_pylist()
     (rows,) = read_rows(found, MARKED, "user", 10)
     assert to_batch(rows, entity_schema(MARKED, "user")).user_ids.tolist() == found.ids.tolist()
@@ -156,7 +156,16 @@ def test_bad_entity_rows_name_file_and_row(
     rows = rows.set_column(rows.column_names.index(column), column, values)
     pq.write_table(rows, root / "users/part-1.parquet")
     with pytest.raises(DataError, match=message):
-        list(embed(make_model(), SCHEMA, last_events(root, SOURCE, SCHEMA, "user"), "user", environment, batch_size=4))
+        list(
+            embed(
+                make_model(),
+                SCHEMA,
+                last_events(source_files(root, SOURCE, "user"), SCHEMA, "user"),
+                "user",
+                environment,
+                batch_size=4,
+            )
+        )
 
 
 def test_damaged_pages_are_named(log: Path, tmp_path: Path) -> None:
@@ -169,18 +178,18 @@ def test_damaged_pages_are_named(log: Path, tmp_path: Path) -> None:
     data[start + 200] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"part-0.parquet: row group 2 cannot be read"):
-        list(read_rows(last_events(root, SOURCE, SCHEMA, "user"), SCHEMA, "user", 64))
+        list(read_rows(last_events(source_files(root, SOURCE, "user"), SCHEMA, "user"), SCHEMA, "user", 64))
 
 
 def test_a_pattern_without_files(log: Path) -> None:
     with pytest.raises(DataError, match=r"pattern 'none/\*' matches nothing"):
-        last_events(log, replace(SOURCE, users=("none/*",)), SCHEMA, "user")
+        last_events(source_files(log, replace(SOURCE, users=("none/*",)), "user"), SCHEMA, "user")
 
 
 @pytest.mark.parametrize("owner", ["user", "item"])
 @pytest.mark.parametrize("batch_size", [1, 5, 4096])
 def test_embed_is_the_tower_on_the_last_rows(log: Path, environment: Environment, owner: str, batch_size: int) -> None:
-    events, model = last_events(log, SOURCE, SCHEMA, owner), make_model()
+    events, model = last_events(source_files(log, SOURCE, owner), SCHEMA, owner), make_model()
     pieces = list(embed(model, SCHEMA, events, owner, environment, batch_size=batch_size))
     ids, vectors = (torch.cat(column) for column in zip(*pieces, strict=True))
     assert ids.tolist() == events.ids.tolist()
@@ -204,7 +213,15 @@ def test_entities_see_nothing_but_their_own_features(log: Path, tmp_path: Path, 
             table = table.set_column(table.column_names.index(name), name, pa.array(np.full(len(table), 1)))
         pq.write_table(table, path, row_group_size=3)
     (before,), (after,) = (
-        list(embed(make_model(), SCHEMA, last_events(folder, SOURCE, SCHEMA, "user"), "user", environment))
+        list(
+            embed(
+                make_model(),
+                SCHEMA,
+                last_events(source_files(folder, SOURCE, "user"), SCHEMA, "user"),
+                "user",
+                environment,
+            )
+        )
         for folder in (log, root)
     )
     assert torch.equal(before[0], after[0])

@@ -11,12 +11,12 @@ import torch
 
 from embedding_store import EmbeddingStore, Series
 from embedding_store.errors import AsOfDecreasedError, SeriesExistsError
-from embedding_store.manifest import IndexFile
-from embedding_store.writer import SnapshotWriter
+from embedding_store.storage import LocalStorage
 from recsys.config import ConfigError
 from recsys.data.errors import DataError
-from recsys.refresh.embed import embed, last_events
-from recsys.refresh.publish import refresh_upstream, space_name, store_folder
+from recsys.refresh.cycle import refresh_upstream
+from recsys.refresh.embed import embed, last_events, source_files
+from recsys.refresh.publish import owed, space_name, store_folder
 from recsys.stages import is_done
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment
@@ -44,18 +44,18 @@ def versions(out: Path) -> list[list[int]]:
 
 
 def refresh_and_die(log: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, before_commit: int) -> None:
-    """Refresh in a process that dies just before its `before_commit`-th commit."""
-    commit, count = SnapshotWriter._publish, 0
+    """Refresh in a process that dies just before its `before_commit`-th commit of vectors."""
+    put, count = LocalStorage.put_new, 0
 
-    def publish(writer: SnapshotWriter, index: IndexFile) -> None:
+    def put_or_die(storage: LocalStorage, path: str, data: bytes) -> None:
         nonlocal count
-        count += 1
+        count += path.startswith("manifests/") and ".activity" not in storage.locate(path)
         if count == before_commit:
             raise KilledError
-        commit(writer, index)
+        put(storage, path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SnapshotWriter, "_publish", publish)
+        patch.setattr(LocalStorage, "put_new", put_or_die)
         with pytest.raises(KilledError):
             refresh_upstream(CONFIG, "ctr", log, out)
 
@@ -67,7 +67,7 @@ def assert_pair_is_of(out: Path, log: Path, seed: int, environment: Environment)
     assert snapshots[0].as_of == LAST
     assert snapshots[0].space == space_name("ctr") == "ctr-1"
     for owner, snapshot in zip(("user", "item"), snapshots, strict=True):
-        events = last_events(log, SOURCE, SCHEMA, owner)
+        events = last_events(source_files(log, SOURCE, owner), SCHEMA, owner)
         ((ids, vectors),) = embed(make_model(seed), SCHEMA, events, owner, environment)
         stored, found = snapshot.load().lookup(ids)
         assert found.all()
@@ -199,8 +199,33 @@ def test_what_is_not_there(log: Path, out: Path, tmp_path: Path) -> None:
 def test_the_record_says_what_was_published(log: Path, out: Path) -> None:
     refresh_upstream(CONFIG, "ctr", log, out)
     record = out / "upstream/ctr/published.json"
-    assert json.loads(record.read_text()) == {"step": 1, "as_of": LAST, "version": 1}
+    written = json.loads(record.read_text())
+    assert written["key"] == {"step": 1}
+    assert written["as_of"] == LAST
+    assert written["versions"] == {"user_ctr": 1, "item_ctr": 1}
     shutil.rmtree(store_folder(out))  # whoever deletes the store wants it filled again
     refresh_upstream(CONFIG, "ctr", log, out)
     assert versions(out) == [[1], [1]]
     assert np.isfinite(pair(out)[0].latest().load().lookup(torch.tensor([-10]))[0].numpy()).all()
+
+
+def test_the_tag_follows_what_is_published(log: Path, out: Path, environment: Environment) -> None:
+    refresh_upstream(CONFIG, "ctr", log, out)
+    assert [series.tags() for series in pair(out)] == [{"prod": 1}] * 2
+    save_checkpoint(out, 2, environment, seed=5)
+    refresh_upstream(CONFIG, "ctr", log, out)
+    assert [series.tags() for series in pair(out)] == [{"prod": 2}] * 2
+
+
+@pytest.mark.parametrize(
+    ("newest", "versions", "rounds"),
+    [
+        ({"u": 0, "i": 0}, {"u": 1, "i": 1}, [("u", "i")]),
+        ({"u": 3, "i": 3}, {"u": 3, "i": 3}, []),
+        ({"u": 4, "i": 3}, {"u": 4, "i": 4}, [("i",)]),
+        ({"u": 4, "i": 3}, {"u": 5, "i": 5}, [("i",), ("u", "i")]),
+        ({"u": 1, "i": 1, "v": 7, "j": 5}, {"u": 2, "i": 2, "v": 7, "j": 7}, [("j",), ("u", "i", "j")]),
+    ],
+)
+def test_what_is_owed(newest: dict[str, int], versions: dict[str, int], rounds: list[tuple[str, ...]]) -> None:
+    assert owed(newest, versions) == rounds

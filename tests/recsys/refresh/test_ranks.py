@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from embedding_store import EmbeddingStore
-from recsys.refresh.embed import LastEvents, embed, last_events
-from recsys.refresh.publish import refresh_upstream, store_folder
+from recsys.refresh.cycle import refresh_upstream
+from recsys.refresh.embed import LastEvents, embed, gather, last_events, source_files
+from recsys.refresh.publish import store_folder
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.sharding import shard
 from tests.distributed import run_ranks
@@ -32,8 +33,9 @@ def on_two_ranks(log: Path, out: Path) -> list[list[Any]]:
     model = shard(holder, environment, sparse_lr=0.1, sharding_types=PLANS).module["model"]
     results = []
     for owner, count, batch_size in CASES:
-        events = first(last_events(log, SOURCE, SCHEMA, owner), count)
-        results.append(list(embed(model, SCHEMA, events, owner, environment, batch_size=batch_size)))
+        events = first(last_events(source_files(log, SOURCE, owner), SCHEMA, owner), count)
+        shares = list(embed(model, SCHEMA, events, owner, environment, batch_size=batch_size))
+        results.append([(share, gather(share, batch_size, environment)) for share in shares])
     refresh_upstream(CONFIG, "ctr", log, out)
     refresh_upstream(CONFIG, "ctr", log, out)
     return results
@@ -50,13 +52,15 @@ def two(log: Path, tmp_path_factory: pytest.TempPathFactory, environment: Enviro
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_two_ranks_embed_as_one(log: Path, two: tuple[Path, list[Any]], environment: Environment, case: int) -> None:
     owner, count, batch_size = CASES[case]
-    events = first(last_events(log, SOURCE, SCHEMA, owner), count)
+    events = first(last_events(source_files(log, SOURCE, owner), SCHEMA, owner), count)
     assert len(events) == count
     ((ids, vectors),) = embed(make_model(), SCHEMA, events, owner, environment)
     main, other = (rank[case] for rank in two[1])
     assert len(main) == len(other) == math.ceil(math.ceil(count / 2) / batch_size)
-    assert all(len(i) == len(v) == 0 for i, v in other)
-    got_ids, got = (torch.cat(column) for column in zip(*main, strict=True))
+    assert all(gathered is None for _, gathered in other)
+    shares = [torch.cat([share[0] for share, _ in rank]) for rank in (main, other)]
+    assert [ids.tolist() for ids in shares] == [events.shard(rank, 2).ids.tolist() for rank in range(2)]
+    got_ids, got = (torch.cat(column) for column in zip(*(gathered for _, gathered in main), strict=True))
     assert sorted(got_ids.tolist()) == sorted(ids.tolist())
     torch.testing.assert_close(got[got_ids.argsort()], vectors[ids.argsort()])
 

@@ -49,6 +49,29 @@ def test_resumed_run_is_the_uninterrupted_one(environment: Environment, tmp_path
     assert (again.steps, again.metrics["loss"]) == (12, lines(whole)[-1]["loss"])
 
 
+def test_a_run_begins_with_anothers_model_and_resumes_as_itself(environment: Environment, tmp_path: Path):
+    """Warm start: model and optimizer of the day before; broken off and resumed, the same bits as unbroken."""
+    first, whole, broken = (tmp_path / name for name in ("first", "whole", "broken"))
+    before = fit(make_task(), make_stream(6), CONFIG, environment, tasks=TASKS, out=first)
+    weights = {name: value.clone() for name, value in whole_state(before.model).items()}
+    start = first / "checkpoints/step-00000006"
+    again = make_stream(6, epochs=2)
+    result = fit(make_task(seed=5), again, CONFIG, environment, tasks=TASKS, out=whole, start=start)
+    assert [line["step"] for line in lines(whole)] == list(range(1, 13)), "its own steps, on its own stream"
+    assert any(not torch.equal(value, weights[name]) for name, value in whole_state(result.model).items())
+    stream = make_stream(6, epochs=2, stop_at=10)
+    with pytest.raises(Interrupted):
+        fit(make_task(seed=6), stream, CONFIG, environment, tasks=TASKS, out=broken, start=start)
+    resumed = fit(
+        make_task(seed=7), make_stream(6, epochs=2), CONFIG, environment, tasks=TASKS, out=broken, start=start
+    )
+    for name, value in whole_state(result.model).items():
+        assert torch.equal(whole_state(resumed.model)[name], value), name
+    cold = fit(make_task(seed=5), make_stream(6, epochs=2), CONFIG, environment, tasks=TASKS, out=tmp_path / "cold")
+    assert lines(whole)[0]["loss"] < without_speed(lines(tmp_path / "cold"))[0]["loss"], "it knows what it had learned"
+    assert cold.steps == 12
+
+
 def test_resume_between_log_lines_keeps_the_window(environment: Environment, tmp_path: Path):
     config = replace(CONFIG, log_every=6, checkpoint_every=4)
     records = []

@@ -1,0 +1,118 @@
+"""Upstream models: what they learn from, the network, the loss, how their vectors are refreshed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from recsys.config.refresh import RefreshConfig
+from recsys.config.rules import is_word, require
+from recsys.config.training import TrainConfig
+
+INTERACTIONS = ("masknet", "dcnv2", "transformer", "mlp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where one log of events lies and how to read it."""
+
+    schema: str
+    """Path of the schema TOML."""
+    events: tuple[str, ...]
+    """Glob patterns of the Parquet files, in time order: `market/events/day=0[0-6]/*.parquet`."""
+    users: tuple[str, ...] = ()
+    """Optional Parquet with one row a user as of the end of the log: user features, `timestamp`, the user id. Without
+    it the refresh takes each user's last event."""
+    items: tuple[str, ...] = ()
+    """The same for items."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.schema), "source.schema is empty: give the path of a schema TOML")
+        require(len(self.events) > 0, "source.events is empty: give at least one glob pattern of Parquet files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """DERM: three towers with DHEN backbones (papers.md section 1; sizes are our choice, the paper names none)."""
+
+    token_dim: int = 32
+    """Width d of every token and of every embedding table."""
+    layers: tuple[tuple[str, ...], ...] = (("masknet", "mlp"), ("transformer", "mlp"))
+    """Interaction modules of each DHEN layer, side by side: masknet, dcnv2, transformer, mlp."""
+    tokens: int = 8
+    """Tokens m that every DHEN layer puts out."""
+    heads: int = 2
+    """Attention heads of every Transformer; divides `token_dim`."""
+    sequence_layers: int = 1
+    """Transformer layers over each sequence feature."""
+    out_tokens: int = 2
+    """Tokens of the entity vector; flattened and L2-normalised."""
+    out_dim: int = 32
+    """Width of each of them: the vector has out_tokens * out_dim dimensions."""
+    dropout: float = 0.0
+    """Dropout inside the interaction modules."""
+
+    def __post_init__(self) -> None:
+        for name in ("token_dim", "tokens", "heads", "out_tokens", "out_dim"):
+            require(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; use 1 or more")
+        require(self.sequence_layers >= 0, f"model.sequence_layers is {self.sequence_layers}; use 0 or more")
+        require(
+            self.token_dim % self.heads == 0,
+            f"model.heads is {self.heads}; it must divide token_dim = {self.token_dim}",
+        )
+        require(self.token_dim % 4 == 0, f"model.token_dim is {self.token_dim}; tables need a multiple of 4")
+        require(len(self.layers) > 0, "model.layers is empty; give at least one DHEN layer, say [['masknet', 'mlp']]")
+        for modules in self.layers:
+            require(len(modules) > 0, "model.layers has a layer without modules; give each at least one")
+            for module in modules:
+                require(module in INTERACTIONS, f"model.layers names {module!r}; use one of {', '.join(INTERACTIONS)}")
+        require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; use 0 <= dropout < 1")
+
+    @property
+    def vector_dim(self) -> int:
+        """D, the dimension of user and item vectors."""
+        return self.out_tokens * self.out_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Supervised multi-task loss + contrastive loss between user and item vectors (papers.md section 1)."""
+
+    contrastive_label: str = ""
+    """Label whose positives are contrasted; empty: the first task."""
+    contrastive_weight: float = 1.0
+    """Factor of the contrastive term; the paper reports a plain sum (1.0). 0 turns it off."""
+    temperature: float = 0.1
+    """tau in softmax(u.p / tau - log Q(p)); our choice, the paper names none."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, f"loss.temperature is {self.temperature}; use more than 0")
+        require(self.contrastive_weight >= 0, f"loss.contrastive_weight is {self.contrastive_weight}; use 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamConfig:
+    """One upstream model. It publishes the series `user_<name>` and `item_<name>`."""
+
+    name: str
+    """Name of the upstream, say `ctr`."""
+    source: SourceConfig
+    """The events it learns from. They must end before the first event a downstream trains on."""
+    tasks: tuple[str, ...] = ()
+    """Labels it predicts; empty: all labels of the schema."""
+    features: tuple[str, ...] = ()
+    """Features it reads; empty: all features of the schema."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The loss."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+    """The training run."""
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    """How its vectors are aggregated and published."""
+
+    def __post_init__(self) -> None:
+        require(
+            is_word(self.name),
+            f"upstream.name is {self.name!r}; use up to 100 of a-z, A-Z, 0-9 and _ (it becomes part of series' names)",
+        )
+        require(len(set(self.tasks)) == len(self.tasks), f"upstream.tasks is {self.tasks}; name each label once")

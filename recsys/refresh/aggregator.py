@@ -1,0 +1,270 @@
+"""One day of one series: read the snapshot of the day before, blend today's vectors in, publish what came of it.
+
+    aggregator = Aggregator(series, activity, Aggregation(), day=19_500, as_of=day_end, space="ctr-1")
+    with aggregator.writer(entities=len(events)) as writer:
+        for ids, vectors in embed(...):
+            writer.append(aggregator.blend(ids, vectors))
+
+Beside the vectors lies the series' activity: for each entity the day it was last active and how many days its vector is
+made of. It is published just before the vectors, as of the same time, and always read as of the vectors' own time: what
+a crash between the two leaves behind is never looked at, and the next try's activity, later and as of the same time,
+wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from embedding_store import (
+    EmbeddingStore,
+    Series,
+    Snapshot,
+    SnapshotWriter,
+    SpaceMismatchError,
+    Table,
+    VersionNotFoundError,
+    WriterClosedError,
+)
+from recsys.refresh.aggregate import Aggregation, aggregate, expired
+
+_DAY_MS = 86_400_000
+_CHUNK = 65_536
+"""Rows handled at once where all of a snapshot is gone through."""
+
+
+class Blended(NamedTuple):
+    """What a day makes of n of its entities."""
+
+    ids: Tensor  # int64 [n]
+    vectors: Tensor  # float32 [n, D]
+    activity: Tensor  # float32 [n, 2]: day last active, days counted
+
+
+def activity_series(store: EmbeddingStore, name: str) -> Series:
+    """The companion series `<name>.activity` of series `name`, made if it is not there."""
+    return store.create(f"{name}.activity", dim=2, dtype="float32", exist_ok=True)
+
+
+class Aggregator:
+    """Reads what was published before a day and blends that day's vectors in. Every rank may have one of its own.
+
+    Args:
+        series: the vectors' series.
+        activity: its companion, see `activity_series`.
+        aggregation: how.
+        day: the day's number, by any count of days that never changes.
+        as_of: end of the day, ms. What it starts from is the newest snapshot before: a day that is published again,
+            as a correction, starts where it started the first time.
+        space: of the day's vectors.
+        rotation: float32 [D, D]; turns vectors of another space into this one (see align.py).
+        fresh: start anew: carry nothing over.
+
+    Raises:
+        SpaceMismatchError: the newest snapshot is of another space, and neither `rotation` nor `fresh` is given.
+        CorruptStoreError: it cannot be read; naming the file.
+    """
+
+    def __init__(
+        self,
+        series: Series,
+        activity: Series,
+        aggregation: Aggregation,
+        *,
+        day: int,
+        as_of: int,
+        space: str,
+        rotation: Tensor | None = None,
+        fresh: bool = False,
+    ) -> None:
+        self.series, self.activity, self.aggregation = series, activity, aggregation
+        self.day, self.as_of, self.space = day, as_of, space
+        self.previous = None if fresh else _newest(series, as_of - 1)
+        """The snapshot that the day goes on from."""
+        self.previous_activity = None if self.previous is None else _newest(activity, self.previous.as_of)
+        if self.previous is not None and self.previous.space != space and rotation is None:
+            raise SpaceMismatchError(
+                f"version {self.previous.version} of series {series.name!r} is in space {self.previous.space!r}, the "
+                f"day's vectors are in {space!r}: align the old space to the new one, or start the new one afresh"
+            )
+        turned = self.previous is not None and self.previous.space != space
+        self._rotation = rotation if turned else None  # a correction, or a second try, may be in the new space already
+        self._table = _load(self.previous)
+        self._activity_table = _load(self.previous_activity)
+
+    def blend(
+        self,
+        ids: Tensor,  # int64 [n], distinct over the whole day
+        today: Tensor,  # float [n, D]
+    ) -> Blended:
+        """Today's aggregates of some of the day's entities.
+
+        An entity whose time to live had ended before today starts anew, whether or not it was deleted meanwhile.
+        """
+        ids, today = ids.cpu(), today.detach().cpu()
+        past, activity, found = self._past(ids, today.shape[1])
+        known = found & ~expired(activity[:, 0], self.day, self.aggregation.time_to_live_days)
+        counts = torch.where(known, activity[:, 1], 0)
+        how = self.aggregation
+        vectors = aggregate(how.method, how.weight, past, counts, known, today, renormalise=how.renormalise, out=past)
+        return Blended(ids, vectors, torch.stack([torch.full_like(counts, self.day), counts + 1], dim=1))
+
+    def writer(self, entities: int) -> DayWriter:
+        """The writer of the day's snapshot, for one rank; `entities` is how many ids the day has on all of them."""
+        return DayWriter(self, entities)
+
+    def writes_whole(self, entities: int) -> bool:
+        """Whether the day is published whole and not as a delta: much changes, the base's rows are of another kind, or
+        it would have more dead rows than live ones."""
+        previous, activity = self.previous, self.previous_activity
+        if previous is None or activity is None or activity.as_of != previous.as_of:
+            return True
+        if previous.space != self.space or previous.manifest.schema != self.series.schema:
+            return True
+        changed = entities + len(self.expired_ids)
+        stored = previous.manifest.stored_rows + entities
+        return changed >= self.aggregation.delta_below * previous.rows or stored > 2 * max(previous.rows, entities)
+
+    @cached_property
+    def expired_ids(self) -> Tensor:
+        """Of the entities that the series has, those whose time to live ends unless they are active today; int64 [n],
+        ascending."""
+        gone = [torch.empty(0, dtype=torch.int64)]
+        if self.previous_activity is not None:
+            for batch in self.previous_activity.batches(_CHUNK):
+                gone.append(batch.ids[expired(batch.vectors[:, 0], self.day, self.aggregation.time_to_live_days)])
+        return torch.cat(gone).sort().values
+
+    def carried(self, without: Tensor) -> Iterator[Blended]:
+        """What the series had before, as it stays, but for the ids of `without` (int64, ascending)."""
+        for batch in self.previous.batches(_CHUNK) if self.previous else ():
+            stays = ~is_in(batch.ids, without)
+            ids = batch.ids[stays]
+            yield Blended(ids, self._turned(batch.vectors[stays]), self._activity_of(ids))
+
+    def _past(self, ids: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What the day goes on from: vectors float32 [n, D] in the day's space, activity float32 [n, 2], found [n]."""
+        if self._table is None:
+            return torch.zeros(len(ids), dim), torch.zeros(len(ids), 2), torch.zeros(len(ids), dtype=torch.bool)
+        vectors, found = self._table.lookup(ids)
+        return self._turned(vectors), self._activity_of(ids), found
+
+    def _turned(self, vectors: Tensor) -> Tensor:
+        return vectors if self._rotation is None else vectors @ self._rotation
+
+    def _activity_of(self, ids: Tensor) -> Tensor:
+        """Day last active and days counted of ids of the previous snapshot, float32 [n, 2].
+
+        Where none is stored, the snapshot was not made by a day: each vector counts as one day's, that day as the last.
+        """
+        assert self.previous is not None
+        days_ago = -(-(self.as_of - self.previous.as_of) // _DAY_MS)
+        counted = torch.tensor([float(self.day - days_ago), 1.0]).repeat(len(ids), 1)
+        if self._activity_table is None:
+            return counted
+        stored, found = self._activity_table.lookup(ids)
+        return torch.where(found[:, None], stored, counted)
+
+
+class DayWriter:
+    """Publishes a day, in a `with` block: nothing is visible until it ends cleanly: then activity, then vectors.
+
+    To publish several series together, enter them into one ExitStack, append to all, call `finish` on all, and end it.
+    """
+
+    def __init__(self, aggregator: Aggregator, entities: int) -> None:
+        self._aggregator = aggregator
+        self.whole = aggregator.writes_whole(entities)
+        """Whether all rows are written, or only what changes."""
+        self.expired = 0
+        """After `finish`: entities that the series had and has no more."""
+        self._seen: list[Tensor] = []
+        self._finished = False
+        self._writers = ExitStack()
+        self._vectors = self._open(aggregator.series, aggregator.previous)
+        self._activity = self._open(aggregator.activity, aggregator.previous_activity)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The vectors that were published. Raises WriterClosedError before."""
+        return self._vectors.snapshot
+
+    @property
+    def activity_snapshot(self) -> Snapshot:
+        """The activity that was published. Raises WriterClosedError before."""
+        return self._activity.snapshot
+
+    def append(self, blended: Blended) -> None:
+        """Add entities of the day, each once. Raises what SnapshotWriter.append raises."""
+        if self._finished:
+            raise WriterClosedError("the day is finished: append before `finish`")
+        self._write(blended)
+        self._seen.append(blended.ids)
+
+    def finish(self) -> None:
+        """Write what follows from the day's entities: the others as they were, without those whose time is over."""
+        if self._finished:
+            return
+        self._finished = True
+        today = torch.cat([torch.empty(0, dtype=torch.int64), *self._seen]).sort().values
+        aggregator = self._aggregator
+        gone = aggregator.expired_ids[~is_in(aggregator.expired_ids, today)]
+        self.expired = len(gone)
+        if not self.whole:
+            self._vectors.delete(gone)
+            self._activity.delete(gone)
+            return
+        for carried in aggregator.carried(torch.cat([today, gone]).sort().values):
+            self._write(carried)
+
+    def __enter__(self) -> DayWriter:
+        with ExitStack() as writers:
+            writers.enter_context(self._vectors)
+            writers.enter_context(self._activity)  # the stack ends in reverse order: this one commits first
+            self._writers = writers.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._writers.__exit__(kind, error, trace)
+            return
+        with self._writers:
+            self.finish()
+
+    def _open(self, series: Series, base: Snapshot | None) -> SnapshotWriter:
+        aggregator = self._aggregator
+        return series.write(as_of=aggregator.as_of, space=aggregator.space, base=None if self.whole else base)
+
+    def _write(self, rows: Blended) -> None:
+        self._vectors.append(rows.ids, rows.vectors)
+        self._activity.append(rows.ids, rows.activity)
+
+
+def is_in(
+    ids: Tensor,  # int64 [n]
+    among: Tensor,  # int64 [m], ascending
+) -> Tensor:  # bool [n]
+    """Whether each id is one of `among`."""
+    if len(among) == 0:
+        return torch.zeros(len(ids), dtype=torch.bool)
+    return among[torch.searchsorted(among, ids).clamp_(max=len(among) - 1)] == ids
+
+
+def _load(snapshot: Snapshot | None) -> Table | None:
+    return None if snapshot is None else snapshot.load()
+
+
+def _newest(series: Series, timestamp: int) -> Snapshot | None:
+    """The newest snapshot as of a time, if there is one."""
+    try:
+        return series.as_of(timestamp)
+    except VersionNotFoundError:
+        return None

@@ -1,0 +1,42 @@
+"""The ways of aggregation that a run publishes, and the series each of them goes to.
+
+An upstream's own way (`UpstreamConfig.refresh`) goes to `user_<name>` and `item_<name>`. For the report's table the
+others of the paper's (papers.md section 1) are kept beside it, of the same daily vectors: `user_<name>.latest`, ...
+"""
+
+from __future__ import annotations
+
+from recsys.config import RefreshConfig
+from recsys.refresh.aggregate import Aggregation
+
+ENTITIES = ("user", "item")
+STUDIED = {"latest": ("latest", 0.8), "ma_0.2": ("ma", 0.2), "ma_0.5": ("ma", 0.5), "ma_0.8": ("ma", 0.8)} | {
+    "average": ("average", 0.8)
+}
+"""Arm -> method and weight, in the order of the paper's table."""
+
+
+def arm_of(refresh: RefreshConfig) -> str:
+    """The upstream's own way, as an arm: `ma_0.8`."""
+    return f"ma_{refresh.weight:g}" if refresh.aggregation == "ma" else refresh.aggregation
+
+
+def aggregations(refresh: RefreshConfig, *, study: bool) -> dict[str, Aggregation]:
+    """Arm -> what it does; the upstream's own first, the others of the table only for a `study`."""
+    own = {arm_of(refresh): (refresh.aggregation, refresh.weight)}
+    return {
+        arm: Aggregation(
+            method=method,
+            weight=weight,
+            time_to_live_days=refresh.time_to_live_days,
+            renormalise=refresh.renormalise,
+            delta_below=refresh.delta_below,
+        )
+        for arm, (method, weight) in (own | (STUDIED if study else {})).items()
+    }
+
+
+def series_of(arm: str, upstream: str, refresh: RefreshConfig) -> tuple[str, str]:
+    """Names of the arm's user and item series."""
+    suffix = "" if arm == arm_of(refresh) else f".{arm}"
+    return f"user_{upstream}{suffix}", f"item_{upstream}{suffix}"

@@ -1,0 +1,367 @@
+"""The refresh of one upstream, day by day: the job that `launchers/refresh.py` starts on every rank.
+
+A cycle trains on the day from the checkpoint of the day before, embeds the day's entities, aggregates, publishes users
+and items together, measures, moves the tag if the gates let it, and writes its record last. Whatever kills it, the same
+command goes on where it was and ends with the same snapshots. Readers of the store are never in its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from recsys.config import RunConfig, UpstreamConfig
+from recsys.data.files import find_files
+from recsys.refresh import gates, metrics, quality_page
+from recsys.refresh.align import AlignmentQuality
+from recsys.refresh.arms import ENTITIES
+from recsys.refresh.bootstrap import load_towers, publish_source, read_source, trained
+from recsys.refresh.cold import align_spaces
+from recsys.refresh.days import (
+    Cycle,
+    again,
+    available_days,
+    check_times,
+    chosen_cycle,
+    day_number,
+    find_day,
+    ignored,
+    next_cycle,
+    window,
+)
+from recsys.refresh.embed import last_events, source_files
+from recsys.refresh.errors import StoreLostError
+from recsys.refresh.publish import Content, Publication, Publisher, Timer, broadcast, space_name, store_folder
+from recsys.refresh.quality import measure, read_events
+from recsys.refresh.records import Ledger, Record
+from recsys.stages import exclusive, stage
+from recsys.train import checkpoint
+from recsys.train.distributed import Environment, process_group
+from recsys.upstream import train_on, upstream_folder, upstream_schema
+
+
+def refresh_upstream(
+    config: RunConfig,
+    name: str,
+    data: Path,
+    out: Path,
+    *,
+    day: str | None = None,
+    cold: bool = False,
+    every: bool = False,
+) -> list[Record]:
+    """Run one cycle of upstream `name`, or `every` one that is due. A collective.
+
+    The first cycle publishes what the upstream learned from its source, and is the only one of a config without a
+    `daily` section; those after it are the days.
+
+    Args:
+        config: of the run.
+        name: which upstream.
+        data: folder of the events.
+        out: folder of the run, where the upstream has been trained on its source.
+        day: run the cycle of this day, not whichever is due.
+        cold: train from scratch, on the source and all days, in a new space; not with `every`.
+        every: go on until no day is due.
+
+    Returns:
+        the records of the cycles that were run; none for the first one.
+
+    Raises:
+        ConfigError: `day` is not the one that is due, or the config has no days.
+        DataError, ClockSkewError: a day's files do not fit; before anything is trained.
+        CheckpointError: a checkpoint is missing, or of another schema or config.
+        StoreError: the store refuses a snapshot or a tag was moved by somebody else.
+    """
+    upstream = config.upstream(name)
+    with (
+        process_group() as environment,
+        exclusive(upstream_folder(out, name), environment),
+        stage(out, f"refresh-{name}", environment),
+    ):
+        refresh = _Refresh(config, upstream, data, out, environment)
+        first = refresh.publish_first()
+        if config.daily is None and day is None and not cold:
+            return []
+        config.days()
+        records: list[Record] = []
+        wanted = None if every else 0 if first and day is None else 1
+        while len(records) != wanted and (cycle := refresh.due(day, cold)):
+            record = refresh.run(cycle, cold)
+            if record is not None:  # else its files changed meanwhile: look again
+                records.append(record)
+        refresh.finish(records)
+        return records
+
+
+class _Refresh:
+    """The days of one upstream; the same on every rank."""
+
+    def __init__(
+        self, config: RunConfig, upstream: UpstreamConfig, data: Path, out: Path, environment: Environment
+    ) -> None:
+        self._config, self._upstream, self._data, self._out = config, upstream, data, out
+        self._environment = environment
+        self._ledger = Ledger(out, upstream.name)
+        self._schema = upstream_schema(upstream, data)
+        # Before the series are opened, so that a model that does not fit the checkpoint makes none.
+        records = broadcast(self._ledger.records(), environment)
+        offset = config.daily.utc_offset_hours if config.daily else 0.0
+        self._source = None if records else read_source(upstream, self._schema, data, out, environment, offset)
+        study = config.daily is not None and config.daily.study
+        self._publisher = Publisher(out, upstream, environment, study=study)
+        if records:
+            self._check_store(records[-1])
+
+    def publish_first(self) -> bool:
+        """Publish what the upstream knows from its source, if no day has been published; whether that was to do."""
+        if self._source is None:
+            return False
+        published = publish_source(self._publisher, self._source, self._out, self._upstream.name)
+        self._source = None  # its model is not needed any more
+        return published
+
+    def due(self, day: str | None, cold: bool) -> Cycle | None:
+        """The cycle to run; decided by rank 0 for all."""
+        cycle = None
+        if self._environment.is_main:
+            daily, records = self._config.days(), self._ledger.records()
+            available = available_days(self._data, daily)
+            for late in self._ledger.note_ignored(ignored(available, records)):
+                print(
+                    f"warning: day {late} was delivered again, but newer days are published: not applied "
+                    f"(noted in {self._ledger.folder / 'ignored.json'})",
+                    flush=True,
+                )
+            if day is not None:
+                cycle = chosen_cycle(day, daily.first, available, records)
+            else:
+                cycle = next_cycle(daily.first, available, records)
+            if cycle is None and cold and records:
+                cycle = again(available, records[-1])
+        return broadcast(cycle, self._environment)
+
+    def run(self, cycle: Cycle, cold: bool) -> Record | None:
+        """Run one cycle; None if the day's files changed while it ran, before anything was published."""
+        daily, timer, main = self._config.days(), Timer(), self._environment.is_main
+        files = broadcast({day: find_day(self._data, daily, day) for day in cycle.days}, self._environment)
+        count = sum(check_times(files[day], self._schema, daily, day) for day in cycle.days) if main else 0
+        plan = self._plan(cycle, cold)
+        as_of = window(daily, cycle.day)[1]
+        published = plan.folder / "publish.json"
+        publication = self._publisher.decide(published, plan.key, as_of, plan.space)
+        with timer("train"):
+            speed = self._train(plan, [path for day in cycle.days for path in files[day]], cycle)
+        if broadcast(self._changed(cycle), self._environment):
+            return None
+        content, alignment = self._content(plan, files, cycle, timer)
+        prepared = timer.seconds["embed"]
+        self._publisher.publish(publication, content, timer)
+        speeds = {"train": speed, "embed": rate(content, timer.seconds["embed"] - prepared)}
+        record = None
+        if main:
+            measured, reasons = self._measure(publication, files[cycle.day], timer)
+            if not reasons:
+                with timer("store"):
+                    self._publisher.move_tags(publication, published)
+            figures = {"gates": reasons, "tagged": not reasons, "quality": measured, "events": count}
+            figures["rows_per_second"] = speeds
+            record = self._record(cycle, plan, publication, content, timer, figures, alignment)
+            self._ledger.write(record)
+            self._ledger.prune()
+            metrics.export(self._ledger.folder, self._upstream.name)
+            print(summary(record, self._upstream), flush=True)
+        return broadcast(record, self._environment)
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Draw the pages, once for all cycles of a call."""
+        if records and self._environment.is_main:
+            quality_page.write_pages(self._ledger.folder, self._upstream.name)
+        dist.barrier()
+
+    def _check_store(self, newest: Record) -> None:
+        for name, version in newest.versions.items():
+            if version not in self._publisher.store.series(name).versions():
+                raise StoreLostError(
+                    f"{store_folder(self._out)} lacks version {version} of {name!r}, which the record of {newest.day} "
+                    f"names: bring the store back, or delete {self._ledger.folder} and the store to replay all days"
+                )
+
+    def _plan(self, cycle: Cycle, cold: bool) -> _Plan:
+        """What the cycle starts from; decided by rank 0 for all."""
+        plan = None
+        if self._environment.is_main:
+            records = self._ledger.records()
+            before = [record for record in records if record.day < cycle.day]
+            replaced = next((record for record in records if record.day == cycle.day), None)
+            generation = max((_generation(record.space) for record in records), default=1)
+            if cold:
+                start, generation = "", generation + 1
+            elif replaced is not None:
+                start = replaced.start  # a day that began a space begins it again
+            elif before:
+                start = before[-1].checkpoint
+            else:
+                start = str(trained(self._out, self._upstream.name).relative_to(self._out))
+            space = space_name(self._upstream.name, generation)
+            key = {
+                "day": cycle.day,
+                "fingerprint": cycle.fingerprint,
+                "late": dict(cycle.late),
+                "start": start,
+                "space": space,
+                "replaces": replaced.key if replaced else "",
+            }
+            plan = _Plan(key=key, folder=self._ledger.training(cycle.day, key), start=start, space=space)
+        return broadcast(plan, self._environment)
+
+    def _train(self, plan: _Plan, files: list[Path], cycle: Cycle) -> float:
+        """Train, or go on training; rows a second of all ranks."""
+        upstream = self._upstream
+        training = replace(upstream.training, epochs=upstream.refresh.epochs)
+        if plan.cold:
+            generation = _generation(plan.space)
+            training = replace(upstream.training, seed=upstream.training.seed + generation - 1)
+            files = [*find_files(self._data, upstream.source.events), *self._all_days(cycle)]
+        result = train_on(
+            files,
+            self._schema,
+            upstream,
+            training,
+            self._environment,
+            out=plan.folder,
+            start=self._out / plan.start if plan.start else None,
+            title=f"{upstream.name} {cycle.day}",
+        )
+        return result.samples_per_second
+
+    def _content(
+        self, plan: _Plan, files: dict[str, list[Path]], cycle: Cycle, timer: Timer
+    ) -> tuple[Content, AlignmentQuality | None]:
+        """The entities to embed: those of the cycle's days, or all of them where a new space begins without the old."""
+        upstream = self._upstream
+        anew = plan.cold and not upstream.refresh.align
+        with timer("embed"):
+            model, _ = load_towers(plan.folder / "checkpoints", upstream, self._schema, self._environment)
+            events = {}
+            for owner in ENTITIES:
+                chosen = [path for day in cycle.days for path in files[day]]
+                if anew:
+                    chosen = [*source_files(self._data, upstream.source, owner), *self._all_days(cycle)]
+                events[owner] = last_events(chosen, self._schema, owner)
+        content = Content(
+            model=model,
+            schema=self._schema,
+            events=events,
+            day=day_number(cycle.day),
+            fresh=anew,
+        )
+        if not plan.cold or anew:
+            return content, None
+        as_of = window(self._config.days(), cycle.day)[1]
+        rotation, quality = align_spaces(self._publisher, content, as_of, plan.folder, self._environment)
+        return replace(content, rotation=rotation), quality
+
+    def _all_days(self, cycle: Cycle) -> list[Path]:
+        """Files of every day up to the cycle's, as they now are."""
+        daily = self._config.days()
+        days = [day for day in daily.all_days() if day <= cycle.day]
+        return [path for day in days for path in find_day(self._data, daily, day)]
+
+    def _changed(self, cycle: Cycle) -> bool:
+        """Whether the day's files are not what they were when the cycle began."""
+        if not self._environment.is_main:
+            return False
+        available = available_days(self._data, self._config.days())
+        now = {day: available.get(day) for day in cycle.days}
+        if now == {**cycle.late, cycle.day: cycle.fingerprint}:
+            return False
+        print(f"day {cycle.day}: its files changed while its cycle ran; nothing was published", flush=True)
+        return True
+
+    def _measure(
+        self, publication: Publication, files: list[Path], timer: Timer
+    ) -> tuple[dict[str, object], list[str]]:
+        """What was published, measured, and why it may not take the tag."""
+        upstream = self._upstream
+        with timer("quality"):
+            label = upstream.loss.contrastive_label or self._schema.labels[0].name
+            events = read_events(files, self._schema, label)
+            measured = measure(self._publisher.store, upstream.name, publication.versions, events)
+            return measured.as_dict(), gates.check(measured, upstream.refresh.gates)
+
+    def _record(
+        self,
+        cycle: Cycle,
+        plan: _Plan,
+        publication: Publication,
+        content: Content,
+        timer: Timer,
+        figures: dict[str, Any],
+        alignment: AlignmentQuality | None,
+    ) -> Record:
+        newest = checkpoint.latest(plan.folder / "checkpoints")
+        assert newest is not None
+        entities = {owner: len(chosen) for owner, chosen in content.events.items()}
+        return Record(
+            day=cycle.day,
+            fingerprint=cycle.fingerprint,
+            late=dict(cycle.late),
+            gap=list(cycle.gap),
+            corrects=cycle.corrects,
+            key=plan.folder.name,
+            start=plan.start,
+            checkpoint=str(newest.relative_to(self._out)),
+            as_of=publication.as_of,
+            space=publication.space,
+            versions=publication.versions,
+            whole=self._publisher.whole(publication),
+            expired=dict(self._publisher.expired),
+            entities=entities,
+            seconds=dict(timer.seconds),
+            alignment=None if alignment is None else alignment.as_dict(),
+            **figures,
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a cycle starts from."""
+
+    key: Mapping[str, Any]
+    folder: Path
+    start: str
+    """The checkpoint, relative to the run's folder; empty: from scratch."""
+    space: str
+
+    @property
+    def cold(self) -> bool:
+        """Whether it starts from scratch, in a space of its own."""
+        return not self.start
+
+
+def summary(record: Record, upstream: UpstreamConfig) -> str:
+    """One line on a cycle that is done."""
+    version = record.versions[f"user_{upstream.name}"]
+    took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in record.seconds.items())
+    notes = [f"with late {', '.join(record.late)}"] if record.late else []
+    notes += [f"without {', '.join(record.gap)}"] if record.gap else []
+    notes += ["a correction"] if record.corrects else []
+    tag = f"tag {upstream.refresh.tag} moved" if record.tagged else f"NOT TAGGED: {'; '.join(record.gates)}"
+    entities = f"{record.entities['user']} users, {record.entities['item']} items"
+    noted = f" ({'; '.join(notes)})" if notes else ""
+    return f"{upstream.name} {record.day}{noted}: {entities} -> version {version}, {tag} ({took})"
+
+
+def rate(content: Content, seconds: float) -> float:
+    """Entities embedded a second; 0 where a call found all of them published before."""
+    return sum(map(len, content.events.values())) / seconds if seconds else 0.0
+
+
+def _generation(space: str) -> int:
+    """The number at the end of a space's name."""
+    return int(space.rpartition("-")[2])

@@ -1,0 +1,236 @@
+"""Which days of events are there, and what to do about them: nothing here trains, embeds or writes.
+
+A day's cycle leaves a record (`recsys.refresh.records`). From what lies on disk and what the records say follows the
+next cycle:
+
+- a day that is newer than every record's is due, the oldest of them first;
+- a day that turns up after a newer one was processed is *late*: it is trained on and embedded with the next day's;
+- a day that is not there when a newer one is processed is a *gap*, and late if it turns up;
+- the newest record's day with other content is due again, as a correction from the checkpoint before it;
+- an older day with other content is *ignored*: the days after it are published, and `as_of` never decreases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from recsys.config import ConfigError, DailyConfig
+from recsys.data.errors import DataError
+from recsys.data.schema import Schema
+from recsys.data.stream import EventStream
+from recsys.refresh.errors import ClockSkewError
+
+DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+_SCAN_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One cycle that is due."""
+
+    day: str
+    """ISO date."""
+    fingerprint: str
+    """Of the day's files."""
+    late: Mapping[str, str]
+    """Late days that go along, oldest first, with their fingerprints."""
+    gap: tuple[str, ...]
+    """Days since the record before that are not there."""
+    corrects: bool
+    """Whether the newest record's day was delivered again."""
+
+    @property
+    def days(self) -> tuple[str, ...]:
+        """All days whose events are trained on and whose entities are embedded, in time order."""
+        return (*self.late, self.day)
+
+
+class Processed(Protocol):
+    """What `next_cycle` needs of a record."""
+
+    @property
+    def day(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def late(self) -> Mapping[str, str]: ...
+
+
+def next_cycle(first: str, available: Mapping[str, str], records: Sequence[Processed]) -> Cycle | None:
+    """The cycle to run now, or None if every day that is there has been processed.
+
+    Args:
+        first: the first day that counts.
+        available: day -> fingerprint of the days that are there.
+        records: one a processed day, oldest first.
+    """
+    seen = _seen(records)
+    newest = records[-1] if records else None
+    if newest is not None and newest.day in available:
+        processed = {**newest.late, newest.day: newest.fingerprint}
+        if any(available.get(day, value) != value for day, value in processed.items()):
+            return again(available, newest)
+    after = "" if newest is None else newest.day
+    due = min((day for day in available if day > after), default=None)
+    if due is None:
+        return None
+    late = {day: available[day] for day in sorted(available) if day < due and day not in seen}
+    start = first if newest is None else newest.day
+    gap = tuple(day for day in _between(start, due) if day not in seen and day not in available)
+    return Cycle(due, available[due], late, gap, corrects=False)
+
+
+def again(available: Mapping[str, str], newest: Processed) -> Cycle:
+    """The newest record's cycle once more, with its late days as far as they are still there.
+
+    Raises:
+        DataError: the day itself is not.
+    """
+    if newest.day not in available:
+        raise DataError(f"day {newest.day}, the newest that was processed, is not there any more: deliver it again")
+    late = {day: available[day] for day in newest.late if day in available}
+    return Cycle(newest.day, available[newest.day], late, (), corrects=True)
+
+
+def ignored(available: Mapping[str, str], records: Sequence[Processed]) -> dict[str, str]:
+    """Day -> fingerprint of the days that came again with other content after newer ones were published."""
+    newest = {records[-1].day, *records[-1].late} if records else set()
+    seen = _seen(records)
+    return {
+        day: available[day] for day in sorted(seen) if day not in newest and available.get(day, seen[day]) != seen[day]
+    }
+
+
+def chosen_cycle(wanted: str, first: str, available: Mapping[str, str], records: Sequence[Processed]) -> Cycle | None:
+    """The cycle of the day a user asks for; None if it has been run and nothing has changed since.
+
+    Raises:
+        DataError: the day is not there.
+        ConfigError: another day comes first, or newer ones have been published since.
+    """
+    if wanted not in available:
+        raise DataError(f"day {wanted} is not there; days: {', '.join(sorted(available)) or 'none'}")
+    cycle = next_cycle(first, available, records)
+    if cycle is not None and (cycle.day == wanted or (wanted in cycle.late and cycle.corrects)):
+        return cycle
+    if cycle is not None and wanted not in _seen(records):
+        how = "goes along with" if wanted in cycle.late else "comes after"
+        raise ConfigError(f"--day is {wanted}, which {how} {cycle.day}, the next day that is due: run that one")
+    if wanted in ignored(available, records):
+        raise ConfigError(
+            f"--day is {wanted}, whose correction cannot be applied: {records[-1].day} is published and as_of never "
+            "decreases. A cold retrain (--cold) learns from it"
+        )
+    return None
+
+
+def find_day(root: Path, daily: DailyConfig, day: str) -> list[Path]:
+    """The day's files, sorted by path; none if the day is not there. Hidden ones, and those in hidden folders, are not
+    delivered yet."""
+    return [
+        path
+        for path in sorted(root.glob(daily.pattern(day)))
+        if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+    ]
+
+
+def available_days(root: Path, daily: DailyConfig) -> dict[str, str]:
+    """Day -> fingerprint of every day from `first` to `last` that is there, oldest first.
+
+    Raises:
+        DataError: `root` is no folder, or a file cannot be read.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder: give the folder that the days' files are in")
+    found = {day: find_day(root, daily, day) for day in daily.all_days()}
+    return {day: fingerprint(root, files) for day, files in found.items() if files}
+
+
+def fingerprint(root: Path, files: Sequence[Path]) -> str:
+    """Of names, sizes and bytes: equal for the same content wherever it lies, other if any byte differs.
+
+    A file is read once a process, as long as neither its size nor its times change.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in files:
+        try:
+            stat = path.stat()
+            crc = _crc(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}. Days must appear, and go, as a whole") from None
+        total.update(f"{path.relative_to(root)}\0{stat.st_size}\0{crc:08x}\n".encode())
+    return total.hexdigest()[:16]
+
+
+@lru_cache(maxsize=65_536)
+def _crc(path: Path, size: int, modified: int, changed: int) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            crc = zlib.crc32(data, crc)
+    return crc
+
+
+def window(daily: DailyConfig, day: str) -> tuple[int, int]:
+    """[start, end) of a day in ms. A snapshot that knows the day is as of its end: none of its events can read it."""
+    start = day_number(day) * DAY_MS - round(daily.utc_offset_hours * HOUR_MS)
+    return start, start + DAY_MS
+
+
+def day_number(day: str) -> int:
+    """Days since 1970-01-01."""
+    return (date.fromisoformat(day) - date(1970, 1, 1)).days
+
+
+def check_times(files: Sequence[Path], schema: Schema, daily: DailyConfig, day: str) -> int:
+    """See that every event is of its day; returns the number of events.
+
+    Raises:
+        ClockSkewError: naming the file, the row and the time of the first that is not.
+        DataError: a file that cannot be read, or holds no row.
+    """
+    start, end = window(daily, day)
+    facts = Schema(timestamp=schema.timestamp, user_id=schema.user_id, item_id=schema.item_id)
+    events = 0
+    for path in files:
+        first = 0
+        for batch in EventStream([path], facts, batch_size=_SCAN_ROWS, drop_last=False):
+            times = batch.timestamps.numpy()
+            strays = np.flatnonzero((times < start) | (times >= end))
+            if len(strays):
+                row = int(strays[0])
+                when = np.datetime64(int(times[row]), "ms")
+                raise ClockSkewError(
+                    f"{path}: row {first + row} is of {times[row]} ms ({when} UTC), outside the day {day} = "
+                    f"[{start}, {end}) ms; correct the clock, deliver the event with its own day, or set "
+                    "daily.utc_offset_hours"
+                )
+            first += len(times)
+        events += first
+    return events
+
+
+def _seen(records: Sequence[Processed]) -> dict[str, str]:
+    """Day -> fingerprint with which it was processed."""
+    return {day: value for record in records for day, value in {**record.late, record.day: record.fingerprint}.items()}
+
+
+def _between(first: str, end: str) -> Collection[str]:
+    """The days from `first` on and before `end`."""
+    numbers = range(day_number(first), day_number(end))
+    return [np.datetime64(number, "D").astype(str) for number in numbers]

@@ -1,0 +1,124 @@
+"""What the cycles of one upstream leave behind, under `out/daily/<upstream>`:
+
+days/<day>.json                   the record of the day's cycle, written last: a cycle is done exactly when it is there
+days/<day>/<key>/                 one training: checkpoints, metrics.jsonl, tensorboard, publish.json, rotation.npy
+ignored.json                      days that came again too late to be applied
+metrics.prom, tensorboard/, <series>/quality.html   see metrics.py and quality_page.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from recsys.stages import write_json
+
+KEPT = 4
+"""Newest records whose checkpoints are kept: a correction of the newest starts from the one before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One processed day."""
+
+    day: str
+    """ISO date."""
+    fingerprint: str
+    """Of the day's files as they were used."""
+    late: dict[str, str] = field(default_factory=dict)
+    """Late days that went along, with their fingerprints."""
+    gap: list[str] = field(default_factory=list)
+    """Days before it that were not there."""
+    corrects: bool = False
+    """Whether it replaced an earlier record of the same day."""
+    key: str
+    """Name of the training's folder."""
+    start: str
+    """The checkpoint that training began with, relative to the run's folder; empty for a cold start."""
+    checkpoint: str
+    """The one it ended with."""
+    as_of: int
+    """Of the snapshots: the end of the day, ms."""
+    space: str
+    """Of the snapshots."""
+    versions: dict[str, int]
+    """Series -> version."""
+    whole: dict[str, bool]
+    """Series -> whether it was written whole (true) or as a delta."""
+    expired: dict[str, int]
+    """Series -> entities that left it."""
+    events: int
+    """Rows of the day and of the late days with it."""
+    entities: dict[str, int]
+    """`user`, `item` -> how many were embedded."""
+    rows_per_second: dict[str, float]
+    """`train`: events; `embed`: entities of both kinds; of all ranks."""
+    seconds: dict[str, float]
+    """`train`, `embed`, `aggregate`, `store`, `quality`."""
+    gates: list[str]
+    """Why the tag did not move; empty: it did."""
+    tagged: bool
+    """Whether the tag moved."""
+    quality: dict[str, Any]
+    """See recsys/refresh/quality.py."""
+    alignment: dict[str, Any] | None = None
+    """How well the old space was carried over, after an aligned cold start."""
+
+
+class Ledger:
+    """Reads and writes the records of one upstream.
+
+    Args:
+        out: folder of the run.
+        upstream: its name.
+    """
+
+    def __init__(self, out: Path, upstream: str) -> None:
+        self.out = out
+        self.folder = out / "daily" / upstream
+        """Everything of the upstream's days."""
+
+    def records(self) -> list[Record]:
+        """Oldest day first."""
+        known = {entry.name for entry in fields(Record)}
+        documents = [json.loads(path.read_text()) for path in sorted((self.folder / "days").glob("*.json"))]
+        return [Record(**{key: value for key, value in each.items() if key in known}) for each in documents]
+
+    def training(self, day: str, key: Mapping[str, Any]) -> Path:
+        """Folder of a cycle's training; another key, another folder."""
+        return self.folder / "days" / day / digest(key)
+
+    def write(self, record: Record) -> None:
+        """Finish a cycle: whole or not at all."""
+        write_json(self.folder / "days" / f"{record.day}.json", asdict(record))
+
+    def note_ignored(self, days: Mapping[str, str]) -> list[str]:
+        """Note days that were delivered again too late; returns those not noted before."""
+        path = self.folder / "ignored.json"
+        noted = json.loads(path.read_text()) if path.is_file() else {}
+        new = [day for day, value in days.items() if noted.get(day) != value]
+        if new:
+            write_json(path, noted | dict(days))
+        return new
+
+    def prune(self) -> None:
+        """Delete the checkpoints of all but the newest records, and trainings whose results were replaced."""
+        records = self.records()
+        kept = {(record.day, record.key) for record in records}
+        newest = {(record.day, record.key) for record in records[-KEPT:]}
+        for folder in sorted((self.folder / "days").glob("*/*/")):
+            place = (folder.parent.name, folder.name)
+            if place not in kept:
+                shutil.rmtree(folder)
+            elif place not in newest:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """A short name for what JSON can say."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

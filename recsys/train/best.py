@@ -1,0 +1,55 @@
+"""Keeping the best of several epochs in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed import DistributedModelParallel
+
+from recsys.train.metrics import LossError
+
+
+class BestState:
+    """The model's weights after the epoch with the lowest score.
+
+    Args:
+        model: as it is being trained; changed by `restore`.
+        score: of the model in evaluation mode; lower is better.
+    """
+
+    def __init__(self, model: DistributedModelParallel, score: Callable[[DistributedModelParallel], float]) -> None:
+        self.scores: list[float] = []
+        self._model = model
+        self._score = score
+        self._kept: list[Tensor] = []
+
+    def evaluate(self) -> bool:
+        """Score the model as it is; whether that is the best so far. Raises LossError if the score is not finite."""
+        self._model.eval()
+        score = self._score(self._model)
+        self._model.train()
+        if not math.isfinite(score):
+            raise LossError(f"the score after epoch {len(self.scores) + 1} is {score}: lower the learning rates")
+        improved = score < min(self.scores, default=math.inf)
+        self.scores.append(score)
+        if improved:
+            self._kept = [tensor.detach().clone() for tensor in _local_tensors(self._model)]
+        return improved
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring the model back to its best epoch."""
+        for tensor, kept in zip(_local_tensors(self._model), self._kept, strict=bool(self._kept)):
+            tensor.copy_(kept)
+
+
+def _local_tensors(model: DistributedModelParallel) -> list[Tensor]:
+    """This rank's part of the model's state, in a fixed order."""
+    tensors: list[Tensor] = []
+    for value in model.state_dict().values():
+        tensors += [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+    return tensors

@@ -1,0 +1,101 @@
+"""A tiny log that goes on day by day, and what a refresh of it leaves in the store."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from embedding_store import EmbeddingStore
+from recsys.config import DailyConfig, GateConfig, RunConfig, TrainConfig
+from recsys.refresh.days import window
+from recsys.refresh.publish import store_folder
+from recsys.refresh.records import Ledger, Record
+from recsys.train.distributed import Environment
+from tests.recsys.refresh.example import CONFIG, events, save_checkpoint, write_log
+
+DAYS = [f"1970-01-0{number}" for number in range(2, 8)]
+DAILY = DailyConfig(
+    events="days/{day}/*.parquet",
+    first=DAYS[0],
+    last=DAYS[-1],
+    train=(DAYS[0], DAYS[1]),
+    validation=(DAYS[2], DAYS[2]),
+    test=(DAYS[3], DAYS[4]),
+    study=False,
+)
+PLAIN = ("user_ctr", "item_ctr")
+
+
+def daily_config(*, study: bool = False, gates: GateConfig | None = None, **refresh: Any) -> RunConfig:
+    """The example's config with days: an epoch of three steps a day."""
+    (upstream,) = CONFIG.upstreams
+    upstream = replace(
+        upstream,
+        training=TrainConfig(batch_size=8, shuffle_batches=2, checkpoint_every=2, log_every=1),
+        refresh=replace(upstream.refresh, **({"gates": gates} if gates else {}), **refresh),
+    )
+    return replace(CONFIG, upstreams=(upstream,), daily=replace(DAILY, study=study))
+
+
+def write_day(root: Path, day: str, *, rows: int = 24, seed: int | None = None, users: int = 20) -> Path:
+    """Deliver a day, or deliver it again; its users are those of the log from -10 on."""
+    start, end = window(DAILY, day)
+    seed = DAYS.index(day) + 1 if seed is None else seed
+    table = events(rows, seed=seed, users=users)
+    times = np.sort(np.random.default_rng(seed).integers(start, end, rows))
+    table = table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(times))
+    staged, folder = root / f"days/.{day}", root / f"days/{day}"
+    staged.mkdir(parents=True)
+    pq.write_table(table, staged / "part-0.parquet", row_group_size=7)
+    shutil.rmtree(folder, ignore_errors=True)
+    staged.rename(folder)
+    return folder / "part-0.parquet"
+
+
+def start_run(folder: Path, days: list[str], environment: Environment) -> tuple[Path, Path]:
+    """A log with these days, and a run whose upstream has been trained on its source: data, out."""
+    data, out = write_log(folder / "data"), folder / "out"
+    for day in days:
+        write_day(data, day)
+    save_checkpoint(out, 1, environment)
+    return data, out
+
+
+def records(out: Path) -> list[Record]:
+    return Ledger(out, "ctr").records()
+
+
+def snapshots(out: Path, name: str) -> list[tuple[int, int, str]]:
+    """(version, as_of, space) of a series."""
+    history = EmbeddingStore(store_folder(out)).series(name).history()
+    return [(snapshot.version, snapshot.as_of, snapshot.space) for snapshot in history]
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """What a reader can see of a store: every version of the vectors, the activity that goes with it, the tags."""
+    store = EmbeddingStore(store_folder(out))
+    found: dict[str, Any] = {}
+    for name in store.list():
+        if name.endswith(".activity"):
+            continue
+        series, activity = store.series(name), store.series(f"{name}.activity")
+        found[name, "tags"] = series.tags()
+        for snapshot in series.history():
+            table = snapshot.load()
+            ids = table.ids()
+            found[name, snapshot.version, snapshot.as_of, snapshot.space] = (
+                ids.tolist(),
+                table.lookup(ids)[0].tolist(),
+            )
+        for as_of in {snapshot.as_of for snapshot in series.history()}:  # of equal ones the last is what goes on
+            table, active = series.as_of(as_of).load(), activity.as_of(as_of).load()
+            assert torch.equal(table.ids(), active.ids())
+            found[name, "activity", as_of] = active.lookup(active.ids())[0].tolist()
+    return found

@@ -1,0 +1,228 @@
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.config import ConfigError, DailyConfig
+from recsys.data.errors import DataError
+from recsys.refresh.days import (
+    DAY_MS,
+    Cycle,
+    again,
+    available_days,
+    check_times,
+    chosen_cycle,
+    find_day,
+    fingerprint,
+    ignored,
+    next_cycle,
+    window,
+)
+from recsys.refresh.errors import ClockSkewError
+from tests.recsys.refresh.example import SCHEMA, events
+
+DAYS = [f"2024-03-0{number}" for number in range(1, 8)]
+DAILY = DailyConfig(
+    events="log/{day}/*/*.parquet",
+    first=DAYS[0],
+    last=DAYS[-1],
+    train=(DAYS[0], DAYS[0]),
+    validation=(DAYS[1], DAYS[1]),
+    test=(DAYS[2], DAYS[2]),
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a record says of a processed day."""
+
+    day: str
+    fingerprint: str
+    late: Mapping[str, str] = field(default_factory=dict)
+
+
+def there(*days: int, **changed: str) -> dict[str, str]:
+    """Days 1, 2, ... with the fingerprint "a", or another one: d2="b"."""
+    return {DAYS[day - 1]: changed.get(f"d{day}", "a") for day in days}
+
+
+def done(day: int, value: str = "a", **late: str) -> Done:
+    return Done(DAYS[day - 1], value, {DAYS[int(name[1:]) - 1]: value for name, value in late.items()})
+
+
+def cycle(day: int, value: str = "a", *, gap: tuple[int, ...] = (), corrects: bool = False, **late: str) -> Cycle:
+    days = {DAYS[int(name[1:]) - 1]: value for name, value in late.items()}
+    return Cycle(DAYS[day - 1], value, days, tuple(DAYS[number - 1] for number in gap), corrects)
+
+
+@pytest.mark.parametrize(
+    ("available", "records", "expected"),
+    [
+        pytest.param({}, [], None, id="nothing is there"),
+        pytest.param(there(1, 2), [], cycle(1), id="the oldest day comes first"),
+        pytest.param(there(3), [], cycle(3, gap=(1, 2)), id="days missing at the beginning"),
+        pytest.param(there(1, 2), [done(1)], cycle(2), id="the next day"),
+        pytest.param(there(1, 2), [done(1), done(2)], None, id="all done"),
+        pytest.param({}, [done(1)], None, id="a processed day that was deleted is no matter"),
+        pytest.param(there(1, 4), [done(1)], cycle(4, gap=(2, 3)), id="a missing day is skipped and noted"),
+        pytest.param(there(1, 2, 3), [done(1), done(3)], None, id="a late day waits for the next cycle"),
+        pytest.param(there(1, 2, 3, 4), [done(1), done(3)], cycle(4, d2="a"), id="a late day goes along"),
+        pytest.param(
+            there(1, 2, 3, 4, 6), [done(1), done(4)], cycle(6, gap=(5,), d2="a", d3="a"), id="late days and a gap"
+        ),
+        pytest.param(there(1, 2, 3), [done(1), done(3, d2="a")], None, id="a late day is done once"),
+        pytest.param(there(1, d1="b"), [done(1)], cycle(1, "b", corrects=True), id="the newest day came again"),
+        pytest.param(
+            there(1, 2, 3, d2="b"), [done(1), done(2)], cycle(2, "b", corrects=True), id="a correction comes first"
+        ),
+        pytest.param(
+            there(1, 2, 3, d2="b"),
+            [done(1), done(3, d2="a")],
+            cycle(3, corrects=True, d2="b"),
+            id="a late day of the newest cycle came again",
+        ),
+        pytest.param(there(1, 3), [done(1), done(3, d2="a")], None, id="a late day that was deleted is no matter"),
+        pytest.param(
+            there(1, 3, d3="b"),
+            [done(1), done(3, d2="a")],
+            cycle(3, "b", corrects=True),
+            id="a correction goes without a late day that was deleted",
+        ),
+        pytest.param(there(1, 2, d1="b"), [done(1), done(2)], None, id="an older day came again"),
+        pytest.param(there(1, 2, 3, d1="b"), [done(1), done(2)], cycle(3), id="an older day is not taken along"),
+    ],
+)
+def test_the_next_cycle(available: dict[str, str], records: list[Done], expected: Cycle | None) -> None:
+    assert next_cycle(DAYS[0], available, records) == expected
+
+
+def test_days_that_came_again_too_late() -> None:
+    assert ignored(there(1, 2, 3), [done(1), done(2), done(3)]) == {}
+    assert ignored(there(1, 2, d1="b", d2="b"), [done(1), done(2)]) == {DAYS[0]: "b"}
+    assert ignored(there(1, 2, 3, d2="b"), [done(1), done(3, d2="a")]) == {}, "it goes with a correction of day 3"
+    assert ignored(there(2, 3), [done(1), done(3, d2="a")]) == {}, "a day that was deleted was not delivered again"
+    assert ignored({}, []) == {}
+
+
+def test_the_newest_day_again_wants_its_files() -> None:
+    assert again(there(1, 2), done(2)) == cycle(2, corrects=True)
+    with pytest.raises(DataError, match="day 2024-03-02, the newest that was processed, is not there any more"):
+        again(there(1), done(2))
+
+
+def test_a_day_that_is_asked_for() -> None:
+    records = [done(1), done(2)]
+    assert chosen_cycle(DAYS[2], DAYS[0], there(1, 2, 3), records) == cycle(3)
+    assert chosen_cycle(DAYS[1], DAYS[0], there(1, 2, 3), records) is None
+    assert chosen_cycle(DAYS[0], DAYS[0], there(1, 2, 3), records) is None
+    assert chosen_cycle(DAYS[1], DAYS[0], there(1, 2, d2="b"), records) == cycle(2, "b", corrects=True)
+    with pytest.raises(DataError, match=r"day 2024-03-05 is not there; days: 2024-03-01, 2024-03-02"):
+        chosen_cycle(DAYS[4], DAYS[0], there(1, 2), records)
+    with pytest.raises(ConfigError, match="--day is 2024-03-04, which comes after 2024-03-03, the next day that is du"):
+        chosen_cycle(DAYS[3], DAYS[0], there(1, 2, 3, 4), records)
+    with pytest.raises(ConfigError, match="--day is 2024-03-03, which comes after 2024-03-02"):
+        chosen_cycle(DAYS[2], DAYS[0], there(1, 2, 3, d2="b"), records)
+    with pytest.raises(ConfigError, match="--day is 2024-03-02, which goes along with 2024-03-04"):
+        chosen_cycle(DAYS[1], DAYS[0], there(1, 2, 3, 4), [done(1), done(3)])
+    with pytest.raises(ConfigError, match="correction cannot be applied: 2024-03-02 is published"):
+        chosen_cycle(DAYS[0], DAYS[0], there(1, 2, d1="b"), records)
+
+
+@given(
+    arrivals=st.lists(st.tuples(st.integers(0, 6), st.sampled_from("abc")), min_size=1, max_size=12),
+    cycles=st.integers(0, 3),
+)
+def test_however_days_arrive_the_loop_ends_and_order_holds(arrivals: list[tuple[int, str]], cycles: int) -> None:
+    """Days and corrections in any order, with a few cycles run after each: days only move forward, and all ends."""
+    available: dict[str, str] = {}
+    records: list[Done] = []
+    taken: list[str] = []
+    for number, (index, value) in enumerate(arrivals):
+        available[DAYS[index]] = value
+        for _ in range(cycles if number < len(arrivals) - 1 else 50):
+            found = next_cycle(DAYS[0], available, records)
+            if found is None:
+                break
+            assert found.corrects == (bool(records) and found.day == records[-1].day)
+            assert not records or found.day >= records[-1].day
+            assert list(found.days) == sorted(found.days)
+            assert not set(found.gap) & (set(available) | set(taken))
+            if found.corrects:
+                assert set(found.days) == {records[-1].day, *records[-1].late}
+                records.pop()
+            else:
+                assert not set(found.days) & set(taken), "an event is learned once"
+                taken += found.days
+            records.append(Done(found.day, found.fingerprint, found.late))
+    assert next_cycle(DAYS[0], available, records) is None
+    newest = max(available)
+    assert records[-1].day == newest
+    assert records[-1].fingerprint == available[newest]
+    assert set(available) - set(taken) <= {day for day in available if day < newest}
+
+
+def write(root: Path, day: str, rows: int = 5, *, seed: int = 0, folder: str | None = None, shift: int = 0) -> Path:
+    start, _ = window(DAILY, day)
+    table = events(rows, seed=seed)
+    times = pa.array([start + shift + row * 1000 for row in range(rows)])
+    path = root / f"log/{folder or day}/part/0.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.set_column(table.column_names.index("timestamp"), "timestamp", times), path)
+    return path
+
+
+def test_days_on_disk(tmp_path: Path) -> None:
+    for day in DAYS[1:4]:
+        write(tmp_path, day, seed=DAYS.index(day))
+    write(tmp_path, "2024-03-09")
+    write(tmp_path, DAYS[5], folder=f".{DAYS[5]}")
+    shutil.copytree(tmp_path / f"log/{DAYS[1]}/part", tmp_path / f"log/{DAYS[1]}/_staged")
+    (tmp_path / f"log/{DAYS[4]}/part").mkdir(parents=True)
+    found = available_days(tmp_path, DAILY)
+    assert list(found) == DAYS[1:4], "not those outside first .. last, hidden, or empty"
+    assert len(set(found.values())) == 3
+    assert [path.parent.name for path in find_day(tmp_path, DAILY, DAYS[1])] == ["part"]
+    with pytest.raises(DataError, match="is no folder"):
+        available_days(tmp_path / "none", DAILY)
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", DAYS[0])
+    first = fingerprint(tmp_path / "a", [path])
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    copy = tmp_path / "b" / path.relative_to(tmp_path / "a")
+    assert fingerprint(tmp_path / "b", [copy]) == first, "wherever it lies"
+    os.utime(copy, ns=(1, 1))
+    assert fingerprint(tmp_path / "b", [copy]) == first, "whenever it was written"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    copy.write_bytes(data)
+    assert fingerprint(tmp_path / "b", [copy]) != first, "one bit, no size, no footer"
+    renamed = path.rename(path.with_name("1.parquet"))
+    assert fingerprint(tmp_path / "a", [renamed]) != first
+
+
+def test_a_day_begins_at_its_own_midnight() -> None:
+    start, end = window(DAILY, "1970-01-03")
+    assert (start, end) == (2 * DAY_MS, 3 * DAY_MS)
+    china = DailyConfig(**{**DAILY.__dict__, "utc_offset_hours": 8})
+    assert window(china, "2022-04-25")[0] == 1_650_816_000_000
+    india = DailyConfig(**{**DAILY.__dict__, "utc_offset_hours": 5.5})
+    assert window(india, "1970-01-02")[0] == DAY_MS - 19_800_000
+
+
+@pytest.mark.parametrize(("shift", "row"), [(-1, 0), (DAY_MS - 4_000, 4), (DAY_MS, 0)])
+def test_events_of_another_day_are_named(tmp_path: Path, shift: int, row: int) -> None:
+    good = write(tmp_path, DAYS[0])
+    assert check_times([good, good], SCHEMA, DAILY, DAYS[0]) == 10
+    bad = write(tmp_path, DAYS[1], shift=shift)
+    start, end = window(DAILY, DAYS[1])
+    with pytest.raises(ClockSkewError, match=rf"0.parquet: row {row} is of {start + shift + row * 1000} ms .* {end}\)"):
+        check_times([bad], SCHEMA, DAILY, DAYS[1])

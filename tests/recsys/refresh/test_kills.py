@@ -1,0 +1,146 @@
+"""Real processes that are killed with SIGKILL: whatever the moment, the same call again ends with the same store."""
+
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys.refresh import cycle
+from recsys.refresh.cycle import refresh_upstream
+from recsys.train.distributed import Environment
+from tests.recsys.refresh.daily_example import DAYS, PLAIN, contents, daily_config, records, start_run, write_day
+
+CONFIG = daily_config(time_to_live_days=2)
+GAPS = (1, 2, 3, 5, 7, 11, 4, 13, 6, 17, 9, 19, 8, 23, 10, 29)
+"""Durable steps between one kill and the next."""
+
+
+def _kill_at(step: int) -> None:
+    """Let this process die just before its `step`-th file appears, is renamed, or goes."""
+    count = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **options)
+
+        return call
+
+    for owner, name in ((os, "link"), (pathlib.Path, "rename"), (pathlib.Path, "replace"), (shutil, "rmtree")):
+        setattr(owner, name, counted(getattr(owner, name)))
+
+
+def _refresh(data: Path, out: Path, step: int | None) -> None:
+    cycle.quality_page.write_pages = lambda folder, upstream: None  # drawing takes longer than a tiny cycle
+    if step is not None:
+        _kill_at(step)
+    refresh_upstream(CONFIG, "ctr", data, out, every=True)
+
+
+@pytest.fixture(scope="module")
+def start() -> Callable[[Path, Path, int | None], BaseProcess]:
+    """Starts a refresh in a process of its own, at once: it is forked off one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.recsys.refresh.test_kills"])
+
+    def begin(data: Path, out: Path, step: int | None) -> BaseProcess:
+        process = context.Process(target=_refresh, args=(data, out, step))
+        process.start()
+        return process
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -> tuple[Path, Path]:
+    """Data, and what a run that nothing disturbs makes of them: three days, a gap, and entities that expire."""
+    data, out = start_run(tmp_path_factory.mktemp("unbroken"), [DAYS[0], DAYS[1], DAYS[3]], environment)
+    shutil.copytree(out, out.with_name("before"))
+    refresh_upstream(CONFIG, "ctr", data, out, every=True)
+    return data, out
+
+
+def _assert_same(out: Path, unbroken: Path) -> None:
+    assert contents(out) == contents(unbroken)
+    assert [record.day for record in records(out)] == [record.day for record in records(unbroken)]
+    assert [record.versions for record in records(out)] == [record.versions for record in records(unbroken)]
+    assert [record.checkpoint for record in records(out)] == [record.checkpoint for record in records(unbroken)]
+
+
+def test_killed_before_one_durable_step_after_the_other(
+    unbroken: tuple[Path, Path], start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    data, expected = unbroken
+    out = Path(shutil.copytree(expected.with_name("before"), tmp_path / "out"))
+    kills = 0
+    for step in (*GAPS, None):
+        process = start(data, out, step)
+        process.join(120)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        kills += process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0
+    assert kills >= 8
+    _assert_same(out, expected)
+
+
+def test_killed_at_any_time(unbroken: tuple[Path, Path], start: Callable[..., BaseProcess], tmp_path: Path) -> None:
+    data, expected = unbroken
+    out = Path(shutil.copytree(expected.with_name("before"), tmp_path / "out"))
+    draw = random.Random(0)
+    kills = 0
+    for _ in range(6):
+        process = start(data, out, None)
+        process.join(draw.uniform(0.2, 3.0))
+        if process.exitcode is None:
+            process.kill()
+            kills += 1
+        process.join(60)
+    process = start(data, out, None)
+    process.join(120)
+    assert process.exitcode == 0
+    assert kills >= 1
+    _assert_same(out, expected)
+
+
+@pytest.mark.parametrize("step", [8, 10, 12, 14, 16])
+def test_killed_in_a_correction_that_is_followed_by_another(
+    unbroken: tuple[Path, Path], start: Callable[..., BaseProcess], tmp_path: Path, step: int
+) -> None:
+    """Users and items stay a pair, of one version and one content, whatever was left half-way."""
+    data, out = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in unbroken)
+    write_day(data, DAYS[3], seed=50)
+    process = start(data, out, step)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    write_day(data, DAYS[3], seed=51)
+    process = start(data, out, None)
+    process.join(120)
+    assert process.exitcode == 0
+    once = Path(shutil.copytree(unbroken[1], tmp_path / "once"))
+    process = start(data, once, None)
+    process.join(120)
+    found, expected = contents(out), contents(once)
+    versions = {_newest(found, name)[0] for name in PLAIN}
+    assert len(versions) == 1
+    for name in PLAIN:
+        assert found[name, "tags"] == {"prod": max(versions)}
+        assert _newest(found, name)[1] == _newest(expected, name)[1]
+
+
+def _newest(found: dict[Any, Any], name: str) -> tuple[int, Any]:
+    """Version and content of a series' newest snapshot."""
+    version = max(key[1] for key in found if key[0] == name and isinstance(key[1], int))
+    return version, next(value for key, value in found.items() if key[:2] == (name, version))

@@ -1,0 +1,83 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.checks import check_daily
+from recsys.config import ConfigError, DownstreamConfig, RunConfig, TrainConfig
+from recsys.data.errors import DataError
+from recsys.data.synthetic import prepare_synthetic
+from recsys.recipes import synthetic_daily_small
+from tests.recsys.refresh.daily_example import DAYS, daily_config, write_day
+from tests.recsys.refresh.example import user_rows, write_log
+
+DOWNSTREAM = DownstreamConfig(
+    schema="schema.toml",
+    train=("a",),
+    validation=("b",),
+    test=("c",),
+    tasks={"ctr": "click"},
+    training=TrainConfig(batch_size=8),
+)
+CONFIG = replace(daily_config(), downstream=DOWNSTREAM, ranks=3)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A log of six days."""
+    folder = write_log(tmp_path / "data")
+    for day in DAYS:
+        write_day(folder, day)
+    return folder
+
+
+def test_what_fits_passes_and_missing_days_are_told(data: Path) -> None:
+    assert check_daily(CONFIG, data) == []
+    for name in (DAYS[1], DAYS[5]):
+        (data / "days" / name).rename(data / "days" / f".{name}")
+    assert check_daily(CONFIG, data) == [DAYS[1], DAYS[5]]
+    assert check_daily(CONFIG, data, follow=True) == [DAYS[1], DAYS[5]]
+
+
+def test_a_recipe_fits_its_data(tmp_path: Path) -> None:
+    prepare_synthetic(tmp_path, users=600, items=200, days=10, events_per_day=2000, upstream_days=4)
+    assert check_daily(synthetic_daily_small(), tmp_path) == []
+
+
+def test_no_day_at_all(data: Path) -> None:
+    config = _with(events="nights/{day}/*.parquet")
+    with pytest.raises(DataError, match=r"no day from 1970-01-02 to 1970-01-07 matches daily.events = 'nights/{day}"):
+        check_daily(config, data)
+    assert check_daily(config, data, follow=True) == DAYS
+
+
+def test_a_split_without_days(data: Path) -> None:
+    (data / "days" / DAYS[2]).rename(data / "days" / f".{DAYS[2]}")
+    with pytest.raises(DataError, match=r"no day of daily.validation = 1970-01-04 to 1970-01-04 is there"):
+        check_daily(CONFIG, data)
+
+
+def test_a_day_of_less_than_a_step(data: Path) -> None:
+    write_day(data, DAYS[3], rows=23)
+    with pytest.raises(ConfigError, match="day 1970-01-05 has 23 rows, less than one step of 3 ranks x 8"):
+        check_daily(CONFIG, data)
+
+
+def test_a_day_that_lacks_what_the_upstream_reads(data: Path) -> None:
+    path = data / "days" / DAYS[3] / "part-0.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["age"]), path)
+    with pytest.raises(DataError, match=r"1970-01-05/part-0.parquet: column 'age' is missing"):
+        check_daily(CONFIG, data)
+
+
+def test_a_source_that_reaches_into_the_days(data: Path) -> None:
+    pq.write_table(user_rows([1], time=86_400_000), data / "users/part-1.parquet")
+    assert check_daily(CONFIG, data) == []
+    pq.write_table(user_rows([1], time=86_400_001), data / "users/part-1.parquet")
+    with pytest.raises(DataError, match=r"source is of 86400001 ms, but daily.first = 1970-01-02 begins at 86400000"):
+        check_daily(CONFIG, data)
+
+
+def _with(**daily: str) -> RunConfig:
+    return replace(CONFIG, daily=replace(CONFIG.days(), **daily))
