@@ -67,6 +67,7 @@ std::tuple<Tensor, Tensor> lookup_in(
       if (is_found) copy(row, dim, target);
       else clear(dim, target);
     });
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // streamed rows may be behind what is stored after them
     for (size_t i = 0; i < counts.size(); ++i) totals[i] += counts[i];
   });
   if (counters != nullptr) {

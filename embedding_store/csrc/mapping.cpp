@@ -42,7 +42,7 @@ int64_t blocks_of(int64_t bytes) { return (bytes + kBlockBytes - 1) / kBlockByte
 // A random row of a large file costs a miss in the page table's cache on top of the one in the data's, unless pages are
 // huge. They are if the file comes into memory that way, 2 MiB at a time, which suits a table that will be there whole.
 // (One that does not fit would read 2 MiB for each row.)
-bool fits_in_memory(int64_t bytes) { return bytes / 4096 < sysconf(_SC_PHYS_PAGES) * (sysconf(_SC_PAGESIZE) / 4096) / 2; }
+bool fits_in_memory(int64_t bytes) { return bytes / sysconf(_SC_PAGESIZE) < sysconf(_SC_PHYS_PAGES) / 2; }
 
 // Closed at the end of the scope: a mapping needs no descriptor, and a process may have only so many.
 class Descriptor {
@@ -154,8 +154,9 @@ void Mapping::check(int64_t block) {
   const MappedFile& file = file_at(start);
   const int64_t bytes = std::min(kBlockBytes, file.start + file.bytes - start);
   if (crc32c(base_ + start, bytes) != crcs_[block]) {
-    const std::string where = std::to_string(start - file.start) + " .. " + std::to_string(start - file.start + bytes - 1);
-    raise_corrupt("ChecksumError", file.path, "bytes " + where + " are not those that were written; restore it from a copy");
+    const int64_t first = start - file.start;
+    const std::string where = "bytes " + std::to_string(first) + " .. " + std::to_string(first + bytes - 1);
+    raise_corrupt("ChecksumError", file.path, where + " are not those that were written; restore it from a copy");
   }
   mark_checked(block);
 }

@@ -26,7 +26,8 @@ Tensor map_files(const std::vector<std::string>& paths, const std::vector<int64_
   const int64_t size = mapping->bytes(), stride = 1;
   return torch::stable::from_blob(
       const_cast<uint8_t*>(mapping->data()), {&size, 1}, {&stride, 1},
-      torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte, [mapping](void*) { delete mapping; });
+      torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte,
+      [mapping](void*) { delete mapping; });
 }
 
 std::vector<int64_t> mapped_starts(const Tensor& storage) {

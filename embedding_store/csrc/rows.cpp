@@ -1,9 +1,9 @@
 // Compiled once for each ES_LEVEL, with the compiler's options for that level.
 #include "rows.h"
 
-#include "lanes.h"
-
 #include <cstring>
+
+#include "lanes.h"
 
 namespace embedding_store {
 namespace ES_LEVEL {

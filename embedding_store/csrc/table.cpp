@@ -26,7 +26,8 @@ bool Bytes::contain(int64_t start, int64_t count) const {
 }
 
 TableView::TableView(
-    const Tensor& storage_tensor, const Tensor& cold_tensor, const Tensor& layout, int64_t dim_, const std::string& name)
+    const Tensor& storage_tensor, const Tensor& cold_tensor, const Tensor& layout, int64_t dim_,
+    const std::string& name)
     : storage(storage_tensor), cold(cold_tensor), dim(dim_), dtype(dtype_named(name)) {
   constexpr int64_t kMost = int64_t{1} << 46;  // bytes, rows or buckets: products stay within int64
   if (dim < 1 || dim > 1 << 20) throw std::invalid_argument("dim is " + std::to_string(dim) + "; use 1 .. 1048576");
@@ -46,8 +47,10 @@ TableView::TableView(
     throw std::invalid_argument("layout has room for fewer segments than it names");
   }
   segment_count = static_cast<uint64_t>(header[4]);
-  const bool counts = home_buckets >= 1 && home_buckets <= total_buckets && total_buckets < kMost;
-  if (!counts || header[0] % static_cast<int64_t>(alignof(Bucket)) != 0 || !storage.contain(header[0], total_buckets * sizeof(Bucket))) {
+  const bool good = home_buckets >= 1 && home_buckets <= total_buckets && total_buckets < kMost &&
+                    header[0] % static_cast<int64_t>(alignof(Bucket)) == 0 &&
+                    storage.contain(header[0], total_buckets * static_cast<int64_t>(sizeof(Bucket)));
+  if (!good) {
     raise_corrupt("InvalidIndexError", index_path(), "its buckets lie outside of the file; write the snapshot again");
   }
   buckets = reinterpret_cast<const Bucket*>(storage.data + header[0]);
@@ -62,7 +65,9 @@ void TableView::check_segment(uint64_t number) const {
   };
   const int64_t element = is_quantised(dtype) ? 1 : dtype == Dtype::kFloat32 ? 4 : 2;
   bool good = segment.rows >= 0 && holds(segment.vector, element, row_bytes);
-  if (is_quantised(dtype)) good = good && holds(segment.scale, 4, scale_stride) && holds(segment.offset, 4, scale_stride);
+  if (is_quantised(dtype)) {
+    good = good && holds(segment.scale, 4, scale_stride) && holds(segment.offset, 4, scale_stride);
+  }
   if (!good) {
     const std::string message = "segment " + std::to_string(number) + " lies outside of the stored bytes";
     raise_corrupt("InvalidIndexError", index_path(), message + "; write the snapshot again");
@@ -72,8 +77,8 @@ void TableView::check_segment(uint64_t number) const {
 void TableView::raise_location(int64_t id, uint64_t location) const {
   const std::string where = "segment " + std::to_string(location_segment(location)) + " row " +
                             std::to_string(location_row(location));
-  raise_corrupt("InvalidIndexError", index_path(),
-                "leads from id " + std::to_string(id) + " to " + where + ", which does not exist; write the snapshot again");
+  const std::string message = "leads from id " + std::to_string(id) + " to " + where + ", which does not exist";
+  raise_corrupt("InvalidIndexError", index_path(), message + "; write the snapshot again");
 }
 
 std::string TableView::index_path() const {
