@@ -8,6 +8,9 @@ plain PyTorch in reference.py. A loaded table is two tensors, so that ops see no
                                   0, 0, 0, then for each segment the byte offsets of its vectors, scales and offsets
                                   (-1 unless quantised) and its number of rows
 
+On the CPU the memory of a large result (8 MiB and more) is kept for the next one when the tensor is gone, up to 128 MiB
+a process: zeroing fresh memory would take longer than the lookup.
+
 Wrong arguments raise ValueError. What is wrong with stored bytes raises RuntimeError, to which `Table` gives the class
 of embedding_store.errors that its message begins with.
 """

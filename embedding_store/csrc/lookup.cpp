@@ -1,5 +1,4 @@
 // lookup and lookup_tiered on the CPU.
-#include <sys/mman.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
@@ -8,6 +7,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "outputs.h"
 #include "parallel.h"
 #include "pipeline.h"
 #include "table.h"
@@ -16,17 +16,7 @@ namespace embedding_store {
 namespace {
 
 constexpr int64_t kGrain = 1024;  // ids a thread, at least: waking one costs some microseconds
-constexpr int64_t kStreamBytes = int64_t{1} << 20;    // outputs from here on leave no room in the caches: go past them
-constexpr int64_t kHugePageBytes = int64_t{8} << 20;  // outputs from here on are likely to be in fresh memory
-
-// Fresh memory costs a page fault every 4 KiB, which can take longer than the rows. Asks for pages of 2 MiB where the
-// system leaves that to the program (transparent_hugepage = madvise); without effect elsewhere.
-void advise_huge_pages(uint8_t* data, int64_t bytes) {
-  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-}
+constexpr int64_t kStreamBytes = int64_t{1} << 20;  // outputs from here on leave no room in the caches: go past them
 
 Tensor contiguous_ids(const Tensor& ids) {
   if (ids.scalar_type() != ScalarType::Long) throw std::invalid_argument("ids are not int64");
@@ -42,13 +32,12 @@ std::tuple<Tensor, Tensor> lookup_in(
   std::vector<int64_t> shape(ids.sizes().begin(), ids.sizes().end());
   Tensor found = torch::stable::new_empty(ids, shape, ScalarType::Bool);
   shape.push_back(dim);
-  Tensor vectors = torch::stable::new_empty(ids, shape, out);
-
   const OutDtype type = out_dtype(out);
   const int64_t out_bytes = dim * element_bytes(type);
+  Tensor vectors = new_output(ids, shape, out, ids.numel() * out_bytes);
+
   auto* vectors_data = static_cast<uint8_t*>(vectors.mutable_data_ptr());
   auto* found_data = static_cast<bool*>(found.mutable_data_ptr());
-  if (ids.numel() * out_bytes >= kHugePageBytes) advise_huge_pages(vectors_data, ids.numel() * out_bytes);
   const bool aligned = reinterpret_cast<uintptr_t>(vectors_data) % kCacheLine == 0 && out_bytes % kCacheLine == 0;
   const RowFunctions functions = row_functions(dtype, type);
   const bool streams = aligned && ids.numel() * out_bytes >= kStreamBytes;

@@ -1,0 +1,93 @@
+#include "outputs.h"
+
+#include <sys/mman.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <mutex>
+#include <new>
+
+namespace embedding_store {
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kLarge = int64_t{8} << 20;    // from here on malloc takes fresh memory each time, or may
+constexpr int64_t kKept = int64_t{128} << 20;   // bytes that the process keeps at most
+
+struct Block {
+  void* data;
+  int64_t bytes;
+};
+
+// Whole pages of 2 MiB where the system leaves that to the program (transparent_hugepage = madvise).
+Block fresh(int64_t bytes) {
+  const int64_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const int64_t reserved = rounded + kHugePage;
+  void* mapped = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  auto* first = static_cast<uint8_t*>(mapped);
+  auto* data = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(first) + kHugePage - 1) / kHugePage * kHugePage);
+  if (data > first) munmap(first, data - first);
+  munmap(data + rounded, first + reserved - (data + rounded));
+  madvise(data, rounded, MADV_HUGEPAGE);
+  return {data, rounded};
+}
+
+class Pool {
+ public:
+  Block take(int64_t bytes) {
+    {
+      const std::lock_guard lock(mutex_);
+      const auto fits = [&](const Block& block) { return block.bytes >= bytes && block.bytes <= 2 * bytes; };
+      const auto found = std::find_if(kept_.begin(), kept_.end(), fits);
+      if (found != kept_.end()) {
+        const Block block = *found;
+        kept_.erase(found);
+        kept_bytes_ -= block.bytes;
+        return block;
+      }
+    }
+    return fresh(bytes);
+  }
+
+  void give(Block block) {
+    std::vector<Block> dropped;
+    {
+      const std::lock_guard lock(mutex_);
+      kept_.push_back(block);
+      kept_bytes_ += block.bytes;
+      while (kept_bytes_ > kKept) {  // the oldest goes: sizes that are asked for no more do not stay for ever
+        dropped.push_back(kept_.front());
+        kept_bytes_ -= kept_.front().bytes;
+        kept_.erase(kept_.begin());
+      }
+    }
+    for (const Block& old : dropped) munmap(old.data, old.bytes);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Block> kept_;
+  int64_t kept_bytes_ = 0;
+};
+
+Pool& pool() {
+  static auto* const pool = new Pool;  // never destroyed: a tensor may outlive the statics of this library
+  return *pool;
+}
+
+}  // namespace
+
+torch::stable::Tensor new_output(
+    const torch::stable::Tensor& ids, const std::vector<int64_t>& shape, torch::headeronly::ScalarType dtype,
+    int64_t bytes) {
+  if (bytes < kLarge) return torch::stable::new_empty(ids, shape, dtype);
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+  const Block block = pool().take(bytes);
+  const torch::stable::Device device(torch::headeronly::DeviceType::CPU);
+  return torch::stable::from_blob(
+      block.data, shape, strides, device, dtype, [block](void*) { pool().give(block); });
+}
+
+}  // namespace embedding_store
