@@ -10,60 +10,18 @@ from contextlib import ExitStack, suppress
 
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from embedding_store.arrow_files import DataWriter
-from embedding_store.dtypes import Encoded, decode
+from embedding_store.dtypes import Encoded
 from embedding_store.errors import InvalidArgumentError
 from embedding_store.files import NewFile, RowFormat, Rows, create_checked
-from embedding_store.manifest import MAX_SEGMENTS, ROW_BITS, DataFile, Statistics
+from embedding_store.manifest import MAX_SEGMENTS, ROW_BITS, DataFile
 from embedding_store.storage import Storage
+from embedding_store.sums import Sums
 
-SLAB_VALUES = (
-    32_000  # converted at once: they stay in the cache, and torch does not wake its threads for fewer than 32,768
-)
 BATCH_BYTES = 32 << 20  # of a record batch, and of each of two buffers
 FILE_BYTES = 1 << 30  # after so many a new file is begun
 FILE_SECONDS = 600.0  # a slow writer finishes a file at least this often, to show that it lives: see Series.clean
-
-
-def slab_rows(dim: int) -> int:
-    """How many rows to convert at once."""
-    return max(1, SLAB_VALUES // dim)
-
-
-class Sums:
-    """What the statistics of a snapshot are made of."""
-
-    def __init__(self, form: RowFormat) -> None:
-        self._form = form
-        self.rows = 0
-        self._norms = 0.0
-        self._vectors = torch.zeros(form.dim, dtype=torch.float64)
-
-    def add(self, encoded: Encoded) -> None:
-        """Take rows."""
-        slab = slab_rows(self._form.dim)
-        for start in range(0, encoded.rows, slab):
-            self._add_slab(decode(encoded.slice(start, start + slab), self._form.dim, self._form.dtype))
-
-    def _add_slab(
-        self,
-        vectors: Tensor,  # float32 [N, D]
-    ) -> None:
-        norms, kind = float(torch.linalg.vector_norm(vectors, dim=1).sum(dtype=torch.float64)), torch.float32
-        if not norms < torch.finfo(kind).max:  # it bounds every sum: values near float32's limit need float64, slower
-            kind = torch.float64
-            norms = float(torch.linalg.vector_norm(vectors, dim=1, dtype=kind).sum())
-        self.rows += len(vectors)
-        self._norms += norms
-        self._vectors += vectors.sum(0, dtype=kind)
-
-    def statistics(self, min_id: int | None, max_id: int | None) -> Statistics:
-        """Means of all rows taken."""
-        count = max(self.rows, 1)
-        mean = tuple((self._vectors / count).tolist())
-        return Statistics(rows=self.rows, mean_norm=self._norms / count, mean=mean, min_id=min_id, max_id=max_id)
 
 
 class _Buffer:
