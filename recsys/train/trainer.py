@@ -181,12 +181,10 @@ def fit(
         environment: this rank.
         tasks: names of the T columns of the task's logits.
         out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
-        start: the checkpoint of another run whose model, optimizer and random state this one begins with, on a stream
-            of its own; where `out` has a checkpoint, that one counts.
+        start: the checkpoint of another run to begin with its model, optimizer and random state, unless `out` has one.
         title: name of the run in the terminal; None: quiet.
         after_epoch: called with the model in evaluation mode after each epoch; returns a score, the same on every rank.
-            Training ends early after the first epoch that does not lower the score; the returned model is that of the
-            epoch with the lowest. Not with `out`: it is kept in memory only.
+            The first epoch that does not lower it is the last; the model of the best one is returned. Not with `out`.
 
     Raises:
         PlanError: the tables do not fit the ranks.

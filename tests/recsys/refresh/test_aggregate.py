@@ -172,7 +172,7 @@ def run_day(pair: tuple[Series, Series], how: Aggregation, day: int, ids: list[i
     return writer
 
 
-def check(pair: tuple[Series, Series], model: Model, tolerance: float = 1e-5) -> None:
+def check_pair(pair: tuple[Series, Series], model: Model, tolerance: float = 1e-5) -> None:
     """The newest snapshot and its activity are those of the model."""
     series, activity = pair
     snapshot = series.latest()
@@ -227,7 +227,7 @@ def test_many_days_against_a_dict(
                 present = ids[delivery:] or ids
                 model = before.run(day, present, delivery)
                 writer = run_day(pair, how, day, present, delivery)
-                check(pair, model)
+                check_pair(pair, model)
                 assert writer.expired == len(set(before.entities) - set(model.entities))
         assert delta_below > 0 or writer.whole
 
@@ -254,7 +254,7 @@ def test_narrow_storage_stays_close(tmp_path: Path, dtype: str) -> None:
         ids = [who for index, who in enumerate(IDS) if (day + index) % (2 + index % 3) == 0] or [IDS[0]]
         model = model.run(day, ids, 0)
         run_day(pair, how, day, ids)
-    check(pair, model, tolerance={"float16": 2e-3, "int8": 0.03}[dtype])
+    check_pair(pair, model, tolerance={"float16": 2e-3, "int8": 0.03}[dtype])
 
 
 def crash_between_commits(pair: tuple[Series, Series], how: Aggregation, day: int, ids: list[int]) -> None:
@@ -279,9 +279,9 @@ def test_a_crash_between_activity_and_vectors_is_harmless(tmp_path: Path, delta_
     with pytest.raises(OSError, match="no space"):
         crash_between_commits(pair, how, 2, [2, 3, 4])
     assert (pair[0].versions(), pair[1].versions()) == ([1], [1, 2])
-    check(pair, model)
+    check_pair(pair, model)
     run_day(pair, how, 2, [2, 3])
-    check(pair, model.run(2, [2, 3], 0))
+    check_pair(pair, model.run(2, [2, 3], 0))
 
 
 def test_several_series_commit_together_or_not_at_all(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_series_without_activity_goes_on(tmp_path: Path) -> None:
     for day, ids in ((6, [2]), (8, [3])):
         writer = run_day(pair, how, day, ids)
         model = model.run(day, ids, 0)
-        check(pair, model)
+        check_pair(pair, model)
     assert sorted(model.entities) == [2, 3]
 
 
@@ -377,7 +377,7 @@ def test_a_new_schema_is_written_whole(tmp_path: Path) -> None:
     run_day(pair, how, 1, [1, 2, 3])
     evolved = (pair[0].evolve(dtype="float16"), pair[1])
     assert run_day(evolved, how, 2, [1]).whole
-    check(evolved, Model(how).run(1, [1, 2, 3], 0).run(2, [1], 0), tolerance=1e-3)
+    check_pair(evolved, Model(how).run(1, [1, 2, 3], 0).run(2, [1], 0), tolerance=1e-3)
 
 
 def test_ranks_share_the_work(tmp_path: Path) -> None:
