@@ -26,6 +26,7 @@ from embedding_store import (
     MissingFileError,
     NewerFormatError,
     Series,
+    SnapshotWriter,
     WriterClosedError,
     batches,
     sorter,
@@ -188,6 +189,12 @@ def test_a_writer_writes_once_and_inside_its_block(series: Series):
         pass
 
 
+def append_often(writer: SnapshotWriter, ids: torch.Tensor, vectors: torch.Tensor) -> None:
+    """More than two buffers: by no more may the thread that writes be behind."""
+    for _ in range(50):
+        writer.append(ids, vectors)
+
+
 @pytest.mark.parametrize("swallow", [False, True])
 def test_a_full_disk_publishes_nothing(series: Series, monkeypatch: pytest.MonkeyPatch, swallow: bool):
     write, written = Sink.write, 0
@@ -207,8 +214,7 @@ def test_a_full_disk_publishes_nothing(series: Series, monkeypatch: pytest.Monke
             series.write(as_of=1, space="s", rows_per_batch=40) as writer,
             suppress(OSError),
         ):
-            for _ in range(50):  # the thread that writes may be behind by two buffers, not by more
-                writer.append(ids, vectors)
+            append_often(writer, ids, vectors)
     else:
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             publish(series, 1, ids.tolist(), rows_per_batch=40)
