@@ -13,8 +13,8 @@ from embedding_store.errors import (
     SupersededError,
     VersionExpiredError,
 )
-from embedding_store.manifest import Manifest, manifest_path
-from embedding_store.snapshot import Snapshot, latest_manifest
+from embedding_store.manifest import Manifest, latest_manifest, manifest_path
+from embedding_store.snapshot import Snapshot
 from embedding_store.storage import Storage
 from embedding_store.tombstones import expired_at, read_tombstone
 

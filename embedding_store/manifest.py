@@ -9,7 +9,8 @@ from typing import Any
 from embedding_store import documents
 from embedding_store.documents import Fields
 from embedding_store.dtypes import DTYPES, Dtype
-from embedding_store.errors import FileFormatError, NewerFormatError
+from embedding_store.errors import FileFormatError, MissingFileError, NewerFormatError
+from embedding_store.storage import Storage
 
 INDEX_KINDS = ("hash",)
 ID_KINDS = ("int64", "text")
@@ -233,6 +234,34 @@ class Manifest:
             raise FileFormatError(
                 path, f"{name}: vector starts at {segment.vector}, expected multiples of 64, others of 8"
             )
+
+
+def versions(storage: Storage) -> list[int]:
+    """Versions that exist in a series' storage, ascending."""
+    found = (manifest_version(f"manifests/{name}") for name in storage.names("manifests"))
+    return sorted(version for version in found if version is not None)
+
+
+def read_manifest(storage: Storage, version: int) -> Manifest:
+    """The manifest of a version. Raises MissingFileError, or what Manifest.decode raises."""
+    path = manifest_path(version)
+    manifest = Manifest.decode(storage.read(path), storage.locate(path))
+    if manifest.version != version:
+        raise FileFormatError(storage.locate(path), f"version is {manifest.version}, its name says {version}")
+    return manifest
+
+
+def latest_manifest(storage: Storage) -> Manifest | None:
+    """The manifest of the newest version; None before the first."""
+    found = versions(storage)
+    while found:
+        try:
+            return read_manifest(storage, found[-1])
+        except MissingFileError:  # a newer one was published and this one expired, both since it was listed
+            before, found = found, versions(storage)
+            if found[-1:] == before[-1:]:
+                raise
+    return None
 
 
 def column_bytes(rows: int, dim: int, dtype: Dtype, ids: str) -> dict[str, int]:

@@ -27,8 +27,8 @@ from embedding_store.errors import (
     VersionExpiredError,
     VersionNotFoundError,
 )
-from embedding_store.manifest import ID_KINDS, Manifest
-from embedding_store.snapshot import Snapshot, read_manifest, versions
+from embedding_store.manifest import ID_KINDS, Manifest, read_manifest, versions
+from embedding_store.snapshot import Snapshot
 from embedding_store.storage import Storage
 from embedding_store.tags import ANY, Move, Tags
 from embedding_store.tombstones import Tombstone, expired_at, read_tombstone, tombstones

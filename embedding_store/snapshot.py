@@ -11,11 +11,11 @@ from torch import Tensor
 
 from embedding_store import times
 from embedding_store.dtypes import DTYPES, decode
-from embedding_store.errors import FileFormatError, InvalidArgumentError, MissingFileError, VersionExpiredError
+from embedding_store.errors import InvalidArgumentError, MissingFileError, VersionExpiredError
 from embedding_store.files import read_crcs
 from embedding_store.index_format import HEADER_BYTES, Header
 from embedding_store.index_reader import IndexReader
-from embedding_store.manifest import Manifest, Statistics, StoredFile, manifest_path, manifest_version
+from embedding_store.manifest import Manifest, Statistics, StoredFile
 from embedding_store.mapping import MappedFile, Mapping
 from embedding_store.rows import live_rows, read_rows, row_format
 from embedding_store.storage import Storage
@@ -185,34 +185,6 @@ class Snapshot:
 
     def __repr__(self) -> str:
         return f"Snapshot({self.series!r}, version={self.version}, as_of={self.as_of}, rows={self.rows})"
-
-
-def versions(storage: Storage) -> list[int]:
-    """Versions that exist in a series' storage, ascending."""
-    found = (manifest_version(f"manifests/{name}") for name in storage.names("manifests"))
-    return sorted(version for version in found if version is not None)
-
-
-def read_manifest(storage: Storage, version: int) -> Manifest:
-    """The manifest of a version. Raises MissingFileError, or what Manifest.decode raises."""
-    path = manifest_path(version)
-    manifest = Manifest.decode(storage.read(path), storage.locate(path))
-    if manifest.version != version:
-        raise FileFormatError(storage.locate(path), f"version is {manifest.version}, its name says {version}")
-    return manifest
-
-
-def latest_manifest(storage: Storage) -> Manifest | None:
-    """The manifest of the newest version; None before the first."""
-    found = versions(storage)
-    while found:
-        try:
-            return read_manifest(storage, found[-1])
-        except MissingFileError:  # a newer one was published and this one expired, both since it was listed
-            before, found = found, versions(storage)
-            if found[-1:] == before[-1:]:
-                raise
-    return None
 
 
 def table_layout(manifest: Manifest, starts: Sequence[int], header: Header) -> Tensor:
