@@ -54,7 +54,7 @@ def measure(table: Table, *, batches: tuple[int, ...], seconds: float, seed: int
         InvalidArgumentError: the snapshot has no rows, a batch size is below 1, or `seconds` is not above 0.
     """
     if len(table) == 0:
-        raise InvalidArgumentError(f"version {table.snapshot.version} has no rows: choose another snapshot")
+        raise InvalidArgumentError(f"version {table.manifest.version} has no rows: choose another snapshot")
     if min(batches) < 1 or seconds <= 0:
         raise InvalidArgumentError(f"batches are {batches}, seconds is {seconds}: use 1 or more ids, above 0 seconds")
     for kind, pool in _pools(table, seed).items():

@@ -16,7 +16,6 @@ from datetime import datetime, timedelta
 from embedding_store import times
 from embedding_store.errors import InvalidArgumentError
 from embedding_store.manifest import Manifest, manifest_path
-from embedding_store.snapshot import Snapshot
 from embedding_store.storage import Storage
 from embedding_store.tags import Tags
 from embedding_store.tombstones import expired_at, put_tombstone, tombstone_path, tombstones
@@ -69,13 +68,13 @@ def unfinished(storage: Storage, existing: Collection[int]) -> set[int]:
     return set(tombstones(storage)) & set(existing)
 
 
-def carry_out(storage: Storage, snapshots: Sequence[Snapshot], existing: Collection[int]) -> list[Snapshot]:
-    """Expire `snapshots`; returns those that went: one that was tagged meanwhile stays."""
+def carry_out(storage: Storage, manifests: Sequence[Manifest], existing: Collection[int]) -> list[Manifest]:
+    """Expire the snapshots of `manifests`; returns those that went: one that was tagged meanwhile stays."""
     for version in unfinished(storage, existing):
         at = expired_at(storage, version)
         if at is not None and times.now() - at > DEAD_AFTER // timedelta(milliseconds=1):
             storage.delete(tombstone_path(version))  # what it promised to readers is over: it gets a new one, or stays
-    return [snapshot for snapshot in snapshots if _expire(storage, snapshot.manifest)]
+    return [manifest for manifest in manifests if _expire(storage, manifest)]
 
 
 def freed_bytes(history: Sequence[Manifest], expired: Collection[int]) -> int:

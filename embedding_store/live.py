@@ -306,7 +306,7 @@ def _disagreement(snapshots: Mapping[str, Snapshot]) -> str | None:
 
 def _refuse_another_schema(snapshots: Mapping[str, Snapshot], tables: Mapping[str, Table]) -> None:
     for name, snapshot in snapshots.items():
-        present = tables[name].snapshot
+        present = tables[name].manifest
         if (snapshot.dim, snapshot.dtype) != (present.dim, present.dtype):
             raise SchemaChangedError(
                 f"version {snapshot.version} of {name} has dim {snapshot.dim}, dtype {snapshot.dtype}; version "

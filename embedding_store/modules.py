@@ -79,7 +79,7 @@ class EntityEmbedding(nn.Module):
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """What the vectors are from."""
-        return tuple(series.table.snapshot for series in self._series())
+        return tuple(series.snapshot for series in self._series())
 
     def forward(
         self,
@@ -126,9 +126,9 @@ class EntityEmbedding(nn.Module):
                     f"version {present.version}, dim {present.dim}: build it on version {pin.version}"
                 )
         if pins != [Pin.of(snapshot) for snapshot in self.snapshots]:
-            tables = [snapshot.load() for snapshot in reopen(pins, self.snapshots)]
-            for series, table in zip(self._series(), tables, strict=True):
-                series.hold(table)
+            opened = [(snapshot, snapshot.load()) for snapshot in reopen(pins, self.snapshots)]
+            for series, (snapshot, table) in zip(self._series(), opened, strict=True):
+                series.hold(snapshot, table)
 
     def _series(self) -> list[_SeriesVectors]:
         return list(self.series)  # type: ignore[arg-type]
@@ -153,15 +153,16 @@ class _SeriesVectors(nn.Module):
         else:
             self.register_buffer("missing", torch.zeros(snapshot.dim), persistent=False)
         self.projection = nn.Linear(snapshot.dim, projection) if projection is not None else None
-        self.hold(snapshot.load())
+        self.hold(snapshot, snapshot.load())
 
-    def hold(self, table: Table) -> None:
-        """Take the vectors of `table`, which is on the CPU, to the device of the parameters."""
+    def hold(self, snapshot: Snapshot, table: Table) -> None:
+        """Take the vectors of a snapshot, whose `table` is on the CPU, to the device of the parameters."""
+        self.snapshot = snapshot
         self.table = table
         self.dim = table.dim
         self.dtype = table.dtype
         if self.policy == "mean":
-            self.missing.copy_(torch.tensor(table.snapshot.statistics.mean))
+            self.missing.copy_(torch.tensor(snapshot.statistics.mean))
         self._place(self.missing.device)
 
     def forward(
@@ -188,7 +189,7 @@ class _SeriesVectors(nn.Module):
         else:
             from embedding_store.device import upload  # not needed where only the CPU serves
 
-            mapping, snapshot = self.table.mapping, self.table.snapshot
+            mapping, snapshot = self.table.mapping, self.snapshot
             assert mapping is not None  # the table is on the CPU
             self.storage, self.layout = upload(
                 mapping,
@@ -207,23 +208,23 @@ class _SeriesVectors(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _SeriesVectors:
-        memo.update({id(shared): shared for shared in (self.table, self.storage, self.layout)})
+        memo.update({id(shared): shared for shared in (self.snapshot, self.table, self.storage, self.layout)})
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in ("table", "storage", "layout")}
-        return {**state, "pin": Pin.of(self.table.snapshot).to_dict()}
+        shared = ("snapshot", "table", "storage", "layout")
+        state = {key: value for key, value in self.__dict__.items() if key not in shared}
+        return {**state, "pin": Pin.of(self.snapshot).to_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         pin = Pin.from_dict(state.pop("pin"))
         super().__setstate__(state)
-        self.hold(reopen([pin])[0].load())
+        (snapshot,) = reopen([pin])
+        self.hold(snapshot, snapshot.load())
 
     def extra_repr(self) -> str:
         """For print(module)."""
-        snapshot = self.table.snapshot
-        return (
-            f"{snapshot.series} version={snapshot.version}, dim={self.dim}, dtype={self.dtype}, missing={self.policy}"
-        )
+        version = f"{self.snapshot.series} version={self.snapshot.version}"
+        return f"{version}, dim={self.dim}, dtype={self.dtype}, missing={self.policy}"

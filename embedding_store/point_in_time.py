@@ -5,18 +5,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from embedding_store import native, ops
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, SchemaChangedError, SpaceMismatchError
+from embedding_store.snapshot import Snapshot
 from embedding_store.table import OUT_DTYPES, Table
-
-if TYPE_CHECKING:
-    from embedding_store.series import Series
-    from embedding_store.snapshot import Snapshot
 
 _LATEST = torch.iinfo(torch.int64).max
 OPEN_TABLES = 256
@@ -65,7 +61,7 @@ class PointInTime:
         delay_ms: int = 0,
         out_dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor, Tensor]:  # [..., D], bool [...], int64 [...]
-        """Vectors, found and versions: see `lookup_as_of`."""
+        """Vectors, found and versions: see `Series.lookup_as_of`."""
         _check(ids, timestamps, delay_ms, out_dtype)
         newest = self._newest_visible(timestamps, delay_ms)
         used = torch.bincount(newest.flatten(), minlength=len(self._versions))[1:].nonzero().squeeze(1).tolist()
@@ -121,43 +117,6 @@ class PointInTime:
                     f"version {snapshot.version} of series {snapshot.series!r} has dim = {snapshot.dim}, asked for is "
                     f"{self._dim}: look up only times from which on vectors have {self._dim} values"
                 )
-
-
-def lookup_as_of(
-    series: Series,
-    ids: Tensor,  # int64 [...]
-    timestamps: Tensor,  # int64 [...], ms since the epoch
-    delay_ms: int = 0,
-    out_dtype: torch.dtype = torch.float32,
-    *,
-    space: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # [..., D], bool [...], int64 [...]
-    """Each id's vector as it could be read at its time: from the newest snapshot with `as_of` + delay <= timestamp.
-
-    A later version with an equal `as_of` is a correction, and wins. Only snapshots that exist count: where those of
-    that time were expired, it is an earlier one. Tables are opened when first needed and stay open with the series,
-    up to OPEN_TABLES of them.
-
-    Args:
-        series: the series; snapshots published since the last call count.
-        ids: on the CPU; of a series of text `hash_keys(keys)`.
-        timestamps: when each vector is read.
-        delay_ms: how long after its `as_of` a snapshot can be read; 0 or more.
-        out_dtype: float32, float16 or bfloat16.
-        space: read snapshots of this space only, as if there were no others.
-
-    Returns:
-        vectors [..., D]; found bool [...]; versions int64 [...], the snapshot that was looked in, 0 where the time sees
-        none. Where an id is not found its vector is zero.
-
-    Raises:
-        SpaceMismatchError: the times see snapshots of several spaces, and `space` is not given.
-        SchemaChangedError: they see a snapshot of another dimension than the series has now.
-        InvalidIdsError, InvalidArgumentError: naming the argument and its value.
-        CorruptStoreError: a snapshot cannot be read; of the class that fits, naming the file.
-    """
-    snapshots = [snapshot for snapshot in series.history() if space in (None, snapshot.space)]
-    return PointInTime(snapshots, series.dim, series.open_tables).lookup(ids, timestamps, delay_ms, out_dtype)
 
 
 def _check(ids: Tensor, timestamps: Tensor, delay_ms: int, out_dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from embedding_store import clean as cleaning
-from embedding_store import compact, documents, point_in_time, schemas, times
+from embedding_store import compact, documents, schemas, times
 from embedding_store import diff as comparison
 from embedding_store import expire as expiry
 from embedding_store.clean import CLEAN_GRACE
@@ -28,6 +28,7 @@ from embedding_store.errors import (
     VersionNotFoundError,
 )
 from embedding_store.manifest import ID_KINDS, Manifest, read_manifest, versions
+from embedding_store.point_in_time import OpenTables, PointInTime
 from embedding_store.snapshot import Snapshot
 from embedding_store.storage import Storage
 from embedding_store.tags import ANY, Move, Tags
@@ -59,7 +60,7 @@ class Series:
         self._schema = first if newest == 1 else schemas.read(storage, newest)
         self._tags = Tags(storage)
         self._manifests: dict[int, Manifest] = {}  # they never change
-        self.open_tables = point_in_time.OpenTables()  # of lookup_as_of
+        self.open_tables = OpenTables()  # of lookup_as_of
 
     @property
     def schema(self) -> int:
@@ -162,8 +163,31 @@ class Series:
         *,
         space: str | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # [..., D], bool [...], int64 [...]
-        """Vectors as they could be read at each id's time, found, and versions: see `point_in_time.lookup_as_of`."""
-        return point_in_time.lookup_as_of(self, ids, timestamps, delay_ms, out_dtype, space=space)
+        """Each id's vector as it could be read at its time: from the newest snapshot with `as_of` + delay <= timestamp.
+
+        A later version with an equal `as_of` is a correction, and wins. Only snapshots that exist count: where those of
+        that time were expired, it is an earlier one. Tables are opened when first needed and stay open with the series,
+        up to OPEN_TABLES of them.
+
+        Args:
+            ids: on the CPU; of a series of text `hash_keys(keys)`.
+            timestamps: when each vector is read.
+            delay_ms: how long after its `as_of` a snapshot can be read; 0 or more.
+            out_dtype: float32, float16 or bfloat16.
+            space: read snapshots of this space only, as if there were no others.
+
+        Returns:
+            vectors [..., D], zero where not found; found bool [...]; versions int64 [...], the snapshot that was looked
+            in, 0 where the time sees none.
+
+        Raises:
+            SpaceMismatchError: the times see snapshots of several spaces, and `space` is not given.
+            SchemaChangedError: they see a snapshot of another dimension than the series has now.
+            InvalidIdsError, InvalidArgumentError: naming the argument and its value.
+            CorruptStoreError: a snapshot cannot be read; of the class that fits, naming the file.
+        """
+        snapshots = [snapshot for snapshot in self.history() if space in (None, snapshot.space)]
+        return PointInTime(snapshots, self.dim, self.open_tables).lookup(ids, timestamps, delay_ms, out_dtype)
 
     def tagged(self, tag: str) -> Snapshot:
         """The snapshot a tag points to. Raises TagNotFoundError naming the tags that exist."""
@@ -316,8 +340,9 @@ class Series:
             keep_last=keep_last,
             before=expiry.published_before(older_than),
         )
-        found = [Snapshot(self._storage, manifest) for manifest in history if manifest.version in chosen]
-        return found if dry_run else expiry.carry_out(self._storage, found, existing)
+        found = [manifest for manifest in history if manifest.version in chosen]
+        gone = found if dry_run else expiry.carry_out(self._storage, found, existing)
+        return [Snapshot(self._storage, manifest) for manifest in gone]
 
     def freed_bytes(self, snapshots: Sequence[Snapshot]) -> int:
         """Bytes that expiring these snapshots frees: a file counts once, and not if another snapshot needs it."""

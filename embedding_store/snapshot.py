@@ -120,14 +120,14 @@ class Snapshot:
             check_all(self._storage, self.manifest, mapping)
         layout = table_layout(self.manifest, mapping.starts, header)
         if torch.device(device).type == "cpu" and gpu_bytes is None:
-            return Table(self, mapping.storage, layout, mapping=mapping)
+            return Table(self.manifest, mapping.storage, layout, mapping=mapping)
         from embedding_store.device import upload, upload_tiered  # not needed where only the CPU serves
         from embedding_store.tiered import TieredTable
 
         dtype, index_path = DTYPES[self.dtype], self._storage.locate(self.manifest.index.path)
         if gpu_bytes is None:
             copy = upload(mapping, layout, dim=self.dim, dtype=dtype, device=device, index_path=index_path)
-            return Table(self, *copy)
+            return Table(self.manifest, *copy)
         tiered = upload_tiered(
             mapping,
             layout,
@@ -138,7 +138,7 @@ class Snapshot:
             hot_ids=hot_ids,
             index_path=index_path,
         )
-        return TieredTable(self, tiered)
+        return TieredTable(self.manifest, tiered)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Read everything: checksums, that Arrow finds the columns where the manifest says, and that index and data

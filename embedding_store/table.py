@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +10,8 @@ from torch import Tensor
 from embedding_store import native, ops
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError
 from embedding_store.keys import hash_keys
+from embedding_store.manifest import Manifest
 from embedding_store.mapping import BLOCK, Mapping
-
-if TYPE_CHECKING:
-    from embedding_store.snapshot import Snapshot
 
 OUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What lookups can give."""
@@ -26,13 +24,14 @@ class Table:
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        manifest: Manifest,
         storage: Tensor,  # uint8 [bytes]
         layout: Tensor,  # int64 [8 + 4 * S]
         *,
         mapping: Mapping | None = None,
     ) -> None:
-        self.snapshot = snapshot
+        self.manifest = manifest
+        """Of the snapshot: its series, version, `as_of`, space, statistics."""
         self.storage = storage
         """Index and rows; with `layout` what the ops in ops.py take."""
         self.layout = layout
@@ -100,8 +99,8 @@ class Table:
             InvalidArgumentError: the series has int64 ids.
             InvalidIdsError: an element that is neither text nor a UUID.
         """
-        if self.snapshot.manifest.ids != "text":
-            raise InvalidArgumentError(f"ids of series {self.snapshot.series!r} are int64, not text: use lookup(ids)")
+        if self.manifest.ids != "text":
+            raise InvalidArgumentError(f"ids of series {self.manifest.series!r} are int64, not text: use lookup(ids)")
         return self.lookup(hash_keys(keys).to(self.device), out_dtype)
 
     def ids(self) -> Tensor:
@@ -117,12 +116,12 @@ class Table:
     @property
     def dim(self) -> int:
         """D."""
-        return self.snapshot.dim
+        return self.manifest.dim
 
     @property
     def dtype(self) -> str:
         """How vectors are stored: float32, float16, bfloat16, int8 or int4."""
-        return self.snapshot.dtype
+        return self.manifest.dtype
 
     @property
     def device(self) -> torch.device:
@@ -149,10 +148,11 @@ class Table:
             raise InvalidArgumentError(f"out_dtype is {out_dtype}; use one of {', '.join(map(str, OUT_DTYPES))}")
 
     def __len__(self) -> int:
-        return self.snapshot.rows
+        return self.manifest.rows
 
     def __repr__(self) -> str:
-        return f"Table({self.snapshot!r}, device={str(self.device)!r})"
+        m = self.manifest
+        return f"Table({m.series!r}, version={m.version}, rows={m.rows}, device={str(self.device)!r})"
 
 
 def _check_offsets(

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from embedding_store import ops
 from embedding_store.device import Tiered
+from embedding_store.manifest import Manifest
 from embedding_store.table import Table
-
-if TYPE_CHECKING:
-    from embedding_store.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class TieredTable(Table):
     whether the budget and `hot_ids` fit the traffic.
     """
 
-    def __init__(self, snapshot: Snapshot, tiered: Tiered) -> None:
-        super().__init__(snapshot, tiered.storage, tiered.layout)
+    def __init__(self, manifest: Manifest, tiered: Tiered) -> None:
+        super().__init__(manifest, tiered.storage, tiered.layout)
         self.cold = tiered.cold
         """uint8 [bytes]: the rows on the host."""
         self._counters = torch.zeros(3, dtype=torch.int64, device=self.device)

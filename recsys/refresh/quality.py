@@ -288,7 +288,7 @@ def measure_drift(
     (today, in_new), (before, in_old) = new.lookup(day), previous.lookup(day)
     both = in_new & in_old
     return Drift(
-        version=previous.snapshot.version,
+        version=previous.manifest.version,
         shared=len(old),
         cosine=_cosines(vectors, old),
         day_shared=int(both.sum()),

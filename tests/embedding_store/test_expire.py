@@ -252,14 +252,14 @@ def test_readers_during_expire(store: EmbeddingStore, series: Series):
             table = ask().load()
             vectors, found = table.lookup(ids)
             assert found.all()
-            assert vectors.unique().tolist() == [table.snapshot.version]
+            assert vectors.unique().tolist() == [table.manifest.version]
             tables.append(table)
     writer.join(TIMEOUT)
     assert writer.exitcode == 0
     assert reader.versions() == [snapshots + 1]
-    assert len({table.snapshot.version for table in tables}) > 2
+    assert len({table.manifest.version for table in tables}) > 2
     for table in tables[:: max(1, len(tables) // 50)]:
-        assert table.lookup(ids)[0].unique().tolist() == [table.snapshot.version]
+        assert table.lookup(ids)[0].unique().tolist() == [table.manifest.version]
 
 
 def test_a_slow_writer_does_not_take_an_expired_version(series: Series, monkeypatch: pytest.MonkeyPatch):

@@ -211,7 +211,7 @@ def test_a_generation_needs_the_same_version_as_of_and_space(series: Series, ite
         publish(items, 40)
         publish(series, 50)  # item 5 is not there yet: version 4 is the newest that both have
         assert (live.refresh().version, live.status.waiting, live.status.error) == (4, None, None)
-        assert {name: table.snapshot.version for name, table in live.tables().items()} == {"user": 4, "item": 4}
+        assert {name: table.manifest.version for name, table in live.tables().items()} == {"user": 4, "item": 4}
 
 
 def test_tags_of_several_series_must_agree(series: Series, items: Series):

@@ -192,4 +192,4 @@ def test_a_loaded_table_outlives_newer_versions_and_its_own_files(series: Series
     vectors, found = table.lookup(torch.tensor([3, 1]))
     assert found.all()
     assert vectors[:, 0].tolist() == [2, 0]
-    assert table.snapshot.version == 1
+    assert table.manifest.version == 1
