@@ -17,11 +17,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from embedding_store import native
 from embedding_store.dtypes import Dtype
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError, NativeLibraryError
 from embedding_store.index_format import BUCKET_BYTES
-from embedding_store.mapping import BLOCK, Mapping
+from embedding_store.native import library as native
+from embedding_store.native.mapping import BLOCK, Mapping
 
 _ALIGNMENT = 256  # bytes: where columns begin in a copy
 _STAGING_BYTES = 32 << 20

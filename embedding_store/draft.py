@@ -19,7 +19,7 @@ from embedding_store.index_format import EMPTY, Ids, Words, unhash
 from embedding_store.index_reader import IndexReader, hashed_entries
 from embedding_store.keys import check_same_keys
 from embedding_store.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Statistics
-from embedding_store.mapping import BLOCK
+from embedding_store.native.mapping import BLOCK
 from embedding_store.rows import RowFlags, read_keys, read_rows, row_format
 from embedding_store.sorter import PairFile, Pairs
 from embedding_store.storage import Storage, check_size

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedding_store import ops
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, PinMismatchError, SchemaChangedError
+from embedding_store.native import ops
 from embedding_store.pins import Pin, reopen
 from embedding_store.snapshot import Snapshot
 from embedding_store.table import Table

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from embedding_store import native, ops
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, SchemaChangedError, SpaceMismatchError
+from embedding_store.native import library as native
+from embedding_store.native import ops
 from embedding_store.snapshot import Snapshot
 from embedding_store.table import OUT_DTYPES, Table
 

@@ -16,7 +16,7 @@ from embedding_store.files import read_crcs
 from embedding_store.index_format import HEADER_BYTES, Header
 from embedding_store.index_reader import IndexReader
 from embedding_store.manifest import Manifest, Statistics, StoredFile
-from embedding_store.mapping import MappedFile, Mapping
+from embedding_store.native.mapping import MappedFile, Mapping
 from embedding_store.rows import live_rows, read_rows, row_format
 from embedding_store.storage import Storage
 from embedding_store.table import Table

@@ -7,10 +7,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from embedding_store import native
 from embedding_store.dtypes import Encoded, decode
 from embedding_store.files import RowFormat
 from embedding_store.manifest import Statistics
+from embedding_store.native import library as native
 
 SLAB_VALUES = (
     32_000  # converted at once: they stay in the cache, and torch does not wake its threads for fewer than 32,768

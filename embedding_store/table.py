@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedding_store import native, ops
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError
 from embedding_store.keys import hash_keys
 from embedding_store.manifest import Manifest
-from embedding_store.mapping import BLOCK, Mapping
+from embedding_store.native import library as native
+from embedding_store.native import ops
+from embedding_store.native.mapping import BLOCK, Mapping
 
 OUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What lookups can give."""

@@ -12,7 +12,7 @@ from embedding_store.files import SegmentReader, StoredReader
 from embedding_store.index_format import Ids, unhash
 from embedding_store.index_reader import IndexReader
 from embedding_store.manifest import Manifest
-from embedding_store.mapping import Mapping
+from embedding_store.native.mapping import Mapping
 from embedding_store.rows import CHUNK, RowFlags, row_format, scratch_array
 from embedding_store.storage import Storage
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, ops
+from embedding_store import EmbeddingStore
 from embedding_store import device as device_module
 from embedding_store.dtypes import DTYPES
+from embedding_store.native import ops
 from embedding_store.tiered import TieredTable
 
 from .helpers import publish

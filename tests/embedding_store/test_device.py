@@ -12,7 +12,7 @@ from embedding_store import device as device_module
 from embedding_store.device import upload
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import NativeLibraryError
-from embedding_store.mapping import Mapping
+from embedding_store.native.mapping import Mapping
 from embedding_store.snapshot import table_layout
 from embedding_store.table import Table
 

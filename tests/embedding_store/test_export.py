@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embedding_store import ops
+from embedding_store.native import ops
 
 from .small_table import small_table
 

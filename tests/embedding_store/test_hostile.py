@@ -32,7 +32,7 @@ from embedding_store import files as stored_files
 from embedding_store.documents import checksum
 from embedding_store.index_format import SLOT
 from embedding_store.manifest import manifest_path
-from embedding_store.mapping import crc32c_blocks
+from embedding_store.native.mapping import crc32c_blocks
 
 from .helpers import folder, publish
 

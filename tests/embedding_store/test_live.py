@@ -27,7 +27,7 @@ from embedding_store import (
     TagNotFoundError,
     VersionNotFoundError,
 )
-from embedding_store.mapping import Mapping
+from embedding_store.native.mapping import Mapping
 
 from .helpers import folder
 

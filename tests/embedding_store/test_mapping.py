@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_store import ChecksumError, FileSizeError, MissingFileError, ops
-from embedding_store.mapping import BLOCK, MappedFile, Mapping, crc32c, crc32c_blocks
+from embedding_store import ChecksumError, FileSizeError, MissingFileError
+from embedding_store.native import ops
+from embedding_store.native.mapping import BLOCK, MappedFile, Mapping, crc32c, crc32c_blocks
 
 from .small_table import SmallTable, small_table
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from embedding_store import ChecksumError, StoreError, errors, native
+from embedding_store import ChecksumError, StoreError, errors
+from embedding_store.native import library as native
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

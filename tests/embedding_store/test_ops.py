@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from embedding_store import native, ops, reference
 from embedding_store.dtypes import DTYPES, decode, encode
+from embedding_store.native import library as native
+from embedding_store.native import ops, reference
 
 from .small_table import SmallTable, small_table
 

@@ -27,8 +27,8 @@ def library() -> ctypes.CDLL:
     Raises:
         NativeLibraryError: it is not built or does not fit this torch; the message has the cause and the remedy.
     """
-    cpu = _load(Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).parent / "libembedding_store.so"))
-    cuda = Path(__file__).parent / "libembedding_store_cuda.so"
+    cpu = _load(Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).parent.parent / "libembedding_store.so"))
+    cuda = Path(__file__).parent.parent / "libembedding_store_cuda.so"
     if torch.cuda.is_available() and cuda.exists():
         _load(cuda)
     return cpu

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedding_store import native
 from embedding_store.errors import FileSizeError, MissingFileError
+from embedding_store.native import library as native
 
 BLOCK = 65_536
 """Bytes that share a checksum; files begin at multiples of it."""

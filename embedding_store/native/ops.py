@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedding_store import native
+from embedding_store.native import library as native
 
 native.library()
 
