@@ -16,7 +16,7 @@ from embedding_store.dtypes import Encoded
 from embedding_store.errors import InvalidArgumentError
 from embedding_store.files import NewFile, RowFormat, Rows, create_checked
 from embedding_store.manifest import MAX_SEGMENTS, ROW_BITS, DataFile
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 from embedding_store.sums import Sums
 
 BATCH_BYTES = 32 << 20  # of a record batch, and of each of two buffers

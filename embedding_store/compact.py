@@ -10,7 +10,7 @@ from embedding_store.draft import Draft
 from embedding_store.manifest import Manifest
 from embedding_store.rows import live_rows, read_rows, row_format
 from embedding_store.snapshot import Snapshot
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 
 
 def compact(storage: Storage, manifest: Manifest) -> Snapshot:

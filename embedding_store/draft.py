@@ -22,7 +22,7 @@ from embedding_store.manifest import ROW_BITS, DataFile, IndexFile, Manifest, St
 from embedding_store.native.mapping import BLOCK
 from embedding_store.rows import RowFlags, read_keys, read_rows, row_format
 from embedding_store.sorter import PairFile, Pairs
-from embedding_store.storage import Storage, check_size
+from embedding_store.storage.base import Storage, check_size
 
 DUPLICATES = ("error", "last")
 

@@ -17,7 +17,7 @@ from embedding_store.dtypes import Dtype, Encoded
 from embedding_store.errors import ChecksumError, FileFormatError, FileSizeError
 from embedding_store.manifest import Segment, StoredFile
 from embedding_store.native.mapping import BLOCK, crc32c, crc32c_blocks
-from embedding_store.storage import Sink, Storage
+from embedding_store.storage.base import Sink, Storage
 
 Bytes = NDArray[np.uint8]
 

@@ -24,7 +24,7 @@ from embedding_store.index_format import (
 )
 from embedding_store.manifest import IndexFile, Manifest
 from embedding_store.sorter import Pairs, Sorter
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 
 CHUNK = 65_536  # slots read at once
 _GAP = 1024  # buckets: ids closer together than this block are read together

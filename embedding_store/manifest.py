@@ -10,7 +10,7 @@ from embedding_store import documents
 from embedding_store.documents import Fields
 from embedding_store.dtypes import DTYPES, Dtype
 from embedding_store.errors import FileFormatError, MissingFileError, NewerFormatError
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 
 INDEX_KINDS = ("hash",)
 ID_KINDS = ("int64", "text")

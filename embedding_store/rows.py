@@ -17,7 +17,7 @@ from embedding_store.files import RowFormat, Rows, SegmentReader, StoredReader
 from embedding_store.index_format import Ids, Words
 from embedding_store.index_reader import IndexReader
 from embedding_store.manifest import ROW_BITS, DataFile, Manifest, Segment
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 
 CHUNK = 65_536  # rows read at once
 

@@ -9,7 +9,7 @@ from embedding_store import documents, times
 from embedding_store.documents import Fields
 from embedding_store.dtypes import DTYPES, dtype_named
 from embedding_store.errors import InvalidArgumentError, NewerFormatError
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 
 _NAME = re.compile(r"(\d{8,})\.json")
 

@@ -30,7 +30,7 @@ from embedding_store.errors import (
 from embedding_store.manifest import ID_KINDS, Manifest, read_manifest, versions
 from embedding_store.point_in_time import OpenTables, PointInTime
 from embedding_store.snapshot import Snapshot
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 from embedding_store.tags import ANY, Move, Tags
 from embedding_store.tombstones import Tombstone, expired_at, read_tombstone, tombstones
 from embedding_store.writer import SnapshotWriter

@@ -18,7 +18,7 @@ from embedding_store.index_reader import IndexReader
 from embedding_store.manifest import Manifest, Statistics, StoredFile
 from embedding_store.native.mapping import MappedFile, Mapping
 from embedding_store.rows import live_rows, read_rows, row_format
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 from embedding_store.table import Table
 from embedding_store.tags import Tags
 from embedding_store.tombstones import expired_at

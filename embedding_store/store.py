@@ -19,7 +19,7 @@ from embedding_store.errors import (
 )
 from embedding_store.manifest import ID_KINDS
 from embedding_store.series import DESCRIPTION, Series
-from embedding_store.storage import LocalStorage, Storage
+from embedding_store.storage.base import LocalStorage, Storage
 from embedding_store.tags import check_name
 
 

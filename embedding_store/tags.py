@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from embedding_store import documents, times
 from embedding_store.errors import InvalidArgumentError, MissingFileError, TagMovedError, TagNotFoundError
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MOVE = re.compile(r"(\d{8,})\.json")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from embedding_store import documents, times
 from embedding_store.errors import MissingFileError
 from embedding_store.manifest import Manifest
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 
 _NAME = re.compile(r"(\d{8,})\.json")
 

@@ -14,7 +14,7 @@ from embedding_store.index_reader import IndexReader
 from embedding_store.manifest import Manifest
 from embedding_store.native.mapping import Mapping
 from embedding_store.rows import CHUNK, RowFlags, row_format, scratch_array
-from embedding_store.storage import Storage
+from embedding_store.storage.base import Storage
 
 
 def verify(

@@ -25,7 +25,7 @@ from embedding_store import (
 )
 from embedding_store import clean as clean_module
 from embedding_store.manifest import Manifest
-from embedding_store.storage import LocalStorage
+from embedding_store.storage.base import LocalStorage
 from embedding_store.tombstones import expired_at, tombstone_path
 
 from .bare import DATA_BYTES, INDEX_BYTES, age_tombstones, numbers, publish_bare

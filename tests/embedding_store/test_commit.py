@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, Series, storage
+from embedding_store import EmbeddingStore, Series
+from embedding_store.storage import base as storage
 
 from .helpers import age, files, named_files, publish
 

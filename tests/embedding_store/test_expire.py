@@ -25,7 +25,7 @@ from embedding_store import (
     times,
 )
 from embedding_store.manifest import manifest_path
-from embedding_store.storage import LocalStorage
+from embedding_store.storage.base import LocalStorage
 from embedding_store.tombstones import expired_at
 
 from .bare import numbers, publish_bare

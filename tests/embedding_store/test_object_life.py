@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore, SeriesExistsError, Snapshot, VersionExpiredError, hash_keys
-from embedding_store.object_storage import ObjectStorage
+from embedding_store.storage.objects import ObjectStorage
 
 from .conftest import S3_BUCKET
 from .helpers import publish

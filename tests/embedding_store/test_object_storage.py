@@ -21,7 +21,7 @@ from embedding_store import (
     StorageAccessError,
     object_storage,
 )
-from embedding_store.object_storage import ObjectStorage, default_cache
+from embedding_store.storage.objects import ObjectStorage, default_cache
 
 from .conftest import S3_BUCKET
 

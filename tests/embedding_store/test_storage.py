@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embedding_store import FileSizeError, MissingFileError
-from embedding_store.storage import LocalStorage
+from embedding_store.storage.base import LocalStorage
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from embedding_store import (
     documents,
 )
 from embedding_store.errors import FileFormatError
-from embedding_store.storage import LocalStorage
+from embedding_store.storage.base import LocalStorage
 from embedding_store.tags import KEPT_MOVES, Tags
 
 from .bare import publish_bare

@@ -31,7 +31,7 @@ from embedding_store import (
     batches,
     sorter,
 )
-from embedding_store.storage import LocalStorage, Sink
+from embedding_store.storage.base import LocalStorage, Sink
 
 from .helpers import age, files, folder, named_files, publish
 

@@ -27,7 +27,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
 from embedding_store.errors import InvalidArgumentError, MissingFileError, StorageAccessError
-from embedding_store.storage import Entry, Sink, WritableFile, check_size
+from embedding_store.storage.base import Entry, Sink, WritableFile, check_size
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
