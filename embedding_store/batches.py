@@ -11,11 +11,11 @@ from contextlib import ExitStack, suppress
 import pyarrow as pa
 import torch
 
-from embedding_store.arrow_files import DataWriter
 from embedding_store.dtypes import Encoded
 from embedding_store.errors import InvalidArgumentError
-from embedding_store.files import NewFile, RowFormat, Rows, create_checked
-from embedding_store.manifest import MAX_SEGMENTS, ROW_BITS, DataFile
+from embedding_store.format.arrow import DataWriter
+from embedding_store.format.files import NewFile, RowFormat, Rows, create_checked
+from embedding_store.format.manifest import MAX_SEGMENTS, ROW_BITS, DataFile
 from embedding_store.storage.base import Storage
 from embedding_store.sums import Sums
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from embedding_store.errors import InvalidArgumentError, MissingFileError
-from embedding_store.manifest import Manifest, data_folder, read_manifest, versions
+from embedding_store.format.manifest import Manifest, data_folder, read_manifest, versions
 from embedding_store.storage.base import Entry, Storage
 from embedding_store.tags import Tags
 from embedding_store.tombstones import read_tombstone, tombstone_version, tombstones

@@ -13,7 +13,7 @@ from embedding_store.errors import (
     SupersededError,
     VersionExpiredError,
 )
-from embedding_store.manifest import Manifest, latest_manifest, manifest_path
+from embedding_store.format.manifest import Manifest, latest_manifest, manifest_path
 from embedding_store.snapshot import Snapshot
 from embedding_store.storage.base import Storage
 from embedding_store.tombstones import expired_at, read_tombstone

@@ -7,7 +7,7 @@ from dataclasses import replace
 from embedding_store import times
 from embedding_store.commit import commit
 from embedding_store.draft import Draft
-from embedding_store.manifest import Manifest
+from embedding_store.format.manifest import Manifest
 from embedding_store.rows import live_rows, read_rows, row_format
 from embedding_store.snapshot import Snapshot
 from embedding_store.storage.base import Storage

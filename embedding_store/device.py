@@ -19,7 +19,7 @@ from torch import Tensor
 
 from embedding_store.dtypes import Dtype
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError, NativeLibraryError
-from embedding_store.index_format import BUCKET_BYTES
+from embedding_store.format.index import BUCKET_BYTES
 from embedding_store.native import library as native
 from embedding_store.native.mapping import BLOCK, Mapping
 

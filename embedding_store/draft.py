@@ -13,12 +13,12 @@ from torch import Tensor
 
 from embedding_store.batches import BatchWriter
 from embedding_store.errors import DuplicateIdsError
-from embedding_store.files import RowFormat, Rows, create_checked
+from embedding_store.format.files import RowFormat, Rows, create_checked
+from embedding_store.format.index import EMPTY, Ids, Words, unhash
+from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Statistics
 from embedding_store.index import ONE, Operations, Settled, settle, write_index
-from embedding_store.index_format import EMPTY, Ids, Words, unhash
 from embedding_store.index_reader import IndexReader, hashed_entries
 from embedding_store.keys import check_same_keys
-from embedding_store.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Statistics
 from embedding_store.native.mapping import BLOCK
 from embedding_store.rows import RowFlags, read_keys, read_rows, row_format
 from embedding_store.sorter import PairFile, Pairs

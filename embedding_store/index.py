@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from embedding_store.errors import InvalidIdsError
-from embedding_store.files import CheckedSink
-from embedding_store.index_format import (
+from embedding_store.format.files import CheckedSink
+from embedding_store.format.index import (
     EMPTY,
     MAX_PROBE,
     SEEDS,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from embedding_store.errors import InvalidIndexError
-from embedding_store.files import StoredReader
-from embedding_store.index_format import (
+from embedding_store.format.files import StoredReader
+from embedding_store.format.index import (
     BUCKET_BYTES,
     EMPTY,
     HEADER_BYTES,
@@ -22,7 +22,7 @@ from embedding_store.index_format import (
     home,
     unhash,
 )
-from embedding_store.manifest import IndexFile, Manifest
+from embedding_store.format.manifest import IndexFile, Manifest
 from embedding_store.sorter import Pairs, Sorter
 from embedding_store.storage.base import Storage
 

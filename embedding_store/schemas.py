@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from embedding_store import documents, times
-from embedding_store.documents import Fields
+from embedding_store import times
 from embedding_store.dtypes import DTYPES, dtype_named
 from embedding_store.errors import InvalidArgumentError, NewerFormatError
+from embedding_store.format import documents
+from embedding_store.format.documents import Fields
 from embedding_store.storage.base import Storage
 
 _NAME = re.compile(r"(\d{8,})\.json")

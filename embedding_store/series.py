@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from embedding_store import clean as cleaning
-from embedding_store import compact, documents, schemas, times
+from embedding_store import compact, schemas, times
 from embedding_store import diff as comparison
 from embedding_store import expire as expiry
 from embedding_store.clean import CLEAN_GRACE
@@ -27,7 +27,8 @@ from embedding_store.errors import (
     VersionExpiredError,
     VersionNotFoundError,
 )
-from embedding_store.manifest import ID_KINDS, Manifest, read_manifest, versions
+from embedding_store.format import documents
+from embedding_store.format.manifest import ID_KINDS, Manifest, read_manifest, versions
 from embedding_store.point_in_time import OpenTables, PointInTime
 from embedding_store.snapshot import Snapshot
 from embedding_store.storage.base import Storage

@@ -12,10 +12,10 @@ from torch import Tensor
 from embedding_store import times
 from embedding_store.dtypes import DTYPES, decode
 from embedding_store.errors import InvalidArgumentError, MissingFileError, VersionExpiredError
-from embedding_store.files import read_crcs
-from embedding_store.index_format import HEADER_BYTES, Header
+from embedding_store.format.files import read_crcs
+from embedding_store.format.index import HEADER_BYTES, Header
+from embedding_store.format.manifest import Manifest, Statistics, StoredFile
 from embedding_store.index_reader import IndexReader
-from embedding_store.manifest import Manifest, Statistics, StoredFile
 from embedding_store.native.mapping import MappedFile, Mapping
 from embedding_store.rows import live_rows, read_rows, row_format
 from embedding_store.storage.base import Storage

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embedding_store.index_format import Words
+from embedding_store.format.index import Words
 
 RUN = 1 << 19  # pairs sorted at once: 8 MiB, and as much again while they are sorted
 SPILL_BYTES = 8 << 20  # held in memory before a file is made

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from embedding_store import documents, schemas, times
+from embedding_store import schemas, times
 from embedding_store.clean import CLEAN_GRACE
 from embedding_store.errors import (
     InvalidArgumentError,
@@ -17,7 +17,8 @@ from embedding_store.errors import (
     SeriesExistsError,
     SeriesNotFoundError,
 )
-from embedding_store.manifest import ID_KINDS
+from embedding_store.format import documents
+from embedding_store.format.manifest import ID_KINDS
 from embedding_store.series import DESCRIPTION, Series
 from embedding_store.storage.base import LocalStorage, Storage
 from embedding_store.tags import check_name

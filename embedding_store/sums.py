@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from embedding_store.dtypes import Encoded, decode
-from embedding_store.files import RowFormat
-from embedding_store.manifest import Statistics
+from embedding_store.format.files import RowFormat
+from embedding_store.format.manifest import Statistics
 from embedding_store.native import library as native
 
 SLAB_VALUES = (

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError
+from embedding_store.format.manifest import Manifest
 from embedding_store.keys import hash_keys
-from embedding_store.manifest import Manifest
 from embedding_store.native import library as native
 from embedding_store.native import ops
 from embedding_store.native.mapping import BLOCK, Mapping

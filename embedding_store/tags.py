@@ -10,8 +10,9 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from embedding_store import documents, times
+from embedding_store import times
 from embedding_store.errors import InvalidArgumentError, MissingFileError, TagMovedError, TagNotFoundError
+from embedding_store.format import documents
 from embedding_store.storage.base import Storage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")

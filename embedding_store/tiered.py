@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from embedding_store.device import Tiered
-from embedding_store.manifest import Manifest
+from embedding_store.format.manifest import Manifest
 from embedding_store.native import ops
 from embedding_store.table import Table
 

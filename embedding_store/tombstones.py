@@ -10,9 +10,10 @@ import re
 from contextlib import suppress
 from typing import NamedTuple
 
-from embedding_store import documents, times
+from embedding_store import times
 from embedding_store.errors import MissingFileError
-from embedding_store.manifest import Manifest
+from embedding_store.format import documents
+from embedding_store.format.manifest import Manifest
 from embedding_store.storage.base import Storage
 
 _NAME = re.compile(r"(\d{8,})\.json")

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from embedding_store.arrow_files import check_structure
 from embedding_store.errors import InvalidIndexError
-from embedding_store.files import SegmentReader, StoredReader
-from embedding_store.index_format import Ids, unhash
+from embedding_store.format.arrow import check_structure
+from embedding_store.format.files import SegmentReader, StoredReader
+from embedding_store.format.index import Ids, unhash
+from embedding_store.format.manifest import Manifest
 from embedding_store.index_reader import IndexReader
-from embedding_store.manifest import Manifest
 from embedding_store.native.mapping import Mapping
 from embedding_store.rows import CHUNK, RowFlags, row_format, scratch_array
 from embedding_store.storage.base import Storage

@@ -25,9 +25,9 @@ from embedding_store.errors import (
     SchemaChangedError,
     WriterClosedError,
 )
-from embedding_store.files import RowFormat, Rows
+from embedding_store.format.files import RowFormat, Rows
+from embedding_store.format.manifest import Manifest, latest_manifest
 from embedding_store.keys import hash_array, key_array
-from embedding_store.manifest import Manifest, latest_manifest
 from embedding_store.snapshot import Snapshot
 from embedding_store.storage.base import Storage
 from embedding_store.sums import row_sums, slab_rows

@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from embedding_store import Series, Snapshot, times
-from embedding_store.manifest import DataFile, IndexFile, Manifest, Segment, Statistics, manifest_path
+from embedding_store.format.manifest import DataFile, IndexFile, Manifest, Segment, Statistics, manifest_path
 from embedding_store.tombstones import put_tombstone, tombstone_path
 
 from .helpers import age, folder

@@ -24,7 +24,7 @@ from embedding_store import (
     times,
 )
 from embedding_store import clean as clean_module
-from embedding_store.manifest import Manifest
+from embedding_store.format.manifest import Manifest
 from embedding_store.storage.base import LocalStorage
 from embedding_store.tombstones import expired_at, tombstone_path
 

@@ -24,7 +24,7 @@ from embedding_store import (
     expire,
     times,
 )
-from embedding_store.manifest import manifest_path
+from embedding_store.format.manifest import manifest_path
 from embedding_store.storage.base import LocalStorage
 from embedding_store.tombstones import expired_at
 

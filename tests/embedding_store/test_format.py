@@ -19,9 +19,9 @@ import torch
 
 import embedding_store
 from embedding_store import ChecksumError, EmbeddingStore, Series, Snapshot
-from embedding_store.documents import FORMAT_VERSION
 from embedding_store.dtypes import DTYPES
-from embedding_store.manifest import Manifest
+from embedding_store.format.documents import FORMAT_VERSION
+from embedding_store.format.manifest import Manifest
 
 from .helpers import files, folder, publish
 

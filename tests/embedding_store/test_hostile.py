@@ -28,10 +28,10 @@ from embedding_store import (
     Snapshot,
     batches,
 )
-from embedding_store import files as stored_files
-from embedding_store.documents import checksum
-from embedding_store.index_format import SLOT
-from embedding_store.manifest import manifest_path
+from embedding_store.format import files as stored_files
+from embedding_store.format.documents import checksum
+from embedding_store.format.index import SLOT
+from embedding_store.format.manifest import manifest_path
 from embedding_store.native.mapping import crc32c_blocks
 
 from .helpers import folder, publish

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_store import InvalidIdsError, Series, Snapshot, index, sorter
-from embedding_store.index_format import EMPTY, hash_ids, home, home_buckets, unhash
+from embedding_store.format.index import EMPTY, hash_ids, home, home_buckets, unhash
 from embedding_store.index_reader import IndexReader, hashed_entries
 from embedding_store.sorter import Pairs, Sorter
 

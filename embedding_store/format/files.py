@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embedding_store.dtypes import Dtype, Encoded
 from embedding_store.errors import ChecksumError, FileFormatError, FileSizeError
-from embedding_store.manifest import Segment, StoredFile
+from embedding_store.format.manifest import Segment, StoredFile
 from embedding_store.native.mapping import BLOCK, crc32c, crc32c_blocks
 from embedding_store.storage.base import Sink, Storage
 

@@ -8,11 +8,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from embedding_store.documents import FORMAT_VERSION
 from embedding_store.dtypes import Encoded
 from embedding_store.errors import FileFormatError
-from embedding_store.files import CheckedSink, RowFormat, Rows
-from embedding_store.manifest import DataFile, Segment, column_bytes
+from embedding_store.format.documents import FORMAT_VERSION
+from embedding_store.format.files import CheckedSink, RowFormat, Rows
+from embedding_store.format.manifest import DataFile, Segment, column_bytes
 
 ALIGNMENT = 64  # of the vectors in the file: a cache line
 _PADDING = 8  # bytes: columns of a record batch start at multiples of it

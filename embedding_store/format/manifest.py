@@ -6,10 +6,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from embedding_store import documents
-from embedding_store.documents import Fields
 from embedding_store.dtypes import DTYPES, Dtype
 from embedding_store.errors import FileFormatError, MissingFileError, NewerFormatError
+from embedding_store.format import documents
+from embedding_store.format.documents import Fields
 from embedding_store.storage.base import Storage
 
 INDEX_KINDS = ("hash",)

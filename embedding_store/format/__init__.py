@@ -1,0 +1,1 @@
+"""The stored format, FORMAT.md in code: documents, manifests, data files, the index as bytes."""
