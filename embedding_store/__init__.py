@@ -42,6 +42,8 @@ from embedding_store.errors import (
     VersionNotFoundError,
     WriterClosedError,
 )
+from embedding_store.history.tags import Move
+from embedding_store.history.tombstones import Tombstone
 from embedding_store.keys import hash_keys
 from embedding_store.live import LiveStatus, LiveTable
 from embedding_store.modules import EntityEmbedding
@@ -49,9 +51,7 @@ from embedding_store.series import Series
 from embedding_store.snapshot import Snapshot
 from embedding_store.store import EmbeddingStore
 from embedding_store.table import Table
-from embedding_store.tags import Move
 from embedding_store.tiered import Hits, TieredTable
-from embedding_store.tombstones import Tombstone
 from embedding_store.writer import SnapshotWriter
 
 __all__ = [

@@ -14,9 +14,9 @@ from embedding_store.errors import (
     VersionExpiredError,
 )
 from embedding_store.format.manifest import Manifest, latest_manifest, manifest_path
+from embedding_store.history.tombstones import expired_at, read_tombstone
 from embedding_store.snapshot import Snapshot
 from embedding_store.storage.base import Storage
-from embedding_store.tombstones import expired_at, read_tombstone
 
 BASE_GRACE = 30 * 60_000  # ms for which a delta may be published on an expired base: well below what `clean` waits
 

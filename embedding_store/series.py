@@ -10,11 +10,8 @@ from datetime import datetime, timedelta
 import torch
 from torch import Tensor
 
-from embedding_store import clean as cleaning
-from embedding_store import compact, schemas, times
+from embedding_store import compact, times
 from embedding_store import diff as comparison
-from embedding_store import expire as expiry
-from embedding_store.clean import CLEAN_GRACE
 from embedding_store.diff import Diff
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import (
@@ -29,11 +26,15 @@ from embedding_store.errors import (
 )
 from embedding_store.format import documents
 from embedding_store.format.manifest import ID_KINDS, Manifest, read_manifest, versions
+from embedding_store.history import clean as cleaning
+from embedding_store.history import expire as expiry
+from embedding_store.history import schemas
+from embedding_store.history.clean import CLEAN_GRACE
+from embedding_store.history.tags import ANY, Move, Tags
+from embedding_store.history.tombstones import Tombstone, expired_at, read_tombstone, tombstones
 from embedding_store.point_in_time import OpenTables, PointInTime
 from embedding_store.snapshot import Snapshot
 from embedding_store.storage.base import Storage
-from embedding_store.tags import ANY, Move, Tags
-from embedding_store.tombstones import Tombstone, expired_at, read_tombstone, tombstones
 from embedding_store.writer import SnapshotWriter
 
 DESCRIPTION = "series.json"

@@ -8,8 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from embedding_store import schemas, times
-from embedding_store.clean import CLEAN_GRACE
+from embedding_store import times
 from embedding_store.errors import (
     InvalidArgumentError,
     MissingDependencyError,
@@ -19,9 +18,11 @@ from embedding_store.errors import (
 )
 from embedding_store.format import documents
 from embedding_store.format.manifest import ID_KINDS
+from embedding_store.history import schemas
+from embedding_store.history.clean import CLEAN_GRACE
+from embedding_store.history.tags import check_name
 from embedding_store.series import DESCRIPTION, Series
 from embedding_store.storage.base import LocalStorage, Storage
-from embedding_store.tags import check_name
 
 
 class EmbeddingStore:

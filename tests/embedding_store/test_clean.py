@@ -23,10 +23,10 @@ from embedding_store import (
     VersionNotFoundError,
     times,
 )
-from embedding_store import clean as clean_module
 from embedding_store.format.manifest import Manifest
+from embedding_store.history import clean as clean_module
+from embedding_store.history.tombstones import expired_at, tombstone_path
 from embedding_store.storage.base import LocalStorage
-from embedding_store.tombstones import expired_at, tombstone_path
 
 from .bare import DATA_BYTES, INDEX_BYTES, age_tombstones, numbers, publish_bare
 from .helpers import age, files, folder, publish

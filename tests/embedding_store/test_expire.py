@@ -25,8 +25,8 @@ from embedding_store import (
     times,
 )
 from embedding_store.format.manifest import manifest_path
+from embedding_store.history.tombstones import expired_at
 from embedding_store.storage.base import LocalStorage
-from embedding_store.tombstones import expired_at
 
 from .bare import numbers, publish_bare
 from .helpers import files, publish

@@ -22,8 +22,8 @@ from embedding_store import (
     documents,
 )
 from embedding_store.errors import FileFormatError
+from embedding_store.history.tags import KEPT_MOVES, Tags
 from embedding_store.storage.base import LocalStorage
-from embedding_store.tags import KEPT_MOVES, Tags
 
 from .bare import publish_bare
 from .helpers import folder

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 from embedding_store.errors import InvalidArgumentError, MissingFileError
 from embedding_store.format.manifest import Manifest, data_folder, read_manifest, versions
+from embedding_store.history.tags import Tags
+from embedding_store.history.tombstones import read_tombstone, tombstone_version, tombstones
 from embedding_store.storage.base import Entry, Storage
-from embedding_store.tags import Tags
-from embedding_store.tombstones import read_tombstone, tombstone_version, tombstones
 
 CLEAN_GRACE = timedelta(hours=1)
 """A writer that is alive leaves a file at least this often (FLUSH_SECONDS in writer.py), and a reader that opened a

@@ -16,9 +16,9 @@ from datetime import datetime, timedelta
 from embedding_store import times
 from embedding_store.errors import InvalidArgumentError
 from embedding_store.format.manifest import Manifest, manifest_path
+from embedding_store.history.tags import Tags
+from embedding_store.history.tombstones import expired_at, put_tombstone, tombstone_path, tombstones
 from embedding_store.storage.base import Storage
-from embedding_store.tags import Tags
-from embedding_store.tombstones import expired_at, put_tombstone, tombstone_path, tombstones
 
 DEAD_AFTER = timedelta(minutes=10)
 """Of a run that put a tombstone so long ago and did not delete the manifest."""

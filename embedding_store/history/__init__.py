@@ -1,0 +1,1 @@
+"""What happens to versions over time: tags, schemas, tombstones, expiry, clean-up."""
