@@ -10,7 +10,6 @@
 The stored format is on one page in FORMAT.md.
 """
 
-from embedding_store.diff import Diff
 from embedding_store.errors import (
     AsOfDecreasedError,
     ChecksumError,
@@ -47,6 +46,7 @@ from embedding_store.history.tombstones import Tombstone
 from embedding_store.keys import hash_keys
 from embedding_store.live import LiveStatus, LiveTable
 from embedding_store.modules import EntityEmbedding
+from embedding_store.scan.diff import Diff
 from embedding_store.series import Series
 from embedding_store.snapshot import Snapshot
 from embedding_store.store import EmbeddingStore

@@ -28,7 +28,7 @@ from embedding_store.format.index import (
     home_buckets,
     unhash,
 )
-from embedding_store.sorter import PairFile, Pairs, Sorter, Spill
+from embedding_store.scan.sorter import PairFile, Pairs, Sorter, Spill
 
 ONE = np.uint64(1)
 

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from embedding_store import compact, times
-from embedding_store import diff as comparison
-from embedding_store.diff import Diff
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import (
     FileFormatError,
@@ -33,6 +31,8 @@ from embedding_store.history.clean import CLEAN_GRACE
 from embedding_store.history.tags import ANY, Move, Tags
 from embedding_store.history.tombstones import Tombstone, expired_at, read_tombstone, tombstones
 from embedding_store.point_in_time import OpenTables, PointInTime
+from embedding_store.scan import diff as comparison
+from embedding_store.scan.diff import Diff
 from embedding_store.snapshot import Snapshot
 from embedding_store.storage.base import Storage
 from embedding_store.writer import SnapshotWriter

@@ -17,12 +17,12 @@ from embedding_store.format.index import HEADER_BYTES, Header
 from embedding_store.format.manifest import Manifest, Statistics, StoredFile
 from embedding_store.history.tags import Tags
 from embedding_store.history.tombstones import expired_at
-from embedding_store.index_reader import IndexReader
 from embedding_store.native.mapping import MappedFile, Mapping
-from embedding_store.rows import live_rows, read_rows, row_format
+from embedding_store.scan.index import IndexReader
+from embedding_store.scan.rows import live_rows, read_rows, row_format
+from embedding_store.scan.verify import verify as check_all
 from embedding_store.storage.base import Storage
 from embedding_store.table import Table
-from embedding_store.verify import verify as check_all
 
 SCALE_STRIDE = 4  # bytes from one row's scale to the next one's
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_store import ChecksumError, EmbeddingStore, Series, VersionNotFoundError, diff
-from embedding_store.diff import QUANTILES
+from embedding_store import ChecksumError, EmbeddingStore, Series, VersionNotFoundError
+from embedding_store.scan import diff
+from embedding_store.scan.diff import QUANTILES
 
 from .helpers import folder, publish
 

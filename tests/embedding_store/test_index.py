@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_store import InvalidIdsError, Series, Snapshot, index, sorter
+from embedding_store import InvalidIdsError, Series, Snapshot, index
 from embedding_store.format.index import EMPTY, hash_ids, home, home_buckets, unhash
-from embedding_store.index_reader import IndexReader, hashed_entries
-from embedding_store.sorter import Pairs, Sorter
+from embedding_store.scan import sorter
+from embedding_store.scan.index import IndexReader, hashed_entries
+from embedding_store.scan.sorter import Pairs, Sorter
 
 from .helpers import folder, publish
 
@@ -132,7 +133,7 @@ def test_find_and_entries_agree_with_the_file(series: Series, monkeypatch: pytes
     ids = np.random.default_rng(0).permutation(np.arange(-500, 500)) * 2**40
     snapshot = publish(series, 1, ids.tolist(), rows_per_batch=300)
     asked = np.concatenate([ids[::3], np.arange(1, 50), ids[:5]])
-    monkeypatch.setattr("embedding_store.index_reader._GAP", 4)
+    monkeypatch.setattr("embedding_store.scan.index._GAP", 4)
     with IndexReader(series._storage, snapshot.manifest.index, 1000) as reader:
         found = reader.find(asked)
         assert reader.find(np.empty(0, np.int64)).tolist() == []

@@ -23,7 +23,7 @@ from embedding_store.format.index import (
     unhash,
 )
 from embedding_store.format.manifest import IndexFile, Manifest
-from embedding_store.sorter import Pairs, Sorter
+from embedding_store.scan.sorter import Pairs, Sorter
 from embedding_store.storage.base import Storage
 
 CHUNK = 65_536  # slots read at once

@@ -11,9 +11,9 @@ from embedding_store.format.arrow import check_structure
 from embedding_store.format.files import SegmentReader, StoredReader
 from embedding_store.format.index import Ids, unhash
 from embedding_store.format.manifest import Manifest
-from embedding_store.index_reader import IndexReader
 from embedding_store.native.mapping import Mapping
-from embedding_store.rows import CHUNK, RowFlags, row_format, scratch_array
+from embedding_store.scan.index import IndexReader
+from embedding_store.scan.rows import CHUNK, RowFlags, row_format, scratch_array
 from embedding_store.storage.base import Storage
 
 

@@ -16,7 +16,7 @@ from embedding_store.errors import InvalidIndexError
 from embedding_store.format.files import RowFormat, Rows, SegmentReader, StoredReader
 from embedding_store.format.index import Ids, Words
 from embedding_store.format.manifest import ROW_BITS, DataFile, Manifest, Segment
-from embedding_store.index_reader import IndexReader
+from embedding_store.scan.index import IndexReader
 from embedding_store.storage.base import Storage
 
 CHUNK = 65_536  # rows read at once

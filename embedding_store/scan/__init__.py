@@ -1,0 +1,1 @@
+"""Readers in bulk, front to back, in bounded memory: the index, rows, verification, differences."""
