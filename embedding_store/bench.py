@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from embedding_store.errors import InvalidArgumentError
-from embedding_store.snapshot import Snapshot
-from embedding_store.table import Table
+from embedding_store.read.snapshot import Snapshot
+from embedding_store.read.table import Table
 
 ZIPF_EXPONENT = 1.05
 POOL = 1 << 22  # ids drawn ahead, so that drawing is not timed

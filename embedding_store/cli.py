@@ -20,8 +20,8 @@ from embedding_store import bench as benchmark
 from embedding_store import transfer
 from embedding_store.errors import InvalidArgumentError, InvalidTimeError, StoreError
 from embedding_store.printing import print_fields, print_json, print_rows, progress
+from embedding_store.read.snapshot import Snapshot
 from embedding_store.series import Series
-from embedding_store.snapshot import Snapshot
 from embedding_store.store import EmbeddingStore
 
 STORE = Annotated[Positional[str], arg(metavar="STORE", help="the store's folder, or s3://bucket/prefix")]

@@ -15,7 +15,7 @@ from embedding_store.errors import (
 )
 from embedding_store.format.manifest import Manifest, latest_manifest, manifest_path
 from embedding_store.history.tombstones import expired_at, read_tombstone
-from embedding_store.snapshot import Snapshot
+from embedding_store.read.snapshot import Snapshot
 from embedding_store.storage.base import Storage
 
 BASE_GRACE = 30 * 60_000  # ms for which a delta may be published on an expired base: well below what `clean` waits

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from embedding_store import times
 from embedding_store.errors import InvalidArgumentError, SchemaChangedError, StoreError, VersionNotFoundError
+from embedding_store.read.snapshot import Snapshot
+from embedding_store.read.table import Table
 from embedding_store.series import Series
-from embedding_store.snapshot import Snapshot
-from embedding_store.table import Table
 
 _log = logging.getLogger(__name__)
 _LINGER = 1.0

@@ -17,8 +17,8 @@ from embedding_store.dtypes import DTYPES
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, PinMismatchError, SchemaChangedError
 from embedding_store.native import ops
 from embedding_store.pins import Pin, reopen
-from embedding_store.snapshot import Snapshot
-from embedding_store.table import Table
+from embedding_store.read.snapshot import Snapshot
+from embedding_store.read.table import Table
 
 MISSING = ("zeros", "mean", "learned")
 
@@ -187,7 +187,7 @@ class _SeriesVectors(nn.Module):
         elif device.type == "meta":
             self.storage, self.layout = self.table.storage.to(device), self.table.layout.to(device)
         else:
-            from embedding_store.device import upload  # not needed where only the CPU serves
+            from embedding_store.read.upload import upload  # not needed where only the CPU serves
 
             mapping, snapshot = self.table.mapping, self.snapshot
             assert mapping is not None  # the table is on the CPU

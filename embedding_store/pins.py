@@ -17,8 +17,8 @@ from embedding_store.errors import (
     StoreError,
     VersionNotFoundError,
 )
+from embedding_store.read.snapshot import Snapshot
 from embedding_store.series import DESCRIPTION, Series
-from embedding_store.snapshot import Snapshot
 from embedding_store.store import EmbeddingStore
 
 

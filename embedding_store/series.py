@@ -30,10 +30,10 @@ from embedding_store.history import schemas
 from embedding_store.history.clean import CLEAN_GRACE
 from embedding_store.history.tags import ANY, Move, Tags
 from embedding_store.history.tombstones import Tombstone, expired_at, read_tombstone, tombstones
-from embedding_store.point_in_time import OpenTables, PointInTime
+from embedding_store.read.point_in_time import OpenTables, PointInTime
+from embedding_store.read.snapshot import Snapshot
 from embedding_store.scan import diff as comparison
 from embedding_store.scan.diff import Diff
-from embedding_store.snapshot import Snapshot
 from embedding_store.storage.base import Storage
 from embedding_store.writer import SnapshotWriter
 

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidVectorsError
+from embedding_store.read.snapshot import Snapshot
 from embedding_store.series import Series
-from embedding_store.snapshot import Snapshot
 
 CHUNK = 65_536  # rows read, converted and written at once
 

@@ -28,7 +28,7 @@ from embedding_store.errors import (
 from embedding_store.format.files import RowFormat, Rows
 from embedding_store.format.manifest import Manifest, latest_manifest
 from embedding_store.keys import hash_array, key_array
-from embedding_store.snapshot import Snapshot
+from embedding_store.read.snapshot import Snapshot
 from embedding_store.storage.base import Storage
 from embedding_store.sums import row_sums, slab_rows
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from embedding_store import EmbeddingStore
-from embedding_store import device as device_module
 from embedding_store.dtypes import DTYPES
 from embedding_store.native import ops
-from embedding_store.tiered import TieredTable
+from embedding_store.read import upload as device_module
+from embedding_store.read.tiered import TieredTable
 
 from .helpers import publish
 from .small_table import SmallTable, small_table

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from embedding_store import ChecksumError, EmbeddingStore, InvalidArgumentError, InvalidIndexError, Series, Snapshot
-from embedding_store import device as device_module
-from embedding_store.device import upload
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import NativeLibraryError
 from embedding_store.native.mapping import Mapping
-from embedding_store.snapshot import table_layout
-from embedding_store.table import Table
+from embedding_store.read import upload as device_module
+from embedding_store.read.snapshot import table_layout
+from embedding_store.read.table import Table
+from embedding_store.read.upload import upload
 
 from .helpers import folder, publish
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from embedding_store import EmbeddingStore, InvalidIdsError, Snapshot
-from embedding_store.tiered import Hits, TieredTable
+from embedding_store.read.tiered import Hits, TieredTable
 
 from .helpers import publish
 

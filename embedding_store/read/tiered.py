@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embedding_store.device import Tiered
 from embedding_store.format.manifest import Manifest
 from embedding_store.native import ops
-from embedding_store.table import Table
+from embedding_store.read.table import Table
+from embedding_store.read.upload import Tiered
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, SchemaChangedError, SpaceMismatchError
 from embedding_store.native import library as native
 from embedding_store.native import ops
-from embedding_store.snapshot import Snapshot
-from embedding_store.table import OUT_DTYPES, Table
+from embedding_store.read.snapshot import Snapshot
+from embedding_store.read.table import OUT_DTYPES, Table
 
 _LATEST = torch.iinfo(torch.int64).max
 OPEN_TABLES = 256

@@ -18,11 +18,11 @@ from embedding_store.format.manifest import Manifest, Statistics, StoredFile
 from embedding_store.history.tags import Tags
 from embedding_store.history.tombstones import expired_at
 from embedding_store.native.mapping import MappedFile, Mapping
+from embedding_store.read.table import Table
 from embedding_store.scan.index import IndexReader
 from embedding_store.scan.rows import live_rows, read_rows, row_format
 from embedding_store.scan.verify import verify as check_all
 from embedding_store.storage.base import Storage
-from embedding_store.table import Table
 
 SCALE_STRIDE = 4  # bytes from one row's scale to the next one's
 
@@ -121,8 +121,8 @@ class Snapshot:
         layout = table_layout(self.manifest, mapping.starts, header)
         if torch.device(device).type == "cpu" and gpu_bytes is None:
             return Table(self.manifest, mapping.storage, layout, mapping=mapping)
-        from embedding_store.device import upload, upload_tiered  # not needed where only the CPU serves
-        from embedding_store.tiered import TieredTable
+        from embedding_store.read.tiered import TieredTable
+        from embedding_store.read.upload import upload, upload_tiered  # not needed where only the CPU serves
 
         dtype, index_path = DTYPES[self.dtype], self._storage.locate(self.manifest.index.path)
         if gpu_bytes is None:

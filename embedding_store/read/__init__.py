@@ -1,0 +1,1 @@
+"""Reading: snapshots, tables on the CPU and on devices, lookups as of a time."""
