@@ -52,7 +52,7 @@ from embedding_store.read.tiered import Hits, TieredTable
 from embedding_store.scan.diff import Diff
 from embedding_store.series import Series
 from embedding_store.store import EmbeddingStore
-from embedding_store.writer import SnapshotWriter
+from embedding_store.write.writer import SnapshotWriter
 
 __all__ = [
     "AsOfDecreasedError",

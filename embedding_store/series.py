@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import torch
 from torch import Tensor
 
-from embedding_store import compact, times
+from embedding_store import times
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import (
     FileFormatError,
@@ -35,7 +35,8 @@ from embedding_store.read.snapshot import Snapshot
 from embedding_store.scan import diff as comparison
 from embedding_store.scan.diff import Diff
 from embedding_store.storage.base import Storage
-from embedding_store.writer import SnapshotWriter
+from embedding_store.write import compact
+from embedding_store.write.writer import SnapshotWriter
 
 DESCRIPTION = "series.json"
 

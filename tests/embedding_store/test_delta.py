@@ -19,7 +19,7 @@ from embedding_store import (
     compact,
     sorter,
 )
-from embedding_store import commit as commits
+from embedding_store.write import commit as commits
 
 from .helpers import files, named_files, publish
 

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_store import InvalidIdsError, Series, Snapshot, index
+from embedding_store import InvalidIdsError, Series, Snapshot
 from embedding_store.format.index import EMPTY, hash_ids, home, home_buckets, unhash
 from embedding_store.scan import sorter
 from embedding_store.scan.index import IndexReader, hashed_entries
 from embedding_store.scan.sorter import Pairs, Sorter
+from embedding_store.write import index
 
 from .helpers import folder, publish
 

@@ -123,7 +123,7 @@ def test_duplicate_keys(series: Series):
 
 
 def test_long_keys_end_a_batch(series: Series, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("embedding_store.batches.BATCH_BYTES", 1000)
+    monkeypatch.setattr("embedding_store.write.batches.BATCH_BYTES", 1000)
     names = [f"{i}" * 300 for i in range(9)]
     snapshot = write(series, *([name] for name in names), rows_per_batch=100)
     assert list(content(snapshot)) == names

@@ -11,18 +11,18 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from embedding_store.batches import BatchWriter
 from embedding_store.errors import DuplicateIdsError
 from embedding_store.format.files import RowFormat, Rows, create_checked
 from embedding_store.format.index import EMPTY, Ids, Words, unhash
 from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Statistics
-from embedding_store.index import ONE, Operations, Settled, settle, write_index
 from embedding_store.keys import check_same_keys
 from embedding_store.native.mapping import BLOCK
 from embedding_store.scan.index import IndexReader, hashed_entries
 from embedding_store.scan.rows import RowFlags, read_keys, read_rows, row_format
 from embedding_store.scan.sorter import PairFile, Pairs
 from embedding_store.storage.base import Storage, check_size
+from embedding_store.write.batches import BatchWriter
+from embedding_store.write.index import ONE, Operations, Settled, settle, write_index
 
 DUPLICATES = ("error", "last")
 

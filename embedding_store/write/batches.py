@@ -17,7 +17,7 @@ from embedding_store.format.arrow import DataWriter
 from embedding_store.format.files import NewFile, RowFormat, Rows, create_checked
 from embedding_store.format.manifest import MAX_SEGMENTS, ROW_BITS, DataFile
 from embedding_store.storage.base import Storage
-from embedding_store.sums import Sums
+from embedding_store.write.sums import Sums
 
 BATCH_BYTES = 32 << 20  # of a record batch, and of each of two buffers
 FILE_BYTES = 1 << 30  # after so many a new file is begun

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from embedding_store import times
-from embedding_store.commit import check_follows, commit
-from embedding_store.draft import DUPLICATES, Content, Draft
 from embedding_store.dtypes import Dtype, encode
 from embedding_store.errors import (
     InvalidArgumentError,
@@ -30,7 +28,9 @@ from embedding_store.format.manifest import Manifest, latest_manifest
 from embedding_store.keys import hash_array, key_array
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.storage.base import Storage
-from embedding_store.sums import row_sums, slab_rows
+from embedding_store.write.commit import check_follows, commit
+from embedding_store.write.draft import DUPLICATES, Content, Draft
+from embedding_store.write.sums import row_sums, slab_rows
 
 
 class SnapshotWriter:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from embedding_store import times
-from embedding_store.commit import commit
-from embedding_store.draft import Draft
 from embedding_store.format.manifest import Manifest
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.scan.rows import live_rows, read_rows, row_format
 from embedding_store.storage.base import Storage
+from embedding_store.write.commit import commit
+from embedding_store.write.draft import Draft
 
 
 def compact(storage: Storage, manifest: Manifest) -> Snapshot:

@@ -1,0 +1,1 @@
+"""Writing a snapshot: rows, index, statistics, and the commit."""
