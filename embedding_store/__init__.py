@@ -44,13 +44,13 @@ from embedding_store.errors import (
 from embedding_store.history.tags import Move
 from embedding_store.history.tombstones import Tombstone
 from embedding_store.keys import hash_keys
-from embedding_store.live import LiveStatus, LiveTable
 from embedding_store.modules import EntityEmbedding
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
 from embedding_store.read.tiered import Hits, TieredTable
 from embedding_store.scan.diff import Diff
 from embedding_store.series import Series
+from embedding_store.serve.live import LiveStatus, LiveTable
 from embedding_store.store import EmbeddingStore
 from embedding_store.write.writer import SnapshotWriter
 

@@ -1,0 +1,1 @@
+"""Tables that follow what is published while their process serves."""
