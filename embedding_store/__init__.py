@@ -44,7 +44,7 @@ from embedding_store.errors import (
 from embedding_store.history.tags import Move
 from embedding_store.history.tombstones import Tombstone
 from embedding_store.keys import hash_keys
-from embedding_store.modules import EntityEmbedding
+from embedding_store.nn.entity_embedding import EntityEmbedding
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
 from embedding_store.read.tiered import Hits, TieredTable

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, PinMismatchError, SchemaChangedError
 from embedding_store.native import ops
-from embedding_store.pins import Pin, reopen
+from embedding_store.nn.pins import Pin, reopen
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
 

@@ -1,0 +1,1 @@
+"""The layer through which a model reads stored vectors."""
