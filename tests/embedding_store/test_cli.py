@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore
-from embedding_store.cli import main
+from embedding_store.cli.main import main
 
 from .helpers import folder, publish
 

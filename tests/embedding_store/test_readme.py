@@ -10,7 +10,7 @@ import torch
 
 import embedding_store
 from embedding_store import EmbeddingStore, EntityEmbedding, LiveTable
-from embedding_store.cli import main
+from embedding_store.cli.main import main
 
 FOLDER = Path(embedding_store.__file__).parent
 README = (FOLDER / "README.md").read_text()

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, InvalidArgumentError, InvalidIdsError, InvalidVectorsError, transfer
-from embedding_store.transfer import VectorFiles, export_parquet, import_vectors
+from embedding_store import EmbeddingStore, InvalidArgumentError, InvalidIdsError, InvalidVectorsError
+from embedding_store.cli import transfer
+from embedding_store.cli.transfer import VectorFiles, export_parquet, import_vectors
 
 
 def parquet(path: Path, ids: Any, vectors: Any) -> Path:

@@ -16,10 +16,10 @@ import torch
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from embedding_store import bench as benchmark
-from embedding_store import transfer
+from embedding_store.cli import bench as benchmark
+from embedding_store.cli import transfer
+from embedding_store.cli.printing import print_fields, print_json, print_rows, progress
 from embedding_store.errors import InvalidArgumentError, InvalidTimeError, StoreError
-from embedding_store.printing import print_fields, print_json, print_rows, progress
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.series import Series
 from embedding_store.store import EmbeddingStore
