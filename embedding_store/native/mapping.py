@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from embedding_store.errors import FileSizeError, MissingFileError
-from embedding_store.native import library as native
+from embedding_store.native.library import library, translated_errors
 
 BLOCK = 65_536
 """Bytes that share a checksum; files begin at multiples of it."""
@@ -63,8 +63,8 @@ class Mapping:
             _check_size(file)
         crcs = np.concatenate([np.asarray(file.crcs, dtype=np.uint32) for file in files])
         paths, sizes = [file.path for file in files], [file.bytes for file in files]
-        native.library()
-        with native.translated_errors():
+        library()
+        with translated_errors():
             storage = torch.ops.embedding_store.map_files(paths, sizes, torch.from_numpy(crcs))
         return Mapping(tuple(files), storage, tuple(torch.ops.embedding_store.mapped_starts(storage)))
 
@@ -83,7 +83,7 @@ class Mapping:
         blocks = -(-size // BLOCK)
         for first in range(0, blocks, _BLOCKS_A_STEP):
             last = min(first + _BLOCKS_A_STEP, blocks)
-            with native.translated_errors():
+            with translated_errors():
                 torch.ops.embedding_store.check_blocks(
                     self.storage, first, last - first, BACKGROUND_RATE if background else 0.0
                 )
@@ -105,7 +105,7 @@ def crc32c(
 ) -> int:
     """The CRC-32C of `data` after bytes whose checksum is `value`."""
     array = _as_bytes(data)
-    function = native.library().embedding_store_crc32c
+    function = library().embedding_store_crc32c
     function.restype = ctypes.c_uint32
     return function(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.size), ctypes.c_uint32(value))
 
@@ -116,7 +116,7 @@ def crc32c_blocks(
     """The CRC-32C of each block of BLOCK bytes, the last one shorter: uint32 [ceil(bytes / BLOCK)]."""
     array = _as_bytes(data)
     crcs = np.empty(-(-array.size // BLOCK), dtype=np.uint32)
-    native.library().embedding_store_crc32c_blocks(
+    library().embedding_store_crc32c_blocks(
         ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.size), ctypes.c_void_p(crcs.ctypes.data)
     )
     return crcs

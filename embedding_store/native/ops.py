@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedding_store.native import library as native
+from embedding_store.native.library import library
 
-native.library()
+library()
 
 
 def lookup(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, SchemaChangedError, SpaceMismatchError
-from embedding_store.native import library as native
 from embedding_store.native import ops
+from embedding_store.native.library import translated_errors
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import OUT_DTYPES, Table
 
@@ -85,7 +85,7 @@ class PointInTime:
         tables = [self._tables.get(self.snapshots[index]) for index in indices]
         number = torch.full((len(self._versions),), -1)
         number[torch.tensor(indices) + 1] = torch.arange(len(indices))
-        with native.translated_errors():
+        with translated_errors():
             return ops.lookup_versions(
                 ids,
                 number[newest],

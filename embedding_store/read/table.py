@@ -10,8 +10,8 @@ from torch import Tensor
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError
 from embedding_store.format.manifest import Manifest
 from embedding_store.keys import hash_keys
-from embedding_store.native import library as native
 from embedding_store.native import ops
+from embedding_store.native.library import translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
 
 OUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -55,7 +55,7 @@ class Table:
             ChecksumError: bytes that this lookup needs are not those that were written; names the file.
         """
         self._check(ids, out_dtype)
-        with native.translated_errors():
+        with translated_errors():
             return self._lookup(ids, out_dtype)
 
     def lookup_pooled(
@@ -86,7 +86,7 @@ class Table:
         if weights is not None and (weights.dtype, weights.shape) != (torch.float32, ids.shape):
             have = f"{weights.dtype} {tuple(weights.shape)}"
             raise InvalidArgumentError(f"weights are {have}: give float32 {tuple(ids.shape)}, one for each id")
-        with native.translated_errors():
+        with translated_errors():
             return self._lookup_pooled(ids, offsets, weights, mode, out_dtype)
 
     def lookup_keys(
@@ -109,7 +109,7 @@ class Table:
         start, total = int(self.layout[0]), int(self.layout[2])
         if self.mapping is not None:
             first, last = start // BLOCK, -(-(start + total * _BUCKET_BYTES) // BLOCK)
-            with native.translated_errors():
+            with translated_errors():
                 torch.ops.embedding_store.check_blocks(self.storage, first, last - first, 0.0)
         slots = self.storage[start : start + total * _BUCKET_BYTES].view(torch.int64).view(-1, 2)
         return slots[slots[:, 1] != -1, 0].sort().values

@@ -20,7 +20,7 @@ from torch import Tensor
 from embedding_store.dtypes import Dtype
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError, NativeLibraryError
 from embedding_store.format.index import BUCKET_BYTES
-from embedding_store.native import library as native
+from embedding_store.native.library import library, translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
 
 _ALIGNMENT = 256  # bytes: where columns begin in a copy
@@ -102,7 +102,7 @@ def upload_tiered(
 
 def _check_kind(device: torch.device) -> None:
     """Better refused now than by the first lookup, after gigabytes were copied."""
-    native.library()
+    library()
     if not torch._C._dispatch_has_kernel_for_dispatch_key("embedding_store::lookup", device.type.upper()):
         raise NativeLibraryError(
             f"there is no lookup for device {str(device)!r}: for CUDA, install the CUDA toolkit's nvcc and build with "
@@ -130,7 +130,7 @@ class _Source:
     def bytes(self, start: int, count: int) -> Tensor:
         """uint8 [count] of the mapped range, read-only."""
         first, last = start // BLOCK, -(-(start + count) // BLOCK)
-        with native.translated_errors():
+        with translated_errors():
             torch.ops.embedding_store.check_blocks(self._storage, first, last - first, 0.0)
         return self._storage[start : start + count]
 

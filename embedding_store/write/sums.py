@@ -10,7 +10,7 @@ from torch import Tensor
 from embedding_store.dtypes import Encoded, decode
 from embedding_store.format.files import RowFormat
 from embedding_store.format.manifest import Statistics
-from embedding_store.native import library as native
+from embedding_store.native.library import library
 
 SLAB_VALUES = (
     32_000  # converted at once: they stay in the cache, and torch does not wake its threads for fewer than 32,768
@@ -31,7 +31,7 @@ def row_sums(
     """
     vectors = vectors.contiguous()
     sums = torch.empty(1 + vectors.shape[1], dtype=torch.float64)
-    native.library().embedding_store_sums(
+    library().embedding_store_sums(
         ctypes.c_void_p(vectors.data_ptr()),
         ctypes.c_int64(vectors.shape[0]),
         ctypes.c_int64(vectors.shape[1]),

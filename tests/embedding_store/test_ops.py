@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embedding_store.dtypes import DTYPES, decode, encode
-from embedding_store.native import library as native
 from embedding_store.native import ops, reference
+from embedding_store.native.library import library
 
 from .small_table import SmallTable, small_table
 
@@ -35,7 +35,7 @@ def same_bits(got: Tensor, expected: Tensor) -> bool:
 @pytest.fixture(params=range(3), ids=LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[int]:
     """Each set of instructions that this processor has."""
-    use = native.library().embedding_store_use_level
+    use = library().embedding_store_use_level
     if use(request.param) != request.param:
         pytest.skip(f"this processor has no {LEVELS[request.param]}")
     yield request.param

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../decode.h"
+#include "../common/decode.h"
 
 namespace embedding_store::cuda {
 

@@ -9,8 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../index.h"
-#include "../names.h"
+#include "../common/index.h"
+#include "../common/names.h"
 #include "launch.h"
 
 namespace embedding_store::cuda {

@@ -1,7 +1,7 @@
 // Ids to rows, 32 at a time: a tile of 4 lanes reads one bucket of 64 bytes, each lane one slot of 16.
 #pragma once
 
-#include "../index.h"
+#include "../common/index.h"
 #include "arguments.h"
 #include "warp.h"
 

@@ -13,7 +13,7 @@
 #include <memory>
 #include <vector>
 
-#include "../../../embedding_store/csrc/decode.h"
+#include "../../../embedding_store/csrc/common/decode.h"
 
 #define ES_DEVICE inline
 #define ES_UNROLL

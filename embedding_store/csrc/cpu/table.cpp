@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-#include "errors.h"
+#include "../common/errors.h"
 
 namespace embedding_store {
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "decode.h"
+#include "../common/decode.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>

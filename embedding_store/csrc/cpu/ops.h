@@ -1,4 +1,4 @@
-// The ops on the CPU, as ops.cpp registers them; shapes and meanings are in embedding_store/native/ops.py.
+// The ops on the CPU, as common/ops.cpp registers them; shapes and meanings are in embedding_store/native/ops.py.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

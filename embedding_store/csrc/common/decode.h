@@ -1,6 +1,6 @@
 // From stored elements to numbers: the five dtypes, one value at a time. Compiled for the host and for CUDA.
 //
-// The vectorised loops in rows.cpp and the kernels in cuda/ give the same bits: a product and a sum, rounded
+// The vectorised loops in cpu/rows.cpp and the kernels in cuda/ give the same bits: a product and a sum, rounded
 // separately, which is what plain PyTorch computes. (Host code is compiled with -ffp-contract=off.)
 #pragma once
 

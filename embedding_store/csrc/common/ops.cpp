@@ -4,7 +4,7 @@
 
 #if defined(EMBEDDING_STORE_CUDA)
 
-#include "cuda/ops.h"
+#include "../cuda/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(embedding_store, CUDA, m) {
   m.impl("lookup", TORCH_BOX(&embedding_store::cuda::lookup));
@@ -14,7 +14,7 @@ STABLE_TORCH_LIBRARY_IMPL(embedding_store, CUDA, m) {
 
 #else
 
-#include "ops.h"
+#include "../cpu/ops.h"
 
 STABLE_TORCH_LIBRARY(embedding_store, m) {
   m.def("lookup(Tensor ids, Tensor storage, Tensor layout, int dim, str dtype, ScalarType out) -> (Tensor, Tensor)");
@@ -27,7 +27,7 @@ STABLE_TORCH_LIBRARY(embedding_store, m) {
   m.def(
       "lookup_tiered(Tensor ids, Tensor storage, Tensor cold, Tensor layout, int dim, str dtype, ScalarType out, "
       "Tensor(a!) counters) -> (Tensor, Tensor)");
-  // A snapshot's files as one tensor; see mapping.py.
+  // A snapshot's files as one tensor; see native/mapping.py.
   m.def("map_files(str[] paths, int[] bytes, Tensor crcs) -> Tensor");
   m.def("mapped_starts(Tensor storage) -> int[]");
   m.def("check_blocks(Tensor storage, int first, int count, float bytes_per_second) -> ()");

@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <string>
 
-#include "decode.h"
-#include "index.h"
+#include "../common/decode.h"
+#include "../common/index.h"
 #include "mapping.h"
-#include "names.h"
+#include "../common/names.h"
 
 namespace embedding_store {
 

@@ -18,7 +18,7 @@
 #include <shared_mutex>
 #include <thread>
 
-#include "errors.h"
+#include "../common/errors.h"
 #include "parallel.h"
 
 namespace embedding_store {
