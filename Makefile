@@ -39,7 +39,7 @@ test: install
 # A finding ends the process, and with it the target. libstdc++ is loaded early so that exceptions pass the sanitizer;
 # Python never frees all it has, hence no search for leaks.
 SANITIZED := build/sanitize
-SANITIZED_TESTS := $(addprefix tests/embedding_store/test_,ops.py mapping.py table.py hostile.py)
+SANITIZED_TESTS := $(addprefix tests/embedding_store/,$(addprefix native/test_,ops.py mapping.py) read/test_table.py format/test_hostile.py)
 RUNTIMES := libasan.so libubsan.so libstdc++.so
 
 sanitize: install

@@ -366,7 +366,7 @@ class Series:
         return cleaning.clean(self._storage, grace)
 
     def _point(self, tag: str, version: int, expected: int | None) -> None:
-        """Move a tag to a version that exists; expire.py has the other side."""
+        """Move a tag to a version that exists; history/expire.py has the other side."""
         before = self._tags.move(tag, version, expected=expected)
         try:
             self._check_expired(version, ", while the tag was moved to it")

@@ -22,7 +22,8 @@ from embedding_store.history import schemas
 from embedding_store.history.clean import CLEAN_GRACE
 from embedding_store.history.tags import check_name
 from embedding_store.series import DESCRIPTION, Series
-from embedding_store.storage.base import LocalStorage, Storage
+from embedding_store.storage.base import Storage
+from embedding_store.storage.local import LocalStorage
 
 
 class EmbeddingStore:
@@ -104,8 +105,8 @@ def _storage(path: str, cache: Path | None) -> Storage:
     if "://" not in path:
         return LocalStorage(Path(path))
     try:
-        from embedding_store import object_storage  # only here: obstore is an optional extra
+        from embedding_store.storage import objects  # only here: obstore is an optional extra
     except ImportError:
         remedy = "object stores need obstore: pip install 'recsys-derm[objects]'"
         raise MissingDependencyError(f"path is {path!r}: {remedy}") from None
-    return object_storage.ObjectStorage(path, cache or object_storage.default_cache())
+    return objects.ObjectStorage(path, cache or objects.default_cache())

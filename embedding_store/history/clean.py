@@ -13,8 +13,8 @@ from embedding_store.history.tombstones import read_tombstone, tombstone_version
 from embedding_store.storage.base import Entry, Storage
 
 CLEAN_GRACE = timedelta(hours=1)
-"""A writer that is alive leaves a file at least this often (FLUSH_SECONDS in writer.py), and a reader that opened a
-snapshot before it was expired has so long to load it."""
+"""A writer that is alive leaves a file at least this often (FILE_SECONDS in write/batches.py), and a reader that opened
+a snapshot before it was expired has so long to load it."""
 
 
 def clean(storage: Storage, grace: timedelta = CLEAN_GRACE) -> list[str]:

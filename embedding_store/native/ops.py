@@ -1,7 +1,7 @@
 """The ops `torch.ops.embedding_store.lookup`, `_versions`, `_pooled` and `_tiered`: fake implementations and gradients.
 
-Importing this module loads the native library. Schemas and registrations are in csrc/ops.cpp, the same functions in
-plain PyTorch in reference.py. A loaded table is two tensors, so that ops see nothing of files and snapshots:
+Importing this module loads the native library. Schemas and registrations are in csrc/common/ops.cpp, the same functions
+in plain PyTorch in reference.py. A loaded table is two tensors, so that ops see nothing of files and snapshots:
 
     storage  uint8 [bytes]        index and rows, mapped from the files or copied to a device
     layout   int64 [8 + 4 * S]    where they lie in it: byte offset of bucket 0, home buckets, total buckets, seed, S,

@@ -188,7 +188,7 @@ class Snapshot:
 
 
 def table_layout(manifest: Manifest, starts: Sequence[int], header: Header) -> Tensor:
-    """Where a table's parts lie in its storage, int64 [8 + 4 * segments]: see ops.py. `starts`: of index and files."""
+    """Where a table's parts lie in its storage, int64 [8 + 4 * segments], see native/ops.py; `starts`: of the files."""
     first = [starts[0] + HEADER_BYTES, header.home_buckets, header.total_buckets, header.seed, len(manifest.segments)]
     numbers = [*first, SCALE_STRIDE, 0, 0]
     for file, start in zip(manifest.data, starts[1:], strict=True):

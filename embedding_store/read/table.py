@@ -34,9 +34,9 @@ class Table:
         self.manifest = manifest
         """Of the snapshot: its series, version, `as_of`, space, statistics."""
         self.storage = storage
-        """Index and rows; with `layout` what the ops in ops.py take."""
+        """Index and rows; with `layout` what the ops in native/ops.py take."""
         self.layout = layout
-        """Where they lie in `storage`; see ops.py."""
+        """Where they lie in `storage`; see native/ops.py."""
         self.mapping = mapping
         """The mapped files that `storage` is; None unless on the CPU."""
 

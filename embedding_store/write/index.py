@@ -1,4 +1,4 @@
-"""Building an index: which operation on each id counts, where its entry lies, and the file. See index_format.py.
+"""Building an index: which operation on each id counts, where its entry lies, and the file. See format/index.py.
 
 An operation is a word: the location of an upserted row times two, plus one; or, for a delete, twice the location that
 the next row has. Of two operations on one id the greater one is the later one, and a delta's come after its base's.

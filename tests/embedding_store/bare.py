@@ -9,8 +9,7 @@ import pytest
 from embedding_store import Series, Snapshot, times
 from embedding_store.format.manifest import DataFile, IndexFile, Manifest, Segment, Statistics, manifest_path
 from embedding_store.history.tombstones import put_tombstone, tombstone_path
-
-from .helpers import age, folder
+from tests.embedding_store.helpers import age, folder
 
 DATA_BYTES, INDEX_BYTES = 4096, 512
 

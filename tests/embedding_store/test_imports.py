@@ -11,7 +11,7 @@ import embedding_store
 
 PACKAGE = Path(embedding_store.__file__).parent
 ALLOWED = {"embedding_store", "numpy", "pyarrow", "rich", "torch", "tyro"}
-OPTIONAL = {"object_storage.py": {"obstore"}}  # of extras; the module is imported where it is needed only
+OPTIONAL = {"objects.py": {"obstore"}}  # of extras; the module is imported where it is needed only
 
 
 def test_imports_only_its_own_dependencies():

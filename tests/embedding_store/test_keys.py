@@ -21,8 +21,7 @@ from embedding_store import (
     hash_keys,
     keys,
 )
-
-from .helpers import files, named_files
+from tests.embedding_store.helpers import files, named_files
 
 UUIDS = [UUID("12345678-1234-5678-1234-56789ABCDEF0"), UUID(int=0)]
 

@@ -12,9 +12,8 @@ import torch
 
 from embedding_store import EmbeddingStore, SeriesExistsError, Snapshot, VersionExpiredError, hash_keys
 from embedding_store.storage.objects import ObjectStorage
-
-from .conftest import S3_BUCKET
-from .helpers import publish
+from tests.embedding_store.conftest import S3_BUCKET
+from tests.embedding_store.helpers import publish
 
 
 def write(storage: ObjectStorage, path: str, data: bytes) -> None:

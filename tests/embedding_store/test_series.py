@@ -23,9 +23,8 @@ from embedding_store import (
     VersionNotFoundError,
 )
 from embedding_store.times import to_milliseconds, to_text
-
-from .bare import publish_bare
-from .helpers import folder, publish
+from tests.embedding_store.bare import publish_bare
+from tests.embedding_store.helpers import folder, publish
 
 
 def test_catalogue(store: EmbeddingStore):

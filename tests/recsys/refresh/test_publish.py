@@ -11,7 +11,7 @@ import torch
 
 from embedding_store import EmbeddingStore, Series
 from embedding_store.errors import AsOfDecreasedError, SeriesExistsError
-from embedding_store.storage.base import LocalStorage
+from embedding_store.storage.local import LocalStorage
 from recsys.config import ConfigError
 from recsys.data.errors import DataError
 from recsys.refresh.cycle import refresh_upstream

@@ -1,0 +1,103 @@
+// The CUDA kernels' bodies, run by the warp emulator: what test_emulator.py calls.
+#include "../../../../embedding_store/csrc/cuda/dispatch.h"
+#include "../../../../embedding_store/csrc/cuda/lookup.h"
+#include "../../../../embedding_store/csrc/cuda/plan.h"
+#include "../../../../embedding_store/csrc/cuda/pooled.h"
+
+using namespace embedding_store;
+using namespace embedding_store::cuda;
+
+namespace {
+
+struct Table {
+  const uint8_t* storage;
+  int64_t storage_bytes;
+  const uint8_t* cold;
+  int64_t cold_bytes;
+  const int64_t* layout;
+  int64_t layout_values;
+};
+
+TableView view(const Table& table, Dtype dtype, int dim) {
+  return {table.storage, table.cold, table.layout, (table.layout_values - 8) / 4, row_bytes(dtype, dim)};
+}
+
+warp::Emulator emulator_for(const Table& table, std::vector<warp::Memory> others) {
+  others.push_back({table.storage, table.storage_bytes, false});
+  others.push_back({table.cold, table.cold_bytes, false});
+  others.push_back({table.layout, table.layout_values * 8, false});
+  return warp::Emulator(std::move(others));
+}
+
+}  // namespace
+
+extern "C" {
+
+// As launch_lookup, with `warps` warps one after another; `counters` int64 [3] += hot, cold, missing.
+void emulate_lookup(
+    const Table* table, const int64_t* ids, int64_t count, int dim, int dtype, int out, int ids_per_warp, int warps,
+    uint8_t* vectors, bool* found, int64_t* counters) {
+  const auto stored = static_cast<Dtype>(dtype);
+  const auto type = static_cast<OutDtype>(out);
+  const LookupArguments arguments{view(*table, stored, dim), ids, count, dim, ids_per_warp, true, vectors, found};
+  auto emulator = emulator_for(
+      *table, {{ids, count * 8, false}, {vectors, count * dim * element_bytes(type), true}, {found, count, true}});
+  with_dtype(stored, [&](auto dtype_constant) {
+    with_out(type, [&](auto out_constant) {
+      constexpr OutDtype kOut = decltype(out_constant)::value;
+      with_values<16 / kOutBytes<kOut>, 4, 2>(dim, [&](auto values) {
+        for (int warp = 0; warp < warps; ++warp) {
+          Hits hits[warp::kLanes];
+          emulator.run([&](int lane) {
+            hits[lane] = lookup_warp<decltype(dtype_constant)::value, kOut, decltype(values)::value>(
+                arguments, warp, warps, lane);
+          });
+          for (const Hits& lane : hits) {
+            if (std::memcmp(&lane, &hits[0], sizeof lane) != 0) warp::fail("lanes count differently");
+          }
+          counters[0] += hits[0].hot, counters[1] += hits[0].cold, counters[2] += hits[0].missing;
+        }
+      });
+    });
+  });
+}
+
+void emulate_pooled(
+    const Table* table, const int64_t* ids, int64_t count, const int64_t* offsets, int64_t bags, const float* weights,
+    int dim, int dtype, int mean, int out, int warps, uint8_t* pooled, int64_t* found) {
+  const auto stored = static_cast<Dtype>(dtype);
+  const auto type = static_cast<OutDtype>(out);
+  const PooledArguments arguments{view(*table, stored, dim), ids,  count, offsets, bags, weights, dim, mean != 0, type,
+                                  pooled,                    found};
+  auto emulator = emulator_for(
+      *table,
+      {{ids, count * 8, false}, {offsets, (bags + 1) * 8, false}, {weights, weights == nullptr ? 0 : count * 4, false},
+       {pooled, bags * dim * element_bytes(type), true}, {found, bags * 8, true}});
+  with_dtype(stored, [&](auto dtype_constant) {
+    with_values<4, 2>(dim, [&](auto values) {
+      for (int warp = 0; warp < warps; ++warp) {
+        emulator.run([&](int lane) {
+          pooled_warp<decltype(dtype_constant)::value, decltype(values)::value>(arguments, warp, warps, lane);
+        });
+      }
+    });
+  });
+}
+
+// Where row `row` of a table of one segment begins, from its storage.
+int64_t emulate_row_offset(const int64_t* layout, int64_t row, int64_t row_width) {
+  const auto* base = reinterpret_cast<const uint8_t*>(int64_t{1} << 20);  // never read
+  const TableView table{base, nullptr, layout, 1, row_width};
+  warp::Emulator emulator({{layout, 12 * 8, false}});
+  int64_t offset = -1;
+  emulator.run([&](int lane) {
+    const Row found = row_at<Dtype::kFloat32>(table, pack_location(0, static_cast<uint64_t>(row)));
+    if (lane == 0 && found.values != nullptr) offset = found.values - base;
+  });
+  return offset;
+}
+
+int emulate_blocks(int64_t steps, int processors) { return blocks_for(steps, processors); }
+int emulate_ids_per_warp(int64_t count, int processors) { return ids_per_warp(count, processors); }
+
+}  // extern "C"

@@ -1,0 +1,240 @@
+"""The CUDA kernels' bodies without a GPU: compiled by the host's compiler, run by 32 fibres (emulator/)."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from embedding_store.dtypes import DTYPES
+from tests.embedding_store.small_table import SmallTable, small_table
+
+COMPILER = shutil.which("c++") or shutil.which("g++")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+OUTS = (torch.float32, torch.float16, torch.bfloat16)
+EXTREMES = [-(2**63), -1, 0, 1, 2**31, 2**63 - 1]
+MISSING = [5, -7, 2**40, -(2**62)]
+IDS = EXTREMES + [1000 + 37 * i for i in range(70)]
+
+
+class TablePointers(ctypes.Structure):
+    """`Table` of emulate.cpp."""
+
+    _fields_ = tuple(
+        field
+        for name in ("storage", "cold", "layout")
+        for field in ((name, ctypes.c_void_p), (f"{name}_size", ctypes.c_int64))
+    )
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    source = Path(__file__).parent / "emulator"
+    library = tmp_path_factory.mktemp("emulator") / "emulate.so"
+    sanitized = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
+    command = [COMPILER, "-std=c++20", "-O0", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(
+        [*command, *sanitized, f"-I{source}", source / "emulate.cpp", "-o", library], check=True, timeout=300
+    )
+    return ctypes.CDLL(str(library))
+
+
+def pointers(table: SmallTable) -> TablePointers:
+    cold = table.cold.data_ptr() if len(table.cold) else None
+    sizes = len(table.storage), len(table.cold), len(table.layout)
+    return TablePointers(table.storage.data_ptr(), sizes[0], cold, sizes[1], table.layout.data_ptr(), sizes[2])
+
+
+def lookup(
+    emulator: ctypes.CDLL, table: SmallTable, ids: Tensor, out: torch.dtype, ids_per_warp: int = 32, warps: int = 2
+) -> tuple[Tensor, Tensor, list[int]]:
+    vectors = torch.full((len(ids), table.dim), torch.nan, dtype=out)
+    found = torch.zeros(len(ids), dtype=torch.bool)
+    counters = torch.zeros(3, dtype=torch.int64)
+    emulator.emulate_lookup(
+        ctypes.byref(pointers(table)),
+        ctypes.c_void_p(ids.data_ptr()),
+        ctypes.c_int64(len(ids)),
+        table.dim,
+        list(DTYPES).index(table.dtype.name),
+        OUTS.index(out),
+        ids_per_warp,
+        warps,
+        *(ctypes.c_void_p(x.data_ptr()) for x in (vectors, found, counters)),
+    )
+    return vectors, found, counters.tolist()
+
+
+def pooled(
+    emulator: ctypes.CDLL,
+    table: SmallTable,
+    ids: Tensor,
+    offsets: Tensor,
+    weights: Tensor | None,
+    mode: str,
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    result = torch.full((len(offsets) - 1, table.dim), torch.nan, dtype=out)
+    found = torch.full((len(offsets) - 1,), -1, dtype=torch.int64)
+    emulator.emulate_pooled(
+        ctypes.byref(pointers(table)),
+        ctypes.c_void_p(ids.data_ptr()),
+        ctypes.c_int64(len(ids)),
+        ctypes.c_void_p(offsets.data_ptr()),
+        ctypes.c_int64(len(offsets) - 1),
+        ctypes.c_void_p(None if weights is None else weights.data_ptr()),
+        table.dim,
+        list(DTYPES).index(table.dtype.name),
+        int(mode == "mean"),
+        OUTS.index(out),
+        2,
+        ctypes.c_void_p(result.data_ptr()),
+        ctypes.c_void_p(found.data_ptr()),
+    )
+    return result, found
+
+
+def questions(seed: int, count: int) -> Tensor:
+    """Ids that are there, some of them twice, and some that are not."""
+    choice = torch.randint(len(IDS) + len(MISSING), (count,), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(IDS + MISSING)[choice]
+
+
+@pytest.mark.parametrize("out", OUTS)
+@pytest.mark.parametrize("name", DTYPES)
+def test_rows_of_every_width_are_copied_bit_by_bit(emulator: ctypes.CDLL, name: str, out: torch.dtype):
+    for dim in (1, 6, 33, 100, 128):
+        table = small_table(IDS, dim, name, interleaved=dim % 2 == 0)
+        ids = questions(dim, 45)
+        vectors, found, counters = lookup(emulator, table, ids, out)
+        expected, expected_found = table.answer(ids, out)
+        assert torch.equal(vectors, expected), f"dim {dim}"
+        assert torch.equal(found, expected_found)
+        assert counters == [int(found.sum()), 0, int((~found).sum())]
+
+
+@pytest.mark.parametrize("ids_per_warp", [8, 16, 32])
+@pytest.mark.parametrize("count", [1, 7, 8, 31, 32, 33, 100])
+def test_any_number_of_ids_over_any_number_of_warps(emulator: ctypes.CDLL, count: int, ids_per_warp: int):
+    table = small_table(IDS, 5, "float32")
+    for warps in (1, 3):
+        ids = questions(count, count)
+        vectors, found, _ = lookup(emulator, table, ids, torch.float32, ids_per_warp, warps)
+        expected, expected_found = table.answer(ids)
+        assert torch.equal(vectors, expected)
+        assert torch.equal(found, expected_found)
+
+
+def test_long_searches_end_at_the_right_row_or_at_an_empty_slot(emulator: ctypes.CDLL):
+    stored = list(range(-200, 200))
+    table = small_table(stored, 4, "float16", load=1.0, seed=3)
+    assert int(table.layout[2]) > int(table.layout[1])  # the search runs past the last home bucket
+    ids = torch.arange(-250, 250)
+    vectors, found, _ = lookup(emulator, table, ids, torch.float16)
+    expected, expected_found = table.answer(ids, torch.float16)
+    assert torch.equal(vectors, expected)
+    assert torch.equal(found, expected_found)
+
+
+def test_an_empty_index_finds_nothing_not_even_id_zero(emulator: ctypes.CDLL):
+    vectors, found, counters = lookup(emulator, small_table([], 4, "int8"), torch.tensor([0, -1, 7]), torch.float32)
+    assert not vectors.any()
+    assert not found.any()
+    assert counters == [0, 0, 3]
+
+
+@pytest.mark.parametrize("name", ["float32", "int8"])
+def test_several_segments_and_two_tiers(emulator: ctypes.CDLL, name: str):
+    rows = [10, 0, 20, len(IDS) - 30]
+    ids = questions(1, 60)
+    for tiered in (False, True):
+        table = small_table(IDS, 16, name, segment_rows=rows, tiered=tiered)
+        vectors, found, counters = lookup(emulator, table, ids, torch.float32)
+        expected, expected_found = table.answer(ids)
+        assert torch.equal(vectors, expected)
+        assert torch.equal(found, expected_found)
+        hot = int(torch.isin(ids, table.ids[:10]).sum())
+        assert counters == [hot, int(found.sum()) - hot, int((~found).sum())]
+
+
+def test_a_location_outside_its_segment_is_no_row(emulator: ctypes.CDLL):
+    table = small_table(IDS, 8, "int8", segment_rows=[40, len(IDS) - 40])
+    layout = table.layout.clone()
+    layout[8 + 3] = 30  # rows of segment 0
+    layout[4] = 1
+    short = SmallTable(table.ids, table.vectors, table.storage, table.cold, layout[:12], 8, table.dtype)
+    ids = torch.tensor(IDS)
+    vectors, found, _ = lookup(emulator, short, ids, torch.float32)
+    assert found.tolist() == [True] * 30 + [False] * (len(IDS) - 30)
+    assert torch.equal(vectors[:30], table.vectors[:30])
+    assert not vectors[30:].any()
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("name", DTYPES)
+def test_bags_are_pooled(emulator: ctypes.CDLL, name: str, mode: str):
+    ids = questions(2, 120)
+    offsets = torch.tensor([0, 0, 1, 4, 44, 44, 115, 120])
+    weights = torch.randn(120, generator=torch.Generator().manual_seed(3))
+    for dim in (1, 6, 20, 132):
+        table = small_table(IDS, dim, name)
+        for given in (None, weights):
+            got, found = pooled(emulator, table, ids, offsets, given, mode)
+            expected, expected_found = table.pooled_answer(ids, offsets, given, mode)
+            torch.testing.assert_close(got.to(torch.float64), expected, rtol=1e-5, atol=1e-5)
+            assert torch.equal(found, expected_found)
+
+
+def test_pooled_outputs_of_lower_precision_are_rounded_once(emulator: ctypes.CDLL):
+    table = small_table(IDS, 12, "float32")
+    ids, offsets = questions(4, 50), torch.tensor([0, 20, 50])
+    whole, _ = pooled(emulator, table, ids, offsets, None, "mean")
+    for out in (torch.float16, torch.bfloat16):
+        assert torch.equal(pooled(emulator, table, ids, offsets, None, "mean", out)[0], whole.to(out))
+
+
+def test_a_missing_id_weighs_nothing(emulator: ctypes.CDLL):
+    table = small_table(IDS, 4, "float32")
+    ids, weights = torch.tensor([IDS[0], MISSING[0]]), torch.tensor([2.0, torch.inf])
+    got, found = pooled(emulator, table, ids, torch.tensor([0, 2]), weights, "mean")
+    assert torch.equal(got, 2 * table.vectors[:1])
+    assert found.tolist() == [1]
+
+
+def test_offsets_that_cannot_be_are_cut_to_the_ids(emulator: ctypes.CDLL):
+    table = small_table(IDS, 4, "float32")
+    ids = torch.tensor(IDS[:3])
+    got, found = pooled(emulator, table, ids, torch.tensor([-5, 2**40, 1, 3]), None, "sum")
+    assert found.tolist() == [3, 0, 2]
+    torch.testing.assert_close(got[2], table.vectors[1:3].sum(0))
+    assert not got[1].any()
+
+
+def test_addresses_beyond_two_to_the_31(emulator: ctypes.CDLL):
+    emulator.emulate_row_offset.restype = ctypes.c_int64
+    layout = torch.tensor([0, 1, 1, 0, 1, 8, 0, 0, 2**35, -1, -1, 2**33])
+    for row in (0, 2**31 - 1, 2**31, 2**32 + 5, 2**33 - 1):
+        offset = emulator.emulate_row_offset(
+            ctypes.c_void_p(layout.data_ptr()), ctypes.c_int64(row), ctypes.c_int64(512)
+        )
+        assert offset == 2**35 + 512 * row
+    none = emulator.emulate_row_offset(ctypes.c_void_p(layout.data_ptr()), ctypes.c_int64(2**33), ctypes.c_int64(512))
+    assert none == -1
+
+
+def test_the_plan_covers_all_steps_and_stays_within_the_device(emulator: ctypes.CDLL):
+    for processors in (1, 132):
+        for count in (1, 1000, 10_000, 10**6, 2**33):
+            per_warp = emulator.emulate_ids_per_warp(ctypes.c_int64(count), processors)
+            steps = -(-count // per_warp)
+            blocks = emulator.emulate_blocks(ctypes.c_int64(steps), processors)
+            assert per_warp in (8, 16, 32)
+            assert blocks == min(-(-steps // 4), 6 * processors)
+    assert emulator.emulate_ids_per_warp(ctypes.c_int64(1000), 132) == 8
+    assert emulator.emulate_ids_per_warp(ctypes.c_int64(10**6), 132) == 32

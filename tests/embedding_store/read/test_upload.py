@@ -1,0 +1,157 @@
+"""Copies of a snapshot to a device, with the CPU as the device: what is copied, where to, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedding_store import ChecksumError, EmbeddingStore, InvalidArgumentError, InvalidIndexError, Series, Snapshot
+from embedding_store.dtypes import DTYPES
+from embedding_store.errors import NativeLibraryError
+from embedding_store.native.mapping import Mapping
+from embedding_store.read import upload as device_module
+from embedding_store.read.snapshot import table_layout
+from embedding_store.read.table import Table
+from embedding_store.read.upload import upload
+from tests.embedding_store.helpers import folder, publish
+
+EXTREMES = [-(2**63), -1, 0, 1, 2**31, 2**63 - 1]
+IDS = EXTREMES + [100 + 7 * i for i in range(200)]
+
+
+def copied(snapshot: Snapshot) -> Table:
+    """What `load` gives for another device, on the CPU."""
+    mapping, layout = mapped(snapshot)
+    dtype = DTYPES[snapshot.dtype]
+    storage, layout = upload(mapping, layout, dim=snapshot.dim, dtype=dtype, device="cpu", index_path="index.hash")
+    return Table(snapshot, storage, layout)
+
+
+def mapped(snapshot: Snapshot) -> tuple[Mapping, torch.Tensor]:
+    mapping, header = snapshot._map()
+    return mapping, table_layout(snapshot.manifest, mapping.starts, header)
+
+
+def assert_same(one: Table, other: Table, ids: list[int]) -> None:
+    asked = torch.tensor(ids)
+    vectors, found = one.lookup(asked)
+    expected, expected_found = other.lookup(asked)
+    assert torch.equal(vectors, expected)
+    assert torch.equal(found, expected_found)
+
+
+@pytest.mark.parametrize("dim", [1, 5, 16])
+@pytest.mark.parametrize("name", DTYPES)
+def test_a_copy_answers_as_the_mapping_does(store: EmbeddingStore, name: str, dim: int):
+    series = store.create("user", dim=dim, dtype=name)
+    vectors = torch.randn(len(IDS), dim, generator=torch.Generator().manual_seed(dim))
+    snapshot = publish(series, 1, IDS, vectors, rows_per_batch=37)
+    assert len(snapshot.manifest.segments) > 3
+    table = copied(snapshot)
+    assert int(table.layout[4]) == 1
+    assert (table.layout[8:10] % 256 == 0).all() or not DTYPES[name].quantised
+    assert_same(table, snapshot.load(), [*IDS, 5, -7, 10**12])
+    assert table.ids().tolist() == sorted(IDS)
+
+
+@pytest.mark.parametrize("name", ["float32", "int4"])
+def test_rows_that_no_id_leads_to_are_left_out(store: EmbeddingStore, name: str):
+    series = store.create("user", dim=6, dtype=name)
+    publish(series, 1, IDS, torch.randn(len(IDS), 6, generator=torch.Generator().manual_seed(1)))
+    with series.write(as_of=2, space="ctr-1", base=1) as writer:
+        writer.append(torch.tensor(IDS[:50]), torch.randn(50, 6, generator=torch.Generator().manual_seed(2)))
+        writer.delete(torch.tensor(IDS[50:80]))
+    snapshot = series.latest()
+    assert snapshot.manifest.stored_rows == len(IDS) + 50
+    table = copied(snapshot)
+    assert int(table.layout[8 + 3]) == len(IDS) - 30
+    assert_same(table, snapshot.load(), IDS)
+    assert len(table.storage) < 2**10 + len(table.ids()) * (DTYPES[name].row_bytes(6) + 40)
+
+
+@pytest.mark.parametrize("dim", [1, 8, 300])
+def test_many_pieces_of_every_column(store: EmbeddingStore, dim: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device_module, "_STAGING_BYTES", 256)
+    pieces = []
+    put = device_module._Copier.put
+
+    def watched(self: device_module._Copier, target: torch.Tensor, fill) -> None:
+        pieces.append(len(target))
+        put(self, target, fill)
+
+    monkeypatch.setattr(device_module._Copier, "put", watched)
+    series = store.create("user", dim=dim, dtype="int8")
+    snapshot = publish(series, 1, IDS, torch.randn(len(IDS), dim), rows_per_batch=50)
+    assert_same(copied(snapshot), snapshot.load(), [*IDS, 3])
+    assert max(pieces) <= max(256, dim)  # what a staging buffer holds
+    assert len(pieces) > 20
+
+
+def test_an_empty_snapshot(series: Series):
+    with series.write(as_of=1, space="ctr-1"):
+        pass
+    vectors, found = copied(series.latest()).lookup(torch.tensor(EXTREMES))
+    assert not vectors.any()
+    assert not found.any()
+
+
+@pytest.mark.parametrize("name", ["vectors-00000.arrow", "index.hash"])
+def test_a_flipped_bit_is_refused_and_named(series: Series, name: str):
+    snapshot = publish(series, 1, IDS)
+    [path] = Path(folder(series)).rglob(name)
+    content = bytearray(path.read_bytes())
+    content[-100 if name == "index.hash" else len(content) // 3] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    with pytest.raises(ChecksumError, match=name):
+        copied(snapshot)
+
+
+@pytest.mark.parametrize("location", [5 << 40, len(IDS), (1 << 40) + 0, -2])
+def test_an_entry_that_points_to_no_row_is_refused(series: Series, location: int, monkeypatch: pytest.MonkeyPatch):
+    snapshot = publish(series, 1, IDS)
+    mapping, layout = mapped(snapshot)
+    real = device_module._Source.slots
+
+    def changed(self: device_module._Source):
+        for first, slots in real(self):
+            slots = slots.clone()
+            slots[(slots[:, 0] == 107) & (slots[:, 1] != -1), 1] = location
+            yield first, slots
+
+    monkeypatch.setattr(device_module._Source, "slots", changed)
+    with pytest.raises(InvalidIndexError, match=r"the-index: leads from id 107 to segment .* which does not exist"):
+        upload(mapping, layout, dim=3, dtype=DTYPES["float32"], device="cpu", index_path="the-index")
+
+
+def test_tiers_split_the_rows_at_the_budget(store: EmbeddingStore):
+    series = store.create("user", dim=4, dtype="float32")
+    vectors = torch.randn(len(IDS), 4, generator=torch.Generator().manual_seed(4))
+    snapshot = publish(series, 1, IDS, vectors, rows_per_batch=60)
+    index = int(snapshot.load().layout[2]) * 64
+    budget = index + 16 * 50 + 1024
+    table = snapshot.load(gpu_bytes=budget)
+    hot = int(table.layout[8 + 3])
+    assert len(table.storage) <= budget
+    assert 50 <= hot < 50 + 1024 // 16
+    assert int(table.layout[12 + 3]) == len(IDS) - hot
+    assert_same(table, snapshot.load(), [*IDS, 5])
+    hits = table.hits()
+    assert (hits.hot, hits.cold, hits.missing) == (hot, len(IDS) - hot, 1)
+    assert hits.rate == hot / len(IDS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_device_without_a_lookup_is_refused_before_anything_is_copied(series: Series):
+    snapshot = publish(series, 1, IDS)
+    for options in ({}, {"gpu_bytes": 2**20}):
+        with pytest.raises(NativeLibraryError, match=r"no lookup for device 'cuda:1': for CUDA, install .* nvcc"):
+            snapshot.load("cuda:1", **options)
+
+
+def test_a_budget_below_the_index_is_refused(series: Series):
+    snapshot = publish(series, 1, IDS)
+    with pytest.raises(InvalidArgumentError, match=r"gpu_bytes is 100; the index alone takes \d+"):
+        snapshot.load(gpu_bytes=100)

@@ -1,0 +1,158 @@
+"""What changed between two snapshots."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedding_store import ChecksumError, EmbeddingStore, Series, VersionNotFoundError
+from embedding_store.scan import diff
+from embedding_store.scan.diff import QUANTILES
+from tests.embedding_store.helpers import folder, publish
+
+
+def test_counts_and_quantiles(series: Series):
+    publish(series, 1, [1, 2, 3, 4, 5], torch.tensor([[1.0, 0, 0]] * 5))
+    vectors = torch.tensor([[1.0, 0, 0], [0, 2, 0], [-3, 0, 0], [5, 0, 0], [9, 9, 9]])
+    publish(series, 2, [2, 3, 4, 5, 6], vectors)
+    found = series.diff(1, 2)
+    assert (found.old, found.new) == (1, 2)
+    assert (found.added, found.removed, found.kept, found.moved) == (1, 1, 4, 3)
+    assert found.cosine == {q: pytest.approx(v) for q, v in zip(QUANTILES, QUANTILE_VALUES, strict=True)}
+    back = series.diff(series.version(2), series.version(1))
+    assert (back.added, back.removed, back.kept, back.moved) == (1, 1, 4, 3)
+    assert back.cosine == found.cosine
+    same = series.diff(2, 2)
+    assert (same.added, same.removed, same.kept, same.moved) == (0, 0, 5, 0)
+    assert same.cosine == dict.fromkeys(QUANTILES, 1.0)
+
+
+QUANTILE_VALUES = np.quantile([-1.0, 0.0, 1.0, 1.0], QUANTILES).tolist()
+
+
+def test_what_cannot_be_compared_is_counted_only(series: Series):
+    publish(series, 1, [1, 2], torch.ones(2, 3))
+    with series.write(as_of=2, space="ctr-2") as writer:
+        writer.append(torch.tensor([2, 3]), torch.ones(2, 3))
+    publish(series.evolve(dim=2), 3, [3, 4])
+    for old, new in [(1, 2), (2, 3), (3, 1)]:
+        found = series.diff(old, new)
+        assert (found.moved, found.cosine) == (None, None)
+        assert (found.added, found.removed, found.kept) == ((1, 1, 1) if old < 3 else (2, 2, 0))
+
+
+def test_another_dtype_can_be_compared(series: Series):
+    vectors = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    publish(series, 1, list(range(50)), vectors)
+    publish(series.evolve(dtype="int8"), 2, list(range(50)), vectors)
+    found = series.diff(1, 2)
+    assert (found.kept, found.moved) == (50, 50)
+    assert found.cosine is not None
+    assert 0.99 < found.cosine[0.0] < found.cosine[1.0] <= 1.0
+
+
+def test_empty_snapshots(series: Series):
+    for as_of in (1, 2):
+        with series.write(as_of=as_of, space="ctr-1"):
+            pass
+    publish(series, 3, [1])
+    empty = series.diff(1, 2)
+    assert (empty.added, empty.removed, empty.kept, empty.moved, empty.cosine) == (0, 0, 0, 0, None)
+    assert (series.diff(2, 3).added, series.diff(3, 2).removed) == (1, 1)
+    with pytest.raises(VersionNotFoundError, match="has no version 4; versions: 1-3"):
+        series.diff(3, 4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1.0, 1e38])
+def test_cosines_of_extreme_vectors(series: Series, scale: float):
+    publish(series, 1, [1, 2], torch.tensor([[3.0, 0, 0], [0, 0, 0]]) * scale)
+    publish(series, 2, [1, 2], torch.tensor([[1.0, 1.0, 0], [0, 0, 0]]) * scale)
+    cosine = series.diff(1, 2).cosine
+    assert cosine is not None
+    assert cosine[1.0] == 1.0  # zeros stayed zeros
+    assert cosine[0.0] == pytest.approx(0.5**0.5 if scale else 1.0)
+
+
+def test_a_zero_vector_that_moves_is_at_a_right_angle(series: Series):
+    publish(series, 1, [1], torch.zeros(1, 3))
+    publish(series, 2, [1], torch.ones(1, 3))
+    found = series.diff(1, 2)
+    assert (found.moved, found.cosine) == (1, dict.fromkeys(QUANTILES, 0.0))
+
+
+def test_progress_and_small_steps(series: Series, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(diff, "CHUNK", 4)
+    publish(series, 1, list(range(10)), torch.ones(10, 3))
+    publish(series, 2, list(range(5, 15)), torch.ones(10, 3))
+    steps: list[tuple[int, int]] = []
+    found = series.diff(1, 2, progress=lambda done, total: steps.append((done, total)))
+    assert (found.added, found.removed, found.kept, found.moved) == (5, 5, 5, 0)
+    assert steps == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_of_many_rows_a_sample_gives_the_quantiles(series: Series, monkeypatch: pytest.MonkeyPatch):
+    angles = torch.linspace(0, torch.pi, 1001)
+    publish(series, 1, list(range(1001)), torch.tensor([[1.0, 0, 0]]).expand(1001, 3))
+    publish(series, 2, list(range(1001)), torch.stack([angles.cos(), angles.sin(), 0 * angles], 1))
+    exact = series.diff(1, 2).cosine
+    monkeypatch.setattr(diff, "SAMPLE", 100)
+    monkeypatch.setattr(diff, "CHUNK", 17)
+    sampled = series.diff(1, 2).cosine
+    assert exact is not None
+    assert sampled is not None
+    assert (sampled[0.0], sampled[1.0]) == (-1.0, 1.0)
+    assert sampled != exact
+    assert all(abs(sampled[q] - exact[q]) < 0.03 for q in QUANTILES)
+
+
+def test_a_delta_is_compared_as_if_it_were_whole(series: Series):
+    publish(series, 1, [1, 2, 3], torch.eye(3))
+    with series.write(as_of=2, space="ctr-1", base=1) as writer:
+        writer.append(torch.tensor([3, 4]), torch.eye(3)[:2])
+        writer.delete(torch.tensor([1]))
+    for old, new in [(1, 2), (2, 1)]:
+        found = series.diff(old, new)
+        assert (found.added, found.removed, found.kept, found.moved) == (1, 1, 2, 1)
+        assert found.cosine is not None
+        assert (found.cosine[0.0], found.cosine[1.0]) == (0.0, 1.0)
+
+
+def test_keys_are_compared_by_their_hashes(store: EmbeddingStore):
+    series = store.create("film", dim=1, ids="text")
+    for as_of, keys in [(1, ["a", "b"]), (2, ["b", "c", "d"])]:
+        with series.write(as_of=as_of, space="s") as writer:
+            writer.append(keys, torch.ones(len(keys), 1))
+    found = series.diff(1, 2)
+    assert (found.added, found.removed, found.kept, found.moved) == (2, 1, 1, 0)
+
+
+def test_changed_bytes_are_an_error_that_names_the_file(series: Series):
+    publish(series, 1, list(range(100)), torch.ones(100, 3))
+    publish(series, 2, list(range(100)), torch.ones(100, 3))
+    for version in (1, 2):
+        file = folder(series) / series.version(version).manifest.data[0].path
+        original = file.read_bytes()
+        position = series.version(version).manifest.segments[0].vector + 7
+        file.write_bytes(original[:position] + bytes([original[position] ^ 1]) + original[position + 1 :])
+        with pytest.raises(ChecksumError, match=file.name):
+            series.diff(1, 2)
+        file.write_bytes(original)
+    assert series.diff(1, 2).moved == 0
+
+
+SMALL = st.dictionaries(st.integers(-5, 5), st.sampled_from([(1.0, 0.0), (0.0, 1.0), (3.0, 4.0)]), max_size=8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SMALL, SMALL)
+def test_counts_against_dicts(tmp_path_factory: pytest.TempPathFactory, old: dict, new: dict):
+    series = EmbeddingStore(tmp_path_factory.mktemp("store")).create("s", dim=2)
+    for as_of, rows in enumerate((old, new)):
+        publish(series, as_of, list(rows), torch.tensor(list(rows.values())).view(-1, 2))
+    found = series.diff(1, 2)
+    kept = old.keys() & new.keys()
+    assert (found.added, found.removed) == (len(new.keys() - kept), len(old.keys() - kept))
+    assert (found.kept, found.moved) == (len(kept), sum(old[i] != new[i] for i in kept))

@@ -1,0 +1,112 @@
+"""The local disk as a Storage: what is put is put once, whole, and found again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_store import FileSizeError, MissingFileError
+from embedding_store.storage.local import LocalStorage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "root")
+
+
+def write(storage: LocalStorage, path: str, data: bytes) -> None:
+    with storage.create(path) as sink:
+        assert sink.write(data) == len(data)
+
+
+def test_files_are_found_by_listing(storage: LocalStorage):
+    assert (storage.names(), storage.entries("data")) == ([], [])
+    write(storage, "data/one/b", b"22")
+    write(storage, "data/one/a", b"1")
+    storage.put_new("series.json", b"{}")
+    assert storage.names() == ["data", "series.json"]
+    assert storage.names("data/one") == ["a", "b"]
+    assert storage.names("series.json") == []
+    assert [entry.path for entry in storage.entries()] == ["data/one/a", "data/one/b", "series.json"]
+    inner = storage.within("data")
+    assert [entry.path for entry in inner.entries()] == ["one/a", "one/b"]
+    assert inner.locate("one/a") == str(storage.root / "data" / "one" / "a")
+    assert (inner.exists("one/a"), inner.exists("one"), inner.exists("two")) == (True, False, False)
+    assert (inner.size("one/b"), inner.read("one/b")) == (2, b"22")
+
+
+def test_a_local_file_is_itself(storage: LocalStorage):
+    write(storage, "data/one/a", b"123")
+    assert storage.local("data/one/a", 3) == storage.root / "data/one/a"
+    with pytest.raises(FileSizeError, match=r"data/one/a: has 3 bytes, its manifest says 4"):
+        storage.local("data/one/a", 4)
+    for ask in (storage.size, storage.read, lambda path: storage.local(path, 1)):
+        with pytest.raises(MissingFileError, match=r"data/one/b: does not exist"):
+            ask("data/one/b")
+
+
+@pytest.mark.parametrize(
+    "data", [b"abc", bytearray(b"abc"), memoryview(b"abc"), np.arange(6.0).reshape(2, 3), np.empty((0, 3), np.float32)]
+)
+def test_a_sink_takes_any_buffer_and_counts_bytes(storage: LocalStorage, data):
+    size = memoryview(data).nbytes
+    with storage.create("data/one/a") as sink:
+        assert [sink.write(data), sink.write(data)] == [size, size]
+        sink.flush()
+        assert sink.write(b"!") == 1
+        sink.flush()
+        sink.flush()
+        assert (sink.bytes, sink.closed) == (2 * size + 1, False)
+    assert storage.read("data/one/a") == 2 * bytes(memoryview(data).tobytes()) + b"!"
+
+
+def test_nothing_is_written_twice(storage: LocalStorage):
+    write(storage, "data/one/a", b"1")
+    storage.put_new("m/1.json", b"first")
+    with pytest.raises(FileExistsError):
+        write(storage, "data/one/a", b"2")
+    with pytest.raises(FileExistsError):
+        storage.put_new("m/1.json", b"second")
+    assert (storage.read("data/one/a"), storage.read("m/1.json")) == (b"1", b"first")
+    assert os.listdir(storage.root / "m") == ["1.json"]
+
+
+def test_of_many_that_put_one_file_exactly_one_succeeds(storage: LocalStorage):
+    barrier, winners = threading.Barrier(8), []
+
+    def put(number: int) -> None:
+        barrier.wait()
+        try:
+            storage.put_new("m/1.json", b"%d" % number * 1000)
+        except FileExistsError:
+            return
+        winners.append(number)
+
+    threads = [threading.Thread(target=put, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(winners) == 1
+    assert storage.read("m/1.json") == b"%d" % winners[0] * 1000
+
+
+def test_deleting_what_is_gone_is_fine(storage: LocalStorage):
+    write(storage, "data/one/a", b"1")
+    write(storage, "data/one/b", b"1")
+    for _ in range(2):
+        storage.delete("data/one/a")
+    assert storage.names("data/one") == ["b"]
+    for _ in range(2):
+        storage.delete_folder("data")
+    assert storage.names() == []
+
+
+def test_scratch_is_where_the_system_says(storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert storage.scratch() == tmp_path
