@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore, Series
-from embedding_store.storage import base as storage
+from embedding_store.storage import local as storage
 from tests.embedding_store.helpers import age, files, named_files, publish
 
 TIMEOUT = 60.0
