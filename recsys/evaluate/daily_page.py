@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from recsys.evaluate import plots, wording
 from recsys.evaluate.findings import OWNERS, daily_headline, findings, method_title, series_of
-from recsys.evaluate.page import image, render, without_none
+from recsys.evaluate.html import image, render
+from recsys.evaluate.page import without_none
 
 
 def render_daily(document: Mapping[str, Any]) -> str:
@@ -21,6 +22,7 @@ def render_daily(document: Mapping[str, Any]) -> str:
     """
     arms = shown_arms(document)
     return render(
+        "recsys.evaluate",
         "daily.html",
         report=document,
         headline=daily_headline(document),

@@ -1,16 +1,15 @@
-"""One self-contained page, `report.html`, rendered from the document of `report.json` alone; what all pages share."""
+"""`report.html`: one self-contained page, rendered from the document of `report.json` alone."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 import tomli_w
 from markupsafe import Markup
 
 from recsys.evaluate import plots, wording
+from recsys.evaluate.html import image, render
 
 POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
 
@@ -22,6 +21,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         report: the document that `recsys.evaluate.report` describes; parts that are absent are left out of the page.
     """
     return render(
+        "recsys.evaluate",
         "report.html",
         report=report,
         headline=wording.headline(report),
@@ -34,38 +34,6 @@ def render_page(report: Mapping[str, Any]) -> str:
         curve_images={name: _curve_images(name, run) for name, run in report["upstreams"].items()},
         config=tomli_w.dumps(without_none(report["config"])),
     )
-
-
-def render(template: str, **context: Any) -> str:
-    """One of this package's templates as HTML: styles and images inside, nothing fetched from elsewhere.
-
-    Every text of `context` is escaped; a name that a template misses is an error. Functions of `wording` are filters.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("recsys.evaluate", package_path=""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    helpers = (
-        wording.number,
-        wording.percent,
-        wording.interval,
-        wording.duration,
-        wording.size,
-        wording.moment,
-        wording.title,
-        wording.verdict,
-    )
-    environment.filters.update({helper.__name__: helper for helper in helpers})
-    return environment.get_template(template).render(**context)
-
-
-def image(svg: str, alt: str) -> Markup:
-    """An SVG as an element that holds it; as an <img>, its ids and styles stay its own."""
-    data = base64.b64encode(svg.encode()).decode()
-    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(alt, data)
 
 
 def retrieval_cutoffs(report: Mapping[str, Any]) -> list[str]:

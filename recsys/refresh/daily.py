@@ -18,9 +18,9 @@ from recsys.evaluate.collect import split_rows, task_scores
 from recsys.evaluate.daily import DailyResults, build_daily, write_daily
 from recsys.evaluate.terminal import print_daily
 from recsys.jobs import run_job
+from recsys.monitor import export, quality_page
 from recsys.pipeline import job, job_arguments, open_run, ranks_here
 from recsys.recipes import DAILY
-from recsys.refresh import metrics, quality_page
 from recsys.refresh.arms import arm_of
 from recsys.refresh.days import available_days, next_cycle
 from recsys.refresh.records import Ledger, Record, digest
@@ -75,7 +75,7 @@ def report(config: RunConfig, data: Path, out: Path) -> None:
     first = config.upstreams[0]
     for name in _names(config):  # once more: a call that was killed may not have come to it
         folder = Ledger(out, name).folder
-        metrics.export(folder, name)
+        export.export(folder, name)
         quality_page.write_pages(folder, name)
     stages = read_stages(out)
     document = build_daily(
@@ -87,7 +87,7 @@ def report(config: RunConfig, data: Path, out: Path) -> None:
                 for task in downstream.tasks
             },
             upstream=first.name,
-            records=metrics.read_records(Ledger(out, first.name).folder),
+            records=export.read_records(Ledger(out, first.name).folder),
             configured=arm_of(first.refresh),
             rows=split_rows(downstream, data),
             seconds={name: stage["seconds"] for name, stage in stages.items()},

@@ -6,8 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embedding_store import EmbeddingStore
-from recsys.refresh.metrics import HELP, dead_dimensions, export, exposition, read_records, samples
-from tests.recsys.refresh.publishing import day_name, noisy, replay, write_record
+from recsys.monitor.export import HELP, dead_dimensions, export, exposition, read_records, samples
+from tests.recsys.monitor.publishing import day_name, noisy, replay, write_record
 
 LINE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\[\\"n])*",?)*)\} (\S+)')
 LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\\n]|\\[\\"n])*)"')

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from recsys.config import GateConfig
-from recsys.refresh.quality import Quality, SeriesQuality
+from recsys.monitor.quality import Quality, SeriesQuality
 
 
 def check(quality: Quality, gates: GateConfig) -> list[str]:

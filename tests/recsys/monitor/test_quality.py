@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import recsys.refresh.quality as quality_module
+import recsys.monitor.quality as quality_module
 from embedding_store import EmbeddingStore
 from recsys.data.errors import DataError
 from recsys.data.schema import Label, Schema
-from recsys.refresh.quality import lineage, measure, measure_series, neighbour_overlap, read_events
-from recsys.refresh.sample import draw, quantiles, sample_ids
-from tests.recsys.refresh.publishing import DIM, ITEMS, USERS, day_events, publish, replay, vectors_of
+from recsys.monitor.quality import lineage, measure, measure_series, neighbour_overlap, read_events
+from recsys.monitor.sample import draw, quantiles, sample_ids
+from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, day_events, publish, replay, vectors_of
 
 
 @pytest.fixture

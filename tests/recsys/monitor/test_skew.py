@@ -6,11 +6,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-import recsys.refresh.skew as skew_module
+import recsys.monitor.skew as skew_module
 from embedding_store import EmbeddingStore
-from recsys.refresh.quality import DayEvents, Quality, lineage, measure
-from recsys.refresh.skew import DAYS, PairQuality, measure_pair
-from tests.recsys.refresh.publishing import DIM, ITEMS, USERS, day_events, noisy, publish, replay, vectors_of
+from recsys.monitor.quality import DayEvents, Quality, lineage, measure
+from recsys.monitor.skew import DAYS, PairQuality, measure_pair
+from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, day_events, noisy, publish, replay, vectors_of
 
 
 @pytest.fixture

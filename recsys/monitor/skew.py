@@ -25,7 +25,7 @@ from recsys.data.market import DAY_MS
 from recsys.downstream.retrieval import exact_top_k, recall_at_k
 from recsys.evaluate.bootstrap import Interval, paired_bootstrap
 from recsys.evaluate.metrics import roc_auc
-from recsys.refresh.sample import draw, sample_ids
+from recsys.monitor.sample import draw, sample_ids
 
 AGES = (0, 1, 2)
 """Versions behind the newest, of either side."""

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from embedding_store import EmbeddingStore
 from recsys.config import GateConfig
-from recsys.refresh.gates import check
-from recsys.refresh.quality import DayEvents, measure
-from tests.recsys.refresh.publishing import DIM, ITEMS, USERS, day_events, publish, replay, vectors_of
+from recsys.monitor.gates import check
+from recsys.monitor.quality import DayEvents, measure
+from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, day_events, publish, replay, vectors_of
 
 STRICT = GateConfig(min_coverage=0.9, max_drift=0.1, max_skew=0.05)
 TURN = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(9))).Q

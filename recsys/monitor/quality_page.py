@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from recsys.atomic import write_atomically
 from recsys.evaluate import plots
-from recsys.evaluate.page import image, render
-from recsys.refresh.metrics import Record, dead_dimensions, read_records
-from recsys.refresh.skew import CUT_OFF
+from recsys.evaluate.html import image, render
+from recsys.monitor.export import Record, dead_dimensions, read_records
+from recsys.monitor.skew import CUT_OFF
 
 OUTER, INNER = ("0.05", "0.95"), ("0.25", "0.75")
 """Quantiles that bound the tinted bands."""
@@ -44,6 +44,7 @@ def render_quality(records: Sequence[Record], series: str) -> str:
     rows = [{**record, "measured": record["quality"]["series"][series]} for record in kept]
     newest = rows[-1]
     return render(
+        "recsys.monitor",
         "quality.html",
         series=series,
         headline=headline(rows),

@@ -6,11 +6,11 @@ import pytest
 
 from embedding_store import EmbeddingStore
 from recsys.config import GateConfig
-from recsys.refresh.gates import check
-from recsys.refresh.metrics import read_records
-from recsys.refresh.quality_page import ageing_changes, headline, notes_of, render_quality, write_pages
+from recsys.monitor.export import read_records
+from recsys.monitor.gates import check
+from recsys.monitor.quality_page import ageing_changes, headline, notes_of, render_quality, write_pages
 from tests.recsys.evaluate.page import Page
-from tests.recsys.refresh.publishing import day_name, noisy, replay, write_record
+from tests.recsys.monitor.publishing import day_name, noisy, replay, write_record
 
 PLOTS = 11
 

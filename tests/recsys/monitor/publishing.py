@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from embedding_store import EmbeddingStore
 from recsys.data.market import DAY_MS
-from recsys.refresh.quality import DayEvents, Quality, measure
+from recsys.monitor.quality import DayEvents, Quality, measure
 from recsys.stages import write_json
 
 DIM = 8

@@ -24,8 +24,8 @@ from embedding_store import EmbeddingStore, Series, Snapshot, Table, VersionNotF
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.downstream.retrieval import exact_top_k
-from recsys.refresh.sample import BLOCK, draw, lookup_found, quantiles, sample_ids
-from recsys.refresh.skew import PairQuality, measure_pair
+from recsys.monitor.sample import BLOCK, draw, lookup_found, quantiles, sample_ids
+from recsys.monitor.skew import PairQuality, measure_pair
 
 SAMPLE = 100_000
 """Entities whose vectors are read for norms, dimensions, staleness and cosines."""
