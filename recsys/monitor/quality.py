@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from embedding_store import EmbeddingStore, Series, Snapshot, Table, VersionNotFoundError
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
-from recsys.downstream.retrieval import exact_top_k
+from recsys.evaluate.nearest import exact_top_k
 from recsys.monitor.sample import BLOCK, draw, lookup_found, quantiles, sample_ids
 from recsys.monitor.skew import PairQuality, measure_pair
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from embedding_store import Snapshot, Table
 from recsys.data.market import DAY_MS
-from recsys.downstream.retrieval import exact_top_k, recall_at_k
 from recsys.evaluate.bootstrap import Interval, paired_bootstrap
 from recsys.evaluate.metrics import roc_auc
+from recsys.evaluate.nearest import exact_top_k, recall_at_k
 from recsys.monitor.sample import draw, sample_ids
 
 AGES = (0, 1, 2)

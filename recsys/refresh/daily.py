@@ -13,10 +13,6 @@ from pathlib import Path
 
 from recsys.checks import check_daily
 from recsys.config import RunConfig
-from recsys.downstream.study import study_downstream, study_rankers
-from recsys.evaluate.collect import split_rows, task_scores
-from recsys.evaluate.daily import DailyResults, build_daily, write_daily
-from recsys.evaluate.terminal import print_daily
 from recsys.jobs import run_job
 from recsys.monitor import export, quality_page
 from recsys.pipeline import job, job_arguments, open_run, ranks_here
@@ -25,6 +21,10 @@ from recsys.refresh.arms import arm_of
 from recsys.refresh.days import available_days, next_cycle
 from recsys.refresh.records import Ledger, Record, digest
 from recsys.stages import read_stages, write_json
+from recsys.study.collect import split_rows, task_scores
+from recsys.study.daily_report import DailyResults, build_daily, write_daily
+from recsys.study.terminal import print_daily
+from recsys.study.ways import study_downstream, study_rankers
 from recsys.train.distributed import peak_memory
 
 POLL_SECONDS = 5.0

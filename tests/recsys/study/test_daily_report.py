@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import recsys.evaluate.daily as daily_module
+import recsys.study.daily_report as daily_module
 from recsys.evaluate.bootstrap import paired_bootstrap
-from recsys.evaluate.daily import METHODS, build_daily, load_daily, write_daily
-from recsys.evaluate.findings import daily_headline, findings, method_title
-from recsys.evaluate.report import ReportError, TaskScores, measure_arms
-from recsys.evaluate.terminal import print_daily
-from tests.recsys.evaluate.daily_example import DAYS, PAPERS_ORDER, example_daily, example_records, example_scores
+from recsys.study.daily_report import METHODS, build_daily, load_daily, write_daily
+from recsys.study.findings import daily_headline, findings, method_title
+from recsys.study.report import ReportError, TaskScores, measure_arms
+from recsys.study.terminal import print_daily
 from tests.recsys.evaluate.page import Page
-from tests.recsys.evaluate.test_report import leaves
+from tests.recsys.study.daily_example import DAYS, PAPERS_ORDER, example_daily, example_records, example_scores
+from tests.recsys.study.test_report import leaves
 
 
 @pytest.fixture(scope="module")

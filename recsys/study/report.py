@@ -81,9 +81,9 @@ import numpy as np
 from recsys.atomic import write_atomically
 from recsys.downstream.retrieval import RetrievalResult
 from recsys.evaluate.bootstrap import METRICS, Resampled, resample
-from recsys.evaluate.environment import commit, hardware
 from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
-from recsys.evaluate.page import render_page
+from recsys.study.environment import commit, hardware
+from recsys.study.report_page import render_page
 
 FORMAT_VERSION = 1
 REFERENCE = "none"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recsys.downstream.retrieval import RetrievalResult
-from recsys.evaluate.report import RunResults, SeriesRun, TaskScores, UpstreamRun
+from recsys.study.report import RunResults, SeriesRun, TaskScores, UpstreamRun
 
 ARMS = ("none", "ctr_user", "ctr_user_item", "ctr_cvr_user_item")
 SEEDS = (0, 1, 2)

@@ -6,7 +6,7 @@ import pytest
 from recsys.config import RefreshConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
-from recsys.downstream.study import study_arms, study_downstream, study_rankers
+from recsys.study.ways import study_arms, study_downstream, study_rankers
 from tests.recsys.refresh.daily_example import DAYS, daily_config, write_day
 from tests.recsys.refresh.example import write_log
 

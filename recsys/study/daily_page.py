@@ -8,27 +8,28 @@ from typing import Any
 import tomli_w
 from markupsafe import Markup
 
-from recsys.evaluate import plots, wording
-from recsys.evaluate.findings import OWNERS, daily_headline, findings, method_title, series_of
+from recsys.evaluate import plots
 from recsys.evaluate.html import image, render
-from recsys.evaluate.page import without_none
+from recsys.study.findings import OWNERS, daily_headline, findings, method_title, series_of
+from recsys.study.headline import best_arm
+from recsys.study.report_page import without_none
 
 
 def render_daily(document: Mapping[str, Any]) -> str:
     """The page as HTML.
 
     Args:
-        document: what `recsys.evaluate.daily` describes; parts that are absent are left out of the page.
+        document: what `recsys.study.daily_report` describes; parts that are absent are left out of the page.
     """
     arms = shown_arms(document)
     return render(
-        "recsys.evaluate",
+        "recsys.study",
         "daily.html",
         report=document,
         headline=daily_headline(document),
         findings=findings(document),
         arms=arms,
-        best=wording.best_arm(document["aggregation"]),
+        best=best_arm(document["aggregation"]),
         method_title=method_title,
         over_latest={arm: document["comparisons"].get(f"{arm}_over_latest") for arm in arms},
         lift_image=_lift_image(arms),

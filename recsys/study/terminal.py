@@ -10,16 +10,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recsys.evaluate.daily_page import shown_arms
-from recsys.evaluate.findings import daily_headline, findings, method_title
-from recsys.evaluate.page import POPULATIONS, retrieval_cutoffs
-from recsys.evaluate.wording import arm_title, duration, headline, moment, number, percent, points, size, title, verdict
+from recsys.evaluate.wording import duration, moment, number, percent, points, size, title, verdict
+from recsys.study.daily_page import shown_arms
+from recsys.study.findings import daily_headline, findings, method_title
+from recsys.study.headline import arm_title, headline
+from recsys.study.report_page import POPULATIONS, retrieval_cutoffs
 
 COLORS = {"up": "green", "down": "red", "unclear": "yellow"}
 
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the headline and the tables of a report (`recsys.evaluate.report` describes the document)."""
+    """Print the headline and the tables of a report (`recsys.study.report` describes the document)."""
     console = console or Console()
     console.print(f"\n[bold]{escape(report['name'])}[/bold]  {escape(report['note'])}")
     for part, population in POPULATIONS.items():
@@ -37,7 +38,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
 
 
 def print_daily(document: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the tables and findings of a daily report (`recsys.evaluate.daily` describes the document)."""
+    """Print the tables and findings of a daily report (`recsys.study.daily_report` describes the document)."""
     console = console or Console()
     console.print(f"\n[bold]{escape(document['name'])}[/bold]  {escape(document['note'])}")
     console.print(_aggregation(document))

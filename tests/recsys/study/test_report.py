@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import recsys.evaluate.report as report_module
-from recsys.evaluate.environment import commit, hardware
-from recsys.evaluate.report import ReportError, TaskScores, build_report, load_report, measure_arms, write_report
-from recsys.evaluate.terminal import print_report
-from recsys.evaluate.wording import headline
-from tests.recsys.evaluate.example import ARMS, example_results, example_task
+import recsys.study.report as report_module
+from recsys.study.environment import commit, hardware
+from recsys.study.headline import headline
+from recsys.study.report import ReportError, TaskScores, build_report, load_report, measure_arms, write_report
+from recsys.study.terminal import print_report
 from tests.recsys.evaluate.page import Page
+from tests.recsys.study.example import ARMS, example_results, example_task
 
 
 @pytest.fixture(scope="module")

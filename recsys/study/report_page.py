@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from recsys.evaluate import plots, wording
 from recsys.evaluate.html import image, render
+from recsys.study.headline import arm_title, best_arm, headline
 
 POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
 
@@ -18,16 +19,16 @@ def render_page(report: Mapping[str, Any]) -> str:
     """The page as HTML.
 
     Args:
-        report: the document that `recsys.evaluate.report` describes; parts that are absent are left out of the page.
+        report: the document that `recsys.study.report` describes; parts that are absent are left out of the page.
     """
     return render(
-        "recsys.evaluate",
+        "recsys.study",
         "report.html",
         report=report,
-        headline=wording.headline(report),
-        best={task: wording.best_arm(arms) for task, arms in report["tasks"].items()},
+        headline=headline(report),
+        best={task: best_arm(arms) for task, arms in report["tasks"].items()},
         populations=POPULATIONS,
-        arm_title=lambda arm: wording.arm_title(arm, report["upstreams"]),
+        arm_title=lambda arm: arm_title(arm, report["upstreams"]),
         cutoffs=retrieval_cutoffs(report),
         lift_images={task: _lift_image(report, task) for task in report["tasks"]},
         gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
@@ -54,7 +55,7 @@ def _lift_image(report: Mapping[str, Any], task: str) -> Markup:
         arms = report.get(part, {}).get(task, {})
         lifts = {arm: entry for arm, entry in arms.items() if entry.get("auc_lift") is not None}
         if lifts:
-            groups[population] = {wording.arm_title(arm, report["upstreams"]): entry for arm, entry in lifts.items()}
+            groups[population] = {arm_title(arm, report["upstreams"]): entry for arm, entry in lifts.items()}
     if not groups:
         return Markup()
     return image(plots.lift_plot(groups), f"ROC-AUC lifts of the {wording.title(task)} ranker with 95 % intervals")
@@ -64,7 +65,7 @@ def _gap_image(report: Mapping[str, Any], task: str) -> Markup:
     closed = report["oracle"][task]["gap_closed"]
     if not closed:
         return Markup()
-    titled = {wording.arm_title(arm, report["upstreams"]): value for arm, value in closed.items()}
+    titled = {arm_title(arm, report["upstreams"]): value for arm, value in closed.items()}
     return image(plots.gap_plot(titled), f"Share of the gap to the oracle that was closed, {wording.title(task)}")
 
 

@@ -52,9 +52,9 @@ from typing import Any
 
 from recsys.atomic import write_atomically
 from recsys.evaluate.bootstrap import Resampled
-from recsys.evaluate.daily_page import render_daily
-from recsys.evaluate.environment import commit, hardware
-from recsys.evaluate.report import (
+from recsys.study.daily_page import render_daily
+from recsys.study.environment import commit, hardware
+from recsys.study.report import (
     REFERENCE,
     ReportError,
     TaskScores,

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from recsys.evaluate.daily import METHODS, DailyResults
-from recsys.evaluate.report import TaskScores
-from tests.recsys.evaluate.example import SEEDS
+from recsys.study.daily_report import METHODS, DailyResults
+from recsys.study.report import TaskScores
+from tests.recsys.study.example import SEEDS
 
 PAPERS_ORDER = {"latest": 0.02, "ma_0.2": 0.03, "ma_0.5": 0.06, "ma_0.8": 0.09, "average": 0.04, "once": 0.0}
 DAYS = tuple((date(2024, 2, 26) + timedelta(days=day)).isoformat() for day in range(12) if day != 6)
