@@ -13,6 +13,7 @@ from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
+from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.stages import exclusive, stage, write_json
@@ -89,11 +90,6 @@ def train_on(
     frequencies = count_positives(files, schema, upstream.loss.contrastive_label or tasks[0])
     task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
     return fit(task, stream, training, environment, tasks=tasks, out=out, start=start, title=title)
-
-
-def upstream_folder(out: Path, name: str) -> Path:
-    """Where an upstream keeps its checkpoints and figures."""
-    return out / "upstream" / name
 
 
 def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:

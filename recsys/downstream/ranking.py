@@ -25,8 +25,8 @@ from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.downstream.features import StoreFeatures
 from recsys.evaluate.metrics import normalized_entropy
+from recsys.folders import store_folder
 from recsys.models.dlrm import DLRM, RankerTask
-from recsys.refresh.publish import store_folder
 from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import fit, predict

@@ -9,6 +9,7 @@ from torch import nn
 
 from recsys.config import UpstreamConfig
 from recsys.data.schema import Schema
+from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.days import DAY_MS, HOUR_MS
@@ -18,7 +19,6 @@ from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError, load_model
 from recsys.train.distributed import Environment
 from recsys.train.sharding import shard
-from recsys.upstream import upstream_folder
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from recsys.config import RunConfig, UpstreamConfig
 from recsys.data.files import find_files
+from recsys.folders import store_folder, upstream_folder
 from recsys.monitor import export, gates, quality_page
 from recsys.monitor.quality import measure, read_events
 from recsys.refresh.align import AlignmentQuality
@@ -36,12 +37,12 @@ from recsys.refresh.days import (
 )
 from recsys.refresh.embed import last_events, source_files
 from recsys.refresh.errors import StoreLostError
-from recsys.refresh.publish import Content, Publication, Publisher, Timer, broadcast, space_name, store_folder
+from recsys.refresh.publish import Content, Publication, Publisher, Timer, broadcast, space_name
 from recsys.refresh.records import Ledger, Record
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, process_group
-from recsys.upstream import train_on, upstream_folder, upstream_schema
+from recsys.upstream import train_on, upstream_schema
 
 
 def refresh_upstream(

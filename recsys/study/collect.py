@@ -20,12 +20,11 @@ from recsys.data.synthetic import oracle_scores
 from recsys.downstream.features import PointInTimeSeries
 from recsys.downstream.ranking import Ranker, downstream_schema, read_predictions
 from recsys.downstream.retrieval import RetrievalResult, evaluate_retrieval
-from recsys.refresh.publish import store_folder
+from recsys.folders import store_folder, upstream_folder
 from recsys.stages import read_stages
 from recsys.study.ablation import all_rankers, populations
 from recsys.study.report import RunResults, SeriesRun, TaskScores, UpstreamRun
 from recsys.train.distributed import peak_memory, without_notices
-from recsys.upstream import upstream_folder
 
 _SCAN_ROWS = 65_536
 """Rows of ids, times and labels that are read at once."""

@@ -24,7 +24,7 @@ from recsys.downstream.ranking import (
     train_ranker,
     write_predictions,
 )
-from recsys.refresh.publish import store_folder
+from recsys.folders import store_folder
 from recsys.stages import is_done
 from recsys.study.ablation import all_rankers, train_rankers
 from recsys.train.distributed import Environment, process_group
