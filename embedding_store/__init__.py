@@ -45,8 +45,10 @@ from embedding_store.errors import (
 from embedding_store.keys import hash_keys
 from embedding_store.live import LiveStatus, LiveTable
 from embedding_store.modules import EntityEmbedding
+from embedding_store.point_in_time import PointInTime
 from embedding_store.series import Series
 from embedding_store.snapshot import Snapshot
+from embedding_store.storage import LocalStorage
 from embedding_store.store import EmbeddingStore
 from embedding_store.table import Table
 from embedding_store.tags import Move
@@ -73,12 +75,14 @@ __all__ = [
     "InvalidVectorsError",
     "LiveStatus",
     "LiveTable",
+    "LocalStorage",
     "MissingDependencyError",
     "MissingFileError",
     "Move",
     "NewerFormatError",
     "NotFoundError",
     "PinMismatchError",
+    "PointInTime",
     "SchemaChangedError",
     "Series",
     "SeriesExistsError",

@@ -141,7 +141,7 @@ def daily(
         follow: Wait for days that are not there yet, until the last one is.
         set_: Change one value of the config, `path=value`; may be repeated: --set daily.last=2022-05-01
     """
-    from recsys.refresh.daily import run_daily
+    from recsys.replay import run_daily
 
     refused = run_daily(recipe, data, out, set_, follow=follow)
     if refused:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedding_store.keys import hash_key
+from embedding_store import hash_keys
 from recsys.data.batch import Batch
 from recsys.data.columns import INTEGER, STRING, canonical_types, cast_column, with_defaults
 from recsys.data.errors import RowError
@@ -107,8 +107,7 @@ def hash_strings(array: pa.Array) -> pa.Array:
     """
     if array.type == STRING:
         encoded = array.dictionary_encode()
-        hashes = [hash_key(text) for text in encoded.dictionary.to_pylist()]
-        return pa.array(hashes, INTEGER).take(encoded.indices)
+        return pa.array(hash_keys(encoded.dictionary).numpy(), INTEGER).take(encoded.indices)
     if array.type == pa.list_(STRING):
         offsets = array.offsets.to_numpy()
         elements = array.values.slice(offsets[0], offsets[-1] - offsets[0])

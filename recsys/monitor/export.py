@@ -47,7 +47,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: record["day"])
 
 
-def export(folder: Path, upstream: str) -> None:
+def write_metrics(folder: Path, upstream: str) -> None:
     """Write `metrics.prom` (the newest day's figures) and the newest day's points of `tensorboard/`.
 
     Both are functions of the records alone, so doing it twice changes nothing.

@@ -21,7 +21,6 @@ from recsys.monitor import export, gates, quality_page
 from recsys.monitor.quality import measure, read_events
 from recsys.refresh.align import AlignmentQuality
 from recsys.refresh.arms import ENTITIES
-from recsys.refresh.bootstrap import load_towers, publish_source, read_source, trained
 from recsys.refresh.cold import align_spaces
 from recsys.refresh.days import (
     Cycle,
@@ -37,6 +36,7 @@ from recsys.refresh.days import (
 )
 from recsys.refresh.embed import last_events, source_files
 from recsys.refresh.errors import StoreLostError
+from recsys.refresh.first import load_towers, publish_source, read_source, trained
 from recsys.refresh.publish import Content, Publication, Publisher, Timer, broadcast, space_name
 from recsys.refresh.records import Ledger, Record
 from recsys.stages import exclusive, stage
@@ -174,7 +174,7 @@ class _Refresh:
             record = self._record(cycle, plan, publication, content, timer, figures, alignment)
             self._ledger.write(record)
             self._ledger.prune()
-            export.export(self._ledger.folder, self._upstream.name)
+            export.write_metrics(self._ledger.folder, self._upstream.name)
             print(summary(record, self._upstream), flush=True)
         return broadcast(record, self._environment)
 

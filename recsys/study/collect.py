@@ -21,9 +21,14 @@ from recsys.downstream.features import PointInTimeSeries
 from recsys.downstream.ranking import Ranker, downstream_schema, read_predictions
 from recsys.downstream.retrieval import RetrievalResult, evaluate_retrieval
 from recsys.folders import store_folder, upstream_folder
+from recsys.monitor.export import read_records
+from recsys.refresh.arms import arm_of
+from recsys.refresh.records import Ledger
 from recsys.stages import read_stages
 from recsys.study.ablation import all_rankers, populations
+from recsys.study.daily_report import DailyResults
 from recsys.study.report import RunResults, SeriesRun, TaskScores, UpstreamRun
+from recsys.study.ways import study_downstream, study_rankers
 from recsys.train.distributed import peak_memory, without_notices
 
 _SCAN_ROWS = 65_536
@@ -63,6 +68,32 @@ def collect_results(config: RunConfig, data: Path, out: Path) -> RunResults:
         rows=split_rows(config.downstream, data),
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         # The launching process is alive beside whichever job is the largest.
+        peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
+        config=asdict(config),
+    )
+
+
+def collect_daily(config: RunConfig, data: Path, out: Path) -> DailyResults:
+    """Read predictions and the days' records of a replay, as far as it went.
+
+    Raises:
+        FileNotFoundError: a stage has not left its result.
+        DataError: a split has no day at all.
+    """
+    downstream, rankers = study_downstream(config, data), list(study_rankers(config))
+    first, stages = config.upstreams[0], read_stages(out)
+    return DailyResults(
+        name=config.name,
+        note=config.note,
+        tasks={
+            task: task_scores([ranker for ranker in rankers if ranker.task == task], downstream, data, out)
+            for task in downstream.tasks
+        },
+        upstream=first.name,
+        records=read_records(Ledger(out, first.name).folder),
+        configured=arm_of(first.refresh),
+        rows=split_rows(downstream, data),
+        seconds={name: stage["seconds"] for name, stage in stages.items()},
         peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
         config=asdict(config),
     )

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embedding_store import EmbeddingStore
-from recsys.monitor.export import HELP, dead_dimensions, export, exposition, read_records, samples
+from recsys.monitor.export import HELP, dead_dimensions, exposition, read_records, samples, write_metrics
 from tests.recsys.monitor.publishing import day_name, noisy, replay, write_record
 
 LINE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\[\\"n])*",?)*)\} (\S+)')
@@ -49,7 +49,7 @@ def parse(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def test_prometheus_text_holds_the_newest_days_figures(folder: Path) -> None:
-    export(folder, "ctr")
+    write_metrics(folder, "ctr")
     found = parse((folder / "metrics.prom").read_text())
     record = read_records(folder)[-1]
     quality = record["quality"]
@@ -94,8 +94,8 @@ def test_tensorboard_has_a_point_a_day_however_often_it_is_exported(folder: Path
     (root / "days").mkdir(parents=True)
     for record in read_records(folder):
         (root / "days" / f"{record['day']}.json").write_text(json.dumps(record))
-        export(root, "ctr")
-        export(root, "ctr")
+        write_metrics(root, "ctr")
+        write_metrics(root, "ctr")
     assert len(list((root / "tensorboard").iterdir())) == 3
     board = EventAccumulator(str(root / "tensorboard")).Reload()
     points = board.Scalars("user_ctr/drift_cosine/entities_day-quantile_0.5")
@@ -108,7 +108,7 @@ def test_tensorboard_has_a_point_a_day_however_often_it_is_exported(folder: Path
 
 
 def test_without_records_nothing_is_written(tmp_path: Path) -> None:
-    export(tmp_path, "ctr")
+    write_metrics(tmp_path, "ctr")
     assert list(tmp_path.iterdir()) == []
 
 

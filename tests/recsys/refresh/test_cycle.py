@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, Series, TagMovedError
-from embedding_store.errors import SeriesExistsError, SpaceMismatchError
+from embedding_store import EmbeddingStore, Series, SeriesExistsError, SpaceMismatchError, TagMovedError
 from recsys.config import ConfigError, GateConfig, RunConfig
 from recsys.data.errors import DataError
 from recsys.folders import store_folder

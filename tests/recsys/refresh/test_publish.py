@@ -9,9 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, Series
-from embedding_store.errors import AsOfDecreasedError, SeriesExistsError
-from embedding_store.storage import LocalStorage
+from embedding_store import AsOfDecreasedError, EmbeddingStore, LocalStorage, Series, SeriesExistsError
 from recsys.config import ConfigError
 from recsys.data.errors import DataError
 from recsys.folders import store_folder

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recsys import replay
 from recsys.config import DailyConfig, GateConfig, ModelConfig, RankerConfig, RunConfig, TrainConfig
 from recsys.data.synthetic import prepare_synthetic
 from recsys.recipes import synthetic_daily
-from recsys.refresh import daily
 from recsys.refresh.records import Ledger
 
 DAYS = [f"2024-01-0{number}" for number in range(3, 7)]
@@ -61,7 +61,7 @@ def test_follow_a_folder_to_the_report(
     for day in DAYS[2:]:
         shutil.move(data / "market/events" / day, later / day)
     config(min_coverage=1.0).save(tmp_path / "c.toml")
-    monkeypatch.setattr(daily, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(replay, "POLL_SECONDS", 0.1)
 
     def deliver() -> None:
         for day in DAYS[2:]:
@@ -71,7 +71,7 @@ def test_follow_a_folder_to_the_report(
 
     courier = threading.Thread(target=deliver, daemon=True)
     courier.start()
-    refused = daily.run_daily(str(tmp_path / "c.toml"), data, out, follow=True)
+    refused = replay.run_daily(str(tmp_path / "c.toml"), data, out, follow=True)
     courier.join(10)
     assert f"days that are not there yet: {DAYS[2]}, {DAYS[3]}" in capsys.readouterr().out
     records = Ledger(out, "ctr").records()
@@ -91,6 +91,8 @@ def test_follow_a_folder_to_the_report(
         f"{arm}-0" for arm in ("none", "latest", "ma_0.2", "ma_0.5", "ma_0.8", "average", "once")
     )
     written = [path.stat().st_mtime_ns for path in predictions]
-    assert daily.run_daily(str(tmp_path / "c.toml"), data, out) == [f"{DAYS[-1]}: {gate}" for gate in records[-1].gates]
+    assert replay.run_daily(str(tmp_path / "c.toml"), data, out) == [
+        f"{DAYS[-1]}: {gate}" for gate in records[-1].gates
+    ]
     assert [path.stat().st_mtime_ns for path in predictions] == written
     assert [record.key for record in Ledger(out, "ctr").records()] == [record.key for record in records]

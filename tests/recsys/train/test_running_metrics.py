@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from recsys.train.distributed import Environment
-from recsys.train.metrics import BINS, LOGIT_RANGE, LossError, Metrics, binned_auc, normalized_entropy, score_sums
+from recsys.train.running_metrics import (
+    BINS,
+    LOGIT_RANGE,
+    LossError,
+    Metrics,
+    binned_auc,
+    normalized_entropy,
+    score_sums,
+)
 from tests.recsys.train.toy import Output
 
 

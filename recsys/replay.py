@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from recsys.checks import check_daily
@@ -17,15 +16,12 @@ from recsys.jobs import run_job
 from recsys.monitor import export, quality_page
 from recsys.pipeline import job, job_arguments, open_run, ranks_here
 from recsys.recipes import DAILY
-from recsys.refresh.arms import arm_of
 from recsys.refresh.days import available_days, next_cycle
 from recsys.refresh.records import Ledger, Record, digest
-from recsys.stages import read_stages, write_json
-from recsys.study.collect import split_rows, task_scores
-from recsys.study.daily_report import DailyResults, build_daily, write_daily
+from recsys.stages import write_json
+from recsys.study.collect import collect_daily
+from recsys.study.daily_report import build_daily, write_daily
 from recsys.study.terminal import print_daily
-from recsys.study.ways import study_downstream, study_rankers
-from recsys.train.distributed import peak_memory
 
 POLL_SECONDS = 5.0
 """How long to wait before looking for new days again."""
@@ -71,30 +67,11 @@ def run_daily(
 
 def report(config: RunConfig, data: Path, out: Path) -> None:
     """Write and print the report of the days and rankers that are there."""
-    downstream, rankers = study_downstream(config, data), list(study_rankers(config))
-    first = config.upstreams[0]
     for name in _names(config):  # once more: a call that was killed may not have come to it
         folder = Ledger(out, name).folder
-        export.export(folder, name)
+        export.write_metrics(folder, name)
         quality_page.write_pages(folder, name)
-    stages = read_stages(out)
-    document = build_daily(
-        DailyResults(
-            name=config.name,
-            note=config.note,
-            tasks={
-                task: task_scores([ranker for ranker in rankers if ranker.task == task], downstream, data, out)
-                for task in downstream.tasks
-            },
-            upstream=first.name,
-            records=export.read_records(Ledger(out, first.name).folder),
-            configured=arm_of(first.refresh),
-            rows=split_rows(downstream, data),
-            seconds={name: stage["seconds"] for name, stage in stages.items()},
-            peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
-            config=asdict(config),
-        )
-    )
+    document = build_daily(collect_daily(config, data, out))
     write_daily(document, out)
     print_daily(document)
     print(f"\nreport: {out / 'daily.html'}  (figures: {out / 'daily.json'})")
