@@ -26,10 +26,10 @@ from torch import Tensor
 
 from benchmarks.common import in_turn, print_record
 from embedding_store import EmbeddingStore
+from recsys.dates import DAY_MS
 from recsys.refresh.aggregate import METHODS, Aggregation, aggregate
 from recsys.refresh.aggregator import Aggregator, activity_series
 
-DAY_MS = 86_400_000
 CHUNK = 65_536  # rows that the caller hands over at once
 
 

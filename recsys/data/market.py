@@ -23,7 +23,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-DAY_MS = 86_400_000
+from recsys.dates import DAY_MS
+
 DAY_ZERO_MS = 1_704_067_200_000
 """2024-01-01 00:00 UTC, the first millisecond of day 0."""
 SURFACES = 2

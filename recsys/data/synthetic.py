@@ -27,7 +27,6 @@ from recsys.data.market import (
     BRANDS,
     CATEGORIES,
     COUNTRIES,
-    DAY_MS,
     DAY_ZERO_MS,
     DEVICES,
     DRIFT,
@@ -40,6 +39,7 @@ from recsys.data.market import (
     simulate,
 )
 from recsys.data.schema import Feature, Label, Schema, SchemaError
+from recsys.dates import DAY_MS, HOUR_MS
 
 FOLDER = "market"
 """Folder of the market within the data folder."""
@@ -213,7 +213,7 @@ class _Columns:
                 "timestamp": time,
                 **self._of_users(user, time),
                 **self._of_items(item, time),
-                "hour": (time % DAY_MS // 3_600_000).astype(np.int32),
+                "hour": (time % DAY_MS // HOUR_MS).astype(np.int32),
                 "surface": log.surface[rows].astype(np.int32),
                 "position": log.position[rows].astype(np.int32),
                 "user_category_clicks": on_category.astype(np.float32),

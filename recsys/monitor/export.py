@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from recsys.atomic import write_atomically
+from recsys.dates import day_number
 
 DEAD = 1e-4
 """Standard deviation below which a dimension tells no two entities apart."""
@@ -101,7 +101,7 @@ def write_scalars(folder: Path, record: Record, upstream: str) -> None:
     """
     suffix = f".{record['day']}"
     earlier = list(folder.glob(f"events.out.tfevents.*{suffix}"))
-    step, time = (date.fromisoformat(record["day"]) - date(1970, 1, 1)).days, record["as_of"] / 1000
+    step, time = day_number(record["day"]), record["as_of"] / 1000
     with SummaryWriter(str(folder), filename_suffix=suffix) as board:
         for name, labels, value in samples(record, upstream):
             tag = f"{labels['series']}/{name}" if "series" in labels else name

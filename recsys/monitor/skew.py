@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from embedding_store import Snapshot, Table
-from recsys.data.market import DAY_MS
+from recsys.dates import DAY_MS
 from recsys.evaluate.bootstrap import Interval, paired_bootstrap
 from recsys.evaluate.metrics import roc_auc
 from recsys.evaluate.nearest import exact_top_k, recall_at_k

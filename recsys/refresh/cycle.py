@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from recsys.config import RunConfig, UpstreamConfig
 from recsys.data.files import find_files
+from recsys.dates import day_number
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor import export, gates, quality_page
 from recsys.monitor.quality import measure, read_events
@@ -28,7 +29,6 @@ from recsys.refresh.days import (
     available_days,
     check_times,
     chosen_cycle,
-    day_number,
     find_day,
     ignored,
     next_cycle,

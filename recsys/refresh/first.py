@@ -9,10 +9,10 @@ from torch import nn
 
 from recsys.config import UpstreamConfig
 from recsys.data.schema import Schema
+from recsys.dates import number_of
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
-from recsys.refresh.days import DAY_MS, HOUR_MS
 from recsys.refresh.embed import last_events, source_files
 from recsys.refresh.publish import Content, Publisher, Timer, space_name
 from recsys.train import checkpoint
@@ -49,7 +49,7 @@ def read_source(
     model, step = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
     events = {owner: last_events(source_files(data, upstream.source, owner), schema, owner) for owner in ENTITIES}
     as_of = max(selected.as_of for selected in events.values())
-    day = (as_of - 1 + round(utc_offset_hours * HOUR_MS)) // DAY_MS
+    day = number_of(as_of - 1, utc_offset_hours)
     return Source(Content(model=model, schema=schema, events=events, day=day, fresh=True), as_of, step)
 
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from recsys.config import DownstreamConfig, RunConfig
-from recsys.config.daily import dates
 from recsys.data.errors import DataError
+from recsys.dates import dates
 from recsys.downstream.ranking import Ranker, train_each
 from recsys.refresh.arms import STUDIED, arm_of, series_of
 from recsys.refresh.days import find_day

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedding_store import EmbeddingStore
-from recsys.data.market import DAY_MS
+from recsys.dates import DAY_MS
 from recsys.monitor.quality import DayEvents, Quality, measure
 from recsys.stages import write_json
 
