@@ -51,6 +51,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.atomic import write_atomically
+from recsys.config import STUDIED
 from recsys.evaluate.bootstrap import Resampled
 from recsys.study.daily_page import render_daily
 from recsys.study.environment import commit, hardware
@@ -65,8 +66,6 @@ from recsys.study.report import (
 )
 
 FORMAT_VERSION = 1
-METHODS = ("latest", "ma_0.2", "ma_0.5", "ma_0.8", "average")
-"""Ways of aggregation, in the order of the paper's table (papers.md section 1)."""
 ONCE = "once"
 
 
@@ -203,7 +202,7 @@ def _check(results: DailyResults) -> None:
     if not results.tasks:
         raise ReportError("the daily report has no task: give the predictions of at least one")
     for task, scores in results.tasks.items():
-        known = (REFERENCE, *METHODS, results.configured, ONCE)
+        known = (REFERENCE, *STUDIED, results.configured, ONCE)
         unknown = [arm for arm in scores.arms if arm not in known]
         if unknown:
             raise ReportError(f"task {task!r}: arm {unknown[0]!r}; use {', '.join(dict.fromkeys(known))}")

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from recsys.config import DownstreamConfig, RunConfig
+from recsys.config import STUDIED, DownstreamConfig, RunConfig
 from recsys.data.errors import DataError
 from recsys.dates import dates
 from recsys.downstream.ranking import Ranker, train_each
-from recsys.refresh.arms import STUDIED, arm_of, series_of
+from recsys.refresh.arms import arm_of, series_of
 from recsys.refresh.days import find_day
 
 POPULATION = "daily"

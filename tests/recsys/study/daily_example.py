@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from recsys.study.daily_report import METHODS, DailyResults
+from recsys.config import STUDIED
+from recsys.study.daily_report import DailyResults
 from recsys.study.report import TaskScores
 from tests.recsys.study.example import SEEDS
 
@@ -37,7 +38,7 @@ def example_records(days: Sequence[str] = DAYS, *, cosine: float = 0.8) -> list[
         for owner in ("user", "item"):
             wobble = 0.02 * np.sin(number + (owner == "item"))
             plain = f"{owner}_ctr"
-            for arm in METHODS:
+            for arm in STUDIED:
                 moved = {"latest": 1.0, "ma_0.2": 0.7, "ma_0.5": 0.4, "ma_0.8": 0.15, "average": 2 / (number + 2)}[arm]
                 drift = {
                     "day_cosine": {"0.5": 1 - (1 - cosine) * moved + wobble * moved},

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 import recsys.study.daily_report as daily_module
+from recsys.config import STUDIED
 from recsys.evaluate.bootstrap import paired_bootstrap
-from recsys.study.daily_report import METHODS, build_daily, load_daily, write_daily
+from recsys.study.daily_report import build_daily, load_daily, write_daily
 from recsys.study.findings import daily_headline, findings, method_title
 from recsys.study.report import ReportError, TaskScores, measure_arms
 from recsys.study.terminal import print_daily
@@ -44,9 +45,9 @@ def test_every_key_is_documented_and_every_documented_key_exists(full: dict[str,
 
 
 def test_the_keys_that_others_read(full: dict[str, Any]) -> None:
-    assert list(full["aggregation"]) == list(METHODS)
+    assert list(full["aggregation"]) == list(STUDIED)
     measured = measure_arms(example_scores(PAPERS_ORDER), samples=60)
-    for arm in METHODS:
+    for arm in STUDIED:
         assert full["aggregation"][arm]["auc_lift"] == pytest.approx(measured[arm]["auc_lift"])
         assert full["aggregation"][arm]["auc_lift_ci95"] == pytest.approx(measured[arm]["auc_lift_ci95"])
     assert full["cadence"] == {"daily": full["aggregation"]["ma_0.8"], "once": full["tasks"]["ctr"]["once"]}
