@@ -10,6 +10,7 @@ import shutil
 import time
 from pathlib import Path
 
+from recsys.atomic import write_json
 from recsys.checks import check_daily
 from recsys.config import RunConfig
 from recsys.jobs import run_job
@@ -18,7 +19,6 @@ from recsys.pipeline import job, job_arguments, open_run, ranks_here
 from recsys.recipes import DAILY
 from recsys.refresh.days import available_days, next_cycle
 from recsys.refresh.records import Ledger, Record, digest
-from recsys.stages import write_json
 from recsys.study.collect import collect_daily
 from recsys.study.daily_report import build_daily, write_daily
 from recsys.study.terminal import print_daily

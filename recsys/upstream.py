@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recsys.atomic import write_json
 from recsys.config import RunConfig, TrainConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
@@ -16,7 +17,7 @@ from recsys.data.stream import EventStream
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
-from recsys.stages import exclusive, stage, write_json
+from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import TrainResult, fit
 

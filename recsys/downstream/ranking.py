@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedding_store import EmbeddingStore
+from recsys.atomic import whole_file
 from recsys.config import DownstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
@@ -169,10 +170,8 @@ def train_ranker(
 
 def write_predictions(path: Path, logits: Tensor, labels: Tensor, mask: Tensor, users: Tensor) -> None:
     """Keep a ranker's test predictions, all [N] in the files' order, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez(temporary, logits=logits.numpy(), labels=labels.numpy(), mask=mask.numpy(), users=users.numpy())
-    temporary.replace(path)
+    with whole_file(path) as file:
+        np.savez(file, logits=logits.numpy(), labels=labels.numpy(), mask=mask.numpy(), users=users.numpy())
 
 
 def read_predictions(path: Path) -> dict[str, NDArray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from recsys.atomic import write_atomically
+from recsys.atomic import write_text
 from recsys.dates import day_number
 
 DEAD = 1e-4
@@ -54,7 +54,7 @@ def write_metrics(folder: Path, upstream: str) -> None:
     """
     records = read_records(folder)
     if records:
-        write_atomically(folder / "metrics.prom", exposition(samples(records[-1], upstream)))
+        write_text(folder / "metrics.prom", exposition(samples(records[-1], upstream)))
         write_scalars(folder / "tensorboard", records[-1], upstream)
 
 

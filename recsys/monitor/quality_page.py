@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from recsys.atomic import write_atomically
+from recsys.atomic import write_text
 from recsys.evaluate import plots
 from recsys.evaluate.html import image, render
 from recsys.monitor.export import Record, dead_dimensions, read_records
@@ -30,7 +30,7 @@ def write_pages(folder: Path, upstream: str) -> None:
     for series in (f"user_{upstream}", f"item_{upstream}"):
         if any(series in record["quality"]["series"] for record in records):
             (folder / series).mkdir(exist_ok=True)
-            write_atomically(folder / series / "quality.html", render_quality(records, series))
+            write_text(folder / series / "quality.html", render_quality(records, series))
 
 
 def render_quality(records: Sequence[Record], series: str) -> str:

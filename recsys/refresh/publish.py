@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from embedding_store import EmbeddingStore, TagMovedError
+from recsys.atomic import write_json
 from recsys.config import UpstreamConfig
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
@@ -26,7 +27,6 @@ from recsys.models.derm import DERM
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
 from recsys.refresh.arms import ENTITIES, aggregations, series_of
 from recsys.refresh.embed import LastEvents, embed, gather
-from recsys.stages import write_json
 from recsys.train.distributed import Environment
 
 BATCH = 4096

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from recsys.stages import write_json
+from recsys.atomic import write_json
 
 KEPT = 4
 """Newest records whose checkpoints are kept: a correction of the newest starts from the one before it."""

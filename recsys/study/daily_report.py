@@ -50,7 +50,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from recsys.atomic import write_atomically
+from recsys.atomic import write_text
 from recsys.config import STUDIED
 from recsys.evaluate.bootstrap import Resampled
 from recsys.study.daily_page import render_daily
@@ -135,8 +135,8 @@ def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) ->
 
 def write_daily(document: Mapping[str, Any], folder: str | Path) -> None:
     """Write `daily.json` and `daily.html` into `folder`, each whole or not at all."""
-    write_atomically(Path(folder) / "daily.json", json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
-    write_atomically(Path(folder) / "daily.html", render_daily(document))
+    write_text(Path(folder) / "daily.json", json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    write_text(Path(folder) / "daily.html", render_daily(document))
 
 
 def load_daily(folder: str | Path) -> dict[str, Any]:

@@ -78,7 +78,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.atomic import write_atomically
+from recsys.atomic import write_text
 from recsys.downstream.retrieval import RetrievalResult
 from recsys.evaluate.bootstrap import METRICS, Resampled, resample
 from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
@@ -254,8 +254,8 @@ def measure_arms(
 
 def write_report(report: Mapping[str, Any], folder: str | Path) -> None:
     """Write `report.json` and `report.html` into `folder`, each whole or not at all."""
-    write_atomically(Path(folder) / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
-    write_atomically(Path(folder) / "report.html", render_page(report))
+    write_text(Path(folder) / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+    write_text(Path(folder) / "report.html", render_page(report))
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedding_store import EmbeddingStore
+from recsys.atomic import write_json
 from recsys.dates import DAY_MS
 from recsys.monitor.quality import DayEvents, Quality, measure
-from recsys.stages import write_json
 
 DIM = 8
 USERS = torch.arange(200) * 7_919 - 300_000  # some negative
