@@ -173,15 +173,6 @@ def simulate(
         taste, need = _drift(taste, drift, rng), _drift(need, drift, rng)
 
 
-def scramble(index: NDArray[np.int64], salt: int) -> NDArray[np.int64]:
-    """A bijection of the 64-bit integers (splitmix64), so that ids are what real ones are: sparse, large, negative."""
-    with np.errstate(over="ignore"):
-        z = (index.astype(np.uint64) + np.uint64(salt)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return (z ^ (z >> np.uint64(31))).view(np.int64)
-
-
 def _requests(
     people: Population, day: int, events: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

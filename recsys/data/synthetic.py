@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.data.files import replacing_folder, write_part
+from recsys.data.hashing import scramble
 from recsys.data.history import PastEvents
 from recsys.data.market import (
     AGE_BUCKETS,
@@ -35,7 +36,6 @@ from recsys.data.market import (
     Log,
     Population,
     populate,
-    scramble,
     simulate,
 )
 from recsys.data.schema import Feature, Label, Schema, SchemaError

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from embedding_store import Table
-from recsys.data.market import scramble
+from recsys.data.hashing import scramble
 
 LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """Of every distribution's quantiles."""

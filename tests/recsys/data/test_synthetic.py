@@ -18,7 +18,8 @@ from sklearn.metrics import roc_auc_score
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
-from recsys.data.market import DAY_ZERO_MS, Log, Population, populate, scramble, simulate
+from recsys.data.hashing import scramble
+from recsys.data.market import DAY_ZERO_MS, Log, Population, populate, simulate
 from recsys.data.schema import Schema, SchemaError
 from recsys.data.synthetic import market_schema, market_split, oracle_scores, prepare_synthetic
 from recsys.dates import DAY_MS
