@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from recsys.evaluate.entropy import relative_to_rate
+
 BINS = 4096
 """Bins of the score histogram behind the AUC."""
 LOGIT_RANGE = 14.0
@@ -120,7 +122,7 @@ class Metrics:
         record = {"loss": means[0], **{f"loss/{name}": mean for name, mean in zip(self._parts, means[1:], strict=True)}}
         for index, task in enumerate(self.tasks):
             for prefix, sums in (("", window), ("lifetime_", self.lifetime)):
-                ne, auc = normalized_entropy(sums.entropy[index], sums.counts[index]), binned_auc(sums.counts[index])
+                ne, auc = entropy_of_sums(sums.entropy[index], sums.counts[index]), binned_auc(sums.counts[index])
                 record |= {f"{prefix}ne/{task}": ne} if math.isfinite(ne) else {}
                 record |= {f"{prefix}auc/{task}": auc} if math.isfinite(auc) else {}
         record["samples_per_second"] = float(window.rows) / max(seconds, 1e-9)
@@ -184,22 +186,16 @@ def score_sums(
     return entropy.double().sum(0), counts.double().view(tasks, 2, BINS)
 
 
-def normalized_entropy(entropy: Tensor, counts: Tensor) -> float:
-    """Mean cross-entropy over the entropy of the base rate: 1 is as good as the rate alone, lower is better.
+def entropy_of_sums(entropy: Tensor, counts: Tensor) -> float:
+    """Normalized entropy; NaN where there are no positives or no negatives.
 
     Args:
         entropy: scalar, summed cross-entropy.
         counts: [2, BINS], rows by label.
-
-    Returns:
-        NaN where there are no positives or no negatives.
     """
     negatives, positives = counts.sum(1).tolist()
-    if not negatives or not positives:
-        return math.nan
-    rate = positives / (positives + negatives)
-    base = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
-    return float(entropy) / (positives + negatives) / base
+    rows = negatives + positives
+    return relative_to_rate(float(entropy) / rows, positives / rows) if rows else math.nan
 
 
 def binned_auc(counts: Tensor) -> float:

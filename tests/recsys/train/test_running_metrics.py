@@ -13,7 +13,7 @@ from recsys.train.running_metrics import (
     LossError,
     Metrics,
     binned_auc,
-    normalized_entropy,
+    entropy_of_sums,
     score_sums,
 )
 from tests.recsys.train.toy import Output
@@ -36,7 +36,7 @@ def test_sums_against_scikit_learn(rows: int, seed: int, rate: float):
         valid = one.mask[:, task]
         labels, logits = one.labels[valid, task], one.logits[valid, task]
         assert counts[task].sum() == len(labels)
-        ne, auc = normalized_entropy(entropy[task], counts[task]), binned_auc(counts[task])
+        ne, auc = entropy_of_sums(entropy[task], counts[task]), binned_auc(counts[task])
         if labels.unique().numel() < 2:
             assert math.isnan(ne)
             assert math.isnan(auc)
@@ -79,7 +79,7 @@ def test_window_and_lifetime(environment: Environment):
     assert record["auc/cvr"] == binned_auc(counts[1])
     rows = [torch.cat([getattr(x, name) for x in (first, first, second)]) for name in ("logits", "labels", "mask")]
     entropy, counts = score_sums(*rows)
-    assert record["lifetime_ne/ctr"] == pytest.approx(normalized_entropy(entropy[0], counts[0]))
+    assert record["lifetime_ne/ctr"] == pytest.approx(entropy_of_sums(entropy[0], counts[0]))
     assert record["lifetime_auc/cvr"] == pytest.approx(binned_auc(counts[1]))
     assert metrics.take_window(1.0) == {}
 
