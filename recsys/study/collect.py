@@ -16,7 +16,6 @@ from recsys.config import DownstreamConfig, RunConfig
 from recsys.data.files import check_files, find_files
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
-from recsys.data.synthetic import oracle_scores
 from recsys.downstream.features import PointInTimeSeries
 from recsys.downstream.ranking import Ranker, downstream_schema, read_predictions
 from recsys.downstream.retrieval import RetrievalResult, evaluate_retrieval
@@ -27,6 +26,7 @@ from recsys.refresh.records import Ledger
 from recsys.stages import read_stages
 from recsys.study.ablation import all_rankers, populations
 from recsys.study.daily_report import DailyResults
+from recsys.study.oracle import oracle_scores
 from recsys.study.report import RunResults, SeriesRun, TaskScores, UpstreamRun
 from recsys.study.ways import study_downstream, study_rankers
 from recsys.train.distributed import peak_memory, without_notices

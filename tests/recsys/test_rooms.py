@@ -67,3 +67,9 @@ def test_the_store_is_used_by_what_it_gives_to_all() -> None:
     used = {(file.name, name) for file in PACKAGE.rglob("*.py") for name in imported(file) if name.startswith(STORE)}
     assert len(used) > 10
     assert {name for _, name in used} <= {f"{STORE}.{name}" for name in embedding_store.__all__}, used
+
+
+def test_only_recipes_know_the_synthetic_market() -> None:
+    market = ("recsys.data.market", "recsys.data.synthetic")
+    knowing = {file.name for file in PACKAGE.rglob("*.py") if any(name.startswith(market) for name in imported(file))}
+    assert knowing == {"recipes.py", "synthetic.py"}
