@@ -34,8 +34,7 @@ from rich.console import Console
 from rich.table import Table as Printed
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, Snapshot, Table
-from embedding_store.read.tiered import TieredTable
+from embedding_store import EmbeddingStore, Snapshot, Table, TieredTable
 
 APPEND_ROWS = 1 << 20
 ID_STEP = 0x9E3779B97F4A7C15 - 2**64  # odd: multiples of it are distinct, and look like nothing

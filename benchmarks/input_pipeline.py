@@ -29,8 +29,8 @@ from benchmarks.common import print_record
 from recsys.data.files import ROW_GROUP_ROWS
 from recsys.data.schema import Feature, Label, Schema
 from recsys.data.stream import EventStream
+from recsys.dates import DAY_MS
 
-DAY_MS = 86_400_000
 COUNTRIES = np.array([f"country-{index:02}" for index in range(50)])
 
 

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from benchmarks.common import in_turn, print_record
 from embedding_store import EmbeddingStore
-from recsys.refresh.aggregate import METHODS, Aggregation, aggregate
+from recsys.config import AGGREGATIONS
+from recsys.dates import DAY_MS
+from recsys.refresh.aggregate import Aggregation, aggregate
 from recsys.refresh.aggregator import Aggregator, activity_series
 
-DAY_MS = 86_400_000
 CHUNK = 65_536  # rows that the caller hands over at once
 
 
@@ -59,7 +60,7 @@ def arithmetic(rows: int, options: Options) -> dict[str, float]:
 
     variants = {"memcpy": copy} | {
         method: lambda _, method=method: aggregate(method, 0.8, previous, counts, known, today, out=out)
-        for method in METHODS
+        for method in AGGREGATIONS
     }
     return in_turn(variants, [None], rounds=options.rounds)
 

@@ -26,10 +26,10 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from recsys.data.files import find_files
 from recsys.data.stream import EventStream
 from recsys.data.synthetic import prepare_synthetic
-from recsys.evaluate.environment import commit, hardware
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask
 from recsys.recipes import synthetic
+from recsys.study.environment import commit, hardware
 from recsys.train.distributed import current_environment
 from recsys.train.trainer import fit
 from recsys.upstream import count_positives, upstream_schema

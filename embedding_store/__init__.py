@@ -45,12 +45,14 @@ from embedding_store.history.tags import Move
 from embedding_store.history.tombstones import Tombstone
 from embedding_store.keys import hash_keys
 from embedding_store.nn.entity_embedding import EntityEmbedding
+from embedding_store.read.point_in_time import PointInTime
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
 from embedding_store.read.tiered import Hits, TieredTable
 from embedding_store.scan.diff import Diff
 from embedding_store.series import Series
 from embedding_store.serve.live import LiveStatus, LiveTable
+from embedding_store.storage.local import LocalStorage
 from embedding_store.store import EmbeddingStore
 from embedding_store.write.writer import SnapshotWriter
 
@@ -73,12 +75,14 @@ __all__ = [
     "InvalidVectorsError",
     "LiveStatus",
     "LiveTable",
+    "LocalStorage",
     "MissingDependencyError",
     "MissingFileError",
     "Move",
     "NewerFormatError",
     "NotFoundError",
     "PinMismatchError",
+    "PointInTime",
     "SchemaChangedError",
     "Series",
     "SeriesExistsError",

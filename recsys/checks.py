@@ -8,11 +8,12 @@ from pathlib import Path
 from recsys.config import ConfigError, DownstreamConfig, RunConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
-from recsys.downstream.ranking import downstream_schema, populations
-from recsys.downstream.study import study_downstream
+from recsys.downstream.ranking import downstream_schema
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.days import find_day, window
 from recsys.refresh.embed import entity_schema, last_events, source_files
+from recsys.study.ablation import populations
+from recsys.study.ways import study_downstream
 from recsys.upstream import upstream_schema
 
 

@@ -141,7 +141,7 @@ def daily(
         follow: Wait for days that are not there yet, until the last one is.
         set_: Change one value of the config, `path=value`; may be repeated: --set daily.last=2022-05-01
     """
-    from recsys.refresh.daily import run_daily
+    from recsys.replay import run_daily
 
     refused = run_daily(recipe, data, out, set_, follow=follow)
     if refused:
@@ -157,8 +157,8 @@ def downstream(*, config: Path, data: Path, out: Path, study: bool = False) -> N
         out: Folder of the run.
         study: The rankers of the daily report, not those of the ablation.
     """
-    from recsys.downstream.ranking import train_rankers
-    from recsys.downstream.study import train_study
+    from recsys.study.ablation import train_rankers
+    from recsys.study.ways import train_study
 
     (train_study if study else train_rankers)(RunConfig.load(config), data, out)
 
@@ -169,9 +169,9 @@ def report(*, out: Path) -> None:
     Args:
         out: Folder of the run.
     """
-    from recsys.evaluate.daily import load_daily
-    from recsys.evaluate.report import load_report
-    from recsys.evaluate.terminal import print_daily, print_report
+    from recsys.study.daily_report import load_daily
+    from recsys.study.report import load_report
+    from recsys.study.terminal import print_daily, print_report
 
     if (out / "daily.json").is_file():
         print_daily(load_daily(out))

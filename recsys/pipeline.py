@@ -14,12 +14,12 @@ import torch
 
 from recsys.checks import check_run
 from recsys.config import ConfigError, RunConfig, override
-from recsys.evaluate.collect import collect_results
-from recsys.evaluate.report import build_report, write_report
-from recsys.evaluate.terminal import print_report
 from recsys.jobs import run_job
 from recsys.recipes import RECIPES, Recipe
 from recsys.stages import is_done, record
+from recsys.study.collect import collect_results
+from recsys.study.report import build_report, write_report
+from recsys.study.terminal import print_report
 
 CONFIG = "config.toml"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from recsys.atomic import write_json
 from recsys.train.distributed import Environment, peak_memory
 
 
@@ -74,14 +74,6 @@ def read_stages(out: Path) -> dict[str, dict[str, float]]:
         whole["seconds"] = max(whole["seconds"], part["seconds"])
         whole["peak_rss_bytes"] += part["peak_rss_bytes"]
     return stages
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def _record(out: Path, name: str, seconds: float, peak_rss_bytes: int, part: int, parts: int) -> None:

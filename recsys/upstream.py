@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recsys.atomic import write_json
 from recsys.config import RunConfig, TrainConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
+from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
-from recsys.stages import exclusive, stage, write_json
+from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import TrainResult, fit
 
@@ -89,11 +91,6 @@ def train_on(
     frequencies = count_positives(files, schema, upstream.loss.contrastive_label or tasks[0])
     task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
     return fit(task, stream, training, environment, tasks=tasks, out=out, start=start, title=title)
-
-
-def upstream_folder(out: Path, name: str) -> Path:
-    """Where an upstream keeps its checkpoints and figures."""
-    return out / "upstream" / name
 
 
 def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:

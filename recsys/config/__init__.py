@@ -4,9 +4,10 @@
 to the data folder given on the command line.
 """
 
+from recsys.config.aggregation import AGGREGATIONS, STUDIED
 from recsys.config.daily import DailyConfig
 from recsys.config.downstream import DownstreamConfig, RankerConfig, RetrievalConfig
-from recsys.config.refresh import AGGREGATIONS, GateConfig, RefreshConfig
+from recsys.config.refresh import GateConfig, RefreshConfig
 from recsys.config.rules import ConfigError
 from recsys.config.run import RunConfig, from_dict, override
 from recsys.config.training import TrainConfig
@@ -15,6 +16,7 @@ from recsys.config.upstream import INTERACTIONS, LossConfig, ModelConfig, Source
 __all__ = [
     "AGGREGATIONS",
     "INTERACTIONS",
+    "STUDIED",
     "ConfigError",
     "DailyConfig",
     "DownstreamConfig",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 
 from recsys.config.rules import ConfigError, require
+from recsys.dates import dates
 
 DAY = "{day}"
 """What stands for the day in `DailyConfig.events`."""
@@ -78,14 +78,6 @@ class DailyConfig:
     def pattern(self, day: str) -> str:
         """Glob pattern of this day's files, relative to the data folder."""
         return self.events.replace(DAY, day)
-
-
-def dates(first: str, last: str) -> Iterator[str]:
-    """The ISO dates from `first` to `last`, both included."""
-    day, end = date.fromisoformat(first), date.fromisoformat(last)
-    while day <= end:
-        yield day.isoformat()
-        day += timedelta(days=1)
 
 
 def _date(text: str, name: str) -> None:

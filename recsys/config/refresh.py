@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from recsys.config.aggregation import AGGREGATIONS
 from recsys.config.rules import require
 
-AGGREGATIONS = ("ma", "latest", "average")
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
 
 

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedding_store.keys import hash_key
+from embedding_store import hash_keys
 from recsys.data.batch import Batch
 from recsys.data.columns import INTEGER, STRING, canonical_types, cast_column, with_defaults
 from recsys.data.errors import RowError
+from recsys.data.hashing import splitmix64
 from recsys.data.schema import SPARSE_KINDS, Feature, Label, Schema
 
 AGE_BUCKETS = 32
@@ -107,8 +108,7 @@ def hash_strings(array: pa.Array) -> pa.Array:
     """
     if array.type == STRING:
         encoded = array.dictionary_encode()
-        hashes = [hash_key(text) for text in encoded.dictionary.to_pylist()]
-        return pa.array(hashes, INTEGER).take(encoded.indices)
+        return pa.array(hash_keys(encoded.dictionary).numpy(), INTEGER).take(encoded.indices)
     if array.type == pa.list_(STRING):
         offsets = array.offsets.to_numpy()
         elements = array.values.slice(offsets[0], offsets[-1] - offsets[0])
@@ -143,21 +143,10 @@ def table_rows(ids: Ints, rows: int) -> Ints:
     if not outside.any():
         return ids
     if outside.all():
-        return _remainder(_splitmix64(unsigned), rows)
+        return _remainder(splitmix64(unsigned), rows)
     mapped = ids.copy()
-    mapped[outside] = _remainder(_splitmix64(unsigned[outside]), rows)
+    mapped[outside] = _remainder(splitmix64(unsigned[outside]), rows)
     return mapped
-
-
-def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of Steele, Lea and Flood's SplitMix: a bijection of 64-bit numbers that scatters neighbours."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 def _remainder(x: NDArray[np.uint64], divisor: int) -> Ints:

@@ -22,11 +22,11 @@ from recsys.data.errors import DataError
 from recsys.data.files import replacing_folder, write_part
 from recsys.data.history import PastEvents
 from recsys.data.schema import Feature, Label, Schema
+from recsys.dates import DAY_MS, HOUR_MS
 
 CUT_MS = 1_650_816_000_000
 """25 April 2022, 00:00 in China: history ends, impressions begin."""
-DAY_MS = 86_400_000
-CHINA_MS = 8 * 3_600_000
+CHINA_MS = 8 * HOUR_MS
 LONGEST = 50
 """Elements kept of every history list, as in the published extract."""
 
@@ -236,7 +236,7 @@ def _write_impressions(folder: Path, events: pa.Table, watched: Watched, users: 
             "user_id": events["user_id"],
             "item_id": events["video_id"],
             "tab": events["tab"].cast(pa.int64()),
-            "hour": local // 3_600_000 % 24,
+            "hour": local // HOUR_MS % 24,
             "weekday": local // DAY_MS % 7,
             "duration_s": (events["duration_ms"].to_numpy() / 1000).astype(np.float32),
             "is_click": events["is_click"],

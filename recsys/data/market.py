@@ -23,7 +23,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-DAY_MS = 86_400_000
+from recsys.dates import DAY_MS
+
 DAY_ZERO_MS = 1_704_067_200_000
 """2024-01-01 00:00 UTC, the first millisecond of day 0."""
 SURFACES = 2
@@ -170,15 +171,6 @@ def simulate(
         conversion = click & (rng.random(len(item)) < oracle_conversion)
         yield Log(user, item, time, surface, position, click, conversion, oracle_click, oracle_conversion)
         taste, need = _drift(taste, drift, rng), _drift(need, drift, rng)
-
-
-def scramble(index: NDArray[np.int64], salt: int) -> NDArray[np.int64]:
-    """A bijection of the 64-bit integers (splitmix64), so that ids are what real ones are: sparse, large, negative."""
-    with np.errstate(over="ignore"):
-        z = (index.astype(np.uint64) + np.uint64(salt)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return (z ^ (z >> np.uint64(31))).view(np.int64)
 
 
 def _requests(

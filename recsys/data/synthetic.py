@@ -10,24 +10,22 @@ of them as a feature is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.data.files import replacing_folder, write_part
+from recsys.data.hashing import scramble
 from recsys.data.history import PastEvents
 from recsys.data.market import (
     AGE_BUCKETS,
     BRANDS,
     CATEGORIES,
     COUNTRIES,
-    DAY_MS,
     DAY_ZERO_MS,
     DEVICES,
     DRIFT,
@@ -36,10 +34,10 @@ from recsys.data.market import (
     Log,
     Population,
     populate,
-    scramble,
     simulate,
 )
-from recsys.data.schema import Feature, Label, Schema, SchemaError
+from recsys.data.schema import Feature, Label, Schema
+from recsys.dates import DAY_MS, HOUR_MS
 
 FOLDER = "market"
 """Folder of the market within the data folder."""
@@ -170,21 +168,6 @@ def prepare_synthetic(
         write_part(columns.items(np.flatnonzero(people.item_days[:, 0] < upstream_days), end), folder / "items")
 
 
-def oracle_scores(files: Sequence[Path], schema: Schema, label: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Labels and true probabilities of the rows for which `label` is valid, in the order of the files: [N] each.
-
-    Raises:
-        SchemaError: the schema has no such label, or its data carry no oracle for it.
-    """
-    chosen, oracle = schema.label(label), f"oracle_{label}"
-    if oracle not in schema.outcomes:
-        raise SchemaError(f"no outcome {oracle!r} in the schema: only a synthetic market knows the true probability")
-    wanted = [chosen.name, oracle] + ([chosen.valid] if chosen.valid else [])
-    table = pa.concat_tables([pq.ParquetFile(file).read(wanted) for file in files])
-    rows = slice(None) if not chosen.valid else table[chosen.valid].to_numpy() == 1
-    return table[chosen.name].to_numpy()[rows].astype(np.int64), table[oracle].to_numpy()[rows].astype(np.float64)
-
-
 class _Columns:
     """The columns of events and of entities, as they were known at a time."""
 
@@ -213,7 +196,7 @@ class _Columns:
                 "timestamp": time,
                 **self._of_users(user, time),
                 **self._of_items(item, time),
-                "hour": (time % DAY_MS // 3_600_000).astype(np.int32),
+                "hour": (time % DAY_MS // HOUR_MS).astype(np.int32),
                 "surface": log.surface[rows].astype(np.int32),
                 "position": log.position[rows].astype(np.int32),
                 "user_category_clicks": on_category.astype(np.float32),

@@ -9,8 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, Series, Snapshot
-from embedding_store.read.point_in_time import PointInTime
+from embedding_store import EmbeddingStore, PointInTime, Series, Snapshot
 from recsys.data.batch import Batch
 from recsys.data.errors import DataError
 from recsys.models.dlrm import SeriesSpec

@@ -1,6 +1,6 @@
-"""The ablation: every ranker with and without the store's vectors, on the same rows from the same start.
+"""The ranker's job: train rankers that read the store's vectors, and keep what they predict.
 
-This is the job that `launchers/downstream.py` starts. Each trained ranker leaves one file of test predictions, so a run
+This is what `launchers/downstream.py` starts. Each trained ranker leaves one file of test predictions, so a run
 that was stopped goes on with the rankers that are missing.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedding_store import EmbeddingStore
-from recsys.config import DownstreamConfig, RunConfig
+from recsys.atomic import whole_file
+from recsys.config import DownstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.downstream.features import StoreFeatures
 from recsys.evaluate.metrics import normalized_entropy
+from recsys.folders import store_folder
 from recsys.models.dlrm import DLRM, RankerTask
-from recsys.refresh.publish import store_folder
 from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import fit, predict
@@ -34,10 +35,10 @@ from recsys.train.trainer import fit, predict
 
 @dataclass(frozen=True)
 class Ranker:
-    """One ranker of the ablation, and the file its predictions go to."""
+    """One ranker of a study, and the file its predictions go to."""
 
     population: str
-    """`tasks` (all events) or `fragment` (one surface alone) of the ablation, or `daily`: see study.py."""
+    """`tasks` (all events) or `fragment` (one surface alone) of the ablation, or `daily`: see recsys/study."""
     task: str
     arm: str
     series: tuple[str, ...]
@@ -52,34 +53,6 @@ class Ranker:
         return folder / self.task / f"{self.arm}-{self.seed}.npz"
 
 
-def ablation_arms(upstreams: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Arm -> series, in the order of the paper's table (papers.md section 1).
-
-    For the upstreams ctr and cvr: none, ctr_user, ctr_user_item, ctr_cvr_user_item.
-    """
-    first = upstreams[0]
-    arms: dict[str, tuple[str, ...]] = {"none": (), f"{first}_user": (f"user_{first}",)}
-    for count in range(1, len(upstreams) + 1):
-        names = upstreams[:count]
-        arms["_".join((*names, "user_item"))] = tuple(f"{owner}_{name}" for name in names for owner in ("user", "item"))
-    return arms
-
-
-def populations(config: RunConfig) -> dict[str, DownstreamConfig]:
-    """Population -> its config: `tasks`, and `fragment` if the run has one."""
-    return {"tasks": config.downstream, **({"fragment": config.fragment} if config.fragment else {})}
-
-
-def all_rankers(config: RunConfig) -> Iterator[Ranker]:
-    """Every ranker of a run."""
-    arms = ablation_arms([upstream.name for upstream in config.upstreams])
-    for population, downstream in populations(config).items():
-        for task in downstream.tasks:
-            for arm, series in arms.items():
-                for seed in downstream.seeds:
-                    yield Ranker(population, task, arm, series, seed)
-
-
 def downstream_schema(downstream: DownstreamConfig, data: Path, labels: tuple[str, ...]) -> Schema:
     """The downstream schema, narrowed to the ranker's features and these labels.
 
@@ -91,15 +64,6 @@ def downstream_schema(downstream: DownstreamConfig, data: Path, labels: tuple[st
     if not path.is_file():
         raise DataError(f"{path}: no such schema; correct downstream.schema in the config, or --data")
     return Schema.load(path).select(features=downstream.features or None, labels=tuple(dict.fromkeys(labels)))
-
-
-def train_rankers(config: RunConfig, data: Path, out: Path) -> None:
-    """Train every ranker of the ablation that has not left its predictions yet.
-
-    Raises:
-        SchemaError, DataError, KeyError: a file, feature, label or series is not there.
-    """
-    train_each(list(all_rankers(config)), populations(config), data, out, "downstream")
 
 
 def train_each(
@@ -206,10 +170,8 @@ def train_ranker(
 
 def write_predictions(path: Path, logits: Tensor, labels: Tensor, mask: Tensor, users: Tensor) -> None:
     """Keep a ranker's test predictions, all [N] in the files' order, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez(temporary, logits=logits.numpy(), labels=labels.numpy(), mask=mask.numpy(), users=users.numpy())
-    temporary.replace(path)
+    with whole_file(path) as file:
+        np.savez(file, logits=logits.numpy(), labels=labels.numpy(), mask=mask.numpy(), users=users.numpy())
 
 
 def read_predictions(path: Path) -> dict[str, NDArray]:

@@ -12,6 +12,8 @@ import numpy as np
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from recsys.evaluate.entropy import relative_to_rate
+
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Probability that a random positive scores above a random negative, ties counted half.
@@ -52,12 +54,10 @@ def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
         1.0 for a model that always predicts the positive rate, less for better ones, NaN unless both classes are
         present (the entropy is 0).
     """
-    if not _both_classes(labels):
+    if not len(labels):
         return math.nan
     y, z = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
-    rate = y.mean()
-    entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
-    return float(np.mean(np.logaddexp(0.0, z) - y * z) / entropy)
+    return relative_to_rate(float(np.mean(np.logaddexp(0.0, z) - y * z)), float(y.mean()))
 
 
 def calibration(labels: np.ndarray, logits: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""How figures and names of a report read to people: shared by the page, its plots and the terminal."""
+"""How figures and names read to people: shared by pages, plots and the terminal."""
 
 from __future__ import annotations
 
@@ -55,56 +55,9 @@ def title(name: str) -> str:
     return name.upper() if len(name) <= 3 else name.replace("_", " ")
 
 
-def arm_title(arm: str, upstreams: Iterable[str]) -> str:
-    """What a ranker reads, in words: `ctr_cvr_user_item` -> "CTR + CVR, user + item"; other names stay as they are."""
-    entities = next((e for e in ("user_item", "user", "item") if arm.endswith(f"_{e}")), "")
-    rest, named = arm.removesuffix(f"_{entities}"), []
-    for upstream in upstreams:
-        if rest == upstream or rest.startswith(f"{upstream}_"):
-            named.append(title(upstream))
-            rest = rest[len(upstream) + 1 :]
-    if not entities or rest or not named:
-        return "no vectors" if arm == "none" else arm
-    return f"{' + '.join(named)}{',' if len(named) > 1 else ''} {entities.replace('_', ' + ')}"
-
-
 def verdict(measured: Mapping[str, Any], metric: str = "auc") -> str:
     """`up` or `down` if the interval of the lift leaves out zero, else `unclear`."""
     low, high = measured.get(f"{metric}_lift_ci95") or (None, None)
     if low is None or high is None or low <= 0 <= high:
         return "unclear"
     return "up" if low > 0 else "down"
-
-
-def best_arm(arms: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The arm of greatest ROC-AUC lift; None if none has one."""
-    lifts = {arm: measured["auc_lift"] for arm, measured in arms.items() if measured.get("auc_lift") is not None}
-    return max(lifts, key=lifts.__getitem__) if lifts else None
-
-
-def headline(report: Mapping[str, Any]) -> str:
-    """The run's best lift in one sentence, with its interval, and said so when it may be chance."""
-    best = {task: arm for task, arms in report["tasks"].items() if (arm := best_arm(arms))}
-    if not best:
-        return "No lift could be measured: the test events hold one class only, or no arm reads stored vectors."
-    task = max(best, key=lambda task: report["tasks"][task][best[task]]["auc_lift"])
-    arms, arm = report["tasks"][task], best[task]
-    measured, vectors = arms[arm], arm_title(arm, report["upstreams"])
-    bounds = f"95 % interval {interval(measured['auc_lift_ci95'])}"
-    moved = f"from {number(arms['none']['auc'])} to {number(measured['auc'])}"
-    lift = percent(measured["auc_lift"], signed=True)
-    match verdict(measured):
-        case "up":
-            return (
-                f"Reading stored vectors ({vectors}) raised the {title(task)} ranker's ROC-AUC {moved}: "
-                f"{lift} ({bounds})."
-            )
-        case "down":
-            return (
-                f"Every set of stored vectors lowered ROC-AUC; the best one ({vectors}, {title(task)} ranker) "
-                f"moved it {moved}: {lift} ({bounds})."
-            )
-    return (
-        f"No gain that stands out from chance: the best set of stored vectors ({vectors}, {title(task)} ranker) "
-        f"moved ROC-AUC {moved}: {lift} ({bounds})."
-    )

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-METHODS = ("latest", "ma", "average")
+from recsys.config import AGGREGATIONS
+
 _BLOCK_VALUES = 1 << 17
 """Values computed at once: a float32 block and its temporaries stay in a core's cache."""
 
@@ -38,8 +39,8 @@ class Aggregation:
     """Publish only what changed when that is less than this share of the rows, else the whole snapshot."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method is {self.method!r}; use one of {', '.join(METHODS)}")
+        if self.method not in AGGREGATIONS:
+            raise ValueError(f"method is {self.method!r}; use one of {', '.join(AGGREGATIONS)}")
         if not 0 <= self.weight < 1:
             raise ValueError(f"weight is {self.weight}; use 0 <= weight < 1")
         if self.time_to_live_days < 1:
@@ -62,7 +63,7 @@ def aggregate(
     """Today's aggregate of n entities that are active today, computed in float32 block by block.
 
     Args:
-        method: one of METHODS.
+        method: one of AGGREGATIONS.
         weight: of `previous`, for "ma".
         previous: the aggregates of the days before, of any floating type. Not looked at where not `known`.
         counts: number of daily vectors in `previous`, for "average".

@@ -32,9 +32,9 @@ from embedding_store import (
     VersionNotFoundError,
     WriterClosedError,
 )
+from recsys.dates import DAY_MS
 from recsys.refresh.aggregate import Aggregation, aggregate, expired
 
-_DAY_MS = 86_400_000
 _CHUNK = 65_536
 """Rows handled at once where all of a snapshot is gone through."""
 
@@ -164,7 +164,7 @@ class Aggregator:
         Where none is stored, the snapshot was not made by a day: each vector counts as one day's, that day as the last.
         """
         assert self.previous is not None
-        days_ago = -(-(self.as_of - self.previous.as_of) // _DAY_MS)
+        days_ago = -(-(self.as_of - self.previous.as_of) // DAY_MS)
         counted = torch.tensor([float(self.day - days_ago), 1.0]).repeat(len(ids), 1)
         if self._activity_table is None:
             return counted

@@ -6,14 +6,10 @@ others of the paper's (papers.md section 1) are kept beside it, of the same dail
 
 from __future__ import annotations
 
-from recsys.config import RefreshConfig
+from recsys.config import STUDIED, RefreshConfig
 from recsys.refresh.aggregate import Aggregation
 
 ENTITIES = ("user", "item")
-STUDIED = {"latest": ("latest", 0.8), "ma_0.2": ("ma", 0.2), "ma_0.5": ("ma", 0.5), "ma_0.8": ("ma", 0.8)} | {
-    "average": ("average", 0.8)
-}
-"""Arm -> method and weight, in the order of the paper's table."""
 
 
 def arm_of(refresh: RefreshConfig) -> str:

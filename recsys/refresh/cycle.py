@@ -16,10 +16,12 @@ import torch.distributed as dist
 
 from recsys.config import RunConfig, UpstreamConfig
 from recsys.data.files import find_files
-from recsys.refresh import gates, metrics, quality_page
+from recsys.dates import day_number
+from recsys.folders import store_folder, upstream_folder
+from recsys.monitor import export, gates, quality_page
+from recsys.monitor.quality import measure, read_events
 from recsys.refresh.align import AlignmentQuality
 from recsys.refresh.arms import ENTITIES
-from recsys.refresh.bootstrap import load_towers, publish_source, read_source, trained
 from recsys.refresh.cold import align_spaces
 from recsys.refresh.days import (
     Cycle,
@@ -27,7 +29,6 @@ from recsys.refresh.days import (
     available_days,
     check_times,
     chosen_cycle,
-    day_number,
     find_day,
     ignored,
     next_cycle,
@@ -35,13 +36,13 @@ from recsys.refresh.days import (
 )
 from recsys.refresh.embed import last_events, source_files
 from recsys.refresh.errors import StoreLostError
-from recsys.refresh.publish import Content, Publication, Publisher, Timer, broadcast, space_name, store_folder
-from recsys.refresh.quality import measure, read_events
+from recsys.refresh.first import load_towers, publish_source, read_source, trained
+from recsys.refresh.publish import Content, Publication, Publisher, Timer, broadcast, space_name
 from recsys.refresh.records import Ledger, Record
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, process_group
-from recsys.upstream import train_on, upstream_folder, upstream_schema
+from recsys.upstream import train_on, upstream_schema
 
 
 def refresh_upstream(
@@ -173,7 +174,7 @@ class _Refresh:
             record = self._record(cycle, plan, publication, content, timer, figures, alignment)
             self._ledger.write(record)
             self._ledger.prune()
-            metrics.export(self._ledger.folder, self._upstream.name)
+            export.write_metrics(self._ledger.folder, self._upstream.name)
             print(summary(record, self._upstream), flush=True)
         return broadcast(record, self._environment)
 

@@ -16,7 +16,6 @@ import hashlib
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -27,10 +26,9 @@ from recsys.config import ConfigError, DailyConfig
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
+from recsys.dates import dates, day_span
 from recsys.refresh.errors import ClockSkewError
 
-DAY_MS = 86_400_000
-HOUR_MS = 3_600_000
 _SCAN_ROWS = 65_536
 
 
@@ -188,13 +186,7 @@ def _crc(path: Path, size: int, modified: int, changed: int) -> int:
 
 def window(daily: DailyConfig, day: str) -> tuple[int, int]:
     """[start, end) of a day in ms. A snapshot that knows the day is as of its end: none of its events can read it."""
-    start = day_number(day) * DAY_MS - round(daily.utc_offset_hours * HOUR_MS)
-    return start, start + DAY_MS
-
-
-def day_number(day: str) -> int:
-    """Days since 1970-01-01."""
-    return (date.fromisoformat(day) - date(1970, 1, 1)).days
+    return day_span(day, daily.utc_offset_hours)
 
 
 def check_times(files: Sequence[Path], schema: Schema, daily: DailyConfig, day: str) -> int:
@@ -232,5 +224,4 @@ def _seen(records: Sequence[Processed]) -> dict[str, str]:
 
 def _between(first: str, end: str) -> Collection[str]:
     """The days from `first` on and before `end`."""
-    numbers = range(day_number(first), day_number(end))
-    return [np.datetime64(number, "D").astype(str) for number in numbers]
+    return [day for day in dates(first, end) if day < end]

@@ -19,22 +19,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from embedding_store import EmbeddingStore, TagMovedError
+from recsys.atomic import write_json
 from recsys.config import UpstreamConfig
 from recsys.data.schema import Schema
+from recsys.folders import store_folder
 from recsys.models.derm import DERM
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
 from recsys.refresh.arms import ENTITIES, aggregations, series_of
 from recsys.refresh.embed import LastEvents, embed, gather
-from recsys.stages import write_json
 from recsys.train.distributed import Environment
 
 BATCH = 4096
 """Entities that a rank embeds at once."""
-
-
-def store_folder(out: Path) -> Path:
-    """Where a run keeps its embedding store."""
-    return out / "store"
 
 
 def space_name(upstream: str, generation: int = 1) -> str:

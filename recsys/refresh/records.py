@@ -3,7 +3,7 @@
 days/<day>.json                   the record of the day's cycle, written last: a cycle is done exactly when it is there
 days/<day>/<key>/                 one training: checkpoints, metrics.jsonl, tensorboard, publish.json, rotation.npy
 ignored.json                      days that came again too late to be applied
-metrics.prom, tensorboard/, <series>/quality.html   see metrics.py and quality_page.py
+metrics.prom, tensorboard/, <series>/quality.html   see recsys/monitor
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from recsys.stages import write_json
+from recsys.atomic import write_json
 
 KEPT = 4
 """Newest records whose checkpoints are kept: a correction of the newest starts from the one before it."""
@@ -65,7 +65,7 @@ class Record:
     tagged: bool
     """Whether the tag moved."""
     quality: dict[str, Any]
-    """See recsys/refresh/quality.py."""
+    """See recsys/monitor/quality.py."""
     alignment: dict[str, Any] | None = None
     """How well the old space was carried over, after an aligned cold start."""
 

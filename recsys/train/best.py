@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 
-from recsys.train.metrics import LossError
+from recsys.train.running_metrics import LossError
 
 
 class BestState:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from recsys.atomic import write_text
 from recsys.train.distributed import Environment
 
 
@@ -97,6 +97,4 @@ def _truncate(path: Path, step: int) -> None:
         except (ValueError, KeyError):
             break
         kept.append(line + "\n")
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(kept))
-    os.replace(replacement, path)
+    write_text(path, "".join(kept))

@@ -25,8 +25,8 @@ from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.log import RunLog
-from recsys.train.metrics import Metrics, TaskOutput
 from recsys.train.optimizer import build_optimizer
+from recsys.train.running_metrics import Metrics, TaskOutput
 from recsys.train.sharding import plan_table, shard
 
 
@@ -64,7 +64,7 @@ class TrainResult:
     input_wait_fraction: float
     """Share of that time in which this rank waited for input."""
     metrics: dict[str, float]
-    """The last logged figures; keys as in `recsys.train.metrics.Metrics.take_window`."""
+    """The last logged figures; keys as in `recsys.train.running_metrics.Metrics.take_window`."""
     scores: tuple[float, ...]
     """What `after_epoch` returned, epoch by epoch."""
 

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from embedding_store.errors import SeriesNotFoundError
-from recsys import cli, pipeline, recipes
+from embedding_store import SeriesNotFoundError
+from recsys import cli, pipeline, recipes, replay
 from recsys.config import RunConfig
 from recsys.data.errors import DataError
 from recsys.data.schema import SchemaError
 from recsys.data.synthetic import prepare_synthetic
 from recsys.jobs import JobError
-from recsys.refresh import cycle, daily
+from recsys.refresh import cycle
 from recsys.stages import record
 from tests.recsys.refresh.example import CONFIG
 
@@ -209,7 +209,7 @@ def test_a_refused_gate_is_exit_code_3(
         asked.append((*arguments, options))
         return ["2024-01-08: the drift is 2"]
 
-    monkeypatch.setattr(daily, "run_daily", run_daily)
+    monkeypatch.setattr(replay, "run_daily", run_daily)
     assert recsys("daily", "synthetic", "--out", tmp_path, "--follow", "--set", "ranks=1", "--set", "name=x") == 3
     assert asked == [("synthetic", None, tmp_path, ("ranks=1", "name=x"), {"follow": True})]
     assert "refused: published, but not tagged:\n  2024-01-08: the drift is 2" in capsys.readouterr().err

@@ -22,10 +22,10 @@ from recsys.config import (
     UpstreamConfig,
 )
 from recsys.data.schema import Feature, Label, Schema
-from recsys.downstream.ranking import train_rankers
-from recsys.evaluate.collect import collect_results
-from recsys.evaluate.report import RunResults, build_report
 from recsys.refresh.cycle import refresh_upstream
+from recsys.study.ablation import train_rankers
+from recsys.study.collect import collect_results
+from recsys.study.report import RunResults, build_report
 from recsys.train.distributed import process_group
 from recsys.upstream import train_upstream
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.stages import exclusive, is_done, read_stages, record, stage, write_json
+from recsys.stages import exclusive, is_done, read_stages, record, stage
 from recsys.train.distributed import Environment, process_group
 
 
@@ -44,14 +44,6 @@ def test_a_stage_in_parts_is_done_with_the_last_of_them(tmp_path: Path, environm
     assert alone["seconds"] == 1.5
     assert figures["peak_rss_bytes"] == pytest.approx(3 * alone["peak_rss_bytes"], rel=0.2)
     assert list(read_stages(tmp_path)) == ["downstream", "prepare"]  # in the order in which they ended
-
-
-def test_what_json_cannot_hold_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    write_json(tmp_path / "a/figures.json", {"x": 1})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a/figures.json", {"x": tmp_path})
-    assert (tmp_path / "a/figures.json").read_text() == '{\n  "x": 1\n}\n'
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["figures.json"]
 
 
 def test_two_jobs_do_not_work_in_one_folder(

@@ -17,9 +17,10 @@ from recsys.config import ConfigError, LossConfig, TrainConfig
 from recsys.data.convert import hash_strings
 from recsys.data.errors import DataError
 from recsys.data.schema import Feature, Label, Schema, SchemaError
+from recsys.folders import upstream_folder
 from recsys.stages import is_done, read_stages
 from recsys.train.distributed import process_group
-from recsys.upstream import count_positives, train_upstream, upstream_folder, upstream_schema
+from recsys.upstream import count_positives, train_upstream, upstream_schema
 from tests.recsys.refresh.example import CONFIG, SCHEMA, write_log
 
 BUY = Schema(

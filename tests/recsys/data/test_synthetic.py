@@ -18,9 +18,11 @@ from sklearn.metrics import roc_auc_score
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
-from recsys.data.market import DAY_MS, DAY_ZERO_MS, Log, Population, populate, scramble, simulate
+from recsys.data.hashing import scramble
+from recsys.data.market import DAY_ZERO_MS, Log, Population, populate, simulate
 from recsys.data.schema import Schema, SchemaError
-from recsys.data.synthetic import market_schema, market_split, oracle_scores, prepare_synthetic
+from recsys.data.synthetic import market_schema, market_split, prepare_synthetic
+from recsys.dates import DAY_MS
 
 SIZES = {"users": 150, "items": 100, "days": 6, "events_per_day": 700, "upstream_days": 2}
 WINDOW_END = DAY_ZERO_MS + 2 * DAY_MS
@@ -247,18 +249,6 @@ def test_split_shares_out_the_days(root: Path) -> None:
         market_split(days=5, upstream_days=2)
     with pytest.raises(ValueError, match="surface is 2"):
         market_split(surface=2)
-
-
-def test_oracle_scores_follow_the_files(root: Path) -> None:
-    schema = market_schema()
-    files = find_files(root, market_split(days=6, upstream_days=2).test)
-    labels, scores = oracle_scores(files, schema, "click")
-    assert labels.shape == scores.shape == (2 * SIZES["events_per_day"],)
-    assert roc_auc_score(labels, scores) > 0.7
-    conversions, _ = oracle_scores(files, schema, "conversion")
-    assert len(conversions) == labels.sum()
-    with pytest.raises(SchemaError, match="no outcome 'oracle_click'"):
-        oracle_scores(files, replace(schema, outcomes=()), "click")
 
 
 def test_bad_sizes_are_named(tmp_path: Path) -> None:

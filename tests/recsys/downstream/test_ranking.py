@@ -19,16 +19,14 @@ from recsys.data.synthetic import market_split, prepare_synthetic
 from recsys.downstream import ranking
 from recsys.downstream.ranking import (
     Ranker,
-    ablation_arms,
-    all_rankers,
     downstream_schema,
     read_predictions,
     train_ranker,
-    train_rankers,
     write_predictions,
 )
-from recsys.refresh.publish import store_folder
+from recsys.folders import store_folder
 from recsys.stages import is_done
+from recsys.study.ablation import all_rankers, train_rankers
 from recsys.train.distributed import Environment, process_group
 
 SPLIT = market_split(days=6, upstream_days=2)
@@ -88,46 +86,6 @@ def out(data: Path, tmp_path: Path) -> Path:
         with series.write(as_of=rows["timestamp"][0].as_py(), space="ctr-1") as writer:
             writer.append(ids, torch.randn(len(ids), 6, generator=generator))
     return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("upstreams", "arms"),
-    [
-        (["ctr"], {"none": (), "ctr_user": ("user_ctr",), "ctr_user_item": ("user_ctr", "item_ctr")}),
-        (
-            ["ctr", "cvr"],
-            {
-                "none": (),
-                "ctr_user": ("user_ctr",),
-                "ctr_user_item": ("user_ctr", "item_ctr"),
-                "ctr_cvr_user_item": ("user_ctr", "item_ctr", "user_cvr", "item_cvr"),
-            },
-        ),
-        (
-            ["a", "b", "c"],
-            {
-                "none": (),
-                "a_user": ("user_a",),
-                "a_user_item": ("user_a", "item_a"),
-                "a_b_user_item": ("user_a", "item_a", "user_b", "item_b"),
-                "a_b_c_user_item": ("user_a", "item_a", "user_b", "item_b", "user_c", "item_c"),
-            },
-        ),
-    ],
-)
-def test_ablation_arms(upstreams: list[str], arms: dict[str, tuple[str, ...]]) -> None:
-    found = ablation_arms(upstreams)
-    assert found == arms
-    assert list(found) == list(arms)  # in the order of the table
-
-
-def test_all_rankers_have_files_of_their_own() -> None:
-    config = replace(CONFIG, fragment=replace(DOWNSTREAM, tasks={"ctr": "click"}, seeds=(7,)))
-    rankers = list(all_rankers(config))
-    assert len(rankers) == 2 * 3 * 2 + 3
-    assert len({ranker.path(Path()) for ranker in rankers}) == len(rankers)
-    assert rankers[0] == NONE
-    assert {ranker.seed for ranker in rankers if ranker.population == "fragment"} == {7}
 
 
 def test_predictions_are_of_the_rows_of_test_in_file_order(

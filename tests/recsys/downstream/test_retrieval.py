@@ -4,17 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from embedding_store import EmbeddingStore, Snapshot
-from recsys.downstream.retrieval import (
-    VersionSkewError,
-    evaluate_retrieval,
-    exact_top_k,
-    most_popular,
-    recall_at_k,
-)
+from recsys.downstream.retrieval import VersionSkewError, evaluate_retrieval, most_popular
 
 LAST = np.iinfo(np.int64).max
 
@@ -32,47 +24,6 @@ def publish(tmp_path):
         return series.latest()
 
     return write
-
-
-@given(st.integers(0, 9), st.integers(0, 30), st.integers(1, 40), st.integers(1, 7), st.integers(0, 99))
-@settings(max_examples=80, deadline=None)
-def test_top_k_equals_sorting_everything(users, items, k, chunk, seed):
-    generator = torch.Generator().manual_seed(seed)
-    left, right = torch.randn(users, 4, generator=generator), torch.randn(items, 4, generator=generator)
-    found = exact_top_k(left, right, k, chunk)
-    assert torch.equal(found, (left @ right.T).argsort(dim=1, descending=True)[:, :k])
-    assert found.dtype == torch.int64
-
-
-def test_top_k_refuses_what_cannot_be():
-    with pytest.raises(ValueError, match=r"k is 0 and chunk is 5; use 1 or more"):
-        exact_top_k(torch.zeros(1, 2), torch.zeros(1, 2), 0, 5)
-    with pytest.raises(ValueError, match=r"users have 2 dimensions and items 3"):
-        exact_top_k(torch.zeros(1, 2), torch.zeros(1, 3), 1)
-
-
-def test_recall_worked_by_hand():
-    retrieved = torch.tensor([[4, 7, 9], [4, 5, 6], [-1, -1, -1], [0, 1, 2]])
-    # user 0 wants 7 and 8, user 1 wants 4 and one that cannot be retrieved, user 2 wants 4, user 3 nothing
-    rows, items = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([7, 8, 4, -1, 4])
-    assert recall_at_k(retrieved, rows, items, (1, 2, 50)) == {1: 0.5 / 3, 2: 1 / 3, 50: 1 / 3}
-    nothing = torch.zeros(0, dtype=torch.int64)
-    assert math.isnan(recall_at_k(retrieved, nothing, nothing, (1,))[1])
-
-
-@given(st.integers(0, 60), st.integers(0, 12), st.integers(0, 99))
-@settings(deadline=None)
-def test_recall_equals_sets(positives, width, seed):
-    rng = np.random.default_rng(seed)
-    retrieved = np.stack([rng.permutation(12)[:width] for _ in range(6)])
-    pairs = np.unique(np.stack([rng.integers(0, 6, positives), rng.integers(-1, 12, positives)], axis=1), axis=0)
-    found = recall_at_k(torch.from_numpy(retrieved), *torch.from_numpy(pairs).T, k=(1, 5))
-    for k, recall in found.items():
-        shares = []
-        for user in np.unique(pairs[:, 0]):
-            wanted = set(pairs[pairs[:, 0] == user, 1])
-            shares.append(len(wanted & set(retrieved[user, :k])) / len(wanted))
-        assert recall == pytest.approx(np.mean(shares)) if shares else math.isnan(recall)
 
 
 def test_evaluation_worked_by_hand(publish):

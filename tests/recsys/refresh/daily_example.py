@@ -14,8 +14,8 @@ import torch
 
 from embedding_store import EmbeddingStore
 from recsys.config import DailyConfig, GateConfig, RunConfig, TrainConfig
+from recsys.folders import store_folder
 from recsys.refresh.days import window
-from recsys.refresh.publish import store_folder
 from recsys.refresh.records import Ledger, Record
 from recsys.train.distributed import Environment
 from tests.recsys.refresh.example import CONFIG, events, save_checkpoint, write_log

@@ -11,13 +11,13 @@ import torch
 
 from recsys.config import DownstreamConfig, ModelConfig, RefreshConfig, RunConfig, SourceConfig, UpstreamConfig
 from recsys.data.schema import Feature, Label, Schema
+from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment
 from recsys.train.optimizer import build_optimizer
 from recsys.train.sharding import shard
-from recsys.upstream import upstream_folder
 
 SCHEMA = Schema(
     features=(

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_store import EmbeddingStore, InvalidVectorsError, Series, SpaceMismatchError, WriterClosedError
-from recsys.refresh.aggregate import METHODS, Aggregation, aggregate, expired
+from recsys.config import AGGREGATIONS
+from recsys.refresh.aggregate import Aggregation, aggregate, expired
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series, is_in
 
 DAY = 86_400_000
@@ -43,7 +44,7 @@ def vector(entity: int, day: int, delivery: int = 0) -> list[float]:
 @given(
     rows=st.integers(0, 40),
     dim=st.sampled_from([1, 3, 64]),
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(AGGREGATIONS),
     weight=st.sampled_from([0.0, 0.2, 0.5, 0.8]),
     renormalise=st.booleans(),
     stored=st.sampled_from([torch.float32, torch.float16]),
@@ -75,7 +76,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(aggregate("average", 0.8, previous, counts, known, today), whole)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AGGREGATIONS)
 def test_the_result_may_go_where_an_input_was(method: str) -> None:
     previous, today, counts = torch.randn(9, 4), torch.randn(9, 4), torch.full((9,), 3.0)
     known = torch.arange(9) % 3 > 0
@@ -110,7 +111,7 @@ def test_time_to_live_counts_the_newest_day() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "mean"}, "method is 'mean'; use one of latest, ma, average"),
+        ({"method": "mean"}, "method is 'mean'; use one of ma, latest, average"),
         ({"weight": 1.0}, "weight is 1.0"),
         ({"weight": -0.1}, "weight is -0.1"),
         ({"weight": math.nan}, "weight is nan"),
@@ -203,7 +204,7 @@ DAYS = st.lists(
 @settings(max_examples=20, deadline=None)
 @given(
     days=DAYS,
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(AGGREGATIONS),
     time_to_live=st.sampled_from([1, 3, 90]),
     delta_below=st.sampled_from([0.0, 0.5, 1.0]),
     renormalise=st.booleans(),

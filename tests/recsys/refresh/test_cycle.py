@@ -8,16 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, Series, TagMovedError
-from embedding_store.errors import SeriesExistsError, SpaceMismatchError
+from embedding_store import EmbeddingStore, Series, SeriesExistsError, SpaceMismatchError, TagMovedError
 from recsys.config import ConfigError, GateConfig, RunConfig
 from recsys.data.errors import DataError
+from recsys.folders import store_folder
 from recsys.refresh import align
 from recsys.refresh import cycle as cycle_module
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
 from recsys.refresh.errors import ClockSkewError, StoreLostError
-from recsys.refresh.publish import store_folder
 from recsys.refresh.records import KEPT
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore
+from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
-from recsys.refresh.publish import store_folder
 from recsys.train.distributed import Environment
 from tests.distributed import run_ranks
 from tests.recsys.refresh.daily_example import DAYS, PLAIN, daily_config, records, snapshots, start_run

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from recsys.config import ConfigError, DailyConfig
 from recsys.data.errors import DataError
+from recsys.dates import DAY_MS
 from recsys.refresh.days import (
-    DAY_MS,
     Cycle,
     again,
     available_days,

@@ -9,14 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, Series
-from embedding_store.errors import AsOfDecreasedError, SeriesExistsError
-from embedding_store.storage.local import LocalStorage
+from embedding_store import AsOfDecreasedError, EmbeddingStore, LocalStorage, Series, SeriesExistsError
 from recsys.config import ConfigError
 from recsys.data.errors import DataError
+from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.embed import embed, last_events, source_files
-from recsys.refresh.publish import owed, space_name, store_folder
+from recsys.refresh.publish import owed, space_name
 from recsys.stages import is_done
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from embedding_store import EmbeddingStore
+from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.embed import LastEvents, embed, gather, last_events, source_files
-from recsys.refresh.publish import store_folder
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.sharding import shard
 from tests.distributed import run_ranks

@@ -13,8 +13,8 @@ from recsys.config import TrainConfig
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.interrupt import Interrupted
-from recsys.train.metrics import LossError
 from recsys.train.optimizer import build_optimizer
+from recsys.train.running_metrics import LossError
 from recsys.train.sharding import PlanError, shard
 from recsys.train.trainer import fit, predict
 from tests.distributed import run_ranks

@@ -10,7 +10,7 @@ from recsys.config import TrainConfig
 from recsys.data.batch import Batch
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted
-from recsys.train.metrics import LossError
+from recsys.train.running_metrics import LossError
 from recsys.train.trainer import fit, predict
 from tests.recsys.train.toy import TASKS, ListStream, Output, make_stream, make_task, whole_state
 

@@ -1,0 +1,33 @@
+"""Days as ISO dates, as numbers since 1970-01-01, and as spans of milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, timedelta
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+def dates(first: str, last: str) -> Iterator[str]:
+    """The ISO dates from `first` to `last`, both included."""
+    day, end = date.fromisoformat(first), date.fromisoformat(last)
+    while day <= end:
+        yield day.isoformat()
+        day += timedelta(days=1)
+
+
+def day_number(day: str) -> int:
+    """Days since 1970-01-01."""
+    return (date.fromisoformat(day) - date(1970, 1, 1)).days
+
+
+def day_span(day: str, utc_offset_hours: float = 0.0) -> tuple[int, int]:
+    """[start, end) of a day in ms, in the time zone this many hours before UTC."""
+    start = day_number(day) * DAY_MS - round(utc_offset_hours * HOUR_MS)
+    return start, start + DAY_MS
+
+
+def number_of(time: int, utc_offset_hours: float = 0.0) -> int:
+    """The number of the day that a time in ms is of."""
+    return (time + round(utc_offset_hours * HOUR_MS)) // DAY_MS

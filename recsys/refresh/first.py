@@ -1,0 +1,99 @@
+"""The first snapshots of an upstream: every entity of its source, by the model as it was trained on that source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from recsys.config import UpstreamConfig
+from recsys.data.schema import Schema
+from recsys.dates import number_of
+from recsys.folders import upstream_folder
+from recsys.models.derm import DERM
+from recsys.refresh.arms import ENTITIES
+from recsys.refresh.embed import last_events, source_files
+from recsys.refresh.publish import Content, Publisher, Timer, space_name
+from recsys.train import checkpoint
+from recsys.train.checkpoint import CheckpointError, load_model
+from recsys.train.distributed import Environment
+from recsys.train.sharding import shard
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an upstream knows before the first day."""
+
+    content: Content
+    as_of: int
+    """Time of the newest event or entity row of the source, ms."""
+    step: int
+    """Of the checkpoint."""
+
+
+def read_source(
+    upstream: UpstreamConfig,
+    schema: Schema,
+    data: Path,
+    out: Path,
+    environment: Environment,
+    utc_offset_hours: float = 0.0,
+) -> Source:
+    """The newest checkpoint of an upstream's training, and all users and items of its source. A collective.
+
+    Raises:
+        CheckpointError: the upstream has not been trained, or by another config.
+        DataError: a row that cannot be read, naming file and row.
+    """
+    model, step = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
+    events = {owner: last_events(source_files(data, upstream.source, owner), schema, owner) for owner in ENTITIES}
+    as_of = max(selected.as_of for selected in events.values())
+    day = number_of(as_of - 1, utc_offset_hours)
+    return Source(Content(model=model, schema=schema, events=events, day=day, fresh=True), as_of, step)
+
+
+def publish_source(publisher: Publisher, source: Source, out: Path, upstream: str) -> bool:
+    """Publish the vectors of all users and items, as of the source's newest row, and move the tag. A collective.
+
+    A second call with the same checkpoint and source does nothing.
+
+    Returns:
+        whether anything was to do.
+
+    Raises:
+        StoreError: the store refuses a snapshot.
+    """
+    path = upstream_folder(out, upstream) / "published.json"
+    publication = publisher.decide(path, {"step": source.step}, source.as_of, space_name(upstream))
+    if not publisher.publish(publication, source.content, Timer()) and publication.done:
+        return False
+    publisher.move_tags(publication, path)
+    publisher.note_done(publication, path)
+    return True
+
+
+def load_towers(folder: Path, upstream: UpstreamConfig, schema: Schema, environment: Environment) -> tuple[DERM, int]:
+    """The model of the newest checkpoint in `folder`, to embed with, and the step it is of. A collective.
+
+    A model that was trained in this process does not do: TorchRec's input distribution, built by its first batch,
+    expects every feature in every later one, where a tower's batch holds its owner's alone.
+
+    Raises:
+        CheckpointError: there is none, or it is of another schema or config.
+    """
+    tasks = [label.name for label in schema.labels]
+    # The name under which DermTask holds the model, so that the checkpoint's keys are the same.
+    holder = nn.ModuleDict({"model": DERM(schema, upstream.model, tasks)})
+    sharded = shard(holder, environment, sparse_lr=upstream.training.sparse_lr)
+    step = load_model(folder, sharded)
+    return sharded.module["model"], step
+
+
+def trained(out: Path, upstream: str) -> Path:
+    """The checkpoint that the days begin with. Raises CheckpointError if there is none."""
+    folder = upstream_folder(out, upstream) / "checkpoints"
+    found = checkpoint.latest(folder)
+    if found is None:
+        raise CheckpointError(f"{folder}: no checkpoint there; train the upstream on its source first")
+    return found

@@ -1,0 +1,122 @@
+"""`recsys daily`: replay the days of every upstream, or follow a folder where they appear, then train the report's
+rankers and write `daily.json` and `daily.html`.
+
+All due days of an upstream are one job, so that starting processes is paid once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from recsys.atomic import write_json
+from recsys.checks import check_daily
+from recsys.config import RunConfig
+from recsys.jobs import run_job
+from recsys.monitor import export, quality_page
+from recsys.pipeline import job, job_arguments, open_run, ranks_here
+from recsys.recipes import DAILY
+from recsys.refresh.days import available_days, next_cycle
+from recsys.refresh.records import Ledger, Record, digest
+from recsys.study.collect import collect_daily
+from recsys.study.daily_report import build_daily, write_daily
+from recsys.study.terminal import print_daily
+
+POLL_SECONDS = 5.0
+"""How long to wait before looking for new days again."""
+RANKERS = "rankers"
+"""Name of the rankers' stage."""
+
+
+def run_daily(
+    recipe: str, data: Path | None, out: Path, assignments: tuple[str, ...] = (), *, follow: bool = False
+) -> list[str]:
+    """Refresh the upstreams day by day and report what it was worth.
+
+    Args:
+        recipe: a name of `recsys.recipes.DAILY`, or the path of a TOML config with a `daily` section.
+        data: raw files for a recipe; prepared events for a TOML config.
+        out: folder of the run.
+        assignments: `path=value` changes of the config.
+        follow: wait for days that are not there yet, until `daily.last` has been processed.
+
+    Returns:
+        what the gates had against the publishes of this call, and against the newest one; empty: nothing.
+
+    Raises:
+        ConfigError, DataError, SchemaError: config and data do not fit; before anything is trained.
+        JobError: a job failed.
+    """
+    config, prepared = open_run(recipe, DAILY, data, out, assignments)
+    missing = check_daily(config, prepared, follow=follow)
+    if missing:
+        print(f"days that are not there{' yet' if follow else ''}: {', '.join(missing)}", flush=True)
+    ranks, common = ranks_here(config), job_arguments(prepared, out)
+    for upstream in config.upstreams:
+        job(out, f"upstream-{upstream.name}", ("upstream", "--name", upstream.name, *common), ranks)
+    refused = _replay(config, prepared, out, ranks)
+    while follow and not _complete(config, out):
+        time.sleep(POLL_SECONDS)
+        refused += _replay(config, prepared, out, ranks)
+    _forget_stale_rankers(config, out)
+    job(out, RANKERS, ("downstream", "--study", "True", *common), ranks)
+    report(config, prepared, out)
+    return list(dict.fromkeys([*refused, *_refusals([_records(out, name)[-1:] for name in _names(config)])]))
+
+
+def report(config: RunConfig, data: Path, out: Path) -> None:
+    """Write and print the report of the days and rankers that are there."""
+    for name in _names(config):  # once more: a call that was killed may not have come to it
+        folder = Ledger(out, name).folder
+        export.write_metrics(folder, name)
+        quality_page.write_pages(folder, name)
+    document = build_daily(collect_daily(config, data, out))
+    write_daily(document, out)
+    print_daily(document)
+    print(f"\nreport: {out / 'daily.html'}  (figures: {out / 'daily.json'})")
+
+
+def _replay(config: RunConfig, data: Path, out: Path, ranks: int) -> list[str]:
+    """Run all cycles that are due, upstream by upstream; what the gates had against them."""
+    daily, done = config.days(), []
+    for name in _names(config):
+        before = _records(out, name)
+        if before and next_cycle(daily.first, available_days(data, daily), before) is None:
+            continue
+        print(f"days of {name}: {ranks} rank{'s' if ranks > 1 else ''}", flush=True)
+        arguments = ("refresh", "--name", name, "--every", "True", *job_arguments(data, out))
+        run_job(f"days-{name}", arguments, ranks, out / "logs" / f"days-{name}")
+        keys = {(record.day, record.key) for record in before}
+        done.append([record for record in _records(out, name) if (record.day, record.key) not in keys])
+    return _refusals(done)
+
+
+def _refusals(records: list[list[Record]]) -> list[str]:
+    return [f"{record.day}: {reason}" for each in records for record in each for reason in record.gates]
+
+
+def _complete(config: RunConfig, out: Path) -> bool:
+    """Whether every upstream has processed the last day."""
+    newest = [_records(out, name)[-1:] for name in _names(config)]
+    return all(records and records[0].day == config.days().last for records in newest)
+
+
+def _forget_stale_rankers(config: RunConfig, out: Path) -> None:
+    """Delete the predictions of rankers that read other snapshots than are published now, after a correction say."""
+    path = out / "daily" / RANKERS / "of.json"
+    published = {name: {r.day: r.key for r in _records(out, name)} for name in _names(config)}
+    if path.is_file() and path.read_text().strip() == f'"{digest(published)}"':
+        return
+    for marker in (out / "stages").glob(f"{RANKERS}.*.json"):
+        marker.unlink()
+    shutil.rmtree(path.parent, ignore_errors=True)
+    write_json(path, digest(published))
+
+
+def _records(out: Path, name: str) -> list[Record]:
+    return Ledger(out, name).records()
+
+
+def _names(config: RunConfig) -> list[str]:
+    return [upstream.name for upstream in config.upstreams]

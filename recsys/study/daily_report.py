@@ -1,0 +1,208 @@
+"""`daily.json`: what refreshing vectors day by day was worth, by way of aggregation and by cadence, under stable keys.
+
+`build_daily` makes the document from a `DailyResults`, `write_daily` stores it beside `daily.html`, which is rendered
+from the document alone. Keys (`<...>` stands for a name; `.*` for anything below; a value that is undefined is null):
+
+    format_version                          int; raised when a key goes or changes its meaning
+    name, note, created, commit             as in report.json
+    hardware.*, config.*                    as in report.json
+    seconds.<stage>                         number; wall time of each stage of the replay
+    peak_rss_bytes                          int; greatest resident memory
+    seeds                                   list of int; training seeds of the rankers
+    rows.<split>                            int; events of each split
+    upstream                                str; whose vectors the rankers read
+    configured                              str; the arm whose series is the plain one, `user_<upstream>`
+    task                                    str; the task that `aggregation`, `cadence` and `comparisons` are of
+
+    baseline.*                              the ranker without vectors: keys as tasks.<task>.<arm>
+    aggregation.<arm>.*                     by way of aggregation, refreshed daily: keys as tasks.<task>.<arm>
+    cadence.daily.*                         the configured arm again, refreshed daily
+    cadence.once.*                          the first snapshot for all days
+    comparisons.<a>_over_<b>.auc_lift       number; ROC-AUC of a / that of b - 1, mean over seeds; every arm over
+                                            `latest`, and the configured one over every other
+    comparisons.<a>_over_<b>.auc_lift_ci95  [low, high]; paired bootstrap over users and seeds
+    tasks.<task>.<arm>.*                    auc, auc_by_seed, pr_auc, ne, calibration, seeds, rows, positives, users,
+                                            auc_lift, auc_lift_ci95, pr_auc_lift, pr_auc_lift_ci95; lifts not in `none`
+
+    coverage.<day>.<series>.by_event        number; share of the day's events whose entity the snapshot before had
+    coverage.<day>.<series>.by_entity       number; the same by distinct entity
+    drift.<day>.<series>.cosine             number; between an entity's vectors in this version and the one before,
+                                            median over the day's entities
+    drift.<day>.<series>.neighbour_overlap  number; share of nearest neighbours that stayed
+    activity.<day>.<series>.today           number; share of stored entities that were active
+    activity.<day>.<series>.days            number; median number of days on which a stored entity was active so far
+    days.<day>.versions.<series>            int; published that day
+    days.<day>.events                       int
+    days.<day>.gates                        list of str; why the publish did not take the tag, empty if it did
+    days.<day>.seconds.<stage>              number; of that day's cycle
+    time_shares.<stage>                     number; share of all cycles' time: train, embed, aggregate, store, quality
+
+Arms: `none` (no vectors), `latest` (today's vector overwrites), `ma_<w>` (moving average, w on the previous), `average`
+(mean of all days), `once` (never refreshed).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from recsys.atomic import write_text
+from recsys.config import STUDIED
+from recsys.evaluate.bootstrap import Resampled
+from recsys.study.daily_page import render_daily
+from recsys.study.environment import commit, hardware
+from recsys.study.report import (
+    REFERENCE,
+    ReportError,
+    TaskScores,
+    load_document,
+    measure_arms,
+    plain,
+    resample_arms,
+)
+
+FORMAT_VERSION = 1
+ONCE = "once"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DailyResults:
+    """Everything the daily report says."""
+
+    name: str
+    note: str
+    upstream: str
+    """Whose vectors the rankers read."""
+    tasks: Mapping[str, TaskScores]
+    """The rankers' test predictions, arms `none`, ways of aggregation, `once`; the first task is the study's."""
+    records: Sequence[Mapping[str, Any]]
+    """`days/<day>.json` of every day, oldest first."""
+    configured: str = "ma_0.8"
+    """The arm whose series is the plain one."""
+    rows: Mapping[str, int]
+    """Split -> events."""
+    seconds: Mapping[str, float]
+    """Stage -> wall time."""
+    peak_rss_bytes: int
+    config: Mapping[str, Any]
+
+
+def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """The document described at the top of this module, ready for `json.dumps`.
+
+    Args:
+        results: the replay.
+        samples: draws of the paired bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ReportError: no task, or an arm that is none of those above.
+    """
+    _check(results)
+    drawn = {task: resample_arms(scores, samples, seed) for task, scores in results.tasks.items()}
+    tasks = {task: measure_arms(scores, resampled=drawn[task]) for task, scores in results.tasks.items()}
+    task, arms = next(iter(tasks.items()))
+    cadence = {"daily": arms.get(results.configured), ONCE: arms.get(ONCE)}
+    document = {
+        "format_version": FORMAT_VERSION,
+        "name": results.name,
+        "note": results.note,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "hardware": hardware(),
+        "seeds": list(results.tasks[task].seeds),
+        "rows": results.rows,
+        "upstream": results.upstream,
+        "configured": results.configured,
+        "task": task,
+        "baseline": arms[REFERENCE],
+        "aggregation": {arm: measured for arm, measured in arms.items() if arm not in (REFERENCE, ONCE)},
+        "cadence": {name: measured for name, measured in cadence.items() if measured},
+        "comparisons": _comparisons(drawn[task], results.configured),
+        "tasks": tasks,
+        **_by_day(results.records),
+        "time_shares": _time_shares(results.records),
+        "seconds": results.seconds,
+        "peak_rss_bytes": results.peak_rss_bytes,
+        "config": results.config,
+    }
+    return plain(document)
+
+
+def write_daily(document: Mapping[str, Any], folder: str | Path) -> None:
+    """Write `daily.json` and `daily.html` into `folder`, each whole or not at all."""
+    write_text(Path(folder) / "daily.json", json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    write_text(Path(folder) / "daily.html", render_daily(document))
+
+
+def load_daily(folder: str | Path) -> dict[str, Any]:
+    """Read `daily.json` of a run's folder.
+
+    Raises:
+        ReportError: not JSON, or of another format version; the message starts with the path.
+        FileNotFoundError: there is none.
+    """
+    return load_document(Path(folder) / "daily.json", FORMAT_VERSION)
+
+
+def _comparisons(arms: Mapping[str, Mapping[str, Resampled]], configured: str) -> dict[str, dict[str, Any]]:
+    """Every arm over `latest`, and the configured one over every other."""
+    pairs = [(arm, "latest") for arm in arms if arm not in (REFERENCE, "latest")] if "latest" in arms else []
+    pairs += (
+        [(configured, arm) for arm in arms if arm not in (REFERENCE, configured, "latest")]
+        if configured in arms
+        else []
+    )
+    compared = {}
+    for a, b in pairs:
+        found = arms[a]["auc"].lift_over(arms[b]["auc"])
+        compared[f"{a}_over_{b}"] = {"auc_lift": found.lift, "auc_lift_ci95": [found.low, found.high]}
+    return compared
+
+
+def _by_day(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`coverage`, `drift`, `activity` and `days` of the document."""
+    parts: dict[str, dict[str, Any]] = {"coverage": {}, "drift": {}, "activity": {}, "days": {}}
+    for record in records:
+        day, series = record["day"], record["quality"]["series"]
+        parts["days"][day] = {
+            "versions": record["versions"],
+            "events": record["quality"]["events"],
+            "gates": record["gates"],
+            "seconds": record["seconds"],
+        }
+        for name, measured in series.items():
+            covered, drift, stale = (measured[key] or {} for key in ("coverage", "drift", "staleness"))
+            if covered:
+                figures = {key: covered[key] for key in ("by_event", "by_entity")}
+                parts["coverage"].setdefault(day, {})[name] = figures
+                figures = {"today": stale.get("active_today"), "days": (stale.get("active_days") or {}).get("0.5")}
+                parts["activity"].setdefault(day, {})[name] = figures
+            parts["drift"].setdefault(day, {})[name] = {
+                "cosine": (drift.get("day_cosine") or {}).get("0.5"),
+                "neighbour_overlap": drift.get("neighbour_overlap"),
+            }
+    return parts
+
+
+def _time_shares(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for record in records:
+        for stage, seconds in record["seconds"].items():
+            totals[stage] = totals.get(stage, 0.0) + seconds
+    whole = sum(totals.values())
+    return {stage: seconds / whole for stage, seconds in totals.items()} if whole else {}
+
+
+def _check(results: DailyResults) -> None:
+    if not results.tasks:
+        raise ReportError("the daily report has no task: give the predictions of at least one")
+    for task, scores in results.tasks.items():
+        known = (REFERENCE, *STUDIED, results.configured, ONCE)
+        unknown = [arm for arm in scores.arms if arm not in known]
+        if unknown:
+            raise ReportError(f"task {task!r}: arm {unknown[0]!r}; use {', '.join(dict.fromkeys(known))}")

@@ -1,0 +1,55 @@
+"""What a run came to in one sentence, and its arms in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from recsys.evaluate.wording import interval, number, percent, title, verdict
+
+
+def arm_title(arm: str, upstreams: Iterable[str]) -> str:
+    """What a ranker reads, in words: `ctr_cvr_user_item` -> "CTR + CVR, user + item"; other names stay as they are."""
+    entities = next((e for e in ("user_item", "user", "item") if arm.endswith(f"_{e}")), "")
+    rest, named = arm.removesuffix(f"_{entities}"), []
+    for upstream in upstreams:
+        if rest == upstream or rest.startswith(f"{upstream}_"):
+            named.append(title(upstream))
+            rest = rest[len(upstream) + 1 :]
+    if not entities or rest or not named:
+        return "no vectors" if arm == "none" else arm
+    return f"{' + '.join(named)}{',' if len(named) > 1 else ''} {entities.replace('_', ' + ')}"
+
+
+def best_arm(arms: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The arm of greatest ROC-AUC lift; None if none has one."""
+    lifts = {arm: measured["auc_lift"] for arm, measured in arms.items() if measured.get("auc_lift") is not None}
+    return max(lifts, key=lifts.__getitem__) if lifts else None
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """The run's best lift in one sentence, with its interval, and said so when it may be chance."""
+    best = {task: arm for task, arms in report["tasks"].items() if (arm := best_arm(arms))}
+    if not best:
+        return "No lift could be measured: the test events hold one class only, or no arm reads stored vectors."
+    task = max(best, key=lambda task: report["tasks"][task][best[task]]["auc_lift"])
+    arms, arm = report["tasks"][task], best[task]
+    measured, vectors = arms[arm], arm_title(arm, report["upstreams"])
+    bounds = f"95 % interval {interval(measured['auc_lift_ci95'])}"
+    moved = f"from {number(arms['none']['auc'])} to {number(measured['auc'])}"
+    lift = percent(measured["auc_lift"], signed=True)
+    match verdict(measured):
+        case "up":
+            return (
+                f"Reading stored vectors ({vectors}) raised the {title(task)} ranker's ROC-AUC {moved}: "
+                f"{lift} ({bounds})."
+            )
+        case "down":
+            return (
+                f"Every set of stored vectors lowered ROC-AUC; the best one ({vectors}, {title(task)} ranker) "
+                f"moved it {moved}: {lift} ({bounds})."
+            )
+    return (
+        f"No gain that stands out from chance: the best set of stored vectors ({vectors}, {title(task)} ranker) "
+        f"moved ROC-AUC {moved}: {lift} ({bounds})."
+    )

@@ -1,0 +1,344 @@
+"""`report.json`: what a run found, under stable keys.
+
+`build_report` makes the document from a `RunResults`, `write_report` stores it beside `report.html`, which is rendered
+from the document alone. Keys (`<...>` stands for a name; `.*` for anything below; a value that is undefined is null):
+
+    format_version                          int; raised when a key goes or changes its meaning
+    name                                    str; of the run's config
+    note                                    str; what to know about the data: synthetic or real, how rows were split
+    created                                 str; ISO 8601, UTC
+    commit                                  str; of the code, "-dirty" if changed, "unknown" outside a checkout
+    hardware.cpu                            str; model
+    hardware.cores                          int; that the run could use
+    hardware.memory_bytes                   int; of the machine
+    hardware.gpu                            list of str; models, empty without one
+    config.*                                the complete config of the run, defaults included
+    seeds                                   list of int; training seeds of the downstream rankers
+    rows.<split>                            int; events of each split: train, validation, test
+    seconds.<stage>                         number; wall time of each stage
+    peak_rss_bytes                          int; greatest resident memory, summed over the processes alive at a time
+
+    tasks.<task>.<arm>.auc                  number; ROC-AUC, mean over seeds
+    tasks.<task>.<arm>.auc_by_seed          list of numbers; in the order of `seeds`
+    tasks.<task>.<arm>.pr_auc               number; average precision, mean over seeds
+    tasks.<task>.<arm>.ne                   number; normalized entropy, mean over seeds
+    tasks.<task>.<arm>.calibration          number; mean prediction / mean label, mean over seeds
+    tasks.<task>.<arm>.seeds                list of int; training seeds
+    tasks.<task>.<arm>.rows                 int; test events for which the label exists
+    tasks.<task>.<arm>.positives            int; of them
+    tasks.<task>.<arm>.users                int; who made them
+    tasks.<task>.<arm>.auc_lift             number; relative to arm `none`, a fraction: 0.02 is +2 %; not in `none`
+    tasks.<task>.<arm>.auc_lift_ci95        [low, high]; paired bootstrap over users and seeds; not in `none`
+    tasks.<task>.<arm>.pr_auc_lift          number; the same for PR-AUC; not in `none`
+    tasks.<task>.<arm>.pr_auc_lift_ci95     [low, high]; not in `none`
+    fragment.<task>.<arm>.*                 as tasks.<task>.<arm>: rankers trained and tested on one surface alone;
+                                            absent without a fragment
+    oracle.<task>.auc                       number; of the true probabilities; synthetic market only, else absent
+    oracle.<task>.gap_closed.<arm>          number; (arm - none) / (oracle - none) in ROC-AUC, a fraction; not in `none`
+
+    upstreams.<name>.steps                  int; optimizer steps
+    upstreams.<name>.samples_per_second     number; over all ranks, median of the logged windows
+    upstreams.<name>.input_wait_fraction    number; share of the training time spent waiting for input
+    upstreams.<name>.loss                   number; last logged
+    upstreams.<name>.ne.<task>              number; normalized entropy of training rows, last logged
+    upstreams.<name>.auc.<task>             number; ROC-AUC of training rows, last logged
+    upstreams.<name>.curves                 list of {step, loss, loss.<part>, ne.<task>, auc.<task>}; at most
+                                            CURVE_POINTS of them
+    store.<series>.entity                   str; user or item
+    store.<series>.space                    str; vectors of different spaces must not be compared
+    store.<series>.version                  int; of the snapshot that was read
+    store.<series>.as_of                    str; ISO 8601, UTC: the events it knows end here
+    store.<series>.rows                     int; entities with a vector
+    store.<series>.dim                      int; of a vector
+    store.<series>.dtype                    str; as stored
+    store.<series>.coverage                 number; share of test events whose entity has a vector
+    retrieval.recall@<k>                    number; mean over users of the share of their test positives among the
+                                            top k by inner product; all of `retrieval` is absent if it was not run
+    retrieval.popularity_recall@<k>         number; the same when everybody gets the most frequent training positives
+    retrieval.users                         int; test users with a positive
+    retrieval.users_without_vector          number; share of them; they count as recall 0
+    retrieval.items                         int; candidates: all items of the snapshot
+    retrieval.positives_without_vector      number; share of test positives that are no candidates, hence never found
+    retrieval.version                       int; of both snapshots
+    retrieval.as_of                         str; ISO 8601, UTC
+    retrieval.space                         str; of both snapshots: whose vectors
+
+Arms are named by what the ranker reads: `none`, `ctr_user`, `ctr_user_item`, `ctr_cvr_user_item`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.atomic import write_text
+from recsys.downstream.retrieval import RetrievalResult
+from recsys.evaluate.bootstrap import METRICS, Resampled, resample
+from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
+from recsys.study.environment import commit, hardware
+from recsys.study.report_page import render_page
+
+FORMAT_VERSION = 1
+REFERENCE = "none"
+CURVE_POINTS = 400
+
+
+class ReportError(ValueError):
+    """Results that do not fit together, or a report that cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """What every arm of the ablation predicted for the test events of one task."""
+
+    labels: np.ndarray  # [N], 0 or 1
+    users: np.ndarray  # int64 [N]
+    arms: Mapping[str, np.ndarray]
+    """Arm -> logits [S, N], one line a seed; `none` first, then in the order to show."""
+    seeds: tuple[int, ...]
+    """The S training seeds, the same for every arm."""
+    oracle: np.ndarray | None = None  # [N]
+    """True probabilities of the synthetic market (or anything that ranks like them)."""
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        _require(next(iter(self.arms), "") == REFERENCE, f"arms are {list(self.arms)}; put {REFERENCE!r} first")
+        _require(len(self.users) == n, f"users has {len(self.users)} entries for {n} labels; give one a row")
+        _require(bool(np.isin(self.labels, (0, 1)).all()), "labels hold values besides 0 and 1; leave out invalid rows")
+        for arm, scores in self.arms.items():
+            shape = (len(self.seeds), n)
+            _require(scores.shape == shape, f"arm {arm!r}: logits are {scores.shape}; expected [seeds, rows] = {shape}")
+            _require(
+                bool(np.isfinite(scores).all()), f"arm {arm!r}: logits hold NaN or infinity: its training diverged"
+            )
+        if self.oracle is not None:
+            _require(self.oracle.shape == (n,), f"oracle is {self.oracle.shape}; expected [rows] = {(n,)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamRun:
+    """How the training of one upstream went."""
+
+    steps: int
+    samples_per_second: float
+    input_wait_fraction: float
+    curves: Sequence[Mapping[str, float]]
+    """Rows of its metrics.jsonl: step, loss, `loss.<part>`, `ne.<task>`, `auc.<task>`; other keys are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesRun:
+    """The snapshot of one series that the rankers read."""
+
+    entity: str
+    """`user` or `item`."""
+    space: str
+    version: int
+    as_of: int
+    """Milliseconds since the epoch."""
+    rows: int
+    dim: int
+    dtype: str
+    coverage: float
+    """Share of test events whose entity has a vector."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """Everything a report says."""
+
+    name: str
+    note: str
+    tasks: Mapping[str, TaskScores]
+    fragment: Mapping[str, TaskScores] = field(default_factory=dict)
+    """The same tasks on one surface alone; empty without such a run."""
+    upstreams: Mapping[str, UpstreamRun]
+    series: Mapping[str, SeriesRun]
+    retrieval: RetrievalResult | None = None
+    rows: Mapping[str, int]
+    """Split -> events."""
+    seconds: Mapping[str, float]
+    """Stage -> wall time, in the order in which they ran."""
+    peak_rss_bytes: int
+    config: Mapping[str, Any]
+
+
+def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """The document described at the top of this module, ready for `json.dumps`.
+
+    Args:
+        results: the run.
+        samples: draws of the paired bootstrap.
+        seed: of the bootstrap.
+    """
+    fragment = {task: measure_arms(scores, samples, seed) for task, scores in results.fragment.items()}
+    tasks = {task: measure_arms(scores, samples, seed) for task, scores in results.tasks.items()}
+    oracle = {
+        task: _oracle(scores.labels, scores.oracle, tasks[task])
+        for task, scores in results.tasks.items()
+        if scores.oracle is not None
+    }
+    report = {
+        "format_version": FORMAT_VERSION,
+        "name": results.name,
+        "note": results.note,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "hardware": hardware(),
+        "seeds": list(next(iter(results.tasks.values())).seeds) if results.tasks else [],
+        "rows": results.rows,
+        "tasks": tasks,
+        **({"fragment": fragment} if fragment else {}),
+        **({"oracle": oracle} if oracle else {}),
+        "upstreams": {name: _upstream(run) for name, run in results.upstreams.items()},
+        "store": {name: {**asdict(run), "as_of": _iso(run.as_of)} for name, run in results.series.items()},
+        **({"retrieval": _retrieval(results.retrieval)} if results.retrieval else {}),
+        "seconds": results.seconds,
+        "peak_rss_bytes": results.peak_rss_bytes,
+        "config": results.config,
+    }
+    return plain(report)
+
+
+def resample_arms(scores: TaskScores, samples: int = 1000, seed: int = 0) -> dict[str, dict[str, Resampled]]:
+    """Arm -> metric -> its values on the same draws for every arm, so that any two arms can be compared."""
+    return {
+        arm: resample(scores.labels, scores.users, logits, samples=samples, seed=seed)
+        for arm, logits in scores.arms.items()
+    }
+
+
+def measure_arms(
+    scores: TaskScores,
+    samples: int = 1000,
+    seed: int = 0,
+    resampled: Mapping[str, Mapping[str, Resampled]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Every metric of every arm, and the lifts over `none` with their intervals: `tasks.<task>` of the document.
+
+    Args:
+        scores: the arms' predictions.
+        samples: draws of the paired bootstrap.
+        seed: of the bootstrap.
+        resampled: what `resample_arms` gave for these scores, if it is there already.
+    """
+    arms: dict[str, dict[str, Any]] = {}
+    resampled = resample_arms(scores, samples, seed) if resampled is None else resampled
+    for arm, logits in scores.arms.items():
+        auc = [roc_auc(scores.labels, line) for line in logits]
+        measured: dict[str, Any] = {
+            "auc": float(np.mean(auc)),
+            "auc_by_seed": auc,
+            "pr_auc": float(np.mean([pr_auc(scores.labels, line) for line in logits])),
+            "ne": float(np.mean([normalized_entropy(scores.labels, line) for line in logits])),
+            "calibration": float(np.mean([calibration(scores.labels, line) for line in logits])),
+            "seeds": list(scores.seeds),
+            "rows": len(scores.labels),
+            "positives": int(np.sum(scores.labels == 1)),
+            "users": len(np.unique(scores.users)),
+        }
+        for metric in METRICS if arm != REFERENCE else ():
+            interval = resampled[arm][metric].lift_over(resampled[REFERENCE][metric])
+            measured[f"{metric}_lift"] = interval.lift
+            measured[f"{metric}_lift_ci95"] = [interval.low, interval.high]
+        arms[arm] = measured
+    return arms
+
+
+def write_report(report: Mapping[str, Any], folder: str | Path) -> None:
+    """Write `report.json` and `report.html` into `folder`, each whole or not at all."""
+    write_text(Path(folder) / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+    write_text(Path(folder) / "report.html", render_page(report))
+
+
+def load_report(folder: str | Path) -> dict[str, Any]:
+    """Read `report.json` of a run's folder.
+
+    Raises:
+        ReportError: not JSON, or of another format version; the message starts with the path.
+        FileNotFoundError: there is none.
+    """
+    return load_document(Path(folder) / "report.json", FORMAT_VERSION)
+
+
+def load_document(path: Path, format_version: int) -> dict[str, Any]:
+    """Read a JSON document that says its `format_version`. Raises as `load_report`."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path}: not JSON ({error}); run the experiment again") from None
+    version = document.get("format_version") if isinstance(document, dict) else None
+    _require(
+        version == format_version,
+        f"{path}: format_version is {version}; this code reads {format_version}: use the version that wrote it",
+    )
+    return document
+
+
+def _oracle(labels: np.ndarray, oracle: np.ndarray, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    best, none = roc_auc(labels, oracle), arms[REFERENCE]["auc"]
+    gap = best - none if best > none else math.nan
+    return {
+        "auc": best,
+        "gap_closed": {arm: (measured["auc"] - none) / gap for arm, measured in arms.items() if arm != REFERENCE},
+    }
+
+
+def _upstream(run: UpstreamRun) -> dict[str, Any]:
+    rows = [
+        {k: v for k, v in row.items() if k.partition(".")[0] in ("step", "loss", "ne", "auc")} for row in run.curves
+    ]
+    last = {key: value for row in rows for key, value in row.items()}  # a rare task has no figure at some steps
+    every = max(1, math.ceil(len(rows) / CURVE_POINTS))
+    return {
+        "steps": run.steps,
+        "samples_per_second": run.samples_per_second,
+        "input_wait_fraction": run.input_wait_fraction,
+        "loss": last.get("loss"),
+        "ne": {key[len("ne.") :]: value for key, value in last.items() if key.startswith("ne.")},
+        "auc": {key[len("auc.") :]: value for key, value in last.items() if key.startswith("auc.")},
+        "curves": rows[::-1][::every][::-1],  # counted from the end, so that the last point stays
+    }
+
+
+def _retrieval(result: RetrievalResult) -> dict[str, Any]:
+    return {
+        **{f"recall@{k}": value for k, value in result.recall.items()},
+        **{f"popularity_recall@{k}": value for k, value in result.popularity_recall.items()},
+        "users": result.users,
+        "users_without_vector": result.users_without_vector,
+        "items": result.items,
+        "positives_without_vector": result.positives_without_vector,
+        "version": result.version,
+        "as_of": _iso(result.as_of),
+        "space": result.space,
+    }
+
+
+def _iso(as_of: int) -> str:
+    return (
+        f"{np.datetime64(as_of, 'ms')}Z"  # numpy's years go beyond 9999: a wrong unit of time shows instead of crashing
+    )
+
+
+def plain(value: Any) -> Any:
+    """A copy of nested mappings, sequences and arrays that JSON can hold: NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ReportError(message)

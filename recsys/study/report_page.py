@@ -1,0 +1,74 @@
+"""`report.html`: one self-contained page, rendered from the document of `report.json` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tomli_w
+from markupsafe import Markup
+
+from recsys.evaluate import plots, wording
+from recsys.evaluate.html import image, render
+from recsys.study.headline import arm_title, best_arm, headline
+
+POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
+
+
+def render_page(report: Mapping[str, Any]) -> str:
+    """The page as HTML.
+
+    Args:
+        report: the document that `recsys.study.report` describes; parts that are absent are left out of the page.
+    """
+    return render(
+        "recsys.study",
+        "report.html",
+        report=report,
+        headline=headline(report),
+        best={task: best_arm(arms) for task, arms in report["tasks"].items()},
+        populations=POPULATIONS,
+        arm_title=lambda arm: arm_title(arm, report["upstreams"]),
+        cutoffs=retrieval_cutoffs(report),
+        lift_images={task: _lift_image(report, task) for task in report["tasks"]},
+        gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
+        curve_images={name: _curve_images(name, run) for name, run in report["upstreams"].items()},
+        config=tomli_w.dumps(without_none(report["config"])),
+    )
+
+
+def retrieval_cutoffs(report: Mapping[str, Any]) -> list[str]:
+    """The k of every `recall@k` in the report, in its order."""
+    return [key.removeprefix("recall@") for key in report.get("retrieval", {}) if key.startswith("recall@")]
+
+
+def without_none(value: Any) -> Any:
+    """A copy of nested dicts and lists without None, which TOML cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: without_none(entry) for key, entry in value.items() if entry is not None}
+    return [without_none(entry) for entry in value if entry is not None] if isinstance(value, list) else value
+
+
+def _lift_image(report: Mapping[str, Any], task: str) -> Markup:
+    groups = {}
+    for part, population in POPULATIONS.items():
+        arms = report.get(part, {}).get(task, {})
+        lifts = {arm: entry for arm, entry in arms.items() if entry.get("auc_lift") is not None}
+        if lifts:
+            groups[population] = {arm_title(arm, report["upstreams"]): entry for arm, entry in lifts.items()}
+    if not groups:
+        return Markup()
+    return image(plots.lift_plot(groups), f"ROC-AUC lifts of the {wording.title(task)} ranker with 95 % intervals")
+
+
+def _gap_image(report: Mapping[str, Any], task: str) -> Markup:
+    closed = report["oracle"][task]["gap_closed"]
+    if not closed:
+        return Markup()
+    titled = {arm_title(arm, report["upstreams"]): value for arm, value in closed.items()}
+    return image(plots.gap_plot(titled), f"Share of the gap to the oracle that was closed, {wording.title(task)}")
+
+
+def _curve_images(name: str, run: Mapping[str, Any]) -> list[Markup]:
+    drawn = ((metric, plots.curve_plot(run["curves"], metric)) for metric in ("loss", "ne", "auc"))
+    return [image(svg, f"{metric} of upstream {name} over training steps") for metric, svg in drawn if svg]

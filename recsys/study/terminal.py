@@ -1,0 +1,156 @@
+"""The reports' tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from recsys.evaluate.wording import duration, moment, number, percent, points, size, title, verdict
+from recsys.study.daily_page import shown_arms
+from recsys.study.findings import daily_headline, findings, method_title
+from recsys.study.headline import arm_title, headline
+from recsys.study.report_page import POPULATIONS, retrieval_cutoffs
+
+COLORS = {"up": "green", "down": "red", "unclear": "yellow"}
+
+
+def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the headline and the tables of a report (`recsys.study.report` describes the document)."""
+    console = console or Console()
+    console.print(f"\n[bold]{escape(report['name'])}[/bold]  {escape(report['note'])}")
+    for part, population in POPULATIONS.items():
+        for task, arms in report.get(part, {}).items():
+            console.print(
+                _ablation(f"{title(task)} ranker, {population}", arms, report, task if part == "tasks" else "")
+            )
+    if "retrieval" in report:
+        console.print(_retrieval(report))
+    if report["store"]:
+        console.print(_series(report["store"]))
+    stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in report["seconds"].items())
+    console.print(f"[dim]{escape(stages)} · peak memory {size(report['peak_rss_bytes'])}[/dim]")
+    console.print(f"[bold]{escape(headline(report))}[/bold]\n")
+
+
+def print_daily(document: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the tables and findings of a daily report (`recsys.study.daily_report` describes the document)."""
+    console = console or Console()
+    console.print(f"\n[bold]{escape(document['name'])}[/bold]  {escape(document['note'])}")
+    console.print(_aggregation(document))
+    console.print(_days(document))
+    for heading, text in findings(document).items():
+        console.print(f"[bold]{escape(heading)}.[/bold] {escape(text)}")
+    shares = " · ".join(f"{stage} {percent(share, 0)}" for stage, share in document["time_shares"].items())
+    console.print(f"[dim]of the cycles' time: {escape(shares)} · peak memory {size(document['peak_rss_bytes'])}[/dim]")
+    console.print(f"[bold]{escape(daily_headline(document))}[/bold]\n")
+
+
+def _aggregation(document: Mapping[str, Any]) -> Table:
+    base = document["baseline"]
+    table = _table(f"{escape(title(document['task']))} ranker · {number(base['rows'], 0)} test events")
+    table.add_column("vectors")
+    for column in ("AUC", "lift %", "95 % interval", "over latest", "95 % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for arm, entry in shown_arms(document).items():
+        over = document["comparisons"].get(f"{arm}_over_latest", {})
+        table.add_row(
+            escape(method_title(arm)),
+            number(entry["auc"]),
+            *(text for found in (entry, over) for text in (_colored(found), _bounds(found))),
+        )
+    return table
+
+
+def _days(document: Mapping[str, Any]) -> Table:
+    table = _table("Days")
+    for heading in ("day", "events", "users covered", "items covered", "cosine of users", "of items", "gates"):
+        table.add_column(heading, justify="left" if heading in ("day", "gates") else "right")
+    pair = [f"{owner}_{document['upstream']}" for owner in ("user", "item")]
+    for day, entry in document["days"].items():
+        table.add_row(
+            day,
+            number(entry["events"], 0),
+            *(percent(document["coverage"][day][series]["by_event"], 1) for series in pair),
+            *(number(document["drift"][day][series]["cosine"], 3) for series in pair),
+            "[red]refused[/red]" if entry["gates"] else "[green]passed[/green]",
+        )
+    return table
+
+
+def _colored(entry: Mapping[str, Any]) -> str:
+    if "auc_lift" not in entry:
+        return ""
+    color = COLORS[verdict(entry)]
+    return f"[{color}]{points(entry['auc_lift'], signed=True)}[/{color}]"
+
+
+def _bounds(entry: Mapping[str, Any]) -> str:
+    return " ".join(points(bound, signed=True) for bound in entry.get("auc_lift_ci95", ()))
+
+
+def _ablation(heading: str, arms: Mapping[str, Any], report: Mapping[str, Any], task: str) -> Table:
+    table = _table(f"{heading} · {number(arms['none']['rows'], 0)} test events")
+    table.add_column("vectors read")
+    for column in ("AUC", "lift %", "95 % interval", "PR-AUC", "lift %", "NE", "calib."):
+        table.add_column(column, justify="right", no_wrap=True)
+    for arm, entry in arms.items():
+        table.add_row(
+            escape(arm_title(arm, report["upstreams"])),
+            number(entry["auc"]),
+            _colored(entry),
+            _bounds(entry),
+            number(entry["pr_auc"]),
+            points(entry["pr_auc_lift"], signed=True) if arm != "none" else "",
+            number(entry["ne"]),
+            number(entry["calibration"], 3),
+        )
+    if oracle := report.get("oracle", {}).get(task):
+        closed = [
+            f"{arm_title(arm, report['upstreams'])} {percent(value, 0)}" for arm, value in oracle["gap_closed"].items()
+        ]
+        table.caption = escape(f"Gap to the oracle ({number(oracle['auc'])}) closed: {' · '.join(closed)}")
+    return table
+
+
+def _retrieval(report: Mapping[str, Any]) -> Table:
+    found = report["retrieval"]
+    table = _table(f"Retrieval, space {escape(found['space'])} · {number(found['users'], 0)} users")
+    for heading in ("cut-off", "recall", "popularity"):
+        table.add_column(heading, justify="right")
+    for k in retrieval_cutoffs(report):
+        table.add_row(f"top {k}", number(found[f"recall@{k}"]), number(found[f"popularity_recall@{k}"]))
+    return table
+
+
+def _series(store: Mapping[str, Any]) -> Table:
+    table = _table("Series the rankers read")
+    for heading in ("series", "version", "as of", "vectors", "stored as", "coverage"):
+        table.add_column(heading, justify="left" if heading in ("series", "as of", "stored as") else "right")
+    for name, entry in store.items():
+        table.add_row(
+            escape(name),
+            str(entry["version"]),
+            moment(entry["as_of"]),
+            number(entry["rows"], 0),
+            f"{entry['dim']} x {entry['dtype']}",
+            percent(entry["coverage"], 1),
+        )
+    return table
+
+
+def _table(heading: str) -> Table:
+    return Table(
+        title=heading,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        header_style="dim",
+        padding=0,  # with a reference and three arms of two upstreams this fits 80 columns
+        show_edge=False,
+    )

@@ -1,0 +1,105 @@
+"""A made-up run with every part a report can have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from recsys.downstream.retrieval import RetrievalResult
+from recsys.study.report import RunResults, SeriesRun, TaskScores, UpstreamRun
+
+ARMS = ("none", "ctr_user", "ctr_user_item", "ctr_cvr_user_item")
+SEEDS = (0, 1, 2)
+
+
+def example_task(
+    rows: int = 4000, *, seed: int = 0, gain: float = 0.15, base: float = -0.3, oracle: bool = True
+) -> TaskScores:
+    """Labels drawn from a known logit, and arms that know more and more of it."""
+    rng = np.random.default_rng(seed)
+    truth = 1.5 * rng.normal(size=rows) + base
+    labels = (rng.random(rows) < 1 / (1 + np.exp(-truth))).astype(np.float32)
+    noise = rng.normal(size=rows)
+    arms = {}
+    for step, arm in enumerate(ARMS):
+        known = 0.45 + gain * step
+        lines = [known * truth + 0.5 * noise + 0.1 * rng.normal(size=rows) for _ in SEEDS]
+        arms[arm] = np.stack(lines).astype(np.float32)
+    users = rng.integers(0, max(1, rows // 5), rows)
+    return TaskScores(labels=labels, users=users, arms=arms, seeds=SEEDS, oracle=truth if oracle else None)
+
+
+def example_upstream(task: str, steps: int = 1200) -> UpstreamRun:
+    rng = np.random.default_rng(steps)
+    curves = []
+    for step in range(20, steps + 1, 20):
+        fade = np.exp(-step / 300)
+        wobble = 0.006 * rng.normal(size=5)
+        curves.append(
+            {
+                "step": step,
+                "loss": 6.1 + 1.9 * fade + 5 * wobble[0],
+                f"loss.{task}": 0.58 + 0.1 * fade + wobble[0],
+                "loss.contrastive": 5.5 + 1.8 * fade + 4 * wobble[0],
+                f"ne.{task}": 0.86 + 0.14 * fade + wobble[1],
+                f"auc.{task}": 0.73 - 0.2 * fade + wobble[2],
+                "ne.is_like": 0.93 + 0.1 * fade + wobble[3],
+                "auc.is_like": 0.69 - 0.17 * fade + wobble[4],
+                "samples_per_second": 21_000.0,
+            }
+        )
+    return UpstreamRun(steps=steps, samples_per_second=20_650.3, input_wait_fraction=0.013, curves=curves)
+
+
+def example_results(**changes: Any) -> RunResults:
+    """The whole run; `changes` replace fields."""
+    day = 86_400_000
+    series = {
+        f"{entity}_{upstream}": SeriesRun(
+            entity=entity,
+            space=f"{upstream}-1",
+            version=1,
+            as_of=19_000 * day,
+            rows=25_310 if entity == "user" else 7_412,
+            dim=64,
+            dtype="float16",
+            coverage=0.912 if entity == "user" else 0.987,
+        )
+        for upstream in ("ctr", "cvr")
+        for entity in ("user", "item")
+    }
+    results = RunResults(
+        name="demo",
+        note="A synthetic market: users, items and clicks are drawn from planted factors. Days 0-6 train the "
+        "upstreams, days 7-10 the rankers, day 11 chooses the epoch, days 12-13 are tested on once.",
+        tasks={"ctr": example_task(), "cvr": example_task(1500, seed=1, gain=0.05, base=-2.0)},
+        fragment={
+            "ctr": example_task(2500, seed=2, oracle=False),
+            "cvr": example_task(700, seed=3, gain=0.0, base=-2.0, oracle=False),
+        },
+        upstreams={"ctr": example_upstream("is_click"), "cvr": example_upstream("is_buy", 800)},
+        series=series,
+        retrieval=RetrievalResult(
+            recall={10: 0.0712, 50: 0.2113},
+            popularity_recall={10: 0.0302, 50: 0.1191},
+            users=2210,
+            users_without_vector=0.081,
+            items=7412,
+            positives_without_vector=0.012,
+            space="ctr-1",
+            version=1,
+            as_of=19_000 * day,
+        ),
+        rows={"train": 160_000, "validation": 40_000, "test": 4_000},
+        seconds={"prepare": 11.2, "upstream ctr": 61.0, "upstream cvr": 33.4, "refresh": 4.1, "downstream": 95.0},
+        peak_rss_bytes=3_412_000_000,
+        config={
+            "name": "demo",
+            "ranks": 2,
+            "fragment": None,
+            "upstreams": [{"name": "ctr", "training": {"epochs": 2}}],
+        },
+    )
+    return replace(results, **changes)

@@ -1,0 +1,47 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recsys.study.ablation import ablation_arms, all_rankers
+from tests.recsys.downstream.test_ranking import CONFIG, DOWNSTREAM, NONE
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "arms"),
+    [
+        (["ctr"], {"none": (), "ctr_user": ("user_ctr",), "ctr_user_item": ("user_ctr", "item_ctr")}),
+        (
+            ["ctr", "cvr"],
+            {
+                "none": (),
+                "ctr_user": ("user_ctr",),
+                "ctr_user_item": ("user_ctr", "item_ctr"),
+                "ctr_cvr_user_item": ("user_ctr", "item_ctr", "user_cvr", "item_cvr"),
+            },
+        ),
+        (
+            ["a", "b", "c"],
+            {
+                "none": (),
+                "a_user": ("user_a",),
+                "a_user_item": ("user_a", "item_a"),
+                "a_b_user_item": ("user_a", "item_a", "user_b", "item_b"),
+                "a_b_c_user_item": ("user_a", "item_a", "user_b", "item_b", "user_c", "item_c"),
+            },
+        ),
+    ],
+)
+def test_ablation_arms(upstreams: list[str], arms: dict[str, tuple[str, ...]]) -> None:
+    found = ablation_arms(upstreams)
+    assert found == arms
+    assert list(found) == list(arms)  # in the order of the table
+
+
+def test_all_rankers_have_files_of_their_own() -> None:
+    config = replace(CONFIG, fragment=replace(DOWNSTREAM, tasks={"ctr": "click"}, seeds=(7,)))
+    rankers = list(all_rankers(config))
+    assert len(rankers) == 2 * 3 * 2 + 3
+    assert len({ranker.path(Path()) for ranker in rankers}) == len(rankers)
+    assert rankers[0] == NONE
+    assert {ranker.seed for ranker in rankers if ranker.population == "fragment"} == {7}

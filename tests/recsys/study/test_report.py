@@ -1,0 +1,254 @@
+import io
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import recsys.study.report as report_module
+from recsys.study.environment import commit, hardware
+from recsys.study.headline import headline
+from recsys.study.report import ReportError, TaskScores, build_report, load_report, measure_arms, write_report
+from recsys.study.terminal import print_report
+from tests.recsys.evaluate.page import Page
+from tests.recsys.study.example import ARMS, example_results, example_task
+
+
+@pytest.fixture(scope="module")
+def full() -> dict[str, Any]:
+    return build_report(example_results(), samples=50)
+
+
+def without_parts() -> dict[str, Any]:
+    """A report of one task of an unusual name, and nothing else."""
+    task = example_task(600, gain=0.0, oracle=False)
+    results = example_results(
+        tasks={"long_view": task}, fragment={}, upstreams={}, series={}, retrieval=None, note="", rows={}, seconds={}
+    )
+    return build_report(results, samples=20)
+
+
+def leaves(value: Any, path: str = "") -> list[str]:
+    if not isinstance(value, dict) or not value:
+        return [path]
+    return [leaf for key, entry in value.items() for leaf in leaves(entry, f"{path}.{key}" if path else key)]
+
+
+def documented() -> dict[str, re.Pattern[str]]:
+    keys = re.findall(r"^    (\S+)  +\S", report_module.__doc__ or "", re.MULTILINE)
+    patterns = {}
+    for key in keys:
+        text = re.sub(r"<\w+>", "\0", key.removesuffix(".*"))
+        suffix = r"\..+" if key.endswith(".*") else ""
+        patterns[key] = re.compile(re.escape(text).replace("\0", r"[^.@]+") + suffix)
+    return patterns
+
+
+def test_every_key_is_documented_and_every_documented_key_exists(full):
+    found, patterns = leaves(full), documented()
+    assert len(patterns) > 40
+    for leaf in found:
+        assert any(pattern.fullmatch(leaf) for pattern in patterns.values()), f"{leaf} is not documented"
+    for key, pattern in patterns.items():
+        assert any(pattern.fullmatch(leaf) for leaf in found), f"{key} is documented but not written"
+
+
+def test_figures_of_an_arm(full):
+    none, best = full["tasks"]["ctr"]["none"], full["tasks"]["ctr"]["ctr_cvr_user_item"]
+    assert list(full["tasks"]["ctr"]) == list(ARMS)
+    assert "auc_lift" not in none
+    assert best["auc"] == pytest.approx(np.mean(best["auc_by_seed"]))
+    assert best["auc_lift"] == pytest.approx(best["auc"] / none["auc"] - 1)
+    assert best["auc_lift_ci95"][0] < best["auc_lift"] < best["auc_lift_ci95"][1]
+    assert best["seeds"] == [0, 1, 2] == full["seeds"]
+    assert best["rows"] == 4000
+    assert best["positives"] == int(example_task().labels.sum())
+    gap = full["oracle"]["ctr"]
+    assert gap["gap_closed"]["ctr_user"] == pytest.approx(
+        (full["tasks"]["ctr"]["ctr_user"]["auc"] - none["auc"]) / (gap["auc"] - none["auc"])
+    )
+
+
+def test_final_metrics_and_curves_come_from_the_last_rows(full):
+    run = example_results().upstreams["ctr"]
+    written = full["upstreams"]["ctr"]
+    assert written["curves"][-1]["step"] == run.curves[-1]["step"] == 1200
+    assert written["ne"]["is_click"] == run.curves[-1]["ne.is_click"]
+    gone = {key: value for key, value in run.curves[-1].items() if key != "auc.is_like"}
+    rare = build_report(example_results(upstreams={"ctr": replace(run, curves=[*run.curves[:-1], gone])}), samples=1)
+    assert rare["upstreams"]["ctr"]["auc"]["is_like"] == run.curves[-2]["auc.is_like"]
+    long = replace(run, curves=[{"step": step, "loss": 1.0} for step in range(1, 2002)])
+    curves = build_report(example_results(upstreams={"ctr": long}), samples=1)["upstreams"]["ctr"]["curves"]
+    assert len(curves) <= report_module.CURVE_POINTS
+    assert curves[-1]["step"] == 2001
+
+
+def test_written_files_are_strict_json_and_read_back(full, tmp_path):
+    write_report(full, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["report.html", "report.json"]
+    assert (
+        load_report(tmp_path) == full == json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    )
+
+
+def test_undefined_figures_are_null_and_still_render(tmp_path):
+    empty = TaskScores(
+        labels=np.zeros(0),
+        users=np.zeros(0, np.int64),
+        arms={arm: np.zeros((1, 0)) for arm in ARMS},
+        seeds=(0,),
+        oracle=np.zeros(0),
+    )
+    one_class = replace(example_task(50), labels=np.zeros(50))
+    report = build_report(example_results(tasks={"ctr": empty, "cvr": one_class}, fragment={}), samples=5)
+    assert report["tasks"]["cvr"]["ctr_user"]["auc_lift_ci95"] == [None, None]
+    assert report["oracle"]["ctr"] == {"auc": None, "gap_closed": dict.fromkeys(ARMS[1:])}
+    assert "No lift could be measured" in headline(report)
+    write_report(report, tmp_path)
+    print_report(report, Console(file=io.StringIO()))
+
+
+def test_a_failed_write_leaves_the_previous_report(full, tmp_path, monkeypatch):
+    write_report(full, tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report({**full, "name": "other"}, tmp_path)
+    assert load_report(tmp_path) == full
+    assert sorted(os.listdir(tmp_path)) == ["report.html", "report.json"]
+
+
+def test_unreadable_reports_are_named(tmp_path):
+    (tmp_path / "report.json").write_text('{"format_version": 99}')
+    with pytest.raises(ReportError, match=r"report\.json: format_version is 99; this code reads 1"):
+        load_report(tmp_path)
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(ReportError, match=r"report\.json: not JSON"):
+        load_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {"ctr_user": np.zeros((3, 10))}}, r"arms are \['ctr_user'\]; put 'none' first"),
+        ({"arms": {"none": np.zeros((2, 10))}}, r"arm 'none': logits are \(2, 10\); expected .* \(3, 10\)"),
+        ({"arms": {"none": np.full((3, 10), np.nan)}}, r"arm 'none': logits hold NaN or infinity"),
+        ({"labels": np.full(10, 0.5)}, r"labels hold values besides 0 and 1"),
+        ({"users": np.zeros(9)}, r"users has 9 entries for 10 labels"),
+        ({"oracle": np.zeros(3)}, r"oracle is \(3,\); expected \[rows\] = \(10,\)"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ReportError, match=message):
+        replace(example_task(10), **changes)
+
+
+def test_page_is_self_contained_and_complete(full, tmp_path):
+    write_report(full, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
+    assert len(page.addresses) == 2 + 2 + 6  # lifts, oracle gaps, three curves of two upstreams
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert "url(" not in text
+    assert "@import" not in text
+    flat = " ".join(page.text.split())
+    best = full["tasks"]["ctr"]["ctr_cvr_user_item"]
+    for wanted in (
+        headline(full),
+        "synthetic data",
+        "CTR + CVR, user + item",
+        f"{100 * best['auc_lift']:+.2f}",
+        "one surface alone (2,500 test events)",
+        "How far to the oracle",
+        "top 50",
+        "0.1191",
+        "item_cvr",
+        "64 × float16",  # noqa: RUF001
+        "2022-01-08 00:00:00 UTC",
+        "1 min 35 s",
+        'name = "demo" ranks = 2',
+        full["commit"],
+    ):
+        assert " ".join(wanted.split()) in flat, wanted
+
+
+def test_absent_parts_are_left_out(tmp_path):
+    report = without_parts()
+    assert {"fragment", "oracle", "retrieval"}.isdisjoint(report)
+    write_report(report, tmp_path)
+    text = Page((tmp_path / "report.html").read_text()).text
+    for absent in ("surface alone", "oracle", "Retrieval", "Upstream training", "synthetic", "About the data"):
+        assert absent not in text
+    assert "long view ranker" in text
+
+
+def test_names_are_escaped_everywhere(tmp_path):
+    evil = "<script>alert('x')</script>[bold]&"
+    results = example_results(
+        name=evil,
+        note=evil,
+        tasks={evil: example_task(300)},
+        fragment={},
+        upstreams={evil: example_results().upstreams["ctr"]},
+        series={evil: replace(example_results().series["user_ctr"], space=evil)},
+        seconds={evil: 1.0},
+        config={"note": evil},
+    )
+    report = build_report(results, samples=5)
+    write_report(report, tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert "script" not in page.tags
+    assert page.text.count(evil) >= 8
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=200))
+    assert out.getvalue().count(evil) >= 4
+
+
+def test_terminal_shows_the_table_in_80_columns(full):
+    out = io.StringIO()
+    print_report(full, Console(file=out, width=80))
+    text = out.getvalue()
+    assert "…" not in text
+    entry = full["tasks"]["cvr"]["ctr_user_item"]
+    row = next(line for line in text[text.index("CVR ranker") :].splitlines() if line.startswith("CTR user + item"))
+    for value in (f"{entry['auc']:.4f}", f"{entry['ne']:.4f}", f"{entry['calibration']:.3f}"):
+        assert value in row
+    assert headline(full)[:40] in text
+
+
+@pytest.mark.parametrize(
+    ("lift", "bounds", "opening"),
+    [
+        (
+            0.021,
+            (0.015, 0.027),
+            "Reading stored vectors (CTR user) raised the CTR ranker's ROC-AUC from 0.7000 to 0.7147: ",
+        ),
+        (0.001, (-0.004, 0.006), "No gain that stands out from chance"),
+        (-0.02, (-0.03, -0.01), "Every set of stored vectors lowered ROC-AUC"),
+        (0.1, (None, None), "No gain that stands out from chance"),
+    ],
+)
+def test_headline_says_what_the_interval_allows(lift, bounds, opening):
+    arms = {"none": {"auc": 0.7}, "ctr_user": {"auc": 0.7 * (1 + lift), "auc_lift": lift, "auc_lift_ci95": bounds}}
+    assert headline({"tasks": {"ctr": arms}, "upstreams": {"ctr": {}}}).startswith(opening)
+
+
+def test_measured_arms_need_no_lift_for_a_lone_reference():
+    scores = example_task(100)
+    lone = replace(scores, arms={"none": scores.arms["none"]})
+    assert "auc_lift" not in measure_arms(lone, samples=5)["none"]
+
+
+def test_environment():
+    found = hardware()
+    assert found["cores"] >= 1
+    assert found["memory_bytes"] > 1e8
+    assert found["cpu"]
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", commit())
+    assert Path(report_module.__file__).parent.joinpath("report.html").exists()

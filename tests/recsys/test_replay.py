@@ -1,0 +1,98 @@
+"""`recsys daily`, from a folder of days to the report: real jobs on two ranks."""
+
+import json
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys import replay
+from recsys.config import DailyConfig, GateConfig, ModelConfig, RankerConfig, RunConfig, TrainConfig
+from recsys.data.synthetic import prepare_synthetic
+from recsys.recipes import synthetic_daily
+from recsys.refresh.records import Ledger
+
+DAYS = [f"2024-01-0{number}" for number in range(3, 7)]
+
+
+def config(**gates: float) -> RunConfig:
+    """Two days of source, four days: one to train on, one to tune, two to test."""
+    whole = synthetic_daily()
+    upstream = replace(
+        whole.upstreams[0],
+        source=replace(
+            whole.upstreams[0].source, events=("market/events/2024-01-01/*/*.parquet", "market/events/2024-01-02/*/*")
+        ),
+        model=ModelConfig(token_dim=8, layers=(("mlp",),), tokens=2, out_tokens=1, out_dim=8, sequence_layers=0),
+        training=TrainConfig(batch_size=64),
+        refresh=replace(whole.upstreams[0].refresh, gates=GateConfig(**gates)),
+    )
+    return replace(
+        whole,
+        name="tiny",
+        upstreams=(upstream,),
+        downstream=replace(
+            whole.downstream,
+            seeds=(0,),
+            ranker=RankerConfig(embedding_dim=4, hidden=(8,)),
+            training=TrainConfig(batch_size=64),
+        ),
+        daily=DailyConfig(
+            events="market/events/{day}/*/*.parquet",
+            first=DAYS[0],
+            last=DAYS[-1],
+            train=(DAYS[0], DAYS[0]),
+            validation=(DAYS[1], DAYS[1]),
+            test=(DAYS[2], DAYS[3]),
+        ),
+    )
+
+
+def test_follow_a_folder_to_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two days lie there, two appear while the loop runs; the second call does nothing but report again."""
+    data, later, out = tmp_path / "data", tmp_path / "later", tmp_path / "out"
+    prepare_synthetic(data, users=100, items=100, days=6, events_per_day=300, upstream_days=2)
+    for day in DAYS[2:]:
+        shutil.move(data / "market/events" / day, later / day)
+    config(min_coverage=1.0).save(tmp_path / "c.toml")
+    monkeypatch.setattr(replay, "POLL_SECONDS", 0.1)
+
+    def deliver() -> None:
+        for day in DAYS[2:]:
+            while not (out / "daily/ctr/days" / f"{DAYS[1]}.json").is_file():
+                time.sleep(0.1)
+            (later / day).rename(data / "market/events" / day)
+
+    courier = threading.Thread(target=deliver, daemon=True)
+    courier.start()
+    refused = replay.run_daily(str(tmp_path / "c.toml"), data, out, follow=True)
+    courier.join(10)
+    assert f"days that are not there yet: {DAYS[2]}, {DAYS[3]}" in capsys.readouterr().out
+    records = Ledger(out, "ctr").records()
+    assert [record.day for record in records] == DAYS
+    assert any("coverage" in line and line.startswith(DAYS[0]) for line in refused)
+    assert not records[-1].tagged
+    report = json.loads((out / "daily.json").read_text())
+    assert set(report["aggregation"]) == {"latest", "ma_0.2", "ma_0.5", "ma_0.8", "average"}
+    for arm in report["aggregation"].values():
+        assert np.isfinite(arm["auc_lift"])
+        assert arm["auc_lift_ci95"][0] <= arm["auc_lift_ci95"][1]
+    assert {"daily", "once"} <= set(report["cadence"])
+    assert "</html>" in (out / "daily.html").read_text()
+    assert (out / "daily/ctr/item_ctr/quality.html").is_file()
+    predictions = sorted((out / "daily/rankers/ctr").iterdir())
+    assert [path.stem for path in predictions] == sorted(
+        f"{arm}-0" for arm in ("none", "latest", "ma_0.2", "ma_0.5", "ma_0.8", "average", "once")
+    )
+    written = [path.stat().st_mtime_ns for path in predictions]
+    assert replay.run_daily(str(tmp_path / "c.toml"), data, out) == [
+        f"{DAYS[-1]}: {gate}" for gate in records[-1].gates
+    ]
+    assert [path.stat().st_mtime_ns for path in predictions] == written
+    assert [record.key for record in Ledger(out, "ctr").records()] == [record.key for record in records]
