@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -61,6 +62,7 @@ class EmbeddingStore:
 
         Raises:
             SeriesExistsError: it exists, and `exist_ok` is not set or dim, dtype or ids differ.
+            StorageAccessError: nothing can be put there, or the disk or server cannot put a file only if it is absent.
             InvalidArgumentError: naming the argument and its value.
         """
         check_name(name, "series name")
@@ -68,15 +70,17 @@ class EmbeddingStore:
         if ids not in ID_KINDS:
             raise InvalidArgumentError(f"ids is {ids!r}; use one of {', '.join(ID_KINDS)}")
         fields = {"name": name, "dim": dim, "dtype": dtype, "ids": ids, "created": times.now()}
-        try:
-            self._storage.put_new(f"{name}/{DESCRIPTION}", documents.encode("series", fields))
-        except FileExistsError:
-            series = self.series(name)
-            if not exist_ok or (series.dim, series.dtype, series.ids) != (dim, dtype, ids):
-                has = f"dim = {series.dim}, dtype = {series.dtype!r}, ids = {series.ids!r}"
-                raise SeriesExistsError(f"series {name!r} exists with {has}: choose another name") from None
-            return series
-        return self.series(name)
+        path = f"{name}/{DESCRIPTION}"
+        if not self._storage.exists(path):
+            self._storage.check_put_new(name)
+            with suppress(FileExistsError):
+                self._storage.put_new(path, documents.encode("series", fields))
+                return self.series(name)
+        series = self.series(name)
+        if not exist_ok or (series.dim, series.dtype, series.ids) != (dim, dtype, ids):
+            has = f"dim = {series.dim}, dtype = {series.dtype!r}, ids = {series.ids!r}"
+            raise SeriesExistsError(f"series {name!r} exists with {has}: choose another name")
+        return series
 
     def series(self, name: str) -> Series:
         """The series of this name. Raises SeriesNotFoundError, a KeyError, naming those that exist."""

@@ -11,6 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from embedding_store.errors import MissingFileError
 from embedding_store.storage.base import Entry, Sink, check_size
 
@@ -32,6 +35,8 @@ class _DiskSink(Sink):
 
 class LocalStorage:
     """A folder on a local (or POSIX network) disk with hard links; the methods are those of Storage."""
+
+    copies = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -68,7 +73,7 @@ class LocalStorage:
         with self._missing(path):
             return (self.root / path).read_bytes()
 
-    def local(self, path: str, size: int) -> Path:
+    def local(self, path: str, size: int, crcs: NDArray[np.uint32]) -> Path:
         check_size(self, path, self.size(path), size)
         return self.root / path
 
@@ -95,6 +100,9 @@ class LocalStorage:
         finally:
             os.unlink(temporary)
         _sync(target.parent)
+
+    def check_put_new(self, folder: str) -> None:
+        """Nothing: a file system never replaces a file by a link."""
 
     def delete(self, path: str) -> None:
         with suppress(FileNotFoundError):

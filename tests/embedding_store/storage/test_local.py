@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from embedding_store import FileSizeError, MissingFileError
+from embedding_store.native.mapping import crc32c_blocks
 from embedding_store.storage.local import LocalStorage
 
 
@@ -41,10 +42,10 @@ def test_files_are_found_by_listing(storage: LocalStorage):
 
 def test_a_local_file_is_itself(storage: LocalStorage):
     write(storage, "data/one/a", b"123")
-    assert storage.local("data/one/a", 3) == storage.root / "data/one/a"
+    assert storage.local("data/one/a", 3, crc32c_blocks(b"123")) == storage.root / "data/one/a"
     with pytest.raises(FileSizeError, match=r"data/one/a: has 3 bytes, its manifest says 4"):
-        storage.local("data/one/a", 4)
-    for ask in (storage.size, storage.read, lambda path: storage.local(path, 1)):
+        storage.local("data/one/a", 4, crc32c_blocks(b"1234"))
+    for ask in (storage.size, storage.read, lambda path: storage.local(path, 1, crc32c_blocks(b"1"))):
         with pytest.raises(MissingFileError, match=r"data/one/b: does not exist"):
             ask("data/one/b")
 
