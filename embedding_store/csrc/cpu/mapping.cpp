@@ -170,8 +170,9 @@ void Mapping::check(int64_t block) {
 bool Mapping::drop(const MappedFile& file) const {
   if (!copies_) return false;
   struct stat status;
-  const bool there = stat(file.path.c_str(), &status) == 0 && status.st_dev == file.device && status.st_ino == file.inode;
-  return !there || unlink(file.path.c_str()) == 0;
+  if (stat(file.path.c_str(), &status) != 0) return errno == ENOENT;
+  const bool renamed = status.st_dev != file.device || status.st_ino != file.inode;
+  return renamed || unlink(file.path.c_str()) == 0;
 }
 
 void Mapping::mark_checked(int64_t block) {
