@@ -90,9 +90,9 @@ class Fields:
             self._refuse(key, "a non-empty string")
         return value
 
-    def boolean(self, key: str) -> bool:
-        """True or false."""
-        value = self._get(key)
+    def boolean(self, key: str, *, absent: bool) -> bool:
+        """True or false; `absent` where an earlier writer left the key out."""
+        value = self._document.get(key, absent)
         if not isinstance(value, bool):
             self._refuse(key, "true or false")
         return value

@@ -50,7 +50,7 @@ def read(storage: Storage) -> tuple[State, int]:
     while True:
         numbers = STATES.numbers(storage)
         if not numbers:
-            return State({}, {}), 0
+            return State(_of_folders(storage), {}), 0
         try:
             return _decoded(STATES.read(storage, numbers[-1])), numbers[-1]
         except MissingFileError:  # so many were put since it was listed that it was cleaned away
@@ -83,6 +83,16 @@ def prune(storage: Storage) -> list[str]:
     return pruned
 
 
+def _of_folders(storage: Storage) -> dict[str, tuple[Move, ...]]:
+    """The tags as earlier writers left them, a folder of moves each; from the first change on they are in the state."""
+    tags = {}
+    for tag in storage.names("tags"):
+        files = NumberedFiles(f"tags/{tag}", "tag")
+        moves = [(number, files.read(storage, number)) for number in files.numbers(storage)]
+        tags[tag] = tuple(Move(n, f.optional_integer("version", least=1), f.integer("moved")) for n, f in moves)
+    return {tag: moves for tag, moves in tags.items() if moves}
+
+
 def _fields(state: State) -> dict[str, Any]:
     tags = [
         {"tag": tag, "moves": [move._asdict() for move in moves[-KEPT_MOVES:]]} for tag, moves in state.tags.items()
@@ -94,7 +104,7 @@ def _fields(state: State) -> dict[str, Any]:
 def _decoded(fields: Fields) -> State:
     return State(
         {tag.text("tag"): tuple(_move(move) for move in tag.objects("moves")) for tag in fields.objects("tags")},
-        {one.integer("version", least=1): one.boolean("retracted") for one in fields.objects("going")},
+        {one.integer("version", least=1): one.boolean("retracted", absent=False) for one in fields.objects("going")},
     )
 
 

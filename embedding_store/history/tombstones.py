@@ -41,7 +41,7 @@ class Tombstone(NamedTuple):
 def read_tombstone(storage: Storage, version: int) -> Tombstone:
     """The tombstone of a version. Raises MissingFileError, or what Manifest.from_fields raises."""
     fields = TOMBSTONES.read(storage, version)
-    return Tombstone(Manifest.from_fields(fields), fields.integer("expired"), fields.boolean("retracted"))
+    return Tombstone(Manifest.from_fields(fields), fields.integer("expired"), fields.boolean("retracted", absent=False))
 
 
 def exists(storage: Storage, version: int) -> bool:

@@ -41,6 +41,19 @@ def five(series: Series) -> Series:
     return series
 
 
+def test_tags_of_earlier_writers_are_read_and_go_on(five: Series):
+    """They kept a folder of moves for each tag."""
+    for number, version in ((1, 2), (2, 4)):
+        path = folder(five) / f"tags/prod/{number:08d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(documents.encode("tag", {"version": version, "moved": number}))
+    assert five.tags() == {"prod": 4}
+    five.tag("canary", 5)
+    assert five.tags() == {"canary": 5, "prod": 4}
+    assert five.rollback("prod").version == 2
+    assert [move.version for move in five.moves("prod")] == [2, 4, 2]
+
+
 def test_tags_move_and_roll_back(five: Series):
     for version in (1, 4, 3, 5):
         five.tag("prod", version)
