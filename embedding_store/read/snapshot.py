@@ -115,7 +115,7 @@ class Snapshot:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
         """
-        mapping, header = self._map()
+        mapping, header = self._map(anew=verify)
         if verify:
             check_all(self._storage, self.manifest, mapping)
         layout = table_layout(self.manifest, mapping.starts, header)
@@ -148,7 +148,7 @@ class Snapshot:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
         """
-        check_all(self._storage, self.manifest, self._map()[0], progress)
+        check_all(self._storage, self.manifest, self._map(anew=True)[0], progress)
 
     def batches(self, rows: int = 65_536) -> Iterator[Batch]:
         """All vectors, at most `rows` at a time, in stored order. Memory: one batch; what is read is checked.
@@ -164,14 +164,13 @@ class Snapshot:
             keys = None if part.keys is None else part.keys.cast(pa.string())
             yield Batch(part.ids, decode(part.encoded, self.dim, form.dtype), keys)
 
-    def _map(self) -> tuple[Mapping, Header]:
-        """The files side by side, the index first, and the index's header."""
+    def _map(self, *, anew: bool) -> tuple[Mapping, Header]:
+        """The files side by side, the index first, to be checked `anew` or not; and the index's header."""
         try:
             with IndexReader(self._storage, self.manifest.index, self.rows) as index:
                 header = index.header
-            return Mapping.open(
-                [self._mapped_file(file) for file in (self.manifest.index, *self.manifest.data)]
-            ), header
+            files = [self._mapped_file(file) for file in (self.manifest.index, *self.manifest.data)]
+            return Mapping.open(files, anew=anew), header
         except MissingFileError:
             expired = expired_at(self._storage, self.version)
             if expired is None:
