@@ -131,7 +131,7 @@ class Snapshot:
         return self._healed(lambda: self._load(device, verify, gpu_bytes, hot_ids))
 
     def _load(self, device: torch.device | str, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None) -> Table:
-        mapping, header = self._map()
+        mapping, header = self._map(anew=verify)
         if verify:
             check_all(self._storage, self.manifest, mapping)
         layout = table_layout(self.manifest, mapping.starts, header)
@@ -164,7 +164,7 @@ class Snapshot:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
         """
-        self._healed(lambda: check_all(self._storage, self.manifest, self._map()[0], progress))
+        self._healed(lambda: check_all(self._storage, self.manifest, self._map(anew=True)[0], progress))
 
     def batches(self, rows: int = 65_536) -> Iterator[Batch]:
         """All vectors, at most `rows` at a time, in stored order. Memory: one batch; what is read is checked.
@@ -191,13 +191,13 @@ class Snapshot:
                     raise
                 tried.add(error.path)
 
-    def _map(self) -> tuple[Mapping, Header]:
-        """The files side by side, the index first, and the index's header."""
+    def _map(self, *, anew: bool) -> tuple[Mapping, Header]:
+        """The files side by side, the index first, to be checked `anew` or not; and the index's header."""
         try:
             files = self._mapped_files()
             with IndexReader(self._storage, self.manifest.index, self.rows) as index:
                 header = index.header
-            return Mapping.open(files, copies=self._storage.copies), header
+            return Mapping.open(files, copies=self._storage.copies, anew=anew), header
         except MissingFileError:
             tombstone = gone(self._storage, self.version)
             if tombstone is None:

@@ -357,6 +357,7 @@ def _after_fork() -> None:
     for live in list(_following):
         running = not live._stop.is_set()
         live._finalizer.detach()
+        live._checking = threading.Lock()  # `refresh` works after `close` too
         if running:
             live._start()
 
