@@ -26,7 +26,7 @@ def copied(snapshot: Snapshot) -> Table:
     mapping, layout = mapped(snapshot)
     dtype = DTYPES[snapshot.dtype]
     storage, layout = upload(mapping, layout, dim=snapshot.dim, dtype=dtype, device="cpu", index_path="index.hash")
-    return Table(snapshot, storage, layout)
+    return Table(snapshot.manifest, storage, layout)
 
 
 def mapped(snapshot: Snapshot) -> tuple[Mapping, torch.Tensor]:
