@@ -2,8 +2,8 @@
 
     aggregator = Aggregator(series, activity, Aggregation(), day=19_500, as_of=day_end, space="ctr-1")
     with aggregator.writer(entities=len(events)) as writer:
-        for ids, vectors in embed(...):
-            writer.append(aggregator.blend(ids, vectors))
+        for ids, vectors, days in ...:
+            writer.append(aggregator.blend(ids, vectors, days))
 
 Beside the vectors lies the series' activity: for each entity the day it was last active and how many days its vector is
 made of. It is published just before the vectors, as of the same time, and always read as of the vectors' own time: what
@@ -44,7 +44,7 @@ class Blended(NamedTuple):
 
     ids: Tensor  # int64 [n]
     vectors: Tensor  # float32 [n, D]
-    activity: Tensor  # float32 [n, 2]: day last active, days counted
+    activity: Tensor  # float32 [n, 2]: day of the last event, days counted
 
 
 def activity_series(store: EmbeddingStore, name: str) -> Series:
@@ -102,18 +102,23 @@ class Aggregator:
         self,
         ids: Tensor,  # int64 [n], distinct over the whole day
         today: Tensor,  # float [n, D]
+        days: Tensor,  # int64 [n], the number of the day that each entity's event is of
     ) -> Blended:
-        """Today's aggregates of some of the day's entities.
+        """Today's aggregates of some of the day's entities: of those whose event is not older than what is stored.
 
-        An entity whose time to live had ended before today starts anew, whether or not it was deleted meanwhile.
+        An event of a late day is left out where the series knows a later one: the last event by time counts, whatever
+        brings it. An entity whose time to live had ended before today starts anew, whether or not it was deleted.
         """
-        ids, today = ids.cpu(), today.detach().cpu()
+        ids, today, days = ids.cpu(), today.detach().cpu(), days.cpu()
         past, activity, found = self._past(ids, today.shape[1])
+        newest = ~(found & (activity[:, 0] > days))
+        if not bool(newest.all()):
+            ids, today, days, past, activity, found = (x[newest] for x in (ids, today, days, past, activity, found))
         known = found & ~expired(activity[:, 0], self.day, self.aggregation.time_to_live_days)
         counts = torch.where(known, activity[:, 1], 0)
         how = self.aggregation
         vectors = aggregate(how.method, how.weight, past, counts, known, today, renormalise=how.renormalise, out=past)
-        return Blended(ids, vectors, torch.stack([torch.full_like(counts, self.day), counts + 1], dim=1))
+        return Blended(ids, vectors, torch.stack([days.to(counts.dtype), counts + 1], dim=1))
 
     def writer(self, entities: int) -> DayWriter:
         """The writer of the day's snapshot, for one rank; `entities` is how many ids the day has on all of them."""

@@ -259,6 +259,7 @@ class _Refresh:
             schema=self._schema,
             events=events,
             day=day_number(cycle.day),
+            utc_offset_hours=self._config.days().utc_offset_hours,
             fresh=anew,
         )
         if not plan.cold or anew:

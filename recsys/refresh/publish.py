@@ -65,7 +65,9 @@ class Content:
     events: Mapping[str, LastEvents]
     """Owner -> the entities and their last events."""
     day: int
-    """Number of the day, for the entities' activity."""
+    """Number of the day: an entity's time to live ends by it."""
+    utc_offset_hours: float = 0.0
+    """Of the time zone that days are counted in."""
     fresh: bool = False
     """Carry nothing over from earlier snapshots."""
     rotation: Tensor | None = None  # float32 [D, D]
@@ -234,12 +236,13 @@ class Publisher:
         batches = embed(content.model, content.schema, content.events[owner], owner, self._environment, BATCH)
         while True:
             with timer("embed"):
-                ids, vectors = next(batches, (None, None))
-            if ids is None or vectors is None:
+                part = next(batches, None)
+            if part is None:
                 return
+            days = part.days(content.utc_offset_hours)
             for name, aggregator in aggregators.items():
                 with timer("aggregate"):
-                    blended = aggregator.blend(ids, vectors)
+                    blended = aggregator.blend(part.ids, part.vectors, days)
                     parts = gather(blended, BATCH, self._environment)
                 if parts is not None:
                     with timer("store"):

@@ -11,6 +11,7 @@ import torch
 from embedding_store import EmbeddingStore, Series, SeriesExistsError, SpaceMismatchError, TagMovedError
 from recsys.config import ConfigError, GateConfig, RunConfig
 from recsys.data.errors import DataError
+from recsys.dates import day_number
 from recsys.folders import store_folder
 from recsys.refresh import align
 from recsys.refresh import cycle as cycle_module
@@ -180,6 +181,32 @@ def test_a_gap_and_a_late_day(run: tuple[Path, Path]) -> None:
     assert newest.events == 48
     _, found = series(out).latest().load().lookup(torch.tensor([777]))
     assert found.all(), "a late day's entities are embedded"
+
+
+def of_users(path: Path, users: list[int]) -> None:
+    """Let a day's events be of these users, in turn."""
+    table = pq.read_table(path)
+    column = pa.array([users[row % len(users)] for row in range(len(table))])
+    pq.write_table(table.set_column(table.column_names.index("user_id"), "user_id", column), path)
+
+
+def test_a_late_day_makes_no_vector_older(run: tuple[Path, Path]) -> None:
+    """User 5 is active on the third day, which is late, and on the fourth; user 777 on the third alone."""
+    data, out = run
+    of_users(write_day(data, DAYS[3]), [5, 6])
+    refresh(CONFIG, data, out)
+    before = series(out).latest().load()
+    of_users(write_day(data, DAYS[2]), [5, 777])
+    of_users(write_day(data, DAYS[4]), [6])
+    assert refresh(CONFIG, data, out) == [DAYS[4]]
+    assert list(records(out)[-1].late) == [DAYS[2]]
+    users = torch.tensor([5, 6, 777])
+    after, known = series(out).latest().load(), torch.tensor([True, True, False])
+    assert torch.equal(before.lookup(users)[1], known)
+    same = (after.lookup(users)[0] == before.lookup(users)[0]).all(1)
+    assert same.tolist() == [True, False, False]
+    activity = series(out, "user_ctr.activity").latest().load().lookup(users)[0]
+    assert activity[:, 0].tolist() == [day_number(DAYS[day]) for day in (3, 4, 2)]
 
 
 def test_a_refused_gate_leaves_the_tag(run: tuple[Path, Path]) -> None:
