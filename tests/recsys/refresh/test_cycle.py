@@ -183,6 +183,20 @@ def test_a_gap_and_a_late_day(run: tuple[Path, Path]) -> None:
     assert found.all(), "a late day's entities are embedded"
 
 
+def test_a_day_without_a_positive_teaches_what_it_can(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = run
+    path = write_day(data, DAYS[2])
+    table = pq.read_table(path)
+    none = pa.array([0] * len(table), table["click"].type)
+    pq.write_table(table.set_column(table.column_names.index("click"), "click", none), path)
+    assert refresh(CONFIG, data, out) == [DAYS[2]]
+    assert f"ctr {DAYS[2]}: no event is positive, nothing is contrasted" in capsys.readouterr().out
+    write_day(data, DAYS[3])
+    assert refresh(CONFIG, data, out) == [DAYS[3]]
+
+
 def of_users(path: Path, users: list[int]) -> None:
     """Let a day's events be of these users, in turn."""
     table = pq.read_table(path)
