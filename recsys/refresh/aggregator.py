@@ -65,6 +65,7 @@ class Aggregator:
         space: of the day's vectors.
         rotation: float32 [D, D]; turns vectors of another space into this one (see align.py).
         fresh: start anew: carry nothing over.
+        after_refused: start from the newest snapshot before even if it was refused, not from the newest that was not.
 
     Raises:
         SpaceMismatchError: the newest snapshot is of another space, and neither `rotation` nor `fresh` is given.
@@ -82,12 +83,15 @@ class Aggregator:
         space: str,
         rotation: Tensor | None = None,
         fresh: bool = False,
+        after_refused: bool = False,
     ) -> None:
         self.series, self.activity, self.aggregation = series, activity, aggregation
         self.day, self.as_of, self.space = day, as_of, space
-        self.previous = None if fresh else _newest(series, as_of - 1)
+        self.previous = None if fresh else _newest(series, as_of - 1, after_refused)
         """The snapshot that the day goes on from."""
-        self.previous_activity = None if self.previous is None else _newest(activity, self.previous.as_of)
+        self.previous_activity = None
+        if self.previous is not None:
+            self.previous_activity = _newest(activity, self.previous.as_of, after_refused)
         if self.previous is not None and self.previous.space != space and rotation is None:
             raise SpaceMismatchError(
                 f"version {self.previous.version} of series {series.name!r} is in space {self.previous.space!r}, the "
@@ -267,9 +271,9 @@ def _load(snapshot: Snapshot | None) -> Table | None:
     return None if snapshot is None else snapshot.load()
 
 
-def _newest(series: Series, timestamp: int) -> Snapshot | None:
-    """The newest snapshot as of a time, if there is one."""
+def _newest(series: Series, timestamp: int, refused: bool) -> Snapshot | None:
+    """The newest snapshot as of a time, if there is one; `refused`: also of those that were refused."""
     try:
-        return series.as_of(timestamp)
+        return series.as_of(timestamp, refused=refused)
     except VersionNotFoundError:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,6 +70,8 @@ class Content:
     """Of the time zone that days are counted in."""
     fresh: bool = False
     """Carry nothing over from earlier snapshots."""
+    after_refused: bool = False
+    """Carry over from the newest earlier snapshot even if it was refused, not from the newest that was not."""
     rotation: Tensor | None = None  # float32 [D, D]
     """Takes the vectors of the previous snapshots' space to this one's."""
 
@@ -170,6 +172,14 @@ class Publisher:
                     "again to tag it nevertheless"
                 ) from error
 
+    def refuse(self, publication: Publication, reasons: Sequence[str]) -> None:
+        """Mark what was published as refused, on rank 0: nobody reads it as of a time, no later day builds on it."""
+        for name, version in publication.versions.items():
+            activity = self._activity[name].latest()  # published with the vectors, and before them
+            if activity.as_of == publication.as_of:
+                self._activity[name].refuse(activity.version, reasons)
+            self._series[name].refuse(version, reasons)
+
     def note_done(self, publication: Publication, path: Path) -> None:
         """Note that the tags were moved: from now on they are free to be moved by others."""
         if self._environment.is_main:
@@ -208,6 +218,7 @@ class Publisher:
                         space=publication.space,
                         rotation=content.rotation,
                         fresh=content.fresh,
+                        after_refused=content.after_refused,
                     )
                     for name in names
                     if name.startswith(owner)

@@ -148,7 +148,7 @@ def _series_run(
 ) -> SeriesRun:
     series = store.series(f"{owner}_{upstream}")
     _, found = PointInTimeSeries(series, downstream.publish_delay_ms).lookup(test[owner], test["timestamp"])
-    snapshot = series.latest()
+    snapshot = series.latest(refused=False)
     return SeriesRun(
         entity=owner,
         space=snapshot.space,
@@ -166,7 +166,9 @@ def _retrieval(config: RunConfig, data: Path, store: EmbeddingStore) -> Retrieva
         return None
     downstream = config.downstream
     label = config.retrieval.label or next(iter(downstream.tasks.values()))
-    snapshots: list[Snapshot] = [store.series(f"{o}_{config.retrieval.upstream}").latest() for o in ("user", "item")]
+    snapshots: list[Snapshot] = [
+        store.series(f"{o}_{config.retrieval.upstream}").latest(refused=False) for o in ("user", "item")
+    ]
     popular = np.unique(_positives(downstream, data, downstream.train, label)[1], return_counts=True)
     # As in the rankers' join: an event earlier than that may have taught the upstream what it is asked for.
     visible_from = max(snapshot.as_of for snapshot in snapshots) + downstream.publish_delay_ms
