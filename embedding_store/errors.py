@@ -64,7 +64,8 @@ class MissingDependencyError(StoreError, ImportError):
 
 
 class StorageAccessError(StoreError):
-    """An object store that cannot be reached or refuses: no such bucket, wrong credentials, no network."""
+    """A storage that cannot be reached, refuses or lacks what a store needs: no such bucket, wrong credentials, no
+    network, no put-if-absent, no hard links."""
 
 
 class NotFoundError(StoreError, KeyError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,25 +24,28 @@ from embedding_store.history.clean import CLEAN_GRACE
 from embedding_store.history.tags import check_name
 from embedding_store.series import DESCRIPTION, Series
 from embedding_store.storage.base import Storage
-from embedding_store.storage.local import LocalStorage
+from embedding_store.storage.local import LocalStorage, warn_of_network_disk
 
 
 class EmbeddingStore:
     """Versioned entity vectors in one folder or one prefix of a bucket, which is made when the first series is.
 
     Args:
-        path: a folder, or a URL: `s3://bucket/prefix`, `gs://`, `az://`, `file:///`. Object stores need the extra
-            `objects`; endpoint, region and credentials come from the environment.
+        path: a folder on a local disk, which a relative path means for good, or a URL: `s3://bucket/prefix`, `gs://`,
+            `az://`, `file:///`. Object stores need the extra `objects`; endpoint, region and credentials come from the
+            environment.
         cache: where an object store's files are kept once they are downloaded; None: in the user's cache folder.
 
     Raises:
         MissingDependencyError: a URL, and obstore is not installed.
-        InvalidArgumentError: a URL that no object store has.
+        InvalidArgumentError: a URL that no object store has, or a file URL without a whole path.
     """
 
     def __init__(self, path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> None:
         self._storage = _storage(os.fspath(path), None if cache is None else Path(cache))
         self.path = self._storage.root if isinstance(self._storage, LocalStorage) else None
+        if self.path is not None:
+            warn_of_network_disk(self.path)
         """The folder; None for an object store."""
 
     @property
@@ -61,6 +65,7 @@ class EmbeddingStore:
 
         Raises:
             SeriesExistsError: it exists, and `exist_ok` is not set or dim, dtype or ids differ.
+            StorageAccessError: nothing can be put there, or the disk or server cannot put a file only if it is absent.
             InvalidArgumentError: naming the argument and its value.
         """
         check_name(name, "series name")
@@ -68,15 +73,17 @@ class EmbeddingStore:
         if ids not in ID_KINDS:
             raise InvalidArgumentError(f"ids is {ids!r}; use one of {', '.join(ID_KINDS)}")
         fields = {"name": name, "dim": dim, "dtype": dtype, "ids": ids, "created": times.now()}
-        try:
-            self._storage.put_new(f"{name}/{DESCRIPTION}", documents.encode("series", fields))
-        except FileExistsError:
-            series = self.series(name)
-            if not exist_ok or (series.dim, series.dtype, series.ids) != (dim, dtype, ids):
-                has = f"dim = {series.dim}, dtype = {series.dtype!r}, ids = {series.ids!r}"
-                raise SeriesExistsError(f"series {name!r} exists with {has}: choose another name") from None
-            return series
-        return self.series(name)
+        path = f"{name}/{DESCRIPTION}"
+        if not self._storage.exists(path):
+            self._storage.check_put_new(name)
+            with suppress(FileExistsError):
+                self._storage.put_new(path, documents.encode("series", fields))
+                return self.series(name)
+        series = self.series(name)
+        if not exist_ok or (series.dim, series.dtype, series.ids) != (dim, dtype, ids):
+            has = f"dim = {series.dim}, dtype = {series.dtype!r}, ids = {series.ids!r}"
+            raise SeriesExistsError(f"series {name!r} exists with {has}: choose another name")
+        return series
 
     def series(self, name: str) -> Series:
         """The series of this name. Raises SeriesNotFoundError, a KeyError, naming those that exist."""
@@ -101,7 +108,10 @@ class EmbeddingStore:
 
 def _storage(path: str, cache: Path | None) -> Storage:
     if path.startswith("file://"):
-        return LocalStorage(Path(url2pathname(urlsplit(path).path)))
+        parts = urlsplit(path)
+        if parts.netloc not in ("", "localhost") or not parts.path:
+            raise InvalidArgumentError(f"path is {path!r}: a file URL holds a whole path, file:///folder/store")
+        return LocalStorage(Path(url2pathname(parts.path)))
     if "://" not in path:
         return LocalStorage(Path(path))
     try:

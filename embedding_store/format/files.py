@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from embedding_store.dtypes import Dtype, Encoded
 from embedding_store.errors import ChecksumError, FileFormatError, FileSizeError
 from embedding_store.format.manifest import Segment, StoredFile
 from embedding_store.native.mapping import BLOCK, crc32c, crc32c_blocks
-from embedding_store.storage.base import Sink, Storage
+from embedding_store.storage.base import Sink, Storage, is_named
 
 Bytes = NDArray[np.uint8]
 
@@ -131,16 +132,18 @@ def read_crcs(storage: Storage, file: StoredFile) -> NDArray[np.uint32]:
 class StoredReader:
     """Reads pieces of a stored file; what it returns has been checked. Use it in a `with` block.
 
-    Raises, when made, MissingFileError, FileSizeError or ChecksumError.
+    A copy in the cache whose bytes have changed is fetched anew, once. Raises, when made, MissingFileError,
+    FileSizeError or ChecksumError.
     """
 
     def __init__(self, storage: Storage, file: StoredFile) -> None:
+        self._storage, self._path = storage, file.path
         self.where = storage.locate(file.path)
         """For messages."""
         self.bytes = file.bytes
         """Size of the file."""
         self._crcs = read_crcs(storage, file)
-        self._file: BinaryIO = open(storage.local(file.path, file.bytes), "rb", buffering=0)  # noqa: SIM115 (__exit__)
+        self._local, self._file = self._open()
 
     def __enter__(self) -> StoredReader:
         return self
@@ -150,6 +153,26 @@ class StoredReader:
 
     def read(self, start: int, stop: int) -> Bytes:
         """A copy of bytes start .. stop - 1. Raises FileSizeError or ChecksumError."""
+        try:
+            return self._read(start, stop)
+        except (FileSizeError, ChecksumError):
+            if not self._storage.copies:
+                raise
+        if is_named(self._file.fileno(), self._local):
+            self._local.unlink(missing_ok=True)
+        self._file.close()
+        self._local, self._file = self._open()
+        return self._read(start, stop)
+
+    def words(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
+        """A copy of `count` elements from byte `start` on."""
+        return torch.from_numpy(self.read(start, start + count * dtype.itemsize)).view(dtype)
+
+    def _open(self) -> tuple[Path, BinaryIO]:
+        local = self._storage.local(self._path, self.bytes, self._crcs)
+        return local, open(local, "rb", buffering=0)
+
+    def _read(self, start: int, stop: int) -> Bytes:
         if stop <= start:
             return np.empty(0, np.uint8)
         first = start - start % BLOCK
@@ -159,19 +182,14 @@ class StoredReader:
         while filled < len(data):
             count = self._file.readinto(data[filled:].data)  # type: ignore[attr-defined]
             if not count:
-                raise FileSizeError(self.where, f"ends before byte {stop}: truncated; restore it from a copy")
+                raise FileSizeError(str(self._local), f"ends before byte {stop}: truncated; restore it from a copy")
             filled += count
         wrong = np.flatnonzero(crc32c_blocks(data) != self._crcs[first // BLOCK :][: -(-len(data) // BLOCK)])
         if len(wrong):
             position = first + int(wrong[0]) * BLOCK
-            raise ChecksumError(
-                self.where, f"its bytes have changed, in the block at {position}: restore it from a copy"
-            )
+            message = f"its bytes have changed, in the block at {position}: restore it from a copy"
+            raise ChecksumError(str(self._local), message)
         return data[start - first : stop - first]
-
-    def words(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
-        """A copy of `count` elements from byte `start` on."""
-        return torch.from_numpy(self.read(start, start + count * dtype.itemsize)).view(dtype)
 
 
 class SegmentReader:

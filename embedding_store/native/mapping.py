@@ -53,8 +53,11 @@ class Mapping:
         """Where each file begins in it, multiples of BLOCK."""
 
     @staticmethod
-    def open(files: Sequence[MappedFile]) -> Mapping:
+    def open(files: Sequence[MappedFile], *, copies: bool = False) -> Mapping:
         """Map files, the index first. No file descriptor stays open.
+
+        Args:
+            copies: they can be fetched anew: one whose bytes turn out to have changed is deleted.
 
         Raises:
             MissingFileError, FileSizeError: a file is not there or not as long as it should be.
@@ -65,7 +68,7 @@ class Mapping:
         paths, sizes = [file.path for file in files], [file.bytes for file in files]
         library()
         with translated_errors():
-            storage = torch.ops.embedding_store.map_files(paths, sizes, torch.from_numpy(crcs))
+            storage = torch.ops.embedding_store.map_files(paths, sizes, torch.from_numpy(crcs), copies)
         return Mapping(tuple(files), storage, tuple(torch.ops.embedding_store.mapped_starts(storage)))
 
     def check(self, progress: Callable[[int, int], bool | None] | None = None, *, background: bool = False) -> None:

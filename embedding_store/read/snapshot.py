@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from embedding_store import times
 from embedding_store.dtypes import DTYPES, decode
-from embedding_store.errors import InvalidArgumentError, MissingFileError, VersionExpiredError
+from embedding_store.errors import ChecksumError, InvalidArgumentError, MissingFileError, VersionExpiredError
 from embedding_store.format.files import read_crcs
 from embedding_store.format.index import HEADER_BYTES, Header
 from embedding_store.format.manifest import Manifest, Statistics, StoredFile
@@ -25,6 +26,9 @@ from embedding_store.scan.verify import verify as check_all
 from embedding_store.storage.base import Storage
 
 SCALE_STRIDE = 4  # bytes from one row's scale to the next one's
+FILES = 4  # fetched at once
+
+Result = TypeVar("Result")
 
 
 class Batch(NamedTuple):
@@ -105,6 +109,10 @@ class Snapshot:
         Nothing is read but the index's header and the checksums. On the CPU each block of 64 KiB is checked when a
         lookup first touches it: changed bytes are an error then, never a wrong vector. A copy to a device checks all.
 
+        Of an object store the files come into the cache first, and are checked on their way. A copy whose bytes have
+        changed since is deleted when that is noticed: by `load` and `verify`, which fetch another and go on, or by a
+        lookup, which raises ChecksumError; a table loaded anew is sound then.
+
         Args:
             device: where lookups take place.
             verify: check everything now.
@@ -115,6 +123,9 @@ class Snapshot:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
         """
+        return self._healed(lambda: self._load(device, verify, gpu_bytes, hot_ids))
+
+    def _load(self, device: torch.device | str, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None) -> Table:
         mapping, header = self._map()
         if verify:
             check_all(self._storage, self.manifest, mapping)
@@ -148,7 +159,7 @@ class Snapshot:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
         """
-        check_all(self._storage, self.manifest, self._map()[0], progress)
+        self._healed(lambda: check_all(self._storage, self.manifest, self._map()[0], progress))
 
     def batches(self, rows: int = 65_536) -> Iterator[Batch]:
         """All vectors, at most `rows` at a time, in stored order. Memory: one batch; what is read is checked.
@@ -164,14 +175,24 @@ class Snapshot:
             keys = None if part.keys is None else part.keys.cast(pa.string())
             yield Batch(part.ids, decode(part.encoded, self.dim, form.dtype), keys)
 
+    def _healed(self, read: Callable[[], Result]) -> Result:
+        """What `read` gives, tried anew for each file whose copy in the cache had changed and is deleted by now."""
+        tried: set[str] = set()
+        while True:
+            try:
+                return read()
+            except ChecksumError as error:
+                if not self._storage.copies or error.path in tried:
+                    raise
+                tried.add(error.path)
+
     def _map(self) -> tuple[Mapping, Header]:
         """The files side by side, the index first, and the index's header."""
         try:
+            files = self._mapped_files()
             with IndexReader(self._storage, self.manifest.index, self.rows) as index:
                 header = index.header
-            return Mapping.open(
-                [self._mapped_file(file) for file in (self.manifest.index, *self.manifest.data)]
-            ), header
+            return Mapping.open(files, copies=self._storage.copies), header
         except MissingFileError:
             expired = expired_at(self._storage, self.version)
             if expired is None:
@@ -179,9 +200,16 @@ class Snapshot:
             when = times.to_text(expired)
             raise VersionExpiredError(f"version {self.version} of {self.series!r} was expired on {when}") from None
 
+    def _mapped_files(self) -> list[MappedFile]:
+        files = (self.manifest.index, *self.manifest.data)
+        if not self._storage.copies:  # threads would take longer to start than the files to open
+            return [self._mapped_file(file) for file in files]
+        with ThreadPoolExecutor(FILES) as pool:
+            return list(pool.map(self._mapped_file, files))
+
     def _mapped_file(self, file: StoredFile) -> MappedFile:
         crcs = read_crcs(self._storage, file)
-        return MappedFile(str(self._storage.local(file.path, file.bytes)), file.bytes, crcs)
+        return MappedFile(str(self._storage.local(file.path, file.bytes, crcs)), file.bytes, crcs)
 
     def __repr__(self) -> str:
         return f"Snapshot({self.series!r}, version={self.version}, as_of={self.as_of}, rows={self.rows})"

@@ -6,9 +6,13 @@ put once, whole (`create`, `put_new`), and one day deleted. The disk is in local
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import os
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from embedding_store.errors import FileSizeError
 
@@ -23,7 +27,13 @@ class Entry(NamedTuple):
 
 
 class Storage(Protocol):
-    """What the store needs of a disk or an object store. Nothing here asks for a rename, a lock or an append."""
+    """What the store needs of a disk or an object store. Nothing here asks for a rename, a lock or an append.
+
+    What cannot be done for want of the bucket, the network or a right is a StorageAccessError, whatever the method.
+    """
+
+    copies: bool
+    """Whether `local` gives copies: delete one whose bytes have changed, and the next `local` fetches another."""
 
     def within(self, folder: str) -> Storage:
         """The same storage seen from one of its folders."""
@@ -53,12 +63,16 @@ class Storage(Protocol):
         """The whole of a small file. Raises MissingFileError."""
         ...
 
-    def local(self, path: str, size: int) -> Path:
+    def local(self, path: str, size: int, crcs: NDArray[np.uint32]) -> Path:
         """A local file with the content of a file of `size` bytes: itself, or a copy in the cache.
+
+        Args:
+            crcs: CRC-32C of each of its blocks. What is copied is checked on its way; what is there already is not.
 
         Raises:
             MissingFileError: it does not exist.
             FileSizeError: it has another size.
+            ChecksumError: it was fetched twice, and its bytes are not those that were written.
         """
         ...
 
@@ -76,6 +90,11 @@ class Storage(Protocol):
 
         Of several callers exactly one returns, and no reader ever sees a part of the file.
         """
+        ...
+
+    def check_put_new(self, folder: str) -> None:
+        """Raise StorageAccessError if `put_new` would replace a file in this folder, because a server ignores what it
+        is asked. To be called before the first file is put there."""
         ...
 
     def delete(self, path: str) -> None:
@@ -119,6 +138,13 @@ class Sink:
 
     def flush(self) -> None:
         """Say that this is a good moment to start moving what was written; nothing is durable before the end."""
+
+
+def is_named(file: int, path: Path) -> bool:
+    """Whether `path` still leads to the file of this descriptor: it may be deleted, or another have taken its name."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    return False
 
 
 def check_size(storage: Storage, path: str, actual: int, size: int) -> None:

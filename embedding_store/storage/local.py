@@ -1,18 +1,32 @@
-"""A store on a disk: files put by hard link, listed and read as they are."""
+"""A store on a disk: files put by hard link, listed and read as they are.
+
+The disk is a local one, or of a file system that keeps a deleted file for who has it open, on whatever host, as POSIX
+asks. Tables are mapped: a file that is truncated, or deleted by another client of NFS, ends the process that reads it.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from embedding_store.errors import MissingFileError
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_store.errors import MissingFileError, StorageAccessError
 from embedding_store.storage.base import Entry, Sink, check_size
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_MOUNTS = Path("/proc/self/mounts")
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}  # whose deleted files are gone for other clients
 
 
 class _DiskSink(Sink):
@@ -31,10 +45,12 @@ class _DiskSink(Sink):
 
 
 class LocalStorage:
-    """A folder on a local (or POSIX network) disk with hard links; the methods are those of Storage."""
+    """A folder on a local disk with hard links; the methods are those of Storage."""
+
+    copies = False
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()
 
     def within(self, folder: str) -> LocalStorage:
         return LocalStorage(self.root / folder)
@@ -68,7 +84,7 @@ class LocalStorage:
         with self._missing(path):
             return (self.root / path).read_bytes()
 
-    def local(self, path: str, size: int) -> Path:
+    def local(self, path: str, size: int, crcs: NDArray[np.uint32]) -> Path:
         check_size(self, path, self.size(path), size)
         return self.root / path
 
@@ -89,12 +105,20 @@ class LocalStorage:
 
     def put_new(self, path: str, data: bytes) -> None:
         target = self.root / path
-        temporary = self._write_temporary(target, data)
+        self._make_folder(target.parent)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            os.link(temporary, target)  # unlike a rename, fails if the target exists
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            _link(temporary, target)
         finally:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
         _sync(target.parent)
+
+    def check_put_new(self, folder: str) -> None:
+        """Nothing: a file system never replaces a file by a link."""
 
     def delete(self, path: str) -> None:
         with suppress(FileNotFoundError):
@@ -111,20 +135,43 @@ class LocalStorage:
         except FileNotFoundError:
             raise MissingFileError(self.locate(path), "does not exist") from None
 
-    def _write_temporary(self, target: Path, data: bytes) -> Path:
-        self._make_folder(target.parent)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return temporary
-
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             self._make_folder(folder.parent)
             folder.mkdir(exist_ok=True)
             _sync(folder.parent)
+
+
+def warn_of_network_disk(folder: Path) -> None:
+    """Warn if a folder lies on a network disk whose deleted files are gone for readers on other hosts."""
+    kinds: dict[str, str] = {}
+    with suppress(OSError, UnicodeDecodeError):  # no such file but on Linux: then it is not known
+        for line in _MOUNTS.read_text().splitlines():
+            point, kind = line.split()[1:3]
+            kinds[re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)] = kind
+    folder = folder.resolve()
+    nearest = next((kinds[str(parent)] for parent in (folder, *folder.parents) if str(parent) in kinds), None)
+    if nearest in _NETWORK:
+        danger = "a table whose files another host deletes or truncates ends the process that reads it"
+        message = f"{folder} lies on a network disk ({nearest}): {danger}; share a store through an object store"
+        warnings.warn(message, stacklevel=3)
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Give a file its name, unless that exists. Unlike a rename, a link never replaces."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        with suppress(FileNotFoundError):
+            if os.path.samefile(temporary, target):  # this very call made it: a network lost the first answer
+                return
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        reason = f"its file system makes no hard links ({error.strerror}), without which two writers could publish one"
+        remedy = "use a local disk that has them (ext4, xfs, ...), or an object store"
+        raise StorageAccessError(f"{target}: {reason} version: {remedy}") from error
 
 
 def _sync(folder: Path) -> None:

@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY(embedding_store, m) {
       "lookup_tiered(Tensor ids, Tensor storage, Tensor cold, Tensor layout, int dim, str dtype, ScalarType out, "
       "Tensor(a!) counters) -> (Tensor, Tensor)");
   // A snapshot's files as one tensor; see native/mapping.py.
-  m.def("map_files(str[] paths, int[] bytes, Tensor crcs) -> Tensor");
+  m.def("map_files(str[] paths, int[] bytes, Tensor crcs, bool copies) -> Tensor");
   m.def("mapped_starts(Tensor storage) -> int[]");
   m.def("check_blocks(Tensor storage, int first, int count, float bytes_per_second) -> ()");
   m.def("release_pages(Tensor storage) -> ()");

@@ -64,7 +64,9 @@ class Descriptor {
 }  // namespace
 
 Mapping::Mapping(
-    const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const std::vector<uint32_t>& crcs) {
+    const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const std::vector<uint32_t>& crcs,
+    bool copies)
+    : copies_(copies) {
   auto crc = crcs.begin();
   for (size_t i = 0; i < paths.size(); ++i) {
     // Files of some size begin where a huge page could: the kernel may then map them with such pages.
@@ -107,7 +109,7 @@ void Mapping::reserve() {
 }
 
 void Mapping::map(size_t i) {
-  const MappedFile& file = files_[i];
+  MappedFile& file = files_[i];
   const Descriptor descriptor(file.path);
   struct stat status;
   if (fstat(descriptor.number(), &status) != 0) raise_system(file.path, "fstat", errno);
@@ -115,6 +117,8 @@ void Mapping::map(size_t i) {
     const std::string sizes = std::to_string(status.st_size) + " bytes, expected " + std::to_string(file.bytes);
     raise_corrupt("FileSizeError", file.path, "has " + sizes + "; restore it from a copy");
   }
+  file.device = status.st_dev;
+  file.inode = status.st_ino;
   if (file.bytes == 0) return;
   void* wanted = base_ + file.start;
   if (mmap(wanted, file.bytes, PROT_READ, MAP_SHARED | MAP_FIXED, descriptor.number(), 0) == MAP_FAILED) {
@@ -156,9 +160,19 @@ void Mapping::check(int64_t block) {
   if (crc32c(base_ + start, bytes) != crcs_[block]) {
     const int64_t first = start - file.start;
     const std::string where = "bytes " + std::to_string(first) + " .. " + std::to_string(first + bytes - 1);
-    raise_corrupt("ChecksumError", file.path, where + " are not those that were written; restore it from a copy");
+    const char* remedy = drop(file) ? "the copy was deleted, load again to fetch another" : "restore it from a copy";
+    raise_corrupt("ChecksumError", file.path, where + " are not those that were written; " + remedy);
   }
   mark_checked(block);
+}
+
+// Deletes a damaged copy, unless another has taken its name. What is mapped stays mapped.
+bool Mapping::drop(const MappedFile& file) const {
+  if (!copies_) return false;
+  struct stat status;
+  if (stat(file.path.c_str(), &status) != 0) return errno == ENOENT;
+  const bool renamed = status.st_dev != file.device || status.st_ino != file.inode;
+  return renamed || unlink(file.path.c_str()) == 0;
 }
 
 void Mapping::mark_checked(int64_t block) {

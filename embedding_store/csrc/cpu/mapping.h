@@ -15,13 +15,17 @@ struct MappedFile {
   std::string path;
   int64_t start;  // in the range, a multiple of kBlockBytes
   int64_t bytes;
+  uint64_t device = 0, inode = 0;  // which file of that name it was
 };
 
 class Mapping {
  public:
   // Maps the files read-only and lists the mapping for `at`. `crcs`: the CRC-32C of each block of each file, in order.
+  // `copies`: the files can be fetched anew, so that one whose bytes have changed is deleted when that is noticed.
   // Throws MissingFileError or FileSizeError (as raise_corrupt does), std::runtime_error if the system refuses.
-  Mapping(const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const std::vector<uint32_t>& crcs);
+  Mapping(
+      const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const std::vector<uint32_t>& crcs,
+      bool copies);
   ~Mapping();
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
@@ -64,10 +68,12 @@ class Mapping {
     return checked_[block / 64].load(std::memory_order_acquire) >> (block % 64) & 1;
   }
   void check(int64_t block);
+  bool drop(const MappedFile& file) const;
   void mark_checked(int64_t block);
   const MappedFile& file_at(int64_t start) const;
 
   std::vector<MappedFile> files_;
+  bool copies_;
   std::vector<uint32_t> crcs_;  // one a block of the range; those between files count as checked
   std::unique_ptr<std::atomic<uint64_t>[]> checked_;
   std::atomic<int64_t> unchecked_{0};

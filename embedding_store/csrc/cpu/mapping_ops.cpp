@@ -18,11 +18,12 @@ Mapping& mapping_of(const Tensor& storage) {
 
 }  // namespace
 
-Tensor map_files(const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs) {
+Tensor map_files(
+    const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs, bool copies) {
   if (paths.empty() || paths.size() != bytes.size()) throw std::invalid_argument("paths and bytes differ in length");
   const Tensor contiguous = torch::stable::contiguous(crcs);
   const auto* values = contiguous.const_data_ptr<uint32_t>();
-  auto* mapping = new Mapping(paths, bytes, {values, values + contiguous.numel()});
+  auto* mapping = new Mapping(paths, bytes, {values, values + contiguous.numel()}, copies);
   const int64_t size = mapping->bytes(), stride = 1;
   return torch::stable::from_blob(
       const_cast<uint8_t*>(mapping->data()), {&size, 1}, {&stride, 1},

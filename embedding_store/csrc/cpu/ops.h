@@ -43,7 +43,8 @@ std::tuple<Tensor, Tensor> lookup_tiered(
     int64_t dim, const std::string& dtype, ScalarType out,
     Tensor counters);  // int64 [3]: += hot hits, cold hits, misses
 
-Tensor map_files(const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs);
+Tensor map_files(
+    const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs, bool copies);
 std::vector<int64_t> mapped_starts(const Tensor& storage);
 void check_blocks(const Tensor& storage, int64_t first, int64_t count, double bytes_per_second);
 void release_pages(const Tensor& storage);

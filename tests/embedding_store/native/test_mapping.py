@@ -258,3 +258,18 @@ def test_threads_that_race_for_a_block_all_get_the_vectors(tmp_path: Path, table
         for thread in threads:
             thread.join(30)
     assert results == [True] * 20
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_changed_copy_is_deleted_and_nothing_else_is(tmp_path: Path, copies: bool):
+    file = mapped_file(tmp_path / "a", bytes(2 * BLOCK))
+    mapping = Mapping.open([file], copies=copies)
+    flip(file.path, BLOCK + 5)
+    remedy = "the copy was deleted, load again" if copies else "restore it from a copy"
+    with pytest.raises(ChecksumError, match=remedy):
+        mapping.check()
+    assert Path(file.path).exists() is not copies
+    os.replace(mapped_file(tmp_path / "b", bytes(2 * BLOCK)).path, file.path)  # another has taken its name
+    with pytest.raises(ChecksumError, match=remedy):
+        mapping.check()
+    assert Path(file.path).exists()

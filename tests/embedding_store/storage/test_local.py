@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from embedding_store import FileSizeError, MissingFileError
+from embedding_store import (
+    EmbeddingStore,
+    FileSizeError,
+    InvalidArgumentError,
+    MissingFileError,
+    StorageAccessError,
+)
+from embedding_store.native.mapping import crc32c_blocks
+from embedding_store.storage import local
 from embedding_store.storage.local import LocalStorage
+from tests.embedding_store.helpers import publish
 
 
 @pytest.fixture
@@ -41,10 +53,10 @@ def test_files_are_found_by_listing(storage: LocalStorage):
 
 def test_a_local_file_is_itself(storage: LocalStorage):
     write(storage, "data/one/a", b"123")
-    assert storage.local("data/one/a", 3) == storage.root / "data/one/a"
+    assert storage.local("data/one/a", 3, crc32c_blocks(b"123")) == storage.root / "data/one/a"
     with pytest.raises(FileSizeError, match=r"data/one/a: has 3 bytes, its manifest says 4"):
-        storage.local("data/one/a", 4)
-    for ask in (storage.size, storage.read, lambda path: storage.local(path, 1)):
+        storage.local("data/one/a", 4, crc32c_blocks(b"1234"))
+    for ask in (storage.size, storage.read, lambda path: storage.local(path, 1, crc32c_blocks(b"1"))):
         with pytest.raises(MissingFileError, match=r"data/one/b: does not exist"):
             ask("data/one/b")
 
@@ -110,3 +122,99 @@ def test_scratch_is_where_the_system_says(storage: LocalStorage, tmp_path: Path,
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert storage.scratch() == tmp_path
+
+
+def test_a_link_whose_answer_was_lost_knows_its_own_file(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch):
+    link = os.link
+
+    def lose_the_answer(*paths: Path) -> None:
+        link(*paths)
+        link(*paths)  # as a network disk sends it again
+
+    monkeypatch.setattr(os, "link", lose_the_answer)
+    storage.put_new("m/1.json", b"mine")
+    assert storage.read("m/1.json") == b"mine"
+    with pytest.raises(FileExistsError):
+        storage.put_new("m/1.json", b"mine")
+    assert os.listdir(storage.root / "m") == ["1.json"]
+
+
+def test_a_lost_answer_publishes_once(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch):
+    series, link = store.create("user_ctr", dim=3), os.link
+
+    def lose_the_answer(*paths: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        link(*paths)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", lose_the_answer)
+    assert publish(series, 1, [1]).version == 1
+    assert series.versions() == [1]
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+def test_a_disk_without_hard_links_is_named(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, code: int):
+    def refuse(*_: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageAccessError, match=r"user_ctr/series\.json: .* no hard links .*: use a local disk"):
+        store.create("user_ctr", dim=3)
+    assert [path for path in (store.path or Path()).rglob("*") if path.is_file()] == []
+
+
+def full_file(path: Path, mode: str) -> Any:
+    """A new file on a disk that is full."""
+    open(path, mode).close()
+    return open("/dev/full", "wb")
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "link"])
+def test_a_full_disk_leaves_nothing(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, step: str):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    storage.put_new("m/1.json", b"1")
+    if step == "write":
+        monkeypatch.setattr(local, "open", full_file, raising=False)
+    else:
+        monkeypatch.setattr(os, step, full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.put_new("m/2.json", b"2")
+    assert os.listdir(storage.root / "m") == ["1.json"]
+
+
+@pytest.mark.parametrize("url", [False, True])
+def test_a_relative_path_keeps_meaning_the_folder_it_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: bool):
+    monkeypatch.chdir(tmp_path)
+    store = EmbeddingStore(f"file://{tmp_path}/a%20store" if url else "a store")
+    series = store.create("user_ctr", dim=3)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert publish(series, 1, [1]).version == 1
+    assert (store.list(), store.series("user_ctr").versions()) == (["user_ctr"], [1])
+    assert (store.path, store.location) == (tmp_path / "a store", str(tmp_path / "a store"))
+
+
+@pytest.mark.parametrize("url", ["file://a/store", "file://", "file://host.example"])
+def test_a_file_url_holds_a_whole_path(url: str):
+    with pytest.raises(InvalidArgumentError, match=rf"path is '{url}': .* file:///folder/store"):
+        EmbeddingStore(url)
+
+
+def test_a_network_disk_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shared = tmp_path / "a share"
+    (shared / "inner").mkdir(parents=True)
+    octal = str(shared).replace(" ", "\\040")
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr(local, "_MOUNTS", mounts)
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/x {octal} nfs4 rw 0 0\ntmpfs {octal}/inner tmpfs rw 0 0\n")
+    with pytest.warns(UserWarning, match=r"a share/store lies on a network disk \(nfs4\): .*object store") as warned:
+        EmbeddingStore(shared / "store")
+    assert [warning.filename for warning in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EmbeddingStore(tmp_path / "store")
+        EmbeddingStore(shared / "inner" / "store")
+        monkeypatch.setattr(local, "_MOUNTS", tmp_path / "there are none")
+        EmbeddingStore(shared / "store")

@@ -14,14 +14,14 @@ import pytest
 
 from embedding_store import (
     EmbeddingStore,
-    FileSizeError,
     InvalidArgumentError,
     MissingDependencyError,
     MissingFileError,
     StorageAccessError,
 )
+from embedding_store.native.mapping import crc32c_blocks
 from embedding_store.storage import objects
-from embedding_store.storage.objects import ObjectStorage, default_cache
+from embedding_store.storage.objects import ObjectStorage
 from tests.embedding_store.conftest import S3_BUCKET
 
 
@@ -59,7 +59,7 @@ def test_files_are_found_by_listing(storage: ObjectStorage, url: str):
     assert (inner.locate("one/a"), inner.locate("")) == (f"{url}/data/one/a", f"{url}/data")
     assert (inner.exists("one/a"), inner.exists("one"), inner.exists("two")) == (True, False, False)
     assert (inner.size("one/b"), inner.read("one/b")) == (2, b"22")
-    for ask in (inner.size, inner.read, lambda path: inner.local(path, 1)):
+    for ask in (inner.size, inner.read, lambda path: inner.local(path, 1, crc32c_blocks(b"1"))):
         with pytest.raises(MissingFileError, match=rf"{url}/data/one/c: does not exist"):
             ask("one/c")
 
@@ -141,92 +141,10 @@ def test_a_streamed_file_appears_at_its_end_or_never(
     assert uploads(s3) == 0
 
 
-def test_reads_go_through_the_cache(storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(objects, "RANGE_BYTES", 1000)
-    data = os.urandom(12_345)
-    write(storage, "data/one/a", data)
-    file = storage.local("data/one/a", len(data))
-    assert file.read_bytes() == data
-    assert file.is_relative_to(tmp_path / "cache" / "s3" / S3_BUCKET)
-    assert cached(tmp_path) == ["a"]
-    objects.obstore.delete(storage._store, "data/one/a")
-    assert storage.local("data/one/a", len(data)).read_bytes() == data  # no request: it is there
-    write(storage, "data/one/a", data)
-    file.write_bytes(data[:-1])
-    assert storage.local("data/one/a", len(data)).read_bytes() == data  # of the wrong size: again
-    with pytest.raises(FileSizeError, match=r"data/one/a: has 12345 bytes, its manifest says 12346"):
-        storage.local("data/one/a", len(data) + 1)
-
-
-def test_an_empty_file(storage: ObjectStorage):
-    with storage.create("data/one/a"):
-        pass
-    assert storage.local("data/one/a", 0).read_bytes() == b""
-
-
-def test_a_failed_download_leaves_nothing(storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(objects, "RANGE_BYTES", 10)
-    write(storage, "data/one/a", b"0123456789" * 50)
-    get_range, calls = objects.obstore.get_range, []
-
-    def gone(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) > 3:
-            time.sleep(0.05)
-            raise FileNotFoundError("deleted meanwhile")
-        return get_range(*arguments, **options)
-
-    monkeypatch.setattr(objects.obstore, "get_range", gone)
-    with pytest.raises(MissingFileError, match="data/one/a"):
-        storage.local("data/one/a", 500)
-    assert cached(tmp_path) == []
-    assert len(calls) < 40  # the rest was not asked for
-
-
-def test_many_may_download_one_file_at_once(storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(objects, "RANGE_BYTES", 4096)
-    data = os.urandom(100_000)
-    write(storage, "data/one/a", data)
-    barrier, results = threading.Barrier(4), []
-
-    def download() -> None:
-        barrier.wait()
-        results.append(storage.local("data/one/a", len(data)).read_bytes() == data)
-
-    threads = [threading.Thread(target=download) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [True] * 4
-    assert cached(tmp_path) == ["a"]
-
-
-def test_the_cache_forgets_what_the_store_has_deleted(storage: ObjectStorage, url: str, tmp_path: Path):
-    for name in ("one", "two", "three"):
-        write(storage, f"data/{name}/{name}", b"1")
-    for name in ("one", "two"):
-        storage.local(f"data/{name}/{name}", 1)
-    storage.delete_folder("data/one")
-    assert cached(tmp_path) == ["two"]  # this process deleted it
-    elsewhere = ObjectStorage(url, tmp_path / "another cache")
-    elsewhere.delete_folder("data/two")
-    assert cached(tmp_path) == ["two"]
-    folder = storage.local("data/three/three", 1).parent
-    assert cached(tmp_path) == ["three"]
-    dead, alive = folder / ".x.1.tmp", folder / ".x.2.tmp"
-    for file in (dead, alive):
-        file.touch()
-    os.utime(dead, (0, 0))
-    write(storage, "data/three/more", b"1")
-    storage.local("data/three/more", 1)
-    assert cached(tmp_path) == [".x.2.tmp", "more", "three"]
-
-
 def test_deleting_what_is_gone_is_fine(storage: ObjectStorage, tmp_path: Path):
     for name in ("a", "b"):
         write(storage, f"data/one/{name}", b"1")
-    storage.local("data/one/a", 1)
+    storage.local("data/one/a", 1, crc32c_blocks(b"1"))
     for _ in range(2):
         storage.delete("data/one/a")
     assert (storage.names("data/one"), cached(tmp_path)) == (["b"], [])
@@ -277,16 +195,3 @@ def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr("embedding_store.storage.objects")
     with pytest.raises(MissingDependencyError, match=r"'s3://b/x'.*pip install 'recsys-derm\[objects\]'"):
         EmbeddingStore("s3://b/x")
-
-
-def test_a_file_url_is_a_folder(tmp_path: Path):
-    store = EmbeddingStore(f"file://{tmp_path}/a%20store")
-    assert (store.path, store.location) == (tmp_path / "a store", str(tmp_path / "a store"))
-
-
-def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "embedding_store"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache() == tmp_path / ".cache" / "embedding_store"
