@@ -10,14 +10,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from embedding_store import times
 from embedding_store.dtypes import DTYPES, decode
-from embedding_store.errors import ChecksumError, InvalidArgumentError, MissingFileError, VersionExpiredError
+from embedding_store.errors import ChecksumError, InvalidArgumentError, MissingFileError
 from embedding_store.format.files import read_crcs
 from embedding_store.format.index import HEADER_BYTES, Header
 from embedding_store.format.manifest import Manifest, Statistics, StoredFile
-from embedding_store.history.tags import Tags
-from embedding_store.history.tombstones import expired_at
+from embedding_store.history.refusals import reasons
+from embedding_store.history.tags import pointed
+from embedding_store.history.tombstones import gone
 from embedding_store.native.mapping import MappedFile, Mapping
 from embedding_store.read.table import Table
 from embedding_store.scan.index import IndexReader
@@ -94,7 +94,12 @@ class Snapshot:
     @property
     def tags(self) -> tuple[str, ...]:
         """Names of the tags that point here now, read anew at each access."""
-        return tuple(name for name, version in Tags(self._storage).all().items() if version == self.version)
+        return tuple(name for name, version in pointed(self._storage).items() if version == self.version)
+
+    @property
+    def refused(self) -> tuple[str, ...] | None:
+        """Why it was refused, None if it was not; read anew at each access. See Series.refuse."""
+        return reasons(self._storage, self.version)
 
     def load(
         self,
@@ -194,11 +199,10 @@ class Snapshot:
                 header = index.header
             return Mapping.open(files, copies=self._storage.copies), header
         except MissingFileError:
-            expired = expired_at(self._storage, self.version)
-            if expired is None:
+            tombstone = gone(self._storage, self.version)
+            if tombstone is None:
                 raise
-            when = times.to_text(expired)
-            raise VersionExpiredError(f"version {self.version} of {self.series!r} was expired on {when}") from None
+            raise tombstone.error() from None
 
     def _mapped_files(self) -> list[MappedFile]:
         files = (self.manifest.index, *self.manifest.data)
