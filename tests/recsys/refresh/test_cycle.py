@@ -18,7 +18,7 @@ from recsys.refresh import cycle as cycle_module
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
 from recsys.refresh.errors import ClockSkewError, StoreLostError
-from recsys.refresh.records import KEPT
+from recsys.refresh.records import KEPT, Ledger
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment
 from tests.recsys.refresh.daily_example import (
@@ -244,9 +244,9 @@ def test_a_tag_that_moved_while_the_cycle_ran(run: tuple[Path, Path], monkeypatc
     write_day(data, DAYS[2])
     measure = cycle_module.measure
 
-    def roll_back(*args: object) -> object:
+    def roll_back(*args: object, **options: object) -> object:
         series(out, "item_ctr").tag("prod", 1)
-        return measure(*args)  # type: ignore[arg-type]
+        return measure(*args, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(cycle_module, "measure", roll_back)
@@ -313,10 +313,11 @@ def test_a_cold_retrain_can_carry_the_old_space_over(run: tuple[Path, Path], mon
     torch.testing.assert_close(carried @ carried.T, before @ before.T, atol=1e-5, rtol=1e-4)
 
 
-def test_other_spaces_are_not_averaged(run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_spaces_are_not_averaged(run: tuple[Path, Path]) -> None:
     data, out = run
     write_day(data, DAYS[2])
-    monkeypatch.setattr(cycle_module, "space_name", lambda upstream, generation: f"{upstream}-{generation + 6}")
+    newest = records(out)[-1]
+    Ledger(out, "ctr").write(replace(newest, space="ctr-7"))
     before = contents(out)
     with pytest.raises(SpaceMismatchError, match="ctr-7"):
         refresh(CONFIG, data, out)
