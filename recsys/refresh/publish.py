@@ -128,8 +128,8 @@ class Publisher:
         if self._environment.is_main:
             found = Publication(**json.loads(path.read_text())) if path.is_file() else None
             if found is None or (found.key, found.as_of, found.space) != (key, as_of, space):
-                newest = {name: max(series.versions(), default=0) for name, series in self._series.items()}
-                versions = {name: 1 + max(newest[n] for n in pair) for pair in self._pairs.values() for name in pair}
+                free = {name: series.next_version for name, series in self._series.items()}
+                versions = {name: max(free[n] for n in pair) for pair in self._pairs.values() for name in pair}
                 found = Publication(key=key, as_of=as_of, space=space, versions=versions, tags=self._tags())
                 write_json(path, asdict(found))
         return broadcast(found, self._environment)
@@ -197,7 +197,7 @@ class Publisher:
         """Round by round, the series to write; decided by rank 0 for all."""
         rounds = []
         if self._environment.is_main:
-            newest = {name: max(self._series[name].versions(), default=0) for name in publication.versions}
+            newest = {name: self._series[name].next_version - 1 for name in publication.versions}
             rounds = owed(newest, publication.versions)
         return broadcast(rounds, self._environment)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore, Series, SeriesExistsError, SpaceMismatchError, TagMovedError
-from recsys.config import ConfigError, GateConfig, RunConfig
+from recsys.config import ConfigError, RunConfig
 from recsys.data.errors import DataError
 from recsys.dates import day_number
 from recsys.folders import store_folder
@@ -221,22 +221,6 @@ def test_a_late_day_makes_no_vector_older(run: tuple[Path, Path]) -> None:
     assert same.tolist() == [True, False, False]
     activity = series(out, "user_ctr.activity").latest().load().lookup(users)[0]
     assert activity[:, 0].tolist() == [day_number(DAYS[day]) for day in (3, 4, 2)]
-
-
-def test_a_refused_gate_leaves_the_tag(run: tuple[Path, Path]) -> None:
-    data, out = run
-    write_day(data, DAYS[2])
-    strict = daily_config(gates=GateConfig(max_drift=0.0))
-    (record,) = refresh_upstream(strict, "ctr", data, out)
-    assert not record.tagged
-    assert any("drift" in reason for reason in record.gates)
-    for name in PLAIN:
-        assert series(out, name).tags() == {"prod": 3}
-        assert series(out, name).latest().version == 4
-    assert refresh(strict, data, out) == [], "it is done: the same call does not try again"
-    write_day(data, DAYS[3])
-    assert refresh(CONFIG, data, out) == [DAYS[3]]
-    assert series(out).tags() == {"prod": 5}
 
 
 def test_a_tag_that_moved_while_the_cycle_ran(run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
