@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore, Series, SeriesExistsError, SpaceMismatchError, TagMovedError
-from recsys.config import ConfigError, RunConfig
+from recsys.config import ConfigError, RefreshConfig
 from recsys.data.errors import DataError
 from recsys.dates import day_number
 from recsys.folders import store_folder
@@ -47,9 +47,9 @@ def series(out: Path, name: str = "user_ctr") -> Series:
     return EmbeddingStore(store_folder(out)).series(name)
 
 
-def refresh(config: RunConfig, data: Path, out: Path, **options: object) -> list[str]:
+def refresh(config: RefreshConfig, data: Path, out: Path, **options: object) -> list[str]:
     """Refresh; the days whose cycles were run."""
-    return [record.day for record in refresh_upstream(config, "ctr", data, out, **options)]
+    return [record.day for record in refresh_upstream(config, data, out, **options)]
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,8 @@ def test_a_day_without_a_positive_teaches_what_it_can(
     run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = run
-    path = write_day(data, DAYS[2])
+    write_day(data, DAYS[2])
+    path = data / "days" / DAYS[2] / "part-0.parquet"
     table = pq.read_table(path)
     none = pa.array([0] * len(table), table["click"].type)
     pq.write_table(table.set_column(table.column_names.index("click"), "click", none), path)
@@ -284,7 +285,7 @@ def test_a_cold_retrain_can_carry_the_old_space_over(run: tuple[Path, Path], mon
     write_day(data, DAYS[2], rows=200, users=40)
     config = daily_config(align="procrustes")
     monkeypatch.setattr(align, "_LEAST_PER_DIMENSION", 2)
-    (record,) = refresh_upstream(config, "ctr", data, out, cold=True)
+    (record,) = refresh_upstream(config, data, out, cold=True)
     assert record.space == "ctr-2"
     assert record.alignment is not None
     assert (out / "daily/ctr/days" / DAYS[2] / record.key / "rotation.npy").is_file()
@@ -335,15 +336,14 @@ def test_bad_days_publish_nothing(run: tuple[Path, Path]) -> None:
 def test_what_does_not_fit_is_named(run: tuple[Path, Path], tmp_path: Path) -> None:
     data, out = run
     write_day(data, DAYS[2])
-    (upstream,) = CONFIG.upstreams
-    other = replace(CONFIG, upstreams=(replace(upstream, features=("user_id", "item_id", "hour")),))
+    other = replace(CONFIG, upstream=replace(CONFIG.upstream, features=("user_id", "item_id", "hour")))
     with pytest.raises(CheckpointError, match="was written by another model or schema"):
         refresh(other, data, out)
-    wider = replace(CONFIG, upstreams=(replace(upstream, model=replace(MODEL, out_dim=8)),))
+    wider = replace(CONFIG, upstream=replace(CONFIG.upstream, model=replace(MODEL, out_dim=8)))
     with pytest.raises(SeriesExistsError, match="dim = 8"):
         refresh(wider, data, out)
-    with pytest.raises(ConfigError, match="daily is missing"):
-        refresh(replace(CONFIG, daily=None), data, out, day=DAYS[2])
+    with pytest.raises(ConfigError, match="days is missing"):
+        refresh(replace(CONFIG, days=None), data, out, day=DAYS[2])
     shutil.rmtree(store_folder(out) / "item_ctr")
     with pytest.raises(StoreLostError, match="lacks version 3 of 'item_ctr'"):
         refresh(CONFIG, data, out)

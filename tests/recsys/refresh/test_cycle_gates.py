@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore, Series
-from recsys.config import GateConfig, RunConfig
+from recsys.config import GateConfig, RefreshConfig
 from recsys.downstream.features import PointInTimeSeries
 from recsys.folders import store_folder
 from recsys.refresh import cycle as cycle_module
@@ -39,9 +39,9 @@ def series(out: Path, name: str = "user_ctr") -> Series:
     return EmbeddingStore(store_folder(out)).series(name)
 
 
-def refresh(config: RunConfig, data: Path, out: Path, **options: object) -> list[str]:
+def refresh(config: RefreshConfig, data: Path, out: Path, **options: object) -> list[str]:
     """Refresh; the days whose cycles were run."""
-    return [record.day for record in refresh_upstream(config, "ctr", data, out, **options)]
+    return [record.day for record in refresh_upstream(config, data, out, **options)]
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def run(two_days: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
 GATED = daily_config(aggregation="latest", gates=GateConfig(max_drift=0.6))
 
 
-def wild(config: RunConfig) -> RunConfig:
+def wild(config: RefreshConfig) -> RefreshConfig:
     """The same with steps so large that a day's vectors jump: a median cosine of some 0.15, not 0.7."""
-    (upstream,) = config.upstreams
-    return replace(config, upstreams=(replace(upstream, training=replace(upstream.training, dense_lr=1.0)),))
+    upstream = config.upstream
+    return replace(config, upstream=replace(upstream, training=replace(upstream.training, dense_lr=1.0)))
 
 
 def refused(out: Path, name: str) -> list[int]:
@@ -77,7 +77,7 @@ def test_a_jump_that_stays_is_refused_every_day(run: tuple[Path, Path]) -> None:
     data, out = run
     for number in (2, 3):
         write_day(data, DAYS[number])
-        (record,) = refresh_upstream(wild(GATED), "ctr", data, out)
+        (record,) = refresh_upstream(wild(GATED), data, out)
         assert not record.tagged
         assert any("user_ctr: the day's entities moved" in reason and "version 3" in reason for reason in record.gates)
     for name in PLAIN:
@@ -93,10 +93,10 @@ def test_after_a_refused_day_the_next_is_as_if_it_had_not_been(
 ) -> None:
     data, out = run
     write_day(data, DAYS[2])
-    (record,) = refresh_upstream(wild(GATED), "ctr", data, out)
+    (record,) = refresh_upstream(wild(GATED), data, out)
     assert record.gates
     write_day(data, DAYS[3])
-    (good,) = refresh_upstream(GATED, "ctr", data, out)
+    (good,) = refresh_upstream(GATED, data, out)
     assert good.tagged
     assert good.start == records(out)[1].checkpoint
     never_data, never = (Path(shutil.copytree(folder, tmp_path / f"never-{folder.name}")) for folder in two_days)
@@ -126,7 +126,7 @@ def test_a_cycle_can_be_told_to_go_on_from_a_refused_day(run: tuple[Path, Path])
     write_day(data, DAYS[2])
     refresh(wild(GATED), data, out)
     write_day(data, DAYS[3])
-    (record,) = refresh_upstream(GATED, "ctr", data, out, after_refused=True)
+    (record,) = refresh_upstream(GATED, data, out, after_refused=True)
     assert record.start == records(out)[-2].checkpoint
     bad, newest = series(out).version(4).load(), series(out).version(5).load()
     today = torch.tensor(sorted(set(pq.read_table(data / "days" / DAYS[3])["user_id"].to_pylist())))
@@ -139,7 +139,7 @@ def test_a_refused_day_that_is_delivered_again_is_judged_anew(run: tuple[Path, P
     write_day(data, DAYS[2])
     refresh(wild(GATED), data, out)
     write_day(data, DAYS[2], seed=99)
-    (record,) = refresh_upstream(GATED, "ctr", data, out)
+    (record,) = refresh_upstream(GATED, data, out)
     assert record.corrects
     assert record.start == records(out)[1].checkpoint
     assert record.tagged
