@@ -75,11 +75,13 @@ def days(rows: int, options: Options, folder: Path) -> dict[str, float]:
     seconds: dict[str, float] = {}
     for day in (1, 2):  # the second one finds the first one's snapshot
         aggregator = Aggregator(series, activity, Aggregation(), day=day, as_of=(day + 1) * DAY_MS, space="random-1")
+        days = torch.full((rows,), day)
         started, blending = time.perf_counter(), 0.0
         with aggregator.writer(rows) as writer:
             for start in range(0, rows, CHUNK):
                 before = time.perf_counter()
-                blended = aggregator.blend(ids[start : start + CHUNK], today[start : start + CHUNK])
+                part = slice(start, start + CHUNK)
+                blended = aggregator.blend(ids[part], today[part], days[part])
                 blending += time.perf_counter() - before
                 writer.append(blended)
         seconds = {"blend": blending, "day": time.perf_counter() - started}

@@ -29,7 +29,7 @@ from embedding_store.history.clean import CLEAN_GRACE
 from embedding_store.history.state import Move
 from embedding_store.history.tags import ANY, Tags, pointed
 from embedding_store.history.tombstones import TOMBSTONES, Tombstone, read_tombstone
-from embedding_store.history.versions import Versions
+from embedding_store.history.versions import Versions, next_version
 from embedding_store.read.point_in_time import OpenTables, PointInTime
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.scan import diff as comparison
@@ -104,6 +104,11 @@ class Series:
         """All versions that exist, ascending; those that are gone are in `expired`. `refused`: the refused ones too."""
         without = set() if refused else set(refusals.REFUSALS.numbers(self._storage))
         return [version for version in self._versions.numbers() if version not in without]
+
+    @property
+    def next_version(self) -> int:
+        """The number that the next snapshot will get, unless another writer is faster: one that was never used."""
+        return next_version(self._storage)
 
     def history(self, *, refused: bool = True) -> list[Snapshot]:
         """All snapshots that exist, oldest first; `refused`: those that were refused too."""

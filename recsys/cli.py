@@ -101,6 +101,7 @@ def refresh(
     day: str | None = None,
     cold: bool = False,
     every: bool = False,
+    after_refused: bool = False,
 ) -> None:
     """Run one cycle of one upstream: train on its next day, embed, aggregate, publish, tag; one rank of a job.
 
@@ -113,11 +114,12 @@ def refresh(
         day: Run the cycle of this day (ISO date), not whichever is due.
         cold: Train from scratch on the source and all days, in a new space.
         every: Go on until no day is due; a refused tag then shows in the records alone, not in the exit code.
+        after_refused: Go on from the newest day even where a gate refused it, not from the newest that passed.
     """
     settings = RefreshConfig.load(config)
     from recsys.refresh.cycle import refresh_upstream
 
-    records = refresh_upstream(settings, data, out, day=day, cold=cold, every=every)
+    records = refresh_upstream(settings, data, out, day=day, cold=cold, every=every, after_refused=after_refused)
     reasons = [reason for record in records for reason in record.gates]
     if reasons and not every:
         raise GateRefusedError(f"published, but not tagged: {'; '.join(reasons)}")

@@ -87,7 +87,9 @@ def train_on(
     )
     tasks = [label.name for label in schema.labels]
     torch.manual_seed(training.seed)
-    frequencies = count_positives(files, schema, upstream.loss.contrastive_label or tasks[0])
+    frequencies = _frequencies(files, schema, upstream, started=start is not None)
+    if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
+        print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
     task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
     return fit(task, stream, training, environment, tasks=tasks, out=out, start=start, title=title)
 
@@ -105,13 +107,30 @@ def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:
     return Schema.load(path).select(features=upstream.features or None, labels=upstream.tasks or None)
 
 
-def count_positives(files: Sequence[Path], schema: Schema, label: str) -> ItemFrequencies:
+def _frequencies(
+    files: Sequence[Path], schema: Schema, upstream: UpstreamConfig, *, started: bool
+) -> ItemFrequencies | None:
+    """What the contrastive loss needs; None if there is to be none. A day that goes on from a trained model may have no
+    positive: it teaches what it can. A first training without one is a mistake."""
+    label = upstream.loss.contrastive_label or schema.labels[0].name
+    if not upstream.loss.contrastive_weight:
+        return None
+    frequencies = count_positives(files, schema, label)
+    if frequencies is None and not started:
+        raise DataError(
+            f"label {label!r} is never 1 in {len(files)} files: contrast another label, give more events, or set "
+            "loss.contrastive_weight = 0"
+        )
+    return frequencies
+
+
+def count_positives(files: Sequence[Path], schema: Schema, label: str) -> ItemFrequencies | None:
     """How often each item is the positive of a training row: Q of the logQ correction (papers.md section 4).
 
-    Exact counts, read file by file before training starts.
+    Exact counts, read file by file before training starts; None if no row is positive.
 
     Raises:
-        DataError: no row is positive, so there is nothing to contrast; or what `EventStream` raises.
+        DataError: what `EventStream` raises.
     """
     facts = schema.select(features=(), labels=(label,))
     ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
@@ -122,7 +141,5 @@ def count_positives(files: Sequence[Path], schema: Schema, label: str) -> ItemFr
         ids, inverse = np.unique(np.concatenate([ids, *items]), return_inverse=True)
         counts = np.bincount(inverse, weights, minlength=len(ids)).astype(np.int64)
     if not len(ids):
-        raise DataError(
-            f"label {label!r} is never 1 in {len(files)} files: contrast another label, or give more events"
-        )
+        return None
     return ItemFrequencies.from_counts(torch.from_numpy(ids), torch.from_numpy(counts))

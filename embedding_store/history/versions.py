@@ -16,6 +16,11 @@ def versions(storage: Storage) -> list[int]:
     return _listed(storage)[0]
 
 
+def next_version(storage: Storage) -> int:
+    """The least number above all that were ever used."""
+    return _listed(storage)[1]
+
+
 def newest(storage: Storage) -> tuple[Manifest | None, int]:
     """The manifest of the newest version, None if there is none, and the least number above all that were ever used."""
     before: list[int] = []

@@ -19,10 +19,8 @@ OWNERS = ("user", "item")
 
 @dataclass
 class PointInTimeSeries:
-    """All versions of one series but the refused ones, asked for each id as of its event's time.
-
-    Versions are opened when first needed.
-    """
+    """All versions of one series that were not refused, asked for each id as of its event's time. Versions are opened
+    when first needed."""
 
     series: Series
     publish_delay_ms: int = 0

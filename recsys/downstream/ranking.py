@@ -110,7 +110,7 @@ def _check_visible(names: Sequence[str], config: RankerConfig, data: Path, out: 
     newest = max(int(batch.timestamps.max()) for batch in stream)
     store = EmbeddingStore(store_folder(out))
     for name in names:
-        first = min((snapshot.as_of for snapshot in store.series(name).history()), default=None)
+        first = min((snapshot.as_of for snapshot in store.series(name).history(refused=False)), default=None)
         if first is not None and newest < first + config.publish_delay_ms:
             raise DataError(
                 f"the newest training event is of {newest} ms, but series {name!r} begins with as_of = {first} ms (and "

@@ -28,20 +28,21 @@ class DermTask(nn.Module):
     """A DERM and its loss, in the form the trainer takes: `forward(batch) -> (loss, TaskOutput)`.
 
     The loss is the sum of the tasks' mean cross-entropies plus `contrastive_weight` x the contrastive loss. Of
-    `losses`, each task has its own under its name, the contrastive one (where its weight is not 0) is "contrastive".
+    `losses`, each task has its own under its name, the contrastive one (where there is one) is "contrastive".
 
     Args:
         model: gives DermOutput.
         config: which label is contrasted, and how.
         tasks: the labels of a batch, in the order of their columns, which is the order of the logits.
-        frequencies: log Q of the items, counted over the rows with a positive contrastive label.
+        frequencies: log Q of the items, counted over the rows with a positive contrastive label; None where there are
+            none, or their weight is 0: nothing is contrasted.
 
     Raises:
         ConfigError: the contrastive label is not among the tasks.
     """
 
     def __init__(
-        self, model: nn.Module, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies
+        self, model: nn.Module, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies | None
     ) -> None:
         super().__init__()
         self.model = model
@@ -55,7 +56,7 @@ class DermTask(nn.Module):
 class DermLoss(nn.Module):
     """DermOutput and its batch -> (loss, TaskOutput); a leaf of the train pipeline's trace. See DermTask."""
 
-    def __init__(self, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies) -> None:
+    def __init__(self, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies | None) -> None:
         super().__init__()
         label = config.contrastive_label or tasks[0]
         if label not in tasks:
@@ -75,7 +76,7 @@ class DermLoss(nn.Module):
         means = supervised_loss(logits, batch.labels, batch.label_mask)
         losses = dict(zip(self.tasks, means.detach().unbind(), strict=True))
         loss = means.sum()
-        if self.config.contrastive_weight:
+        if self.config.contrastive_weight and self.frequencies is not None:
             positive = (batch.labels[:, self.contrasted] > 0.5) & batch.label_mask[:, self.contrasted]
             log_q = self.frequencies(batch.item_ids)
             contrastive = contrastive_loss(

@@ -207,10 +207,10 @@ def _measured(
 def lineage(series: Series, version: int) -> list[Snapshot]:
     """The snapshot of this version and what was to be read before it: of each earlier as_of the last version.
 
-    Newest first; corrected versions are left out.
+    Newest first; versions that were corrected or refused are left out.
     """
     newest = series.version(version)
-    by_time = {snapshot.as_of: snapshot for snapshot in series.history() if snapshot.version < version}
+    by_time = {snapshot.as_of: snapshot for snapshot in series.history(refused=False) if snapshot.version < version}
     earlier = [snapshot for as_of, snapshot in by_time.items() if as_of < newest.as_of]
     return [newest, *sorted(earlier, key=lambda snapshot: snapshot.as_of, reverse=True)]
 

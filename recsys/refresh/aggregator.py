@@ -2,8 +2,8 @@
 
     aggregator = Aggregator(series, activity, Aggregation(), day=19_500, as_of=day_end, space="ctr-1")
     with aggregator.writer(entities=len(events)) as writer:
-        for ids, vectors in embed(...):
-            writer.append(aggregator.blend(ids, vectors))
+        for ids, vectors, days in ...:
+            writer.append(aggregator.blend(ids, vectors, days))
 
 Beside the vectors lies the series' activity: for each entity the day it was last active and how many days its vector is
 made of. It is published just before the vectors, as of the same time, and always read as of the vectors' own time: what
@@ -44,7 +44,7 @@ class Blended(NamedTuple):
 
     ids: Tensor  # int64 [n]
     vectors: Tensor  # float32 [n, D]
-    activity: Tensor  # float32 [n, 2]: day last active, days counted
+    activity: Tensor  # float32 [n, 2]: day of the last event, days counted
 
 
 def activity_series(store: EmbeddingStore, name: str) -> Series:
@@ -65,6 +65,7 @@ class Aggregator:
         space: of the day's vectors.
         rotation: float32 [D, D]; turns vectors of another space into this one (see align.py).
         fresh: start anew: carry nothing over.
+        after_refused: start from the newest snapshot before even if it was refused, not from the newest that was not.
 
     Raises:
         SpaceMismatchError: the newest snapshot is of another space, and neither `rotation` nor `fresh` is given.
@@ -82,12 +83,15 @@ class Aggregator:
         space: str,
         rotation: Tensor | None = None,
         fresh: bool = False,
+        after_refused: bool = False,
     ) -> None:
         self.series, self.activity, self.aggregation = series, activity, aggregation
         self.day, self.as_of, self.space = day, as_of, space
-        self.previous = None if fresh else _newest(series, as_of - 1)
+        self.previous = None if fresh else _newest(series, as_of - 1, after_refused)
         """The snapshot that the day goes on from."""
-        self.previous_activity = None if self.previous is None else _newest(activity, self.previous.as_of)
+        self.previous_activity = None
+        if self.previous is not None:
+            self.previous_activity = _newest(activity, self.previous.as_of, after_refused)
         if self.previous is not None and self.previous.space != space and rotation is None:
             raise SpaceMismatchError(
                 f"version {self.previous.version} of series {series.name!r} is in space {self.previous.space!r}, the "
@@ -102,18 +106,23 @@ class Aggregator:
         self,
         ids: Tensor,  # int64 [n], distinct over the whole day
         today: Tensor,  # float [n, D]
+        days: Tensor,  # int64 [n], the number of the day that each entity's event is of
     ) -> Blended:
-        """Today's aggregates of some of the day's entities.
+        """Today's aggregates of some of the day's entities: of those whose event is not older than what is stored.
 
-        An entity whose time to live had ended before today starts anew, whether or not it was deleted meanwhile.
+        An event of a late day is left out where the series knows a later one: the last event by time counts, whatever
+        brings it. An entity whose time to live had ended before today starts anew, whether or not it was deleted.
         """
-        ids, today = ids.cpu(), today.detach().cpu()
+        ids, today, days = ids.cpu(), today.detach().cpu(), days.cpu()
         past, activity, found = self._past(ids, today.shape[1])
+        newest = ~(found & (activity[:, 0] > days))
+        if not bool(newest.all()):
+            ids, today, days, past, activity, found = (x[newest] for x in (ids, today, days, past, activity, found))
         known = found & ~expired(activity[:, 0], self.day, self.aggregation.time_to_live_days)
         counts = torch.where(known, activity[:, 1], 0)
         how = self.aggregation
         vectors = aggregate(how.method, how.weight, past, counts, known, today, renormalise=how.renormalise, out=past)
-        return Blended(ids, vectors, torch.stack([torch.full_like(counts, self.day), counts + 1], dim=1))
+        return Blended(ids, vectors, torch.stack([days.to(counts.dtype), counts + 1], dim=1))
 
     def writer(self, entities: int) -> DayWriter:
         """The writer of the day's snapshot, for one rank; `entities` is how many ids the day has on all of them."""
@@ -262,9 +271,9 @@ def _load(snapshot: Snapshot | None) -> Table | None:
     return None if snapshot is None else snapshot.load()
 
 
-def _newest(series: Series, timestamp: int) -> Snapshot | None:
-    """The newest snapshot as of a time, if there is one."""
+def _newest(series: Series, timestamp: int, refused: bool) -> Snapshot | None:
+    """The newest snapshot as of a time, if there is one; `refused`: also of those that were refused."""
     try:
-        return series.as_of(timestamp)
+        return series.as_of(timestamp, refused=refused)
     except VersionNotFoundError:
         return None

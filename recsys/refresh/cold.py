@@ -43,7 +43,7 @@ def align_spaces(
             columns = gather(part, BATCH, environment)
             if table is None or columns is None:
                 continue
-            ids, vectors = columns
+            ids, vectors, _ = columns
             before, found = table.lookup(ids)
             old.append(before[found])
             new.append(vectors[found])

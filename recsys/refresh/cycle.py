@@ -1,8 +1,9 @@
 """The refresh of one upstream, day by day: the job that `launchers/refresh.py` starts on every rank.
 
 A cycle trains on the day from the checkpoint of the day before, embeds the day's entities, aggregates, publishes users
-and items together, measures, moves the tag if the gates let it, and writes its record last. Whatever kills it, the same
-command goes on where it was and ends with the same snapshots. Readers of the store are never in its way.
+and items together, measures, moves the tag, and writes its record last. What a gate refuses is marked so in the store
+instead: no ranker reads it, and the next cycle goes on from the day before it. Whatever kills a cycle, the same command
+goes on where it was and ends with the same snapshots. Readers of the store are never in its way.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def refresh_upstream(
     day: str | None = None,
     cold: bool = False,
     every: bool = False,
+    after_refused: bool = False,
 ) -> list[Record]:
     """Run one cycle of an upstream, or `every` one that is due. A collective.
 
@@ -66,6 +68,7 @@ def refresh_upstream(
         day: run the cycle of this day, not whichever is due.
         cold: train from scratch, on the source and all days, in a new space; not with `every`.
         every: go on until no day is due.
+        after_refused: go on from the newest day even where a gate refused it, not from the newest that passed.
 
     Returns:
         the records of the cycles that were run; none for the first one.
@@ -82,7 +85,7 @@ def refresh_upstream(
         exclusive(upstream_folder(out, name), environment),
         stage(out, f"refresh-{name}", environment),
     ):
-        refresh = _Refresh(config, data, out, environment)
+        refresh = _Refresh(config, data, out, environment, after_refused=after_refused)
         first = refresh.publish_first()
         if config.days is None and day is None and not cold:
             return []
@@ -100,7 +103,10 @@ def refresh_upstream(
 class _Refresh:
     """The days of one upstream; the same on every rank."""
 
-    def __init__(self, config: RefreshConfig, data: Path, out: Path, environment: Environment) -> None:
+    def __init__(
+        self, config: RefreshConfig, data: Path, out: Path, environment: Environment, *, after_refused: bool
+    ) -> None:
+        self._after_refused = after_refused
         upstream = config.upstream
         self._config, self._upstream, self._data, self._out = config, upstream, data, out
         self._environment = environment
@@ -162,8 +168,10 @@ class _Refresh:
         record = None
         if main:
             measured, reasons = self._measure(publication, files[cycle.day], timer)
-            if not reasons:
-                with timer("store"):
+            with timer("store"):
+                if reasons:
+                    self._publisher.refuse(publication, reasons)
+                else:
                     self._publisher.move_tags(publication, published)
             figures = {"gates": reasons, "tagged": not reasons, "quality": measured, "events": count}
             figures["rows_per_second"] = speeds
@@ -194,18 +202,8 @@ class _Refresh:
         plan = None
         if self._environment.is_main:
             records = self._ledger.records()
-            before = [record for record in records if record.day < cycle.day]
             replaced = next((record for record in records if record.day == cycle.day), None)
-            generation = max((_generation(record.space) for record in records), default=1)
-            if cold:
-                start, generation = "", generation + 1
-            elif replaced is not None:
-                start = replaced.start  # a day that began a space begins it again
-            elif before:
-                start = before[-1].checkpoint
-            else:
-                start = str(trained(self._out, self._upstream.name).relative_to(self._out))
-            space = space_name(self._upstream.name, generation)
+            start, space = self._start(cycle, records, replaced, cold)
             key = {
                 "day": cycle.day,
                 "fingerprint": cycle.fingerprint,
@@ -216,6 +214,18 @@ class _Refresh:
             }
             plan = _Plan(key=key, folder=self._ledger.training(cycle.day, key), start=start, space=space)
         return broadcast(plan, self._environment)
+
+    def _start(self, cycle: Cycle, records: Sequence[Record], replaced: Record | None, cold: bool) -> tuple[str, str]:
+        """The checkpoint to train on from, relative to the run's folder and empty for a cold start; and the space."""
+        name = self._upstream.name
+        if cold:
+            return "", space_name(name, 1 + max((_generation(record.space) for record in records), default=1))
+        if replaced is not None:
+            return replaced.start, replaced.space  # a day that began a space begins it again
+        before = [r for r in records if r.day < cycle.day and (self._after_refused or not r.gates)]
+        if before:
+            return before[-1].checkpoint, before[-1].space
+        return str(trained(self._out, name).relative_to(self._out)), space_name(name)
 
     def _train(self, plan: _Plan, files: list[Path], cycle: Cycle) -> float:
         """Train, or go on training; rows a second of all ranks."""
@@ -257,7 +267,9 @@ class _Refresh:
             schema=self._schema,
             events=events,
             day=day_number(cycle.day),
+            utc_offset_hours=self._config.day_by_day().utc_offset_hours,
             fresh=anew,
+            after_refused=self._after_refused,
         )
         if not plan.cold or anew:
             return content, None
@@ -289,7 +301,8 @@ class _Refresh:
         with timer("quality"):
             label = upstream.loss.contrastive_label or self._schema.labels[0].name
             events = read_events(files, self._schema, label)
-            measured = measure(self._publisher.store, upstream.name, publication.versions, events)
+            store, versions = self._publisher.store, publication.versions
+            measured = measure(store, upstream.name, versions, events, served=publication.tags)
             return measured.as_dict(), gates.check(measured, self._config.gates)
 
     def _record(

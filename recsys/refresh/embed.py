@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,24 @@ from recsys.data.errors import DataError, RowError
 from recsys.data.files import check_files, find_files, read_footers
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
+from recsys.dates import DAY_MS, HOUR_MS
 from recsys.models.derm import DERM
 from recsys.train.distributed import Environment
 
 _SCAN_ROWS = 65_536
 """Rows of ids and times that are read at once."""
+
+
+class Embedded(NamedTuple):
+    """Some entities by one tower, on the CPU."""
+
+    ids: Tensor  # int64 [n]
+    vectors: Tensor  # float32 [n, D]
+    timestamps: Tensor  # int64 [n], ms: of the event that each vector is made of
+
+    def days(self, utc_offset_hours: float) -> Tensor:  # int64 [n]
+        """The number of the day that each event is of, see recsys/dates.py."""
+        return (self.timestamps + round(utc_offset_hours * HOUR_MS)) // DAY_MS
 
 
 @dataclass(frozen=True)
@@ -116,12 +130,12 @@ def _read_group(file: pq.ParquetFile, group: int, types: Mapping[str, pa.DataTyp
 @torch.no_grad()  # not inference_mode: on CPUs FBGEMM's lookup exists as an autograd kernel only
 def embed(
     model: DERM, schema: Schema, events: LastEvents, owner: str, environment: Environment, batch_size: int = 4096
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Embedded]:
     """Vectors of this rank's share of the entities; the ranks' shares together are all of them.
 
     Yields:
-        ids int64 [n] and vectors float32 [n, D] on the CPU, n at most `batch_size`. Every rank yields equally often
-        (its last ones may hold nothing) and must exhaust it: a sharded forward is collective.
+        n entities at a time, at most `batch_size`. Every rank yields equally often (its last ones may hold nothing) and
+        must exhaust it: a sharded forward is collective.
 
     Raises:
         DataError: a value that its role forbids, naming file and row.
@@ -142,7 +156,7 @@ def embed(
         vectors = (model.user_vector(batch) if owner == "user" else model.item_vector(batch)).float()
         ids = batch.user_ids if owner == "user" else batch.item_ids
         count = 0 if table is None else len(table)
-        yield ids[:count].cpu(), vectors[:count].cpu()
+        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), batch.timestamps[:count].cpu())
 
 
 def entity_schema(schema: Schema, owner: str) -> Schema:

@@ -50,7 +50,11 @@ def read_source(
     events = {owner: last_events(source_files(data, upstream.source, owner), schema, owner) for owner in ENTITIES}
     as_of = max(selected.as_of for selected in events.values())
     day = number_of(as_of - 1, utc_offset_hours)
-    return Source(Content(model=model, schema=schema, events=events, day=day, fresh=True), as_of, step)
+    return Source(
+        Content(model=model, schema=schema, events=events, day=day, utc_offset_hours=utc_offset_hours, fresh=True),
+        as_of,
+        step,
+    )
 
 
 def publish_source(publisher: Publisher, source: Source, out: Path, upstream: str) -> bool:

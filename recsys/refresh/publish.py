@@ -10,7 +10,7 @@ import json
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -67,9 +67,13 @@ class Content:
     events: Mapping[str, LastEvents]
     """Owner -> the entities and their last events."""
     day: int
-    """Number of the day, for the entities' activity."""
+    """Number of the day: an entity's time to live ends by it."""
+    utc_offset_hours: float = 0.0
+    """Of the time zone that days are counted in."""
     fresh: bool = False
     """Carry nothing over from earlier snapshots."""
+    after_refused: bool = False
+    """Carry over from the newest earlier snapshot even if it was refused, not from the newest that was not."""
     rotation: Tensor | None = None  # float32 [D, D]
     """Takes the vectors of the previous snapshots' space to this one's."""
 
@@ -126,8 +130,8 @@ class Publisher:
         if self._environment.is_main:
             found = Publication(**json.loads(path.read_text())) if path.is_file() else None
             if found is None or (found.key, found.as_of, found.space) != (key, as_of, space):
-                newest = {name: max(series.versions(), default=0) for name, series in self._series.items()}
-                versions = {name: 1 + max(newest[n] for n in pair) for pair in self._pairs.values() for name in pair}
+                free = {name: series.next_version for name, series in self._series.items()}
+                versions = {name: max(free[n] for n in pair) for pair in self._pairs.values() for name in pair}
                 found = Publication(key=key, as_of=as_of, space=space, versions=versions, tags=self._tags())
                 write_json(path, asdict(found))
         return broadcast(found, self._environment)
@@ -170,6 +174,14 @@ class Publisher:
                     "again to tag it nevertheless"
                 ) from error
 
+    def refuse(self, publication: Publication, reasons: Sequence[str]) -> None:
+        """Mark what was published as refused, on rank 0: nobody reads it as of a time, no later day builds on it."""
+        for name, version in publication.versions.items():
+            activity = self._activity[name].latest()  # published with the vectors, and before them
+            if activity.as_of == publication.as_of:
+                self._activity[name].refuse(activity.version, reasons)
+            self._series[name].refuse(version, reasons)
+
     def note_done(self, publication: Publication, path: Path) -> None:
         """Note that the tags were moved: from now on they are free to be moved by others."""
         if self._environment.is_main:
@@ -206,7 +218,7 @@ class Publisher:
         """Round by round, the series to write; decided by rank 0 for all."""
         rounds = []
         if self._environment.is_main:
-            newest = {name: max(self._series[name].versions(), default=0) for name in publication.versions}
+            newest = {name: self._series[name].next_version - 1 for name in publication.versions}
             rounds = owed(newest, publication.versions)
         return broadcast(rounds, self._environment)
 
@@ -227,6 +239,7 @@ class Publisher:
                         space=publication.space,
                         rotation=content.rotation,
                         fresh=content.fresh,
+                        after_refused=content.after_refused,
                     )
                     for name in names
                     if name.startswith(owner)
@@ -255,12 +268,13 @@ class Publisher:
         batches = embed(content.model, content.schema, content.events[owner], owner, self._environment, BATCH)
         while True:
             with timer("embed"):
-                ids, vectors = next(batches, (None, None))
-            if ids is None or vectors is None:
+                part = next(batches, None)
+            if part is None:
                 return
+            days = part.days(content.utc_offset_hours)
             for name, aggregator in aggregators.items():
                 with timer("aggregate"):
-                    blended = aggregator.blend(ids, vectors)
+                    blended = aggregator.blend(part.ids, part.vectors, days)
                     parts = gather(blended, BATCH, self._environment)
                 if parts is not None:
                     with timer("store"):

@@ -107,10 +107,14 @@ class Ledger:
         return new
 
     def prune(self) -> None:
-        """Delete the checkpoints of all but the newest records, and trainings whose results were replaced."""
+        """Delete the checkpoints of all but the newest records, and trainings whose results were replaced.
+
+        Refused days do not count: the next day goes on from the newest that passed, however many were refused since.
+        """
         records = self.records()
         kept = {(record.day, record.key) for record in records}
-        newest = {(record.day, record.key) for record in records[-KEPT:]}
+        passed = [record for record in records if not record.gates]
+        newest = {(record.day, record.key) for record in (*records[-KEPT:], *passed[-KEPT:])}
         for folder in sorted((self.folder / "days").glob("*/*/")):
             place = (folder.parent.name, folder.name)
             if place not in kept:

@@ -148,7 +148,7 @@ def _series_run(
 ) -> SeriesRun:
     series = store.series(f"{owner}_{upstream}")
     _, found = PointInTimeSeries(series, rankers.publish_delay_ms).lookup(test[owner], test["timestamp"])
-    snapshot = series.latest()
+    snapshot = series.latest(refused=False)
     return SeriesRun(
         entity=owner,
         space=snapshot.space,
@@ -166,7 +166,8 @@ def _retrieval(config: StudyConfig, data: Path, store: EmbeddingStore) -> Retrie
         return None
     rankers = config.rankers
     label = config.retrieval.label or next(iter(rankers.tasks.values()))
-    snapshots: list[Snapshot] = [store.series(f"{o}_{config.retrieval.upstream}").latest() for o in ("user", "item")]
+    pair = [store.series(f"{owner}_{config.retrieval.upstream}") for owner in ("user", "item")]
+    snapshots: list[Snapshot] = [series.latest(refused=False) for series in pair]
     popular = np.unique(_positives(rankers, data, rankers.train, label)[1], return_counts=True)
     # As in the rankers' join: an event earlier than that may have taught the upstream what it is asked for.
     visible_from = max(snapshot.as_of for snapshot in snapshots) + rankers.publish_delay_ms

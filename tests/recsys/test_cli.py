@@ -270,7 +270,12 @@ def test_a_refused_gate_is_exit_code_3(
     options = ("--config", tmp_path / "refresh.toml", "--data", tmp_path, "--out", tmp_path)
     REFRESH.save(tmp_path / "refresh.toml")
     assert recsys("refresh", *options, "--day", "2024-01-08") == 3
-    assert asked[-1] == (REFRESH, tmp_path, tmp_path, {"day": "2024-01-08", "cold": False, "every": False})
+    assert asked[-1] == (
+        REFRESH,
+        tmp_path,
+        tmp_path,
+        {"day": "2024-01-08", "cold": False, "every": False, "after_refused": False},
+    )
     assert "refused: published, but not tagged: the drift is 2" in capsys.readouterr().err
     assert recsys("refresh", *options, "--every") == 0, "the caller looks into the records"
 

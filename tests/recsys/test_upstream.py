@@ -70,8 +70,7 @@ def test_count_positives_against_a_loop(
     with tempfile.TemporaryDirectory() as folder:
         paths = [_write(Path(folder, f"{index}.parquet"), rows, kind) for index, rows in enumerate(files)]
         if not counts:
-            with pytest.raises(DataError, match=rf"label '{label}' is never 1 in {len(files)} files: contrast another"):
-                count_positives(paths, BUY, label)
+            assert count_positives(paths, BUY, label) is None
             return
         found = count_positives(paths, BUY, label)
     assert found.ids.tolist() == sorted(counts)
@@ -170,6 +169,13 @@ def test_a_contrasted_label_that_is_never_positive(log: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="label 'click' is never 1 in 1 files: contrast another label"):
         train_upstream(config(), data, tmp_path / "out")
     assert not is_done(tmp_path / "out", "upstream-ctr")
+
+
+def test_without_contrast_no_row_is_counted(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.upstream.count_positives", lambda *_: pytest.fail("the log was read for nothing"))
+    train_upstream(replace(config(), loss=LossConfig(contrastive_weight=0)), log, tmp_path)
+    assert "contrastive" not in " ".join(metrics(tmp_path)[-1])
+    assert is_done(tmp_path, "upstream-ctr")
 
 
 def test_what_the_upstream_reads(log: Path, tmp_path: Path) -> None:

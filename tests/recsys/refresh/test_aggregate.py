@@ -162,6 +162,11 @@ def open_series(folder: str | Path, dtype: str = "float32") -> tuple[Series, Ser
     return series, activity_series(store, "user_ctr")
 
 
+def number(day: int, entities: int) -> torch.Tensor:
+    """The day's number for each entity."""
+    return torch.full((entities,), day)
+
+
 def run_day(pair: tuple[Series, Series], how: Aggregation, day: int, ids: list[int], delivery: int = 0) -> DayWriter:
     """Publish a day in blocks of two entities."""
     aggregator = Aggregator(*pair, how, day=day, as_of=(day + 1) * DAY, space="ctr-1")
@@ -169,7 +174,7 @@ def run_day(pair: tuple[Series, Series], how: Aggregation, day: int, ids: list[i
     with aggregator.writer(len(ids)) as writer:
         for start in range(0, len(ids), 2):
             part = slice(start, start + 2)
-            writer.append(aggregator.blend(torch.tensor(ids[part]), vectors[part]))
+            writer.append(aggregator.blend(torch.tensor(ids[part]), vectors[part], number(day, len(vectors[part]))))
     return writer
 
 
@@ -267,7 +272,7 @@ def crash_between_commits(pair: tuple[Series, Series], how: Aggregation, day: in
     with ExitStack() as stack:
         aggregator = Aggregator(*pair, how, day=day, as_of=(day + 1) * DAY, space="ctr-1")
         writer = stack.enter_context(aggregator.writer(len(ids)))
-        writer.append(aggregator.blend(torch.tensor(ids), torch.ones(len(ids), 3)))
+        writer.append(aggregator.blend(torch.tensor(ids), torch.ones(len(ids), 3), number(day, len(ids))))
         writer.finish()
         writer._vectors._draft.finish = full  # type: ignore[union-attr, method-assign, assignment]
 
@@ -285,6 +290,25 @@ def test_a_crash_between_activity_and_vectors_is_harmless(tmp_path: Path, delta_
     check_pair(pair, model.run(2, [2, 3], 0))
 
 
+@pytest.mark.parametrize("delta_below", [0.0, 1.0])
+def test_the_last_event_by_time_counts_whatever_day_brings_it(tmp_path: Path, delta_below: float) -> None:
+    """Entity 1 was active on day 4, 2 on day 2, 3 never before; a cycle of day 5 brings events of day 3 for all."""
+    pair, how = open_series(tmp_path), Aggregation(method="latest", delta_below=delta_below, time_to_live_days=4)
+    run_day(pair, how, 2, [1, 2])
+    run_day(pair, how, 4, [1])
+    aggregator = Aggregator(*pair, how, day=5, as_of=6 * DAY, space="ctr-1")
+    with aggregator.writer(4) as writer:
+        days = torch.tensor([3, 3, 3, 5])
+        writer.append(aggregator.blend(torch.tensor([1, 2, 3, 4]), torch.full((4, 3), 9.0), days))
+    ids = torch.tensor([1, 2, 3, 4])
+    vectors, found = writer.snapshot.load().lookup(ids)
+    assert bool(found.all())
+    assert vectors[:, 0].tolist() == [pytest.approx(vector(1, 4)[0]), 9, 9, 9]
+    assert writer.activity_snapshot.load().lookup(ids)[0].tolist() == [[4, 2], [3, 2], [3, 1], [5, 1]]
+    run_day(pair, how, 7, [5])
+    assert sorted(pair[0].latest().load().ids().tolist()) == [1, 4, 5], "two and three were last active on day 3"
+
+
 def test_several_series_commit_together_or_not_at_all(tmp_path: Path) -> None:
     store, how = EmbeddingStore(tmp_path), Aggregation()
     pairs = {name: (store.create(name, dim=3), activity_series(store, name)) for name in ("user_ctr", "item_ctr")}
@@ -295,7 +319,7 @@ def test_several_series_commit_together_or_not_at_all(tmp_path: Path) -> None:
             for name, pair in pairs.items():
                 aggregator = Aggregator(*pair, how, day=1, as_of=DAY, space="ctr-1")
                 writers[name] = stack.enter_context(aggregator.writer(2))
-                writers[name].append(aggregator.blend(torch.tensor([1, 2]), torch.ones(2, 3)))
+                writers[name].append(aggregator.blend(torch.tensor([1, 2]), torch.ones(2, 3), number(1, 2)))
             for writer in writers.values():
                 writer.finish()
             if fail:
@@ -312,7 +336,7 @@ def test_a_failed_day_leaves_nothing_behind(tmp_path: Path) -> None:
     pair, how = open_series(tmp_path), Aggregation()
     aggregator = Aggregator(*pair, how, day=1, as_of=DAY, space="ctr-1")
     with pytest.raises(InvalidVectorsError, match="id 2"), aggregator.writer(2) as writer:
-        writer.append(aggregator.blend(torch.tensor([1, 2]), torch.tensor([[1.0] * 3, [math.inf] * 3])))
+        writer.append(aggregator.blend(torch.tensor([1, 2]), torch.tensor([[1.0] * 3, [math.inf] * 3]), number(1, 2)))
     assert pair[0].versions() == pair[1].versions() == []
     assert not list(tmp_path.rglob("*.arrow"))
 
@@ -320,7 +344,7 @@ def test_a_failed_day_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_append_after_finish_is_refused(tmp_path: Path) -> None:
     pair = open_series(tmp_path)
     aggregator = Aggregator(*pair, Aggregation(), day=1, as_of=DAY, space="ctr-1")
-    blended = aggregator.blend(torch.tensor([1]), torch.ones(1, 3))
+    blended = aggregator.blend(torch.tensor([1]), torch.ones(1, 3), number(1, 1))
     with aggregator.writer(1) as writer:
         writer.append(blended)
         writer.finish()
@@ -336,7 +360,7 @@ def test_two_spaces_are_not_averaged(tmp_path: Path) -> None:
         Aggregator(*pair, how, day=2, as_of=3 * DAY, space="ctr-2")
     fresh = Aggregator(*pair, how, day=2, as_of=3 * DAY, space="ctr-2", fresh=True)
     with fresh.writer(1) as writer:
-        writer.append(fresh.blend(torch.tensor([2]), torch.ones(1, 3)))
+        writer.append(fresh.blend(torch.tensor([2]), torch.ones(1, 3), number(2, 1)))
     assert writer.snapshot.space == "ctr-2"
     assert writer.snapshot.load().ids().tolist() == [2]
     assert writer.activity_snapshot.load().lookup(torch.tensor([2]))[0].tolist() == [[2.0, 1.0]]
@@ -352,7 +376,7 @@ def test_a_rotation_carries_the_old_space_over(tmp_path: Path) -> None:
     for day in (2, 3):
         aggregator = Aggregator(*pair, how, day=day, as_of=(day + 1) * DAY, space="ctr-2", rotation=turn)
         with aggregator.writer(1) as writer:
-            writer.append(aggregator.blend(torch.tensor([2]), torch.ones(1, 3)))
+            writer.append(aggregator.blend(torch.tensor([2]), torch.ones(1, 3), number(day, 1)))
         expected[1] = 0.5 * expected[1] + 0.5
         assert writer.whole == (day == 2)
         assert writer.snapshot.space == "ctr-2"
@@ -387,8 +411,8 @@ def test_ranks_share_the_work(tmp_path: Path) -> None:
     run_day(pair, how, 1, [1, 2, 3, 4])
     ids, today = torch.tensor([1, 2, 3, 5]), torch.randn(4, 3)
     ranks = [Aggregator(*open_series(tmp_path), how, day=2, as_of=3 * DAY, space="ctr-1") for _ in range(2)]
-    shares = [rank.blend(ids[i::2], today[i::2]) for i, rank in enumerate(ranks)]
-    alone = ranks[0].blend(ids, today)
+    shares = [rank.blend(ids[i::2], today[i::2], number(2, 2)) for i, rank in enumerate(ranks)]
+    alone = ranks[0].blend(ids, today, number(2, 4))
     for i, share in enumerate(shares):
         assert torch.equal(share.vectors, alone.vectors[i::2])
         assert torch.equal(share.activity, alone.activity[i::2])

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore, Series, SeriesExistsError, SpaceMismatchError, TagMovedError
-from recsys.config import ConfigError, GateConfig, RefreshConfig
+from recsys.config import ConfigError, RefreshConfig
 from recsys.data.errors import DataError
+from recsys.dates import day_number
 from recsys.folders import store_folder
 from recsys.refresh import align
 from recsys.refresh import cycle as cycle_module
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
 from recsys.refresh.errors import ClockSkewError, StoreLostError
-from recsys.refresh.records import KEPT
+from recsys.refresh.records import KEPT, Ledger
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment
 from tests.recsys.refresh.daily_example import (
@@ -182,20 +183,45 @@ def test_a_gap_and_a_late_day(run: tuple[Path, Path]) -> None:
     assert found.all(), "a late day's entities are embedded"
 
 
-def test_a_refused_gate_leaves_the_tag(run: tuple[Path, Path]) -> None:
+def test_a_day_without_a_positive_teaches_what_it_can(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     data, out = run
     write_day(data, DAYS[2])
-    strict = daily_config(gates=GateConfig(max_drift=0.0))
-    (record,) = refresh_upstream(strict, data, out)
-    assert not record.tagged
-    assert any("drift" in reason for reason in record.gates)
-    for name in PLAIN:
-        assert series(out, name).tags() == {"prod": 3}
-        assert series(out, name).latest().version == 4
-    assert refresh(strict, data, out) == [], "it is done: the same call does not try again"
+    path = data / "days" / DAYS[2] / "part-0.parquet"
+    table = pq.read_table(path)
+    none = pa.array([0] * len(table), table["click"].type)
+    pq.write_table(table.set_column(table.column_names.index("click"), "click", none), path)
+    assert refresh(CONFIG, data, out) == [DAYS[2]]
+    assert f"ctr {DAYS[2]}: no event is positive, nothing is contrasted" in capsys.readouterr().out
     write_day(data, DAYS[3])
     assert refresh(CONFIG, data, out) == [DAYS[3]]
-    assert series(out).tags() == {"prod": 5}
+
+
+def of_users(path: Path, users: list[int]) -> None:
+    """Let a day's events be of these users, in turn."""
+    table = pq.read_table(path)
+    column = pa.array([users[row % len(users)] for row in range(len(table))])
+    pq.write_table(table.set_column(table.column_names.index("user_id"), "user_id", column), path)
+
+
+def test_a_late_day_makes_no_vector_older(run: tuple[Path, Path]) -> None:
+    """User 5 is active on the third day, which is late, and on the fourth; user 777 on the third alone."""
+    data, out = run
+    of_users(write_day(data, DAYS[3]), [5, 6])
+    refresh(CONFIG, data, out)
+    before = series(out).latest().load()
+    of_users(write_day(data, DAYS[2]), [5, 777])
+    of_users(write_day(data, DAYS[4]), [6])
+    assert refresh(CONFIG, data, out) == [DAYS[4]]
+    assert list(records(out)[-1].late) == [DAYS[2]]
+    users = torch.tensor([5, 6, 777])
+    after, known = series(out).latest().load(), torch.tensor([True, True, False])
+    assert torch.equal(before.lookup(users)[1], known)
+    same = (after.lookup(users)[0] == before.lookup(users)[0]).all(1)
+    assert same.tolist() == [True, False, False]
+    activity = series(out, "user_ctr.activity").latest().load().lookup(users)[0]
+    assert activity[:, 0].tolist() == [day_number(DAYS[day]) for day in (3, 4, 2)]
 
 
 def test_a_tag_that_moved_while_the_cycle_ran(run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +229,9 @@ def test_a_tag_that_moved_while_the_cycle_ran(run: tuple[Path, Path], monkeypatc
     write_day(data, DAYS[2])
     measure = cycle_module.measure
 
-    def roll_back(*args: object) -> object:
+    def roll_back(*args: object, **options: object) -> object:
         series(out, "item_ctr").tag("prod", 1)
-        return measure(*args)  # type: ignore[arg-type]
+        return measure(*args, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(cycle_module, "measure", roll_back)
@@ -272,10 +298,11 @@ def test_a_cold_retrain_can_carry_the_old_space_over(run: tuple[Path, Path], mon
     torch.testing.assert_close(carried @ carried.T, before @ before.T, atol=1e-5, rtol=1e-4)
 
 
-def test_other_spaces_are_not_averaged(run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_spaces_are_not_averaged(run: tuple[Path, Path]) -> None:
     data, out = run
     write_day(data, DAYS[2])
-    monkeypatch.setattr(cycle_module, "space_name", lambda upstream, generation: f"{upstream}-{generation + 6}")
+    newest = records(out)[-1]
+    Ledger(out, "ctr").write(replace(newest, space="ctr-7"))
     before = contents(out)
     with pytest.raises(SpaceMismatchError, match="ctr-7"):
         refresh(CONFIG, data, out)

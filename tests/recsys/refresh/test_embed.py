@@ -191,8 +191,9 @@ def test_a_pattern_without_files(log: Path) -> None:
 def test_embed_is_the_tower_on_the_last_rows(log: Path, environment: Environment, owner: str, batch_size: int) -> None:
     events, model = last_events(source_files(log, SOURCE, owner), SCHEMA, owner), make_model()
     pieces = list(embed(model, SCHEMA, events, owner, environment, batch_size=batch_size))
-    ids, vectors = (torch.cat(column) for column in zip(*pieces, strict=True))
+    ids, vectors, times = (torch.cat(column) for column in zip(*pieces, strict=True))
     assert ids.tolist() == events.ids.tolist()
+    assert int(times.max()) == events.as_of
     assert not model.training
     files = [pq.read_table(path, partitioning=None) for path in events.files]
     for index in range(0, len(events), 4):

@@ -66,7 +66,7 @@ def assert_pair_is_of(out: Path, log: Path, seed: int, environment: Environment)
     assert snapshots[0].space == space_name("ctr") == "ctr-1"
     for owner, snapshot in zip(("user", "item"), snapshots, strict=True):
         events = last_events(source_files(log, SOURCE, owner), SCHEMA, owner)
-        ((ids, vectors),) = embed(make_model(seed), SCHEMA, events, owner, environment)
+        ((ids, vectors, _),) = embed(make_model(seed), SCHEMA, events, owner, environment)
         stored, found = snapshot.load().lookup(ids)
         assert found.all()
         assert snapshot.rows == len(ids)

@@ -54,13 +54,13 @@ def test_two_ranks_embed_as_one(log: Path, two: tuple[Path, list[Any]], environm
     owner, count, batch_size = CASES[case]
     events = first(last_events(source_files(log, SOURCE, owner), SCHEMA, owner), count)
     assert len(events) == count
-    ((ids, vectors),) = embed(make_model(), SCHEMA, events, owner, environment)
+    ((ids, vectors, _),) = embed(make_model(), SCHEMA, events, owner, environment)
     main, other = (rank[case] for rank in two[1])
     assert len(main) == len(other) == math.ceil(math.ceil(count / 2) / batch_size)
     assert all(gathered is None for _, gathered in other)
     shares = [torch.cat([share[0] for share, _ in rank]) for rank in (main, other)]
     assert [ids.tolist() for ids in shares] == [events.shard(rank, 2).ids.tolist() for rank in range(2)]
-    got_ids, got = (torch.cat(column) for column in zip(*(gathered for _, gathered in main), strict=True))
+    got_ids, got = (torch.cat(column) for column in zip(*(gathered[:2] for _, gathered in main), strict=True))
     assert sorted(got_ids.tolist()) == sorted(ids.tolist())
     torch.testing.assert_close(got[got_ids.argsort()], vectors[ids.argsort()])
 

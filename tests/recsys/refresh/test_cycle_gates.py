@@ -1,0 +1,165 @@
+"""What a gate refuses, seen from the cycle that publishes: the tag, the marks in the store, the days after."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from embedding_store import EmbeddingStore, Series
+from recsys.config import GateConfig, RefreshConfig
+from recsys.downstream.features import PointInTimeSeries
+from recsys.folders import store_folder
+from recsys.refresh import cycle as cycle_module
+from recsys.refresh.cycle import refresh_upstream
+from recsys.refresh.days import window
+from recsys.train.distributed import Environment
+from tests.recsys.refresh.daily_example import (
+    DAILY,
+    DAYS,
+    PLAIN,
+    daily_config,
+    records,
+    start_run,
+    write_day,
+)
+
+CONFIG = daily_config()
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than a tiny cycle; the module's own fixture, which runs before this, does draw."""
+    monkeypatch.setattr(cycle_module.quality_page, "write_pages", lambda folder, upstream: None)
+
+
+def series(out: Path, name: str = "user_ctr") -> Series:
+    return EmbeddingStore(store_folder(out)).series(name)
+
+
+def refresh(config: RefreshConfig, data: Path, out: Path, **options: object) -> list[str]:
+    """Refresh; the days whose cycles were run."""
+    return [record.day for record in refresh_upstream(config, data, out, **options)]
+
+
+@pytest.fixture(scope="module")
+def two_days(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -> tuple[Path, Path]:
+    """Data and run after two days; no test changes them."""
+    data, out = start_run(tmp_path_factory.mktemp("two_days"), DAYS[:2], environment)
+    assert refresh(CONFIG, data, out, every=True) == DAYS[:2]
+    return data, out
+
+
+@pytest.fixture
+def run(two_days: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of its own of data and run after two days."""
+    data, out = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in two_days)
+    return data, out
+
+
+GATED = daily_config(aggregation="latest", gates=GateConfig(max_drift=0.6))
+
+
+def wild(config: RefreshConfig) -> RefreshConfig:
+    """The same with steps so large that a day's vectors jump: a median cosine of some 0.15, not 0.7."""
+    upstream = config.upstream
+    return replace(config, upstream=replace(upstream, training=replace(upstream.training, dense_lr=1.0)))
+
+
+def refused(out: Path, name: str) -> list[int]:
+    return [snapshot.version for snapshot in series(out, name).history() if snapshot.refused]
+
+
+def test_a_jump_that_stays_is_refused_every_day(run: tuple[Path, Path]) -> None:
+    """It is held against what the tag points to: on its second day the snapshot before is as wild as it is."""
+    data, out = run
+    for number in (2, 3):
+        write_day(data, DAYS[number])
+        (record,) = refresh_upstream(wild(GATED), data, out)
+        assert not record.tagged
+        assert any("user_ctr: the day's entities moved" in reason and "version 3" in reason for reason in record.gates)
+    for name in PLAIN:
+        assert series(out, name).tags() == {"prod": 3}
+        assert series(out, name).versions() == [1, 2, 3, 4, 5]
+        assert refused(out, name) == refused(out, f"{name}.activity") == [4, 5]
+        assert series(out, name).version(4).refused == tuple(records(out)[2].gates)
+    assert refresh(GATED, data, out) == [], "it is done: the same call does not try again"
+
+
+def test_after_a_refused_day_the_next_is_as_if_it_had_not_been(
+    run: tuple[Path, Path], two_days: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, out = run
+    write_day(data, DAYS[2])
+    (record,) = refresh_upstream(wild(GATED), data, out)
+    assert record.gates
+    write_day(data, DAYS[3])
+    (good,) = refresh_upstream(GATED, data, out)
+    assert good.tagged
+    assert good.start == records(out)[1].checkpoint
+    never_data, never = (Path(shutil.copytree(folder, tmp_path / f"never-{folder.name}")) for folder in two_days)
+    write_day(never_data, DAYS[3])
+    refresh(GATED, never_data, never)
+    for name in (*PLAIN, *(f"{name}.activity" for name in PLAIN)):
+        found, expected = series(out, name).latest().load(), series(never, name).latest().load()
+        assert torch.equal(found.ids(), expected.ids())
+        assert torch.equal(found.lookup(expected.ids())[0], expected.lookup(expected.ids())[0])
+    assert series(out).tags() == {"prod": 5}
+
+
+def test_rankers_read_nothing_that_was_refused(run: tuple[Path, Path]) -> None:
+    data, out = run
+    for number, config in ((2, wild(GATED)), (3, GATED)):
+        write_day(data, DAYS[number])
+        refresh(config, data, out)
+    read = PointInTimeSeries(series(out))
+    assert [snapshot.version for snapshot in read.snapshots] == [1, 2, 3, 5]
+    ids = series(out).version(3).load().ids()
+    vectors, _ = read.lookup(ids, torch.full_like(ids, window(DAILY, DAYS[3])[0] + 5))  # the refused day has ended
+    assert torch.equal(vectors, series(out).version(3).load().lookup(ids)[0])
+
+
+def test_a_cycle_can_be_told_to_go_on_from_a_refused_day(run: tuple[Path, Path]) -> None:
+    data, out = run
+    write_day(data, DAYS[2])
+    refresh(wild(GATED), data, out)
+    write_day(data, DAYS[3])
+    (record,) = refresh_upstream(GATED, data, out, after_refused=True)
+    assert record.start == records(out)[-2].checkpoint
+    bad, newest = series(out).version(4).load(), series(out).version(5).load()
+    today = torch.tensor(sorted(set(pq.read_table(data / "days" / DAYS[3])["user_id"].to_pylist())))
+    absent = bad.ids()[~torch.isin(bad.ids(), today)]
+    assert torch.equal(newest.lookup(absent)[0], bad.lookup(absent)[0])
+
+
+def test_a_refused_day_that_is_delivered_again_is_judged_anew(run: tuple[Path, Path]) -> None:
+    data, out = run
+    write_day(data, DAYS[2])
+    refresh(wild(GATED), data, out)
+    write_day(data, DAYS[2], seed=99)
+    (record,) = refresh_upstream(GATED, data, out)
+    assert record.corrects
+    assert record.start == records(out)[1].checkpoint
+    assert record.tagged
+    assert series(out).tags() == {"prod": 5}
+
+
+def test_a_crash_before_the_mark_is_mended_by_the_same_call(
+    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = run
+    write_day(data, DAYS[2])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cycle_module.Publisher, "refuse", killed)
+        with pytest.raises(KeyboardInterrupt):
+            refresh(wild(GATED), data, out)
+    assert refused(out, "user_ctr") == []
+    assert refresh(wild(GATED), data, out) == [DAYS[2]]
+    assert refused(out, "user_ctr") == refused(out, "item_ctr") == [4]
+    assert series(out).versions() == [1, 2, 3, 4], "it was not published twice"
