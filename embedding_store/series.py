@@ -307,9 +307,22 @@ class Series:
     def diff(
         self, old: int | Snapshot, new: int | Snapshot, *, progress: Callable[[int, int], None] | None = None
     ) -> Diff:
-        """What changed from one version to another: see Diff. `progress` is called with rows done and to do."""
+        """What changed from one version to another: see Diff. `progress` is called with rows done and to do.
+
+        Raises:
+            InvalidArgumentError: a snapshot of another series.
+            VersionNotFoundError, VersionExpiredError; CorruptStoreError: of the class that fits.
+        """
         first, second = (self.version(s) if isinstance(s, int) else s for s in (old, new))
-        return comparison.diff(first, second, progress)
+        for name, snapshot in (("old", first), ("new", second)):
+            if snapshot.series != self.name:
+                raise InvalidArgumentError(f"{name} is {snapshot!r}, not a snapshot of series {self.name!r}")
+        try:
+            return comparison.diff(self._storage, first.manifest, second.manifest, progress)
+        except MissingFileError:
+            self._check_expired(first.version)
+            self._check_expired(second.version)
+            raise
 
     def expire(
         self,

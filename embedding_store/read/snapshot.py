@@ -12,12 +12,12 @@ from torch import Tensor
 from embedding_store import times
 from embedding_store.dtypes import DTYPES, decode
 from embedding_store.errors import InvalidArgumentError, MissingFileError, VersionExpiredError
-from embedding_store.format.files import read_crcs
+from embedding_store.format.files import mapped_file
 from embedding_store.format.index import HEADER_BYTES, Header
-from embedding_store.format.manifest import Manifest, Statistics, StoredFile
+from embedding_store.format.manifest import Manifest, Statistics
 from embedding_store.history.tags import Tags
 from embedding_store.history.tombstones import expired_at
-from embedding_store.native.mapping import MappedFile, Mapping
+from embedding_store.native.mapping import Mapping
 from embedding_store.read.table import Table
 from embedding_store.scan.index import IndexReader
 from embedding_store.scan.rows import live_rows, read_rows, row_format
@@ -169,19 +169,14 @@ class Snapshot:
         try:
             with IndexReader(self._storage, self.manifest.index, self.rows) as index:
                 header = index.header
-            return Mapping.open(
-                [self._mapped_file(file) for file in (self.manifest.index, *self.manifest.data)]
-            ), header
+            files = (self.manifest.index, *self.manifest.data)
+            return Mapping.open([mapped_file(self._storage, file) for file in files]), header
         except MissingFileError:
             expired = expired_at(self._storage, self.version)
             if expired is None:
                 raise
             when = times.to_text(expired)
             raise VersionExpiredError(f"version {self.version} of {self.series!r} was expired on {when}") from None
-
-    def _mapped_file(self, file: StoredFile) -> MappedFile:
-        crcs = read_crcs(self._storage, file)
-        return MappedFile(str(self._storage.local(file.path, file.bytes)), file.bytes, crcs)
 
     def __repr__(self) -> str:
         return f"Snapshot({self.series!r}, version={self.version}, as_of={self.as_of}, rows={self.rows})"
