@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from embedding_store.errors import HashCollisionError, InvalidIdsError
+from embedding_store.native.hashing import hash_texts
 
 
 @lru_cache(maxsize=65_536)
@@ -50,7 +51,11 @@ def hash_array(
     keys: pa.LargeStringArray,  # [N], no nulls
 ) -> Tensor:
     """int64 [N]."""
-    return torch.from_numpy(np.fromiter(map(hash_key, keys.to_pylist()), np.int64, len(keys)))
+    if not len(keys):
+        return torch.empty(0, dtype=torch.int64)
+    _, offsets, text = keys.buffers()
+    spans = np.frombuffer(offsets, np.int64)[keys.offset : keys.offset + len(keys) + 1]
+    return torch.from_numpy(hash_texts(spans, np.frombuffer(text or b"", np.uint8)))
 
 
 def check_same_keys(
