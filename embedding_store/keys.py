@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
@@ -14,18 +12,15 @@ import torch
 from torch import Tensor
 
 from embedding_store.errors import HashCollisionError, InvalidIdsError
-
-
-@lru_cache(maxsize=65_536)
-def hash_key(text: str) -> int:
-    """BLAKE2b's 8-byte digest of the UTF-8 text as a little-endian signed number."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+from embedding_store.native.hashing import hash_texts
 
 
 def hash_keys(
     keys: Any,  # [N] strings or UUIDs: a sequence, a NumPy array or an Arrow string array
 ) -> Tensor:
     """The ids of keys in a series of `ids="text"`, int64 [N]. A UUID is its 36 characters in lower case.
+
+    An id is BLAKE2b's 8-byte digest of the UTF-8 text as a little-endian signed number.
 
     Raises:
         InvalidIdsError: an element that is neither text nor a UUID, or text that is not Unicode.
@@ -50,7 +45,11 @@ def hash_array(
     keys: pa.LargeStringArray,  # [N], no nulls
 ) -> Tensor:
     """int64 [N]."""
-    return torch.from_numpy(np.fromiter(map(hash_key, keys.to_pylist()), np.int64, len(keys)))
+    if not len(keys):
+        return torch.empty(0, dtype=torch.int64)
+    _, offsets, text = keys.buffers()
+    spans = np.frombuffer(offsets, np.int64)[keys.offset : keys.offset + len(keys) + 1]
+    return torch.from_numpy(hash_texts(spans, np.frombuffer(text or b"", np.uint8)))
 
 
 def check_same_keys(

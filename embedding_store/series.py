@@ -15,6 +15,7 @@ from embedding_store.dtypes import DTYPES
 from embedding_store.errors import (
     FileFormatError,
     InvalidArgumentError,
+    MissingFileError,
     NewerFormatError,
     SchemaChangedError,
     VersionExpiredError,
@@ -313,9 +314,22 @@ class Series:
     def diff(
         self, old: int | Snapshot, new: int | Snapshot, *, progress: Callable[[int, int], None] | None = None
     ) -> Diff:
-        """What changed from one version to another: see Diff. `progress` is called with rows done and to do."""
+        """What changed from one version to another: see Diff. `progress` is called with rows done and to do.
+
+        Raises:
+            InvalidArgumentError: a snapshot of another series.
+            VersionNotFoundError, VersionExpiredError; CorruptStoreError: of the class that fits.
+        """
         first, second = (self.version(s) if isinstance(s, int) else s for s in (old, new))
-        return comparison.diff(first, second, progress)
+        for name, snapshot in (("old", first), ("new", second)):
+            if snapshot.series != self.name:
+                raise InvalidArgumentError(f"{name} is {snapshot!r}, not a snapshot of series {self.name!r}")
+        try:
+            return comparison.diff(self._storage, first.manifest, second.manifest, progress)
+        except MissingFileError:
+            for snapshot in (first, second):
+                self.version(snapshot.version)  # says what became of it
+            raise
 
     def expire(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 from embedding_store.dtypes import Dtype, Encoded
 from embedding_store.errors import ChecksumError, FileFormatError, FileSizeError
 from embedding_store.format.manifest import Segment, StoredFile
-from embedding_store.native.mapping import BLOCK, crc32c, crc32c_blocks
+from embedding_store.native.mapping import BLOCK, MappedFile, crc32c, crc32c_blocks
 from embedding_store.storage.base import Sink, Storage, is_named
 
 Bytes = NDArray[np.uint8]
@@ -129,8 +129,19 @@ def read_crcs(storage: Storage, file: StoredFile) -> NDArray[np.uint32]:
     return np.frombuffer(data, "<u4")
 
 
+def mapped_file(storage: Storage, file: StoredFile) -> MappedFile:
+    """What `Mapping.open` wants of a stored file. Raises MissingFileError, FileSizeError or ChecksumError."""
+    crcs = read_crcs(storage, file)
+    return MappedFile(str(storage.local(file.path, file.bytes, crcs)), file.bytes, crcs)
+
+
 class StoredReader:
     """Reads pieces of a stored file; what it returns has been checked. Use it in a `with` block.
+
+    It reads and does not map: of a damaged or shrinking disk a read tells with an error, a mapping by ending the
+    process; and what it returns is a copy that was checked, not pages that were checked when they were last read. So it
+    serves what walks through whole files (`verify` of what may be broken, `batches`, writers); a Mapping serves what
+    reads rows here and there, again and again.
 
     A copy in the cache whose bytes have changed is fetched anew, once. Raises, when made, MissingFileError,
     FileSizeError or ChecksumError.

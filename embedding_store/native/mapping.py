@@ -88,10 +88,7 @@ class Mapping:
         blocks = -(-size // BLOCK)
         for first in range(0, blocks, _BLOCKS_A_STEP):
             last = min(first + _BLOCKS_A_STEP, blocks)
-            with translated_errors():
-                torch.ops.embedding_store.check_blocks(
-                    self.storage, first, last - first, BACKGROUND_RATE if background else 0.0
-                )
+            self.check_blocks(first, last - first, BACKGROUND_RATE if background else 0.0)
             if progress and progress(min(last * BLOCK, size), size) is False:
                 return
 
@@ -99,6 +96,15 @@ class Mapping:
     def unchecked_blocks(self) -> int:
         """How many blocks neither a lookup nor `check` has checked yet."""
         return torch.ops.embedding_store.unchecked_blocks(self.storage)
+
+    def check_blocks(self, first: int, count: int, rate: float = 0.0) -> None:
+        """Check those of `count` blocks that were not checked yet; `rate`: bytes per second at most, 0: no limit.
+
+        Raises:
+            ChecksumError: as `check`.
+        """
+        with translated_errors():
+            torch.ops.embedding_store.check_blocks(self.storage, first, count, rate)
 
     def release_pages(self) -> None:
         """Empty the page table for the range; what is read later is mapped again.

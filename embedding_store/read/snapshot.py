@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from embedding_store.dtypes import DTYPES, decode
 from embedding_store.errors import ChecksumError, InvalidArgumentError, MissingFileError
-from embedding_store.format.files import read_crcs
+from embedding_store.format.files import mapped_file
 from embedding_store.format.index import HEADER_BYTES, Header
-from embedding_store.format.manifest import Manifest, Statistics, StoredFile
+from embedding_store.format.manifest import Manifest, Statistics
 from embedding_store.history.refusals import reasons
 from embedding_store.history.tags import pointed
 from embedding_store.history.tombstones import gone
@@ -207,13 +208,9 @@ class Snapshot:
     def _mapped_files(self) -> list[MappedFile]:
         files = (self.manifest.index, *self.manifest.data)
         if not self._storage.copies:  # threads would take longer to start than the files to open
-            return [self._mapped_file(file) for file in files]
+            return [mapped_file(self._storage, file) for file in files]
         with ThreadPoolExecutor(FILES) as pool:
-            return list(pool.map(self._mapped_file, files))
-
-    def _mapped_file(self, file: StoredFile) -> MappedFile:
-        crcs = read_crcs(self._storage, file)
-        return MappedFile(str(self._storage.local(file.path, file.bytes, crcs)), file.bytes, crcs)
+            return list(pool.map(partial(mapped_file, self._storage), files))
 
     def __repr__(self) -> str:
         return f"Snapshot({self.series!r}, version={self.version}, as_of={self.as_of}, rows={self.rows})"

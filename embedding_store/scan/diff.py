@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from embedding_store.read.snapshot import Snapshot
+from embedding_store.format.index import Ids
+from embedding_store.format.manifest import Manifest
+from embedding_store.scan.index import hashed_entries
+from embedding_store.scan.rows import RowNumbers, row_format
+from embedding_store.scan.sorter import Pairs, Sorter, in_step
+from embedding_store.scan.vectors import VectorReader
+from embedding_store.storage.base import Storage
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 SAMPLE = 4_000_000
 """Most cosines that are kept for the quantiles, 16 MB; of more rows every second, third, ... counts."""
-CHUNK = 65_536  # rows read and looked up at once
-SLAB = 2048  # rows compared at once: what the processor's cache holds
+CHUNK = 65_536  # slots of each index read at once
+SLAB_VALUES = 1 << 18  # values compared at once: what the processor's cache holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,29 +47,39 @@ class Diff:
     None if the spaces or dimensions differ, or no id is kept."""
 
 
-def diff(old: Snapshot, new: Snapshot, progress: Callable[[int, int], None] | None = None) -> Diff:
-    """Compare two snapshots.
+def diff(storage: Storage, old: Manifest, new: Manifest, progress: Callable[[int, int], None] | None = None) -> Diff:
+    """Compare two snapshots of a series.
 
-    Reads `new` front to back and looks its ids up in `old`; memory is bounded whatever their sizes. `progress` is
-    called with the rows of `new` done and to do.
+    Both indexes, each in the order of its hashes, are walked through in step. A row that both have at one place of one
+    file, as deltas share their base's, has not moved; other vectors of kept ids are read. Memory: some chunks; a
+    temporary file holds 16 bytes an id whose vectors are read. `progress` is called with the rows of `new` done and to
+    do.
 
     Raises:
         CorruptStoreError: of the class that fits, naming the file.
     """
     comparable = (old.space, old.dim) == (new.space, new.dim)
-    table = old.load()
-    stride = max(1, -(-min(old.rows, new.rows) // SAMPLE))
-    cosines = _Cosines(stride)
+    cosines = _Cosines(max(1, -(-min(old.rows, new.rows) // SAMPLE)))
+    unsure = _RowPairs(storage, old, new)
+    shared = _shared_rows(old, new)
     kept = moved = done = 0
-    for rows in new.batches(CHUNK):
-        before, found = table.lookup(rows.ids)
-        kept += int(found.sum())
+    for before, after, rows in _kept(storage, old, new):
+        kept += len(before)
+        done += rows
         if comparable:
-            for a, b in zip(before[found].split(SLAB), rows.vectors[found].split(SLAB), strict=True):
-                differ = (a != b).any(1)
-                moved += int(differ.sum())
-                cosines.add(torch.where(differ, _cosine(a, b), 1.0))
-        done += len(rows.ids)
+            same = (before == after) & (after < shared)
+            cosines.add(torch.ones(int(same.sum())))
+            unsure.add(before[~same], after[~same])
+            done -= len(same) - int(same.sum())
+        if progress is not None:
+            progress(done, new.rows)
+    for a, b in unsure.vectors():
+        differ = (a != b).any(1)
+        moved += int(differ.sum())
+        changed = differ.nonzero().flatten()
+        cosine = _cosine(a.index_select(0, changed), b.index_select(0, changed))
+        cosines.add(torch.ones(len(a)).index_copy(0, changed, cosine))
+        done += len(a)
         if progress is not None:
             progress(done, new.rows)
     return Diff(
@@ -73,6 +91,55 @@ def diff(old: Snapshot, new: Snapshot, progress: Callable[[int, int], None] | No
         moved=moved if comparable else None,
         cosine=cosines.quantiles() if comparable and kept else None,
     )
+
+
+def _kept(storage: Storage, old: Manifest, new: Manifest) -> Iterator[tuple[Ids, Ids, int]]:
+    """The ids in both snapshots, by hash: their rows in `old` and in `new`, int64 [N] each, as RowNumbers counts them;
+    and how many ids of `new` were looked at for them."""
+    numbers = [(RowNumbers(manifest.segments), storage.locate(manifest.index.path)) for manifest in (old, new)]
+    for a, b in in_step(hashed_entries(storage, old, CHUNK), hashed_entries(storage, new, CHUNK)):
+        place = np.searchsorted(b.h, a.h)
+        both = np.append(b.h, 0)[place] == a.h
+        both &= place < len(b.h)
+        locations = (a.value[both], b.value[place[both]])
+        before, after = (rows.positions(x, where) for (rows, where), x in zip(numbers, locations, strict=True))
+        yield before, after, len(b.h)
+
+
+def _shared_rows(old: Manifest, new: Manifest) -> int:
+    """How many rows from the first one on are the same rows of the same files."""
+    if row_format(old) != row_format(new):
+        return 0
+    same = takewhile(lambda files: files[0] == files[1], zip(old.data, new.data, strict=False))
+    return sum(file.rows for file, _ in same)
+
+
+class _RowPairs:
+    """Rows of two snapshots that belong to the same ids: taken in any order, read in the new one's."""
+
+    def __init__(self, storage: Storage, old: Manifest, new: Manifest) -> None:
+        self._storage, self._old, self._new = storage, old, new
+        self._sorter = Sorter(storage.scratch())
+        self._spread = np.uint64(2**64 // (new.stored_rows + 2))  # the sorter wants keys from the whole range
+
+    def add(
+        self,
+        old: Ids,  # [N]
+        new: Ids,  # [N]
+    ) -> None:
+        self._sorter.add(Pairs(new.view(np.uint64) * self._spread, old.view(np.uint64)))
+
+    def vectors(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The vectors, old and new, float32 [N, D] each."""
+        if not self._sorter.count:
+            return
+        before, after = VectorReader(self._storage, self._old), VectorReader(self._storage, self._new)
+        slab = max(1, SLAB_VALUES // self._new.dim)
+        # Rows are distinct: parts of the range for as many as a run holds have no more, wherever the pairs lie.
+        for pairs in self._sorter.merged((), self._new.stored_rows - self._sorter.count):
+            for start in range(0, len(pairs.h), slab):
+                new, old = pairs.slice(start, start + slab)
+                yield before.read(old.view(np.int64)), after.read((new // self._spread).view(np.int64))
 
 
 class _Cosines:

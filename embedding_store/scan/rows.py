@@ -38,14 +38,14 @@ def segments_and_rows(
     return (locations >> np.uint64(ROW_BITS)).view(np.int64), (locations & row_mask).view(np.int64)
 
 
-class RowFlags:
-    """A flag for every stored row, all unset at first; in a temporary file, so that memory need not hold them."""
+class RowNumbers:
+    """Numbers all rows of some segments, one segment after the other."""
 
-    def __init__(self, segments: Sequence[Segment], scratch: Path, *, first_segment: int = 0) -> None:
+    def __init__(self, segments: Sequence[Segment], *, first_segment: int = 0) -> None:
         self._sizes = np.array([segment.rows for segment in segments], np.int64)
-        self._starts = np.append(0, self._sizes.cumsum())
         self._first = first_segment
-        self._flags = scratch_array(int(self._starts[-1]), np.bool_, scratch)
+        self.starts: Ids = np.append(0, self._sizes.cumsum())
+        """The number of each segment's first row, and behind the last segment that of all rows."""
 
     def positions(
         self,
@@ -62,7 +62,15 @@ class RowFlags:
             location = int(locations[outside][0])
             place = f"row {location & ((1 << ROW_BITS) - 1)} of segment {location >> ROW_BITS}"
             raise InvalidIndexError(where, f"points to {place}, which does not exist: write the snapshot again")
-        return self._starts[segments] + rows
+        return self.starts[segments] + rows
+
+
+class RowFlags(RowNumbers):
+    """A flag for every stored row, all unset at first; in a temporary file, so that memory need not hold them."""
+
+    def __init__(self, segments: Sequence[Segment], scratch: Path, *, first_segment: int = 0) -> None:
+        super().__init__(segments, first_segment=first_segment)
+        self._flags = scratch_array(int(self.starts[-1]), np.bool_, scratch)
 
     def set(
         self,
@@ -78,7 +86,7 @@ class RowFlags:
 
     def get(self, segment: int, start: int, stop: int) -> NDArray[np.bool_]:
         """Flags of rows start .. stop - 1 of a segment: an `Alive`."""
-        first = int(self._starts[segment - self._first])
+        first = int(self.starts[segment - self._first])
         return np.array(self._flags[first + start : first + stop])
 
     def unset(self, segment: int, start: int, stop: int) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,6 +136,22 @@ class Sorter:
         start, size = run
         h = self._spill.read(start + first, start + stop)
         return Pairs(h, self._spill.read(start + size + first, start + size + stop))
+
+
+def in_step(a: Iterable[Pairs], b: Iterable[Pairs]) -> Iterator[tuple[Pairs, Pairs]]:
+    """All pairs of two sorted sources whose hashes differ within a source, cut so that equal hashes come together."""
+    ours, theirs = (iter(chunk for chunk in chunks if len(chunk.h)) for chunks in (a, b))
+    x, y = next(ours, None), next(theirs, None)
+    while x is not None and y is not None:
+        last = min(x.h[-1], y.h[-1])
+        i, j = (int(np.searchsorted(chunk.h, last, "right")) for chunk in (x, y))
+        yield x.slice(0, i), y.slice(0, j)
+        x = x.slice(i, None) if i < len(x.h) else next(ours, None)
+        y = y.slice(j, None) if j < len(y.h) else next(theirs, None)
+    for rest in () if x is None else chain([x], ours):
+        yield rest, NO_PAIRS
+    for rest in () if y is None else chain([y], theirs):
+        yield NO_PAIRS, rest
 
 
 def _sliced(chunks: Iterator[Pairs], bounds: Words) -> Iterator[list[Pairs]]:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from embedding_store import (
     DuplicateIdsError,
@@ -21,6 +23,7 @@ from embedding_store import (
     hash_keys,
     keys,
 )
+from embedding_store.native.hashing import hash_texts
 from tests.embedding_store.helpers import files, named_files
 
 UUIDS = [UUID("12345678-1234-5678-1234-56789ABCDEF0"), UUID(int=0)]
@@ -56,6 +59,31 @@ def test_the_hash_is_the_documented_one():
     digests = [blake2b(text.encode(), digest_size=8).digest() for text in texts]
     assert hash_keys(texts).tolist() == [int.from_bytes(digest, "little", signed=True) for digest in digests]
     assert hash_keys([]).tolist() == []
+
+
+def by_definition(texts: list[str]) -> list[int]:
+    digests = [blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    return [int.from_bytes(digest, "little", signed=True) for digest in digests]
+
+
+def test_texts_of_every_length_and_in_several_threads():
+    texts = [f"{i:04d}" * 80 for i in range(20_000)]
+    texts = [text[: i % 301] for i, text in enumerate(texts)]
+    assert hash_keys(texts).tolist() == by_definition(texts)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(max_size=400)), st.integers(0, 3))
+def test_the_hash_of_any_text(texts: list[str], skipped: int):
+    array = pa.array(["x"] * skipped + texts, pa.large_string()).slice(skipped)
+    assert hash_keys(array).tolist() == by_definition(texts)
+    assert hash_keys(pa.array(texts, pa.string())).tolist() == by_definition(texts)
+
+
+@pytest.mark.parametrize("offsets", [[-1, 2], [0, 2, 1], [0, 4], [2, 2, 4], [2**62, 2**62 + 1]])
+def test_offsets_outside_of_the_text_are_refused(offsets: list[int]):
+    with pytest.raises(ValueError, match="expected ascending offsets of 0"):
+        hash_texts(np.array(offsets), np.zeros(3, np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +160,7 @@ def test_long_keys_end_a_batch(series: Series, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def first_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hash that knows nothing but the first letter."""
-    monkeypatch.setattr(keys, "hash_key", lambda text: ord(text[0]))
+    monkeypatch.setattr(keys, "hash_texts", lambda offsets, text: text[offsets[:-1]].astype(np.int64))
 
 
 @pytest.mark.usefixtures("first_letters")

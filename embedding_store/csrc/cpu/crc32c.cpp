@@ -5,6 +5,12 @@
 
 #if defined(__x86_64__)
 #include <nmmintrin.h>
+#define ES_CRC_INSTRUCTION __attribute__((target("sse4.2")))
+#elif defined(__aarch64__) && defined(__linux__)
+#include <arm_acle.h>
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#define ES_CRC_INSTRUCTION __attribute__((target("+crc")))
 #endif
 
 namespace embedding_store {
@@ -31,7 +37,19 @@ uint32_t update_portable(uint32_t crc, const uint8_t* data, size_t bytes) {
   return crc;
 }
 
+#if defined(ES_CRC_INSTRUCTION)
+
 #if defined(__x86_64__)
+bool find_instruction() { return __builtin_cpu_supports("sse4.2"); }
+ES_CRC_INSTRUCTION inline uint32_t add_word(uint32_t crc, uint64_t word) {
+  return static_cast<uint32_t>(_mm_crc32_u64(crc, word));
+}
+ES_CRC_INSTRUCTION inline uint32_t add_byte(uint32_t crc, uint8_t byte) { return _mm_crc32_u8(crc, byte); }
+#else
+bool find_instruction() { return getauxval(AT_HWCAP) & HWCAP_CRC32; }
+ES_CRC_INSTRUCTION inline uint32_t add_word(uint32_t crc, uint64_t word) { return __crc32cd(crc, word); }
+ES_CRC_INSTRUCTION inline uint32_t add_byte(uint32_t crc, uint8_t byte) { return __crc32cb(crc, byte); }
+#endif
 
 // Appends `bytes` zero bytes to a checksum. A linear map, so four tables, one for each byte of the checksum.
 class AppendZeros {
@@ -60,39 +78,40 @@ inline uint64_t load(const uint8_t* data) {
   return word;
 }
 
-// The instruction takes three cycles but starts every cycle: three runs of `run` bytes side by side.
-__attribute__((target("sse4.2"))) uint32_t update_three_runs(
+// The instruction takes some three cycles but starts every cycle: three runs of `run` bytes side by side.
+ES_CRC_INSTRUCTION uint32_t update_three_runs(
     uint32_t crc, const uint8_t* data, size_t run, const AppendZeros& append_run) {
-  uint64_t first = crc, second = 0, third = 0;
+  uint32_t first = crc, second = 0, third = 0;
   for (const uint8_t* end = data + run; data < end; data += 8) {
-    first = _mm_crc32_u64(first, load(data));
-    second = _mm_crc32_u64(second, load(data + run));
-    third = _mm_crc32_u64(third, load(data + 2 * run));
+    first = add_word(first, load(data));
+    second = add_word(second, load(data + run));
+    third = add_word(third, load(data + 2 * run));
   }
-  const uint32_t joined = append_run(static_cast<uint32_t>(first)) ^ static_cast<uint32_t>(second);
-  return append_run(joined) ^ static_cast<uint32_t>(third);
+  return append_run(append_run(first) ^ second) ^ third;
 }
 
-__attribute__((target("sse4.2"))) uint32_t update_sse42(uint32_t crc, const uint8_t* data, size_t bytes) {
-  constexpr size_t kLong = 5456, kShort = 256;  // a block is four times three long runs and a little
-  static const AppendZeros append_long(kLong), append_short(kShort);
+constexpr size_t kLong = 5456, kShort = 256;  // a block is four times three long runs and a little
+// Made when the library is loaded: a child forked amid a first use would wait for ever for its end.
+const AppendZeros append_long(kLong), append_short(kShort);
+const bool has_instruction = find_instruction();
+
+ES_CRC_INSTRUCTION uint32_t update_by_instruction(uint32_t crc, const uint8_t* data, size_t bytes) {
   for (; bytes >= 3 * kLong; data += 3 * kLong, bytes -= 3 * kLong) {
     crc = update_three_runs(crc, data, kLong, append_long);
   }
   for (; bytes >= 3 * kShort; data += 3 * kShort, bytes -= 3 * kShort) {
     crc = update_three_runs(crc, data, kShort, append_short);
   }
-  for (; bytes >= 8; data += 8, bytes -= 8) crc = static_cast<uint32_t>(_mm_crc32_u64(crc, load(data)));
-  for (; bytes > 0; ++data, --bytes) crc = _mm_crc32_u8(crc, *data);
+  for (; bytes >= 8; data += 8, bytes -= 8) crc = add_word(crc, load(data));
+  for (; bytes > 0; ++data, --bytes) crc = add_byte(crc, *data);
   return crc;
 }
 
 #endif
 
 uint32_t update(uint32_t crc, const uint8_t* data, size_t bytes) {
-#if defined(__x86_64__)
-  static const bool has_instruction = __builtin_cpu_supports("sse4.2");
-  if (has_instruction) return update_sse42(crc, data, bytes);
+#if defined(ES_CRC_INSTRUCTION)
+  if (has_instruction) return update_by_instruction(crc, data, bytes);
 #endif
   return update_portable(crc, data, bytes);
 }

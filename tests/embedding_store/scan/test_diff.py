@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_store import ChecksumError, EmbeddingStore, Series, VersionNotFoundError
+from embedding_store import (
+    ChecksumError,
+    EmbeddingStore,
+    InvalidArgumentError,
+    Series,
+    Snapshot,
+    VersionExpiredError,
+    VersionNotFoundError,
+)
+from embedding_store.dtypes import DTYPES, decode
+from embedding_store.format.files import Rows
 from embedding_store.scan import diff
 from embedding_store.scan.diff import QUANTILES
+from embedding_store.scan.rows import read_rows, row_format
+from embedding_store.scan.sorter import NO_PAIRS, Pairs, in_step
+from embedding_store.scan.vectors import VectorReader
 from tests.embedding_store.helpers import folder, publish
 
 
@@ -90,7 +106,9 @@ def test_progress_and_small_steps(series: Series, monkeypatch: pytest.MonkeyPatc
     steps: list[tuple[int, int]] = []
     found = series.diff(1, 2, progress=lambda done, total: steps.append((done, total)))
     assert (found.added, found.removed, found.kept, found.moved) == (5, 5, 5, 0)
-    assert steps == [(4, 10), (8, 10), (10, 10)]
+    assert len(steps) > 3
+    assert steps == sorted(steps)
+    assert steps[-1] == (10, 10)
 
 
 def test_of_many_rows_a_sample_gives_the_quantiles(series: Series, monkeypatch: pytest.MonkeyPatch):
@@ -143,15 +161,93 @@ def test_changed_bytes_are_an_error_that_names_the_file(series: Series):
     assert series.diff(1, 2).moved == 0
 
 
+def test_of_a_delta_only_changed_rows_are_read(series: Series, monkeypatch: pytest.MonkeyPatch):
+    publish(series, 1, list(range(1000)), torch.randn(1000, 3), rows_per_batch=300)
+    for as_of, changed in [(2, [5, 999, 2000]), (3, [5, 301])]:
+        with series.write(as_of=as_of, space="ctr-1", base=as_of - 1) as writer:
+            writer.append(torch.tensor(changed), torch.zeros(len(changed), 3))
+    rows = []
+    read = VectorReader.read
+    monkeypatch.setattr(VectorReader, "read", lambda self, where: rows.append(len(where)) or read(self, where))
+    for old, new, kept, moved, expected in [
+        (1, 2, 1000, 2, 2),
+        (2, 1, 1000, 2, 2),
+        (2, 3, 1001, 1, 2),
+        (1, 3, 1000, 3, 3),
+    ]:
+        rows.clear()
+        found = series.diff(old, new)
+        assert (found.kept, found.moved, sum(rows)) == (kept, moved, 2 * expected)
+    rows.clear()
+    assert series.diff(3, 3).cosine == dict.fromkeys(QUANTILES, 1.0)
+    assert rows == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("dim", [1, 3, 20_000])
+def test_vectors_by_their_rows(series: Series, store: EmbeddingStore, dtype: str, dim: int):
+    other = store.create("other", dim=dim, dtype=dtype)
+    publish(other, 1, list(range(9)), torch.randn(9, dim), rows_per_batch=4)
+    with other.write(as_of=2, space="ctr-1", base=1) as writer:
+        writer.append(torch.tensor([3, 10]), torch.randn(2, dim))
+    snapshot = other.latest()
+    reader = VectorReader(snapshot._storage, snapshot.manifest)
+    rows = torch.cat([part.encoded.vector for part in _stored(snapshot)])
+    assert len(rows) == 11
+    expected = torch.cat([decode(part.encoded, dim, DTYPES[dtype]) for part in _stored(snapshot)])
+    for positions in ([], [10], [0, 4, 4, 10], [7, 3, 9, 1]):
+        assert torch.equal(reader.read(np.array(positions, np.int64)), expected[positions])
+
+
+def _stored(snapshot: Snapshot) -> Iterator[Rows]:
+    return read_rows(snapshot._storage, snapshot.manifest.data, row_format(snapshot.manifest), alive=None)
+
+
+def test_a_snapshot_of_another_series_is_refused(series: Series, store: EmbeddingStore):
+    publish(series, 1, [1])
+    other = publish(store.create("other", dim=3), 1, [1])
+    with pytest.raises(InvalidArgumentError, match=r"new is Snapshot\('other'.*not a snapshot of series 'user_ctr'"):
+        series.diff(1, other)
+
+
+def test_an_expired_snapshot_is_named(series: Series):
+    for as_of in (1, 2):
+        publish(series, as_of, [1])
+    old = series.version(1)
+    series.expire(keep_last=1, dry_run=False)
+    shutil.rmtree(folder(series) / old.manifest.index.path.rpartition("/")[0])
+    with pytest.raises(VersionExpiredError, match="version 1 of series"):
+        series.diff(old, 2)
+
+
+HASHES = st.lists(st.integers(0, 40), unique=True, max_size=20).map(sorted)
+
+
+@given(HASHES, HASHES, st.integers(1, 5), st.integers(1, 5))
+def test_two_sorted_sources_in_step(a: list[int], b: list[int], size_a: int, size_b: int):
+    def chunks(h: list[int], size: int) -> list[Pairs]:
+        words = [np.array(h[i : i + size], np.uint64) for i in range(0, len(h), size)]
+        return [NO_PAIRS, *(Pairs(x, x + np.uint64(100)) for x in words)]
+
+    found = list(in_step(chunks(a, size_a), chunks(b, size_b)))
+    assert np.concatenate([NO_PAIRS.h, *(x.h for x, _ in found)]).tolist() == a
+    assert np.concatenate([NO_PAIRS.h, *(y.h for _, y in found)]).tolist() == b
+    assert sum(len(set(x.h.tolist()) & set(y.h.tolist())) for x, y in found) == len(set(a) & set(b))
+
+
 SMALL = st.dictionaries(st.integers(-5, 5), st.sampled_from([(1.0, 0.0), (0.0, 1.0), (3.0, 4.0)]), max_size=8)
 
 
 @settings(max_examples=20, deadline=None)
-@given(SMALL, SMALL)
-def test_counts_against_dicts(tmp_path_factory: pytest.TempPathFactory, old: dict, new: dict):
+@given(SMALL, SMALL, st.booleans())
+def test_counts_against_dicts(tmp_path_factory: pytest.TempPathFactory, old: dict, new: dict, delta: bool):
     series = EmbeddingStore(tmp_path_factory.mktemp("store")).create("s", dim=2)
-    for as_of, rows in enumerate((old, new)):
-        publish(series, as_of, list(rows), torch.tensor(list(rows.values())).view(-1, 2))
+    publish(series, 0, list(old), torch.tensor(list(old.values())).view(-1, 2))
+    written = {id: vector for id, vector in new.items() if not delta or old.get(id) != vector}
+    with series.write(as_of=1, space="ctr-1", base=1 if delta else None) as writer:
+        writer.append(torch.tensor(list(written), dtype=torch.int64), torch.tensor(list(written.values())).view(-1, 2))
+        if delta:
+            writer.delete(torch.tensor(list(old.keys() - new.keys()), dtype=torch.int64))
     found = series.diff(1, 2)
     kept = old.keys() & new.keys()
     assert (found.added, found.removed) == (len(new.keys() - kept), len(old.keys() - kept))
