@@ -28,6 +28,7 @@ from benchmarks.common import in_turn, print_record
 from embedding_store import EmbeddingStore, Series, Table
 
 DAY_MS = 86_400_000
+FIRST_DAY = 19_000  # since the epoch
 Lookup = Callable[[tuple[Tensor, Tensor]], object]  # (ids, uniform draw that becomes a time), [batch] each
 
 
@@ -59,7 +60,7 @@ def publish(store: EmbeddingStore, options: Options, ids: Tensor, *, deltas: boo
     for version in range(1, options.versions + 1):
         base = version - 1 if deltas and version > 1 else None
         rows = torch.randperm(len(ids))[: int(options.changed * len(ids))] if base else slice(None)
-        with series.write(as_of=version * DAY_MS, space="random-1", base=base) as writer:
+        with series.write(as_of=(FIRST_DAY + version) * DAY_MS, space="random-1", base=base) as writer:
             writer.append(ids[rows], torch.randn(len(ids[rows]), options.dim))
     for snapshot in series.history():
         table = series.open_tables.get(snapshot)
@@ -75,7 +76,7 @@ def as_of(series: Series, versions: int) -> Lookup:
     def look_up(batch: tuple[Tensor, Tensor]) -> object:
         ids, draw = batch
         version = newest - (draw * versions).long()
-        return series.lookup_as_of(ids, version * DAY_MS + 1)
+        return series.lookup_as_of(ids, (FIRST_DAY + version) * DAY_MS + 1)
 
     return look_up
 

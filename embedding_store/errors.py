@@ -20,7 +20,7 @@ class NativeLibraryError(StoreError, ImportError):
 
 
 class InvalidTimeError(StoreError, ValueError):
-    """A time that is neither int milliseconds nor an aware datetime, or is beyond int64."""
+    """A time that is neither int milliseconds nor an aware datetime, reads as another unit, or is beyond int64."""
 
 
 class InvalidIdsError(StoreError, ValueError):

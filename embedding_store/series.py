@@ -153,7 +153,8 @@ class Series:
 
         Raises:
             VersionNotFoundError: there is none; the message names the first one's time.
-            InvalidTimeError: a naive datetime or another type.
+            InvalidTimeError: a naive datetime, another type, or a number that reads as seconds, microseconds or
+                nanoseconds; one beyond 4e18 asks for the newest.
         """
         wanted = times.to_milliseconds(timestamp, "timestamp")
         while True:
@@ -199,6 +200,7 @@ class Series:
             SpaceMismatchError: the times see snapshots of several spaces, and `space` is not given.
             SchemaChangedError: they see a snapshot of another dimension than the series has now.
             InvalidIdsError, InvalidArgumentError: naming the argument and its value.
+            InvalidTimeError: timestamps that read as seconds, microseconds or nanoseconds, as `as_of` has it.
             CorruptStoreError: a snapshot cannot be read; of the class that fits, naming the file.
         """
         snapshots = [snapshot for snapshot in self.history(refused=refused) if space in (None, snapshot.space)]
@@ -272,8 +274,9 @@ class Series:
         """A writer of the next snapshot, for a `with` block; nothing is visible until the block ends cleanly.
 
         Args:
-            as_of: event time up to which the vectors know the world: ms since the epoch or an aware datetime. Not
-                earlier than the newest snapshot's; an equal one corrects it, and wins.
+            as_of: event time up to which the vectors know the world: ms since the epoch or an aware datetime, before
+                October 2096. Numbers that read as seconds (1e9 up to 1e11) are refused, smaller ones may count
+                anything. Not earlier than the newest snapshot's; an equal one corrects it, and wins.
             space: the vector space, say "ctr-1". Vectors of two spaces must not be compared or averaged.
             duplicates: "error", or "last": of an id appended several times the last vector is kept.
             base: write a delta: the snapshot (or its version) on which what is appended and deleted are changes. It is
@@ -296,7 +299,7 @@ class Series:
             dim=self.dim,
             dtype=DTYPES[self.dtype],
             ids=self.ids,
-            as_of=times.to_milliseconds(as_of, "as_of"),
+            as_of=times.to_stored(as_of, "as_of"),
             space=space,
             duplicates=duplicates,
             base=None if snapshot is None else snapshot.manifest,

@@ -1,20 +1,36 @@
-"""Event time at the store's border: int milliseconds since the epoch, UTC, or an aware datetime."""
+"""Event time at the store's border: int milliseconds since the epoch, UTC, or an aware datetime.
+
+Numbers that read as another unit are refused, because nothing would show the mistake later: in seconds a lookup finds
+nothing, in microseconds it reads the future, and a snapshot as of nanoseconds is the last one that a series can have.
+"""
 
 from __future__ import annotations
 
 import operator
 from datetime import UTC, datetime, timedelta
 
+import torch
+from torch import Tensor
+
 from embedding_store.errors import InvalidTimeError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+COUNTERS = 10**9
+"""Numbers below may count anything: logs without times use them."""
+SECONDS = 10**11
+"""Below, and from COUNTERS on, a number reads as seconds: 2001 to 5138. As milliseconds it would be of 1970 to 1973."""
+THIS_AGE = 4 * 10**12
+"""Milliseconds until October 2096; no time that is stored is later."""
+FOR_EVER = THIS_AGE * 10**6
+"""Beyond, a number is of this age in no unit: it asks for the newest, and its negative for none."""
 
 
 def to_milliseconds(value: int | datetime, name: str) -> int:
     """`value` as milliseconds since the epoch; a datetime is rounded down to a whole one.
 
     Raises:
-        InvalidTimeError: a naive datetime, another type, or a number beyond int64; the message starts with `name`.
+        InvalidTimeError: a naive datetime, another type, a number beyond int64, or one that reads as seconds,
+            microseconds or nanoseconds; the message starts with `name`.
     """
     if isinstance(value, datetime):
         if value.utcoffset() is None:
@@ -28,7 +44,45 @@ def to_milliseconds(value: int | datetime, name: str) -> int:
         raise InvalidTimeError(f"{name} is {value!r}: give int milliseconds since the epoch or an aware datetime")
     if not -(2**63) <= milliseconds < 2**63:
         raise InvalidTimeError(f"{name} is {milliseconds}, beyond int64: give milliseconds since the epoch")
+    _check_unit(milliseconds, name)
     return milliseconds
+
+
+def to_stored(value: int | datetime, name: str) -> int:
+    """As `to_milliseconds`, for a time that is stored: after one far beyond THIS_AGE nothing could follow.
+
+    Raises:
+        InvalidTimeError: also at THIS_AGE or later.
+    """
+    milliseconds = to_milliseconds(value, name)
+    if abs(milliseconds) >= THIS_AGE:
+        limit = f"{THIS_AGE} ({to_text(THIS_AGE)})"
+        raise InvalidTimeError(f"{name} is {milliseconds} ({to_text(milliseconds)}): give a time before {limit}")
+    return milliseconds
+
+
+def check_units(
+    timestamps: Tensor,  # int64 [...]
+    name: str,
+) -> None:
+    """Raise InvalidTimeError if the least or the greatest of many times reads as another unit than milliseconds."""
+    if timestamps.numel():
+        for end in torch.aminmax(timestamps):
+            _check_unit(int(end), name)
+
+
+def _check_unit(milliseconds: int, name: str) -> None:
+    size = abs(milliseconds)
+    if COUNTERS <= size < SECONDS:
+        unit, remedy = "seconds", "multiply by 1000"
+    elif THIS_AGE <= size < THIS_AGE * 1000:
+        unit, remedy = "microseconds", "divide by 1000"
+    elif THIS_AGE * 1000 <= size <= FOR_EVER:
+        unit, remedy = "nanoseconds", "divide by 1000000"
+    else:
+        return
+    message = f"{name} is {milliseconds}, which reads as {unit}: {remedy}, because times are milliseconds since the"
+    raise InvalidTimeError(f"{message} epoch, or give an aware datetime")
 
 
 def to_text(milliseconds: int) -> str:

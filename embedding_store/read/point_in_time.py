@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from embedding_store import times
+from embedding_store.arguments import integer, is_readable
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, SchemaChangedError, SpaceMismatchError
 from embedding_store.native import ops
 from embedding_store.native.library import translated_errors
@@ -94,7 +96,8 @@ class PointInTime:
         out_dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor, Tensor]:  # [..., D], bool [...], int64 [...]
         """Vectors, found and versions: see `Series.lookup_as_of`."""
-        _check(ids, timestamps, delay_ms, out_dtype)
+        delay_ms = integer(delay_ms, "delay_ms", least=0, why=": less would read vectors of the future")
+        _check(ids, timestamps, out_dtype)
         newest = self._newest_visible(timestamps, delay_ms)
         used = torch.bincount(newest.flatten(), minlength=len(self._versions))[1:].nonzero().squeeze(1).tolist()
         chosen = [self.snapshots[index] for index in used]
@@ -151,14 +154,13 @@ class PointInTime:
                 )
 
 
-def _check(ids: Tensor, timestamps: Tensor, delay_ms: int, out_dtype: torch.dtype) -> None:
+def _check(ids: Tensor, timestamps: Tensor, out_dtype: torch.dtype) -> None:
     for name, tensor in (("ids", ids), ("timestamps", timestamps)):
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.device.type != "cpu":
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or not is_readable(tensor):
             kind = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise InvalidIdsError(f"{name} are {kind}: give an int64 tensor on the CPU")
+            raise InvalidIdsError(f"{name} are {kind}: give an int64 tensor, dense and on the CPU")
     if ids.shape != timestamps.shape:
         raise InvalidIdsError(f"ids are {list(ids.shape)}, timestamps {list(timestamps.shape)}: give one for each id")
-    if not isinstance(delay_ms, int) or delay_ms < 0:
-        raise InvalidArgumentError(f"delay_ms is {delay_ms!r}; use 0 or more: less would read vectors of the future")
+    times.check_units(timestamps, "timestamps")
     if out_dtype not in OUT_DTYPES:
         raise InvalidArgumentError(f"out_dtype is {out_dtype}; use one of {', '.join(map(str, OUT_DTYPES))}")

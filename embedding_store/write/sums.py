@@ -7,7 +7,9 @@ import ctypes
 import torch
 from torch import Tensor
 
+from embedding_store.arguments import is_readable
 from embedding_store.dtypes import Encoded, decode
+from embedding_store.errors import InvalidVectorsError
 from embedding_store.format.files import RowFormat
 from embedding_store.format.manifest import Statistics
 from embedding_store.native.library import library
@@ -28,16 +30,25 @@ def row_sums(
     """float64 [1 + D]: the sum of the L2 norms, then the sum of the vectors. One pass, one thread.
 
     Norms are computed in float32: a sum that is finite bounds every value; beyond float32 it is infinite, or NaN.
+
+    Raises:
+        InvalidVectorsError: another dtype or shape, or values that are not in CPU memory.
     """
+    if vectors.dtype != torch.float32 or vectors.dim() != 2:
+        raise InvalidVectorsError(f"vectors are {vectors.dtype} {list(vectors.shape)}: give float32 [N, D]")
     vectors = vectors.contiguous()
     sums = torch.empty(1 + vectors.shape[1], dtype=torch.float64)
     library().embedding_store_sums(
-        ctypes.c_void_p(vectors.data_ptr()),
-        ctypes.c_int64(vectors.shape[0]),
-        ctypes.c_int64(vectors.shape[1]),
-        ctypes.c_void_p(sums.data_ptr()),
+        _address(vectors), ctypes.c_int64(vectors.shape[0]), ctypes.c_int64(vectors.shape[1]), _address(sums)
     )
     return sums
+
+
+def _address(tensor: Tensor) -> ctypes.c_void_p:
+    if not is_readable(tensor):  # native code would follow the address all the same
+        kind = f"a {type(tensor).__name__} on {tensor.device}"
+        raise InvalidVectorsError(f"vectors are {kind}: give a plain tensor in CPU memory")
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
 class Sums:

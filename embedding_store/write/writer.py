@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from embedding_store import times
+from embedding_store.arguments import cpu_tensor, integer
 from embedding_store.dtypes import Dtype, encode
 from embedding_store.errors import (
     InvalidArgumentError,
@@ -60,8 +61,8 @@ class SnapshotWriter:
             raise InvalidArgumentError(f"space is {space!r}: name the vector space, say 'ctr-1'")
         if duplicates not in DUPLICATES:
             raise InvalidArgumentError(f"duplicates is {duplicates!r}; use one of {', '.join(DUPLICATES)}")
-        if rows_per_batch is not None and rows_per_batch < 1:
-            raise InvalidArgumentError(f"rows_per_batch is {rows_per_batch}; use 1 or more, or None for some 32 MiB")
+        if rows_per_batch is not None:
+            rows_per_batch = integer(rows_per_batch, "rows_per_batch", least=1, why=", or None for some 32 MiB")
         if base is not None and base.space != space:
             message = f"space is {space!r}, but the base, version {base.version}, is in space {base.space!r}"
             raise InvalidArgumentError(f"{message}: write a whole snapshot when the space changes")
@@ -95,12 +96,12 @@ class SnapshotWriter:
         vectors: Tensor | np.ndarray,  # float [N, D]
     ) -> None:
         """Add rows; in a delta they replace those that the base has under these ids. Either all of them are taken or,
-        with an error of the first two classes, none.
+        with an error of the first two classes, none. Tensors may be on any device and need grad: they are copied.
 
         Raises:
             InvalidIdsError: not int64 [N], or keys that are not text.
             InvalidVectorsError: not float [N, D], or a value that the series' dtype cannot hold: NaN, infinity or too
-                large; the message names the id.
+                large; the message names the id. Both: sparse or nested, or without values: a meta or fake tensor.
             HashCollisionError: a key's hash is that of another key in the base.
             WriterClosedError: outside the `with` block.
         """
@@ -174,7 +175,7 @@ class SnapshotWriter:
         if self._form.ids == "text":
             keys = key_array(ids)
             return hash_array(keys), keys
-        numbers = _tensor(ids)
+        numbers = cpu_tensor(ids, "ids", InvalidIdsError)
         if numbers.dtype != torch.int64 or numbers.dim() != 1:
             kind = f"{numbers.dtype} {list(numbers.shape)}"
             raise InvalidIdsError(f"ids are {kind}: give int64 [N], say ids.to(torch.int64)")
@@ -202,7 +203,7 @@ class SnapshotWriter:
 
 def _checked(ids: Tensor, vectors: Tensor | np.ndarray, form: RowFormat) -> Tensor:
     """Vectors float [N, D] as a tensor, known to fit."""
-    vectors, dtype = _tensor(vectors), form.dtype
+    vectors, dtype = cpu_tensor(vectors, "vectors", InvalidVectorsError), form.dtype
     if not vectors.is_floating_point() or tuple(vectors.shape) != (len(ids), form.dim):
         wanted = f"float [{len(ids)}, {form.dim}]"
         raise InvalidVectorsError(f"vectors are {vectors.dtype} {list(vectors.shape)}: give {wanted}, one row an id")
@@ -219,9 +220,3 @@ def _checked(ids: Tensor, vectors: Tensor | np.ndarray, form: RowFormat) -> Tens
             where = f"the vector of id {int(ids[start + row])} (row {start + row})"
             raise InvalidVectorsError(f"{where} holds {value}: {reason}")
     return vectors
-
-
-def _tensor(array: Any) -> Tensor:
-    if isinstance(array, np.ndarray):
-        return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch takes no read-only or strided array
-    return torch.as_tensor(array).detach()

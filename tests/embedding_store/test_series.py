@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,6 +137,49 @@ def test_times_that_could_be_misread_are_refused(series: Series, value):
         series.write(as_of=value, space="ctr-1")
     with pytest.raises(InvalidTimeError, match="timestamp is"):
         series.as_of(value)
+
+
+NOW = 1_700_000_000  # seconds
+OTHER_UNITS = [
+    (NOW, "seconds: multiply by 1000"),
+    (-NOW, "seconds: multiply by 1000"),
+    (10**9, "seconds"),
+    (10**11 - 1, "seconds"),
+    (4 * 10**12, "microseconds: divide by 1000"),
+    (NOW * 10**6, "microseconds: divide by 1000"),
+    (np.int64(NOW) * 10**9, "nanoseconds: divide by 1000000"),
+    (-NOW * 10**9, "nanoseconds: divide by 1000000"),
+]
+
+
+@pytest.mark.parametrize(("value", "unit"), OTHER_UNITS)
+def test_times_that_read_as_another_unit_are_refused(series: Series, value: int, unit: str):
+    publish(series, 1, [1])
+    for name, ask in [
+        ("as_of", lambda: series.write(as_of=value, space="ctr-1")),
+        ("timestamp", lambda: series.as_of(value)),
+        ("timestamps", lambda: series.lookup_as_of(torch.tensor([1, 1]), torch.tensor([5, value]))),
+        ("timestamps", lambda: series.lookup_as_of(torch.tensor([[1, 1]]), torch.tensor([[value, NOW * 1000]]))),
+        ("older_than", lambda: series.expire(older_than=value)),
+    ]:
+        with pytest.raises(InvalidTimeError, match=f"^{name} is {value}, which reads as {unit}"):
+            ask()
+    assert series.versions() == [1]
+
+
+def test_times_of_this_age_and_counters_are_taken(series: Series):
+    for as_of in (-(10**11), -(10**9) + 1, 0, 10**9 - 1, 10**11, np.int64(4 * 10**12 - 1)):
+        publish(series, as_of, [1])
+    assert [s.as_of for s in series.history()] == [-(10**11), -(10**9) + 1, 0, 10**9 - 1, 10**11, 4 * 10**12 - 1]
+    assert series.as_of(4 * 10**18 + 1).version == 6
+    assert series.as_of(datetime.max.replace(tzinfo=UTC)).version == 6
+    assert series.as_of(datetime(1970, 6, 1, tzinfo=UTC)).version == 4  # of a datetime the unit is known
+
+
+@pytest.mark.parametrize("value", [datetime(2100, 1, 1, tzinfo=UTC), 2**63 - 1, -(2**63)])
+def test_no_snapshot_is_of_a_time_after_which_nothing_could_follow(series: Series, value: int | datetime):
+    with pytest.raises(InvalidTimeError, match=r"^as_of is .*: give a time before 4000000000000 \(2096-10-02"):
+        series.write(as_of=value, space="ctr-1")
 
 
 def test_a_renamed_series_is_refused(store: EmbeddingStore, series: Series):

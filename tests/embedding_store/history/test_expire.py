@@ -271,7 +271,7 @@ def test_readers_during_expire(store: EmbeddingStore, series: Series):
     writer.start()
     barrier.wait(TIMEOUT)
     ids, tables, reader = torch.tensor([10, 11]), [], EmbeddingStore(store.location).series("user_ctr")
-    asks = [reader.latest, lambda: reader.tagged("prod"), lambda: reader.as_of(2**60), lambda: reader.history()[-1]]
+    asks = [reader.latest, lambda: reader.tagged("prod"), lambda: reader.as_of(2**62), lambda: reader.history()[-1]]
     deadline = time.monotonic() + TIMEOUT
     while writer.is_alive() and time.monotonic() < deadline:
         for ask in asks:

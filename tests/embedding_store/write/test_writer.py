@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from embedding_store import (
     AsOfDecreasedError,
@@ -34,6 +35,8 @@ from embedding_store.storage.base import Sink
 from embedding_store.storage.local import LocalStorage
 from embedding_store.write import batches
 from tests.embedding_store.helpers import age, files, folder, named_files, publish
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def data_folders(series: Series) -> int:
@@ -75,6 +78,45 @@ def test_the_writer_copies_what_it_is_given(series: Series):
         ids.zero_()
         vectors.data.zero_()
     assert series.latest().load().lookup(torch.tensor([1, 2]))[0].tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_big_endian_arrays_are_converted(series: Series):
+    with series.write(as_of=1, space="ctr-1") as writer:
+        writer.append(np.array([1, 2**40], ">i8"), np.array([[1, 2, 3], [4, 5, 6]], ">f8"))
+    assert series.latest().load().lookup(torch.tensor([2**40, 1]))[0].tolist() == [[4, 5, 6], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_a_models_output_is_taken_from_wherever_it_is(series: Series, device: str):
+    model = torch.nn.Linear(2, 3, device=device)
+    ids, inputs = torch.arange(5, device=device), torch.ones(5, 2, device=device)
+    with series.write(as_of=1, space="ctr-1") as writer:
+        writer.append(ids, model(inputs))
+    with series.write(as_of=1, space="ctr-1", base=1) as writer:
+        writer.append(ids[::2], model(inputs)[::2].flip(1).half())
+        writer.delete(ids[1::2])
+    expected = model(inputs[:1]).flip(1).half().float().expand(3, -1).tolist()
+    assert series.latest().load().lookup(torch.tensor([0, 2, 4]))[0].tolist() == expected
+    assert series.latest().rows == 3
+
+
+NOWHERE = [
+    (torch.empty(2, 3, device="meta"), "on meta"),
+    (FakeTensorMode().from_tensor(torch.ones(2, 3)), "FakeTensor"),
+    (torch.ones(2, 3).to_sparse(), "sparse"),
+]
+
+
+@pytest.mark.parametrize(("tensor", "message"), NOWHERE)
+def test_what_holds_no_values_is_refused_by_name(series: Series, tensor: torch.Tensor, message: str):
+    publish(series, 1, [1])
+    with series.write(as_of=1, space="ctr-1", base=1) as writer:
+        with pytest.raises(InvalidVectorsError, match=f"vectors are .*{message}"):
+            writer.append(torch.tensor([1, 2]), tensor)
+        for take in (lambda ids: writer.append(ids, torch.ones(2, 3)), writer.delete):
+            with pytest.raises(InvalidIdsError, match=f"ids are .*{message}"):
+                take(tensor[:, 0].to(torch.int64))
+    assert series.latest().load().ids().tolist() == [1]
 
 
 @pytest.mark.parametrize(
