@@ -30,11 +30,13 @@ def integer(value: Any, name: str, *, least: int | None = None, most: int | None
     return number
 
 
-def real(value: Any, name: str, wanted: str, *, above: float = -math.inf, most: float = math.inf) -> float:
-    """`value` as a float. Raises InvalidArgumentError naming what is `wanted` unless it is finite, above `above` and at
-    most `most`."""
+def real(
+    value: Any, name: str, wanted: str, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """`value` as a float. Raises InvalidArgumentError naming what is `wanted` unless it is finite, above `above`, at
+    least `least` and at most `most`."""
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not (math.isfinite(number) and above < number <= most):
+    if not (math.isfinite(number) and number > above and least <= number <= most):
         raise InvalidArgumentError(f"{name} is {value!r}; use {wanted}")
     return number
 

@@ -18,6 +18,10 @@ from embedding_store.errors import InvalidArgumentError
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
+MAX_DIM = 65_536
+"""Most values of a vector: what every lookup, on CPU and GPU, has room for, and far more than anybody stores."""
+
+
 @dataclass(frozen=True)
 class Dtype:
     """One way of storing a vector."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from embedding_store import times
+from embedding_store.arguments import integer
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import (
     FileFormatError,
@@ -235,7 +236,7 @@ class Series:
             TagMovedError: it does not point to `expected`.
             InvalidArgumentError: the tag's name is not allowed.
         """
-        self._tags.move(tag, version, expected=expected)
+        self._tags.move(tag, integer(version, "version"), expected=expected)
 
     def untag(self, tag: str) -> None:
         """Remove a tag; the snapshot stays. Raises TagNotFoundError naming the tags that exist."""
@@ -259,7 +260,7 @@ class Series:
                 raise InvalidArgumentError(
                     f"version is {version}, tag {tag!r} is at {present}: a rollback goes to an earlier one, or use tag"
                 )
-        self._tags.move(tag, version, expected=present)
+        self._tags.move(tag, integer(version, "version"), expected=present)
         return self.version(version)
 
     def write(
@@ -289,7 +290,7 @@ class Series:
             InvalidTimeError, InvalidArgumentError: naming the argument and its value.
         """
         self._check_schema()
-        snapshot = self.version(base) if isinstance(base, int) else base
+        snapshot = base if base is None or isinstance(base, Snapshot) else self.version(base)
         if snapshot is not None and snapshot.series != self.name:
             raise InvalidArgumentError(f"base is {snapshot!r}, not a snapshot of series {self.name!r}")
         return SnapshotWriter(
@@ -323,7 +324,7 @@ class Series:
             InvalidArgumentError: a snapshot of another series.
             VersionNotFoundError, VersionExpiredError; CorruptStoreError: of the class that fits.
         """
-        first, second = (self.version(s) if isinstance(s, int) else s for s in (old, new))
+        first, second = (s if isinstance(s, Snapshot) else self.version(s) for s in (old, new))
         for name, snapshot in (("old", first), ("new", second)):
             if snapshot.series != self.name:
                 raise InvalidArgumentError(f"{name} is {snapshot!r}, not a snapshot of series {self.name!r}")

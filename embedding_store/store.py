@@ -69,7 +69,7 @@ class EmbeddingStore:
             InvalidArgumentError: naming the argument and its value.
         """
         check_name(name, "series name")
-        schemas.checked(1, dim, dtype)
+        dim = schemas.checked(1, dim, dtype).dim
         if ids not in ID_KINDS:
             raise InvalidArgumentError(f"ids is {ids!r}; use one of {', '.join(ID_KINDS)}")
         fields = {"name": name, "dim": dim, "dtype": dtype, "ids": ids, "created": times.now()}
@@ -93,6 +93,13 @@ class EmbeddingStore:
         except MissingFileError:
             known = ", ".join(self.list()) or "none"
             raise SeriesNotFoundError(f"no series {name!r} in {self.location}; series: {known}") from None
+
+    def drop_empty(self, name: str) -> bool:
+        """Let go of a series that has never had a snapshot; whether it was one. Nobody else may be writing to it."""
+        empty = self.series(name).next_version == 1
+        if empty:
+            self._storage.delete(f"{name}/{DESCRIPTION}")
+        return empty
 
     def clean(self, grace: timedelta = CLEAN_GRACE) -> list[str]:
         """`Series.clean` of every series; returns the paths deleted, relative to the store."""

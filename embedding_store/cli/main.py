@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the store says no (not found, corrupt: one line on stderr)
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,6 +17,8 @@ import torch
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from embedding_store import arguments
+from embedding_store.arguments import real
 from embedding_store.cli import bench as benchmark
 from embedding_store.cli import transfer
 from embedding_store.cli.printing import print_fields, print_json, print_rows, progress
@@ -30,7 +33,7 @@ TAG = Annotated[Positional[str], arg(metavar="TAG", help="the tag, say prod")]
 JSON = Annotated[FlagCreatePairsOff[bool], arg(help="print JSON instead of a table")]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
     functions = (
         ls,
@@ -51,10 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[..., int]] = {function.__name__.rstrip("_"): function for function in functions}
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            commands, prog="embedding-store", description="Versioned entity vectors.", args=arguments
+            commands, prog="embedding-store", description="Versioned entity vectors.", args=words
         )
-    except StoreError as error:
-        print(f"embedding-store: {error}", file=sys.stderr)
+    except BrokenPipeError:  # who reads what this prints has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (StoreError, OSError) as error:
+        known = isinstance(error, StoreError)
+        what = error if known else f"{error.filename or 'the system says'}: {error.strerror}"
+        print(f"embedding-store: {what}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("embedding-store: stopped; nothing half-done is visible", file=sys.stderr)
@@ -202,7 +210,9 @@ def expire(
         older_than_days: keep those that were published less than this many days ago.
         delete: really do it; `clean` frees the space, from an hour later on.
     """
-    age = None if older_than_days is None else timedelta(days=older_than_days)
+    age = None
+    if older_than_days is not None:
+        age = timedelta(days=real(older_than_days, "older_than_days", "0 to 36,500 days", least=0, most=36_500))
     opened = _open(store).series(series)
     found = opened.expire(keep_last=keep_last, older_than=age, dry_run=True)
     freed = opened.freed_bytes(found)
@@ -291,12 +301,16 @@ def import_(
     """
     source = transfer.VectorFiles(files, ids=ids, id_column=id_column, vector_column=vector_column)
     time = _time(as_of)
-    opened = EmbeddingStore(store)
-    if series not in opened.list():
-        opened.create(series, dim=source.dim, dtype=dtype, ids=source.id_kind)
     with progress("importing") as advance:
-        snapshot = transfer.import_vectors(
-            opened.series(series), source, as_of=time, space=space, duplicates=duplicates, progress=advance
+        snapshot = transfer.import_new_or_next(
+            EmbeddingStore(store),
+            series,
+            source,
+            dtype=dtype,
+            as_of=time,
+            space=space,
+            duplicates=duplicates,
+            progress=advance,
         )
     row = {"series": series, "version": snapshot.version, "as_of": snapshot.as_of, "rows": snapshot.rows}
     print_rows([{**row, "bytes": snapshot.manifest.total_bytes}], f"{store}, imported", json)
@@ -350,10 +364,16 @@ def bench(
         seconds: time for each kind of ids and batch size.
         threads: threads a lookup may use on the CPU; torch's choice unless given.
     """
-    snapshot = _choose(_open(store).series(series), version, tag)
+    place = arguments.device(device)
+    if not batches:
+        raise InvalidArgumentError("batches is empty: give at least one number of ids")
+    for batch in batches:
+        arguments.integer(batch, "batches", least=1)
+    real(seconds, "seconds", "above 0, at most 3,600", above=0, most=3600)
     if threads is not None:
-        torch.set_num_threads(threads)
-    table, first = benchmark.time_to_first_lookup(snapshot, device)
+        torch.set_num_threads(arguments.integer(threads, "threads", least=1, most=4096))
+    snapshot = _choose(_open(store).series(series), version, tag)
+    table, first = benchmark.time_to_first_lookup(snapshot, place)
     rows = []
     with progress("measuring") as advance:
         for found in benchmark.measure(table, batches=batches, seconds=seconds):

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidVectorsError
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.series import Series
+from embedding_store.store import EmbeddingStore
 
 CHUNK = 65_536  # rows read, converted and written at once
 
@@ -116,6 +117,28 @@ def import_vectors(
             writer.append(ids, vectors)
             progress(writer.rows, files.rows)
     return writer.snapshot
+
+
+def import_new_or_next(
+    store: EmbeddingStore,
+    name: str,
+    files: VectorFiles,
+    *,
+    dtype: str,
+    as_of: int | datetime,
+    space: str,
+    duplicates: str,
+    progress: Progress,
+) -> Snapshot:
+    """As `import_vectors`; a series that does not exist is made, and stays only if the import succeeds."""
+    made = name not in store.list()
+    series = store.create(name, dim=files.dim, dtype=dtype, ids=files.id_kind) if made else store.series(name)
+    try:
+        return import_vectors(series, files, as_of=as_of, space=space, duplicates=duplicates, progress=progress)
+    except BaseException:
+        if made:
+            store.drop_empty(name)
+        raise
 
 
 def export_parquet(snapshot: Snapshot, path: Path, *, progress: Progress = lambda done, total: None) -> None:

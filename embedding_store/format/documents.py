@@ -7,12 +7,15 @@ language writes numbers; the file as a whole is plain JSON.
 from __future__ import annotations
 
 import json
+import re
+import sys
 import zlib
 from typing import Any
 
 from embedding_store.errors import ChecksumError, FileFormatError, NewerFormatError
 
 FORMAT_VERSION = 2
+_CHECKSUM = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{8,64}")
 
 
 def checksum(data: bytes | memoryview) -> str:
@@ -57,7 +60,7 @@ def decode(data: bytes, kind: str, path: str) -> Fields:
         raise FileFormatError(
             path, f"format_version is {version}: written before the format was settled: write it again"
         )
-    stored, actual = fields.text("checksum"), checksum(data.partition(b"\n")[2])
+    stored, actual = fields.checksum("checksum"), checksum(data.partition(b"\n")[2])
     if stored != actual:
         raise ChecksumError(path, f"checksum is {actual}, the file says {stored}: its bytes have changed")
     return fields
@@ -90,6 +93,13 @@ class Fields:
             self._refuse(key, "a non-empty string")
         return value
 
+    def checksum(self, key: str) -> str:
+        """A checksum's text: which function, and eight hexadecimal digits."""
+        value = self.text(key)
+        if not _CHECKSUM.fullmatch(value):
+            self._refuse(key, "a checksum like 'crc32c:9a3e1b70'")
+        return value
+
     def boolean(self, key: str, *, absent: bool) -> bool:
         """True or false; `absent` where an earlier writer left the key out."""
         value = self._document.get(key, absent)
@@ -98,10 +108,10 @@ class Fields:
         return value
 
     def number(self, key: str) -> float:
-        """A number."""
+        """A finite number."""
         value = self._get(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            self._refuse(key, "a number")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+            self._refuse(key, "a finite number")
         return float(value)
 
     def numbers(self, key: str) -> tuple[float, ...]:

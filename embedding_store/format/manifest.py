@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from embedding_store.dtypes import DTYPES, Dtype
+from embedding_store.dtypes import DTYPES, MAX_DIM, Dtype
 from embedding_store.errors import FileFormatError, NewerFormatError
 from embedding_store.format import documents
 from embedding_store.format.documents import Fields
@@ -198,6 +198,8 @@ class Manifest:
         ]:
             if value not in known:
                 raise NewerFormatError(path, f"{key} is {value!r}, this package knows {', '.join(known)}: upgrade")
+        if self.dim > MAX_DIM:
+            raise FileFormatError(path, f"dim is {self.dim}, vectors have at most {MAX_DIM} values")
         stored = sum(file.rows for file in self.data)
         if stored != self.stored_rows or self.rows > stored or (self.base is None and self.rows < stored):
             counts = f"rows is {self.rows}, stored_rows is {self.stored_rows}, base is {self.base}"
@@ -284,5 +286,5 @@ def _stored_file(fields: Fields) -> dict[str, Any]:
     return {
         "path": fields.text("path"),
         "bytes": fields.integer("bytes", least=1),
-        "checksum": fields.text("checksum"),
+        "checksum": fields.checksum("checksum"),
     }

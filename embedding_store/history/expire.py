@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from embedding_store import times
+from embedding_store.arguments import integer
 from embedding_store.errors import InvalidArgumentError
 from embedding_store.format.manifest import Manifest
 from embedding_store.history import state as states
@@ -100,8 +101,8 @@ def candidates(
     """
     if keep_last is None and before is None:
         raise InvalidArgumentError("keep_last and older_than are None; give one or both")
-    if keep_last is not None and (not isinstance(keep_last, int) or isinstance(keep_last, bool) or keep_last < 1):
-        raise InvalidArgumentError(f"keep_last is {keep_last!r}; use 1 or more: the newest snapshot always stays")
+    if keep_last is not None:
+        keep_last = integer(keep_last, "keep_last", least=1, why=": the newest snapshot always stays")
     beyond = {manifest.version for manifest in history[: -(keep_last or 1)]}
     old = {manifest.version for manifest in history if before is None or manifest.created < before}
     accepted = [manifest.version for manifest in history if manifest.version not in refused]

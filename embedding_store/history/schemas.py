@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from embedding_store import times
-from embedding_store.dtypes import DTYPES, dtype_named
-from embedding_store.errors import InvalidArgumentError, NewerFormatError
+from embedding_store.arguments import integer
+from embedding_store.dtypes import DTYPES, MAX_DIM, dtype_named
+from embedding_store.errors import NewerFormatError
 from embedding_store.format.documents import Fields
 from embedding_store.format.numbered import NumberedFiles
 from embedding_store.storage.base import Storage
@@ -28,9 +29,7 @@ class Schema(NamedTuple):
 def checked(number: int, dim: int, dtype: str) -> Schema:
     """A schema from what a caller asks for. Raises InvalidArgumentError naming the argument and its value."""
     dtype_named(dtype)
-    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-        raise InvalidArgumentError(f"dim is {dim!r}; use 1 or more")
-    return Schema(number, dim, dtype)
+    return Schema(number, integer(dim, "dim", least=1, most=MAX_DIM), dtype)
 
 
 def newest_number(storage: Storage) -> int:

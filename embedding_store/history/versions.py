@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
+from embedding_store.arguments import integer
 from embedding_store.errors import MissingFileError, VersionExpiredError, VersionNotFoundError
 from embedding_store.format.manifest import MANIFESTS, Manifest, read_manifest
 from embedding_store.history.tombstones import TOMBSTONES, exists, gone
@@ -74,10 +75,10 @@ class Versions:
 
     def find(self, version: int) -> Manifest:
         """The manifest of a version; raises what Series.version raises."""
-        found = self.numbers()
+        version, found = integer(version, "version"), self.numbers()
         if version in found:
             return self.listed(version)
-        if isinstance(version, int) and version > 0 and (tombstone := gone(self.storage, version)):
+        if version > 0 and (tombstone := gone(self.storage, version)):
             raise tombstone.error(f"; versions: {spans(found)}")
         raise VersionNotFoundError(f"series {self._series!r} has no version {version!r}; versions: {spans(found)}")
 

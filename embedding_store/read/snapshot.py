@@ -11,8 +11,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from embedding_store.arguments import integer
 from embedding_store.dtypes import DTYPES, decode
-from embedding_store.errors import ChecksumError, InvalidArgumentError, MissingFileError
+from embedding_store.errors import ChecksumError, MissingFileError
 from embedding_store.format.files import mapped_file
 from embedding_store.format.index import HEADER_BYTES, Header
 from embedding_store.format.manifest import Manifest, Statistics
@@ -173,8 +174,7 @@ class Snapshot:
         Raises:
             CorruptStoreError: of the class that fits, naming the file.
         """
-        if rows < 1:
-            raise InvalidArgumentError(f"rows is {rows}; use 1 or more")
+        rows = integer(rows, "rows", least=1)
         form = row_format(self.manifest)
         alive = live_rows(self._storage, self.manifest)
         for part in read_rows(self._storage, self.manifest.data, form, alive=alive, chunk=rows):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from embedding_store import times
+from embedding_store.arguments import real
 from embedding_store.errors import (
     InvalidArgumentError,
     SchemaChangedError,
@@ -130,8 +131,7 @@ class LiveTable:
         followed = dict(series) if isinstance(series, Mapping) else {series.name: series}
         if not followed:
             raise InvalidArgumentError("series is empty: give at least one to follow")
-        if not interval > 0:
-            raise InvalidArgumentError(f"interval is {interval!r}; use more than 0 seconds")
+        interval = real(interval, "interval", "more than 0 seconds, at most a day", above=0, most=86_400)
         self._series = followed
         self._tag = tag
         self._interval = interval

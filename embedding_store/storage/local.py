@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 import warnings
@@ -21,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_store.errors import MissingFileError, StorageAccessError
+from embedding_store.errors import FileFormatError, MissingFileError, StorageAccessError
 from embedding_store.storage.base import Entry, Sink, check_size
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -77,11 +78,12 @@ class LocalStorage:
         return (self.root / path).is_file()
 
     def size(self, path: str) -> int:
-        with self._missing(path):
-            return (self.root / path).stat().st_size
+        with self._errors(path):
+            return self._stat(path).st_size
 
     def read(self, path: str) -> bytes:
-        with self._missing(path):
+        with self._errors(path):
+            self._stat(path)
             return (self.root / path).read_bytes()
 
     def local(self, path: str, size: int, crcs: NDArray[np.uint32]) -> Path:
@@ -136,11 +138,21 @@ class LocalStorage:
         return deleted
 
     @contextmanager
-    def _missing(self, path: str) -> Iterator[None]:
+    def _errors(self, path: str) -> Iterator[None]:
+        """The system's errors as those that Storage promises."""
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise MissingFileError(self.locate(path), "does not exist") from None
+        except OSError as error:  # a link that leads to itself, no right to read, a broken disk
+            raise StorageAccessError(f"{self.locate(path)}: {error.strerror}: mend it, or restore it") from error
+
+    def _stat(self, path: str) -> os.stat_result:
+        """Of a regular file: reading a pipe or a device may never end."""
+        found = (self.root / path).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise FileFormatError(self.locate(path), "is a folder, a pipe or a device, not a file: restore it")
+        return found
 
     def _open_new(self, path: Path) -> BinaryIO:
         while True:

@@ -19,7 +19,9 @@ def bare_manifest(
     """A manifest of a data file and an index of its own, beside the data files of `base`."""
     folder = f"data/{uuid.uuid4().hex}"
     segment = Segment(rows=1, vector=0, id=1024, scale=None, offset=None, key=None, text=None)
-    own = DataFile(path=f"{folder}/vectors-00000.arrow", bytes=DATA_BYTES, checksum="crc32c:0", segments=(segment,))
+    own = DataFile(
+        path=f"{folder}/vectors-00000.arrow", bytes=DATA_BYTES, checksum="crc32c:00000000", segments=(segment,)
+    )
     data = (own,) if base is None else (*base.data, own)
     return Manifest(
         series=name,
@@ -36,7 +38,7 @@ def bare_manifest(
         stored_rows=len(data),
         statistics=Statistics(rows=1, mean_norm=0.0, mean=(0.0,) * dim, min_id=0, max_id=0),
         data=data,
-        index=IndexFile(path=f"{folder}/index.hash", bytes=INDEX_BYTES, checksum="crc32c:0", kind="hash"),
+        index=IndexFile(path=f"{folder}/index.hash", bytes=INDEX_BYTES, checksum="crc32c:00000000", kind="hash"),
     )
 
 

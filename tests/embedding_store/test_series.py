@@ -287,3 +287,40 @@ def test_a_base_of_another_series_is_refused(store: EmbeddingStore, series: Seri
         series.write(as_of=1, space="ctr-1", base=base)
     with pytest.raises(VersionNotFoundError, match="has no version 1"):
         series.write(as_of=1, space="ctr-1", base=1)
+
+
+def test_integers_of_numpy_are_integers(store: EmbeddingStore):
+    series = store.create("numpy", dim=np.int32(2))
+    publish(series, 1, [1], torch.ones(1, 2))
+    publish(series, 2, [1], torch.ones(1, 2))
+    assert series.version(np.int64(2)).version == 2
+    series.tag("prod", np.int16(2))
+    assert series.tags() == {"prod": 2}
+    assert series.diff(np.int64(1), np.uint8(2)).kept == 1
+    assert [s.version for s in series.expire(keep_last=np.int64(1))] == [1]
+    with series.write(as_of=3, space="ctr-1", base=np.int64(2)) as writer:
+        writer.append(torch.tensor([2]), torch.zeros(1, 2))
+    assert writer.snapshot.rows == 2
+    for wrong in (True, 1.0, "1", None):
+        with pytest.raises(InvalidArgumentError, match=r"^version is "):
+            series.version(wrong)
+
+
+@pytest.mark.parametrize("dim", [0, -1, 65_537, 2**20, 2**63, True, 2.0, "3"])
+def test_dims_that_no_lookup_has_room_for_are_refused(store: EmbeddingStore, dim: object):
+    with pytest.raises(InvalidArgumentError, match=r"^dim is .*; use 1 \.\. 65536$"):
+        store.create("wide", dim=dim)  # type: ignore[arg-type]
+    assert store.list() == []
+    with pytest.raises(InvalidArgumentError, match=r"^dim is "):
+        store.create("narrow", dim=3).evolve(dim=dim)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
+def test_the_widest_vectors_are_found(store: EmbeddingStore, dtype: str):
+    series = store.create("wide", dim=65_536, dtype=dtype)
+    vectors = torch.randn(2, 65_536)
+    with series.write(as_of=1, space="ctr-1") as writer:
+        writer.append(torch.tensor([1, 2]), vectors)
+    found, known = writer.snapshot.load().lookup(torch.tensor([2, 3]))
+    assert known.tolist() == [True, False]
+    torch.testing.assert_close(found[0], vectors[1], atol=0.5, rtol=0.1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +196,15 @@ def test_verify(capsys, path: str, store: EmbeddingStore):
         (["diff", "STORE", "user_ctr", "1", "9"], "no version 9"),
         (["import", "STORE", "x", "no.parquet", "--as-of", "1", "--space", "s"], "no.parquet is not a file"),
         (["export", "STORE", "user_ctr", "STORE"], "exists: choose another name"),
-        (["bench", "STORE", "user_ctr", "--batches", "0"], "batches are"),
+        (["bench", "STORE", "user_ctr", "--batches", "0"], "batches is 0; use 1 or more"),
+        (["bench", "STORE", "user_ctr", "--batches"], "batches is empty"),
+        (["bench", "STORE", "user_ctr", "--threads", "0"], "threads is 0; use 1 .. 4096"),
+        (["bench", "STORE", "user_ctr", "--device", "foo"], "device is 'foo'; use cpu or cuda"),
+        (["bench", "STORE", "user_ctr", "--seconds", "nan"], "seconds is nan"),
+        (["expire", "STORE", "user_ctr", "--older-than-days", "nan"], "older_than_days is nan; use 0 to 36,500 days"),
+        (["expire", "STORE", "user_ctr", "--older-than-days", "inf"], "older_than_days is inf"),
+        (["expire", "STORE", "user_ctr", "--older-than-days", "1e12"], "older_than_days is 1000000000000.0"),
+        (["expire", "STORE", "user_ctr", "--older-than-days", "-1"], "older_than_days is -1.0"),
         (["ls", "STORE/nowhere"], "nowhere', which is not a folder"),
     ],
 )
@@ -210,3 +220,35 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+def test_a_failed_import_leaves_no_series(capsys, tmp_path: Path):
+    rows = pa.table({"id": [1, 1], "vector": [[1.0, 2.0], [3.0, 4.0]]})
+    pq.write_table(rows, tmp_path / "twice.parquet")
+    command = ["import", str(tmp_path / "store"), "x", str(tmp_path / "twice.parquet"), "--as-of", "1", "--space", "s"]
+    code, _, err = run(capsys, *command)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "1 ids were appended more than once" in err
+    assert EmbeddingStore(tmp_path / "store").list() == []
+    assert run(capsys, *command, "--duplicates", "last")[0] == 0
+    assert run(capsys, *command)[0] == 1
+    assert EmbeddingStore(tmp_path / "store").series("x").versions() == [1], "a series that was there stays"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "/a/b"), PermissionError(13, "denied", "/a/b")]
+)
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch: pytest.MonkeyPatch, path: str, error: OSError):
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("embedding_store.storage.local.LocalStorage.put_new", refuse)
+    code, out, err = run(capsys, "tag", path, "user_ctr", "prod", "2")
+    assert (code, out, err) == (1, "", f"embedding-store: /a/b: {error.strerror}\n")
+
+
+def test_a_closed_pipe_ends_the_command(path: str):
+    command = f"{sys.executable} -m embedding_store.cli.main ls {path} --json | true; exit ${{PIPESTATUS[0]}}"
+    child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert child.returncode in (0, 1)  # what it prints may fit into the pipe
+    assert child.stderr == ""

