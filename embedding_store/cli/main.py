@@ -59,10 +59,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads what this prints has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (StoreError, OSError) as error:
-        known = isinstance(error, StoreError)
-        what = error if known else f"{error.filename or 'the system says'}: {error.strerror}"
-        print(f"embedding-store: {what}", file=sys.stderr)
+    except StoreError as error:
+        print(f"embedding-store: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"embedding-store: {error.filename or 'the system says'}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("embedding-store: stopped; nothing half-done is visible", file=sys.stderr)
