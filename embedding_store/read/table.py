@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,11 @@ _BUCKET_BYTES = 64
 
 
 class Table:
-    """The vectors of one snapshot on one device, made by `Snapshot.load`. It never changes, whatever is published."""
+    """The vectors of one snapshot on one device, made by `Snapshot.load`. It never changes, whatever is published.
+
+    A copy is the table itself. A pickled one, say for the workers of a DataLoader, is where its snapshot is and how it
+    was loaded, with no vectors: loading the pickle maps the same files, and raises what Snapshot's does.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,8 @@ class Table:
         """Where they lie in `storage`; see native/ops.py."""
         self.mapping = mapping
         """The mapped files that `storage` is; None unless on the CPU."""
+        self.reload: Callable[[], Table] | None = None
+        """Loads it again where a pickle is opened; None if it was not made by `Snapshot.load`."""
 
     def lookup(
         self,
@@ -147,6 +154,17 @@ class Table:
             raise InvalidIdsError(f"ids are on {ids.device}, the table is on {self.device}: move one of them")
         if out_dtype not in OUT_DTYPES:
             raise InvalidArgumentError(f"out_dtype is {out_dtype}; use one of {', '.join(map(str, OUT_DTYPES))}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.reload is None:
+            raise InvalidArgumentError(f"{self!r} was not made by Snapshot.load: pickle a table that was, or its parts")
+        return self.reload, ()
+
+    def __copy__(self) -> Table:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Table:
+        return self
 
     def __len__(self) -> int:
         return self.manifest.rows
