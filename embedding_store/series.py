@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -395,7 +394,7 @@ class Series:
         by_now = f"series {self.name!r} has schema {newest} by now, this handle has {self.schema}"
         return SchemaChangedError(f"{by_now}: open it again")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[Series], tuple[Storage, str]]:
         return Series, (self._storage, self.name)
 
     def __repr__(self) -> str:

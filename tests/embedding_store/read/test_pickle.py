@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import multiprocessing
 import pickle
 import shutil
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from embedding_store import (
     ChecksumError,
     EmbeddingStore,
+    EntityEmbedding,
     InvalidArgumentError,
     MissingFileError,
     PinMismatchError,
@@ -159,3 +161,64 @@ def test_an_object_store_is_pickled_without_its_credentials(url: str, tmp_path: 
     assert storage.names("manifests") == ["00000001.json"]
     assert storage.locate("x") == f"{url}/wide/x"
     assert storage._cache == series._storage._cache
+
+
+class Lookup(nn.Module):
+    """A model that holds a table as it is."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table.lookup(ids)[0]
+
+
+def exported(model: nn.Module, ids: Tensor, strict: bool, path: Path) -> Tensor:
+    """What a program gives that was exported, saved and loaded."""
+    torch.export.save(torch.export.export(model, (ids,), strict=strict), path)
+    return torch.export.load(path).module()(ids)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("layer", [Lookup, EntityEmbedding])
+def test_nothing_unchecked_is_exported(
+    wide: Series, snapshot: Snapshot, layer: type[nn.Module], strict: bool, tmp_path: Path
+):
+    def model(snapshot: Snapshot) -> nn.Module:
+        return Lookup(snapshot.load()) if layer is Lookup else EntityEmbedding([snapshot])
+
+    ids = torch.tensor([ROWS - 1, 3, -1])
+    sound = publish(wide, 1, list(range(ROWS)))  # of other files: what is checked of one counts for all its tables
+    assert torch.equal(exported(model(sound), ids, strict, tmp_path / "sound.pt2"), model(sound)(ids))
+    used = model(snapshot)
+    used(ids[1:])  # checks the first rows, not the last
+    spoil(snapshot, wide)
+    for damaged in (used, copy.deepcopy(used), model(snapshot)):
+        with pytest.raises(ChecksumError, match=r"\.arrow: "):
+            exported(damaged, ids, strict, tmp_path / "damaged.pt2")
+
+
+def test_nothing_unchecked_is_copied(wide: Series, snapshot: Snapshot):
+    table = snapshot.load()
+    assert first_values(table, [3]) == [3.0]
+    unchecked = table.mapping.unchecked_blocks
+    spoil(snapshot, wide)
+    for copied in (copy.deepcopy(table), copy.copy(table), pickle.loads(pickle.dumps(table))):
+        assert first_values(copied, [3]) == [3.0]
+        with pytest.raises(ChecksumError, match=r"\.arrow: "):
+            first_values(copied, [ROWS - 1])
+    assert table.mapping.unchecked_blocks >= unchecked - 1  # a lookup checks no more than what it reads
+    with pytest.raises(ChecksumError, match=r"\.arrow: "):
+        table.storage.clone()
+
+
+def test_a_layer_that_is_pickled_checks_what_it_reads(wide: Series, snapshot: Snapshot):
+    layer = EntityEmbedding([snapshot])
+    spoil(snapshot, wide)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for copied in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+        with pytest.raises(RuntimeError, match="ChecksumError: "):  # as the op says it
+            copied(torch.tensor([ROWS - 1]))
