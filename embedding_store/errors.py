@@ -112,8 +112,11 @@ class CorruptStoreError(StoreError):
     """A stored file breaks the format. `path` is the file."""
 
     def __init__(self, path: str, message: str) -> None:
-        super().__init__(f"{path}: {message}")
+        super().__init__(path, message)  # both, so that it can be pickled
         self.path = path
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 class MissingFileError(CorruptStoreError):

@@ -44,7 +44,7 @@ DESCRIPTION = "series.json"
 
 
 class Series:
-    """One series, got from `EmbeddingStore.series` or `.create`."""
+    """One series, got from `EmbeddingStore.series` or `.create`. A pickled one is its place, and is opened anew."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         path = storage.locate(DESCRIPTION)
@@ -416,6 +416,9 @@ class Series:
     def _schema_error(self, newest: int) -> SchemaChangedError:
         by_now = f"series {self.name!r} has schema {newest} by now, this handle has {self.schema}"
         return SchemaChangedError(f"{by_now}: open it again")
+
+    def __reduce__(self) -> tuple[type[Series], tuple[Storage, str]]:
+        return Series, (self._storage, self.name)
 
     def __repr__(self) -> str:
         return f"Series({self.name!r}, dim={self.dim}, dtype={self.dtype!r})"

@@ -29,6 +29,7 @@ from embedding_store.storage.local import LocalStorage, warn_of_network_disk
 
 class EmbeddingStore:
     """Versioned entity vectors in one folder or one prefix of a bucket, which is made when the first series is.
+    A pickled one is its place, with no credentials.
 
     Args:
         path: a folder on a local disk, which a relative path means for good, or a URL: `s3://bucket/prefix`, `gs://`,

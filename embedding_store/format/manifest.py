@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -149,6 +150,12 @@ class Manifest:
     def total_bytes(self) -> int:
         """Size of all files but the manifest itself and the `.crc` files."""
         return sum(file.bytes for file in self.files)
+
+    @property
+    def content(self) -> str:
+        """A digest of its files' sizes and checksums: what tells it from another snapshot of the same version."""
+        files = "\n".join(f"{file.bytes} {file.checksum}" for file in self.files)
+        return f"blake2b:{hashlib.blake2b(files.encode(), digest_size=16).hexdigest()}"
 
     def fields(self) -> dict[str, Any]:
         """The keys of the manifest's file, in order."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, PinMismatchError, SchemaChangedError
 from embedding_store.native import ops
+from embedding_store.native.mapping import check_now
 from embedding_store.nn.pins import Pin, reopen
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
@@ -36,7 +37,7 @@ class EntityEmbedding(nn.Module):
 
     The tables are neither parameters nor buffers, because DistributedDataParallel would broadcast them into the mapped
     files; `.to(device)`, `torch.compile` and `torch.export` do see them. An exported program holds a copy of the
-    vectors, which nothing checks any more: `verify` the snapshots before.
+    vectors, which nothing checks any more: `torch.export` checks all of them first, and raises ChecksumError.
 
     Args:
         snapshots: one of each series.
@@ -173,6 +174,8 @@ class _SeriesVectors(nn.Module):
         """float [..., D or projection], found bool [...]."""
         dtype = self.missing.dtype
         out = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
+        if torch.compiler.is_exporting() and self.table.mapping is not None:
+            check_now(self.table.mapping)  # the program keeps a copy, which nothing checks any more
         vectors, found = ops.lookup(ids, self.storage, self.layout, self.dim, self.dtype, out)
         if kept is not None:
             found = found & kept
@@ -183,9 +186,9 @@ class _SeriesVectors(nn.Module):
     def _place(self, device: torch.device) -> None:
         """Bring the vectors to a device; always from the files, so that every byte is checked on its way."""
         if device.type == "cpu":
-            self.storage, self.layout = self.table.storage, self.table.layout
+            self.storage, self.layout = self.table._storage, self.table.layout
         elif device.type == "meta":
-            self.storage, self.layout = self.table.storage.to(device), self.table.layout.to(device)
+            self.storage, self.layout = self.table._storage.to(device), self.table.layout.to(device)
         else:
             from embedding_store.read.upload import upload  # not needed where only the CPU serves
 
@@ -208,7 +211,7 @@ class _SeriesVectors(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _SeriesVectors:
-        memo.update({id(shared): shared for shared in (self.snapshot, self.table, self.storage, self.layout)})
+        memo.update({id(shared): shared for shared in (self.storage, self.layout)})
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied

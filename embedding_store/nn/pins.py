@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -41,12 +40,11 @@ class Pin:
     dtype: str
     """How its vectors are stored."""
     content: str
-    """A digest of its files' sizes and checksums: what tells it from another snapshot of the same version number."""
+    """What tells it from another snapshot of the same version number: Manifest.content."""
 
     @staticmethod
     def of(snapshot: Snapshot) -> Pin:
         """The pin of a snapshot."""
-        files = "\n".join(f"{file.bytes} {file.checksum}" for file in snapshot.manifest.files)
         return Pin(
             store=_store_of(snapshot),
             series=snapshot.series,
@@ -55,7 +53,7 @@ class Pin:
             space=snapshot.space,
             dim=snapshot.dim,
             dtype=snapshot.dtype,
-            content=f"blake2b:{hashlib.blake2b(files.encode(), digest_size=16).hexdigest()}",
+            content=snapshot.manifest.content,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class PointInTime:
             return ops.lookup_versions(
                 ids,
                 number[newest],
-                [table.storage for table in tables],
+                [table._storage for table in tables],
                 [table.layout for table in tables],
                 self._dim,
                 tables[0].dtype,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from embedding_store.arguments import integer
 from embedding_store.dtypes import DTYPES, decode
-from embedding_store.errors import ChecksumError, MissingFileError
+from embedding_store.errors import ChecksumError, MissingFileError, PinMismatchError
 from embedding_store.format.files import mapped_file
 from embedding_store.format.index import HEADER_BYTES, Header
 from embedding_store.format.manifest import Manifest, Statistics
 from embedding_store.history.refusals import reasons
 from embedding_store.history.tags import pointed
 from embedding_store.history.tombstones import gone
+from embedding_store.history.versions import Versions
 from embedding_store.native.mapping import MappedFile, Mapping
 from embedding_store.read.table import Table
 from embedding_store.scan.index import IndexReader
@@ -42,7 +43,11 @@ class Batch(NamedTuple):
 
 
 class Snapshot:
-    """A published snapshot, got from a Series. Its manifest is in memory; the vectors are read by `load`."""
+    """A published snapshot, got from a Series. Its manifest is in memory; the vectors are read by `load`.
+
+    A pickled one is its place and a digest of its content. Loading the pickle opens it there, and raises
+    VersionExpiredError or VersionNotFoundError if it is gone, PinMismatchError if another has its number.
+    """
 
     def __init__(self, storage: Storage, manifest: Manifest) -> None:
         self._storage = storage
@@ -130,7 +135,9 @@ class Snapshot:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
         """
-        return self._healed(lambda: self._load(device, verify, gpu_bytes, hot_ids))
+        table = self._healed(lambda: self._load(device, verify, gpu_bytes, hot_ids))
+        table.reload = partial(self.load, device, gpu_bytes=gpu_bytes, hot_ids=hot_ids)
+        return table
 
     def _load(self, device: torch.device | str, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None) -> Table:
         mapping, header = self._map(anew=verify)
@@ -212,8 +219,26 @@ class Snapshot:
         with ThreadPoolExecutor(FILES) as pool:
             return list(pool.map(partial(mapped_file, self._storage), files))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._storage, self.series, self.version, self.manifest.content)
+
+    def __copy__(self) -> Snapshot:
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Snapshot:
+        return self
+
     def __repr__(self) -> str:
         return f"Snapshot({self.series!r}, version={self.version}, as_of={self.as_of}, rows={self.rows})"
+
+
+def _reopen(storage: Storage, series: str, version: int, content: str) -> Snapshot:
+    """The snapshot that was pickled."""
+    manifest = Versions(storage, series).find(version)
+    if manifest.content != content:
+        what = f"version {version} of series {series!r} in {storage.locate('')}"
+        raise PinMismatchError(f"{what} is another snapshot than was pickled: open the one that is wanted, by version")
+    return Snapshot(storage, manifest)
 
 
 def table_layout(manifest: Manifest, starts: Sequence[int], header: Header) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from embedding_store.format.manifest import Manifest
 from embedding_store.keys import hash_keys
 from embedding_store.native import ops
 from embedding_store.native.library import translated_errors
-from embedding_store.native.mapping import BLOCK, Mapping
+from embedding_store.native.mapping import BLOCK, Mapping, check_now
 
 OUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What lookups can give."""
@@ -21,7 +22,11 @@ _BUCKET_BYTES = 64
 
 
 class Table:
-    """The vectors of one snapshot on one device, made by `Snapshot.load`. It never changes, whatever is published."""
+    """The vectors of one snapshot on one device, made by `Snapshot.load`. It never changes, whatever is published.
+
+    A copy is the table itself. A pickled one, say for the workers of a DataLoader, is where its snapshot is and how it
+    was loaded, with no vectors: loading the pickle maps the same files, and raises what Snapshot's does.
+    """
 
     def __init__(
         self,
@@ -33,12 +38,13 @@ class Table:
     ) -> None:
         self.manifest = manifest
         """Of the snapshot: its series, version, `as_of`, space, statistics."""
-        self.storage = storage
-        """Index and rows; with `layout` what the ops in native/ops.py take."""
+        self._storage = storage
         self.layout = layout
         """Where they lie in `storage`; see native/ops.py."""
         self.mapping = mapping
         """The mapped files that `storage` is; None unless on the CPU."""
+        self.reload: Callable[[], Table] | None = None
+        """Loads it again where a pickle is opened; None if it was not made by `Snapshot.load`."""
 
     def lookup(
         self,
@@ -110,9 +116,20 @@ class Table:
         if self.mapping is not None:
             first, last = start // BLOCK, -(-(start + total * _BUCKET_BYTES) // BLOCK)
             with translated_errors():
-                torch.ops.embedding_store.check_blocks(self.storage, first, last - first, 0.0)
-        slots = self.storage[start : start + total * _BUCKET_BYTES].view(torch.int64).view(-1, 2)
+                torch.ops.embedding_store.check_blocks(self._storage, first, last - first, 0.0)
+        slots = self._storage[start : start + total * _BUCKET_BYTES].view(torch.int64).view(-1, 2)
         return slots[slots[:, 1] != -1, 0].sort().values
+
+    @property
+    def storage(self) -> Tensor:
+        """Index and rows, uint8 [bytes]; with `layout` what the ops in native/ops.py take.
+
+        All of it is checked first, because a copy, of which an exported program is one, never is. Lookups check what
+        they read, and need not wait for that. Raises ChecksumError, naming the file.
+        """
+        if self.mapping is not None:
+            check_now(self.mapping)
+        return self._storage
 
     @property
     def dim(self) -> int:
@@ -127,16 +144,20 @@ class Table:
     @property
     def device(self) -> torch.device:
         """Where ids must be, and vectors will be."""
-        return self.storage.device
+        return self._storage.device
+
+    def _lookup_storage(self) -> Tensor:
+        """`storage` as a lookup takes it; the program that `torch.export` makes of the lookup takes a copy along."""
+        return self.storage if torch.compiler.is_exporting() else self._storage
 
     def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return ops.lookup(ids, self.storage, self.layout, self.dim, self.dtype, out_dtype)
+        return ops.lookup(ids, self._lookup_storage(), self.layout, self.dim, self.dtype, out_dtype)
 
     def _lookup_pooled(
         self, ids: Tensor, offsets: Tensor, weights: Tensor | None, mode: str, out_dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         return ops.lookup_pooled(
-            ids, offsets, weights, self.storage, self.layout, self.dim, self.dtype, mode, out_dtype
+            ids, offsets, weights, self._lookup_storage(), self.layout, self.dim, self.dtype, mode, out_dtype
         )
 
     def _check(self, ids: Any, out_dtype: torch.dtype) -> None:
@@ -147,6 +168,17 @@ class Table:
             raise InvalidIdsError(f"ids are on {ids.device}, the table is on {self.device}: move one of them")
         if out_dtype not in OUT_DTYPES:
             raise InvalidArgumentError(f"out_dtype is {out_dtype}; use one of {', '.join(map(str, OUT_DTYPES))}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.reload is None:
+            raise InvalidArgumentError(f"{self!r} was not made by Snapshot.load: pickle a table that was, or its parts")
+        return self.reload, ()
+
+    def __copy__(self) -> Table:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Table:
+        return self
 
     def __len__(self) -> int:
         return self.manifest.rows

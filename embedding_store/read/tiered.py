@@ -55,7 +55,7 @@ class TieredTable(Table):
 
     def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return ops.lookup_tiered(
-            ids, self.storage, self.cold, self.layout, self.dim, self.dtype, out_dtype, self._counters
+            ids, self._lookup_storage(), self.cold, self.layout, self.dim, self.dtype, out_dtype, self._counters
         )
 
     def _lookup_pooled(

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -65,17 +65,15 @@ class ObjectStorage:
     Files that are read in place (`local`) are copied into a cache folder on a local disk, where processes share them:
     of those that want a file at once, one fetches it. The cache holds at most what the object store still has; deleting
     it is always safe. What comes in is checked, and a copy that changes later is fetched anew (StoredReader, Mapping).
+
+    A pickled one is its URL and its cache folder.
     """
 
     copies = True
     _puts_are_new = False  # known to be
 
     def __init__(self, url: str, cache: Path) -> None:
-        try:
-            self._store: ObjectStore = from_url(url)
-        except (BaseError, ValueError, TypeError) as error:
-            remedy = "use say s3://bucket/folder, or set in the environment what is missing"
-            raise InvalidArgumentError(f"path is {url!r}: {_first_line(error)}; {remedy}") from None
+        self._store = _connect(url)
         self._url = url.rstrip("/")
         self._prefix = ""
         parts = urlsplit(self._url)
@@ -86,6 +84,14 @@ class ObjectStorage:
         inner._store, inner._url, inner._prefix = self._store, f"{self._url}/{folder}", f"{self._prefix}{folder}/"
         inner._cache = self._cache / folder
         return inner
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Where it is, and nothing of obstore's, which has credentials: who loads it takes those of its environment."""
+        return {key: value for key, value in self.__dict__.items() if key != "_store"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._store = _connect(f"{self._url}/".removesuffix(self._prefix))
 
     def locate(self, path: str) -> str:
         return f"{self._url}/{path}" if path else self._url
@@ -270,6 +276,14 @@ class ObjectStorage:
         remedy = "check the URL's bucket and the environment's credentials, region and endpoint"
         reason = "the bucket does not exist" if _NO_BUCKET.search(str(error)) else _first_line(error)
         return StorageAccessError(f"{self.locate(path)}: {reason}: {remedy}")
+
+
+def _connect(url: str) -> ObjectStore:
+    try:
+        return from_url(url)
+    except (BaseError, ValueError, TypeError) as error:
+        remedy = "use say s3://bucket/folder, or set in the environment what is missing"
+        raise InvalidArgumentError(f"path is {url!r}: {_first_line(error)}; {remedy}") from None
 
 
 def _has(target: Path, size: int) -> bool:
