@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
-
-import torch
-from torch import Tensor
 
 from embedding_store import times
 from embedding_store.arguments import integer
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import (
-    FileFormatError,
     InvalidArgumentError,
     MissingFileError,
-    NewerFormatError,
     SchemaChangedError,
-    VersionExpiredError,
-    VersionNotFoundError,
 )
-from embedding_store.format import documents
-from embedding_store.format.manifest import ID_KINDS
 from embedding_store.history import clean as cleaning
 from embedding_store.history import expire as expiry
 from embedding_store.history import refusals, schemas
 from embedding_store.history.clean import CLEAN_GRACE
-from embedding_store.history.state import Move
-from embedding_store.history.tags import ANY, Tags, pointed
-from embedding_store.history.tombstones import TOMBSTONES, Tombstone, read_tombstone
-from embedding_store.history.versions import Versions, next_version
-from embedding_store.read.point_in_time import OpenTables, PointInTime
+from embedding_store.history.tags import ANY
+from embedding_store.read.series_reader import SeriesReader
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.scan import diff as comparison
 from embedding_store.scan.diff import Diff
@@ -40,47 +26,9 @@ from embedding_store.storage.base import Storage
 from embedding_store.write import compact
 from embedding_store.write.writer import SnapshotWriter
 
-DESCRIPTION = "series.json"
 
-
-class Series:
+class Series(SeriesReader):
     """One series, got from `EmbeddingStore.series` or `.create`. A pickled one is its place, and is opened anew."""
-
-    def __init__(self, storage: Storage, name: str) -> None:
-        path = storage.locate(DESCRIPTION)
-        fields = documents.decode(storage.read(DESCRIPTION), "series", path)
-        self.name = fields.text("name")
-        """Name of the series."""
-        self.ids = fields.text("ids")
-        """What its entities are known by: "int64", or "text" for strings and UUIDs."""
-        self.created = fields.integer("created")
-        """When it was created, ms since the epoch."""
-        if self.name != name:
-            raise FileFormatError(path, f"name is {self.name!r}, its folder is {name!r}: a series cannot be renamed")
-        if self.ids not in ID_KINDS:
-            raise NewerFormatError(path, f"ids is {self.ids!r}, this package knows {', '.join(ID_KINDS)}: upgrade")
-        self._storage = storage
-        newest = schemas.newest_number(storage)
-        first = schemas.from_fields(1, fields)
-        self._schema = first if newest == 1 else schemas.read(storage, newest)
-        self._versions = Versions(storage, name)
-        self._tags = Tags(self._versions)
-        self.open_tables = OpenTables()  # of lookup_as_of
-
-    @property
-    def schema(self) -> int:
-        """Number of the newest schema, when this handle was made: 1 as created, one more with each `evolve`."""
-        return self._schema.number
-
-    @property
-    def dim(self) -> int:
-        """D of the newest schema; a snapshot has its own."""
-        return self._schema.dim
-
-    @property
-    def dtype(self) -> str:
-        """How the newest schema stores vectors; a snapshot has its own. Lookups give float32 unless told otherwise."""
-        return self._schema.dtype
 
     def evolve(self, *, dim: int | None = None, dtype: str | None = None) -> Series:
         """The series under a new schema: snapshots written from now on have another dimension or dtype, earlier ones
@@ -101,129 +49,6 @@ class Series:
         except FileExistsError:
             raise self._schema_error(wanted.number) from None
         return Series(self._storage, self.name)
-
-    def versions(self, *, refused: bool = True) -> list[int]:
-        """All versions that exist, ascending; those that are gone are in `expired`. `refused`: the refused ones too."""
-        without = set() if refused else set(refusals.REFUSALS.numbers(self._storage))
-        return [version for version in self._versions.numbers() if version not in without]
-
-    @property
-    def next_version(self) -> int:
-        """The number that the next snapshot will get, unless another writer is faster: one that was never used."""
-        return next_version(self._storage)
-
-    def history(self, *, refused: bool = True) -> list[Snapshot]:
-        """All snapshots that exist, oldest first; `refused`: those that were refused too."""
-        return [
-            Snapshot(self._storage, manifest) for manifest in self._versions.history(self.versions(refused=refused))
-        ]
-
-    def expired(self) -> list[Tombstone]:
-        """What is known of the snapshots that were expired or retracted, oldest first: `.manifest` as it was,
-        `.expired`, when it went, and `.retracted`."""
-        gone = sorted(set(TOMBSTONES.numbers(self._storage)) - set(self.versions()))
-        return [read_tombstone(self._storage, version) for version in gone]
-
-    def latest(self, *, refused: bool = True) -> Snapshot:
-        """The newest snapshot; with `refused=False` the newest that was not refused.
-
-        Raises:
-            VersionNotFoundError: there is none yet, or all were refused.
-        """
-        while True:
-            found = self.versions(refused=refused)
-            if not found:
-                which = "has no snapshot yet: write one" if refused else "has no snapshot that was not refused"
-                raise VersionNotFoundError(f"series {self.name!r} {which}")
-            with suppress(VersionExpiredError):  # since it was listed
-                return self._snapshot(found[-1])
-
-    def version(self, version: int) -> Snapshot:
-        """The snapshot of this version, refused or not.
-
-        Raises:
-            VersionExpiredError: it was expired; says when. VersionRetractedError: it was retracted.
-            VersionNotFoundError: naming those that exist.
-        """
-        return Snapshot(self._storage, self._versions.find(version))
-
-    def as_of(self, timestamp: int | datetime, *, refused: bool = False) -> Snapshot:
-        """The newest snapshot whose `as_of` is not later than `timestamp` (ms since the epoch, or an aware datetime).
-
-        Only snapshots that exist count, and that were not refused, unless `refused` says that these count too.
-
-        Raises:
-            VersionNotFoundError: there is none; the message names the first one's time.
-            InvalidTimeError: a naive datetime, another type, or a number that reads as seconds, microseconds or
-                nanoseconds; one beyond 4e18 asks for the newest.
-        """
-        wanted = times.to_milliseconds(timestamp, "timestamp")
-        while True:
-            found = self.versions(refused=refused)
-            try:
-                position = bisect_right(found, wanted, key=lambda version: self._versions.listed(version).as_of)
-                if position:
-                    return self._snapshot(found[position - 1])
-                first = f"the first is as of {self._versions.listed(found[0]).as_of}" if found else "it has none yet"
-            except VersionExpiredError:  # since it was listed
-                continue
-            raise VersionNotFoundError(f"series {self.name!r} has no snapshot as of {wanted} or earlier; {first}")
-
-    def lookup_as_of(
-        self,
-        ids: Tensor,  # int64 [...]
-        timestamps: Tensor,  # int64 [...], ms since the epoch
-        delay_ms: int = 0,
-        out_dtype: torch.dtype = torch.float32,
-        *,
-        space: str | None = None,
-        refused: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # [..., D], bool [...], int64 [...]
-        """Each id's vector as it could be read at its time: from the newest snapshot with `as_of` + delay <= timestamp.
-
-        A later version with an equal `as_of` is a correction, and wins. Only snapshots that exist count: where those of
-        that time were expired, it is an earlier one. Tables are opened when first needed and stay open with the series,
-        up to OPEN_TABLES of them.
-
-        Args:
-            ids: on the CPU; of a series of text `hash_keys(keys)`.
-            timestamps: when each vector is read.
-            delay_ms: how long after its `as_of` a snapshot can be read; 0 or more.
-            out_dtype: float32, float16 or bfloat16.
-            space: read snapshots of this space only, as if there were no others.
-            refused: read those that were refused too, else it is as if there were none.
-
-        Returns:
-            vectors [..., D], zero where not found; found bool [...]; versions int64 [...], the snapshot that was looked
-            in, 0 where the time sees none.
-
-        Raises:
-            SpaceMismatchError: the times see snapshots of several spaces, and `space` is not given.
-            SchemaChangedError: they see a snapshot of another dimension than the series has now.
-            InvalidIdsError, InvalidArgumentError: naming the argument and its value.
-            InvalidTimeError: timestamps that read as seconds, microseconds or nanoseconds, as `as_of` has it.
-            CorruptStoreError: a snapshot cannot be read; of the class that fits, naming the file.
-        """
-        snapshots = [snapshot for snapshot in self.history(refused=refused) if space in (None, snapshot.space)]
-        return PointInTime(snapshots, self.dim, self.open_tables).lookup(ids, timestamps, delay_ms, out_dtype)
-
-    def tagged(self, tag: str) -> Snapshot:
-        """The snapshot a tag points to. Raises TagNotFoundError naming the tags that exist."""
-        while True:
-            with suppress(VersionExpiredError):  # the tag was moved, and then the version expired
-                return self.version(self._tags.version(tag))
-
-    def tags(self) -> dict[str, int]:
-        """Tag -> version."""
-        return pointed(self._storage)
-
-    def moves(self, tag: str) -> list[Move]:
-        """The moves of a tag, oldest first: `.number`, `.version` (None: removed), `.moved`. The newest 100 are kept.
-
-        Raises:
-            TagNotFoundError: there was never such a tag.
-        """
-        return self._tags.moves(tag)
 
     def tag(self, tag: str, version: int, *, expected: int | None = ANY) -> None:
         """Point a tag, new or existing, to a version, at once for every reader. Of two callers the later one counts.
@@ -405,9 +230,6 @@ class Series:
             CorruptStoreError: a manifest cannot be read, so what it names is not known; nothing is deleted.
         """
         return cleaning.clean(self._storage, grace)
-
-    def _snapshot(self, version: int) -> Snapshot:
-        return Snapshot(self._storage, self._versions.listed(version))
 
     def _check_schema(self) -> None:
         if (newest := schemas.newest_number(self._storage)) != self.schema:

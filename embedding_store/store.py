@@ -22,7 +22,8 @@ from embedding_store.format.manifest import ID_KINDS
 from embedding_store.history import schemas
 from embedding_store.history.clean import CLEAN_GRACE
 from embedding_store.history.tags import check_name
-from embedding_store.series import DESCRIPTION, Series
+from embedding_store.read.series_reader import DESCRIPTION
+from embedding_store.series import Series
 from embedding_store.storage.base import Storage
 from embedding_store.storage.local import LocalStorage, warn_of_network_disk
 

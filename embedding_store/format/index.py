@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.errors import FileFormatError, InvalidIndexError
+from embedding_store.native.layout import BUCKET_BYTES
 
 Ids = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
 MAGIC = b"ESINDEX2"
 HEADER_BYTES = 64
-BUCKET_BYTES = 64
 SLOTS = 4  # entries a bucket holds
 SLOT_BYTES = BUCKET_BYTES // SLOTS
 LOAD = 0.6  # at most this part of the slots is used

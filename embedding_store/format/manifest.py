@@ -12,11 +12,11 @@ from embedding_store.errors import FileFormatError, NewerFormatError
 from embedding_store.format import documents
 from embedding_store.format.documents import Fields
 from embedding_store.format.numbered import NumberedFiles
+from embedding_store.native.layout import ROW_BITS
 from embedding_store.storage.base import Storage
 
 INDEX_KINDS = ("hash",)
 ID_KINDS = ("int64", "text")
-ROW_BITS = 40  # a location is segment << 40 | row
 MAX_SEGMENTS = 1 << 23  # so that twice a location is still below 2^64
 MANIFESTS = NumberedFiles("manifests", "manifest")
 _DATA_PATH = re.compile(r"(data/[a-z0-9-]+)/[a-z0-9][a-z0-9.-]*")

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from embedding_store.dtypes import DTYPES, Dtype, Encoded, decode
 from embedding_store.errors import InvalidIndexError
+from embedding_store.native.layout import LAYOUT_HEADER, ROW_BITS
 
-_LAYOUT_HEADER = 8
-_ROW_BITS = 40
 _EMPTY = -1  # location of a slot without an entry, as int64
 
 
@@ -87,7 +86,7 @@ def lookup_tiered(
     """As `lookup`; adds hot hits, cold hits and misses to `counters`."""
     vectors, locations = _gather(ids.reshape(-1), storage, cold, layout, dim, dtype)
     found = locations != _EMPTY
-    hot = found & (locations >> _ROW_BITS == 0)
+    hot = found & (locations >> ROW_BITS == 0)
     counters += torch.stack((hot.sum(), (found & ~hot).sum(), (~found).sum()))
     return vectors.to(out).view(*ids.shape, dim), found.view(ids.shape)
 
@@ -126,8 +125,8 @@ def _gather(
     """Vectors float32 [N, dim], zeros where missing, and locations int64 [N]."""
     locations = find(ids, storage, layout)
     vectors = torch.zeros(len(ids), dim, device=ids.device)
-    segments = layout[_LAYOUT_HEADER:].view(-1, 4).tolist()
-    segment_of, row_of = locations >> _ROW_BITS, locations & (1 << _ROW_BITS) - 1
+    segments = layout[LAYOUT_HEADER:].view(-1, 4).tolist()
+    segment_of, row_of = locations >> ROW_BITS, locations & (1 << ROW_BITS) - 1
     placed = locations == _EMPTY
     for number, (vector, scale, offset, rows) in enumerate(segments):
         wanted = (segment_of == number) & ~placed & (row_of < rows)
@@ -139,7 +138,7 @@ def _gather(
         placed |= wanted
     if not placed.all():
         id, location = int(ids[~placed][0]), int(locations[~placed][0])
-        message = f"leads from id {id} to segment {location >> _ROW_BITS} row {location & (1 << _ROW_BITS) - 1}"
+        message = f"leads from id {id} to segment {location >> ROW_BITS} row {location & (1 << ROW_BITS) - 1}"
         raise InvalidIndexError("the index in memory", f"{message}, which does not exist; write the snapshot again")
     return vectors, locations
 

@@ -16,8 +16,9 @@ from embedding_store.errors import (
     StoreError,
     VersionNotFoundError,
 )
+from embedding_store.read.series_reader import DESCRIPTION
 from embedding_store.read.snapshot import Snapshot
-from embedding_store.series import DESCRIPTION, Series
+from embedding_store.series import Series
 from embedding_store.store import EmbeddingStore
 
 

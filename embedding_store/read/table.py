@@ -12,13 +12,12 @@ from embedding_store.errors import InvalidArgumentError, InvalidIdsError
 from embedding_store.format.manifest import Manifest
 from embedding_store.keys import hash_keys
 from embedding_store.native import ops
+from embedding_store.native.layout import BUCKET_BYTES
 from embedding_store.native.library import translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping, check_now
 
 OUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What lookups can give."""
-
-_BUCKET_BYTES = 64
 
 
 class Table:
@@ -114,10 +113,10 @@ class Table:
         """A copy of all ids, int64 [R], ascending. Raises ChecksumError if the index has changed."""
         start, total = int(self.layout[0]), int(self.layout[2])
         if self.mapping is not None:
-            first, last = start // BLOCK, -(-(start + total * _BUCKET_BYTES) // BLOCK)
+            first, last = start // BLOCK, -(-(start + total * BUCKET_BYTES) // BLOCK)
             with translated_errors():
                 torch.ops.embedding_store.check_blocks(self._storage, first, last - first, 0.0)
-        slots = self._storage[start : start + total * _BUCKET_BYTES].view(torch.int64).view(-1, 2)
+        slots = self._storage[start : start + total * BUCKET_BYTES].view(torch.int64).view(-1, 2)
         return slots[slots[:, 1] != -1, 0].sort().values
 
     @property

@@ -20,14 +20,13 @@ from torch import Tensor
 from embedding_store.dtypes import Dtype
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError, NativeLibraryError
 from embedding_store.format.index import BUCKET_BYTES
+from embedding_store.native.layout import LAYOUT_HEADER, ROW_BITS
 from embedding_store.native.library import library, translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
 
 _ALIGNMENT = 256  # bytes: where columns begin in a copy
 _STAGING_BYTES = 32 << 20
 _STAGING_BUFFERS = 3
-_ROW_BITS = 40
-_HEADER = 8
 _PAIR_BYTES = 8  # a scale and an offset
 _DEAD, _HOT, _COLD = 0, 1, 2
 
@@ -66,7 +65,7 @@ def upload(
     for rows, _ in source.entries():
         tiers[rows] = _HOT
     tiered = _copy(source, tiers, torch.device(device))
-    return tiered.storage, tiered.layout[: _HEADER + 4]
+    return tiered.storage, tiered.layout[: LAYOUT_HEADER + 4]
 
 
 def upload_tiered(
@@ -119,7 +118,9 @@ class _Source:
         self._index_start = first_bucket
         self._index_path = index_path
         self.index_bytes = self.total_buckets * BUCKET_BYTES
-        self.segments = layout[_HEADER : _HEADER + 4 * count].view(-1, 4).tolist()  # vector, scale, offset, rows
+        self.segments = (
+            layout[LAYOUT_HEADER : LAYOUT_HEADER + 4 * count].view(-1, 4).tolist()
+        )  # vector, scale, offset, rows
         self._segment_rows = torch.tensor([rows for *_, rows in self.segments], dtype=torch.int64)
         self._first_rows = self._segment_rows.cumsum(0) - self._segment_rows
         self.rows = int(self._segment_rows.sum())
@@ -153,13 +154,13 @@ class _Source:
         entries: Tensor,  # int64 [n, 2]
     ) -> Tensor:
         """The rows that entries point to, int64 [n], numbered through all segments."""
-        segment, row = entries[:, 1] >> _ROW_BITS, entries[:, 1] & ((1 << _ROW_BITS) - 1)
+        segment, row = entries[:, 1] >> ROW_BITS, entries[:, 1] & ((1 << ROW_BITS) - 1)
         known = (segment >= 0) & (segment < len(self.segments))
         segment = torch.where(known, segment, 0)
         good = known & (row < self._segment_rows[segment]) if self.segments else known
         if not bool(good.all()):
             id, location = entries[int((~good).nonzero()[0])].tolist()
-            where = f"segment {(location >> _ROW_BITS) & 0xFFFFFF} row {location & ((1 << _ROW_BITS) - 1)}"
+            where = f"segment {(location >> ROW_BITS) & 0xFFFFFF} row {location & ((1 << ROW_BITS) - 1)}"
             message = f"leads from id {id} to {where}, which does not exist: write the snapshot again"
             raise InvalidIndexError(self._index_path, message)
         return self._first_rows[segment] + row if self.segments else row
@@ -276,7 +277,7 @@ def _copy_index(source: _Source, tiers: Tensor, storage: Tensor, copier: _Copier
     locations = torch.full((len(tiers),), -1, dtype=torch.int64)
     for segment, tier in enumerate((_HOT, _COLD)):
         rows = (tiers == tier).nonzero().squeeze(1)
-        locations[rows] = torch.arange(len(rows)) + (segment << _ROW_BITS)
+        locations[rows] = torch.arange(len(rows)) + (segment << ROW_BITS)
     for first, slots in source.slots():
 
         def fill(out: Tensor, slots: Tensor = slots) -> None:

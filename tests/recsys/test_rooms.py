@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator, Mapping
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import embedding_store
 import recsys.cli
+from tests.imports import arrows, circle, imported
 
 PACKAGE = Path(recsys.cli.__file__).parent
 STORE = "embedding_store"
 
 
-def imported(file: Path) -> Iterator[str]:
-    """Full names of what a file imports, wherever in it: in functions and for type checkers too."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def arrows(package: Path) -> dict[str, set[str]]:
-    """Room -> the others it imports."""
-    found: dict[str, set[str]] = {}
-    for file in package.rglob("*.py"):
-        room = file.relative_to(package).with_suffix("").parts[0]
-        others = {name.split(".")[1] for name in imported(file) if name.startswith("recsys.")}
-        found.setdefault(room, set()).update(others - {room})
-    return found
-
-
-def circle(rooms: Mapping[str, set[str]]) -> list[str]:
-    """Rooms that import each other in a circle; empty: there are none."""
-    try:
-        TopologicalSorter(rooms).prepare()
-    except CycleError as error:
-        return error.args[1]
-    return []
-
-
 def test_rooms_import_one_way() -> None:
-    rooms = arrows(PACKAGE)
+    rooms = arrows(PACKAGE, "recsys")
     assert {"config", "data", "models", "train", "refresh", "monitor", "downstream", "evaluate", "study"} <= set(rooms)
     assert not circle(rooms)
 
@@ -56,11 +25,11 @@ def test_a_circle_is_found(tmp_path: Path, line: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.py").write_text(line)
     (tmp_path / "b.py").write_text("if TYPE_CHECKING:\n    import recsys.a.x")
-    assert set(circle(arrows(tmp_path))) == {"a", "b"}
+    assert set(circle(arrows(tmp_path, "recsys"))) == {"a", "b"}
 
 
 def test_evaluate_knows_no_run() -> None:
-    assert arrows(PACKAGE)["evaluate"] == set()
+    assert arrows(PACKAGE, "recsys")["evaluate"] == set()
 
 
 def test_the_store_is_used_by_what_it_gives_to_all() -> None:

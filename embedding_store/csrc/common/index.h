@@ -14,6 +14,7 @@ namespace embedding_store {
 constexpr int kSlots = 4;
 constexpr uint64_t kEmpty = ~uint64_t{0};  // the location in a slot without an entry; also "not found"
 constexpr int kRowBits = 40;
+constexpr int kMaxDim = 1 << 20;  // what loops and kernels have room for
 constexpr int kLayoutHeader = 8;  // int64 values of a layout before its segments
 
 struct Slot {

@@ -20,12 +20,12 @@
 
 #include "../common/errors.h"
 #include "fork.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace embedding_store {
 namespace {
 
-constexpr int64_t kHugePage = int64_t{2} << 20;
 
 std::shared_mutex registry_mutex;
 [[maybe_unused]] const bool registry_forks = free_in_child<registry_mutex>();

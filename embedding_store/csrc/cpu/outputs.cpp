@@ -8,11 +8,11 @@
 #include <new>
 
 #include "fork.h"
+#include "pages.h"
 
 namespace embedding_store {
 namespace {
 
-constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kLarge = int64_t{8} << 20;    // from here on malloc takes fresh memory each time, or may
 constexpr int64_t kKept = int64_t{128} << 20;   // bytes that the process keeps at most
 

@@ -30,7 +30,9 @@ TableView::TableView(
     const std::string& name)
     : storage(storage_tensor), cold(cold_tensor), dim(dim_), dtype(dtype_named(name)) {
   constexpr int64_t kMost = int64_t{1} << 46;  // bytes, rows or buckets: products stay within int64
-  if (dim < 1 || dim > 1 << 20) throw std::invalid_argument("dim is " + std::to_string(dim) + "; use 1 .. 1048576");
+  if (dim < 1 || dim > kMaxDim) {
+    throw std::invalid_argument("dim is " + std::to_string(dim) + "; use 1 .. " + std::to_string(kMaxDim));
+  }
   if (layout.scalar_type() != ScalarType::Long || layout.dim() != 1 || !layout.is_contiguous() ||
       layout.numel() < kLayoutHeader) {
     throw std::invalid_argument("layout is not a contiguous int64 tensor [8 + 4 * segments]");

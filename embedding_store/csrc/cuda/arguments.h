@@ -8,7 +8,6 @@
 namespace embedding_store::cuda {
 
 // A warp's rows together have fewer than 2^31 values, so that 32-bit numbers count them; addresses have 64 bits.
-constexpr int kMaxDim = 1 << 20;
 
 // A loaded table. `layout` is in the device's memory: the host does not know what it says.
 struct TableView {
