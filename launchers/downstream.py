@@ -10,7 +10,6 @@ def downstream(
     config: str,
     data: str,
     out: str,
-    study: bool = False,
     j: str = "1x2",
     cpu: int = 2,
     gpu: int = 0,
@@ -19,18 +18,17 @@ def downstream(
 ) -> specs.AppDef:
     """Train and test the rankers: every rank takes its share of them.
 
-    `torchx run -s local_cwd launchers/downstream.py:downstream --config C.toml --data D --out O -j 1x2`
+    `torchx run -s local_cwd launchers/downstream.py:downstream --config rankers.toml --data D --out O -j 1x2`
 
     Args:
-        config: config of the whole run (TOML)
+        config: config of the rankers (TOML)
         data: folder of the prepared events
         out: folder of the run, whose store the rankers read
-        study: the rankers of the daily report, not those of the ablation
         j: nodes x ranks per node
         cpu: CPU cores per node
         gpu: GPUs per node; one rank uses one GPU
         memory: memory per node in MB
         image: container image, for schedulers that run containers
     """
-    arguments = ["downstream", "--config", config, "--data", data, "--out", out, *(["--study"] if study else [])]
+    arguments = ["downstream", "--config", config, "--data", data, "--out", out]
     return recsys_job("downstream", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

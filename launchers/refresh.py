@@ -8,7 +8,6 @@ from launchers.job import recsys_job
 
 def refresh(
     config: str,
-    name: str,
     data: str,
     out: str,
     day: str = "",
@@ -22,11 +21,10 @@ def refresh(
 ) -> specs.AppDef:
     """One refresh cycle of an upstream: train on its next day, embed, aggregate, publish, tag.
 
-    `torchx run -s local_cwd launchers/refresh.py:refresh --config C.toml --name ctr --data D --out O -j 1x2`
+    `torchx run -s local_cwd launchers/refresh.py:refresh --config refresh-ctr.toml --data D --out O -j 1x2`
 
     Args:
-        config: config of the whole run (TOML)
-        name: name of the upstream in that config
+        config: config of the refresh (TOML)
         data: folder of the prepared events
         out: folder of the run
         day: ISO date of the cycle to run; empty: whichever is due
@@ -38,8 +36,8 @@ def refresh(
         memory: memory per node in MB
         image: container image, for schedulers that run containers
     """
-    arguments = ["refresh", "--config", config, "--name", name, "--data", data, "--out", out]
+    arguments = ["refresh", "--config", config, "--data", data, "--out", out]
     arguments += ["--day", day] if day else []
     arguments += ["--cold"] if cold else []
     arguments += ["--every"] if every else []
-    return recsys_job(f"refresh-{name}", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)
+    return recsys_job("refresh", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

@@ -8,7 +8,6 @@ from launchers.job import recsys_job
 
 def upstream(
     config: str,
-    name: str,
     data: str,
     out: str,
     j: str = "1x2",
@@ -19,11 +18,10 @@ def upstream(
 ) -> specs.AppDef:
     """Train one upstream model.
 
-    `torchx run -s local_cwd launchers/upstream.py:upstream --config C.toml --name ctr --data D --out O -j 1x2`
+    `torchx run -s local_cwd launchers/upstream.py:upstream --config ctr.toml --data D --out O -j 1x2`
 
     Args:
-        config: config of the whole run (TOML)
-        name: name of the upstream in that config
+        config: the upstream's config (TOML)
         data: folder of the prepared events
         out: folder of the run
         j: nodes x ranks per node
@@ -32,5 +30,5 @@ def upstream(
         memory: memory per node in MB
         image: container image, for schedulers that run containers
     """
-    arguments = ("upstream", "--config", config, "--name", name, "--data", data, "--out", out)
-    return recsys_job(f"upstream-{name}", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)
+    arguments = ("upstream", "--config", config, "--data", data, "--out", out)
+    return recsys_job("upstream", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from recsys.config import ConfigError, DownstreamConfig, RunConfig, UpstreamConfig
+from recsys.config import ConfigError, RankerSettings, StudyConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
-from recsys.downstream.ranking import downstream_schema
+from recsys.downstream.ranking import ranker_schema
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.days import find_day, window
 from recsys.refresh.embed import entity_schema, last_events, source_files
-from recsys.study.ablation import populations
-from recsys.study.ways import study_downstream
+from recsys.study.ablation import ablation_jobs
+from recsys.study.ways import study_job
 from recsys.upstream import upstream_schema
 
 
-def check_run(config: RunConfig, data: Path) -> None:
+def check_run(config: StudyConfig, data: Path) -> None:
     """Check names, columns, types and row counts of everything the run will read; only Parquet footers are opened.
 
     Raises:
@@ -26,17 +26,17 @@ def check_run(config: RunConfig, data: Path) -> None:
     """
     for upstream in config.upstreams:
         _check_upstream(upstream, config.ranks, data)
-    for population, downstream in populations(config).items():
-        name = "downstream" if population == "tasks" else population
-        splits = _check_downstream(name, downstream, data)
+    for population, job in ablation_jobs(config).items():
+        name = "rankers" if population == "tasks" else population
+        splits = _check_rankers(name, job, data)
         for upstream in config.upstreams:
             seen = {f"upstreams.{upstream.name}.source.events": find_files(data, upstream.source.events)}
             _check_disjoint(seen, {f"{name}.{part}": files for part, files in splits.items()})
     if config.retrieval is not None and config.retrieval.label:
-        downstream_schema(config.downstream, data, (config.retrieval.label,))
+        ranker_schema(config.rankers, data, (config.retrieval.label,))
 
 
-def check_daily(config: RunConfig, data: Path, *, follow: bool = False) -> list[str]:
+def check_daily(config: StudyConfig, data: Path, *, follow: bool = False) -> list[str]:
     """Check everything that a replay of days will read; footers are opened, and the source's times.
 
     A day's rows are learned from by an upstream and may be in a ranker's split as well: every arm reads the vectors as
@@ -44,49 +44,53 @@ def check_daily(config: RunConfig, data: Path, *, follow: bool = False) -> list[
     into the days, since the first snapshots would know them.
 
     Args:
-        config: with a `daily` section.
+        config: with `refresh.days` and `spans`.
         data: folder of the events.
         follow: days may be missing, they are waited for.
 
     Returns:
-        the days from `daily.first` to `daily.last` that are not there.
+        the days from `refresh.days.first` to `refresh.days.last` that are not there.
 
     Raises:
         ConfigError: a name in the config that its schema lacks, or too few rows for one step on every rank.
         SchemaError, DataError: a schema or a file that does not fit, a source that reaches into the days, or no day.
     """
-    daily = config.days()
-    days = {day: find_day(data, daily, day) for day in daily.all_days()}
+    settings, _ = config.daily()
+    days = {day: find_day(data, settings, day) for day in settings.until(settings.last)}
     there = {day: files for day, files in days.items() if files}
     if not there and not follow:
-        raise DataError(f"no day from {daily.first} to {daily.last} matches daily.events = {daily.events!r} in {data}")
+        raise DataError(
+            f"no day from {settings.first} to {settings.last} matches refresh.days.events = {settings.events!r} in "
+            f"{data}"
+        )
     for upstream in config.upstreams:
         _check_upstream(upstream, config.ranks, data)
         _check_days(upstream, config, there, data)
     if not follow or all(days.values()):
-        _check_downstream("daily", study_downstream(config, data), data)
+        _check_rankers("rankers", study_job(config, data), data)
     return [day for day, files in days.items() if not files]
 
 
-def _check_days(upstream: UpstreamConfig, config: RunConfig, there: Mapping[str, list[Path]], data: Path) -> None:
+def _check_days(upstream: UpstreamConfig, config: StudyConfig, there: Mapping[str, list[Path]], data: Path) -> None:
     """The source and the days are one log: one schema, the days after the source, and each of at least one step."""
-    daily, schema = config.days(), upstream_schema(upstream, data)
+    settings, schema = config.daily()[0], upstream_schema(upstream, data)
     source = find_files(data, upstream.source.events)
     check_files([*source, *(path for files in there.values() for path in files)], schema)
-    needed = upstream.training.batch_size * config.ranks
+    batch_size = settings.batch_size or upstream.training.batch_size
     for day, files in there.items():
         rows = check_files(files, schema)
-        if rows < needed:
+        if rows < batch_size * config.ranks:
             raise ConfigError(
-                f"day {day} has {rows} rows, less than one step of {config.ranks} ranks x "
-                f"{upstream.training.batch_size}: lower upstreams.{upstream.name}.training.batch_size or ranks"
+                f"day {day} has {rows} rows, less than one step of {config.ranks} ranks x {batch_size}: set a lower "
+                "refresh.days.batch_size, or lower ranks"
             )
     newest = max(last_events(source_files(data, upstream.source, owner), schema, owner).as_of for owner in ENTITIES)
-    start, _ = window(daily, daily.first)
+    start, _ = window(settings, settings.first)
     if newest > start:
         raise DataError(
-            f"the newest row of upstreams.{upstream.name}.source is of {newest} ms, but daily.first = {daily.first} "
-            f"begins at {start} ms: its first snapshots would know the days that follow. End the source before"
+            f"the newest row of upstreams.{upstream.name}.source is of {newest} ms, but refresh.days.first = "
+            f"{settings.first} begins at {start} ms: its first snapshots would know the days that follow. End the "
+            "source before"
         )
 
 
@@ -115,14 +119,14 @@ def _check_upstream(upstream: UpstreamConfig, ranks: int, data: Path) -> None:
         check_files(find_files(data, (*upstream.source.events, *patterns)), entity_schema(schema, owner))
 
 
-def _check_downstream(name: str, downstream: DownstreamConfig, data: Path) -> dict[str, list[Path]]:
+def _check_rankers(name: str, rankers: RankerSettings, data: Path) -> dict[str, list[Path]]:
     """The files of each split."""
-    schema = downstream_schema(downstream, data, tuple(downstream.tasks.values()))
+    schema = ranker_schema(rankers, data, tuple(rankers.tasks.values()))
     if not schema.features:
-        raise ConfigError(f"{name} has no feature: the ranker needs one, add it to {downstream.schema}")
-    splits = {part: find_files(data, getattr(downstream, part)) for part in ("train", "validation", "test")}
+        raise ConfigError(f"{name} has no feature: a ranker needs one, add it to {rankers.schema}")
+    splits = {part: find_files(data, getattr(rankers, part)) for part in ("train", "validation", "test")}
     rows = {part: check_files(files, schema) for part, files in splits.items()}
-    batch_size = downstream.training.batch_size
+    batch_size = rankers.training.batch_size
     if rows["train"] < batch_size:
         raise ConfigError(
             f"{name}.train has {rows['train']} rows, less than one step of {batch_size}: lower "

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from recsys.config import RunConfig
+from recsys.config import RankerConfig, RefreshConfig, UpstreamConfig
 from recsys.refresh.errors import GateRefusedError
 
-# Rooms are imported inside the functions: `recsys --help` answers at once, and a launcher loads no model.
+# Rooms are imported inside the functions, once configs are read: `recsys --help` answers at once, so does a mistake in
+# a config, and a launcher loads no model.
 
 
 def prepare(
@@ -53,9 +54,13 @@ def run(
         out: Folder of the run: store, checkpoints, report.json, report.html.
         set_: Change one value of the config, `path=value`; may be repeated: --set upstreams.ctr.training.epochs=1
     """
-    from recsys.pipeline import run_recipe
+    from recsys.opening import open_study
+    from recsys.recipes import RECIPES
 
-    run_recipe(recipe, data, out, set_)
+    opened = open_study(recipe, RECIPES, data, out, set_)
+    from recsys.pipeline import run_study
+
+    run_study(opened, out)
 
 
 def demo(
@@ -71,29 +76,26 @@ def demo(
         set_: Change one value of the config, `path=value`; may be repeated.
         small: A tenth of the market, in a minute: to see that everything works, not to see a lift.
     """
-    from recsys.pipeline import run_recipe
-
-    run_recipe("synthetic-small" if small else "synthetic", None, out, set_)
+    run("synthetic-small" if small else "synthetic", out=out, set_=set_)
 
 
-def upstream(*, config: Path, name: str, data: Path, out: Path) -> None:
+def upstream(*, config: Path, data: Path, out: Path) -> None:
     """Train one upstream model; one rank of a job (see launchers/upstream.py).
 
     Args:
-        config: The run's TOML config.
-        name: Which upstream of the config.
+        config: The upstream's TOML config (recsys/config/upstream.py).
         data: Folder of the prepared data.
         out: Folder of the run.
     """
+    settings = UpstreamConfig.load(config)
     from recsys.upstream import train_upstream
 
-    train_upstream(RunConfig.load(config), name, data, out)
+    train_upstream(settings, data, out)
 
 
 def refresh(
     *,
     config: Path,
-    name: str,
     data: Path,
     out: Path,
     day: str | None = None,
@@ -105,17 +107,17 @@ def refresh(
     The first cycle publishes what the upstream learned from its source. Exit code 3: a gate refused the tag.
 
     Args:
-        config: The run's TOML config.
-        name: Which upstream of the config.
+        config: The refresh's TOML config (recsys/config/refresh.py).
         data: Folder of the prepared data.
         out: Folder of the run.
         day: Run the cycle of this day (ISO date), not whichever is due.
         cold: Train from scratch on the source and all days, in a new space.
         every: Go on until no day is due; a refused tag then shows in the records alone, not in the exit code.
     """
+    settings = RefreshConfig.load(config)
     from recsys.refresh.cycle import refresh_upstream
 
-    records = refresh_upstream(RunConfig.load(config), name, data, out, day=day, cold=cold, every=every)
+    records = refresh_upstream(settings, data, out, day=day, cold=cold, every=every)
     reasons = [reason for record in records for reason in record.gates]
     if reasons and not every:
         raise GateRefusedError(f"published, but not tagged: {'; '.join(reasons)}")
@@ -135,32 +137,36 @@ def daily(
     Stopped, it goes on where it was when the same command is given again. Exit code 3: a gate refused a tag.
 
     Args:
-        recipe: kuairand, synthetic, synthetic-small, or the path of a TOML config with a [daily] section.
+        recipe: kuairand, synthetic, synthetic-small, or the path of a TOML config with [refresh.days] and [spans].
         data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
         out: Folder of the run: store, checkpoints, daily.json, daily.html.
         follow: Wait for days that are not there yet, until the last one is.
-        set_: Change one value of the config, `path=value`; may be repeated: --set daily.last=2022-05-01
+        set_: Change one value of the config, `path=value`; may be repeated: --set refresh.days.last=2022-05-01
     """
+    from recsys.opening import open_study
+    from recsys.recipes import DAILY
+
+    opened = open_study(recipe, DAILY, data, out, set_)
+    opened.study.daily()
     from recsys.replay import run_daily
 
-    refused = run_daily(recipe, data, out, set_, follow=follow)
+    refused = run_daily(opened, out, follow=follow)
     if refused:
         raise GateRefusedError("published, but not tagged:\n  " + "\n  ".join(refused))
 
 
-def downstream(*, config: Path, data: Path, out: Path, study: bool = False) -> None:
-    """Train the rankers with and without the store's vectors; one rank of a job.
+def downstream(*, config: Path, data: Path, out: Path) -> None:
+    """Train rankers that read the store's vectors, and keep what they predict; one rank of a job.
 
     Args:
-        config: The run's TOML config.
+        config: The rankers' TOML config (recsys/config/ranker.py).
         data: Folder of the prepared data.
-        out: Folder of the run.
-        study: The rankers of the daily report, not those of the ablation.
+        out: Folder of the run, whose store they read.
     """
-    from recsys.study.ablation import train_rankers
-    from recsys.study.ways import train_study
+    settings = RankerConfig.load(config)
+    from recsys.downstream.ranking import train_rankers
 
-    (train_study if study else train_rankers)(RunConfig.load(config), data, out)
+    train_rankers(settings, data, out)
 
 
 def report(*, out: Path) -> None:
@@ -169,11 +175,16 @@ def report(*, out: Path) -> None:
     Args:
         out: Folder of the run.
     """
+    daily = (out / "daily.json").is_file()
+    if not daily and not (out / "report.json").is_file():
+        raise FileNotFoundError(
+            f"{out} holds neither report.json nor daily.json: give the --out of a run that has come to its end"
+        )
     from recsys.study.daily_report import load_daily
     from recsys.study.report import load_report
     from recsys.study.terminal import print_daily, print_report
 
-    if (out / "daily.json").is_file():
+    if daily:
         print_daily(load_daily(out))
     else:
         print_report(load_report(out))

@@ -17,6 +17,14 @@ def dates(first: str, last: str) -> Iterator[str]:
         day += timedelta(days=1)
 
 
+def is_date(text: str) -> bool:
+    """Whether it is an ISO date, as 2024-01-31."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 def day_number(day: str) -> int:
     """Days since 1970-01-01."""
     return (date.fromisoformat(day) - date(1970, 1, 1)).days

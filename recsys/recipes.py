@@ -1,4 +1,4 @@
-"""Named complete configs: each is a plain function that returns the `RunConfig` of one data set's way to a report."""
+"""Named complete configs: each is a plain function that returns the `StudyConfig` of one data set's way to a report."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recsys.config import (
-    DailyConfig,
-    DownstreamConfig,
+    DaysConfig,
     LossConfig,
     ModelConfig,
-    RankerConfig,
+    NetworkConfig,
+    RankerSettings,
+    RefreshSettings,
     RetrievalConfig,
-    RunConfig,
     SourceConfig,
+    SpansConfig,
+    StudyConfig,
     TrainConfig,
     UpstreamConfig,
 )
@@ -22,13 +24,17 @@ from recsys.data.errors import DataError
 from recsys.data.kuairand import prepare_kuairand
 from recsys.data.movielens import prepare_movielens_1m, prepare_movielens_100k
 from recsys.data.synthetic import market_split, prepare_synthetic
+from recsys.dates import HOUR_MS
+
+PUBLISH_DELAY_MS = 6 * HOUR_MS
+"""Of the recipes day by day: a day's vectors are there the next morning."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A data set: how to prepare it, and the config that reads what was prepared."""
 
-    config: Callable[[], RunConfig]
+    config: Callable[[], StudyConfig]
     write: Callable[[Path, Path], None]
     needs_source: bool = True
 
@@ -43,7 +49,7 @@ class Recipe:
         self.write(source or Path(), out)
 
 
-def kuairand() -> RunConfig:
+def kuairand() -> StudyConfig:
     """KuaiRand-Pure: upstreams on the histories before 25 April 2022, rankers on the two weeks after."""
     source = SourceConfig(
         schema="history/schema.toml",
@@ -55,18 +61,19 @@ def kuairand() -> RunConfig:
     training = TrainConfig(epochs=2, batch_size=512)
     days = "impressions/events/2022-{}/{}/*.parquet"
 
-    def ranking(tab: str) -> DownstreamConfig:
-        return DownstreamConfig(
+    def ranking(tab: str) -> RankerSettings:
+        return RankerSettings(
             schema="impressions/schema.toml",
             train=tuple(days.format(day, tab) for day in ("04-2[5-9]", "04-30", "05-0[1-4]")),
             validation=(days.format("05-0[56]", tab),),
             test=(days.format("05-0[78]", tab),),
             tasks={"ctr": "is_click", "cvr": "long_view", "long_view": "long_view_any"},
-            ranker=RankerConfig(embedding_dim=8),
+            publish_delay_ms=0,
+            network=NetworkConfig(embedding_dim=8),
             training=TrainConfig(epochs=4, batch_size=1024),
         )
 
-    return RunConfig(
+    return StudyConfig(
         name="KuaiRand-Pure",
         note="Real impressions of a short-video app. Upstreams were trained on the histories before 25 April 2022 "
         "alone; rankers were trained on 25 April - 4 May, tuned on 5-6 May and tested once on 7-8 May (China days). "
@@ -90,13 +97,13 @@ def kuairand() -> RunConfig:
                 training=replace(training, seed=1),
             ),
         ),
-        downstream=ranking("*"),
+        rankers=ranking("*"),
         fragment=ranking("tab=1"),
         retrieval=RetrievalConfig(upstream="ctr"),
     )
 
 
-def movielens_1m() -> RunConfig:
+def movielens_1m() -> StudyConfig:
     """MovieLens 1M: like (rating > 3), random split; upstream and ranker learn from disjoint rows."""
     return _movielens(
         "MovieLens 1M",
@@ -107,7 +114,7 @@ def movielens_1m() -> RunConfig:
     )
 
 
-def movielens_100k() -> RunConfig:
+def movielens_100k() -> StudyConfig:
     """MovieLens 100K: like (rating > 3), split by time."""
     return _movielens(
         "MovieLens 100K",
@@ -117,11 +124,11 @@ def movielens_100k() -> RunConfig:
     )
 
 
-def _movielens(name: str, note: str, *, ranker_epochs: int) -> RunConfig:
+def _movielens(name: str, note: str, *, ranker_epochs: int) -> StudyConfig:
     def events(part: str) -> tuple[str, ...]:
         return (f"ratings/events/{part}/*.parquet",)
 
-    return RunConfig(
+    return StudyConfig(
         name=name,
         note=note,
         upstreams=(
@@ -138,19 +145,20 @@ def _movielens(name: str, note: str, *, ranker_epochs: int) -> RunConfig:
                 training=TrainConfig(epochs=3, batch_size=512),
             ),
         ),
-        downstream=DownstreamConfig(
+        rankers=RankerSettings(
             schema="ratings/schema.toml",
             train=events("train"),
             validation=events("validation"),
             test=events("test"),
             tasks={"ctr": "like"},
+            publish_delay_ms=0,
             training=TrainConfig(epochs=ranker_epochs, batch_size=1024),
         ),
         retrieval=RetrievalConfig(upstream="ctr"),
     )
 
 
-def synthetic() -> RunConfig:
+def synthetic() -> StudyConfig:
     """The synthetic market of `recsys.data.market`: what the demo runs."""
     upstream_days = market_split()
     source = SourceConfig(
@@ -165,19 +173,20 @@ def synthetic() -> RunConfig:
         "item_impressions item_clicks item_age_days hour surface position"
     )
 
-    def ranking(surface: int | None) -> DownstreamConfig:
+    def ranking(surface: int | None) -> RankerSettings:
         split = market_split(surface=surface)
-        return DownstreamConfig(
+        return RankerSettings(
             schema="market/schema.toml",
             train=split.train,
             validation=split.validation,
             test=split.test,
             tasks={"ctr": "click", "cvr": "conversion"},
             features=tuple(features.split()),
+            publish_delay_ms=0,
             training=TrainConfig(epochs=4, batch_size=1024),
         )
 
-    return RunConfig(
+    return StudyConfig(
         name="Synthetic market",
         note="SYNTHETIC data with planted user and item factors. The upstreams learned from the first seven days on "
         "both surfaces, with the users' histories; the rankers train on the days after, without the histories and "
@@ -200,26 +209,24 @@ def synthetic() -> RunConfig:
                 training=TrainConfig(epochs=3, batch_size=256, sparse_lr=0.1, seed=1),
             ),
         ),
-        downstream=ranking(None),
+        rankers=ranking(None),
         fragment=replace(ranking(0), seeds=(0, 1)),
         retrieval=RetrievalConfig(upstream="ctr"),
     )
 
 
-def synthetic_small() -> RunConfig:
+def synthetic_small() -> StudyConfig:
     """The same at a size that takes a minute."""
     config = synthetic()
     upstreams = tuple(
         replace(upstream, training=replace(upstream.training, epochs=1, batch_size=256))
         for upstream in config.upstreams
     )
-    downstream = replace(
-        config.downstream, seeds=(0,), training=replace(config.downstream.training, epochs=1, batch_size=256)
-    )
-    return replace(config, name="Synthetic market, small", upstreams=upstreams, downstream=downstream, fragment=None)
+    rankers = replace(config.rankers, seeds=(0,), training=replace(config.rankers.training, epochs=1, batch_size=256))
+    return replace(config, name="Synthetic market, small", upstreams=upstreams, rankers=rankers, fragment=None)
 
 
-def kuairand_daily() -> RunConfig:
+def kuairand_daily() -> StudyConfig:
     """KuaiRand-Pure day by day: the ctr upstream goes on with the impressions, rankers read it as of each event."""
     config = kuairand()
     return replace(
@@ -230,14 +237,19 @@ def kuairand_daily() -> RunConfig:
         "done before. Rankers predict clicks without those features; they were trained on 25 April - 4 May, tuned on "
         "5-6 May and tested once on 7-8 May, and read the vectors as of each event's own time.",
         upstreams=config.upstreams[:1],
-        downstream=replace(config.downstream, tasks={"ctr": "is_click"}),
+        rankers=replace(config.rankers, tasks={"ctr": "is_click"}, publish_delay_ms=PUBLISH_DELAY_MS),
         fragment=None,
         retrieval=None,
-        daily=DailyConfig(
-            events="impressions/events/{day}/*/*.parquet",
-            utc_offset_hours=8,
-            first="2022-04-25",
-            last="2022-05-08",
+        refresh=RefreshSettings(
+            days=DaysConfig(
+                events="impressions/events/{day}/*/*.parquet",
+                utc_offset_hours=8,
+                first="2022-04-25",
+                last="2022-05-08",
+            ),
+            study=True,
+        ),
+        spans=SpansConfig(
             train=("2022-04-25", "2022-05-04"),
             validation=("2022-05-05", "2022-05-06"),
             test=("2022-05-07", "2022-05-08"),
@@ -245,7 +257,7 @@ def kuairand_daily() -> RunConfig:
     )
 
 
-def synthetic_daily() -> RunConfig:
+def synthetic_daily() -> StudyConfig:
     """Thirty days of the synthetic market, whose users' tastes drift faster than the demo's."""
     config = synthetic()
     return replace(
@@ -257,13 +269,18 @@ def synthetic_daily() -> RunConfig:
         "trained on days 8 to 24, tuned on days 25 and 26 and tested once on the last four, and read the vectors as "
         "of each event's own time.",
         upstreams=config.upstreams[:1],
-        downstream=replace(config.downstream, tasks={"ctr": "click"}),
+        rankers=replace(config.rankers, tasks={"ctr": "click"}, publish_delay_ms=PUBLISH_DELAY_MS),
         fragment=None,
         retrieval=None,
-        daily=DailyConfig(
-            events="market/events/{day}/*/*.parquet",
-            first="2024-01-08",
-            last="2024-01-30",
+        refresh=RefreshSettings(
+            days=DaysConfig(
+                events="market/events/{day}/*/*.parquet",
+                first="2024-01-08",
+                last="2024-01-30",
+            ),
+            study=True,
+        ),
+        spans=SpansConfig(
             train=("2024-01-08", "2024-01-24"),
             validation=("2024-01-25", "2024-01-26"),
             test=("2024-01-27", "2024-01-30"),
@@ -271,7 +288,7 @@ def synthetic_daily() -> RunConfig:
     )
 
 
-def synthetic_daily_small() -> RunConfig:
+def synthetic_daily_small() -> StudyConfig:
     """The same, ten days of a small market: two minutes."""
     config, small = synthetic_daily(), synthetic_small()
     source = replace(config.upstreams[0].source, events=market_split(upstream_days=4).upstream)
@@ -280,11 +297,16 @@ def synthetic_daily_small() -> RunConfig:
         name="Synthetic market, day by day, small",
         note=config.note.partition(":")[0] + ". Too small to show anything but that everything works.",
         upstreams=(replace(config.upstreams[0], source=source, training=small.upstreams[0].training),),
-        downstream=replace(config.downstream, seeds=small.downstream.seeds, training=small.downstream.training),
-        daily=DailyConfig(
-            events="market/events/{day}/*/*.parquet",
-            first="2024-01-05",
-            last="2024-01-10",
+        rankers=replace(config.rankers, seeds=small.rankers.seeds, training=small.rankers.training),
+        refresh=RefreshSettings(
+            days=DaysConfig(
+                events="market/events/{day}/*/*.parquet",
+                first="2024-01-05",
+                last="2024-01-10",
+            ),
+            study=True,
+        ),
+        spans=SpansConfig(
             train=("2024-01-05", "2024-01-07"),
             validation=("2024-01-08", "2024-01-08"),
             test=("2024-01-09", "2024-01-10"),

@@ -12,34 +12,29 @@ from pathlib import Path
 
 from recsys.atomic import write_json
 from recsys.checks import check_daily
-from recsys.config import RunConfig
-from recsys.jobs import run_job
+from recsys.config import StudyConfig
+from recsys.downstream.ranking import stage_name
 from recsys.monitor import export, quality_page
-from recsys.pipeline import job, job_arguments, open_run, ranks_here
-from recsys.recipes import DAILY
+from recsys.opening import Opened
+from recsys.pipeline import job, prepare, ranks_here, start_job
 from recsys.refresh.days import available_days, next_cycle
 from recsys.refresh.records import Ledger, Record, digest
 from recsys.study.collect import collect_daily
 from recsys.study.daily_report import build_daily, write_daily
 from recsys.study.terminal import print_daily
+from recsys.study.ways import JOB, study_job
 
 POLL_SECONDS = 5.0
 """How long to wait before looking for new days again."""
-RANKERS = "rankers"
-"""Name of the rankers' stage."""
 
 
-def run_daily(
-    recipe: str, data: Path | None, out: Path, assignments: tuple[str, ...] = (), *, follow: bool = False
-) -> list[str]:
+def run_daily(opened: Opened, out: Path, *, follow: bool = False) -> list[str]:
     """Refresh the upstreams day by day and report what it was worth.
 
     Args:
-        recipe: a name of `recsys.recipes.DAILY`, or the path of a TOML config with a `daily` section.
-        data: raw files for a recipe; prepared events for a TOML config.
+        opened: the study, from `open_study`.
         out: folder of the run.
-        assignments: `path=value` changes of the config.
-        follow: wait for days that are not there yet, until `daily.last` has been processed.
+        follow: wait for days that are not there yet, until `refresh.days.last` has been processed.
 
     Returns:
         what the gates had against the publishes of this call, and against the newest one; empty: nothing.
@@ -48,24 +43,26 @@ def run_daily(
         ConfigError, DataError, SchemaError: config and data do not fit; before anything is trained.
         JobError: a job failed.
     """
-    config, prepared = open_run(recipe, DAILY, data, out, assignments)
-    missing = check_daily(config, prepared, follow=follow)
+    config, data = opened.study, opened.data
+    prepare(opened, out)
+    missing = check_daily(config, data, follow=follow)
     if missing:
         print(f"days that are not there{' yet' if follow else ''}: {', '.join(missing)}", flush=True)
-    ranks, common = ranks_here(config), job_arguments(prepared, out)
+    ranks = ranks_here(config)
     for upstream in config.upstreams:
-        job(out, f"upstream-{upstream.name}", ("upstream", "--name", upstream.name, *common), ranks)
-    refused = _replay(config, prepared, out, ranks)
+        job("upstream", f"upstream-{upstream.name}", upstream, data, out, ranks)
+    refused = _replay(config, data, out, ranks)
     while follow and not _complete(config, out):
         time.sleep(POLL_SECONDS)
-        refused += _replay(config, prepared, out, ranks)
-    _forget_stale_rankers(config, out)
-    job(out, RANKERS, ("downstream", "--study", "True", *common), ranks)
-    report(config, prepared, out)
+        refused += _replay(config, data, out, ranks)
+    rankers = study_job(config, data)
+    _forget_stale_rankers(config, stage_name(rankers), out)
+    job("downstream", stage_name(rankers), rankers, data, out, ranks)
+    report(config, data, out)
     return list(dict.fromkeys([*refused, *_refusals([_records(out, name)[-1:] for name in _names(config)])]))
 
 
-def report(config: RunConfig, data: Path, out: Path) -> None:
+def report(config: StudyConfig, data: Path, out: Path) -> None:
     """Write and print the report of the days and rankers that are there."""
     for name in _names(config):  # once more: a call that was killed may not have come to it
         folder = Ledger(out, name).folder
@@ -77,16 +74,15 @@ def report(config: RunConfig, data: Path, out: Path) -> None:
     print(f"\nreport: {out / 'daily.html'}  (figures: {out / 'daily.json'})")
 
 
-def _replay(config: RunConfig, data: Path, out: Path, ranks: int) -> list[str]:
+def _replay(config: StudyConfig, data: Path, out: Path, ranks: int) -> list[str]:
     """Run all cycles that are due, upstream by upstream; what the gates had against them."""
-    daily, done = config.days(), []
-    for name in _names(config):
+    (days, _), done = config.daily(), []
+    for upstream in config.upstreams:
+        name = upstream.name
         before = _records(out, name)
-        if before and next_cycle(daily.first, available_days(data, daily), before) is None:
+        if before and next_cycle(days.first, available_days(data, days), before) is None:
             continue
-        print(f"days of {name}: {ranks} rank{'s' if ranks > 1 else ''}", flush=True)
-        arguments = ("refresh", "--name", name, "--every", "True", *job_arguments(data, out))
-        run_job(f"days-{name}", arguments, ranks, out / "logs" / f"days-{name}")
+        start_job("refresh", f"refresh-{name}", config.refresh_of(upstream), data, out, ranks, "--every", "True")
         keys = {(record.day, record.key) for record in before}
         done.append([record for record in _records(out, name) if (record.day, record.key) not in keys])
     return _refusals(done)
@@ -96,19 +92,19 @@ def _refusals(records: list[list[Record]]) -> list[str]:
     return [f"{record.day}: {reason}" for each in records for record in each for reason in record.gates]
 
 
-def _complete(config: RunConfig, out: Path) -> bool:
+def _complete(config: StudyConfig, out: Path) -> bool:
     """Whether every upstream has processed the last day."""
     newest = [_records(out, name)[-1:] for name in _names(config)]
-    return all(records and records[0].day == config.days().last for records in newest)
+    return all(records and records[0].day == config.daily()[0].last for records in newest)
 
 
-def _forget_stale_rankers(config: RunConfig, out: Path) -> None:
+def _forget_stale_rankers(config: StudyConfig, stage: str, out: Path) -> None:
     """Delete the predictions of rankers that read other snapshots than are published now, after a correction say."""
-    path = out / "daily" / RANKERS / "of.json"
+    path = out / "downstream" / JOB / "of.json"
     published = {name: {r.day: r.key for r in _records(out, name)} for name in _names(config)}
     if path.is_file() and path.read_text().strip() == f'"{digest(published)}"':
         return
-    for marker in (out / "stages").glob(f"{RANKERS}.*.json"):
+    for marker in (out / "stages").glob(f"{stage}.*.json"):
         marker.unlink()
     shutil.rmtree(path.parent, ignore_errors=True)
     write_json(path, digest(published))
@@ -118,5 +114,5 @@ def _records(out: Path, name: str) -> list[Record]:
     return Ledger(out, name).records()
 
 
-def _names(config: RunConfig) -> list[str]:
+def _names(config: StudyConfig) -> list[str]:
     return [upstream.name for upstream in config.upstreams]

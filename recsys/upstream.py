@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from recsys.atomic import write_json
-from recsys.config import RunConfig, TrainConfig, UpstreamConfig
+from recsys.config import TrainConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema
@@ -25,18 +25,17 @@ _SCAN_ROWS = 65_536
 """Rows of ids and labels that are read at once."""
 
 
-def train_upstream(config: RunConfig, name: str, data: Path, out: Path) -> None:
-    """Train upstream `name` on its source; continue from its last checkpoint if there is one.
+def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
+    """Train an upstream on its source; continue from its last checkpoint if there is one.
 
     Writes `out/upstream/<name>/`: checkpoints, metrics.jsonl, tensorboard, and at the end result.json.
 
     Raises:
         ConfigError, SchemaError, DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
-    upstream = config.upstream(name)
     schema = upstream_schema(upstream, data)
     files = find_files(data, upstream.source.events)
-    folder = upstream_folder(out, name)
+    name, folder = upstream.name, upstream_folder(out, upstream.name)
     with (
         process_group() as environment,
         exclusive(folder, environment),

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.checks import check_run
-from recsys.config import RunConfig
+from recsys.checks import check_daily, check_run
+from recsys.config import ConfigError, DaysConfig, RefreshConfig, StudyConfig, override
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema
 from recsys.recipes import RECIPES
@@ -17,11 +17,10 @@ from recsys.recipes import RECIPES
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def toml_blocks() -> tuple[str, str]:
-    """The schema and the config of the section on one's own data."""
+def toml_blocks() -> list[str]:
+    """Schema and config of a study on one's own data, its days, and the config of a refresh."""
     blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-    schema, config = ["\n".join(line.removeprefix("   ") for line in block.splitlines()) for block in blocks]
-    return schema, config
+    return ["\n".join(line.removeprefix("   ") for line in block.splitlines()) for block in blocks]
 
 
 def write_days(folder: Path, first: datetime, days: int, rows: int) -> None:
@@ -49,7 +48,7 @@ def write_days(folder: Path, first: datetime, days: int, rows: int) -> None:
 
 
 def test_own_data_section(tmp_path: Path) -> None:
-    schema, config = toml_blocks()
+    schema, config, *_ = toml_blocks()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/schema.toml").write_text(schema)
     (tmp_path / "mine.toml").write_text(config)
@@ -58,11 +57,27 @@ def test_own_data_section(tmp_path: Path) -> None:
         "item",
         "context",
     }
-    run = RunConfig.load(tmp_path / "mine.toml")
+    run = StudyConfig.load(tmp_path / "mine.toml")
     with pytest.raises(DataError, match=r"mine/events/2026-01-\*"):
         check_run(run, tmp_path)
     write_days(tmp_path / "mine/events", datetime(2026, 1, 20, tzinfo=UTC), days=40, rows=200)
     check_run(run, tmp_path)
+
+
+def test_the_days_of_a_study_and_a_refresh_of_its_own(tmp_path: Path) -> None:
+    schema, config, days, refresh = toml_blocks()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/schema.toml").write_text(schema)
+    (tmp_path / "mine.toml").write_text(config + "\n" + days)
+    (tmp_path / "refresh.toml").write_text(refresh)
+    write_days(tmp_path / "mine/events", datetime(2026, 1, 20, tzinfo=UTC), days=33, rows=200)
+    study = override(StudyConfig.load(tmp_path / "mine.toml"), ("ranks=1", "refresh.days.batch_size=100"))
+    with pytest.raises(ConfigError, match=r"rankers\.train has 2800 rows"):  # a small log: the README's would be larger
+        check_daily(override(study, ("rankers.training.batch_size=4096",)), tmp_path)
+    assert check_daily(study, tmp_path) == []
+    alone = RefreshConfig.load(tmp_path / "refresh.toml")
+    assert alone.upstream == study.upstreams[0]
+    assert alone.day_by_day() == DaysConfig(events="mine/events/{day}/*.parquet", first="2026-02-01")
 
 
 def test_commands_name_what_exists() -> None:

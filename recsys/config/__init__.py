@@ -1,15 +1,16 @@
 """The one config mechanism: keyword-only dataclasses, checked on construction, loaded from and saved as TOML.
 
-`RunConfig` describes a whole way from events to report; `recsys.recipes` holds named complete ones. Paths are relative
-to the data folder given on the command line.
+Each job has one: an upstream, its refresh, rankers. `StudyConfig` composes them into a whole way from events to report;
+`recsys.recipes` holds named complete ones. Paths are relative to the data folder given on the command line.
 """
 
 from recsys.config.aggregation import AGGREGATIONS, STUDIED
-from recsys.config.daily import DailyConfig
-from recsys.config.downstream import DownstreamConfig, RankerConfig, RetrievalConfig
-from recsys.config.refresh import GateConfig, RefreshConfig
+from recsys.config.days import DaysConfig
+from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerSettings, RetrievalConfig
+from recsys.config.refresh import GateConfig, RefreshConfig, RefreshSettings, RetentionConfig
 from recsys.config.rules import ConfigError
-from recsys.config.run import RunConfig, from_dict, override
+from recsys.config.study import SpansConfig, StudyConfig
+from recsys.config.toml import Config, from_dict, override, to_dict
 from recsys.config.training import TrainConfig
 from recsys.config.upstream import INTERACTIONS, LossConfig, ModelConfig, SourceConfig, UpstreamConfig
 
@@ -17,19 +18,26 @@ __all__ = [
     "AGGREGATIONS",
     "INTERACTIONS",
     "STUDIED",
+    "ArmConfig",
+    "Config",
     "ConfigError",
-    "DailyConfig",
-    "DownstreamConfig",
+    "DaysConfig",
     "GateConfig",
     "LossConfig",
     "ModelConfig",
+    "NetworkConfig",
     "RankerConfig",
+    "RankerSettings",
     "RefreshConfig",
+    "RefreshSettings",
+    "RetentionConfig",
     "RetrievalConfig",
-    "RunConfig",
     "SourceConfig",
+    "SpansConfig",
+    "StudyConfig",
     "TrainConfig",
     "UpstreamConfig",
     "from_dict",
     "override",
+    "to_dict",
 ]

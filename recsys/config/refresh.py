@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from recsys.config.aggregation import AGGREGATIONS
-from recsys.config.rules import require
+from recsys.config.days import DaysConfig
+from recsys.config.rules import NO_STUDY, ConfigError, require
+from recsys.config.toml import Config
+from recsys.config.upstream import UpstreamConfig
 
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
 
@@ -25,13 +29,39 @@ class GateConfig:
     def __post_init__(self) -> None:
         for name, most in (("min_coverage", 1.0), ("max_drift", 2.0), ("max_skew", 1.0)):
             value = getattr(self, name)
-            require(0 <= value <= most, f"refresh.gates.{name} is {value}; use a number from 0 to {most:g}")
+            require(0 <= value <= most, f"{name} is {value}; use a number from 0 to {most:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefreshConfig:
+class RetentionConfig:
+    """Which versions a cycle lets go once it has published: those that all rules given here allow, never the newest nor
+    a tagged one. Without a rule all stay. Training and the joins of rankers read old versions: see what yours need."""
+
+    keep_last: int | None = None
+    """So many of the newest stay; and in any case the one that a correction of the newest day would go on from."""
+    keep_days: float | None = None
+    """What was published less than so many days ago stays."""
+
+    def __post_init__(self) -> None:
+        if self.keep_last is not None:
+            require(self.keep_last >= 1, f"keep_last is {self.keep_last}; use 1 or more")
+        if self.keep_days is not None:
+            require(self.keep_days >= 0, f"keep_days is {self.keep_days}; use 0 or more")
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether there is no rule."""
+        return self.keep_last is None and self.keep_days is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshSettings:
     """One cycle: train on the new day, embed its entities, aggregate, publish, tag (papers.md section 1)."""
 
+    MOVED: ClassVar = {"epochs": "it is in [refresh.days] now"}
+
+    days: DaysConfig | None = None
+    """The days to go on with; without them the vectors are published once, as the upstream learned them."""
     aggregation: str = "ma"
     """`ma`: weight * previous + (1 - weight) * today's; `latest`: today's; `average`: the mean of all days' vectors.
     Entities that are absent today keep theirs in every case."""
@@ -48,20 +78,37 @@ class RefreshConfig:
     """The tag of both series that a publish moves, if it passes the gates."""
     delta_below: float = 0.5
     """A snapshot is written as a delta of the one before where less than this share of its rows changed."""
-    epochs: int = 1
-    """Passes over a new day."""
     align: str = ""
     """What a cold retrain does with the old vectors: "" leaves them behind and embeds every entity anew; `procrustes`
     rotates them onto the new space, so that absent entities keep theirs and the moving average goes on."""
     gates: GateConfig = field(default_factory=GateConfig)
     """What a publish must pass to take the tag."""
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
+    """Which versions go."""
+    study: bool = False
+    """Publish the paper's other ways of aggregation too, as `user_<upstream>.latest`, `.ma_0.2`, ...: for a report."""
 
     def __post_init__(self) -> None:
         for name, known in (("aggregation", AGGREGATIONS), ("dtype", DTYPES), ("align", ("", "procrustes"))):
             value = getattr(self, name)
-            require(value in known, f"refresh.{name} is {value!r}; use one of {', '.join(map(repr, known))}")
-        require(0 <= self.weight < 1, f"refresh.weight is {self.weight}; use 0 <= weight < 1")
-        for name in ("time_to_live_days", "epochs"):
-            require(getattr(self, name) > 0, f"refresh.{name} is {getattr(self, name)}; use 1 or more")
-        require(0 <= self.delta_below <= 1, f"refresh.delta_below is {self.delta_below}; use a share from 0 to 1")
-        require(bool(self.tag), "refresh.tag is empty; name the tag that readers follow, say 'prod'")
+            require(value in known, f"{name} is {value!r}; use one of {', '.join(map(repr, known))}")
+        require(0 <= self.weight < 1, f"weight is {self.weight}; use 0 <= weight < 1")
+        require(self.time_to_live_days > 0, f"time_to_live_days is {self.time_to_live_days}; use 1 or more")
+        require(0 <= self.delta_below <= 1, f"delta_below is {self.delta_below}; use a share from 0 to 1")
+        require(bool(self.tag), "tag is empty; name the tag that readers follow, say 'prod'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshConfig(RefreshSettings, Config):
+    """The refresh of one upstream, a job of its own: `recsys refresh --config refresh-ctr.toml`."""
+
+    MOVED: ClassVar = {"epochs": "it is in [days] now", "upstreams": NO_STUDY}
+
+    upstream: UpstreamConfig
+    """Whose vectors: what it was trained as."""
+
+    def day_by_day(self) -> DaysConfig:
+        """The days. Raises ConfigError where there are none."""
+        if self.days is None:
+            raise ConfigError("days is missing: give the config a [days] section that says where days of events lie")
+        return self.days

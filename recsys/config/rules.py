@@ -7,6 +7,9 @@ import re
 SEEDS = 2**32
 """Seeds are below this."""
 
+NO_STUDY = "this is a study's, for `recsys run` and `recsys daily`; a job takes its own: see OUT/configs of a run"
+"""What to say of a study's config that is given to a job."""
+
 
 class ConfigError(ValueError):
     """A config value that cannot work; the message names the field, the value and the remedy."""

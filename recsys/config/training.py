@@ -32,9 +32,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every"):
-            require(getattr(self, name) > 0, f"training.{name} is {getattr(self, name)}; use 1 or more")
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
         for name in ("shuffle_batches", "checkpoint_every", "weight_decay"):
-            require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}; use 0 or more")
-        require(0 <= self.seed < SEEDS, f"training.seed is {self.seed}; use 0 <= seed < 2^32")
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
+        require(0 <= self.seed < SEEDS, f"seed is {self.seed}; use 0 <= seed < 2^32")
         for name in ("sparse_lr", "dense_lr"):
-            require(getattr(self, name) > 0, f"training.{name} is {getattr(self, name)}; use more than 0")
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")

@@ -1,11 +1,12 @@
-"""Upstream models: what they learn from, the network, the loss, how their vectors are refreshed."""
+"""Upstream models: what they learn from, the network, the loss."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from recsys.config.refresh import RefreshConfig
-from recsys.config.rules import is_word, require
+from recsys.config.rules import NO_STUDY, is_word, require
+from recsys.config.toml import Config
 from recsys.config.training import TrainConfig
 
 INTERACTIONS = ("masknet", "dcnv2", "transformer", "mlp")
@@ -26,8 +27,8 @@ class SourceConfig:
     """The same for items."""
 
     def __post_init__(self) -> None:
-        require(bool(self.schema), "source.schema is empty: give the path of a schema TOML")
-        require(len(self.events) > 0, "source.events is empty: give at least one glob pattern of Parquet files")
+        require(bool(self.schema), "schema is empty: give the path of a schema TOML")
+        require(len(self.events) > 0, "events is empty: give at least one glob pattern of Parquet files")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +54,19 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("token_dim", "tokens", "heads", "out_tokens", "out_dim"):
-            require(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; use 1 or more")
-        require(self.sequence_layers >= 0, f"model.sequence_layers is {self.sequence_layers}; use 0 or more")
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
+        require(self.sequence_layers >= 0, f"sequence_layers is {self.sequence_layers}; use 0 or more")
         require(
             self.token_dim % self.heads == 0,
-            f"model.heads is {self.heads}; it must divide token_dim = {self.token_dim}",
+            f"heads is {self.heads}; it must divide token_dim = {self.token_dim}",
         )
-        require(self.token_dim % 4 == 0, f"model.token_dim is {self.token_dim}; tables need a multiple of 4")
-        require(len(self.layers) > 0, "model.layers is empty; give at least one DHEN layer, say [['masknet', 'mlp']]")
+        require(self.token_dim % 4 == 0, f"token_dim is {self.token_dim}; tables need a multiple of 4")
+        require(len(self.layers) > 0, "layers is empty; give at least one DHEN layer, say [['masknet', 'mlp']]")
         for modules in self.layers:
-            require(len(modules) > 0, "model.layers has a layer without modules; give each at least one")
+            require(len(modules) > 0, "layers has a layer without modules; give each at least one")
             for module in modules:
-                require(module in INTERACTIONS, f"model.layers names {module!r}; use one of {', '.join(INTERACTIONS)}")
-        require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; use 0 <= dropout < 1")
+                require(module in INTERACTIONS, f"layers names {module!r}; use one of {', '.join(INTERACTIONS)}")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}; use 0 <= dropout < 1")
 
     @property
     def vector_dim(self) -> int:
@@ -85,13 +86,21 @@ class LossConfig:
     """tau in softmax(u.p / tau - log Q(p)); our choice, the paper names none."""
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, f"loss.temperature is {self.temperature}; use more than 0")
-        require(self.contrastive_weight >= 0, f"loss.contrastive_weight is {self.contrastive_weight}; use 0 or more")
+        require(self.temperature > 0, f"temperature is {self.temperature}; use more than 0")
+        require(self.contrastive_weight >= 0, f"contrastive_weight is {self.contrastive_weight}; use 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpstreamConfig:
-    """One upstream model. It publishes the series `user_<name>` and `item_<name>`."""
+class UpstreamConfig(Config):
+    """One upstream model, a job of its own: `recsys upstream --config ctr.toml`.
+
+    Its refresh publishes the series `user_<name>` and `item_<name>`.
+    """
+
+    MOVED: ClassVar = {
+        "refresh": "its keys are in [refresh] of the study now, for all upstreams, and `epochs` in [refresh.days]",
+        "upstreams": NO_STUDY,
+    }
 
     name: str
     """Name of the upstream, say `ctr`."""
@@ -107,12 +116,10 @@ class UpstreamConfig:
     """The loss."""
     training: TrainConfig = field(default_factory=TrainConfig)
     """The training run."""
-    refresh: RefreshConfig = field(default_factory=RefreshConfig)
-    """How its vectors are aggregated and published."""
 
     def __post_init__(self) -> None:
         require(
             is_word(self.name),
-            f"upstream.name is {self.name!r}; use up to 100 of a-z, A-Z, 0-9 and _ (it becomes part of series' names)",
+            f"name is {self.name!r}; use up to 100 of a-z, A-Z, 0-9 and _ (it becomes part of series' names)",
         )
-        require(len(set(self.tasks)) == len(self.tasks), f"upstream.tasks is {self.tasks}; name each label once")
+        require(len(set(self.tasks)) == len(self.tasks), f"tasks is {self.tasks}; name each label once")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from embedding_store import EmbeddingStore
 from recsys.atomic import whole_file
-from recsys.config import DownstreamConfig
+from recsys.config import RankerConfig, RankerSettings
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema
@@ -35,10 +35,10 @@ from recsys.train.trainer import fit, predict
 
 @dataclass(frozen=True)
 class Ranker:
-    """One ranker of a study, and the file its predictions go to."""
+    """One ranker of a job, and the file its predictions go to."""
 
-    population: str
-    """`tasks` (all events) or `fragment` (one surface alone) of the ablation, or `daily`: see recsys/study."""
+    job: str
+    """Name of the job that trains it."""
     task: str
     arm: str
     series: tuple[str, ...]
@@ -49,83 +49,87 @@ class Ranker:
 
     def path(self, out: Path) -> Path:
         """Where its test predictions go."""
-        folder = out / "daily" / "rankers" if self.population == "daily" else out / "downstream" / self.population
-        return folder / self.task / f"{self.arm}-{self.seed}.npz"
+        return out / "downstream" / self.job / self.task / f"{self.arm}-{self.seed}.npz"
 
 
-def downstream_schema(downstream: DownstreamConfig, data: Path, labels: tuple[str, ...]) -> Schema:
-    """The downstream schema, narrowed to the ranker's features and these labels.
+def ranker_schema(rankers: RankerSettings, data: Path, labels: tuple[str, ...]) -> Schema:
+    """The rankers' schema, narrowed to their features and these labels.
 
     Raises:
         SchemaError: the file is not a schema, or lacks a feature or label that the config names.
         DataError: there is no such file.
     """
-    path = data / downstream.schema
+    path = data / rankers.schema
     if not path.is_file():
-        raise DataError(f"{path}: no such schema; correct downstream.schema in the config, or --data")
-    return Schema.load(path).select(features=downstream.features or None, labels=tuple(dict.fromkeys(labels)))
+        raise DataError(f"{path}: no such schema; correct the rankers' `schema` in the config, or --data")
+    return Schema.load(path).select(features=rankers.features or None, labels=tuple(dict.fromkeys(labels)))
 
 
-def train_each(
-    rankers: Sequence[Ranker], downstreams: Mapping[str, DownstreamConfig], data: Path, out: Path, name: str
-) -> None:
-    """Train every ranker that has not left its predictions yet.
+def all_rankers(config: RankerConfig) -> Iterator[Ranker]:
+    """Every ranker of a job."""
+    for task in config.tasks:
+        for arm in config.arms:
+            for seed in config.seeds:
+                yield Ranker(config.name, task, arm.name, arm.series, seed, once=arm.once)
+
+
+def stage_name(config: RankerConfig) -> str:
+    """Of the job's stage in a run."""
+    return f"downstream-{config.name}"
+
+
+def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
+    """Train every ranker of a job that has not left its predictions yet.
 
     The rankers are many, small and independent: each rank of the job trains its share of them alone.
 
     Args:
-        rankers: all of them, on every rank.
-        downstreams: population -> its config.
+        config: of the job.
         data: folder of the events.
-        out: folder of the run.
-        name: of the stage.
+        out: folder of the run, whose store they read.
 
     Raises:
         SchemaError, DataError, KeyError: a file, feature, label or series is not there.
     """
     part, parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    with process_group(alone=True) as environment, stage(out, name, environment, part=part, parts=parts):
-        for population, downstream in downstreams.items():
-            series = dict.fromkeys(n for ranker in rankers if ranker.population == population for n in ranker.series)
-            _check_visible(list(series), downstream, data, out)
+    rankers = list(all_rankers(config))
+    with process_group(alone=True) as environment, stage(out, stage_name(config), environment, part=part, parts=parts):
+        _check_visible(list(dict.fromkeys(name for arm in config.arms for name in arm.series)), config, data, out)
         for number, ranker in list(enumerate(rankers, start=1))[part::parts]:
             if ranker.path(out).is_file():
                 continue
-            score = train_ranker(ranker, downstreams[ranker.population], data, out, environment)
-            which = f"{ranker.population}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
+            score = train_ranker(ranker, config, data, out, environment)
+            which = f"{ranker.job}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
             print(f"ranker {number}/{len(rankers)} {which}: validation ne {score:.4f}", flush=True)
 
 
-def _check_visible(names: Sequence[str], downstream: DownstreamConfig, data: Path, out: Path) -> None:
+def _check_visible(names: Sequence[str], config: RankerConfig, data: Path, out: Path) -> None:
     """Refuse to train on events that all lie before the first snapshot: no training row could read a vector."""
-    schema = downstream_schema(downstream, data, ()).select(features=())
-    stream = EventStream(find_files(data, downstream.train), schema, batch_size=65_536, drop_last=False)
+    schema = ranker_schema(config, data, ()).select(features=())
+    stream = EventStream(find_files(data, config.train), schema, batch_size=65_536, drop_last=False)
     newest = max(int(batch.timestamps.max()) for batch in stream)
     store = EmbeddingStore(store_folder(out))
     for name in names:
         first = min((snapshot.as_of for snapshot in store.series(name).history()), default=None)
-        if first is not None and newest < first + downstream.publish_delay_ms:
+        if first is not None and newest < first + config.publish_delay_ms:
             raise DataError(
                 f"the newest training event is of {newest} ms, but series {name!r} begins with as_of = {first} ms (and "
-                f"publish_delay_ms = {downstream.publish_delay_ms}): no ranker could read it. Let the upstream's "
-                "events end before the ranker's begin"
+                f"publish_delay_ms = {config.publish_delay_ms}): no ranker could read it. Let the upstream's events "
+                "end before the ranker's begin, or publish_delay_ms be 0 if nothing is published by days"
             )
 
 
-def train_ranker(
-    ranker: Ranker, downstream: DownstreamConfig, data: Path, out: Path, environment: Environment
-) -> float:
+def train_ranker(ranker: Ranker, config: RankerSettings, data: Path, out: Path, environment: Environment) -> float:
     """Train one ranker, choose its epoch by validation NE, predict the test rows once and write them.
 
     Returns:
         the chosen epoch's validation NE.
     """
-    label = downstream.tasks[ranker.task]
-    schema = downstream_schema(downstream, data, (label,))
-    features = StoreFeatures(
-        EmbeddingStore(store_folder(out)), ranker.series, downstream.publish_delay_ms, once=ranker.once
-    )
-    training = downstream.training
+    label = config.tasks[ranker.task]
+    schema = ranker_schema(config, data, (label,))
+    store = EmbeddingStore(store_folder(out))
+    features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once)
+    training = config.training
 
     def stream(patterns: tuple[str, ...], *, epochs: int) -> EventStream:
         training_rows = epochs > 0
@@ -141,29 +145,29 @@ def train_ranker(
         )
 
     torch.manual_seed(ranker.seed)  # the same start for every arm: see DLRM
-    task = RankerTask(DLRM(schema, downstream.ranker, features.specs), label_index=0)
-    validation = stream(downstream.validation, epochs=0)
+    task = RankerTask(DLRM(schema, config.network, features.specs), label_index=0)
+    validation = stream(config.validation, epochs=0)
 
     def validation_ne(model: nn.Module) -> float:
         logits, labels, mask, _ = predict(model, validation, environment)
         score = normalized_entropy(labels[mask].numpy(), logits[mask].numpy())
         if math.isnan(score) and not logits.isnan().any():
             raise DataError(
-                f"the validation files {', '.join(downstream.validation)} do not hold both a 0 and a 1 of label "
+                f"the validation files {', '.join(config.validation)} do not hold both a 0 and a 1 of label "
                 f"{label!r}, so no epoch can be chosen by them: give more of them"
             )
         return score
 
     result = fit(
         task,
-        stream(downstream.train, epochs=training.epochs),
+        stream(config.train, epochs=training.epochs),
         replace(training, seed=ranker.seed),
         environment,
         tasks=(label,),
         title=None,
         after_epoch=validation_ne,
     )
-    logits, labels, mask, users = predict(result.model, stream(downstream.test, epochs=0), environment)
+    logits, labels, mask, users = predict(result.model, stream(config.test, epochs=0), environment)
     write_predictions(ranker.path(out), logits[:, 0], labels[:, 0], mask[:, 0], users)
     return min(result.scores)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from recsys.config import RankerConfig
+from recsys.config import NetworkConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import OWNERS, Schema
 from recsys.models.losses import TaskOutput, supervised_loss
@@ -63,7 +63,7 @@ class DLRM(nn.Module):
     def __init__(
         self,
         schema: Schema,
-        config: RankerConfig,
+        config: NetworkConfig,
         series: Sequence[SeriesSpec] = (),
         device: torch.device | None = None,
     ) -> None:
@@ -89,7 +89,7 @@ class RankerNetwork(nn.Module):
     """Everything of DLRM that is not a table; a leaf of the train pipeline's trace."""
 
     def __init__(
-        self, sparse: list[str], widths: dict[str, int], config: RankerConfig, series: Sequence[SeriesSpec]
+        self, sparse: list[str], widths: dict[str, int], config: NetworkConfig, series: Sequence[SeriesSpec]
     ) -> None:
         super().__init__()
         self.sparse = sparse
@@ -126,7 +126,7 @@ class RankerNetwork(nn.Module):
 class VectorFeatures(nn.Module):
     """The store's vectors -> their share [B, H] of the top MLP's first layer."""
 
-    def __init__(self, series: Sequence[SeriesSpec], fields: int, hidden: int, config: RankerConfig) -> None:
+    def __init__(self, series: Sequence[SeriesSpec], fields: int, hidden: int, config: NetworkConfig) -> None:
         super().__init__()
         self.dims = [x.dim for x in series]
         self.couples = _couples(series)

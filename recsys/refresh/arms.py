@@ -1,23 +1,24 @@
 """The ways of aggregation that a run publishes, and the series each of them goes to.
 
-An upstream's own way (`UpstreamConfig.refresh`) goes to `user_<name>` and `item_<name>`. For the report's table the
-others of the paper's (papers.md section 1) are kept beside it, of the same daily vectors: `user_<name>.latest`, ...
+An upstream's own way (`RefreshSettings.aggregation`) goes to `user_<name>` and `item_<name>`. For the report's table
+(`RefreshSettings.study`) the others of the paper's (papers.md section 1) are kept beside it, of the same daily vectors:
+`user_<name>.latest`, ...
 """
 
 from __future__ import annotations
 
-from recsys.config import STUDIED, RefreshConfig
+from recsys.config import STUDIED, RefreshSettings
 from recsys.refresh.aggregate import Aggregation
 
 ENTITIES = ("user", "item")
 
 
-def arm_of(refresh: RefreshConfig) -> str:
+def arm_of(refresh: RefreshSettings) -> str:
     """The upstream's own way, as an arm: `ma_0.8`."""
     return f"ma_{refresh.weight:g}" if refresh.aggregation == "ma" else refresh.aggregation
 
 
-def aggregations(refresh: RefreshConfig, *, study: bool) -> dict[str, Aggregation]:
+def aggregations(refresh: RefreshSettings, *, study: bool) -> dict[str, Aggregation]:
     """Arm -> what it does; the upstream's own first, the others of the table only for a `study`."""
     own = {arm_of(refresh): (refresh.aggregation, refresh.weight)}
     return {
@@ -32,7 +33,7 @@ def aggregations(refresh: RefreshConfig, *, study: bool) -> dict[str, Aggregatio
     }
 
 
-def series_of(arm: str, upstream: str, refresh: RefreshConfig) -> tuple[str, str]:
+def series_of(arm: str, upstream: str, refresh: RefreshSettings) -> tuple[str, str]:
     """Names of the arm's user and item series."""
     suffix = "" if arm == arm_of(refresh) else f".{arm}"
     return f"user_{upstream}{suffix}", f"item_{upstream}{suffix}"

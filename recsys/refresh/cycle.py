@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from recsys.config import RunConfig, UpstreamConfig
+from recsys.config import RefreshConfig
 from recsys.data.files import find_files
 from recsys.dates import day_number
 from recsys.folders import store_folder, upstream_folder
@@ -46,8 +46,7 @@ from recsys.upstream import train_on, upstream_schema
 
 
 def refresh_upstream(
-    config: RunConfig,
-    name: str,
+    config: RefreshConfig,
     data: Path,
     out: Path,
     *,
@@ -55,14 +54,13 @@ def refresh_upstream(
     cold: bool = False,
     every: bool = False,
 ) -> list[Record]:
-    """Run one cycle of upstream `name`, or `every` one that is due. A collective.
+    """Run one cycle of an upstream, or `every` one that is due. A collective.
 
-    The first cycle publishes what the upstream learned from its source, and is the only one of a config without a
-    `daily` section; those after it are the days.
+    The first cycle publishes what the upstream learned from its source, and is the only one of a config without `days`;
+    those after it are the days.
 
     Args:
-        config: of the run.
-        name: which upstream.
+        config: the upstream and how it is refreshed.
         data: folder of the events.
         out: folder of the run, where the upstream has been trained on its source.
         day: run the cycle of this day, not whichever is due.
@@ -78,17 +76,17 @@ def refresh_upstream(
         CheckpointError: a checkpoint is missing, or of another schema or config.
         StoreError: the store refuses a snapshot or a tag was moved by somebody else.
     """
-    upstream = config.upstream(name)
+    name = config.upstream.name
     with (
         process_group() as environment,
         exclusive(upstream_folder(out, name), environment),
         stage(out, f"refresh-{name}", environment),
     ):
-        refresh = _Refresh(config, upstream, data, out, environment)
+        refresh = _Refresh(config, data, out, environment)
         first = refresh.publish_first()
-        if config.daily is None and day is None and not cold:
+        if config.days is None and day is None and not cold:
             return []
-        config.days()
+        config.day_by_day()
         records: list[Record] = []
         wanted = None if every else 0 if first and day is None else 1
         while len(records) != wanted and (cycle := refresh.due(day, cold)):
@@ -102,19 +100,17 @@ def refresh_upstream(
 class _Refresh:
     """The days of one upstream; the same on every rank."""
 
-    def __init__(
-        self, config: RunConfig, upstream: UpstreamConfig, data: Path, out: Path, environment: Environment
-    ) -> None:
+    def __init__(self, config: RefreshConfig, data: Path, out: Path, environment: Environment) -> None:
+        upstream = config.upstream
         self._config, self._upstream, self._data, self._out = config, upstream, data, out
         self._environment = environment
         self._ledger = Ledger(out, upstream.name)
         self._schema = upstream_schema(upstream, data)
         # Before the series are opened, so that a model that does not fit the checkpoint makes none.
         records = broadcast(self._ledger.records(), environment)
-        offset = config.daily.utc_offset_hours if config.daily else 0.0
+        offset = config.days.utc_offset_hours if config.days else 0.0
         self._source = None if records else read_source(upstream, self._schema, data, out, environment, offset)
-        study = config.daily is not None and config.daily.study
-        self._publisher = Publisher(out, upstream, environment, study=study)
+        self._publisher = Publisher(out, config, environment)
         if records:
             self._check_store(records[-1])
 
@@ -130,8 +126,8 @@ class _Refresh:
         """The cycle to run; decided by rank 0 for all."""
         cycle = None
         if self._environment.is_main:
-            daily, records = self._config.days(), self._ledger.records()
-            available = available_days(self._data, daily)
+            days, records = self._config.day_by_day(), self._ledger.records()
+            available = available_days(self._data, days)
             for late in self._ledger.note_ignored(ignored(available, records)):
                 print(
                     f"warning: day {late} was delivered again, but newer days are published: not applied "
@@ -139,20 +135,20 @@ class _Refresh:
                     flush=True,
                 )
             if day is not None:
-                cycle = chosen_cycle(day, daily.first, available, records)
+                cycle = chosen_cycle(day, days.first, available, records)
             else:
-                cycle = next_cycle(daily.first, available, records)
+                cycle = next_cycle(days.first, available, records)
             if cycle is None and cold and records:
                 cycle = again(available, records[-1])
         return broadcast(cycle, self._environment)
 
     def run(self, cycle: Cycle, cold: bool) -> Record | None:
         """Run one cycle; None if the day's files changed while it ran, before anything was published."""
-        daily, timer, main = self._config.days(), Timer(), self._environment.is_main
-        files = broadcast({day: find_day(self._data, daily, day) for day in cycle.days}, self._environment)
-        count = sum(check_times(files[day], self._schema, daily, day) for day in cycle.days) if main else 0
+        days, timer, main = self._config.day_by_day(), Timer(), self._environment.is_main
+        files = broadcast({day: find_day(self._data, days, day) for day in cycle.days}, self._environment)
+        count = sum(check_times(files[day], self._schema, days, day) for day in cycle.days) if main else 0
         plan = self._plan(cycle, cold)
-        as_of = window(daily, cycle.day)[1]
+        as_of = window(days, cycle.day)[1]
         published = plan.folder / "publish.json"
         publication = self._publisher.decide(published, plan.key, as_of, plan.space)
         with timer("train"):
@@ -174,8 +170,9 @@ class _Refresh:
             record = self._record(cycle, plan, publication, content, timer, figures, alignment)
             self._ledger.write(record)
             self._ledger.prune()
+            self._publisher.expire()
             export.write_metrics(self._ledger.folder, self._upstream.name)
-            print(summary(record, self._upstream), flush=True)
+            print(summary(record, self._config), flush=True)
         return broadcast(record, self._environment)
 
     def finish(self, records: Sequence[Record]) -> None:
@@ -223,7 +220,8 @@ class _Refresh:
     def _train(self, plan: _Plan, files: list[Path], cycle: Cycle) -> float:
         """Train, or go on training; rows a second of all ranks."""
         upstream = self._upstream
-        training = replace(upstream.training, epochs=upstream.refresh.epochs)
+        days, training = self._config.day_by_day(), upstream.training
+        training = replace(training, epochs=days.epochs, batch_size=days.batch_size or training.batch_size)
         if plan.cold:
             generation = _generation(plan.space)
             training = replace(upstream.training, seed=upstream.training.seed + generation - 1)
@@ -245,7 +243,7 @@ class _Refresh:
     ) -> tuple[Content, AlignmentQuality | None]:
         """The entities to embed: those of the cycle's days, or all of them where a new space begins without the old."""
         upstream = self._upstream
-        anew = plan.cold and not upstream.refresh.align
+        anew = plan.cold and not self._config.align
         with timer("embed"):
             model, _ = load_towers(plan.folder / "checkpoints", upstream, self._schema, self._environment)
             events = {}
@@ -263,21 +261,20 @@ class _Refresh:
         )
         if not plan.cold or anew:
             return content, None
-        as_of = window(self._config.days(), cycle.day)[1]
+        as_of = window(self._config.day_by_day(), cycle.day)[1]
         rotation, quality = align_spaces(self._publisher, content, as_of, plan.folder, self._environment)
         return replace(content, rotation=rotation), quality
 
     def _all_days(self, cycle: Cycle) -> list[Path]:
         """Files of every day up to the cycle's, as they now are."""
-        daily = self._config.days()
-        days = [day for day in daily.all_days() if day <= cycle.day]
-        return [path for day in days for path in find_day(self._data, daily, day)]
+        days = self._config.day_by_day()
+        return [path for day in days.until(cycle.day) for path in find_day(self._data, days, day)]
 
     def _changed(self, cycle: Cycle) -> bool:
         """Whether the day's files are not what they were when the cycle began."""
         if not self._environment.is_main:
             return False
-        available = available_days(self._data, self._config.days())
+        available = available_days(self._data, self._config.day_by_day())
         now = {day: available.get(day) for day in cycle.days}
         if now == {**cycle.late, cycle.day: cycle.fingerprint}:
             return False
@@ -293,7 +290,7 @@ class _Refresh:
             label = upstream.loss.contrastive_label or self._schema.labels[0].name
             events = read_events(files, self._schema, label)
             measured = measure(self._publisher.store, upstream.name, publication.versions, events)
-            return measured.as_dict(), gates.check(measured, upstream.refresh.gates)
+            return measured.as_dict(), gates.check(measured, self._config.gates)
 
     def _record(
         self,
@@ -345,17 +342,18 @@ class _Plan:
         return not self.start
 
 
-def summary(record: Record, upstream: UpstreamConfig) -> str:
+def summary(record: Record, config: RefreshConfig) -> str:
     """One line on a cycle that is done."""
-    version = record.versions[f"user_{upstream.name}"]
-    took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in record.seconds.items())
+    name = config.upstream.name
+    version = record.versions[f"user_{name}"]
+    took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in record.seconds.items())
     notes = [f"with late {', '.join(record.late)}"] if record.late else []
     notes += [f"without {', '.join(record.gap)}"] if record.gap else []
     notes += ["a correction"] if record.corrects else []
-    tag = f"tag {upstream.refresh.tag} moved" if record.tagged else f"NOT TAGGED: {'; '.join(record.gates)}"
+    tag = f"tag {config.tag} moved" if record.tagged else f"NOT TAGGED: {'; '.join(record.gates)}"
     entities = f"{record.entities['user']} users, {record.entities['item']} items"
     noted = f" ({'; '.join(notes)})" if notes else ""
-    return f"{upstream.name} {record.day}{noted}: {entities} -> version {version}, {tag} ({took})"
+    return f"{name} {record.day}{noted}: {entities} -> version {version}, {tag} ({took})"
 
 
 def rate(content: Content, seconds: float) -> float:

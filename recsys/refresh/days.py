@@ -13,6 +13,7 @@ next cycle:
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from recsys.config import ConfigError, DailyConfig
+from recsys.config import ConfigError, DaysConfig
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
@@ -30,6 +31,7 @@ from recsys.dates import dates, day_span
 from recsys.refresh.errors import ClockSkewError
 
 _SCAN_ROWS = 65_536
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True)
@@ -134,26 +136,33 @@ def chosen_cycle(wanted: str, first: str, available: Mapping[str, str], records:
     return None
 
 
-def find_day(root: Path, daily: DailyConfig, day: str) -> list[Path]:
+def find_day(root: Path, days: DaysConfig, day: str) -> list[Path]:
     """The day's files, sorted by path; none if the day is not there. Hidden ones, and those in hidden folders, are not
     delivered yet."""
     return [
         path
-        for path in sorted(root.glob(daily.pattern(day)))
+        for path in sorted(root.glob(days.pattern(day)))
         if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
     ]
 
 
-def available_days(root: Path, daily: DailyConfig) -> dict[str, str]:
-    """Day -> fingerprint of every day from `first` to `last` that is there, oldest first.
+def find_days(root: Path, days: DaysConfig) -> dict[str, list[Path]]:
+    """Day -> files of every day that counts and is there, oldest first."""
+    paths = (str(path.relative_to(root)) for path in root.glob(days.pattern("????-??-??")))
+    dated = {day for path in paths for day in _DATE.findall(path) if days.has(day)}
+    found = {day: find_day(root, days, day) for day in sorted(dated)}
+    return {day: files for day, files in found.items() if files}
+
+
+def available_days(root: Path, days: DaysConfig) -> dict[str, str]:
+    """Day -> fingerprint of every day that counts and is there, oldest first.
 
     Raises:
         DataError: `root` is no folder, or a file cannot be read.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder: give the folder that the days' files are in")
-    found = {day: find_day(root, daily, day) for day in daily.all_days()}
-    return {day: fingerprint(root, files) for day, files in found.items() if files}
+    return {day: fingerprint(root, files) for day, files in find_days(root, days).items()}
 
 
 def fingerprint(root: Path, files: Sequence[Path]) -> str:
@@ -184,19 +193,19 @@ def _crc(path: Path, size: int, modified: int, changed: int) -> int:
     return crc
 
 
-def window(daily: DailyConfig, day: str) -> tuple[int, int]:
+def window(days: DaysConfig, day: str) -> tuple[int, int]:
     """[start, end) of a day in ms. A snapshot that knows the day is as of its end: none of its events can read it."""
-    return day_span(day, daily.utc_offset_hours)
+    return day_span(day, days.utc_offset_hours)
 
 
-def check_times(files: Sequence[Path], schema: Schema, daily: DailyConfig, day: str) -> int:
+def check_times(files: Sequence[Path], schema: Schema, days: DaysConfig, day: str) -> int:
     """See that every event is of its day; returns the number of events.
 
     Raises:
         ClockSkewError: naming the file, the row and the time of the first that is not.
         DataError: a file that cannot be read, or holds no row.
     """
-    start, end = window(daily, day)
+    start, end = window(days, day)
     facts = Schema(timestamp=schema.timestamp, user_id=schema.user_id, item_id=schema.item_id)
     events = 0
     for path in files:
@@ -210,7 +219,7 @@ def check_times(files: Sequence[Path], schema: Schema, daily: DailyConfig, day: 
                 raise ClockSkewError(
                     f"{path}: row {first + row} is of {times[row]} ms ({when} UTC), outside the day {day} = "
                     f"[{start}, {end}) ms; correct the clock, deliver the event with its own day, or set "
-                    "daily.utc_offset_hours"
+                    "days.utc_offset_hours"
                 )
             first += len(times)
         events += first

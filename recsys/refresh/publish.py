@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import time
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, TagMovedError
+from embedding_store import EmbeddingStore, Series, TagMovedError
 from recsys.atomic import write_json
-from recsys.config import UpstreamConfig
+from recsys.config import RefreshConfig
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
 from recsys.models.derm import DERM
@@ -95,19 +97,19 @@ class Publisher:
         StoreError: a series exists with another dim or dtype, or the store cannot be read.
     """
 
-    def __init__(self, out: Path, upstream: UpstreamConfig, environment: Environment, *, study: bool) -> None:
+    def __init__(self, out: Path, config: RefreshConfig, environment: Environment) -> None:
         self._store = EmbeddingStore(store_folder(out))
         self._environment = environment
-        self._refresh = upstream.refresh
-        self._ways = aggregations(upstream.refresh, study=study)
-        self._pairs = {arm: series_of(arm, upstream.name, upstream.refresh) for arm in self._ways}
-        self.plain = series_of(next(iter(self._ways)), upstream.name, upstream.refresh)
+        self._config = config
+        self._ways = aggregations(config, study=config.study)
+        self._pairs = {arm: series_of(arm, config.upstream.name, config) for arm in self._ways}
+        self.plain = series_of(next(iter(self._ways)), config.upstream.name, config)
         """The series that readers follow: user and item."""
         self.expired: dict[str, int] = {}
         """Series -> entities that left it when it was last written; on rank 0."""
         if environment.is_main:
             for name in (name for pair in self._pairs.values() for name in pair):
-                self._store.create(name, dim=upstream.model.vector_dim, dtype=upstream.refresh.dtype, exist_ok=True)
+                self._store.create(name, dim=config.upstream.model.vector_dim, dtype=config.dtype, exist_ok=True)
                 activity_series(self._store, name)
         dist.barrier()
         self._series = {name: self._store.series(name) for pair in self._pairs.values() for name in pair}
@@ -154,7 +156,7 @@ class Publisher:
         """
         if not self._environment.is_main:
             return
-        tag = self._refresh.tag
+        tag = self._config.tag
         for name in self.plain:
             series, version = self._series[name], publication.versions[name]
             if series.tags().get(tag) == version:
@@ -173,13 +175,32 @@ class Publisher:
         if self._environment.is_main:
             write_json(path, asdict(replace(publication, done=True)))
 
+    def expire(self) -> None:
+        """Let the versions go that the config's retention allows, on rank 0, and delete what is not needed any more.
+
+        Their activity goes with them: none that a version which stays is read with.
+        """
+        keep = self._config.retention
+        if keep.keeps_all or not self._environment.is_main:
+            return
+        older_than = None if keep.keep_days is None else timedelta(days=keep.keep_days)
+        for name, series in self._series.items():
+            history = series.history()
+            before = [snapshot.as_of for snapshot in history if snapshot.as_of < history[-1].as_of]
+            least = _count_since(series, before[-1] if before else history[0].as_of)  # a correction goes on from there
+            series.expire(keep_last=max(keep.keep_last or 1, least), older_than=older_than, dry_run=False)
+            activity = self._activity[name]
+            activity.expire(keep_last=_count_since(activity, series.history()[0].as_of), dry_run=False)
+            series.clean()
+            activity.clean()
+
     def whole(self, publication: Publication) -> dict[str, bool]:
         """Series -> whether its snapshot was written whole, not as a delta."""
         versions = publication.versions.items()
         return {name: self._series[name].version(version).manifest.base is None for name, version in versions}
 
     def _tags(self) -> dict[str, int | None]:
-        return {name: self._series[name].tags().get(self._refresh.tag) for name in self.plain}
+        return {name: self._series[name].tags().get(self._config.tag) for name in self.plain}
 
     def _owed(self, publication: Publication) -> list[tuple[str, ...]]:
         """Round by round, the series to write; decided by rank 0 for all."""
@@ -244,6 +265,12 @@ class Publisher:
                 if parts is not None:
                     with timer("store"):
                         writers[name].append(type(blended)(*parts))
+
+
+def _count_since(series: Series, as_of: int) -> int:
+    """How many snapshots are needed to read the series as of this time and later: at least one."""
+    times = [snapshot.as_of for snapshot in series.history()]
+    return len(times) - max(bisect_right(times, as_of) - 1, 0)
 
 
 def owed(newest: Mapping[str, int], versions: Mapping[str, int]) -> list[tuple[str, ...]]:

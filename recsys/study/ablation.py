@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import fields
 
-from recsys.config import DownstreamConfig, RunConfig
-from recsys.downstream.ranking import Ranker, train_each
+from recsys.config import ArmConfig, RankerConfig, RankerSettings, StudyConfig
 
 
-def ablation_arms(upstreams: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Arm -> series, in the order of the paper's table (papers.md section 1).
+def ablation_arms(upstreams: Sequence[str]) -> tuple[ArmConfig, ...]:
+    """The arms in the order of the paper's table (papers.md section 1).
 
     For the upstreams ctr and cvr: none, ctr_user, ctr_user_item, ctr_cvr_user_item.
     """
     first = upstreams[0]
-    arms: dict[str, tuple[str, ...]] = {"none": (), f"{first}_user": (f"user_{first}",)}
+    arms = [ArmConfig(name="none"), ArmConfig(name=f"{first}_user", series=(f"user_{first}",))]
     for count in range(1, len(upstreams) + 1):
         names = upstreams[:count]
-        arms["_".join((*names, "user_item"))] = tuple(f"{owner}_{name}" for name in names for owner in ("user", "item"))
-    return arms
+        series = tuple(f"{owner}_{name}" for name in names for owner in ("user", "item"))
+        arms.append(ArmConfig(name="_".join((*names, "user_item")), series=series))
+    return tuple(arms)
 
 
-def populations(config: RunConfig) -> dict[str, DownstreamConfig]:
-    """Population -> its config: `tasks`, and `fragment` if the run has one."""
-    return {"tasks": config.downstream, **({"fragment": config.fragment} if config.fragment else {})}
+def ablation_jobs(study: StudyConfig) -> dict[str, RankerConfig]:
+    """Population -> the job of its rankers: `tasks`, and `fragment` if the study has one."""
+    arms = ablation_arms([upstream.name for upstream in study.upstreams])
+    populations = {"tasks": study.rankers, "fragment": study.fragment}
+    return {name: ranker_job(name, settings, arms) for name, settings in populations.items() if settings is not None}
 
 
-def all_rankers(config: RunConfig) -> Iterator[Ranker]:
-    """Every ranker of a run."""
-    arms = ablation_arms([upstream.name for upstream in config.upstreams])
-    for population, downstream in populations(config).items():
-        for task in downstream.tasks:
-            for arm, series in arms.items():
-                for seed in downstream.seeds:
-                    yield Ranker(population, task, arm, series, seed)
-
-
-def train_rankers(config: RunConfig, data: Path, out: Path) -> None:
-    """Train every ranker of the ablation that has not left its predictions yet.
-
-    Raises:
-        SchemaError, DataError, KeyError: a file, feature, label or series is not there.
-    """
-    train_each(list(all_rankers(config)), populations(config), data, out, "downstream")
+def ranker_job(name: str, settings: RankerSettings, arms: tuple[ArmConfig, ...]) -> RankerConfig:
+    """Rankers as a job of their own."""
+    values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    return RankerConfig(name=name, arms=arms, **values)

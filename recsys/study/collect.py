@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +11,23 @@ import torch
 from numpy.typing import NDArray
 
 from embedding_store import EmbeddingStore, Snapshot
-from recsys.config import DownstreamConfig, RunConfig
+from recsys.config import RankerConfig, RankerSettings, StudyConfig, to_dict
 from recsys.data.files import check_files, find_files
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.downstream.features import PointInTimeSeries
-from recsys.downstream.ranking import Ranker, downstream_schema, read_predictions
+from recsys.downstream.ranking import Ranker, all_rankers, ranker_schema, read_predictions
 from recsys.downstream.retrieval import RetrievalResult, evaluate_retrieval
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor.export import read_records
 from recsys.refresh.arms import arm_of
 from recsys.refresh.records import Ledger
 from recsys.stages import read_stages
-from recsys.study.ablation import all_rankers, populations
+from recsys.study.ablation import ablation_jobs
 from recsys.study.daily_report import DailyResults
 from recsys.study.oracle import oracle_scores
 from recsys.study.report import RunResults, SeriesRun, TaskScores, UpstreamRun
-from recsys.study.ways import study_downstream, study_rankers
+from recsys.study.ways import study_job
 from recsys.train.distributed import peak_memory, without_notices
 
 _SCAN_ROWS = 65_536
@@ -36,23 +35,17 @@ _SCAN_ROWS = 65_536
 
 
 @without_notices()
-def collect_results(config: RunConfig, data: Path, out: Path) -> RunResults:
+def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
     """Read predictions, figures, snapshots and stage times of a finished run.
 
     Raises:
         FileNotFoundError: a stage has not left its result.
         VersionSkewError: the retrieval's user and item snapshots do not belong together.
     """
-    scores: dict[str, dict[str, TaskScores]] = {}
-    for population, downstream in populations(config).items():
-        rankers = [ranker for ranker in all_rankers(config) if ranker.population == population]
-        scores[population] = {
-            task: task_scores([r for r in rankers if r.task == task], downstream, data, out)
-            for task in downstream.tasks
-        }
+    scores = {population: job_scores(job, data, out) for population, job in ablation_jobs(config).items()}
     stages = read_stages(out)
     store = EmbeddingStore(store_folder(out))
-    test = _test_events(config.downstream, data)
+    test = _test_events(config.rankers, data)
     return RunResults(
         name=config.name,
         note=config.note,
@@ -60,68 +53,73 @@ def collect_results(config: RunConfig, data: Path, out: Path) -> RunResults:
         fragment=scores.get("fragment", {}),
         upstreams={upstream.name: _upstream_run(out, upstream.name) for upstream in config.upstreams},
         series={
-            f"{owner}_{upstream.name}": _series_run(store, owner, upstream.name, test, config.downstream)
+            f"{owner}_{upstream.name}": _series_run(store, owner, upstream.name, test, config.rankers)
             for upstream in config.upstreams
             for owner in ("user", "item")
         },
         retrieval=_retrieval(config, data, store),
-        rows=split_rows(config.downstream, data),
+        rows=split_rows(config.rankers, data),
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         # The launching process is alive beside whichever job is the largest.
         peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
-        config=asdict(config),
+        config=to_dict(config),
     )
 
 
-def collect_daily(config: RunConfig, data: Path, out: Path) -> DailyResults:
+def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
     """Read predictions and the days' records of a replay, as far as it went.
 
     Raises:
         FileNotFoundError: a stage has not left its result.
         DataError: a split has no day at all.
     """
-    downstream, rankers = study_downstream(config, data), list(study_rankers(config))
+    job = study_job(config, data)
     first, stages = config.upstreams[0], read_stages(out)
     return DailyResults(
         name=config.name,
         note=config.note,
-        tasks={
-            task: task_scores([ranker for ranker in rankers if ranker.task == task], downstream, data, out)
-            for task in downstream.tasks
-        },
+        tasks=job_scores(job, data, out),
         upstream=first.name,
         records=read_records(Ledger(out, first.name).folder),
-        configured=arm_of(first.refresh),
-        rows=split_rows(downstream, data),
+        configured=arm_of(config.refresh),
+        rows=split_rows(job, data),
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
-        config=asdict(config),
+        config=to_dict(config),
     )
 
 
-def task_scores(rankers: list[Ranker], downstream: DownstreamConfig, data: Path, out: Path) -> TaskScores:
+def job_scores(job: RankerConfig, data: Path, out: Path) -> dict[str, TaskScores]:
+    """Task -> what the rankers of a job predicted."""
+    rankers = list(all_rankers(job))
+    return {
+        task: task_scores([ranker for ranker in rankers if ranker.task == task], job, data, out) for task in job.tasks
+    }
+
+
+def task_scores(rankers: list[Ranker], settings: RankerSettings, data: Path, out: Path) -> TaskScores:
     """What the rankers of one task predicted, arm by arm in their order."""
     logits: dict[str, list[NDArray]] = {}
     for ranker in rankers:
         predictions = read_predictions(ranker.path(out))
         logits.setdefault(ranker.arm, []).append(predictions["logits"][predictions["mask"]])
     mask = predictions["mask"]
-    label = downstream.tasks[rankers[0].task]
+    label = settings.tasks[rankers[0].task]
     return TaskScores(
         labels=predictions["labels"][mask].astype(np.int64),
         users=predictions["users"][mask],
         arms={arm: np.stack(lines) for arm, lines in logits.items()},
-        seeds=downstream.seeds,
-        oracle=_oracle(downstream, data, label),
+        seeds=settings.seeds,
+        oracle=_oracle(settings, data, label),
     )
 
 
-def _oracle(downstream: DownstreamConfig, data: Path, label: str) -> NDArray | None:
+def _oracle(rankers: RankerSettings, data: Path, label: str) -> NDArray | None:
     """The true probabilities of the test rows, where the data are synthetic."""
-    schema = Schema.load(data / downstream.schema)
+    schema = Schema.load(data / rankers.schema)
     if f"oracle_{label}" not in schema.outcomes:
         return None
-    return oracle_scores(find_files(data, downstream.test), schema, label)[1]
+    return oracle_scores(find_files(data, rankers.test), schema, label)[1]
 
 
 def _upstream_run(out: Path, name: str) -> UpstreamRun:
@@ -134,9 +132,9 @@ def _upstream_run(out: Path, name: str) -> UpstreamRun:
     return UpstreamRun(**result, samples_per_second=speed, curves=curves)
 
 
-def _test_events(downstream: DownstreamConfig, data: Path) -> Mapping[str, torch.Tensor]:
+def _test_events(rankers: RankerSettings, data: Path) -> Mapping[str, torch.Tensor]:
     """`user`, `item` and `timestamp` of every test event, int64 [N] each."""
-    rows = [(batch.user_ids, batch.item_ids, batch.timestamps) for batch in _facts(downstream, data, downstream.test)]
+    rows = [(batch.user_ids, batch.item_ids, batch.timestamps) for batch in _facts(rankers, data, rankers.test)]
     return {
         name: torch.cat(column)
         for name, column in zip(("user", "item", "timestamp"), zip(*rows, strict=True), strict=True)
@@ -144,10 +142,10 @@ def _test_events(downstream: DownstreamConfig, data: Path) -> Mapping[str, torch
 
 
 def _series_run(
-    store: EmbeddingStore, owner: str, upstream: str, test: Mapping[str, torch.Tensor], downstream: DownstreamConfig
+    store: EmbeddingStore, owner: str, upstream: str, test: Mapping[str, torch.Tensor], rankers: RankerSettings
 ) -> SeriesRun:
     series = store.series(f"{owner}_{upstream}")
-    _, found = PointInTimeSeries(series, downstream.publish_delay_ms).lookup(test[owner], test["timestamp"])
+    _, found = PointInTimeSeries(series, rankers.publish_delay_ms).lookup(test[owner], test["timestamp"])
     snapshot = series.latest()
     return SeriesRun(
         entity=owner,
@@ -161,43 +159,41 @@ def _series_run(
     )
 
 
-def _retrieval(config: RunConfig, data: Path, store: EmbeddingStore) -> RetrievalResult | None:
+def _retrieval(config: StudyConfig, data: Path, store: EmbeddingStore) -> RetrievalResult | None:
     if config.retrieval is None:
         return None
-    downstream = config.downstream
-    label = config.retrieval.label or next(iter(downstream.tasks.values()))
+    rankers = config.rankers
+    label = config.retrieval.label or next(iter(rankers.tasks.values()))
     snapshots: list[Snapshot] = [store.series(f"{o}_{config.retrieval.upstream}").latest() for o in ("user", "item")]
-    popular = np.unique(_positives(downstream, data, downstream.train, label)[1], return_counts=True)
+    popular = np.unique(_positives(rankers, data, rankers.train, label)[1], return_counts=True)
     # As in the rankers' join: an event earlier than that may have taught the upstream what it is asked for.
-    visible_from = max(snapshot.as_of for snapshot in snapshots) + downstream.publish_delay_ms
-    positives = _positives(downstream, data, downstream.test, label, visible_from)
+    visible_from = max(snapshot.as_of for snapshot in snapshots) + rankers.publish_delay_ms
+    positives = _positives(rankers, data, rankers.test, label, visible_from)
     if not len(positives[0]):
         return None
     return evaluate_retrieval(snapshots[0], snapshots[1], positives, popular, config.retrieval.k)
 
 
 def _positives(
-    downstream: DownstreamConfig, data: Path, patterns: tuple[str, ...], label: str, since: int = 0
+    rankers: RankerSettings, data: Path, patterns: tuple[str, ...], label: str, since: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """User and item ids of the rows from time `since` on whose label exists and is 1."""
     users, items = [], []
-    for batch in _facts(downstream, data, patterns, (label,)):
+    for batch in _facts(rankers, data, patterns, (label,)):
         chosen = (batch.labels[:, 0] == 1) & batch.label_mask[:, 0] & (batch.timestamps >= since)
         users.append(batch.user_ids[chosen].numpy())
         items.append(batch.item_ids[chosen].numpy())
     return np.concatenate(users), np.concatenate(items)
 
 
-def split_rows(downstream: DownstreamConfig, data: Path) -> dict[str, int]:
+def split_rows(rankers: RankerSettings, data: Path) -> dict[str, int]:
     """Split -> its number of events."""
-    schema = downstream_schema(downstream, data, tuple(downstream.tasks.values()))
-    splits = {"train": downstream.train, "validation": downstream.validation, "test": downstream.test}
+    schema = ranker_schema(rankers, data, tuple(rankers.tasks.values()))
+    splits = {"train": rankers.train, "validation": rankers.validation, "test": rankers.test}
     return {name: check_files(find_files(data, patterns), schema) for name, patterns in splits.items()}
 
 
-def _facts(
-    downstream: DownstreamConfig, data: Path, patterns: tuple[str, ...], labels: tuple[str, ...] = ()
-) -> EventStream:
+def _facts(rankers: RankerSettings, data: Path, patterns: tuple[str, ...], labels: tuple[str, ...] = ()) -> EventStream:
     """Ids, times and these labels of all rows, in the files' order; no features."""
-    schema = downstream_schema(downstream, data, labels).select(features=())
+    schema = ranker_schema(rankers, data, labels).select(features=())
     return EventStream(find_files(data, patterns), schema, batch_size=_SCAN_ROWS, drop_last=False)

@@ -7,72 +7,48 @@ with the vectors of the days before it.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from recsys.config import STUDIED, DownstreamConfig, RunConfig
+from recsys.config import STUDIED, ArmConfig, RankerConfig, StudyConfig
 from recsys.data.errors import DataError
 from recsys.dates import dates
-from recsys.downstream.ranking import Ranker, train_each
 from recsys.refresh.arms import arm_of, series_of
 from recsys.refresh.days import find_day
+from recsys.study.ablation import ranker_job
 
-POPULATION = "daily"
+JOB = "daily"
 ONCE = "once"
 """The arm that reads the first snapshots alone: what the vectors are worth if nobody refreshes them."""
 
 
-def study_arms(config: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Arm -> the series it reads, in the order of the report: `none`, the ways of aggregation, `once`."""
-    first = config.upstreams[0].refresh
-    ways = [*(STUDIED if config.days().study else ()), arm_of(first)]
-    arms: dict[str, tuple[str, ...]] = {"none": ()}
-    for arm in dict.fromkeys(ways):
-        own = arm == arm_of(first)  # every upstream's own way, which need not be the same
-        arms[arm] = tuple(
-            name
-            for upstream in config.upstreams
-            for name in series_of(arm_of(upstream.refresh) if own else arm, upstream.name, upstream.refresh)
-        )
-    return arms | {ONCE: arms[arm_of(first)]}
+def study_arms(study: StudyConfig) -> tuple[ArmConfig, ...]:
+    """The arms in the order of the report: `none`, the ways of aggregation, `once`."""
+    refresh = study.refresh
+    own = arm_of(refresh)
+
+    def series(arm: str) -> tuple[str, ...]:
+        return tuple(name for upstream in study.upstreams for name in series_of(arm, upstream.name, refresh))
+
+    ways = dict.fromkeys([*(STUDIED if refresh.study else ()), own])
+    refreshed = [ArmConfig(name=arm, series=series(arm)) for arm in ways]
+    return (ArmConfig(name="none"), *refreshed, ArmConfig(name=ONCE, series=series(own), once=True))
 
 
-def study_rankers(config: RunConfig) -> Iterator[Ranker]:
-    """Every ranker of the report."""
-    for task in config.downstream.tasks:
-        for arm, series in study_arms(config).items():
-            for seed in config.downstream.seeds:
-                yield Ranker(POPULATION, task, arm, series, seed, once=arm == ONCE)
-
-
-def study_downstream(config: RunConfig, data: Path) -> DownstreamConfig:
-    """The config's rankers on the splits of its `daily` section; days that are not there are left out.
+def study_job(study: StudyConfig, data: Path) -> RankerConfig:
+    """The study's rankers on its spans of days, as a job of their own; days that are not there are left out.
 
     Raises:
-        DataError: a split has no day at all.
+        DataError: a span has no day at all.
     """
-    daily = config.days()
+    days, spans = study.daily()
 
-    def files(split: str, first: str, last: str) -> tuple[str, ...]:
-        found = [path for day in dates(first, last) for path in find_day(data, daily, day)]
+    def files(span: str) -> tuple[str, ...]:
+        first, last = getattr(spans, span)
+        found = [path for day in dates(first, last) for path in find_day(data, days, day)]
         if not found:
-            raise DataError(f"no day of daily.{split} = {first} to {last} is there: deliver one, or choose other days")
+            raise DataError(f"no day of spans.{span} = {first} to {last} is there: deliver one, or choose other days")
         return tuple(glob.escape(str(path.relative_to(data))) for path in found)
 
-    return replace(
-        config.downstream,
-        train=files("train", *daily.train),
-        validation=files("validation", *daily.validation),
-        test=files("test", *daily.test),
-        publish_delay_ms=daily.publish_delay_ms,
-    )
-
-
-def train_study(config: RunConfig, data: Path, out: Path) -> None:
-    """Train every ranker of the report that has not left its predictions yet; one rank of a job.
-
-    Raises:
-        SchemaError, DataError, KeyError: a file, feature, label or series is not there.
-    """
-    train_each(list(study_rankers(config)), {POPULATION: study_downstream(config, data)}, data, out, "rankers")
+    settings = replace(study.rankers, train=files("train"), validation=files("validation"), test=files("test"))
+    return ranker_job(JOB, settings, study_arms(study))

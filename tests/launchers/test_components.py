@@ -9,8 +9,8 @@ from torchx.specs.finder import get_component
 
 LAUNCHERS = Path(__file__).parents[2] / "launchers"
 ARGUMENTS = {
-    "upstream": ["--config", "c.toml", "--name", "ctr", "--data", "a folder", "--out", "o"],
-    "refresh": ["--config", "c.toml", "--name", "ctr", "--data", "a folder", "--out", "o"],
+    "upstream": ["--config", "c.toml", "--data", "a folder", "--out", "o"],
+    "refresh": ["--config", "c.toml", "--data", "a folder", "--out", "o"],
     "downstream": ["--config", "c.toml", "--data", "a folder", "--out", "o"],
 }
 
@@ -36,8 +36,6 @@ def test_flags_are_passed_on():
     given = [*ARGUMENTS["refresh"], "--day", "2024-01-31", "--cold", "True", "--every", "True"]
     (role,) = specs.materialize_appdef(component("refresh"), given).roles
     assert shlex.split(role.args[1])[-4:] == ["--day", "2024-01-31", "--cold", "--every"]
-    (role,) = specs.materialize_appdef(component("downstream"), [*ARGUMENTS["downstream"], "--study", "True"]).roles
-    assert shlex.split(role.args[1])[-1] == "--study"
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

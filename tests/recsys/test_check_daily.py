@@ -5,14 +5,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.checks import check_daily
-from recsys.config import ConfigError, DownstreamConfig, RunConfig, TrainConfig
+from recsys.config import ConfigError, RankerSettings, StudyConfig, TrainConfig
 from recsys.data.errors import DataError
 from recsys.data.synthetic import prepare_synthetic
 from recsys.recipes import synthetic_daily_small
-from tests.recsys.refresh.daily_example import DAYS, daily_config, write_day
+from tests.recsys.refresh.daily_example import DAYS, daily_study, write_day
 from tests.recsys.refresh.example import user_rows, write_log
 
-DOWNSTREAM = DownstreamConfig(
+RANKERS = RankerSettings(
     schema="schema.toml",
     train=("a",),
     validation=("b",),
@@ -20,7 +20,7 @@ DOWNSTREAM = DownstreamConfig(
     tasks={"ctr": "click"},
     training=TrainConfig(batch_size=8),
 )
-CONFIG = replace(daily_config(), downstream=DOWNSTREAM, ranks=3)
+CONFIG = replace(daily_study(), rankers=RANKERS, ranks=3)
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def test_a_recipe_fits_its_data(tmp_path: Path) -> None:
 
 def test_no_day_at_all(data: Path) -> None:
     config = _with(events="nights/{day}/*.parquet")
-    with pytest.raises(DataError, match=r"no day from 1970-01-02 to 1970-01-07 matches daily.events = 'nights/{day}"):
+    with pytest.raises(DataError, match=r"to 1970-01-07 matches refresh.days.events = 'nights/{day}"):
         check_daily(config, data)
     assert check_daily(config, data, follow=True) == DAYS
 
 
 def test_a_split_without_days(data: Path) -> None:
     (data / "days" / DAYS[2]).rename(data / "days" / f".{DAYS[2]}")
-    with pytest.raises(DataError, match=r"no day of daily.validation = 1970-01-04 to 1970-01-04 is there"):
+    with pytest.raises(DataError, match=r"no day of spans.validation = 1970-01-04 to 1970-01-04 is there"):
         check_daily(CONFIG, data)
 
 
@@ -75,9 +75,9 @@ def test_a_source_that_reaches_into_the_days(data: Path) -> None:
     pq.write_table(user_rows([1], time=86_400_000), data / "users/part-1.parquet")
     assert check_daily(CONFIG, data) == []
     pq.write_table(user_rows([1], time=86_400_001), data / "users/part-1.parquet")
-    with pytest.raises(DataError, match=r"source is of 86400001 ms, but daily.first = 1970-01-02 begins at 86400000"):
+    with pytest.raises(DataError, match=r"is of 86400001 ms, but refresh.days.first = 1970-01-02 begins at 86400000"):
         check_daily(CONFIG, data)
 
 
-def _with(**daily: str) -> RunConfig:
-    return replace(CONFIG, daily=replace(CONFIG.days(), **daily))
+def _with(**days: str) -> StudyConfig:
+    return replace(CONFIG, refresh=replace(CONFIG.refresh, days=replace(CONFIG.daily()[0], **days)))

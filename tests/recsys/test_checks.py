@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.checks import check_run
-from recsys.config import ConfigError, DownstreamConfig, LossConfig, RetrievalConfig, RunConfig, TrainConfig
+from recsys.config import ConfigError, LossConfig, RankerSettings, RetrievalConfig, StudyConfig, TrainConfig
 from recsys.config import UpstreamConfig as Upstream
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
@@ -40,7 +40,7 @@ def data(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "data"))
 
 
-DOWNSTREAM = DownstreamConfig(
+RANKERS = RankerSettings(
     schema="schema.toml",
     train=("train/*.parquet",),
     validation=("test/a.parquet",),
@@ -50,11 +50,11 @@ DOWNSTREAM = DownstreamConfig(
 )
 
 
-def run(**changes: Any) -> RunConfig:
+def run(**changes: Any) -> StudyConfig:
     """A config that fits; `changes` are of its upstream, or of the run where they name one of its fields."""
-    top = {name: changes.pop(name) for name in ("downstream", "fragment", "retrieval", "ranks") if name in changes}
+    top = {name: changes.pop(name) for name in ("rankers", "fragment", "retrieval", "ranks") if name in changes}
     upstream: Upstream = replace(CONFIG.upstreams[0], training=SMALL, **changes)
-    return replace(CONFIG, upstreams=(upstream,), **{"downstream": DOWNSTREAM, **top})
+    return replace(CONFIG, upstreams=(upstream,), **{"rankers": RANKERS, **top})
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -67,7 +67,7 @@ def column(table: pa.Table, name: str, values: Any) -> pa.Table:
 
 def test_what_fits_passes(data: Path) -> None:
     check_run(run(), data)
-    fragment = replace(DOWNSTREAM, features=("age", "tags"))
+    fragment = replace(RANKERS, features=("age", "tags"))
     check_run(run(fragment=fragment, retrieval=RetrievalConfig(label="click"), ranks=7), data)
 
 
@@ -99,37 +99,37 @@ def test_the_recipe_fits_the_market(tmp_path: Path) -> None:
             "'ctr' has 60 rows, less than one step of 8 ranks x 8: lower upstreams.ctr.training.batch_size or ranks",
         ),
         (
-            run(downstream=replace(DOWNSTREAM, training=TrainConfig(batch_size=61))),
+            run(rankers=replace(RANKERS, training=TrainConfig(batch_size=61))),
             ConfigError,
-            "downstream.train has 60 rows, less than one step of 61: lower downstream.training.batch_size",
+            "rankers.train has 60 rows, less than one step of 61: lower rankers.training.batch_size",
         ),
-        (run(downstream=replace(DOWNSTREAM, features=("nope",))), SchemaError, "unknown feature 'nope'"),
-        (run(downstream=replace(DOWNSTREAM, tasks={"ctr": "like"})), SchemaError, "unknown label 'like'"),
-        (run(fragment=replace(DOWNSTREAM, features=("nope",))), SchemaError, "unknown feature 'nope'"),
-        (run(fragment=replace(DOWNSTREAM, training=TrainConfig())), ConfigError, "fragment.train has 60 rows"),
+        (run(rankers=replace(RANKERS, features=("nope",))), SchemaError, "unknown feature 'nope'"),
+        (run(rankers=replace(RANKERS, tasks={"ctr": "like"})), SchemaError, "unknown label 'like'"),
+        (run(fragment=replace(RANKERS, features=("nope",))), SchemaError, "unknown feature 'nope'"),
+        (run(fragment=replace(RANKERS, training=TrainConfig())), ConfigError, "fragment.train has 60 rows"),
         (
-            run(downstream=replace(DOWNSTREAM, validation=("test/*.parquet",))),
+            run(rankers=replace(RANKERS, validation=("test/*.parquet",))),
             ConfigError,
-            "b.parquet is both in downstream.validation and in downstream.test: give each rows of its own",
-        ),
-        (
-            run(downstream=replace(DOWNSTREAM, train=("train/*.parquet", "events/part-1.parquet"))),
-            ConfigError,
-            "part-1.parquet is both in upstreams.ctr.source.events and in downstream.train: give each rows of its own",
+            "b.parquet is both in rankers.validation and in rankers.test: give each rows of its own",
         ),
         (
-            run(fragment=replace(DOWNSTREAM, test=("events/part-2.parquet",))),
+            run(rankers=replace(RANKERS, train=("train/*.parquet", "events/part-1.parquet"))),
+            ConfigError,
+            "part-1.parquet is both in upstreams.ctr.source.events and in rankers.train: give each rows of its own",
+        ),
+        (
+            run(fragment=replace(RANKERS, test=("events/part-2.parquet",))),
             ConfigError,
             "part-2.parquet is both in upstreams.ctr.source.events and in fragment.test",
         ),
         (
-            run(downstream=replace(DOWNSTREAM, train=("*/*.parquet",), features=("age",))),
+            run(rankers=replace(RANKERS, train=("*/*.parquet",), features=("age",))),
             DataError,
             r"users/part-0.parquet: column 'item_id' is missing",
         ),
         (run(retrieval=RetrievalConfig(label="like")), SchemaError, "unknown label 'like'"),
-        (run(downstream=replace(DOWNSTREAM, test=("none/*",))), DataError, r"pattern 'none/\*' matches nothing"),
-        (run(downstream=replace(DOWNSTREAM, schema="none.toml")), DataError, "correct downstream.schema in the config"),
+        (run(rankers=replace(RANKERS, test=("none/*",))), DataError, r"pattern 'none/\*' matches nothing"),
+        (run(rankers=replace(RANKERS, schema="none.toml")), DataError, "correct the rankers' `schema` in the config"),
         (
             run(source=replace(CONFIG.upstreams[0].source, schema="none.toml")),
             DataError,
@@ -137,7 +137,7 @@ def test_the_recipe_fits_the_market(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_config_that_does_not_fit(prepared: Path, config: RunConfig, error: type, message: str) -> None:
+def test_a_config_that_does_not_fit(prepared: Path, config: StudyConfig, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         check_run(config, prepared)
 
@@ -206,8 +206,8 @@ def test_a_schema_without_labels(data: Path) -> None:
 
 def test_a_schema_without_features(data: Path) -> None:
     Schema(labels=SCHEMA.labels).save(data / "bare.toml")
-    with pytest.raises(ConfigError, match=r"downstream has no feature: the ranker needs one, add it to bare.toml"):
-        check_run(run(downstream=replace(DOWNSTREAM, schema="bare.toml")), data)
+    with pytest.raises(ConfigError, match=r"rankers has no feature: a ranker needs one, add it to bare.toml"):
+        check_run(run(rankers=replace(RANKERS, schema="bare.toml")), data)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

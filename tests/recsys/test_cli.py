@@ -5,17 +5,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tomli_w
 
 from embedding_store import SeriesNotFoundError
 from recsys import cli, pipeline, recipes, replay
-from recsys.config import RunConfig
+from recsys.config import StudyConfig, to_dict
 from recsys.data.errors import DataError
 from recsys.data.schema import SchemaError
 from recsys.data.synthetic import prepare_synthetic
 from recsys.jobs import JobError
 from recsys.refresh import cycle
 from recsys.stages import record
-from tests.recsys.refresh.example import CONFIG
+from recsys.study.ablation import ablation_jobs
+from tests.recsys.refresh.example import CONFIG, REFRESH
 
 Run = Callable[..., int]
 
@@ -36,10 +38,10 @@ def recsys(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path, Path]]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[StudyConfig, Path, Path]]:
     """What `run` would have run: config, data and output folder."""
-    calls: list[tuple[RunConfig, Path, Path]] = []
-    monkeypatch.setattr(pipeline, "run_config", lambda *arguments: calls.append(arguments))
+    calls: list[tuple[StudyConfig, Path, Path]] = []
+    monkeypatch.setattr(pipeline, "run_stages", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(recipes, "prepare_synthetic", _prepare_small)
     return calls
 
@@ -63,13 +65,44 @@ def test_help_is_quick_and_names_every_command() -> None:
         assert f" {name} " in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "change", "message"),
+    [
+        (("run", "{}", "--data", "."), {"upstreams": [{"name": "ctr", "model": {"heads": 3}}]}, "source is missing"),
+        (("daily", "{}", "--data", "."), {"downstream": {}}, "unknown key downstream (it is [rankers] now"),
+        (("daily", "{}", "--data", "."), {}, "refresh.days or spans is missing"),
+        (("upstream", "--config", "{}", "--data", "."), {}, "upstreams (this is a study's, for `recsys run`"),
+        (("refresh", "--config", "{}", "--data", "."), {}, "upstreams (this is a study's, for `recsys run`"),
+        (("downstream", "--config", "{}", "--data", "."), {}, "upstreams (this is a study's, for `recsys run`"),
+        (("report",), {}, "holds neither report.json nor daily.json"),
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_imported(
+    tmp_path: Path, command: tuple[str, ...], change: dict[str, object], message: str
+) -> None:
+    (tmp_path / "bad.toml").write_text(tomli_w.dumps(to_dict(CONFIG) | change))
+    code = "import atexit, sys, recsys.cli; atexit.register(lambda: print('torch' in sys.modules)); recsys.cli.main()"
+    arguments = [*(part.format(tmp_path / "bad.toml") for part in command), "--out", str(tmp_path / "o")]
+    process, folder = [sys.executable, "-c", code, *arguments], Path(cli.__file__).parents[1]
+    done = subprocess.run(process, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout.rstrip().endswith("False")
+
+
 def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     bad = tmp_path / "bad.toml"
     bad.write_text("name = ")
     wrong = tmp_path / "wrong.toml"
     wrong.write_text("surprise = 1")
     (tmp_path / "file").write_text("")
-    rank = ("--name", "ctr", "--data", tmp_path, "--out", tmp_path / "o")
+    jobs = {"upstream": CONFIG.upstreams[0], "refresh": REFRESH, "downstream": ablation_jobs(CONFIG)["tasks"]}
+
+    def job(name: str) -> Path:
+        jobs[name].save(tmp_path / f"{name}.toml")
+        return tmp_path / f"{name}.toml"
+
+    rank = ("--data", tmp_path, "--out", tmp_path / "o")
     cases = {
         ("prepare", "kuairand", "--out", tmp_path): "the folder of the raw files is missing: give it with --source",
         ("prepare", "kuairand", "--source", tmp_path, "--out", tmp_path / "o"): "no such file. KuaiRand-Pure needs",
@@ -77,15 +110,20 @@ def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, c
         ("run", "nope", "--out", tmp_path / "o"): "recipe 'nope' is unknown; use kuairand, movielens-1m",
         ("run", toml(tmp_path), "--out", tmp_path / "o"): "--data is missing: give the folder that the paths in",
         ("run", bad, "--data", tmp_path, "--out", tmp_path / "o"): "bad.toml: ",
-        ("run", wrong, "--data", tmp_path, "--out", tmp_path / "o"): "unknown key 'surprise'",
+        ("run", wrong, "--data", tmp_path, "--out", tmp_path / "o"): "unknown key surprise",
         ("run", "kuairand", "--out", tmp_path / "o", "--set", "ranks=0"): "ranks is 0; use 1 or more",
         ("demo", "--out", tmp_path / "o", "--set", "rank=1"): "override 'rank': no such key",
         ("upstream", "--config", tmp_path / "none.toml", *rank): "none.toml: [Errno 2] No such file",
         ("upstream", "--config", bad, *rank): "bad.toml: ",
-        ("refresh", "--config", toml(tmp_path), *rank): "schema.toml: no such schema; correct source.schema",
-        ("refresh", "--config", toml(tmp_path), "--name", "cvr", *rank[2:]): "unknown upstream 'cvr'; the config has:",
-        ("downstream", "--config", toml(tmp_path), *rank[2:]): "schema.toml: no such schema; correct downstream",
-        ("report", "--out", tmp_path / "none"): "No such file or directory",
+        ("upstream", "--config", toml(tmp_path), *rank): "upstreams (this is a study's, for `recsys run`",
+        ("upstream", "--config", job("upstream"), *rank): "schema.toml: no such schema; correct source.schema",
+        ("refresh", "--config", job("refresh"), *rank): "schema.toml: no such schema; correct source.schema",
+        ("downstream", "--config", job("downstream"), *rank): "schema.toml: no such schema; correct the rankers'",
+        (
+            "report",
+            "--out",
+            tmp_path / "none",
+        ): f"{tmp_path / 'none'} holds neither report.json nor daily.json: give the",
         ("run", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "file/o"): "Not a directory",
     }
     for arguments, message in cases.items():
@@ -108,35 +146,42 @@ def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, c
     ],
 )
 def test_our_errors_end_with_code_2(
-    recsys: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, error: Exception, shown: str
+    recsys: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    error: Exception,
+    shown: str,
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "run_recipe", fail)
-    assert recsys("demo", "--out", "x") == 2
+    monkeypatch.setattr(pipeline, "run_study", fail)
+    assert recsys("demo", "--out", tmp_path) == 2
     assert capsys.readouterr().err == shown
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), KeyError("x"), ValueError("x"), AssertionError("x")])
 def test_faults_of_the_program_keep_their_traceback(
-    recsys: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+    recsys: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "run_recipe", fail)
+    monkeypatch.setattr(pipeline, "run_study", fail)
     with pytest.raises(type(error)) as caught:
-        recsys("demo", "--out", "x")
+        recsys("demo", "--out", tmp_path)
     assert caught.value is error
 
 
-def test_ctrl_c_says_how_to_go_on(recsys: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_ctrl_c_says_how_to_go_on(
+    recsys: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "run_recipe", stop)
-    assert recsys("demo", "--out", "x") == 130
+    monkeypatch.setattr(pipeline, "run_study", stop)
+    assert recsys("demo", "--out", tmp_path) == 130
     assert capsys.readouterr().err == "stopped; give the same command again to go on\n"
 
 
@@ -156,13 +201,13 @@ def test_prepare(recsys: Run, started: list, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_demo_is_the_synthetic_recipe(recsys: Run, started: list, tmp_path: Path) -> None:
-    assert recsys("demo", "--out", tmp_path / "a", "--set", "name=mine", "--set", "downstream.seeds=[4]") == 0
+    assert recsys("demo", "--out", tmp_path / "a", "--set", "name=mine", "--set", "rankers.seeds=[4]") == 0
     assert recsys("demo", "--out", tmp_path / "b", "--small") == 0
     (mine, data, out), (small, _, _) = started
-    assert (mine.name, mine.downstream.seeds) == ("mine", (4,))
+    assert (mine.name, mine.rankers.seeds) == ("mine", (4,))
     assert (data, out) == (tmp_path / "a/data", tmp_path / "a")
     assert small == recipes.synthetic_small()
-    assert RunConfig.load(out / "config.toml") == mine
+    assert StudyConfig.load(out / "config.toml") == mine
     assert (data / "market/schema.toml").is_file()
 
 
@@ -171,7 +216,7 @@ def test_run_takes_a_toml_config(recsys: Run, started: list, tmp_path: Path) -> 
     ((config, data, out),) = started
     assert config.ranks == 1
     assert (data, out) == (tmp_path, tmp_path / "o")
-    assert RunConfig.load(tmp_path / "o/config.toml") == config
+    assert StudyConfig.load(tmp_path / "o/config.toml") == config
 
 
 def test_a_folder_with_work_of_another_config_is_refused(
@@ -188,7 +233,7 @@ def test_a_folder_with_work_of_another_config_is_refused(
     assert "holds a run of another config" in error
     assert "choose another --out, or delete the folder" in error
     assert len(started) == 3
-    assert RunConfig.load(tmp_path / "o/config.toml") == CONFIG
+    assert StudyConfig.load(tmp_path / "o/config.toml") == CONFIG
 
 
 def test_a_second_run_does_not_prepare_again(
@@ -211,17 +256,20 @@ def test_a_refused_gate_is_exit_code_3(
 
     monkeypatch.setattr(replay, "run_daily", run_daily)
     assert recsys("daily", "synthetic", "--out", tmp_path, "--follow", "--set", "ranks=1", "--set", "name=x") == 3
-    assert asked == [("synthetic", None, tmp_path, ("ranks=1", "name=x"), {"follow": True})]
+    ((opened, *rest),) = asked
+    assert (opened.study.ranks, opened.study.name, opened.data) == (1, "x", tmp_path / "data")
+    assert rest == [tmp_path, {"follow": True}]
     assert "refused: published, but not tagged:\n  2024-01-08: the drift is 2" in capsys.readouterr().err
 
     def refresh_upstream(*arguments: object, **options: object) -> list[SimpleNamespace]:
-        asked.append((*arguments[1:], options))
+        asked.append((*arguments, options))
         return [SimpleNamespace(gates=["the drift is 2"])]
 
     monkeypatch.setattr(cycle, "refresh_upstream", refresh_upstream)
-    options = ("--config", toml(tmp_path), "--name", "ctr", "--data", tmp_path, "--out", tmp_path)
+    options = ("--config", tmp_path / "refresh.toml", "--data", tmp_path, "--out", tmp_path)
+    REFRESH.save(tmp_path / "refresh.toml")
     assert recsys("refresh", *options, "--day", "2024-01-08") == 3
-    assert asked[-1] == ("ctr", tmp_path, tmp_path, {"day": "2024-01-08", "cold": False, "every": False})
+    assert asked[-1] == (REFRESH, tmp_path, tmp_path, {"day": "2024-01-08", "cold": False, "every": False})
     assert "refused: published, but not tagged: the drift is 2" in capsys.readouterr().err
     assert recsys("refresh", *options, "--every") == 0, "the caller looks into the records"
 
@@ -230,4 +278,4 @@ def test_daily_wants_days(recsys: Run, capsys: pytest.CaptureFixture[str], tmp_p
     assert recsys("daily", "demo", "--out", tmp_path / "o") == 2
     assert "recipe 'demo' is unknown; use kuairand, synthetic, synthetic-small, or the path" in capsys.readouterr().err
     assert recsys("daily", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "o") == 2
-    assert "daily is missing: give the config a [daily] section" in capsys.readouterr().err
+    assert "refresh.days or spans is missing: say in [refresh.days] where days of events lie" in capsys.readouterr().err

@@ -11,36 +11,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.config import (
+    ArmConfig,
+    Config,
     ConfigError,
-    DailyConfig,
-    DownstreamConfig,
+    DaysConfig,
     GateConfig,
     LossConfig,
     ModelConfig,
+    NetworkConfig,
     RankerConfig,
+    RankerSettings,
     RefreshConfig,
+    RefreshSettings,
+    RetentionConfig,
     RetrievalConfig,
-    RunConfig,
     SourceConfig,
+    SpansConfig,
+    StudyConfig,
     TrainConfig,
     UpstreamConfig,
     from_dict,
     override,
+    to_dict,
 )
 from recsys.recipes import DAILY, RECIPES
 
 SOURCE = SourceConfig(schema="log/schema.toml", events=("log/events/*.parquet",))
-DOWNSTREAM = DownstreamConfig(
+RANKERS = RankerSettings(
     schema="log/schema.toml", train=("a/*",), validation=("b/*",), test=("c/*",), tasks={"ctr": "click"}
 )
 
 
-def _downstream(**changes: Any) -> DownstreamConfig:
-    return replace(DOWNSTREAM, **changes)
+def _rankers(**changes: Any) -> RankerSettings:
+    return replace(RANKERS, **changes)
 
 
-SMALL = RunConfig(name="small", upstreams=(UpstreamConfig(name="ctr", source=SOURCE),), downstream=DOWNSTREAM)
-FULL = RunConfig(
+SMALL = StudyConfig(name="small", upstreams=(UpstreamConfig(name="ctr", source=SOURCE),), rankers=RANKERS)
+FULL = StudyConfig(
     name='quoted "name", ü',
     note="two\nlines",
     upstreams=(
@@ -52,35 +59,63 @@ FULL = RunConfig(
             model=ModelConfig(token_dim=8, layers=(("masknet",), ("transformer", "dcnv2", "mlp")), dropout=0.5),
             loss=LossConfig(contrastive_label="buy", contrastive_weight=0, temperature=1),
             training=TrainConfig(epochs=3, sparse_lr=1, checkpoint_every=0, seed=7),
-            refresh=RefreshConfig(aggregation="average", align="procrustes", gates=GateConfig(max_skew=0.1)),
         ),
         UpstreamConfig(name="cvr", source=SOURCE),
     ),
-    downstream=replace(DOWNSTREAM, features=("user_id",), publish_delay_ms=1000, seeds=(5, 3)),
-    fragment=replace(DOWNSTREAM, tasks={"ctr": "click", "cvr": "buy"}, ranker=RankerConfig(hidden=())),
+    rankers=replace(RANKERS, features=("user_id",), publish_delay_ms=1000, seeds=(5, 3)),
+    fragment=replace(RANKERS, tasks={"ctr": "click", "cvr": "buy"}, network=NetworkConfig(hidden=())),
     retrieval=RetrievalConfig(upstream="cvr", label="buy", k=(1, 5)),
-    daily=DailyConfig(
-        events="e/{day}/*",
-        utc_offset_hours=5.5,
-        first="2024-02-28",
-        last="2024-03-02",
+    refresh=RefreshSettings(
+        days=DaysConfig(events="e/{day}/*", utc_offset_hours=5.5, first="2024-02-28", last="2024-03-02"),
+        aggregation="average",
+        align="procrustes",
+        gates=GateConfig(max_skew=0.1),
+        study=True,
+    ),
+    spans=SpansConfig(
         train=("2024-02-28", "2024-02-29"),
         validation=("2024-03-01", "2024-03-01"),
         test=("2024-03-02", "2024-03-02"),
-        publish_delay_ms=5,
-        study=False,
     ),
     ranks=3,
 )
-DAYS = FULL.days()
+DAYS, SPANS = FULL.daily()
+REFRESH = replace(
+    FULL.refresh_of(FULL.upstreams[0]),
+    retention=RetentionConfig(keep_last=3, keep_days=1.5),
+    days=replace(DAYS, last=""),
+)
+JOB = RankerConfig(
+    name="mine",
+    schema="s",
+    train=("a",),
+    validation=("b",),
+    test=("c",),
+    tasks={"ctr": "click"},
+    arms=(ArmConfig(name="none"), ArmConfig(name="ma_0.8", series=("user_ctr", "item_ctr"), once=True)),
+)
 
 
-@pytest.mark.parametrize("config", [SMALL, FULL, *(r.config() for r in (*RECIPES.values(), *DAILY.values()))])
-def test_toml_round_trip(tmp_path: Path, config: RunConfig) -> None:
+RECIPE_CONFIGS = [recipe.config() for recipe in (*RECIPES.values(), *DAILY.values())]
+
+
+@pytest.mark.parametrize("config", [SMALL, FULL, *FULL.upstreams, REFRESH, JOB, *RECIPE_CONFIGS])
+def test_toml_round_trip(tmp_path: Path, config: Config) -> None:
     config.save(tmp_path / "config.toml")
-    loaded = RunConfig.load(tmp_path / "config.toml")
+    loaded = type(config).load(tmp_path / "config.toml")
     assert loaded == config
-    assert hash(loaded.upstreams) == hash(config.upstreams)  # tuples, not lists, all the way down
+
+
+def test_recipes_study_the_ways_of_aggregation_only_where_they_report_them() -> None:
+    assert [recipe.config().refresh.study for recipe in RECIPES.values()] == [False] * len(RECIPES)
+    assert all(recipe.config().refresh.study for recipe in DAILY.values())
+    assert not RefreshSettings().study
+
+
+def test_vectors_of_days_are_read_only_once_a_cycle_can_have_published_them() -> None:
+    assert RANKERS.publish_delay_ms == 6 * 3_600_000
+    assert {recipe.config().rankers.publish_delay_ms for recipe in DAILY.values()} == {6 * 3_600_000}
+    assert {recipe.config().rankers.publish_delay_ms for recipe in RECIPES.values()} == {0}
 
 
 def test_a_saved_config_names_every_value(tmp_path: Path) -> None:
@@ -93,9 +128,9 @@ def test_a_saved_config_names_every_value(tmp_path: Path) -> None:
 
 def test_integers_serve_as_numbers() -> None:
     assert FULL.upstreams[0].training.sparse_lr == 1
-    document = _document(FULL)
+    document = to_dict(FULL)
     document["upstreams"][0]["training"]["sparse_lr"] = 2
-    value = from_dict(document).upstreams[0].training.sparse_lr
+    value = from_dict(StudyConfig, document).upstreams[0].training.sparse_lr
     assert value == 2.0
     assert isinstance(value, float)
 
@@ -103,82 +138,99 @@ def test_integers_serve_as_numbers() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SourceConfig(schema="", events=("x",)), "source.schema is empty: give"),
-        (lambda: SourceConfig(schema="x", events=()), "source.events is empty: give"),
+        (lambda: SourceConfig(schema="", events=("x",)), "schema is empty: give"),
+        (lambda: SourceConfig(schema="x", events=()), "events is empty: give"),
         *(
-            (lambda name=name: ModelConfig(**{name: 0}), f"model.{name} is 0; use 1 or more")
+            (lambda name=name: ModelConfig(**{name: 0}), f"{name} is 0; use 1 or more")
             for name in ("token_dim", "tokens", "heads", "out_tokens", "out_dim")
         ),
-        (lambda: ModelConfig(sequence_layers=-1), "model.sequence_layers is -1; use 0 or more"),
-        (lambda: ModelConfig(token_dim=12, heads=5), "model.heads is 5; it must divide token_dim = 12"),
-        (lambda: ModelConfig(token_dim=6), "model.token_dim is 6; tables need a multiple of 4"),
-        (lambda: ModelConfig(layers=()), "model.layers is empty; give"),
-        (lambda: ModelConfig(layers=(("mlp",), ())), "model.layers has a layer without modules; give"),
-        (lambda: ModelConfig(layers=(("cnn",),)), "model.layers names 'cnn'; use one of masknet, dcnv2"),
-        (lambda: ModelConfig(dropout=1.0), "model.dropout is 1.0; use 0 <= dropout < 1"),
-        (lambda: ModelConfig(dropout=-0.1), "model.dropout is -0.1"),
-        (lambda: LossConfig(temperature=0), "loss.temperature is 0; use more than 0"),
-        (lambda: LossConfig(contrastive_weight=-1), "loss.contrastive_weight is -1; use 0 or more"),
+        (lambda: ModelConfig(sequence_layers=-1), "sequence_layers is -1; use 0 or more"),
+        (lambda: ModelConfig(token_dim=12, heads=5), "heads is 5; it must divide token_dim = 12"),
+        (lambda: ModelConfig(token_dim=6), "token_dim is 6; tables need a multiple of 4"),
+        (lambda: ModelConfig(layers=()), "layers is empty; give"),
+        (lambda: ModelConfig(layers=(("mlp",), ())), "layers has a layer without modules; give"),
+        (lambda: ModelConfig(layers=(("cnn",),)), "layers names 'cnn'; use one of masknet, dcnv2"),
+        (lambda: ModelConfig(dropout=1.0), "dropout is 1.0; use 0 <= dropout < 1"),
+        (lambda: ModelConfig(dropout=-0.1), "dropout is -0.1"),
+        (lambda: LossConfig(temperature=0), "temperature is 0; use more than 0"),
+        (lambda: LossConfig(contrastive_weight=-1), "contrastive_weight is -1; use 0 or more"),
         *(
-            (lambda name=name: TrainConfig(**{name: 0}), f"training.{name} is 0; use 1 or more")
+            (lambda name=name: TrainConfig(**{name: 0}), f"{name} is 0; use 1 or more")
             for name in ("epochs", "batch_size", "log_every")
         ),
         *(
-            (lambda name=name: TrainConfig(**{name: -1}), f"training.{name} is -1; use 0 or more")
+            (lambda name=name: TrainConfig(**{name: -1}), f"{name} is -1; use 0 or more")
             for name in ("shuffle_batches", "checkpoint_every", "weight_decay")
         ),
-        (lambda: TrainConfig(seed=-1), r"training.seed is -1; use 0 <= seed < 2\^32"),
-        (lambda: TrainConfig(seed=2**32), "training.seed is 4294967296; use"),
-        (lambda: TrainConfig(sparse_lr=0), "training.sparse_lr is 0; use more than 0"),
-        (lambda: TrainConfig(dense_lr=float("nan")), "training.dense_lr is nan; use more than 0"),
-        (lambda: UpstreamConfig(name="a-b", source=SOURCE), "upstream.name is 'a-b'; use"),
-        (lambda: UpstreamConfig(name="", source=SOURCE), "upstream.name is ''; use"),
-        (lambda: UpstreamConfig(name="klick_ü", source=SOURCE), "upstream.name is 'klick_ü'; use"),
-        (lambda: UpstreamConfig(name="x" * 101, source=SOURCE), "upstream.name is 'xxx.*; use up to 100"),
-        (lambda: UpstreamConfig(name="x", source=SOURCE, tasks=("a", "a")), "upstream.tasks is .*; name each label on"),
+        (lambda: TrainConfig(seed=-1), r"seed is -1; use 0 <= seed < 2\^32"),
+        (lambda: TrainConfig(seed=2**32), "seed is 4294967296; use"),
+        (lambda: TrainConfig(sparse_lr=0), "sparse_lr is 0; use more than 0"),
+        (lambda: TrainConfig(dense_lr=float("nan")), "dense_lr is nan; use more than 0"),
+        (lambda: UpstreamConfig(name="a-b", source=SOURCE), "name is 'a-b'; use"),
+        (lambda: UpstreamConfig(name="", source=SOURCE), "name is ''; use"),
+        (lambda: UpstreamConfig(name="klick_ü", source=SOURCE), "name is 'klick_ü'; use"),
+        (lambda: UpstreamConfig(name="x" * 101, source=SOURCE), "name is 'xxx.*; use up to 100"),
+        (lambda: UpstreamConfig(name="x", source=SOURCE, tasks=("a", "a")), "tasks is .*; name each label on"),
         (
-            lambda: RefreshConfig(aggregation="sum"),
-            "refresh.aggregation is 'sum'; use one of 'ma', 'latest', 'average'",
+            lambda: RefreshSettings(aggregation="sum"),
+            "aggregation is 'sum'; use one of 'ma', 'latest', 'average'",
         ),
-        (lambda: RefreshConfig(dtype="f8"), "refresh.dtype is 'f8'; use one of 'float32'"),
-        (lambda: RefreshConfig(align="affine"), "refresh.align is 'affine'; use one of '', 'procrustes'"),
-        (lambda: RefreshConfig(weight=1.0), "refresh.weight is 1.0; use 0 <= weight < 1"),
-        (lambda: RefreshConfig(time_to_live_days=0), "refresh.time_to_live_days is 0; use 1 or more"),
-        (lambda: RefreshConfig(epochs=0), "refresh.epochs is 0; use 1 or more"),
-        (lambda: RefreshConfig(delta_below=2.0), "refresh.delta_below is 2.0; use a share"),
-        (lambda: RefreshConfig(tag=""), "refresh.tag is empty; name the tag"),
-        (lambda: GateConfig(min_coverage=1.5), "refresh.gates.min_coverage is 1.5; use a number from 0 to 1"),
-        (lambda: GateConfig(max_drift=-1.0), "refresh.gates.max_drift is -1.0; use a number from 0 to 2"),
-        (lambda: replace(DAYS, events="e/*"), "daily.events is 'e/[*]'; give a pattern .*with {day} in it"),
-        (lambda: replace(DAYS, events="/e/{day}"), "daily.events is '/e/{day}'; give .* relative to the data folder"),
-        (lambda: replace(DAYS, utc_offset_hours=15), "daily.utc_offset_hours is 15; use hours from -14 to 14"),
-        (lambda: replace(DAYS, first="2024-2-28"), "daily.first names the day '2024-2-28'; write it as 2024-01-31"),
-        (lambda: replace(DAYS, last="2024-02-30"), "daily.last names the day '2024-02-30'"),
-        (lambda: replace(DAYS, last="2024-02-01"), "daily.first is 2024-02-28, after daily.last = 2024-02-01: swap"),
-        (lambda: replace(DAYS, train=("2024-02-28",)), r"daily.train is \['2024-02-28'\]; give its first and its last"),
-        (lambda: replace(DAYS, train=("2024-02-29", "2024-02-28")), "daily.train begins on 2024-02-29, after its end"),
-        (lambda: replace(DAYS, test=("2024-03-02", "2024-03-03")), "daily.test is .* choose days from daily.first"),
-        (lambda: replace(DAYS, validation=DAYS.train), "must follow one another without a common day"),
-        (lambda: replace(DAYS, publish_delay_ms=-1), "daily.publish_delay_ms is -1; use 0 or more"),
-        (lambda: replace(SMALL).days(), r"daily is missing: give the config a \[daily\] section"),
-        (lambda: RankerConfig(embedding_dim=0), "ranker.embedding_dim is 0; use 1 or more"),
-        (lambda: RankerConfig(embedding_dim=6), "ranker.embedding_dim is 6; tables need a multiple of 4"),
-        (lambda: RankerConfig(projection_dim=0), "ranker.projection_dim is 0; use 1 or more"),
-        (lambda: RankerConfig(hidden=(4, 0)), r"ranker.hidden is \(4, 0\); use widths of 1 or more"),
-        (lambda: RankerConfig(dropout=1), "ranker.dropout is 1; use 0 <= p < 1"),
-        (lambda: RankerConfig(entity_dropout=-1), "ranker.entity_dropout is -1; use 0 <= p < 1"),
+        (lambda: RefreshSettings(dtype="f8"), "dtype is 'f8'; use one of 'float32'"),
+        (lambda: RefreshSettings(align="affine"), "align is 'affine'; use one of '', 'procrustes'"),
+        (lambda: RefreshSettings(weight=1.0), "weight is 1.0; use 0 <= weight < 1"),
+        (lambda: RefreshSettings(time_to_live_days=0), "time_to_live_days is 0; use 1 or more"),
+        (lambda: RefreshSettings(delta_below=2.0), "delta_below is 2.0; use a share"),
+        (lambda: RefreshSettings(tag=""), "tag is empty; name the tag"),
+        (lambda: GateConfig(min_coverage=1.5), "min_coverage is 1.5; use a number from 0 to 1"),
+        (lambda: GateConfig(max_drift=-1.0), "max_drift is -1.0; use a number from 0 to 2"),
+        (lambda: replace(DAYS, events="e/*"), "events is 'e/[*]'; give a pattern .*with {day} in it"),
+        (lambda: replace(DAYS, events="/e/{day}"), "events is '/e/{day}'; give .* relative to the data folder"),
+        (lambda: replace(DAYS, utc_offset_hours=15), "utc_offset_hours is 15; use hours from -14 to 14"),
+        (lambda: replace(DAYS, first="2024-2-28"), "first names the day '2024-2-28'; write it as 2024-01-31"),
+        (lambda: replace(DAYS, last="2024-02-30"), "last names the day '2024-02-30'"),
+        (lambda: replace(DAYS, last="2024-02-01"), "first is 2024-02-28, after last = 2024-02-01: swap"),
+        (lambda: replace(SPANS, train=("2024-02-28",)), r"train is \['2024-02-28'\]; give its first and its last"),
+        (lambda: replace(SPANS, train=("2024-02-29", "2024-02-28")), "train begins on 2024-02-29, after its end"),
+        (
+            lambda: replace(FULL, spans=replace(SPANS, test=("2024-03-02", "2024-03-03"))),
+            "spans.test is .*; choose days from refresh.days.first = 2024-02-28 to",
+        ),
+        (lambda: replace(SPANS, validation=SPANS.train), "must follow one another without a common day"),
+        (lambda: replace(DAYS, epochs=0), "epochs is 0; use 1 or more"),
+        (lambda: replace(DAYS, batch_size=-1), "batch_size is -1; use 1 or more, or 0"),
+        (lambda: replace(SMALL).daily(), r"refresh.days or spans is missing: say in \[refresh.days\] where"),
+        (lambda: replace(REFRESH, days=None).day_by_day(), r"days is missing: give the config a \[days\] section"),
+        (lambda: replace(FULL, refresh=RefreshSettings()), "refresh.days.last is missing"),
+        (lambda: replace(FULL, refresh=replace(FULL.refresh, days=REFRESH.days)), "refresh.days.last is missing"),
+        (
+            lambda: replace(FULL, refresh=replace(FULL.refresh, retention=RetentionConfig(keep_last=2))),
+            "refresh.retention lets versions go that the rankers of spans read",
+        ),
+        (lambda: RetentionConfig(keep_last=0), "keep_last is 0; use 1 or more"),
+        (lambda: RetentionConfig(keep_days=-1), "keep_days is -1; use 0 or more"),
+        (lambda: replace(JOB, name="a/b"), "name is 'a/b'; use letters, digits and _"),
+        (lambda: replace(JOB, arms=()), "arms is empty; give one at least"),
+        (lambda: replace(JOB, arms=JOB.arms * 2), r"arms are named \['none', .*; make the names different"),
+        (lambda: replace(JOB, seeds=()), "seeds is empty; give at least one"),
+        (lambda: ArmConfig(name="a/b"), "name is 'a/b'; use letters, digits, _ and ."),
+        (lambda: NetworkConfig(embedding_dim=0), "embedding_dim is 0; use 1 or more"),
+        (lambda: NetworkConfig(embedding_dim=6), "embedding_dim is 6; tables need a multiple of 4"),
+        (lambda: NetworkConfig(projection_dim=0), "projection_dim is 0; use 1 or more"),
+        (lambda: NetworkConfig(hidden=(4, 0)), r"hidden is \(4, 0\); use widths of 1 or more"),
+        (lambda: NetworkConfig(dropout=1), "dropout is 1; use 0 <= p < 1"),
+        (lambda: NetworkConfig(entity_dropout=-1), "entity_dropout is -1; use 0 <= p < 1"),
         *(
-            (lambda name=name: _downstream(**{name: ()}), f"downstream.{name} is empty; give at least one")
+            (lambda name=name: _rankers(**{name: ()}), f"{name} is empty; give at least one")
             for name in ("train", "validation", "test", "seeds")
         ),
-        (lambda: replace(DOWNSTREAM, tasks={}), "downstream.tasks is empty; name at least one"),
-        (lambda: replace(DOWNSTREAM, tasks={"a/b": "x"}), "downstream.tasks names 'a/b'; use letters"),
-        (lambda: replace(DOWNSTREAM, tasks={"..": "x"}), "downstream.tasks names '..'; use letters"),
-        (lambda: replace(DOWNSTREAM, seeds=(1, 1)), r"downstream.seeds is \(1, 1\); use different ones"),
-        (lambda: replace(DOWNSTREAM, seeds=(-1,)), r"downstream.seeds is \(-1,\); use .*0 <= seed"),
-        (lambda: replace(DOWNSTREAM, publish_delay_ms=-1), "downstream.publish_delay_ms is -1; use 0 or more"),
-        (lambda: RetrievalConfig(k=()), r"retrieval.k is \(\); give cut-offs of 1 or more"),
-        (lambda: RetrievalConfig(k=(10, 0)), r"retrieval.k is \(10, 0\); give cut-offs of 1 or more"),
+        (lambda: replace(RANKERS, tasks={}), "tasks is empty; name at least one"),
+        (lambda: replace(RANKERS, tasks={"a/b": "x"}), "tasks names 'a/b'; use letters"),
+        (lambda: replace(RANKERS, tasks={"..": "x"}), "tasks names '..'; use letters"),
+        (lambda: replace(RANKERS, seeds=(1, 1)), r"seeds is \(1, 1\); use different ones"),
+        (lambda: replace(RANKERS, seeds=(-1,)), r"seeds is \(-1,\); use .*0 <= seed"),
+        (lambda: replace(RANKERS, publish_delay_ms=-1), "publish_delay_ms is -1; use 0 or more"),
+        (lambda: RetrievalConfig(k=()), r"k is \(\); give cut-offs of 1 or more"),
+        (lambda: RetrievalConfig(k=(10, 0)), r"k is \(10, 0\); give cut-offs of 1 or more"),
         (lambda: replace(SMALL, upstreams=()), "upstreams is empty; give at least one"),
         (lambda: replace(SMALL, upstreams=SMALL.upstreams * 2), r"upstreams are named \['ctr', 'ctr'\]; make"),
         (lambda: replace(SMALL, ranks=0), "ranks is 0; use 1 or more"),
@@ -193,29 +245,36 @@ def test_values_are_checked_on_construction(build: Callable[[], object], message
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("bogus", 1, "unknown key 'bogus'; see recsys/config/"),
-        ("upstreams.0.training.epoch", 1, "unknown key 'epoch'"),
-        ("upstreams.0.training.epochs", True, '"upstreams.training.epochs" - should be "int" .*"True"'),
-        ("upstreams.0.training.epochs", 1.0, '"upstreams.training.epochs" - should be "int" .*"1.0"'),
-        ("upstreams.0.training.sparse_lr", "high", '"upstreams.training.sparse_lr" - should be "float" .*"high"'),
-        ("upstreams.0.training.sparse_lr", True, '"upstreams.training.sparse_lr" - should be "float" .*"True"'),
-        ("upstreams.0.source.events", "log/*.parquet", '"upstreams.source.events" - should be "list" .*"log/'),
-        ("upstreams.0.model.layers", ["mlp"], '"upstreams.model.layers" - should be "list" .*"mlp"'),
-        ("upstreams.0.model", 5, '"upstreams.model" - should be "ModelConfig" .*"5"'),
-        ("upstreams", {"name": "ctr"}, '"upstreams" - should be "list"'),
-        ("upstreams", "ctr", '"upstreams" - should be "list" .*"ctr"'),
-        ("downstream.train", [3], '"downstream.train" - should be "str" .*"3"'),
-        ("downstream.seeds", 3, '"downstream.seeds" - should be "list" .*"3"'),
-        ("downstream.seeds", [True], '"downstream.seeds" - should be "int" .*"True"'),
-        ("downstream.tasks", "ctr", '"downstream.tasks" - should be "dict" .*"ctr"'),
-        ("downstream.tasks", {"ctr": 3}, '"downstream.tasks" - should be "str" .*"3"'),
-        ("retrieval", 3, '"retrieval" - should be .*RetrievalConfig.*"3"'),
-        ("name", 3, '"name" - should be "str" .*"3"'),
-        ("ranks", "2", '"ranks" - should be "int" .*"2"'),
+        ("bogus", 1, "unknown key bogus; see recsys/config/"),
+        ("upstreams.0.training.epoch", 1, "unknown key upstreams.ctr.training.epoch; see"),
+        ("upstreams.0.training.epochs", True, "upstreams.ctr.training.epochs is True; it must be an integer"),
+        ("upstreams.0.training.epochs", 1.0, "upstreams.ctr.training.epochs is 1.0; it must be an integer"),
+        ("upstreams.0.training.sparse_lr", "high", "upstreams.ctr.training.sparse_lr is 'high'; it must be a number"),
+        ("upstreams.0.training.sparse_lr", True, "upstreams.ctr.training.sparse_lr is True; it must be a number"),
+        ("upstreams.0.source.events", "log/*.parquet", "upstreams.ctr.source.events is 'log/.*; it must be a list"),
+        ("upstreams.0.source.events", ["a", 3], "upstreams.ctr.source.events.1 is 3; it must be a string"),
+        ("upstreams.0.model.layers", ["mlp"], "upstreams.ctr.model.layers.0 is 'mlp'; it must be a list"),
+        ("upstreams.0.model", 5, "upstreams.ctr.model is 5; it must be a table"),
+        ("upstreams.0.model.heads", 3, "upstreams.ctr.model.heads is 3; it must divide token_dim = 32"),
+        ("upstreams.0.name", 3, "upstreams.0.name is 3; it must be a string"),
+        ("upstreams.0.name", "", "upstreams.0.name is ''; use up to 100"),
+        ("upstreams", {"name": "ctr"}, "upstreams is {'name': 'ctr'}; it must be a list"),
+        ("upstreams", "ctr", "upstreams is 'ctr'; it must be a list"),
+        ("refresh.gates.max_skew", 2, "refresh.gates.max_skew is 2.0; use a number from 0 to 1"),
+        ("refresh.study", 1, "refresh.study is 1; it must be true or false"),
+        ("refresh.retention.keep_last", 1.5, "refresh.retention.keep_last is 1.5; it must be an integer"),
+        ("rankers.train", [3], "rankers.train.0 is 3; it must be a string"),
+        ("rankers.seeds", 3, "rankers.seeds is 3; it must be a list"),
+        ("rankers.seeds", [True], "rankers.seeds.0 is True; it must be an integer"),
+        ("rankers.tasks", "ctr", "rankers.tasks is 'ctr'; it must be a table"),
+        ("rankers.tasks", {"ctr": 3}, "rankers.tasks.ctr is 3; it must be a string"),
+        ("retrieval", 3, "retrieval is 3; it must be a table"),
+        ("name", 3, "name is 3; it must be a string"),
+        ("ranks", "2", "ranks is '2'; it must be an integer"),
     ],
 )
 def test_a_wrong_type_or_key_is_named(tmp_path: Path, path: str, value: Any, message: str) -> None:
-    document = _document(SMALL)
+    document = to_dict(SMALL)
     *parents, last = path.split(".")
     node: Any = document
     for key in parents:
@@ -223,16 +282,55 @@ def test_a_wrong_type_or_key_is_named(tmp_path: Path, path: str, value: Any, mes
     node[last] = value
     (tmp_path / "config.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
     with pytest.raises(ConfigError, match=message) as caught:
-        RunConfig.load(tmp_path / "config.toml")
-    assert str(caught.value).startswith(str(tmp_path / "config.toml"))
+        StudyConfig.load(tmp_path / "config.toml")
+    assert str(caught.value).startswith(f"{tmp_path / 'config.toml'}: ")
 
 
-@pytest.mark.parametrize("key", ["name", "upstreams", "downstream"])
+@pytest.mark.parametrize("key", ["name", "upstreams", "rankers"])
 def test_a_missing_key_is_named(key: str) -> None:
-    document = _document(SMALL)
+    document = to_dict(SMALL)
     del document[key]
-    with pytest.raises(ConfigError, match=f'missing value for field "{key}"'):
-        from_dict(document)
+    with pytest.raises(ConfigError, match=f"^{key} is missing; see"):
+        from_dict(StudyConfig, document)
+
+
+def test_a_missing_key_deep_down_is_named() -> None:
+    document = to_dict(SMALL)
+    del document["upstreams"][0]["source"]["schema"]
+    with pytest.raises(ConfigError, match=r"^upstreams\.ctr\.source\.schema is missing"):
+        from_dict(StudyConfig, document)
+
+
+@pytest.mark.parametrize(
+    ("kind", "document", "hints"),
+    [
+        (StudyConfig, {"downstream": {}}, ["unknown key downstream (it is [rankers] now"]),
+        (
+            StudyConfig,
+            {"daily": {}, "bogus": 1},
+            [
+                "daily (events, utc_offset_hours, first and last are in [refresh.days] now; train, validation",
+                ", bogus;",
+            ],
+        ),
+        (
+            StudyConfig,
+            to_dict(SMALL) | {"upstreams": [{"name": "cvr", "refresh": {}}]},
+            ["unknown key upstreams.cvr.refresh (its keys are in [refresh] of the study now"],
+        ),
+        (StudyConfig, to_dict(SMALL) | {"refresh": {"epochs": 2}}, ["refresh.epochs (it is in [refresh.days] now)"]),
+        (StudyConfig, to_dict(SMALL) | {"rankers": {"ranker": {}}}, ["rankers.ranker (it is `network` now)"]),
+        *((kind, to_dict(SMALL), ["upstreams (this is a study's"]) for kind in (UpstreamConfig, RefreshConfig)),
+        (RankerConfig, to_dict(SMALL), ["upstreams (this is a study's", "a job takes its own: see OUT/configs"]),
+    ],
+)
+def test_what_an_earlier_format_or_another_job_had_is_explained(
+    kind: type, document: dict[str, Any], hints: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(kind, document)
+    for hint in hints:
+        assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"name = 'a'\nname = 'b'", b"\xff"])
@@ -240,9 +338,9 @@ def test_what_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"config\.toml: "):
-        RunConfig.load(path)
+        StudyConfig.load(path)
     with pytest.raises(ConfigError, match=r"absent\.toml: .*No such file"):
-        RunConfig.load(tmp_path / "absent.toml")
+        StudyConfig.load(tmp_path / "absent.toml")
 
 
 @pytest.mark.parametrize(
@@ -256,14 +354,14 @@ def test_what_is_no_toml(tmp_path: Path, content: bytes) -> None:
         ("upstreams.cvr.training.sparse_lr=1", lambda c: c.upstreams[1].training.sparse_lr, 1.0),
         ("upstreams.1.source.users=['u/*']", lambda c: c.upstreams[1].source.users, ("u/*",)),
         ("upstreams.ctr.model.layers=[['mlp'], ['dcnv2']]", lambda c: c.upstreams[0].model.layers[1], ("dcnv2",)),
-        ("downstream.seeds=[9]", lambda c: c.downstream.seeds, (9,)),
-        ("downstream.tasks={cvr='buy'}", lambda c: c.downstream.tasks, {"cvr": "buy"}),
-        ("downstream.tasks.ctr=buy", lambda c: c.downstream.tasks, {"ctr": "buy"}),
+        ("rankers.seeds=[9]", lambda c: c.rankers.seeds, (9,)),
+        ("rankers.tasks={cvr='buy'}", lambda c: c.rankers.tasks, {"cvr": "buy"}),
+        ("rankers.tasks.ctr=buy", lambda c: c.rankers.tasks, {"ctr": "buy"}),
         ("retrieval.k=[3]", lambda c: c.retrieval.k, (3,)),
-        ("fragment.ranker.dropout=0", lambda c: c.fragment.ranker.dropout, 0.0),
+        ("fragment.network.dropout=0", lambda c: c.fragment.network.dropout, 0.0),
     ],
 )
-def test_override(assignment: str, read: Callable[[RunConfig], Any], expected: Any) -> None:
+def test_override(assignment: str, read: Callable[[StudyConfig], Any], expected: Any) -> None:
     before = copy.deepcopy(FULL)
     changed = override(FULL, (assignment,))
     assert read(changed) == expected
@@ -290,11 +388,11 @@ def test_overrides_apply_in_order() -> None:
         ("upstreams.ctr.training.epochs.x=1", "'upstreams.ctr.training.epochs.x': no such key"),
         ("upstreams.ctr.model.layers.0.0=mlp", "'upstreams.ctr.model.layers.0.0': no such key"),
         ("upstreams.ctr.model.layers.x.y=mlp", "no 'x' there"),
-        ("downstream.train.x.y=1", "no 'x' there"),
-        ("downstream.seeds.0=1", "'downstream.seeds.0': no such key"),
+        ("rankers.train.x.y=1", "no 'x' there"),
+        ("rankers.seeds.0=1", "'rankers.seeds.0': no such key"),
         ("=1", "'': no such key"),
         ("ranks=0", "ranks is 0; use 1 or more"),
-        ("ranks=two", '"ranks" - should be "int" .*"two"'),
+        ("ranks=two", "ranks is 'two'; it must be an integer"),
         ("upstreams.ctr.name=cvr", r"upstreams are named \['cvr', 'cvr'\]"),
     ],
 )
@@ -303,10 +401,7 @@ def test_override_errors(assignment: str, message: str) -> None:
         override(FULL, (assignment,))
 
 
-def test_upstream_by_name() -> None:
-    assert FULL.upstream("cvr") is FULL.upstreams[1]
-    with pytest.raises(ConfigError, match="unknown upstream 'x'; the config has: ctr, cvr"):
-        FULL.upstream("x")
+def test_the_width_of_a_vector() -> None:
     assert ModelConfig(out_tokens=3, out_dim=5).vector_dim == 15
 
 
@@ -315,9 +410,4 @@ def test_any_text_survives_toml(tmp_path_factory: pytest.TempPathFactory, text: 
     path = tmp_path_factory.getbasetemp() / "text.toml"
     config = replace(SMALL, name=text, note=text)
     config.save(path)
-    assert RunConfig.load(path) == config
-
-
-def _document(config: RunConfig) -> dict[str, Any]:
-    """What `save` writes."""
-    return tomllib.loads(tomli_w.dumps({k: v for k, v in asdict(config).items() if v is not None}))
+    assert StudyConfig.load(path) == config

@@ -11,19 +11,20 @@ import pytest
 
 from recsys.checks import check_run
 from recsys.config import (
-    DownstreamConfig,
     LossConfig,
     ModelConfig,
-    RankerConfig,
+    NetworkConfig,
+    RankerSettings,
     RetrievalConfig,
-    RunConfig,
     SourceConfig,
+    StudyConfig,
     TrainConfig,
     UpstreamConfig,
 )
 from recsys.data.schema import Feature, Label, Schema
+from recsys.downstream.ranking import train_rankers
 from recsys.refresh.cycle import refresh_upstream
-from recsys.study.ablation import train_rankers
+from recsys.study.ablation import ablation_jobs
 from recsys.study.collect import collect_results
 from recsys.study.report import RunResults, build_report
 from recsys.train.distributed import process_group
@@ -43,7 +44,7 @@ SCHEMA = Schema(
     user_id="member",
     item_id="sku",
 )
-CONFIG = RunConfig(
+CONFIG = StudyConfig(
     name="own data",
     upstreams=(
         UpstreamConfig(
@@ -54,7 +55,7 @@ CONFIG = RunConfig(
             training=TrainConfig(batch_size=64),
         ),
     ),
-    downstream=DownstreamConfig(
+    rankers=RankerSettings(
         schema="schema.toml",
         train=("log/day=[23]/*.parquet",),
         validation=("log/day=4/*.parquet",),
@@ -62,7 +63,7 @@ CONFIG = RunConfig(
         tasks={"ctr": "opened", "cvr": "bought"},
         publish_delay_ms=3_600_000,
         seeds=(0,),
-        ranker=RankerConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
+        network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
         training=TrainConfig(batch_size=64),
     ),
     retrieval=RetrievalConfig(upstream="open", k=(5,)),
@@ -96,6 +97,14 @@ def day(number: int, rows: int = 300) -> pa.Table:
     return table
 
 
+def run_jobs(data: Path, out: Path) -> None:
+    """Each with its own config."""
+    (upstream,) = CONFIG.upstreams
+    train_upstream(upstream, data, out)
+    refresh_upstream(CONFIG.refresh_of(upstream), data, out)
+    train_rankers(ablation_jobs(CONFIG)["tasks"], data, out)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, RunResults]]:
     """Data and output folders of a finished run, and its results."""
@@ -108,9 +117,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, 
             pq.write_table(rows, data / f"log/day={number}/{name}.parquet", row_group_size=50)
     check_run(CONFIG, data)
     with process_group():
-        train_upstream(CONFIG, "open", data, out)
-        refresh_upstream(CONFIG, "open", data, out)
-        train_rankers(CONFIG, data, out)
+        run_jobs(data, out)
         yield data, out, collect_results(CONFIG, data, out)
 
 
@@ -153,7 +160,7 @@ def test_retrieval_asks_for_nothing_that_the_upstream_may_have_seen(run: tuple[P
     last, as_of = day(DAYS - 1), results.series["user_open"].as_of
     noon = last["at"].to_pylist()[150]
     for moment, rows in ((noon, last.slice(150)), (last["at"].to_pylist()[-1] + 1, last.slice(0, 0))):
-        late = replace(CONFIG, downstream=replace(CONFIG.downstream, publish_delay_ms=moment - as_of))
+        late = replace(CONFIG, rankers=replace(CONFIG.rankers, publish_delay_ms=moment - as_of))
         found = collect_results(late, data, out).retrieval
         users = set(rows.filter(rows["opened"].cast(pa.bool_()))["member"].to_pylist())
         assert (found.users if found else 0) == len(users)
@@ -162,7 +169,7 @@ def test_retrieval_asks_for_nothing_that_the_upstream_may_have_seen(run: tuple[P
 def test_the_report_is_complete(run: tuple[Path, Path, RunResults]) -> None:
     _, _, results = run
     assert results.rows == {"train": 600, "validation": 300, "test": 300}
-    assert {"upstream-open", "refresh-open", "downstream"} <= set(results.seconds)
+    assert {"upstream-open", "refresh-open", "downstream-tasks"} <= set(results.seconds)
     report = build_report(results)
     for task in ("ctr", "cvr"):
         for arm in ("none", "open_user", "open_user_item"):
@@ -174,9 +181,7 @@ def test_doing_it_again_changes_nothing(run: tuple[Path, Path, RunResults]) -> N
     data, out, results = run
     files = {path: path.stat().st_mtime_ns for path in (*out.rglob("*.npz"), *out.rglob("*.arrow"))}
     assert len(files) >= 6
-    train_upstream(CONFIG, "open", data, out)
-    refresh_upstream(CONFIG, "open", data, out)
-    train_rankers(CONFIG, data, out)
+    run_jobs(data, out)
     assert {path: path.stat().st_mtime_ns for path in (*out.rglob("*.npz"), *out.rglob("*.arrow"))} == files
     again = collect_results(CONFIG, data, out)
     assert again.series == results.series

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from recsys import replay
-from recsys.config import DailyConfig, GateConfig, ModelConfig, RankerConfig, RunConfig, TrainConfig
+from recsys.config import DaysConfig, GateConfig, ModelConfig, NetworkConfig, SpansConfig, StudyConfig, TrainConfig
 from recsys.data.synthetic import prepare_synthetic
-from recsys.recipes import synthetic_daily
+from recsys.opening import open_study
+from recsys.recipes import DAILY, synthetic_daily
 from recsys.refresh.records import Ledger
 
 DAYS = [f"2024-01-0{number}" for number in range(3, 7)]
 
 
-def config(**gates: float) -> RunConfig:
+def config(**gates: float) -> StudyConfig:
     """Two days of source, four days: one to train on, one to tune, two to test."""
     whole = synthetic_daily()
     upstream = replace(
@@ -29,22 +30,23 @@ def config(**gates: float) -> RunConfig:
         ),
         model=ModelConfig(token_dim=8, layers=(("mlp",),), tokens=2, out_tokens=1, out_dim=8, sequence_layers=0),
         training=TrainConfig(batch_size=64),
-        refresh=replace(whole.upstreams[0].refresh, gates=GateConfig(**gates)),
     )
     return replace(
         whole,
         name="tiny",
         upstreams=(upstream,),
-        downstream=replace(
-            whole.downstream,
+        rankers=replace(
+            whole.rankers,
             seeds=(0,),
-            ranker=RankerConfig(embedding_dim=4, hidden=(8,)),
+            network=NetworkConfig(embedding_dim=4, hidden=(8,)),
             training=TrainConfig(batch_size=64),
         ),
-        daily=DailyConfig(
-            events="market/events/{day}/*/*.parquet",
-            first=DAYS[0],
-            last=DAYS[-1],
+        refresh=replace(
+            whole.refresh,
+            days=DaysConfig(events="market/events/{day}/*/*.parquet", first=DAYS[0], last=DAYS[-1]),
+            gates=GateConfig(**gates),
+        ),
+        spans=SpansConfig(
             train=(DAYS[0], DAYS[0]),
             validation=(DAYS[1], DAYS[1]),
             test=(DAYS[2], DAYS[3]),
@@ -71,7 +73,8 @@ def test_follow_a_folder_to_the_report(
 
     courier = threading.Thread(target=deliver, daemon=True)
     courier.start()
-    refused = replay.run_daily(str(tmp_path / "c.toml"), data, out, follow=True)
+    opened = open_study(str(tmp_path / "c.toml"), DAILY, data, out, ())
+    refused = replay.run_daily(opened, out, follow=True)
     courier.join(10)
     assert f"days that are not there yet: {DAYS[2]}, {DAYS[3]}" in capsys.readouterr().out
     records = Ledger(out, "ctr").records()
@@ -86,13 +89,11 @@ def test_follow_a_folder_to_the_report(
     assert {"daily", "once"} <= set(report["cadence"])
     assert "</html>" in (out / "daily.html").read_text()
     assert (out / "daily/ctr/item_ctr/quality.html").is_file()
-    predictions = sorted((out / "daily/rankers/ctr").iterdir())
+    predictions = sorted((out / "downstream/daily/ctr").iterdir())
     assert [path.stem for path in predictions] == sorted(
         f"{arm}-0" for arm in ("none", "latest", "ma_0.2", "ma_0.5", "ma_0.8", "average", "once")
     )
     written = [path.stat().st_mtime_ns for path in predictions]
-    assert replay.run_daily(str(tmp_path / "c.toml"), data, out) == [
-        f"{DAYS[-1]}: {gate}" for gate in records[-1].gates
-    ]
+    assert replay.run_daily(opened, out) == [f"{DAYS[-1]}: {gate}" for gate in records[-1].gates]
     assert [path.stat().st_mtime_ns for path in predictions] == written
     assert [record.key for record in Ledger(out, "ctr").records()] == [record.key for record in records]

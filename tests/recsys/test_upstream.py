@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.config import ConfigError, LossConfig, TrainConfig
+from recsys.config import LossConfig, TrainConfig
 from recsys.data.convert import hash_strings
 from recsys.data.errors import DataError
 from recsys.data.schema import Feature, Label, Schema, SchemaError
@@ -105,7 +105,7 @@ def config(**training: Any):
     """The example's config, to be trained for two passes of seven steps."""
     (upstream,) = CONFIG.upstreams
     values: dict[str, Any] = {"epochs": 2, "batch_size": 8, "shuffle_batches": 2, "log_every": 1} | training
-    return replace(CONFIG, upstreams=(replace(upstream, training=TrainConfig(**values)),))
+    return replace(upstream, training=TrainConfig(**values))
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
@@ -115,7 +115,7 @@ def metrics(out: Path) -> list[dict[str, float]]:
 
 
 def test_training_leaves_checkpoint_figures_and_stage(log: Path, tmp_path: Path) -> None:
-    train_upstream(config(), "ctr", log, tmp_path)
+    train_upstream(config(), log, tmp_path)
     folder = upstream_folder(tmp_path, "ctr")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000014"]
     result = json.loads((folder / "result.json").read_text())
@@ -130,7 +130,7 @@ def test_training_leaves_checkpoint_figures_and_stage(log: Path, tmp_path: Path)
 def test_a_killed_training_goes_on_to_the_same_losses(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_upstream(config(checkpoint_every=4), "ctr", log, tmp_path / "whole")
+    train_upstream(config(checkpoint_every=4), log, tmp_path / "whole")
     saves = 0
 
     def save(self: Any) -> None:
@@ -146,9 +146,9 @@ def test_a_killed_training_goes_on_to_the_same_losses(
     with monkeypatch.context() as patch:
         patch.setattr(trainer._Run, "save", save)
         with pytest.raises(KeyboardInterrupt):
-            train_upstream(config(checkpoint_every=4), "ctr", log, tmp_path / "broken")
+            train_upstream(config(checkpoint_every=4), log, tmp_path / "broken")
     assert not is_done(tmp_path / "broken", "upstream-ctr")
-    train_upstream(config(checkpoint_every=4), "ctr", log, tmp_path / "broken")
+    train_upstream(config(checkpoint_every=4), log, tmp_path / "broken")
     broken = {line["step"]: line for line in metrics(tmp_path / "broken")}
     assert broken == {line["step"]: line for line in metrics(tmp_path / "whole")}
     checkpoints = [
@@ -168,7 +168,7 @@ def test_a_contrasted_label_that_is_never_positive(log: Path, tmp_path: Path) ->
         data / "events/part-0.parquet",
     )
     with pytest.raises(DataError, match="label 'click' is never 1 in 1 files: contrast another label"):
-        train_upstream(config(), "ctr", data, tmp_path / "out")
+        train_upstream(config(), data, tmp_path / "out")
     assert not is_done(tmp_path / "out", "upstream-ctr")
 
 
@@ -183,10 +183,6 @@ def test_what_the_upstream_reads(log: Path, tmp_path: Path) -> None:
         upstream_schema(replace(upstream, tasks=("like",)), log)
     with pytest.raises(DataError, match=r"schema.toml: no such schema; correct source.schema of upstream 'ctr'"):
         upstream_schema(upstream, tmp_path)
-    with pytest.raises(ConfigError, match="unknown upstream 'cvr'; the config has: ctr"):
-        train_upstream(CONFIG, "cvr", log, tmp_path)
     other = replace(upstream, loss=LossConfig(contrastive_label="hour"))
     with pytest.raises(SchemaError, match="unknown label 'hour'"):
-        train_upstream(
-            replace(config(), upstreams=(replace(other, training=TrainConfig(batch_size=8)),)), "ctr", log, tmp_path
-        )
+        train_upstream(replace(other, training=TrainConfig(batch_size=8)), log, tmp_path)

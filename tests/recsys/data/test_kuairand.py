@@ -96,10 +96,8 @@ def test_impressions_lie_in_their_china_day_and_after_the_cut(real: Real) -> Non
 def test_the_recipe_reads_every_impression_once_and_none_before_the_cut(real: Real) -> None:
     config = kuairand()
     assert config.fragment is not None
-    downstream = config.downstream
-    parts = [
-        find_files(real.folder, patterns) for patterns in (downstream.train, downstream.validation, downstream.test)
-    ]
+    rankers = config.rankers
+    parts = [find_files(real.folder, patterns) for patterns in (rankers.train, rankers.validation, rankers.test)]
     assert sorted(path for part in parts for path in part) == list(real.days)
     times = [[real.days[path]["timestamp"].to_numpy() for path in part] for part in parts]
     spans = [(min(x.min() for x in part), max(x.max() for x in part)) for part in times]
@@ -108,7 +106,7 @@ def test_the_recipe_reads_every_impression_once_and_none_before_the_cut(real: Re
     (source,) = {upstream.source for upstream in config.upstreams}
     assert real.history["timestamp"].to_numpy().max() < CUT_MS
     assert find_files(real.folder, source.events) == [real.folder / "history/events/all/part-0.parquet"]
-    schema = Schema.load(real.folder / downstream.schema)
+    schema = Schema.load(real.folder / rankers.schema)
     fragment = find_files(real.folder, config.fragment.train)
     assert check_files(fragment, schema) == sum(len(real.days[path]) for path in fragment)
     assert {path.parts[-2] for path in fragment} == {"tab=1"}

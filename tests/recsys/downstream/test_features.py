@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embedding_store import EmbeddingStore, Series, Snapshot, SpaceMismatchError
-from recsys.config import RankerConfig
+from recsys.config import NetworkConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import Feature, Label, Schema
 from recsys.data.stream import EventStream
@@ -290,7 +290,7 @@ def test_a_ranker_takes_the_joined_batch(store: EmbeddingStore, tmp_path: Path) 
     fill(store)
     write_events(tmp_path / "a.parquet")
     features = StoreFeatures(store, ["user_ctr", "item_ctr"][:1])
-    model = DLRM(SCHEMA, RankerConfig(embedding_dim=4, hidden=(8,)), features.specs)
+    model = DLRM(SCHEMA, NetworkConfig(embedding_dim=4, hidden=(8,)), features.specs)
     (batch,) = EventStream([tmp_path / "a.parquet"], SCHEMA, batch_size=40, transform=features)
     model(batch).sum().backward()
     assert batch.vectors is not None

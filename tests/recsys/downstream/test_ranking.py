@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from embedding_store import EmbeddingStore
-from recsys.config import DownstreamConfig, RankerConfig, RunConfig, SourceConfig, TrainConfig, UpstreamConfig
+from recsys.config import NetworkConfig, RankerSettings, TrainConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import SchemaError
@@ -19,33 +19,32 @@ from recsys.data.synthetic import market_split, prepare_synthetic
 from recsys.downstream import ranking
 from recsys.downstream.ranking import (
     Ranker,
-    downstream_schema,
+    all_rankers,
+    ranker_schema,
     read_predictions,
     train_ranker,
+    train_rankers,
     write_predictions,
 )
 from recsys.folders import store_folder
 from recsys.stages import is_done
-from recsys.study.ablation import all_rankers, train_rankers
+from recsys.study.ablation import ablation_arms, ranker_job
 from recsys.train.distributed import Environment, process_group
 
 SPLIT = market_split(days=6, upstream_days=2)
-DOWNSTREAM = DownstreamConfig(
+RANKERS = RankerSettings(
     schema="market/schema.toml",
     train=SPLIT.train,
     validation=SPLIT.validation,
     test=SPLIT.test,
     tasks={"ctr": "click", "cvr": "conversion"},
+    publish_delay_ms=0,
     features=("user_id", "country", "price", "hour", "item_id"),
     seeds=(0, 1),
-    ranker=RankerConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
+    network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
     training=TrainConfig(epochs=2, batch_size=64, shuffle_batches=2),
 )
-CONFIG = RunConfig(
-    name="tiny",
-    upstreams=(UpstreamConfig(name="ctr", source=SourceConfig(schema="market/schema.toml", events=SPLIT.upstream)),),
-    downstream=DOWNSTREAM,
-)
+CONFIG = ranker_job("tasks", RANKERS, ablation_arms(["ctr"]))
 NONE = Ranker("tasks", "ctr", "none", (), 0)
 USER = Ranker("tasks", "ctr", "ctr_user", ("user_ctr",), 0)
 BOTH = Ranker("tasks", "cvr", "ctr_user_item", ("user_ctr", "item_ctr"), 0)
@@ -91,7 +90,7 @@ def out(data: Path, tmp_path: Path) -> Path:
 def test_predictions_are_of_the_rows_of_test_in_file_order(
     data: Path, out: Path, rows_of_test: dict[str, np.ndarray], environment: Environment
 ) -> None:
-    scores = {ranker: train_ranker(ranker, DOWNSTREAM, data, out, environment) for ranker in (NONE, BOTH)}
+    scores = {ranker: train_ranker(ranker, RANKERS, data, out, environment) for ranker in (NONE, BOTH)}
     for ranker, label in ((NONE, "click"), (BOTH, "conversion")):
         found = read_predictions(ranker.path(out))
         mask = rows_of_test["click"] == 1 if label == "conversion" else np.ones(len(rows_of_test["click"]), bool)
@@ -103,7 +102,7 @@ def test_predictions_are_of_the_rows_of_test_in_file_order(
         assert found["logits"].std() > 0
         assert 0.5 < scores[ranker] < 2
     first = read_predictions(NONE.path(out))["logits"]
-    assert train_ranker(NONE, DOWNSTREAM, data, out, environment) == scores[NONE]
+    assert train_ranker(NONE, RANKERS, data, out, environment) == scores[NONE]
     assert np.array_equal(first, read_predictions(NONE.path(out))["logits"])
 
 
@@ -122,7 +121,7 @@ def caught(ranker: Ranker, data: Path, out: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch, process_group() as environment:
         patch.setattr(ranking, "fit", fit)
         with pytest.raises(CaughtError):
-            train_ranker(ranker, DOWNSTREAM, data, out, environment)
+            train_ranker(ranker, RANKERS, data, out, environment)
     return found
 
 
@@ -152,7 +151,7 @@ def test_every_arm_starts_alike_and_learns_from_the_same_rows(
 def test_finished_rankers_are_not_trained_again(
     data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
 ) -> None:
-    config = replace(CONFIG, downstream=replace(DOWNSTREAM, tasks={"ctr": "click"}))
+    config = replace(CONFIG, tasks={"ctr": "click"})
     done = [NONE, replace(USER, seed=1)]
     for ranker in done:
         write_predictions(ranker.path(out), *(torch.zeros(1) for _ in range(4)))
@@ -168,7 +167,7 @@ def test_finished_rankers_are_not_trained_again(
     train_rankers(config, data, out)
     assert trained == [ranker for ranker in all_rankers(config) if ranker not in done]
     assert len(trained) == 4
-    assert is_done(out, "downstream")
+    assert is_done(out, "downstream-tasks")
     assert read_predictions(NONE.path(out))["logits"].tolist() == [0.0]
 
 
@@ -179,10 +178,10 @@ def test_ranks_share_the_rankers(
     monkeypatch.setattr(ranking, "train_ranker", lambda ranker, *rest: trained.append(ranker) or 1.0)
     monkeypatch.setenv("WORLD_SIZE", "5")
     for rank in range(5):
-        assert not is_done(out, "downstream")
+        assert not is_done(out, "downstream-tasks")
         monkeypatch.setenv("RANK", str(rank))
         train_rankers(CONFIG, data, out)
-    assert is_done(out, "downstream")
+    assert is_done(out, "downstream-tasks")
     assert len(trained) == len(set(trained)) == 12
     assert set(trained) == set(all_rankers(CONFIG))
 
@@ -210,22 +209,22 @@ def test_written_predictions_are_read_as_they_were(tmp_path: Path) -> None:
         ({"features": ("user_id", "nope")}, SchemaError, "unknown feature 'nope'; the schema has: user_id"),
         ({"tasks": {"ctr": "nope"}}, SchemaError, "unknown label 'nope'; the schema has: click, conversion"),
         ({"features": ("oracle_click",)}, SchemaError, "unknown feature 'oracle_click'"),
-        ({"schema": "market/none.toml"}, DataError, "none.toml: no such schema; correct downstream.schema"),
+        ({"schema": "market/none.toml"}, DataError, "none.toml: no such schema; correct the rankers' `schema`"),
         ({"train": ("market/none/*",)}, DataError, r"pattern 'market/none/\*' matches nothing"),
-        ({"training": replace(DOWNSTREAM.training, batch_size=500)}, DataError, "400 rows make no step of 500 rows"),
+        ({"training": replace(RANKERS.training, batch_size=500)}, DataError, "400 rows make no step of 500 rows"),
     ],
 )
 def test_errors(
     data: Path, out: Path, environment: Environment, changes: dict[str, Any], error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        train_ranker(NONE, replace(DOWNSTREAM, **changes), data, out, environment)
+        train_ranker(NONE, replace(RANKERS, **changes), data, out, environment)
     assert not NONE.path(out).exists()
 
 
 def test_a_series_that_is_not_there(data: Path, out: Path, environment: Environment) -> None:
     with pytest.raises(KeyError, match=r"no series 'user_x' in .*; series: item_ctr, user_ctr"):
-        train_ranker(replace(USER, series=("user_x",)), DOWNSTREAM, data, out, environment)
+        train_ranker(replace(USER, series=("user_x",)), RANKERS, data, out, environment)
 
 
 def test_validation_rows_of_one_class(data: Path, out: Path, tmp_path: Path, environment: Environment) -> None:
@@ -235,19 +234,19 @@ def test_validation_rows_of_one_class(data: Path, out: Path, tmp_path: Path, env
     (tmp_path / "data").mkdir()
     (tmp_path / "data/market").symlink_to(data / "market")
     pq.write_table(negative, tmp_path / "data/negative.parquet")
-    downstream = replace(DOWNSTREAM, validation=("negative.parquet",))
+    rankers = replace(RANKERS, validation=("negative.parquet",))
     with pytest.raises(DataError, match=r"validation files negative.parquet do not hold both a 0 and a 1 .*'click'"):
-        train_ranker(NONE, downstream, tmp_path / "data", out, environment)
+        train_ranker(NONE, rankers, tmp_path / "data", out, environment)
 
 
 def test_two_tasks_of_one_label(data: Path) -> None:
-    schema = downstream_schema(DOWNSTREAM, data, ("click", "conversion", "click"))
+    schema = ranker_schema(RANKERS, data, ("click", "conversion", "click"))
     assert [label.name for label in schema.labels] == ["click", "conversion"]
-    assert [feature.name for feature in schema.features] == list(DOWNSTREAM.features)
+    assert [feature.name for feature in schema.features] == list(RANKERS.features)
 
 
 def test_training_events_older_than_every_snapshot_are_refused(data: Path, out: Path, environment: Environment) -> None:
-    late = replace(CONFIG, downstream=replace(DOWNSTREAM, publish_delay_ms=30 * 86_400_000))
+    late = replace(CONFIG, publish_delay_ms=30 * 86_400_000)
     with pytest.raises(DataError, match=r"newest training event .* series 'user_ctr' .* Let the upstream's events end"):
         train_rankers(late, data, out)
-    assert not is_done(out, "downstream")
+    assert not is_done(out, "downstream-tasks")

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from recsys.config import RankerConfig
+from recsys.config import NetworkConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import Schema
 from recsys.models.dlrm import DLRM, RankerTask, SeriesSpec, upper_pairs
 from tests.recsys.models.support import full_schema, random_batch
 
-SMALL = RankerConfig(embedding_dim=4, projection_dim=6, hidden=(8, 5), dropout=0.0)
+SMALL = NetworkConfig(embedding_dim=4, projection_dim=6, hidden=(8, 5), dropout=0.0)
 SERIES = (
     SeriesSpec(name="user_ctr", owner="user", space="ctr-1", dim=3),
     SeriesSpec(name="item_ctr", owner="item", space="ctr-1", dim=3),

@@ -15,7 +15,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule, ShardingType
 
-from recsys.config import LossConfig, RankerConfig
+from recsys.config import LossConfig, NetworkConfig
 from recsys.models.derm import DERM
 from recsys.models.dlrm import DLRM, RankerTask
 from recsys.models.losses import DermTask, ItemFrequencies
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def _task(kind: str) -> nn.Module:
     torch.manual_seed(0)
     if kind == "dlrm":
-        return RankerTask(DLRM(full_schema(), RankerConfig(embedding_dim=8, hidden=(16,), dropout=0)), 0)
+        return RankerTask(DLRM(full_schema(), NetworkConfig(embedding_dim=8, hidden=(16,), dropout=0)), 0)
     tasks = ("click", "buy")
     frequencies = ItemFrequencies.from_counts(torch.arange(30), torch.arange(1, 31))
     return DermTask(DERM(full_schema(), SMALL, tasks), LossConfig(), tasks, frequencies)

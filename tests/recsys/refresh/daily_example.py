@@ -13,35 +13,31 @@ import pyarrow.parquet as pq
 import torch
 
 from embedding_store import EmbeddingStore
-from recsys.config import DailyConfig, GateConfig, RunConfig, TrainConfig
+from recsys.config import DaysConfig, RefreshConfig, SpansConfig, StudyConfig, TrainConfig
 from recsys.folders import store_folder
 from recsys.refresh.days import window
 from recsys.refresh.records import Ledger, Record
 from recsys.train.distributed import Environment
-from tests.recsys.refresh.example import CONFIG, events, save_checkpoint, write_log
+from tests.recsys.refresh.example import CONFIG, REFRESH, events, save_checkpoint, write_log
 
 DAYS = [f"1970-01-0{number}" for number in range(2, 8)]
-DAILY = DailyConfig(
-    events="days/{day}/*.parquet",
-    first=DAYS[0],
-    last=DAYS[-1],
-    train=(DAYS[0], DAYS[1]),
-    validation=(DAYS[2], DAYS[2]),
-    test=(DAYS[3], DAYS[4]),
-    study=False,
-)
+DAILY = DaysConfig(events="days/{day}/*.parquet", first=DAYS[0], last=DAYS[-1])
+SPANS = SpansConfig(train=(DAYS[0], DAYS[1]), validation=(DAYS[2], DAYS[2]), test=(DAYS[3], DAYS[4]))
 PLAIN = ("user_ctr", "item_ctr")
 
 
-def daily_config(*, study: bool = False, gates: GateConfig | None = None, **refresh: Any) -> RunConfig:
-    """The example's config with days: an epoch of three steps a day."""
+def daily_study(**refresh: Any) -> StudyConfig:
+    """The example's study with days: an epoch of three steps a day."""
     (upstream,) = CONFIG.upstreams
-    upstream = replace(
-        upstream,
-        training=TrainConfig(batch_size=8, shuffle_batches=2, checkpoint_every=2, log_every=1),
-        refresh=replace(upstream.refresh, **({"gates": gates} if gates else {}), **refresh),
-    )
-    return replace(CONFIG, upstreams=(upstream,), daily=replace(DAILY, study=study))
+    training = TrainConfig(batch_size=8, shuffle_batches=2, checkpoint_every=2, log_every=1)
+    settings = replace(CONFIG.refresh, days=DAILY, **refresh)
+    return replace(CONFIG, upstreams=(replace(upstream, training=training),), refresh=settings, spans=SPANS)
+
+
+def daily_config(**refresh: Any) -> RefreshConfig:
+    """The refresh of its upstream."""
+    upstream = replace(CONFIG.upstreams[0], training=daily_study().upstreams[0].training)
+    return replace(REFRESH, upstream=upstream, days=DAILY, **refresh)
 
 
 def write_day(root: Path, day: str, *, rows: int = 24, seed: int | None = None, users: int = 20) -> Path:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from recsys.config import DownstreamConfig, ModelConfig, RefreshConfig, RunConfig, SourceConfig, UpstreamConfig
+from recsys.config import ModelConfig, RankerSettings, RefreshSettings, SourceConfig, StudyConfig, UpstreamConfig
 from recsys.data.schema import Feature, Label, Schema
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
@@ -32,13 +32,15 @@ SCHEMA = Schema(
 )
 MODEL = ModelConfig(token_dim=8, layers=(("masknet", "mlp"),), tokens=2, out_tokens=2, out_dim=4)
 SOURCE = SourceConfig(schema="schema.toml", events=("events/*.parquet",), users=("users/*.parquet",))
-CONFIG = RunConfig(
+CONFIG = StudyConfig(
     name="tiny",
-    upstreams=(UpstreamConfig(name="ctr", source=SOURCE, model=MODEL, refresh=RefreshConfig(dtype="float32")),),
-    downstream=DownstreamConfig(
+    upstreams=(UpstreamConfig(name="ctr", source=SOURCE, model=MODEL),),
+    refresh=RefreshSettings(dtype="float32"),
+    rankers=RankerSettings(
         schema="schema.toml", train=("events/*",), validation=("x",), test=("y",), tasks={"ctr": "click"}
     ),
 )
+REFRESH = CONFIG.refresh_of(CONFIG.upstreams[0])
 LAST = 1_000_000
 """Time of the newest row."""
 

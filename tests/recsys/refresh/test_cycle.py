@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore, Series, SeriesExistsError, SpaceMismatchError, TagMovedError
-from recsys.config import ConfigError, GateConfig, RunConfig
+from recsys.config import ConfigError, GateConfig, RefreshConfig, RetentionConfig
 from recsys.data.errors import DataError
 from recsys.folders import store_folder
 from recsys.refresh import align
@@ -46,9 +46,9 @@ def series(out: Path, name: str = "user_ctr") -> Series:
     return EmbeddingStore(store_folder(out)).series(name)
 
 
-def refresh(config: RunConfig, data: Path, out: Path, **options: object) -> list[str]:
+def refresh(config: RefreshConfig, data: Path, out: Path, **options: object) -> list[str]:
     """Refresh; the days whose cycles were run."""
-    return [record.day for record in refresh_upstream(config, "ctr", data, out, **options)]
+    return [record.day for record in refresh_upstream(config, data, out, **options)]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_a_refused_gate_leaves_the_tag(run: tuple[Path, Path]) -> None:
     data, out = run
     write_day(data, DAYS[2])
     strict = daily_config(gates=GateConfig(max_drift=0.0))
-    (record,) = refresh_upstream(strict, "ctr", data, out)
+    (record,) = refresh_upstream(strict, data, out)
     assert not record.tagged
     assert any("drift" in reason for reason in record.gates)
     for name in PLAIN:
@@ -259,7 +259,7 @@ def test_a_cold_retrain_can_carry_the_old_space_over(run: tuple[Path, Path], mon
     write_day(data, DAYS[2], rows=200, users=40)
     config = daily_config(align="procrustes")
     monkeypatch.setattr(align, "_LEAST_PER_DIMENSION", 2)
-    (record,) = refresh_upstream(config, "ctr", data, out, cold=True)
+    (record,) = refresh_upstream(config, data, out, cold=True)
     assert record.space == "ctr-2"
     assert record.alignment is not None
     assert (out / "daily/ctr/days" / DAYS[2] / record.key / "rotation.npy").is_file()
@@ -309,15 +309,14 @@ def test_bad_days_publish_nothing(run: tuple[Path, Path]) -> None:
 def test_what_does_not_fit_is_named(run: tuple[Path, Path], tmp_path: Path) -> None:
     data, out = run
     write_day(data, DAYS[2])
-    (upstream,) = CONFIG.upstreams
-    other = replace(CONFIG, upstreams=(replace(upstream, features=("user_id", "item_id", "hour")),))
+    other = replace(CONFIG, upstream=replace(CONFIG.upstream, features=("user_id", "item_id", "hour")))
     with pytest.raises(CheckpointError, match="was written by another model or schema"):
         refresh(other, data, out)
-    wider = replace(CONFIG, upstreams=(replace(upstream, model=replace(MODEL, out_dim=8)),))
+    wider = replace(CONFIG, upstream=replace(CONFIG.upstream, model=replace(MODEL, out_dim=8)))
     with pytest.raises(SeriesExistsError, match="dim = 8"):
         refresh(wider, data, out)
-    with pytest.raises(ConfigError, match="daily is missing"):
-        refresh(replace(CONFIG, daily=None), data, out, day=DAYS[2])
+    with pytest.raises(ConfigError, match="days is missing"):
+        refresh(replace(CONFIG, days=None), data, out, day=DAYS[2])
     shutil.rmtree(store_folder(out) / "item_ctr")
     with pytest.raises(StoreLostError, match="lacks version 3 of 'item_ctr'"):
         refresh(CONFIG, data, out)
@@ -331,6 +330,78 @@ def test_old_checkpoints_go(two_days: tuple[Path, Path], run: tuple[Path, Path])
     kept = sorted(path.parent.parent.name for path in (out / "daily/ctr/days").glob("*/*/checkpoints"))
     assert kept == DAYS[-KEPT:]
     assert len(list((out / "daily/ctr/days").glob("*/*/metrics.jsonl"))) == len(DAYS)
+
+
+def versions(out: Path, name: str = "user_ctr") -> list[int]:
+    return [version for version, *_ in snapshots(out, name)]
+
+
+def test_each_cycle_lets_go_what_retention_allows(run: tuple[Path, Path], tmp_path: Path) -> None:
+    """And goes on as if everything were there: vectors, and how often and when their entities were active."""
+    data, out = run
+    for day in DAYS[2:]:
+        write_day(data, day)
+    everything = shutil.copytree(out, tmp_path / "everything")
+    short = daily_config(retention=RetentionConfig(keep_last=3), time_to_live_days=2)
+    refresh(short, data, out)
+    assert [versions(out, name) for name in PLAIN] == [[2, 3, 4]] * 2
+    refresh(short, data, out, every=True)
+    refresh(replace(short, retention=RetentionConfig()), data, everything, every=True)
+    assert [versions(out, name) for name in PLAIN] == [[5, 6, 7]] * 2
+    assert [versions(out, f"{name}.activity") for name in PLAIN] == [[5, 6, 7]] * 2
+    kept, whole = contents(out), contents(everything)
+    assert kept.items() <= whole.items()
+    assert len(kept) < len(whole)
+    assert versions(everything) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_retention_keeps_what_a_correction_and_the_tag_need(run: tuple[Path, Path], tmp_path: Path) -> None:
+    data, out = run
+    everything = shutil.copytree(out, tmp_path / "everything")
+    shortest = daily_config(retention=RetentionConfig(keep_last=1, keep_days=0))
+    for seed in (99, 98, 97):  # the same day is corrected again and again, each time from the day before it
+        write_day(data, DAYS[1], seed=seed)
+        assert refresh(shortest, data, out) == refresh(CONFIG, data, everything) == [DAYS[1]]
+    assert versions(out) == [2, 3, 4, 5, 6]
+    assert contents(out).items() <= contents(everything).items()
+    write_day(data, DAYS[2])
+    refused = replace(shortest, gates=GateConfig(max_drift=0.0))
+    refresh(refused, data, out)
+    assert series(out).tags() == {"prod": 6}
+    assert versions(out) == [6, 7], "the newest, and the tagged one, of the day before"
+
+
+def test_retention_by_age_keeps_what_is_new(run: tuple[Path, Path]) -> None:
+    data, out = run
+    write_day(data, DAYS[2])
+    refresh(daily_config(retention=RetentionConfig(keep_last=1, keep_days=1)), data, out)
+    assert versions(out) == [1, 2, 3, 4]
+
+
+def test_without_a_last_day_there_is_always_a_next_one(run: tuple[Path, Path]) -> None:
+    data, out = run
+    open_end = daily_config()
+    open_end = replace(open_end, days=replace(DAILY, last=""))
+    (data / "days/1970-02-30").mkdir()
+    shutil.copy(write_day(data, DAYS[5]), data / "days/1970-02-30/part-0.parquet")  # no date: not looked at
+    assert refresh(replace(open_end, days=replace(DAILY, last=DAYS[4])), data, out) == []
+    assert refresh(open_end, data, out) == [DAYS[5]]
+
+
+def test_days_have_passes_and_a_batch_of_their_own(run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = run
+    write_day(data, DAYS[2], rows=6)
+    own = replace(CONFIG, days=replace(DAILY, epochs=2, batch_size=2))
+    train, steps = cycle_module.train_on, []
+
+    def counted(*args: object, **options: object) -> object:
+        result = train(*args, **options)  # type: ignore[arg-type]
+        steps.append(result.steps)
+        return result
+
+    monkeypatch.setattr(cycle_module, "train_on", counted)
+    assert refresh(own, data, out) == [DAYS[2]]
+    assert steps == [2 * 3]
 
 
 def test_the_study_publishes_every_way(tmp_path: Path, environment: Environment) -> None:

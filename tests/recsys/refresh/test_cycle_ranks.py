@@ -16,8 +16,8 @@ CONFIG = daily_config(study=True)
 
 
 def on_two_ranks(data: Path, out: Path) -> list[str]:
-    first = refresh_upstream(CONFIG, "ctr", data, out, every=True)
-    again = refresh_upstream(CONFIG, "ctr", data, out, every=True)
+    first = refresh_upstream(CONFIG, data, out, every=True)
+    again = refresh_upstream(CONFIG, data, out, every=True)
     return [record.key for record in (*first, *again)]
 
 
@@ -44,7 +44,7 @@ def test_two_ranks_embed_and_average_as_one(
     """The same model on one rank: the first snapshot, which no training separates, and who is in the others."""
     data, out, _ = two
     _, alone = start_run(tmp_path, DAYS[:2], environment)
-    refresh_upstream(CONFIG, "ctr", data, alone, every=True)
+    refresh_upstream(CONFIG, data, alone, every=True)
     for name in PLAIN:
         one, both = (EmbeddingStore(store_folder(folder)).series(name) for folder in (alone, out))
         for version in (1, 2, 3):

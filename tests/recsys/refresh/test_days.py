@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.config import ConfigError, DailyConfig
+from recsys.config import ConfigError, DaysConfig
 from recsys.data.errors import DataError
 from recsys.dates import DAY_MS
 from recsys.refresh.days import (
@@ -29,13 +29,10 @@ from recsys.refresh.errors import ClockSkewError
 from tests.recsys.refresh.example import SCHEMA, events
 
 DAYS = [f"2024-03-0{number}" for number in range(1, 8)]
-DAILY = DailyConfig(
+DAILY = DaysConfig(
     events="log/{day}/*/*.parquet",
     first=DAYS[0],
     last=DAYS[-1],
-    train=(DAYS[0], DAYS[0]),
-    validation=(DAYS[1], DAYS[1]),
-    test=(DAYS[2], DAYS[2]),
 )
 
 
@@ -212,9 +209,9 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
 def test_a_day_begins_at_its_own_midnight() -> None:
     start, end = window(DAILY, "1970-01-03")
     assert (start, end) == (2 * DAY_MS, 3 * DAY_MS)
-    china = DailyConfig(**{**DAILY.__dict__, "utc_offset_hours": 8})
+    china = DaysConfig(**{**DAILY.__dict__, "utc_offset_hours": 8})
     assert window(china, "2022-04-25")[0] == 1_650_816_000_000
-    india = DailyConfig(**{**DAILY.__dict__, "utc_offset_hours": 5.5})
+    india = DaysConfig(**{**DAILY.__dict__, "utc_offset_hours": 5.5})
     assert window(india, "1970-01-02")[0] == DAY_MS - 19_800_000
 
 

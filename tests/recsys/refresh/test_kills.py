@@ -45,7 +45,7 @@ def _refresh(data: Path, out: Path, step: int | None) -> None:
     cycle.quality_page.write_pages = lambda folder, upstream: None  # drawing takes longer than a tiny cycle
     if step is not None:
         _kill_at(step)
-    refresh_upstream(CONFIG, "ctr", data, out, every=True)
+    refresh_upstream(CONFIG, data, out, every=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, environment: Environment)
     """Data, and what a run that nothing disturbs makes of them: three days, a gap, and entities that expire."""
     data, out = start_run(tmp_path_factory.mktemp("unbroken"), [DAYS[0], DAYS[1], DAYS[3]], environment)
     shutil.copytree(out, out.with_name("before"))
-    refresh_upstream(CONFIG, "ctr", data, out, every=True)
+    refresh_upstream(CONFIG, data, out, every=True)
     return data, out
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from embedding_store import AsOfDecreasedError, EmbeddingStore, LocalStorage, Series, SeriesExistsError
-from recsys.config import ConfigError
 from recsys.data.errors import DataError
 from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
@@ -19,7 +18,7 @@ from recsys.refresh.publish import owed, space_name
 from recsys.stages import is_done
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment
-from tests.recsys.refresh.example import CONFIG, LAST, MODEL, SCHEMA, SOURCE, make_model, save_checkpoint, user_rows
+from tests.recsys.refresh.example import LAST, MODEL, REFRESH, SCHEMA, SOURCE, make_model, save_checkpoint, user_rows
 
 
 class KilledError(Exception):
@@ -56,7 +55,7 @@ def refresh_and_die(log: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, be
     with monkeypatch.context() as patch:
         patch.setattr(LocalStorage, "put_new", put_or_die)
         with pytest.raises(KilledError):
-            refresh_upstream(CONFIG, "ctr", log, out)
+            refresh_upstream(REFRESH, log, out)
 
 
 def assert_pair_is_of(out: Path, log: Path, seed: int, environment: Environment) -> None:
@@ -75,18 +74,18 @@ def assert_pair_is_of(out: Path, log: Path, seed: int, environment: Environment)
 
 
 def test_publishing_twice_publishes_once(log: Path, out: Path, environment: Environment) -> None:
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     assert versions(out) == [[1], [1]]
     assert_pair_is_of(out, log, 0, environment)
     assert pair(out)[0].dim == MODEL.vector_dim
     assert is_done(out, "refresh-ctr")
     before = sorted(store_folder(out).rglob("*"))
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     assert sorted(store_folder(out).rglob("*")) == before
 
 
 def test_entities_come_from_the_log_and_from_entity_rows(log: Path, out: Path) -> None:
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     users, items = (series.latest().load() for series in pair(out))
     assert {2**62, -(2**63), -10, 9} <= set(users.ids().tolist())
     events = pa.concat_tables([pq.read_table(path) for path in sorted((log / "events").iterdir())])
@@ -96,19 +95,19 @@ def test_entities_come_from_the_log_and_from_entity_rows(log: Path, out: Path) -
 
 
 def test_a_newer_checkpoint_publishes_both(log: Path, out: Path, environment: Environment) -> None:
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     save_checkpoint(out, 2, environment, seed=5)
-    refresh_upstream(CONFIG, "ctr", log, out)
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
+    refresh_upstream(REFRESH, log, out)
     assert versions(out) == [[1, 2], [1, 2]]
     assert_pair_is_of(out, log, 5, environment)
 
 
 def test_newer_events_publish_both_as_of_their_time(log: Path, out: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(log, tmp_path / "log"))
-    refresh_upstream(CONFIG, "ctr", root, out)
+    refresh_upstream(REFRESH, root, out)
     pq.write_table(user_rows([-10, 77], time=LAST + 1), root / "users/part-1.parquet")
-    refresh_upstream(CONFIG, "ctr", root, out)
+    refresh_upstream(REFRESH, root, out)
     assert [[snapshot.as_of for snapshot in series.history()] for series in pair(out)] == [[LAST, LAST + 1]] * 2
     vectors, found = pair(out)[0].latest().load().lookup(torch.tensor([77, -10]))
     old, _ = pair(out)[0].version(1).load().lookup(torch.tensor([77, -10]))
@@ -124,20 +123,20 @@ def test_a_crash_at_a_commit_is_mended(
     refresh_and_die(log, out, monkeypatch, before_commit=commit)
     assert sorted(map(len, versions(out))) == ([0, 0] if commit == 1 else [0, 1])
     assert not is_done(out, "refresh-ctr")
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     assert versions(out) == [[1], [1]]
     assert_pair_is_of(out, log, 0, environment)
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     assert versions(out) == [[1], [1]]
 
 
 def test_a_crash_in_a_later_cycle_is_mended(
     log: Path, out: Path, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     save_checkpoint(out, 2, environment, seed=5)
     refresh_and_die(log, out, monkeypatch, before_commit=2)
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     assert versions(out) == [[1, 2], [1, 2]]
     assert_pair_is_of(out, log, 5, environment)
 
@@ -147,7 +146,7 @@ def test_a_crash_followed_by_more_training_never_pairs_two_checkpoints(
 ) -> None:
     refresh_and_die(log, out, monkeypatch, before_commit=2)
     save_checkpoint(out, 2, environment, seed=5)
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     assert versions(out) == [[1, 2], [1, 2]]
     assert_pair_is_of(out, log, 5, environment)
 
@@ -158,61 +157,57 @@ def test_a_bad_row_publishes_nothing(log: Path, out: Path, tmp_path: Path) -> No
     (root / "items").mkdir()
     items = {"timestamp": [LAST], "item_id": [3], "tags": pa.array([[None]], pa.list_(pa.int64()))}
     pq.write_table(pa.table(items), root / "items/part-0.parquet")
-    (upstream,) = CONFIG.upstreams
     source = replace(SOURCE, items=("items/*.parquet",))
-    config = replace(CONFIG, upstreams=(replace(upstream, source=source),))
+    config = replace(REFRESH, upstream=replace(REFRESH.upstream, source=source))
     with pytest.raises(DataError, match=r"items/part-0.parquet: column 'tags', row 0: the list holds a null"):
-        refresh_upstream(config, "ctr", root, out)
+        refresh_upstream(config, root, out)
     assert versions(out) == [[], []]
     assert not list(store_folder(out).rglob("*.arrow"))
     items["tags"] = pa.array([[1]])
     pq.write_table(pa.table(items), root / "items/part-0.parquet")
-    refresh_upstream(config, "ctr", root, out)
+    refresh_upstream(config, root, out)
     assert versions(out) == [[1], [1]]
 
 
 def test_older_events_than_published_are_refused(log: Path, out: Path, tmp_path: Path) -> None:
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     root = Path(shutil.copytree(log, tmp_path / "log"))
     pq.write_table(user_rows([1], time=5), root / "users/part-0.parquet")
     with pytest.raises(AsOfDecreasedError):
-        refresh_upstream(CONFIG, "ctr", root, out)
+        refresh_upstream(REFRESH, root, out)
     assert versions(out) == [[1], [1]]
 
 
 def test_what_is_not_there(log: Path, out: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="train the model first"):
-        refresh_upstream(CONFIG, "ctr", log, tmp_path / "fresh")
-    with pytest.raises(ConfigError, match="unknown upstream 'cvr'"):
-        refresh_upstream(CONFIG, "cvr", log, out)
-    (upstream,) = CONFIG.upstreams
-    wider = replace(CONFIG, upstreams=(replace(upstream, model=replace(MODEL, out_dim=8)),))
+        refresh_upstream(REFRESH, log, tmp_path / "fresh")
+    wider = replace(REFRESH, upstream=replace(REFRESH.upstream, model=replace(MODEL, out_dim=8)))
     with pytest.raises(CheckpointError, match="written by another model"):
-        refresh_upstream(wider, "ctr", log, out)
+        refresh_upstream(wider, log, out)
     EmbeddingStore(store_folder(out)).create("item_ctr", dim=3)
     with pytest.raises(SeriesExistsError, match="dim = 3"):
-        refresh_upstream(CONFIG, "ctr", log, out)
+        refresh_upstream(REFRESH, log, out)
     assert EmbeddingStore(store_folder(out)).series("user_ctr").versions() == []
 
 
 def test_the_record_says_what_was_published(log: Path, out: Path) -> None:
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     record = out / "upstream/ctr/published.json"
     written = json.loads(record.read_text())
     assert written["key"] == {"step": 1}
     assert written["as_of"] == LAST
     assert written["versions"] == {"user_ctr": 1, "item_ctr": 1}
     shutil.rmtree(store_folder(out))  # whoever deletes the store wants it filled again
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     assert versions(out) == [[1], [1]]
     assert np.isfinite(pair(out)[0].latest().load().lookup(torch.tensor([-10]))[0].numpy()).all()
 
 
 def test_the_tag_follows_what_is_published(log: Path, out: Path, environment: Environment) -> None:
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     assert [series.tags() for series in pair(out)] == [{"prod": 1}] * 2
     save_checkpoint(out, 2, environment, seed=5)
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
     assert [series.tags() for series in pair(out)] == [{"prod": 2}] * 2
 
 

@@ -16,7 +16,7 @@ from recsys.refresh.embed import LastEvents, embed, gather, last_events, source_
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.sharding import shard
 from tests.distributed import run_ranks
-from tests.recsys.refresh.example import CONFIG, SCHEMA, SOURCE, make_model, save_checkpoint
+from tests.recsys.refresh.example import REFRESH, SCHEMA, SOURCE, make_model, save_checkpoint
 
 CASES = [("user", 1, 4), ("user", 2, 1), ("user", 5, 2), ("user", 20, 4096), ("item", 9, 2), ("item", 7, 3)]
 """Owner, entities (fewer than ranks, odd, all), rows of a batch."""
@@ -36,8 +36,8 @@ def on_two_ranks(log: Path, out: Path) -> list[list[Any]]:
         events = first(last_events(source_files(log, SOURCE, owner), SCHEMA, owner), count)
         shares = list(embed(model, SCHEMA, events, owner, environment, batch_size=batch_size))
         results.append([(share, gather(share, batch_size, environment)) for share in shares])
-    refresh_upstream(CONFIG, "ctr", log, out)
-    refresh_upstream(CONFIG, "ctr", log, out)
+    refresh_upstream(REFRESH, log, out)
+    refresh_upstream(REFRESH, log, out)
     return results
 
 
@@ -69,7 +69,7 @@ def test_two_ranks_publish_as_one(
     log: Path, two: tuple[Path, list[Any]], environment: Environment, tmp_path: Path
 ) -> None:
     save_checkpoint(tmp_path, 1, environment)
-    refresh_upstream(CONFIG, "ctr", log, tmp_path)
+    refresh_upstream(REFRESH, log, tmp_path)
     for name in ("user_ctr", "item_ctr"):
         one, both = (EmbeddingStore(store_folder(out)).series(name) for out in (tmp_path, two[0]))
         assert one.versions() == both.versions() == [1]

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from recsys.study.ablation import ablation_arms, all_rankers
-from tests.recsys.downstream.test_ranking import CONFIG, DOWNSTREAM, NONE
+from recsys.downstream.ranking import all_rankers
+from recsys.study.ablation import ablation_arms, ablation_jobs
+from tests.recsys.downstream.test_ranking import NONE, RANKERS
+from tests.recsys.refresh.example import CONFIG
 
 
 @pytest.mark.parametrize(
@@ -33,15 +35,16 @@ from tests.recsys.downstream.test_ranking import CONFIG, DOWNSTREAM, NONE
     ],
 )
 def test_ablation_arms(upstreams: list[str], arms: dict[str, tuple[str, ...]]) -> None:
-    found = ablation_arms(upstreams)
+    found = {arm.name: arm.series for arm in ablation_arms(upstreams)}
     assert found == arms
     assert list(found) == list(arms)  # in the order of the table
 
 
 def test_all_rankers_have_files_of_their_own() -> None:
-    config = replace(CONFIG, fragment=replace(DOWNSTREAM, tasks={"ctr": "click"}, seeds=(7,)))
-    rankers = list(all_rankers(config))
+    fragment = replace(RANKERS, tasks={"ctr": "click"}, seeds=(7,))
+    jobs = ablation_jobs(replace(CONFIG, rankers=RANKERS, fragment=fragment))
+    rankers = [ranker for job in jobs.values() for ranker in all_rankers(job)]
     assert len(rankers) == 2 * 3 * 2 + 3
     assert len({ranker.path(Path()) for ranker in rankers}) == len(rankers)
     assert rankers[0] == NONE
-    assert {ranker.seed for ranker in rankers if ranker.population == "fragment"} == {7}
+    assert {ranker.seed for ranker in rankers if ranker.job == "fragment"} == {7}

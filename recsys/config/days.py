@@ -1,0 +1,62 @@
+"""The days whose events an upstream goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from recsys.config.rules import require
+from recsys.dates import dates, is_date
+
+DAY = "{day}"
+"""What stands for the day in `DaysConfig.events`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaysConfig:
+    """Days of events that arrive one by one, each as files that appear whole (by a rename)."""
+
+    events: str
+    """Glob pattern of one day's Parquet files; `{day}` stands for the ISO date: `market/events/{day}/*/*.parquet`. A
+    day exists when files match. Names that begin with a dot or an underscore are not looked at."""
+    utc_offset_hours: float = 0.0
+    """When a day begins and ends: its events are of [00:00, 24:00) in the time zone this many hours before UTC."""
+    first: str
+    """ISO date of the first day that the upstream goes on with."""
+    last: str = ""
+    """ISO date of the last one; days after it are left alone. Empty: there is none."""
+    epochs: int = 1
+    """Passes over a new day."""
+    batch_size: int = 0
+    """Rows a rank and step when training on a day; 0: the upstream's own."""
+
+    def __post_init__(self) -> None:
+        inside = not Path(self.events).is_absolute() and DAY in self.events
+        require(inside, f"events is {self.events!r}; give a pattern relative to the data folder, with {DAY} in it")
+        require(
+            -14 <= self.utc_offset_hours <= 14, f"utc_offset_hours is {self.utc_offset_hours}; use hours from -14 to 14"
+        )
+        check_day(self.first, "first")
+        if self.last:
+            check_day(self.last, "last")
+            require(self.first <= self.last, f"first is {self.first}, after last = {self.last}: swap them")
+        require(self.epochs > 0, f"epochs is {self.epochs}; use 1 or more")
+        require(self.batch_size >= 0, f"batch_size is {self.batch_size}; use 1 or more, or 0: the upstream's own")
+
+    def pattern(self, day: str) -> str:
+        """Glob pattern of this day's files, relative to the data folder."""
+        return self.events.replace(DAY, day)
+
+    def until(self, day: str) -> Iterator[str]:
+        """Every day from `first` to this one."""
+        return dates(self.first, day)
+
+    def has(self, day: str) -> bool:
+        """Whether this is a day that counts."""
+        return is_date(day) and self.first <= day and (not self.last or day <= self.last)
+
+
+def check_day(text: str, name: str) -> None:
+    """Raise ConfigError unless the text is an ISO date."""
+    require(is_date(text), f"{name} names the day {text!r}; write it as 2024-01-31")

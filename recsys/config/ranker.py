@@ -1,0 +1,125 @@
+"""Downstream models: rankers and retrieval, which read the store's vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from recsys.config.rules import NO_STUDY, SEEDS, is_word, require
+from recsys.config.toml import Config
+from recsys.config.training import TrainConfig
+from recsys.dates import HOUR_MS
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The DLRM-style network of a ranker."""
+
+    embedding_dim: int = 16
+    """Width of the ranker's own tables."""
+    projection_dim: int = 32
+    """Width every series' vector is projected to before the dot interactions."""
+    hidden: tuple[int, ...] = (256, 128)
+    """Widths of the top MLP."""
+    dropout: float = 0.1
+    """Dropout in the top MLP."""
+    entity_dropout: float = 0.0
+    """Probability with which a training row loses one series' vector, as if the entity were new."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "projection_dim"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
+        require(self.embedding_dim % 4 == 0, f"embedding_dim is {self.embedding_dim}; tables need a multiple of 4")
+        require(all(width > 0 for width in self.hidden), f"hidden is {self.hidden}; use widths of 1 or more")
+        for name in ("dropout", "entity_dropout"):
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; use 0 <= p < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerSettings:
+    """Rankers of some tasks on one population of events."""
+
+    MOVED: ClassVar = {"ranker": "it is `network` now"}
+
+    schema: str
+    """Path of the schema TOML."""
+    train: tuple[str, ...]
+    """Glob patterns of the Parquet files to train on."""
+    validation: tuple[str, ...]
+    """Files that choose the number of epochs."""
+    test: tuple[str, ...]
+    """Files the result is measured on, once."""
+    tasks: dict[str, str]
+    """Task name -> label: {ctr = "is_click", cvr = "long_view"}."""
+    features: tuple[str, ...] = ()
+    """Features the ranker reads; empty: all features of the schema."""
+    publish_delay_ms: int = 6 * HOUR_MS
+    """A snapshot may be read by events later than its `as_of` plus this delay: what a cycle needs to publish a day that
+    has ended. 0 where nothing is published by days."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every arm is trained once a seed; figures are means, intervals cover the seeds' mean prediction."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """The network."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+    """The training runs; `epochs` is the greatest number, the validation files choose the best."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            require(len(getattr(self, name)) > 0, f"{name} is empty; give at least one glob pattern")
+        require(len(self.tasks) > 0, 'tasks is empty; name at least one, say {ctr = "is_click"}')
+        for task in self.tasks:
+            require(is_word(task), f"tasks names {task!r}; use letters, digits and _ (it names a folder)")
+        require(len(self.seeds) > 0, "seeds is empty; give at least one")
+        distinct = len(set(self.seeds)) == len(self.seeds) and all(0 <= seed < SEEDS for seed in self.seeds)
+        require(distinct, f"seeds is {self.seeds}; use different ones, 0 <= seed < 2^32")
+        require(self.publish_delay_ms >= 0, f"publish_delay_ms is {self.publish_delay_ms}; use 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """What the rankers of one arm read; the arms of a job differ in nothing else."""
+
+    name: str
+    """Shown in the report, and part of the predictions' file name."""
+    series: tuple[str, ...] = ()
+    """Series of the store, say ["user_ctr", "item_ctr"]; empty: no vectors."""
+    once: bool = False
+    """Read the series' first snapshots alone: what the vectors are worth if nobody refreshes them."""
+
+    def __post_init__(self) -> None:
+        plain = is_word(self.name.replace(".", "_"))
+        require(plain, f"name is {self.name!r}; use letters, digits, _ and . (it names a file)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerConfig(RankerSettings, Config):
+    """Rankers as a job of their own: `recsys downstream --config rankers.toml`."""
+
+    MOVED: ClassVar = RankerSettings.MOVED | {"upstreams": NO_STUDY}
+
+    name: str
+    """Of the job; its predictions go to `OUT/downstream/<name>`."""
+    arms: tuple[ArmConfig, ...]
+    """Every task is learned once an arm and seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(is_word(self.name), f"name is {self.name!r}; use letters, digits and _ (it names a folder)")
+        names = [arm.name for arm in self.arms]
+        require(len(names) > 0, 'arms is empty; give one at least: arms = [{ name = "ctr", series = ["user_ctr"] }]')
+        require(len(set(names)) == len(names), f"arms are named {names}; make the names different")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """Exact top-k by inner product of one upstream's user and item vectors."""
+
+    upstream: str = "ctr"
+    """Whose vectors."""
+    label: str = ""
+    """Label whose positives in the test files are to be found; empty: the first ranking task's."""
+    k: tuple[int, ...] = (10, 50)
+    """Cut-offs of recall."""
+
+    def __post_init__(self) -> None:
+        require(len(self.k) > 0 and min(self.k) > 0, f"k is {self.k}; give cut-offs of 1 or more")

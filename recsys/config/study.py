@@ -1,0 +1,112 @@
+"""A study: upstreams, their refresh and the rankers that read what they publish, from events to a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from recsys.config.days import DaysConfig, check_day
+from recsys.config.ranker import RankerSettings, RetrievalConfig
+from recsys.config.refresh import RefreshConfig, RefreshSettings
+from recsys.config.rules import ConfigError, require
+from recsys.config.toml import Config
+from recsys.config.upstream import UpstreamConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpansConfig:
+    """The days that the rankers of a study day by day are trained and tested on."""
+
+    train: tuple[str, ...]
+    """First and last day that they train on."""
+    validation: tuple[str, ...]
+    """First and last day that choose the number of epochs."""
+    test: tuple[str, ...]
+    """First and last day that the result is measured on, once."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            span = getattr(self, name)
+            require(len(span) == 2, f"{name} is {list(span)}; give its first and its last day")
+            for day in span:
+                check_day(day, name)
+            require(span[0] <= span[1], f"{name} begins on {span[0]}, after its end {span[1]}: swap them")
+        ordered = self.train[1] < self.validation[0] and self.validation[1] < self.test[0]
+        require(
+            ordered,
+            f"train is {list(self.train)}, validation {list(self.validation)}, test {list(self.test)}: they must "
+            "follow one another without a common day",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(Config):
+    """What `recsys run` and `recsys daily` go through, job by job; each job is started with a config of its own."""
+
+    MOVED: ClassVar = {
+        "downstream": "it is [rankers] now, and [downstream.ranker] is [rankers.network]",
+        "daily": "events, utc_offset_hours, first and last are in [refresh.days] now; train, validation and test in "
+        "[spans]; publish_delay_ms in [rankers]; study in [refresh]",
+    }
+
+    name: str
+    """Shown in the report."""
+    note: str = ""
+    """What a reader of the report must know about the data: synthetic or real, how rows were split."""
+    upstreams: tuple[UpstreamConfig, ...]
+    """In the order in which the ablation adds them."""
+    refresh: RefreshSettings = field(default_factory=RefreshSettings)
+    """How each of them is refreshed."""
+    rankers: RankerSettings
+    """The rankers."""
+    fragment: RankerSettings | None = None
+    """The same rankers on one surface alone, if there are several."""
+    retrieval: RetrievalConfig | None = None
+    """Retrieval figures, if wanted."""
+    spans: SpansConfig | None = None
+    """The rankers' days, for `recsys daily`."""
+    ranks: int = 2
+    """Processes of a job: GPUs, or gloo ranks on a CPU."""
+
+    def __post_init__(self) -> None:
+        require(len(self.upstreams) > 0, "upstreams is empty; give at least one")
+        names = [upstream.name for upstream in self.upstreams]
+        require(len(set(names)) == len(names), f"upstreams are named {names}; make the names different")
+        require(self.ranks > 0, f"ranks is {self.ranks}; use 1 or more")
+        if self.retrieval is not None:
+            require(
+                self.retrieval.upstream in names,
+                f"retrieval.upstream is {self.retrieval.upstream!r}; use one of {', '.join(names)}",
+            )
+        if self.spans is not None:
+            self._check_spans(self.spans)
+
+    def _check_spans(self, spans: SpansConfig) -> None:
+        days = self.refresh.days
+        if days is None or not days.last:
+            raise ConfigError("refresh.days.last is missing: spans are of days that the upstreams are refreshed on")
+        for name in ("train", "validation", "test"):
+            span = getattr(spans, name)
+            require(
+                days.has(span[0]) and days.has(span[1]),
+                f"spans.{name} is {span[0]} to {span[1]}; choose days from refresh.days.first = {days.first} to "
+                f"refresh.days.last = {days.last}",
+            )
+        require(
+            self.refresh.retention.keeps_all,
+            "refresh.retention lets versions go that the rankers of spans read: leave it out of a study",
+        )
+
+    def daily(self) -> tuple[DaysConfig, SpansConfig]:
+        """The days, and the rankers' among them. Raises ConfigError where there are none."""
+        if self.refresh.days is None or self.spans is None:
+            raise ConfigError(
+                "refresh.days or spans is missing: say in [refresh.days] where days of events lie, and in [spans] "
+                "which of them the rankers are trained and tested on"
+            )
+        return self.refresh.days, self.spans
+
+    def refresh_of(self, upstream: UpstreamConfig) -> RefreshConfig:
+        """The refresh of one of the upstreams, as a job of its own."""
+        settings = {entry.name: getattr(self.refresh, entry.name) for entry in fields(self.refresh)}
+        return RefreshConfig(upstream=upstream, **settings)
