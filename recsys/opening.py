@@ -41,9 +41,11 @@ def open_study(
 
     Raises:
         ConfigError: unknown recipe, a mistake in the config or an assignment, or `out` holds a run of another config.
+        DataError: the recipe needs raw files.
     """
     if recipe in recipes:
         entry, prepared = recipes[recipe], out / "data"
+        entry.check_source(data)
         opened = Opened(override(entry.config(), assignments), prepared, lambda: entry.prepare(data, prepared))
     elif Path(recipe).is_file():
         study = override(StudyConfig.load(recipe), assignments)

@@ -38,14 +38,18 @@ class Recipe:
     write: Callable[[Path, Path], None]
     needs_source: bool = True
 
+    def check_source(self, source: Path | None) -> None:
+        """Raise DataError where files are needed and no folder of them is given."""
+        if self.needs_source and source is None:
+            raise DataError("the folder of the raw files is missing: give it with --source (prepare) or --data (run)")
+
     def prepare(self, source: Path | None, out: Path) -> None:
         """Turn raw files in `source` into events and schemas in `out`.
 
         Raises:
             DataError: there is no source, or its files are not what they should be.
         """
-        if self.needs_source and source is None:
-            raise DataError("the folder of the raw files is missing: give it with --source (prepare) or --data (run)")
+        self.check_source(source)
         self.write(source or Path(), out)
 
 

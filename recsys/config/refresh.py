@@ -35,7 +35,7 @@ class GateConfig:
 @dataclass(frozen=True, kw_only=True)
 class RetentionConfig:
     """Which versions a cycle lets go once it has published: those that all rules given here allow, never the newest nor
-    a tagged one. Without a rule all stay. Training and the joins of rankers read old versions: see what yours need."""
+    a tagged one. Without a rule all stay. Rankers that join as of each event need the versions of all their days."""
 
     keep_last: int | None = None
     """So many of the newest stay; and in any case the one that a correction of the newest day would go on from."""

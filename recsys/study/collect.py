@@ -59,6 +59,7 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
         },
         retrieval=_retrieval(config, data, store),
         rows=split_rows(config.rankers, data),
+        publish_delay_ms=config.rankers.publish_delay_ms,
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         # The launching process is alive beside whichever job is the largest.
         peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
@@ -83,6 +84,7 @@ def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
         records=read_records(Ledger(out, first.name).folder),
         configured=arm_of(config.refresh),
         rows=split_rows(job, data),
+        publish_delay_ms=job.publish_delay_ms,
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
         config=to_dict(config),

@@ -10,6 +10,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     peak_rss_bytes                          int; greatest resident memory
     seeds                                   list of int; training seeds of the rankers
     rows.<split>                            int; events of each split
+    publish_delay_ms                        as in report.json
     upstream                                str; whose vectors the rankers read
     configured                              str; the arm whose series is the plain one, `user_<upstream>`
     task                                    str; the task that `aggregation`, `cadence` and `comparisons` are of
@@ -85,6 +86,8 @@ class DailyResults:
     """The arm whose series is the plain one."""
     rows: Mapping[str, int]
     """Split -> events."""
+    publish_delay_ms: int
+    """Of the rankers."""
     seconds: Mapping[str, float]
     """Stage -> wall time."""
     peak_rss_bytes: int
@@ -116,6 +119,7 @@ def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) ->
         "hardware": hardware(),
         "seeds": list(results.tasks[task].seeds),
         "rows": results.rows,
+        "publish_delay_ms": results.publish_delay_ms,
         "upstream": results.upstream,
         "configured": results.configured,
         "task": task,

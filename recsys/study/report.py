@@ -15,6 +15,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     config.*                                the complete config of the run, defaults included
     seeds                                   list of int; training seeds of the downstream rankers
     rows.<split>                            int; events of each split: train, validation, test
+    publish_delay_ms                        int; an event reads no snapshot whose `as_of` is not this much earlier
     seconds.<stage>                         number; wall time of each stage
     peak_rss_bytes                          int; greatest resident memory, summed over the processes alive at a time
 
@@ -164,6 +165,8 @@ class RunResults:
     retrieval: RetrievalResult | None = None
     rows: Mapping[str, int]
     """Split -> events."""
+    publish_delay_ms: int
+    """Of the rankers."""
     seconds: Mapping[str, float]
     """Stage -> wall time, in the order in which they ran."""
     peak_rss_bytes: int
@@ -194,6 +197,7 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         "hardware": hardware(),
         "seeds": list(next(iter(results.tasks.values())).seeds) if results.tasks else [],
         "rows": results.rows,
+        "publish_delay_ms": results.publish_delay_ms,
         "tasks": tasks,
         **({"fragment": fragment} if fragment else {}),
         **({"oracle": oracle} if oracle else {}),

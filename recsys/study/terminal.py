@@ -33,7 +33,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     if report["store"]:
         console.print(_series(report["store"]))
     stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in report["seconds"].items())
-    console.print(f"[dim]{escape(stages)} · peak memory {size(report['peak_rss_bytes'])}[/dim]")
+    console.print(f"[dim]{escape(stages)} · peak memory {size(report['peak_rss_bytes'])}\n{_delay(report)}[/dim]")
     console.print(f"[bold]{escape(headline(report))}[/bold]\n")
 
 
@@ -46,8 +46,15 @@ def print_daily(document: Mapping[str, Any], console: Console | None = None) -> 
     for heading, text in findings(document).items():
         console.print(f"[bold]{escape(heading)}.[/bold] {escape(text)}")
     shares = " · ".join(f"{stage} {percent(share, 0)}" for stage, share in document["time_shares"].items())
-    console.print(f"[dim]of the cycles' time: {escape(shares)} · peak memory {size(document['peak_rss_bytes'])}[/dim]")
+    memory = size(document["peak_rss_bytes"])
+    console.print(f"[dim]of the cycles' time: {escape(shares)} · peak memory {memory}\n{_delay(document)}[/dim]")
     console.print(f"[bold]{escape(daily_headline(document))}[/bold]\n")
+
+
+def _delay(document: Mapping[str, Any]) -> str:
+    return (
+        f"events read vectors from {duration(document['publish_delay_ms'] / 1000)} after their as_of (publish_delay_ms)"
+    )
 
 
 def _aggregation(document: Mapping[str, Any]) -> Table:

@@ -11,11 +11,23 @@ import numpy as np
 import pytest
 
 from recsys import replay
-from recsys.config import DaysConfig, GateConfig, ModelConfig, NetworkConfig, SpansConfig, StudyConfig, TrainConfig
+from recsys.config import (
+    DaysConfig,
+    GateConfig,
+    ModelConfig,
+    NetworkConfig,
+    RankerConfig,
+    RefreshConfig,
+    SpansConfig,
+    StudyConfig,
+    TrainConfig,
+    UpstreamConfig,
+)
 from recsys.data.synthetic import prepare_synthetic
 from recsys.opening import open_study
 from recsys.recipes import DAILY, synthetic_daily
 from recsys.refresh.records import Ledger
+from recsys.study.ways import study_job
 
 DAYS = [f"2024-01-0{number}" for number in range(3, 7)]
 
@@ -76,6 +88,10 @@ def test_follow_a_folder_to_the_report(
     opened = open_study(str(tmp_path / "c.toml"), DAILY, data, out, ())
     refused = replay.run_daily(opened, out, follow=True)
     courier.join(10)
+    (upstream,) = opened.study.upstreams
+    assert UpstreamConfig.load(out / "configs/upstream-ctr.toml") == upstream
+    assert RefreshConfig.load(out / "configs/refresh-ctr.toml") == opened.study.refresh_of(upstream)
+    assert RankerConfig.load(out / "configs/downstream-daily.toml") == study_job(opened.study, data)
     assert f"days that are not there yet: {DAYS[2]}, {DAYS[3]}" in capsys.readouterr().out
     records = Ledger(out, "ctr").records()
     assert [record.day for record in records] == DAYS

@@ -74,6 +74,7 @@ def example_daily(**changes: Any) -> DailyResults:
         tasks={"ctr": example_scores(PAPERS_ORDER), "cvr": example_scores(PAPERS_ORDER, 1500, seed=1)},
         records=example_records(),
         rows={"train": 160_000, "validation": 40_000, "test": 4_000},
+        publish_delay_ms=21_600_000,
         seconds={"prepare": 11.2, "replay": 301.0, "downstream": 95.0},
         peak_rss_bytes=3_412_000_000,
         config={"name": "demo", "ranks": 2, "fragment": None, "daily": {"first": DAYS[0], "last": DAYS[-1]}},

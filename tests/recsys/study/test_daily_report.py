@@ -113,6 +113,7 @@ def test_page_is_self_contained_and_complete(full: dict[str, Any], tmp_path: Any
         DAYS[-1],
         "refused",
         "11 days",
+        "vectors read from 6 h 00 min after their as_of",
         full["commit"],
         'name = "demo" ranks = 2',
     ):
@@ -244,6 +245,7 @@ def test_terminal_shows_tables_and_findings_in_80_columns(full: dict[str, Any]) 
         assert f"{100 * value['auc_lift']:+.2f}" in row
     assert f"{DAYS[4]} 20,400" in text
     assert text.count("refused") == 1
+    assert "events read vectors from 6 h 00 min after their as_of (publish_delay_ms)" in text
     assert "The order. Here, best first" in text
 
 

@@ -173,6 +173,7 @@ def test_page_is_self_contained_and_complete(full, tmp_path):
         "1 min 35 s",
         'name = "demo" ranks = 2',
         full["commit"],
+        "vectors read from 6 h 00 min after their as_of",
     ):
         assert " ".join(wanted.split()) in flat, wanted
 
@@ -219,6 +220,7 @@ def test_terminal_shows_the_table_in_80_columns(full):
     for value in (f"{entry['auc']:.4f}", f"{entry['ne']:.4f}", f"{entry['calibration']:.3f}"):
         assert value in row
     assert headline(full)[:40] in text
+    assert "events read vectors from 6 h 00 min after their as_of (publish_delay_ms)" in text
 
 
 @pytest.mark.parametrize(
