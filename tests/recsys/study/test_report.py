@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import recsys.study.report as report_module
 from recsys.study.environment import commit, hardware
 from recsys.study.headline import headline
 from recsys.study.report import ReportError, TaskScores, build_report, load_report, measure_arms, write_report
+from recsys.study.report_page import render_page
 from recsys.study.terminal import print_report
 from tests.recsys.evaluate.page import Page
 from tests.recsys.study.example import ARMS, example_results, example_task
@@ -152,7 +154,7 @@ def test_page_is_self_contained_and_complete(full, tmp_path):
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
-    assert len(page.addresses) == 2 + 2 + 6  # lifts, oracle gaps, three curves of two upstreams
+    assert len(page.addresses) == 1 + 2 + 2 + 6  # the flow, lifts, oracle gaps, three curves of two upstreams
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "url(" not in text
     assert "@import" not in text
@@ -176,6 +178,14 @@ def test_page_is_self_contained_and_complete(full, tmp_path):
         "vectors read from 6 h 00 min after their as_of",
     ):
         assert " ".join(wanted.split()) in flat, wanted
+
+
+def test_page_shows_who_learned_from_what_and_who_read_it(full):
+    config = {"upstreams": [{"name": "ctr", "tasks": ["click"], "source": {"events": ["a/*", "b/*", "c/*"]}}]}
+    address = Page(render_page(full | {"config": config})).addresses[0]
+    drawn = base64.b64decode(address.partition(",")[2]).decode()
+    for wanted in ("a/*", "to c/*", "ctr", "cvr", "up to 2022-01-08", "user v1", "item v1", "CTR + CVR, user + item"):
+        assert f">{wanted}<" in drawn
 
 
 def test_absent_parts_are_left_out(tmp_path):
