@@ -66,7 +66,7 @@ def _flow_image(report: Mapping[str, Any]) -> Markup:
         events = config.get("source", {}).get("events", ())
         labels = {entry: f"{owner} v{report['store'][entry]['version']}" for entry, owner in series.items()}
         models.append(Model(name=name, notes=notes, source=_first_and_last(events), series=labels))
-    arms = next(iter(report["tasks"].values()), {})
+    arms: Mapping[str, Any] = next(iter(report["tasks"].values()), {})
     readers = {arm_title(arm, report["upstreams"]): series_read(arm, report["upstreams"]) for arm in arms}
     drawn = flow_plot(models, readers)
     if not drawn:
