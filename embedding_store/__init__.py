@@ -39,9 +39,10 @@ from embedding_store.errors import (
     TagNotFoundError,
     VersionExpiredError,
     VersionNotFoundError,
+    VersionRetractedError,
     WriterClosedError,
 )
-from embedding_store.history.tags import Move
+from embedding_store.history.state import Move
 from embedding_store.history.tombstones import Tombstone
 from embedding_store.keys import hash_keys
 from embedding_store.nn.entity_embedding import EntityEmbedding
@@ -100,6 +101,7 @@ __all__ = [
     "Tombstone",
     "VersionExpiredError",
     "VersionNotFoundError",
+    "VersionRetractedError",
     "WriterClosedError",
     "hash_keys",
 ]

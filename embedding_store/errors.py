@@ -87,6 +87,10 @@ class VersionExpiredError(VersionNotFoundError):
     """A version that existed and was expired; the message says when."""
 
 
+class VersionRetractedError(VersionExpiredError):
+    """A version that was published and taken back; the message says when."""
+
+
 class TagNotFoundError(NotFoundError):
     """No tag of that name, or none that it could be rolled back to."""
 

@@ -15,21 +15,21 @@ from embedding_store.dtypes import DTYPES
 from embedding_store.errors import (
     FileFormatError,
     InvalidArgumentError,
-    MissingFileError,
     NewerFormatError,
     SchemaChangedError,
-    TagMovedError,
     VersionExpiredError,
     VersionNotFoundError,
 )
 from embedding_store.format import documents
-from embedding_store.format.manifest import ID_KINDS, Manifest, read_manifest, versions
+from embedding_store.format.manifest import ID_KINDS
 from embedding_store.history import clean as cleaning
 from embedding_store.history import expire as expiry
-from embedding_store.history import schemas
+from embedding_store.history import refusals, schemas
 from embedding_store.history.clean import CLEAN_GRACE
-from embedding_store.history.tags import ANY, Move, Tags
-from embedding_store.history.tombstones import Tombstone, expired_at, read_tombstone, tombstones
+from embedding_store.history.state import Move
+from embedding_store.history.tags import ANY, Tags, pointed
+from embedding_store.history.tombstones import TOMBSTONES, Tombstone, read_tombstone
+from embedding_store.history.versions import Versions
 from embedding_store.read.point_in_time import OpenTables, PointInTime
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.scan import diff as comparison
@@ -59,10 +59,10 @@ class Series:
             raise NewerFormatError(path, f"ids is {self.ids!r}, this package knows {', '.join(ID_KINDS)}: upgrade")
         self._storage = storage
         newest = schemas.newest_number(storage)
-        first = schemas.from_fields(1, fields, path)
+        first = schemas.from_fields(1, fields)
         self._schema = first if newest == 1 else schemas.read(storage, newest)
-        self._tags = Tags(storage)
-        self._manifests: dict[int, Manifest] = {}  # they never change
+        self._versions = Versions(storage, name)
+        self._tags = Tags(self._versions)
         self.open_tables = OpenTables()  # of lookup_as_of
 
     @property
@@ -100,46 +100,50 @@ class Series:
             raise self._schema_error(wanted.number) from None
         return Series(self._storage, self.name)
 
-    def versions(self) -> list[int]:
-        """All versions that exist, ascending; those that were expired are in `expired`."""
-        return versions(self._storage)
+    def versions(self, *, refused: bool = True) -> list[int]:
+        """All versions that exist, ascending; those that are gone are in `expired`. `refused`: the refused ones too."""
+        without = set() if refused else set(refusals.REFUSALS.numbers(self._storage))
+        return [version for version in self._versions.numbers() if version not in without]
 
-    def history(self) -> list[Snapshot]:
-        """All snapshots that exist, oldest first."""
-        return [Snapshot(self._storage, manifest) for manifest in self._history()]
+    def history(self, *, refused: bool = True) -> list[Snapshot]:
+        """All snapshots that exist, oldest first; `refused`: those that were refused too."""
+        return [
+            Snapshot(self._storage, manifest) for manifest in self._versions.history(self.versions(refused=refused))
+        ]
 
     def expired(self) -> list[Tombstone]:
-        """What is known of the snapshots that were expired, oldest first: `.manifest` as it was, and `.expired`."""
-        gone = sorted(set(tombstones(self._storage)) - set(self.versions()))
+        """What is known of the snapshots that were expired or retracted, oldest first: `.manifest` as it was,
+        `.expired`, when it went, and `.retracted`."""
+        gone = sorted(set(TOMBSTONES.numbers(self._storage)) - set(self.versions()))
         return [read_tombstone(self._storage, version) for version in gone]
 
-    def latest(self) -> Snapshot:
-        """The newest snapshot. Raises VersionNotFoundError if there is none yet."""
+    def latest(self, *, refused: bool = True) -> Snapshot:
+        """The newest snapshot; with `refused=False` the newest that was not refused.
+
+        Raises:
+            VersionNotFoundError: there is none yet, or all were refused.
+        """
         while True:
-            found = self.versions()
+            found = self.versions(refused=refused)
             if not found:
-                raise VersionNotFoundError(f"series {self.name!r} has no snapshot yet: write one")
-            with suppress(VersionExpiredError):  # since it was listed, so there is a newer one
+                which = "has no snapshot yet: write one" if refused else "has no snapshot that was not refused"
+                raise VersionNotFoundError(f"series {self.name!r} {which}")
+            with suppress(VersionExpiredError):  # since it was listed
                 return self._snapshot(found[-1])
 
     def version(self, version: int) -> Snapshot:
-        """The snapshot of this version.
+        """The snapshot of this version, refused or not.
 
         Raises:
-            VersionExpiredError: it was expired; says when.
+            VersionExpiredError: it was expired; says when. VersionRetractedError: it was retracted.
             VersionNotFoundError: naming those that exist.
         """
-        found = self.versions()
-        if version in found:
-            return self._snapshot(version)
-        if isinstance(version, int) and version > 0:
-            self._check_expired(version, f"; versions: {_spans(found)}")
-        raise VersionNotFoundError(f"series {self.name!r} has no version {version!r}; versions: {_spans(found)}")
+        return Snapshot(self._storage, self._versions.find(version))
 
-    def as_of(self, timestamp: int | datetime) -> Snapshot:
+    def as_of(self, timestamp: int | datetime, *, refused: bool = False) -> Snapshot:
         """The newest snapshot whose `as_of` is not later than `timestamp` (ms since the epoch, or an aware datetime).
 
-        Only snapshots that exist count: where those of that time were expired, it is an earlier one.
+        Only snapshots that exist count, and that were not refused, unless `refused` says that these count too.
 
         Raises:
             VersionNotFoundError: there is none; the message names the first one's time.
@@ -147,12 +151,12 @@ class Series:
         """
         wanted = times.to_milliseconds(timestamp, "timestamp")
         while True:
-            found = self.versions()
+            found = self.versions(refused=refused)
             try:
-                position = bisect_right(found, wanted, key=lambda version: self._manifest(version).as_of)
+                position = bisect_right(found, wanted, key=lambda version: self._versions.listed(version).as_of)
                 if position:
                     return self._snapshot(found[position - 1])
-                first = f"the first is as of {self._manifest(found[0]).as_of}" if found else "it has none yet"
+                first = f"the first is as of {self._versions.listed(found[0]).as_of}" if found else "it has none yet"
             except VersionExpiredError:  # since it was listed
                 continue
             raise VersionNotFoundError(f"series {self.name!r} has no snapshot as of {wanted} or earlier; {first}")
@@ -165,6 +169,7 @@ class Series:
         out_dtype: torch.dtype = torch.float32,
         *,
         space: str | None = None,
+        refused: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:  # [..., D], bool [...], int64 [...]
         """Each id's vector as it could be read at its time: from the newest snapshot with `as_of` + delay <= timestamp.
 
@@ -178,6 +183,7 @@ class Series:
             delay_ms: how long after its `as_of` a snapshot can be read; 0 or more.
             out_dtype: float32, float16 or bfloat16.
             space: read snapshots of this space only, as if there were no others.
+            refused: read those that were refused too, else it is as if there were none.
 
         Returns:
             vectors [..., D], zero where not found; found bool [...]; versions int64 [...], the snapshot that was looked
@@ -189,26 +195,21 @@ class Series:
             InvalidIdsError, InvalidArgumentError: naming the argument and its value.
             CorruptStoreError: a snapshot cannot be read; of the class that fits, naming the file.
         """
-        snapshots = [snapshot for snapshot in self.history() if space in (None, snapshot.space)]
+        snapshots = [snapshot for snapshot in self.history(refused=refused) if space in (None, snapshot.space)]
         return PointInTime(snapshots, self.dim, self.open_tables).lookup(ids, timestamps, delay_ms, out_dtype)
 
     def tagged(self, tag: str) -> Snapshot:
         """The snapshot a tag points to. Raises TagNotFoundError naming the tags that exist."""
-        version = self._tags.version(tag)
         while True:
-            try:
-                return self.version(version)
-            except VersionNotFoundError:
-                before, version = version, self._tags.version(tag)
-                if version == before:  # else it was moved, and then the version expired
-                    raise
+            with suppress(VersionExpiredError):  # the tag was moved, and then the version expired
+                return self.version(self._tags.version(tag))
 
     def tags(self) -> dict[str, int]:
         """Tag -> version."""
-        return self._tags.all()
+        return pointed(self._storage)
 
     def moves(self, tag: str) -> list[Move]:
-        """The moves of a tag, oldest first: `.number`, `.version` (None: removed), `.moved`. `clean` keeps 100 of them.
+        """The moves of a tag, oldest first: `.number`, `.version` (None: removed), `.moved`. The newest 100 are kept.
 
         Raises:
             TagNotFoundError: there was never such a tag.
@@ -222,11 +223,11 @@ class Series:
             expected: move it only if it points to this version, None: only if it does not exist.
 
         Raises:
-            VersionNotFoundError: naming the versions that exist; VersionExpiredError if it was expired.
+            VersionNotFoundError: naming the versions that exist; VersionExpiredError if it is gone.
             TagMovedError: it does not point to `expected`.
             InvalidArgumentError: the tag's name is not allowed.
         """
-        self._point(tag, self.version(version).version, expected)
+        self._tags.move(tag, version, expected=expected)
 
     def untag(self, tag: str) -> None:
         """Remove a tag; the snapshot stays. Raises TagNotFoundError naming the tags that exist."""
@@ -243,14 +244,14 @@ class Series:
             InvalidArgumentError: `version` is not earlier than the present one.
         """
         if version is None:
-            present, version = self._tags.earlier(tag, self.versions())
+            present, version = self._tags.earlier(tag)
         else:
             present = self._tags.version(tag)
             if self.version(version).version >= present:
                 raise InvalidArgumentError(
                     f"version is {version}, tag {tag!r} is at {present}: a rollback goes to an earlier one, or use tag"
                 )
-        self._point(tag, version, present)
+        self._tags.move(tag, version, expected=present)
         return self.version(version)
 
     def write(
@@ -318,7 +319,8 @@ class Series:
         older_than: timedelta | datetime | int | None = None,
         dry_run: bool = True,
     ) -> list[Snapshot]:
-        """Let go of old snapshots that all the given rules allow; never of the newest, nor of tagged ones.
+        """Let go of old snapshots that all the given rules allow; never of the newest, nor of the newest that was not
+        refused, nor of tagged ones.
 
         They can be asked for no more, but say what became of them (`expired`); tables that are loaded keep serving.
         `clean` frees the space from an hour later on; `freed_bytes` says how much.
@@ -329,35 +331,51 @@ class Series:
             dry_run: only say which.
 
         Returns:
-            Those that went, or would, oldest first; with them any that a run that died had begun to expire.
+            Those that went, or would, oldest first.
 
         Raises:
             InvalidArgumentError: no rule is given, or one that cannot be.
         """
-        history = self._history()
-        existing = [manifest.version for manifest in history]
-        chosen = expiry.candidates(
-            history,
-            tagged=self.tags().values(),
-            unfinished=expiry.unfinished(self._storage, existing),
-            keep_last=keep_last,
-            before=expiry.published_before(older_than),
-        )
-        found = [manifest for manifest in history if manifest.version in chosen]
-        gone = found if dry_run else expiry.carry_out(self._storage, found, existing)
+        before = expiry.published_before(older_than)
+        gone = expiry.expire(self._versions, keep_last=keep_last, before=before, dry_run=dry_run)
         return [Snapshot(self._storage, manifest) for manifest in gone]
+
+    def retract(self, version: int) -> None:
+        """Take back the newest version, which should never have gone out: say its `as_of` was wrong.
+
+        It can be asked for no more, and its number is not used again; the next version may have an earlier `as_of`. A
+        LiveTable that follows the newest version goes back to the one before; tables that are loaded keep serving.
+
+        Raises:
+            InvalidArgumentError: it is not the newest, or a tag, which the message names, points to it.
+            VersionNotFoundError: naming the versions that exist; VersionExpiredError if it is gone already.
+        """
+        expiry.retract(self._versions, version)
+
+    def refuse(self, version: int, reasons: Sequence[str]) -> None:
+        """Mark a version as unfit, for good: `as_of` and `lookup_as_of` leave it out from now on, and so does a
+        LiveTable that follows no tag. All else stays as it is: `version`, `tagged`, `history` and `latest` give it,
+        its `refused` says the reasons, the next version comes after it, and it expires as any other.
+
+        A version that is refused already keeps its first reasons.
+
+        Raises:
+            InvalidArgumentError: `reasons` is empty, or holds something other than texts.
+            VersionNotFoundError: naming the versions that exist; VersionExpiredError if it is gone.
+        """
+        refusals.refuse(self._storage, self.version(version).version, reasons)
 
     def freed_bytes(self, snapshots: Sequence[Snapshot]) -> int:
         """Bytes that expiring these snapshots frees: a file counts once, and not if another snapshot needs it."""
-        history = {manifest.version: manifest for manifest in self._history()}
+        history = {manifest.version: manifest for manifest in self._versions.history()}
         history |= {snapshot.version: snapshot.manifest for snapshot in snapshots}
         return expiry.freed_bytes(list(history.values()), {snapshot.version for snapshot in snapshots})
 
     def clean(self, grace: timedelta = CLEAN_GRACE) -> list[str]:
         """Delete what is not needed any more; returns the paths, relative to the series.
 
-        That is data that no manifest names and nothing was written beside for `grace`, unless a snapshot that was
-        expired less than `grace` ago names them; and moves of a tag beyond the newest 100.
+        That is data that no manifest names and nothing was written beside for `grace`, unless a snapshot that went
+        less than `grace` ago names them; unfinished files and empty folders of that age; and old files of tags.
 
         Raises:
             InvalidArgumentError: `grace` is less than an hour, the time for which a live writer may be silent.
@@ -365,45 +383,11 @@ class Series:
         """
         return cleaning.clean(self._storage, grace)
 
-    def _point(self, tag: str, version: int, expected: int | None) -> None:
-        """Move a tag to a version that exists; history/expire.py has the other side."""
-        before = self._tags.move(tag, version, expected=expected)
-        try:
-            self._check_expired(version, ", while the tag was moved to it")
-        except VersionExpiredError:
-            with suppress(TagMovedError):
-                self._tags.move(tag, before, expected=version)
-            raise
-
     def _snapshot(self, version: int) -> Snapshot:
-        return Snapshot(self._storage, self._manifest(version))
-
-    def _history(self) -> list[Manifest]:
-        """Manifests of all versions that exist, oldest first."""
-        found = []
-        for version in self.versions():
-            with suppress(VersionExpiredError):  # since it was listed
-                found.append(self._manifest(version))
-        return found
-
-    def _manifest(self, version: int) -> Manifest:
-        if version not in self._manifests:
-            try:
-                self._manifests[version] = read_manifest(self._storage, version)
-            except MissingFileError:
-                self._check_expired(version)
-                raise
-        return self._manifests[version]
-
-    def _check_expired(self, version: int, details: str = "") -> None:
-        at = expired_at(self._storage, version)
-        if at is not None:
-            when = times.to_text(at)
-            raise VersionExpiredError(f"version {version} of series {self.name!r} was expired at {when}{details}")
+        return Snapshot(self._storage, self._versions.listed(version))
 
     def _check_schema(self) -> None:
-        newest = schemas.newest_number(self._storage)
-        if newest != self.schema:
+        if (newest := schemas.newest_number(self._storage)) != self.schema:
             raise self._schema_error(newest)
 
     def _schema_error(self, newest: int) -> SchemaChangedError:
@@ -412,12 +396,3 @@ class Series:
 
     def __repr__(self) -> str:
         return f"Series({self.name!r}, dim={self.dim}, dtype={self.dtype!r})"
-
-
-def _spans(found: list[int]) -> str:
-    """`1-4, 6`: versions for a message."""
-    if not found:
-        return "none yet"
-    starts = [v for i, v in enumerate(found) if i == 0 or found[i - 1] != v - 1]
-    stops = [v for i, v in enumerate(found) if i == len(found) - 1 or found[i + 1] != v + 1]
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True))

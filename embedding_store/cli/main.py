@@ -32,7 +32,22 @@ JSON = Annotated[FlagCreatePairsOff[bool], arg(help="print JSON instead of a tab
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
-    functions = (ls, show, history, diff, tag, rollback, compact, expire, clean, verify, import_, export, bench)
+    functions = (
+        ls,
+        show,
+        history,
+        diff,
+        tag,
+        rollback,
+        compact,
+        expire,
+        retract,
+        clean,
+        verify,
+        import_,
+        export,
+        bench,
+    )
     commands: dict[str, Callable[..., int]] = {function.__name__.rstrip("_"): function for function in functions}
     try:
         return tyro.extras.subcommand_cli_from_dict(
@@ -77,6 +92,7 @@ def history(store: STORE, series: SERIES, /, *, json: JSON = False) -> int:
             "created": snapshot.manifest.created,
             "mean_norm": snapshot.statistics.mean_norm,
             "tags": [name for name, version in tags.items() if version == snapshot.version],
+            "refused": snapshot.refused,
         }
         for snapshot in found.history()
     ]
@@ -198,6 +214,21 @@ def expire(
         return 0
     done = "expired, `clean` will free" if delete else "would expire (nothing is done without --delete) and free"
     print_rows(rows, f"{store}: {series}, {done} {freed:,} bytes")
+    return 0
+
+
+def retract(
+    store: STORE,
+    series: SERIES,
+    version: Annotated[Positional[int], arg(metavar="VERSION", help="the newest version")],
+    /,
+    *,
+    json: JSON = False,
+) -> int:
+    """Take back the newest version, which should never have gone out; its number is not used again."""
+    found = _open(store).series(series)
+    found.retract(version)
+    print_rows([{"retracted": version, "versions": found.versions()}], f"{store}: {series}", json)
     return 0
 
 

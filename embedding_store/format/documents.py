@@ -68,7 +68,8 @@ class Fields:
 
     def __init__(self, document: dict[str, Any], path: str, prefix: str = "") -> None:
         self._document = document
-        self._path = path
+        self.path = path
+        """For messages."""
         self._prefix = prefix
 
     def integer(self, key: str, *, least: int = -(2**63)) -> int:
@@ -89,6 +90,13 @@ class Fields:
             self._refuse(key, "a non-empty string")
         return value
 
+    def boolean(self, key: str, *, absent: bool) -> bool:
+        """True or false; `absent` where an earlier writer left the key out."""
+        value = self._document.get(key, absent)
+        if not isinstance(value, bool):
+            self._refuse(key, "true or false")
+        return value
+
     def number(self, key: str) -> float:
         """A number."""
         value = self._get(key)
@@ -98,24 +106,28 @@ class Fields:
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of numbers."""
-        return tuple(Fields({key: value}, self._path, self._prefix).number(key) for value in self._list(key))
+        return tuple(Fields({key: value}, self.path, self._prefix).number(key) for value in self._list(key))
 
     def integers(self, key: str, *, least: int) -> tuple[int, ...]:
         """A list of int64 of at least `least`."""
         entries = self._list(key)
-        return tuple(Fields({key: value}, self._path, self._prefix).integer(key, least=least) for value in entries)
+        return tuple(Fields({key: value}, self.path, self._prefix).integer(key, least=least) for value in entries)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings that are not empty."""
+        return tuple(Fields({key: value}, self.path, self._prefix).text(key) for value in self._list(key))
 
     def object(self, key: str) -> Fields:
         """An object."""
         value = self._get(key)
         if not isinstance(value, dict):
             self._refuse(key, "an object")
-        return Fields(value, self._path, f"{self._prefix}{key}.")
+        return Fields(value, self.path, f"{self._prefix}{key}.")
 
     def objects(self, key: str) -> list[Fields]:
         """A list of objects."""
         entries = enumerate(self._list(key))
-        return [Fields({f"{key}[{i}]": value}, self._path, self._prefix).object(f"{key}[{i}]") for i, value in entries]
+        return [Fields({f"{key}[{i}]": value}, self.path, self._prefix).object(f"{key}[{i}]") for i, value in entries]
 
     def _list(self, key: str) -> list[Any]:
         value = self._get(key)
@@ -125,10 +137,10 @@ class Fields:
 
     def _get(self, key: str) -> Any:
         if key not in self._document:
-            raise FileFormatError(self._path, f"has no key {self._prefix}{key}")
+            raise FileFormatError(self.path, f"has no key {self._prefix}{key}")
         return self._document[key]
 
     def _refuse(self, key: str, wanted: str) -> None:
         value = repr(self._document[key])
         shown = value if len(value) <= 80 else value[:77] + "..."
-        raise FileFormatError(self._path, f"{self._prefix}{key} is {shown}, expected {wanted}")
+        raise FileFormatError(self.path, f"{self._prefix}{key} is {shown}, expected {wanted}")

@@ -7,33 +7,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from embedding_store.dtypes import DTYPES, Dtype
-from embedding_store.errors import FileFormatError, MissingFileError, NewerFormatError
+from embedding_store.errors import FileFormatError, NewerFormatError
 from embedding_store.format import documents
 from embedding_store.format.documents import Fields
+from embedding_store.format.numbered import NumberedFiles
 from embedding_store.storage.base import Storage
 
 INDEX_KINDS = ("hash",)
 ID_KINDS = ("int64", "text")
 ROW_BITS = 40  # a location is segment << 40 | row
 MAX_SEGMENTS = 1 << 23  # so that twice a location is still below 2^64
-_FILE_NAME = re.compile(r"manifests/(\d{8,})\.json")
+MANIFESTS = NumberedFiles("manifests", "manifest")
 _DATA_PATH = re.compile(r"(data/[a-z0-9-]+)/[a-z0-9][a-z0-9.-]*")
 
 
 def manifest_path(version: int) -> str:
     """Where the manifest of a version lies, relative to the series."""
-    return f"manifests/{version:08d}.json"
-
-
-def manifest_version(path: str) -> int | None:
-    """The version whose manifest lies at `path`; None for any other file."""
-    match = _FILE_NAME.fullmatch(path)
-    return int(match[1]) if match else None
-
-
-def data_folder(path: str) -> str:
-    """The folder `data/<uuid>` that one writer filled."""
-    return path.rpartition("/")[0]
+    return MANIFESTS.path(version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,13 +159,17 @@ class Manifest:
         return documents.encode("manifest", self.fields())
 
     @staticmethod
-    def decode(data: bytes, path: str, kind: str = "manifest") -> Manifest:
-        """Read a manifest's file, or one of another kind that has a manifest's keys; `path` is for messages.
+    def decode(data: bytes, path: str) -> Manifest:
+        """Read a manifest's file; `path` is for messages.
 
         Raises:
             CorruptStoreError: of the class that fits (documents.decode); contradictions are a FileFormatError.
         """
-        fields = documents.decode(data, kind, path)
+        return Manifest.from_fields(documents.decode(data, "manifest", path))
+
+    @staticmethod
+    def from_fields(fields: Fields) -> Manifest:
+        """The manifest in a document that has its keys. Raises CorruptStoreError of the class that fits."""
         manifest = Manifest(
             series=fields.text("series"),
             version=fields.integer("version", least=1),
@@ -193,7 +187,7 @@ class Manifest:
             data=tuple(_data_file(entry) for entry in fields.objects("data")),
             index=_index_file(fields.object("index")),
         )
-        manifest._check(path)
+        manifest._check(fields.path)
         return manifest
 
     def _check(self, path: str) -> None:
@@ -236,32 +230,13 @@ class Manifest:
             )
 
 
-def versions(storage: Storage) -> list[int]:
-    """Versions that exist in a series' storage, ascending."""
-    found = (manifest_version(f"manifests/{name}") for name in storage.names("manifests"))
-    return sorted(version for version in found if version is not None)
-
-
 def read_manifest(storage: Storage, version: int) -> Manifest:
     """The manifest of a version. Raises MissingFileError, or what Manifest.decode raises."""
-    path = manifest_path(version)
-    manifest = Manifest.decode(storage.read(path), storage.locate(path))
+    fields = MANIFESTS.read(storage, version)
+    manifest = Manifest.from_fields(fields)
     if manifest.version != version:
-        raise FileFormatError(storage.locate(path), f"version is {manifest.version}, its name says {version}")
+        raise FileFormatError(fields.path, f"version is {manifest.version}, its name says {version}")
     return manifest
-
-
-def latest_manifest(storage: Storage) -> Manifest | None:
-    """The manifest of the newest version; None before the first."""
-    found = versions(storage)
-    while found:
-        try:
-            return read_manifest(storage, found[-1])
-        except MissingFileError:  # a newer one was published and this one expired, both since it was listed
-            before, found = found, versions(storage)
-            if found[-1:] == before[-1:]:
-                raise
-    return None
 
 
 def column_bytes(rows: int, dim: int, dtype: Dtype, ids: str) -> dict[str, int]:

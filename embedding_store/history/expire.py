@@ -1,27 +1,72 @@
 """Letting old snapshots go: which ones, how much room that makes, and how it is done without a reader noticing.
 
-A snapshot is expired in two steps: its tombstone is put, its manifest deleted. Between them the tags are read again,
-and who moves a tag looks for the tombstone afterwards; so of the two at least one sees the other, and a tagged snapshot
-never goes. A run that dies between the steps leaves a version that still exists; the next run finishes it. The data
-stay for an hour: `clean` deletes them.
+That versions go is settled in the series' state (state.py), where tags are moved too: so a tagged version is never
+among them. Then each gets its tombstone, and its manifest is deleted. A run that dies in between leaves versions that
+still exist; a later run whose rules let them go ends its work. The data stay for an hour: `clean` deletes them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 
 from embedding_store import times
 from embedding_store.errors import InvalidArgumentError
-from embedding_store.format.manifest import Manifest, manifest_path
-from embedding_store.history.tags import Tags
-from embedding_store.history.tombstones import expired_at, put_tombstone, tombstone_path, tombstones
-from embedding_store.storage.base import Storage
+from embedding_store.format.manifest import Manifest
+from embedding_store.history import state as states
+from embedding_store.history.refusals import REFUSALS
+from embedding_store.history.state import State
+from embedding_store.history.tags import pointed_in
+from embedding_store.history.tombstones import bury
+from embedding_store.history.versions import Versions
 
-DEAD_AFTER = timedelta(minutes=10)
-"""Of a run that put a tombstone so long ago and did not delete the manifest."""
+
+def expire(versions: Versions, *, keep_last: int | None, before: int | None, dry_run: bool) -> list[Manifest]:
+    """See Series.expire; `before`: what was published at that time (ms since the epoch) or later stays."""
+    storage, chosen = versions.storage, list[Manifest]()
+
+    def decide(state: State) -> State | None:
+        history = versions.history()
+        refused = REFUSALS.numbers(storage)
+        tagged = pointed_in(state, [manifest.version for manifest in history]).values()
+        numbers = candidates(history, tagged=tagged, refused=refused, keep_last=keep_last, before=before)
+        chosen[:] = [manifest for manifest in history if manifest.version in numbers]
+        return None if dry_run else _going(state, history, numbers, retracted=False)
+
+    settled = states.change(storage, decide)
+    if not dry_run:
+        for manifest in chosen:
+            bury(storage, manifest, retracted=settled.going[manifest.version])
+    return chosen
+
+
+def retract(versions: Versions, version: int) -> None:
+    """See Series.retract."""
+    manifest = versions.find(version)
+
+    def decide(state: State) -> State | None:
+        history = versions.history()
+        existing = [manifest.version for manifest in history]
+        if version not in existing:
+            versions.find(version)  # says what became of it
+        if version != existing[-1]:
+            newest = f"version {existing[-1]} is the newest"
+            raise InvalidArgumentError(f"version is {version}, but {newest}: only that can be retracted, expire others")
+        if tags := [name for name, at in pointed_in(state, existing).items() if at == version]:
+            raise InvalidArgumentError(f"version is {version}, to which {', '.join(tags)} points: move the tag first")
+        return _going(state, history, [version], retracted=True)
+
+    settled = states.change(versions.storage, decide)
+    bury(versions.storage, manifest, retracted=settled.going[version])
+
+
+def _going(state: State, history: Sequence[Manifest], numbers: Collection[int], *, retracted: bool) -> State | None:
+    """The state when these versions go too; None if that is settled. Those that are gone are forgotten."""
+    if all(version in state.going for version in numbers):
+        return None
+    existing = {manifest.version for manifest in history}
+    before = {version: why for version, why in state.going.items() if version in existing}
+    return state._replace(going=dict.fromkeys(numbers, retracted) | before)
 
 
 def published_before(older_than: timedelta | datetime | int | None) -> int | None:
@@ -37,16 +82,16 @@ def candidates(
     history: Sequence[Manifest],
     *,
     tagged: Collection[int],
-    unfinished: Collection[int],
+    refused: Collection[int],
     keep_last: int | None,
     before: int | None,
 ) -> list[int]:
     """Versions to expire, ascending.
 
     Args:
-        history: manifests of all versions, ascending.
-        tagged: versions that a tag points to: they stay, as the newest does.
-        unfinished: versions that a run that died was about to expire: they go whatever the rules say.
+        history: manifests of all versions, ascending. The newest stays, and the newest that is not refused.
+        tagged: versions that a tag points to: they stay.
+        refused: versions that were refused.
         keep_last: so many of the newest stay.
         before: what was published at that time (ms since the epoch) or later stays.
 
@@ -59,22 +104,8 @@ def candidates(
         raise InvalidArgumentError(f"keep_last is {keep_last!r}; use 1 or more: the newest snapshot always stays")
     beyond = {manifest.version for manifest in history[: -(keep_last or 1)]}
     old = {manifest.version for manifest in history if before is None or manifest.created < before}
-    newest = {manifest.version for manifest in history[-1:]}
-    return sorted((beyond & old | set(unfinished)) - newest - set(tagged))
-
-
-def unfinished(storage: Storage, existing: Collection[int]) -> set[int]:
-    """Versions that exist and have a tombstone."""
-    return set(tombstones(storage)) & set(existing)
-
-
-def carry_out(storage: Storage, manifests: Sequence[Manifest], existing: Collection[int]) -> list[Manifest]:
-    """Expire the snapshots of `manifests`; returns those that went: one that was tagged meanwhile stays."""
-    for version in unfinished(storage, existing):
-        at = expired_at(storage, version)
-        if at is not None and times.now() - at > DEAD_AFTER // timedelta(milliseconds=1):
-            storage.delete(tombstone_path(version))  # what it promised to readers is over: it gets a new one, or stays
-    return [manifest for manifest in manifests if _expire(storage, manifest)]
+    accepted = [manifest.version for manifest in history if manifest.version not in refused]
+    return sorted((beyond & old) - set(accepted[-1:]) - set(tagged))
 
 
 def freed_bytes(history: Sequence[Manifest], expired: Collection[int]) -> int:
@@ -82,15 +113,3 @@ def freed_bytes(history: Sequence[Manifest], expired: Collection[int]) -> int:
     files = {file.path: file.bytes for m in history if m.version in expired for file in m.files}
     kept = {file.path for m in history if m.version not in expired for file in m.files}
     return sum(size for path, size in files.items() if path not in kept)
-
-
-def _expire(storage: Storage, manifest: Manifest) -> bool:
-    started = time.monotonic()
-    with suppress(FileExistsError):  # of another run: both go on, each step may be done twice
-        put_tombstone(storage, manifest)
-    if manifest.version in Tags(storage).all().values():
-        return False
-    if time.monotonic() - started > DEAD_AFTER.total_seconds() / 2:  # another run may be taking the tombstone away
-        return False
-    storage.delete(manifest_path(manifest.version))
-    return True

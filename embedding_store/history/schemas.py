@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from embedding_store import times
 from embedding_store.dtypes import DTYPES, dtype_named
 from embedding_store.errors import InvalidArgumentError, NewerFormatError
-from embedding_store.format import documents
 from embedding_store.format.documents import Fields
+from embedding_store.format.numbered import NumberedFiles
 from embedding_store.storage.base import Storage
 
-_NAME = re.compile(r"(\d{8,})\.json")
+_FILES = NumberedFiles("schemas", "schema")
 
 
 class Schema(NamedTuple):
@@ -36,30 +35,24 @@ def checked(number: int, dim: int, dtype: str) -> Schema:
 
 def newest_number(storage: Storage) -> int:
     """Number of the newest schema of a series."""
-    found = (_NAME.fullmatch(name) for name in storage.names("schemas"))
-    return max((int(match[1]) for match in found if match), default=1)
+    return max(_FILES.numbers(storage), default=1)
 
 
 def read(storage: Storage, number: int) -> Schema:
     """A schema with number 2 or more. Raises CorruptStoreError of the class that fits."""
-    path = _path(number)
-    where = storage.locate(path)
-    return from_fields(number, documents.decode(storage.read(path), "schema", where), where)
+    return from_fields(number, _FILES.read(storage, number))
 
 
-def from_fields(number: int, fields: Fields, where: str) -> Schema:
-    """The schema in a document; `where` is for messages. Raises CorruptStoreError of the class that fits."""
+def from_fields(number: int, fields: Fields) -> Schema:
+    """The schema in a document. Raises CorruptStoreError of the class that fits."""
     schema = Schema(number, fields.integer("dim", least=1), fields.text("dtype"))
     if schema.dtype not in DTYPES:
-        raise NewerFormatError(where, f"dtype is {schema.dtype!r}, this package knows {', '.join(DTYPES)}: upgrade")
+        raise NewerFormatError(
+            fields.path, f"dtype is {schema.dtype!r}, this package knows {', '.join(DTYPES)}: upgrade"
+        )
     return schema
 
 
 def put(storage: Storage, schema: Schema) -> None:
     """Make it the newest schema. Raises FileExistsError if there is one with its number."""
-    fields = {"dim": schema.dim, "dtype": schema.dtype, "created": times.now()}
-    storage.put_new(_path(schema.number), documents.encode("schema", fields))
-
-
-def _path(number: int) -> str:
-    return f"schemas/{number:08d}.json"
+    _FILES.put(storage, schema.number, {"dim": schema.dim, "dtype": schema.dtype, "created": times.now()})

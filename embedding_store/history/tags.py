@@ -1,24 +1,24 @@
-"""Movable names for versions. A tag is a folder of moves, numbered 1, 2, 3, ..., each put if absent: the last counts.
+"""Movable names for versions. A tag is a list of moves; the last one counts.
 
-So two that move a tag at once are put in an order, no move is lost, and a rollback knows where the tag was before.
+No move is lost, and a rollback knows where the tag was before. Where the version of the last move is gone, which only
+happens to files that were deleted by hand, the tag points to where the move before it led.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from contextlib import suppress
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from embedding_store import times
-from embedding_store.errors import InvalidArgumentError, MissingFileError, TagMovedError, TagNotFoundError
-from embedding_store.format import documents
+from embedding_store.errors import InvalidArgumentError, TagMovedError, TagNotFoundError
+from embedding_store.history import state as states
+from embedding_store.history.state import Move, State
+from embedding_store.history.tombstones import bury, read_tombstone
+from embedding_store.history.versions import Versions, versions
 from embedding_store.storage.base import Storage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_MOVE = re.compile(r"(\d{8,})\.json")
-KEPT_MOVES = 100
-"""Moves of a tag that `clean` keeps: a rollback needs some, and people look at them."""
 ANY: Any = object()
 """As `expected`: wherever the tag points to."""
 
@@ -30,109 +30,97 @@ def check_name(name: str, what: str) -> None:
         raise InvalidArgumentError(f"{what} is {name!r}; use {allowed}")
 
 
-class Move(NamedTuple):
-    """One move of a tag."""
+def pointed(storage: Storage) -> dict[str, int]:
+    """Tag -> version that it points to, by name."""
+    while True:
+        state, number = states.read(storage)
+        existing = versions(storage) if state.tags else []
+        missing = {moves[-1].version for moves in state.tags.values()} - {None, *existing}
+        if not missing or states.read(storage)[1] == number:  # else a tag was moved, and then the version expired
+            return pointed_in(state, existing)
 
-    number: int
-    """1, 2, 3, ..."""
-    version: int | None
-    """Where it points to since; None: removed."""
-    moved: int
-    """When, ms since the epoch."""
+
+def pointed_in(state: State, existing: Collection[int]) -> dict[str, int]:
+    """As `pointed`, of a state that was read before `existing` was listed."""
+    found = {name: _place(moves, existing) for name, moves in sorted(state.tags.items())}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 class Tags:
-    """The tags of one series. They are not checked against the versions that exist: Series does that."""
+    """The tags of one series."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def all(self) -> dict[str, int]:
-        """Tag -> version, by name."""
-        newest = {name: self._newest(name) for name in self._names()}
-        return {name: move.version for name, move in newest.items() if move is not None and move.version is not None}
+    def __init__(self, versions: Versions) -> None:
+        self._storage, self._versions = versions.storage, versions
 
     def version(self, name: str) -> int:
         """The version it points to. Raises TagNotFoundError naming the tags that exist."""
         check_name(name, "tag")
-        newest = self._newest(name)
-        if newest is None or newest.version is None:
-            raise TagNotFoundError(f"no tag {name!r}; tags: {', '.join(self.all()) or 'none'}")
-        return newest.version
+        found = pointed(self._storage)
+        if name not in found:
+            raise TagNotFoundError(f"no tag {name!r}; tags: {', '.join(found) or 'none'}")
+        return found[name]
 
     def moves(self, name: str) -> list[Move]:
         """The moves of a tag, oldest first, a removed tag's too. Raises TagNotFoundError if it never existed."""
         check_name(name, "tag")
-        found = []
-        for number in self._numbers(name):
-            with suppress(MissingFileError):  # cleaned away since it was listed
-                found.append(self._read(name, number))
-        if not found:
-            raise TagNotFoundError(f"there was never a tag {name!r}; tags: {', '.join(self.all()) or 'none'}")
-        return found
+        state, _ = states.read(self._storage)
+        if name not in state.tags:
+            known = ", ".join(pointed(self._storage)) or "none"
+            raise TagNotFoundError(f"there was never a tag {name!r}; tags: {known}")
+        return list(state.tags[name])
 
-    def move(self, name: str, version: int | None, *, expected: int | None = ANY) -> int | None:
-        """Point a tag, new or not, to a version, or with None remove it; returns where it pointed to, None if nowhere.
+    def move(self, name: str, version: int | None, *, expected: int | None = ANY) -> None:
+        """Point a tag, new or not, to a version, or with None remove it.
 
         Raises:
-            TagMovedError: it does not point to `expected` (None: it exists), or no longer.
+            VersionNotFoundError: naming those that exist; VersionExpiredError if it is gone.
+            TagMovedError: it does not point to `expected` (None: it exists).
         """
         check_name(name, "tag")
-        while True:
-            newest = self._newest(name)
-            present = None if newest is None else newest.version
+
+        def decide(state: State) -> State:
+            if version is not None:
+                self._check(version, state)
+            present = pointed_in(state, self._versions.numbers()).get(name)
             if expected is not ANY and present != expected:
                 raise TagMovedError(f"tag {name!r} {_at(present)}, expected was that it {_at(expected)}: look again")
-            number = 1 if newest is None else newest.number + 1
-            document = documents.encode("tag", {"version": version, "moved": times.now()})
-            with suppress(FileExistsError):  # somebody else's move came first
-                self._storage.put_new(_path(name, number), document)
-                return present
+            moves = state.tags.get(name, ())
+            move = Move(moves[-1].number + 1 if moves else 1, version, times.now())
+            return state._replace(tags={**state.tags, name: (*moves, move)})
 
-    def earlier(self, name: str, existing: Collection[int]) -> tuple[int, int]:
-        """Where a tag points to, and the version in `existing` that it named last before and that is earlier.
+        states.change(self._storage, decide)
+
+    def earlier(self, name: str) -> tuple[int, int]:
+        """Where a tag points to, and the version that it named last before, that exists, and that is earlier.
 
         Raises:
             TagNotFoundError: no such tag, or it has named no earlier one since it was last made.
         """
         present = self.version(name)
-        for number in reversed(self._numbers(name)):
-            try:
-                version = self._read(name, number).version
-            except MissingFileError:  # cleaned away since it was listed
-                break
-            if version is None:
-                break
-            if version < present and version in existing:
-                return present, version
-        raise TagNotFoundError(f"tag {name!r} is at version {present} and has named no earlier one: say which version")
+        state, _ = states.read(self._storage)
+        staying = [version for version in self._versions.numbers() if version < present and version not in state.going]
+        version = _place(state.tags[name], staying)
+        if version is None:
+            message = f"tag {name!r} is at version {present} and has named no earlier one: say which version"
+            raise TagNotFoundError(message)
+        return present, version
 
-    def prune(self) -> list[str]:
-        """Delete all but the newest KEPT_MOVES moves of each tag; returns their paths."""
-        pruned = [_path(name, number) for name in self._names() for number in self._numbers(name)[:-KEPT_MOVES]]
-        for path in pruned:
-            self._storage.delete(path)
-        return pruned
-
-    def _names(self) -> list[str]:
-        return [name for name in self._storage.names("tags") if _NAME.fullmatch(name)]
-
-    def _numbers(self, name: str) -> list[int]:
-        """Numbers of the moves that are stored, ascending."""
-        return sorted(int(match[1]) for file in self._storage.names(f"tags/{name}") if (match := _MOVE.fullmatch(file)))
-
-    def _newest(self, name: str) -> Move | None:
-        numbers = self._numbers(name)
-        return self._read(name, numbers[-1]) if numbers else None
-
-    def _read(self, name: str, number: int) -> Move:
-        path = _path(name, number)
-        fields = documents.decode(self._storage.read(path), "tag", self._storage.locate(path))
-        return Move(number, fields.optional_integer("version", least=1), fields.integer("moved"))
+    def _check(self, version: int, state: State) -> None:
+        """Raise unless the version exists and stays."""
+        manifest = self._versions.find(version)
+        if version in state.going:  # the run that wanted it gone is about to delete it, or has died: end its work
+            bury(self._storage, manifest, retracted=state.going[version])
+            raise read_tombstone(self._storage, version).error()
 
 
-def _path(name: str, number: int) -> str:
-    return f"tags/{name}/{number:08d}.json"
+def _place(moves: Sequence[Move], existing: Collection[int]) -> int | None:
+    """The last version in `existing` that a tag named since it was last made."""
+    for move in reversed(moves):
+        if move.version is None:
+            break
+        if move.version in existing:
+            return move.version
+    return None
 
 
 def _at(version: int | None) -> str:

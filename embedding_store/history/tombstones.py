@@ -1,66 +1,75 @@
-"""What is left of an expired snapshot: its manifest's fields, and when it went.
+"""What is left of a snapshot that is gone: its manifest's fields, when it went, and why.
 
-A tombstone is put before the manifest is deleted, so that the data it names stay until readers and deltas that had
-already opened the snapshot are done (`clean` waits an hour), and so that asking for the version says what became of it.
+A tombstone is put before the manifest is deleted, and stays for good: the data it names stay until readers and deltas
+that had already opened the snapshot are done (`clean` waits an hour), asking for the version says what became of it,
+and its number is never used again. A snapshot is gone when its manifest is, not before.
 """
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from typing import NamedTuple
 
 from embedding_store import times
-from embedding_store.errors import MissingFileError
-from embedding_store.format import documents
-from embedding_store.format.manifest import Manifest
+from embedding_store.errors import MissingFileError, VersionExpiredError, VersionRetractedError
+from embedding_store.format.manifest import Manifest, manifest_path, read_manifest
+from embedding_store.format.numbered import NumberedFiles
 from embedding_store.storage.base import Storage
 
-_NAME = re.compile(r"(\d{8,})\.json")
+TOMBSTONES = NumberedFiles("expired", "tombstone")
 
 
 class Tombstone(NamedTuple):
-    """An expired snapshot."""
+    """A snapshot that was expired or retracted."""
 
     manifest: Manifest
     """As it was."""
     expired: int
-    """When it was expired, ms since the epoch."""
+    """When it went, ms since the epoch."""
+    retracted: bool
+    """It should never have gone out; False: it was old."""
 
-
-def tombstone_path(version: int) -> str:
-    """Where the tombstone of a version lies, relative to the series."""
-    return f"expired/{version:08d}.json"
-
-
-def tombstone_version(path: str) -> int | None:
-    """The version whose tombstone lies at `path`; None for any other file."""
-    match = _NAME.fullmatch(path.removeprefix("expired/"))
-    return int(match[1]) if match and path.startswith("expired/") else None
-
-
-def tombstones(storage: Storage) -> list[int]:
-    """Versions that have a tombstone, ascending. One whose manifest still exists is about to go."""
-    found = (tombstone_version(f"expired/{name}") for name in storage.names("expired"))
-    return sorted(version for version in found if version is not None)
+    def error(self, details: str = "") -> VersionExpiredError:
+        """What to raise when somebody asks for the snapshot."""
+        what = f"version {self.manifest.version} of series {self.manifest.series!r} was"
+        when = f"at {times.to_text(self.expired)}{details}"
+        if self.retracted:
+            return VersionRetractedError(f"{what} retracted {when}")
+        return VersionExpiredError(f"{what} expired {when}")
 
 
 def read_tombstone(storage: Storage, version: int) -> Tombstone:
-    """The tombstone of a version. Raises MissingFileError, or what Manifest.decode raises."""
-    path = tombstone_path(version)
-    data, where = storage.read(path), storage.locate(path)
-    expired = documents.decode(data, "tombstone", where).integer("expired")
-    return Tombstone(Manifest.decode(data, where, "tombstone"), expired)
+    """The tombstone of a version. Raises MissingFileError, or what Manifest.from_fields raises."""
+    fields = TOMBSTONES.read(storage, version)
+    return Tombstone(Manifest.from_fields(fields), fields.integer("expired"), fields.boolean("retracted", absent=False))
 
 
-def expired_at(storage: Storage, version: int) -> int | None:
-    """When a version was expired, ms since the epoch; None if it was not."""
+def exists(storage: Storage, version: int) -> bool:
+    """Whether a version exists, of which there are a manifest and a tombstone.
+
+    They are of one snapshot while it is being buried. If they are not, a writer that stalled has put a manifest under
+    the number of a snapshot that is gone: it does not count, whether the writer lives to take it back or not.
+    """
     with suppress(MissingFileError):
-        return read_tombstone(storage, version).expired
+        return same(read_manifest(storage, version), read_tombstone(storage, version).manifest)
+    return False
+
+
+def same(one: Manifest, other: Manifest) -> bool:
+    """Whether two manifests are of the same snapshot: no two have an index in common."""
+    return one.index.path == other.index.path
+
+
+def gone(storage: Storage, version: int) -> Tombstone | None:
+    """The tombstone of a version that is gone; None if it exists or never did."""
+    with suppress(MissingFileError):
+        tombstone = read_tombstone(storage, version)
+        return None if exists(storage, version) else tombstone
     return None
 
 
-def put_tombstone(storage: Storage, manifest: Manifest) -> None:
-    """Say that a version is expired from now on. Raises FileExistsError if that has been said."""
-    document = documents.encode("tombstone", {**manifest.fields(), "expired": times.now()})
-    storage.put_new(tombstone_path(manifest.version), document)
+def bury(storage: Storage, manifest: Manifest, *, retracted: bool = False) -> None:
+    """Make a snapshot gone. May be done twice, by several at once, and again where a run died half-way."""
+    with suppress(FileExistsError):
+        TOMBSTONES.put(storage, manifest.version, {**manifest.fields(), "expired": times.now(), "retracted": retracted})
+    storage.delete(manifest_path(manifest.version))

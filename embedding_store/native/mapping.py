@@ -53,11 +53,13 @@ class Mapping:
         """Where each file begins in it, multiples of BLOCK."""
 
     @staticmethod
-    def open(files: Sequence[MappedFile], *, copies: bool = False) -> Mapping:
+    def open(files: Sequence[MappedFile], *, copies: bool = False, anew: bool = False) -> Mapping:
         """Map files, the index first. No file descriptor stays open.
 
         Args:
             copies: they can be fetched anew: one whose bytes turn out to have changed is deleted.
+            anew: check every block anew. Otherwise those count as checked that another mapping in this process, of the
+                very same file (inode, size, times) with the same checksum, has checked.
 
         Raises:
             MissingFileError, FileSizeError: a file is not there or not as long as it should be.
@@ -68,7 +70,7 @@ class Mapping:
         paths, sizes = [file.path for file in files], [file.bytes for file in files]
         library()
         with translated_errors():
-            storage = torch.ops.embedding_store.map_files(paths, sizes, torch.from_numpy(crcs), copies)
+            storage = torch.ops.embedding_store.map_files(paths, sizes, torch.from_numpy(crcs), copies, anew)
         return Mapping(tuple(files), storage, tuple(torch.ops.embedding_store.mapped_starts(storage)))
 
     def check(self, progress: Callable[[int, int], bool | None] | None = None, *, background: bool = False) -> None:
@@ -92,6 +94,11 @@ class Mapping:
                 )
             if progress and progress(min(last * BLOCK, size), size) is False:
                 return
+
+    @property
+    def unchecked_blocks(self) -> int:
+        """How many blocks neither a lookup nor `check` has checked yet."""
+        return torch.ops.embedding_store.unchecked_blocks(self.storage)
 
     def release_pages(self) -> None:
         """Empty the page table for the range; what is read later is mapped again.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -20,24 +22,53 @@ OPEN_TABLES = 256
 """Tables that stay open between calls. One takes addresses, not memory: its files are mapped."""
 
 
+class _Open:
+    """A version's table, once it is loaded, and the lock under which that happens."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.table: Table | None = None
+
+
 class OpenTables:
     """Tables of one series by version, opened when first needed; beyond OPEN_TABLES those used longest ago are let go.
 
-    Threads may share it.
+    Threads may share it: only those that need the same version wait for its load. A forked child has the tables too.
     """
 
     def __init__(self) -> None:
-        self._tables: OrderedDict[int, Table] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._lock = threading.Lock()  # never held over a load
+        _shared.add(self)
 
     def get(self, snapshot: Snapshot) -> Table:
         """The snapshot's table on the CPU. Raises what `Snapshot.load` raises."""
         with self._lock:
-            table = self._tables.pop(snapshot.version, None) or snapshot.load()
-            self._tables[snapshot.version] = table
-            if len(self._tables) > OPEN_TABLES:
-                self._tables.popitem(last=False)
-            return table
+            one = self._open.pop(snapshot.version, None) or _Open()
+            self._open[snapshot.version] = one
+            if len(self._open) > OPEN_TABLES:
+                self._open.popitem(last=False)
+        with one.lock:
+            if one.table is None:
+                one.table = snapshot.load()
+            return one.table
+
+    def _after_fork(self) -> None:
+        """In the child: the threads that held locks are not there."""
+        self._lock = threading.Lock()
+        for one in self._open.values():
+            one.lock = threading.Lock()
+
+
+_shared: weakref.WeakSet[OpenTables] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for tables in list(_shared):
+        tables._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class PointInTime:

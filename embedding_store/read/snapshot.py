@@ -10,14 +10,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from embedding_store import times
 from embedding_store.dtypes import DTYPES, decode
-from embedding_store.errors import ChecksumError, InvalidArgumentError, MissingFileError, VersionExpiredError
+from embedding_store.errors import ChecksumError, InvalidArgumentError, MissingFileError
 from embedding_store.format.files import read_crcs
 from embedding_store.format.index import HEADER_BYTES, Header
 from embedding_store.format.manifest import Manifest, Statistics, StoredFile
-from embedding_store.history.tags import Tags
-from embedding_store.history.tombstones import expired_at
+from embedding_store.history.refusals import reasons
+from embedding_store.history.tags import pointed
+from embedding_store.history.tombstones import gone
 from embedding_store.native.mapping import MappedFile, Mapping
 from embedding_store.read.table import Table
 from embedding_store.scan.index import IndexReader
@@ -94,7 +94,12 @@ class Snapshot:
     @property
     def tags(self) -> tuple[str, ...]:
         """Names of the tags that point here now, read anew at each access."""
-        return tuple(name for name, version in Tags(self._storage).all().items() if version == self.version)
+        return tuple(name for name, version in pointed(self._storage).items() if version == self.version)
+
+    @property
+    def refused(self) -> tuple[str, ...] | None:
+        """Why it was refused, None if it was not; read anew at each access. See Series.refuse."""
+        return reasons(self._storage, self.version)
 
     def load(
         self,
@@ -126,7 +131,7 @@ class Snapshot:
         return self._healed(lambda: self._load(device, verify, gpu_bytes, hot_ids))
 
     def _load(self, device: torch.device | str, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None) -> Table:
-        mapping, header = self._map()
+        mapping, header = self._map(anew=verify)
         if verify:
             check_all(self._storage, self.manifest, mapping)
         layout = table_layout(self.manifest, mapping.starts, header)
@@ -159,7 +164,7 @@ class Snapshot:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
         """
-        self._healed(lambda: check_all(self._storage, self.manifest, self._map()[0], progress))
+        self._healed(lambda: check_all(self._storage, self.manifest, self._map(anew=True)[0], progress))
 
     def batches(self, rows: int = 65_536) -> Iterator[Batch]:
         """All vectors, at most `rows` at a time, in stored order. Memory: one batch; what is read is checked.
@@ -186,19 +191,18 @@ class Snapshot:
                     raise
                 tried.add(error.path)
 
-    def _map(self) -> tuple[Mapping, Header]:
-        """The files side by side, the index first, and the index's header."""
+    def _map(self, *, anew: bool) -> tuple[Mapping, Header]:
+        """The files side by side, the index first, to be checked `anew` or not; and the index's header."""
         try:
             files = self._mapped_files()
             with IndexReader(self._storage, self.manifest.index, self.rows) as index:
                 header = index.header
-            return Mapping.open(files, copies=self._storage.copies), header
+            return Mapping.open(files, copies=self._storage.copies, anew=anew), header
         except MissingFileError:
-            expired = expired_at(self._storage, self.version)
-            if expired is None:
+            tombstone = gone(self._storage, self.version)
+            if tombstone is None:
                 raise
-            when = times.to_text(expired)
-            raise VersionExpiredError(f"version {self.version} of {self.series!r} was expired on {when}") from None
+            raise tombstone.error() from None
 
     def _mapped_files(self) -> list[MappedFile]:
         files = (self.manifest.index, *self.manifest.data)

@@ -22,7 +22,13 @@ import torch
 from torch import Tensor
 
 from embedding_store import times
-from embedding_store.errors import InvalidArgumentError, SchemaChangedError, StoreError, VersionNotFoundError
+from embedding_store.errors import (
+    InvalidArgumentError,
+    SchemaChangedError,
+    StoreError,
+    VersionNotFoundError,
+    VersionRetractedError,
+)
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
 from embedding_store.series import Series
@@ -87,13 +93,14 @@ class _Report:
 
 
 class LiveTable:
-    """One series, or several that swap together, always at the version of a tag or the newest one.
+    """One series, or several that swap together, always at the version of a tag or the newest one not refused.
 
     Several series (`{"user": user_series, "item": item_series}`) are served in generations: one in which every series
     has the same version number, `as_of` and space. Until there is such a one the previous generation stays, so that
     the users and items of one upstream never mix; write, compact and tag such series together.
 
-    A tag that moves back is followed too. A version that cannot be loaded, or has another dim or dtype than the present
+    A tag that moves back is followed too; without a tag the version before is served again where the present one was
+    retracted or refused. A version that cannot be loaded, or has another dim or dtype than the present
     one, is not served: the present one stays, and `status.error` says why. While a version is loaded both are in
     memory; the old one's is given back a second after the swap, or when the last reader drops its tables.
 
@@ -102,7 +109,7 @@ class LiveTable:
 
     Args:
         series: one series, or name -> series.
-        tag: the tag to follow; None: the newest version.
+        tag: the tag to follow; None: the newest version that was not refused.
         interval: seconds between two looks at the store.
         device: where the vectors are served from.
 
@@ -132,7 +139,7 @@ class LiveTable:
         self._swaps = 0
         self._report = _Report()
         self._stop = threading.Event()
-        snapshots, waiting = _candidate(followed, tag, newer_than=0)
+        snapshots, waiting = _candidate(followed, tag, present=0)
         if snapshots is None:
             raise VersionNotFoundError(f"nothing to serve: {waiting}; publish a version that all of them have")
         self._generation = self._load(snapshots)
@@ -217,7 +224,7 @@ class LiveTable:
             present, report = self._generation, self._report
             candidate = None
             try:
-                snapshots, waiting = _candidate(self._series, self._tag, newer_than=present.version)
+                snapshots, waiting = _candidate(self._series, self._tag, present=present.version)
                 if snapshots is None:
                     self._report = _Report(checked=times.now(), waiting=waiting)
                     return None
@@ -265,19 +272,19 @@ class LiveTable:
 
 
 def _candidate(
-    series: Mapping[str, Series], tag: str | None, newer_than: int
+    series: Mapping[str, Series], tag: str | None, present: int
 ) -> tuple[dict[str, Snapshot] | None, str | None]:
-    """The snapshots to serve instead of version `newer_than` (0: of nothing), or None and how the series disagree.
+    """The snapshots to serve instead of version `present` (0: of nothing), or None and how the series disagree.
 
-    Raises what Series.tagged, versions and version raise.
+    Raises what Series.tagged, history and version raise.
     """
     if tag is not None:
         snapshots = {name: one.tagged(tag) for name, one in series.items()}
         if disagreement := _disagreement(snapshots):
             return None, f"tag {tag!r}: {disagreement}"
         version = next(iter(snapshots.values())).version
-        return (None if version == newer_than else snapshots), None
-    versions = {name: one.versions() for name, one in series.items()}
+        return (None if version == present else snapshots), None
+    versions = {name: one.versions(refused=False) for name, one in series.items()}
     newest = {name: found[-1] if found else 0 for name, found in versions.items()}
     waiting = None
     if len(set(newest.values())) > 1:
@@ -285,13 +292,22 @@ def _candidate(
     elif newest and not any(newest.values()):
         waiting = f"{', '.join(series)} has no snapshot yet"
     common = set.intersection(*(set(found) for found in versions.values()))
-    for version in sorted((v for v in common if v > newer_than), reverse=True):
+    back = present not in common and any(_withdrawn(one, present) for one in series.values())
+    for version in sorted((v for v in common if v > present or back), reverse=True):
         snapshots = {name: one.version(version) for name, one in series.items()}
         disagreement = _disagreement(snapshots)
         if disagreement is None:
             return snapshots, None
         waiting = waiting or disagreement
     return None, waiting
+
+
+def _withdrawn(series: Series, version: int) -> bool:
+    """Whether a version that was served was retracted or refused; one that was expired may be served on."""
+    try:
+        return version > 0 and series.version(version).refused is not None
+    except VersionNotFoundError as error:
+        return isinstance(error, VersionRetractedError)
 
 
 def _disagreement(snapshots: Mapping[str, Snapshot]) -> str | None:
@@ -341,6 +357,7 @@ def _after_fork() -> None:
     for live in list(_following):
         running = not live._stop.is_set()
         live._finalizer.detach()
+        live._checking = threading.Lock()  # `refresh` works after `close` too
         if running:
             live._start()
 

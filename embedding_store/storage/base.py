@@ -105,6 +105,11 @@ class Storage(Protocol):
         """Delete a folder with all it holds; one that is gone already is fine."""
         ...
 
+    def delete_empty_folders(self, before: float) -> list[str]:
+        """Delete the folders without a file that have not changed since `before`, seconds since the epoch; returns
+        their paths. An object store has no folders."""
+        ...
+
     def scratch(self) -> Path:
         """A local folder for files that are needed for a while, with room for as much as is being written."""
         ...

@@ -94,8 +94,7 @@ class LocalStorage:
     @contextmanager
     def create(self, path: str) -> Iterator[Sink]:
         target = self.root / path
-        self._make_folder(target.parent)
-        with open(target, "xb") as file:
+        with self._open_new(target) as file:
             yield _DiskSink(file)
             file.flush()
             os.fsync(file.fileno())
@@ -105,10 +104,9 @@ class LocalStorage:
 
     def put_new(self, path: str, data: bytes) -> None:
         target = self.root / path
-        self._make_folder(target.parent)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with open(temporary, "xb") as file:
+            with self._open_new(temporary) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -128,12 +126,27 @@ class LocalStorage:
         with suppress(FileNotFoundError):
             shutil.rmtree(self.root / folder)
 
+    def delete_empty_folders(self, before: float) -> list[str]:
+        deleted = []
+        for parent, _, _ in os.walk(self.root, topdown=False):
+            with suppress(OSError):  # it is not empty, or gone
+                if parent != str(self.root) and os.stat(parent).st_mtime < before:
+                    os.rmdir(parent)
+                    deleted.append(Path(parent).relative_to(self.root).as_posix())
+        return deleted
+
     @contextmanager
     def _missing(self, path: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
             raise MissingFileError(self.locate(path), "does not exist") from None
+
+    def _open_new(self, path: Path) -> BinaryIO:
+        while True:
+            with suppress(FileNotFoundError):  # the folder was deleted as an empty one
+                self._make_folder(path.parent)
+                return open(path, "xb")
 
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():

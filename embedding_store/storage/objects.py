@@ -196,6 +196,9 @@ class ObjectStorage:
             obstore.delete(self._store, paths)
         shutil.rmtree(self._cache / folder, ignore_errors=True)
 
+    def delete_empty_folders(self, before: float) -> list[str]:
+        return []
+
     def scratch(self) -> Path:
         return Path(tempfile.gettempdir())
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from embedding_store import times
 from embedding_store.errors import (
     AsOfDecreasedError,
+    FileSizeError,
     MissingFileError,
     SchemaChangedError,
     SupersededError,
     VersionExpiredError,
 )
-from embedding_store.format.manifest import Manifest, latest_manifest, manifest_path
-from embedding_store.history.tombstones import expired_at, read_tombstone
+from embedding_store.format.manifest import MANIFESTS, Manifest, manifest_path
+from embedding_store.history.tombstones import bury, gone, same
+from embedding_store.history.versions import newest
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.storage.base import Storage
+from embedding_store.write.draft import Draft
 
 BASE_GRACE = 30 * 60_000  # ms for which a delta may be published on an expired base: well below what `clean` waits
 
@@ -29,7 +31,7 @@ def check_follows(
     Raises:
         AsOfDecreasedError: naming both times.
         SchemaChangedError: the series has got a later schema.
-        VersionExpiredError: the delta's base is gone.
+        VersionExpiredError: the delta's base is gone for long, or was retracted.
     """
     if latest is not None and as_of < latest.as_of:
         raise AsOfDecreasedError(
@@ -40,56 +42,67 @@ def check_follows(
     if latest is not None and schema < latest.schema:
         message = f"schema is {schema}, but version {latest.version} of {series!r} has {latest.schema}"
         raise SchemaChangedError(f"{message}: get the series anew and write under its present schema")
-    if base is not None and not storage.exists(manifest_path(base.version)):
-        expired = expired_at(storage, base.version)
-        if expired is None or times.now() - expired > BASE_GRACE:
-            message = f"version {base.version} of {base.series!r}, the delta's base, is gone: write on a later version"
-            raise VersionExpiredError(message)
+    if base is not None:
+        _check_base(storage, base)
 
 
 def commit(
     storage: Storage,
     draft: Manifest,  # its version does not count
+    files: Draft,
     *,
     base: Manifest | None,
     only_after: int | None = None,
-    abandon: Callable[[], None],
 ) -> Snapshot:
-    """Publish under the newest version + 1; `only_after`: only if that is the newest one.
+    """Publish under the least number above all that were ever used; `only_after`: only if that is the newest version.
 
-    Of several callers at once each gets a version of its own. `abandon` is called before an error that leaves nothing
-    published. If putting the manifest fails, whether the snapshot exists is not known: its files stay, `clean` decides.
+    Of several callers at once each gets a version of its own. The files are discarded before an error that leaves
+    nothing published. If putting the manifest fails, whether the snapshot exists is not known: its files stay, `clean`
+    decides.
 
     Raises:
         as check_follows; SupersededError: there is a version after `only_after`.
+        MissingFileError, FileSizeError: a writer that was silent for long was cleaned away.
     """
     while True:
         try:
-            latest = latest_manifest(storage)
+            latest, number = newest(storage)
             check_follows(
                 storage, series=draft.series, schema=draft.schema, as_of=draft.as_of, latest=latest, base=base
             )
             if only_after is not None and (latest is None or latest.version != only_after):
-                newest = "no version" if latest is None else f"version {latest.version}"
-                message = f"{newest} of {draft.series!r} is the newest now, version {only_after} was being compacted"
+                found = "no version" if latest is None else f"version {latest.version}"
+                message = f"{found} of {draft.series!r} is the newest now, version {only_after} was being compacted"
                 raise SupersededError(f"{message}: compact again")
         except BaseException:
-            abandon()
+            files.discard()
             raise
-        manifest = replace(draft, version=1 if latest is None else latest.version + 1)
-        path = manifest_path(manifest.version)
+        manifest = replace(draft, version=number)
         try:
-            storage.put_new(path, manifest.encode())
+            MANIFESTS.put(storage, number, manifest.fields())
         except FileExistsError:  # another writer was faster: the next version, if it may still follow
             continue
-        if not _was_expired(storage, manifest):
-            return Snapshot(storage, manifest)
-        storage.delete(path)  # while this writer stalled, others published this version and expired it: never reuse it
+        tombstone = gone(storage, number)
+        if tombstone is not None and not same(tombstone.manifest, manifest):
+            # While this writer stalled, others published this version and let it go.
+            storage.delete(manifest_path(number))
+            continue
+        try:
+            files.check_files()
+            if base is not None:
+                _check_base(storage, base)
+        except (MissingFileError, FileSizeError, VersionExpiredError):  # it stalled until it was cleaned away
+            bury(storage, manifest, retracted=True)
+            files.discard()
+            raise
+        return Snapshot(storage, manifest)
 
 
-def _was_expired(storage: Storage, manifest: Manifest) -> bool:
-    """Whether there has been another snapshot of this version."""
-    try:
-        return read_tombstone(storage, manifest.version).manifest.index.path != manifest.index.path
-    except MissingFileError:
-        return False
+def _check_base(storage: Storage, base: Manifest) -> None:
+    """Raise VersionExpiredError unless the files of a delta's base will stay until the delta is published."""
+    if storage.exists(manifest_path(base.version)):
+        return
+    tombstone = gone(storage, base.version)
+    if tombstone is None or tombstone.retracted or times.now() - tombstone.expired > BASE_GRACE:
+        message = f"version {base.version} of {base.series!r}, the delta's base, is gone: write on a later version"
+        raise VersionExpiredError(message)

@@ -39,4 +39,4 @@ def compact(storage: Storage, manifest: Manifest) -> Snapshot:
     except BaseException:
         draft.discard()
         raise
-    return commit(storage, whole, base=None, only_after=manifest.version, abandon=draft.discard)
+    return commit(storage, whole, draft, base=None, only_after=manifest.version)

@@ -14,7 +14,7 @@ from torch import Tensor
 from embedding_store.errors import DuplicateIdsError
 from embedding_store.format.files import RowFormat, Rows, create_checked
 from embedding_store.format.index import EMPTY, Ids, Words, unhash
-from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Statistics
+from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Statistics, StoredFile
 from embedding_store.keys import check_same_keys
 from embedding_store.native.mapping import BLOCK
 from embedding_store.scan.index import IndexReader, hashed_entries
@@ -63,6 +63,7 @@ class Draft:
         self._operations = self._new_operations()
         self._batches = self._new_batches(self._operations, first_file=0)
         self._deleted: list[tuple[Ids, int, pa.LargeStringArray]] = []  # series of text: ids, location, keys
+        self._written: tuple[StoredFile, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -102,12 +103,18 @@ class Draft:
             write_index(new.sink, settled.entries, self._operations.scratch)
         index = IndexFile(**vars(new.stored), kind="hash")
         self._storage.sync(self._folder)
-        for file in (*files, index):  # a writer that was silent for long may have been cleaned away
-            for path, size in ((file.path, file.bytes), (file.crc_path, 4 * -(-file.bytes // BLOCK))):
-                check_size(self._storage, path, self._storage.size(path), size)
+        self._written = (*files, index)
+        self.check_files()
         before = () if self._base is None else self._base.data
         statistics = self._batches.sums.statistics(settled.min_id, settled.max_id)
         return Content((*before, *files), index, settled.entries.count, statistics)
+
+    def check_files(self) -> None:
+        """After `finish`: make sure that all is there still; a writer that was silent for long may have been cleaned
+        away. Raises FileSizeError or MissingFileError."""
+        for file in self._written:
+            for path, size in ((file.path, file.bytes), (file.crc_path, 4 * -(-file.bytes // BLOCK))):
+                check_size(self._storage, path, self._storage.size(path), size)
 
     def discard(self) -> None:
         """Stop, and delete the files."""

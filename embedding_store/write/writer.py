@@ -24,7 +24,8 @@ from embedding_store.errors import (
     WriterClosedError,
 )
 from embedding_store.format.files import RowFormat, Rows
-from embedding_store.format.manifest import Manifest, latest_manifest
+from embedding_store.format.manifest import Manifest
+from embedding_store.history.versions import newest
 from embedding_store.keys import hash_array, key_array
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.storage.base import Storage
@@ -67,7 +68,7 @@ class SnapshotWriter:
         if base is not None and base.schema != schema:
             message = f"the base, version {base.version}, has schema {base.schema}, the series has {schema} now"
             raise SchemaChangedError(f"{message}: write a whole snapshot under the new schema")
-        check_follows(storage, series=series, schema=schema, as_of=as_of, latest=latest_manifest(storage), base=base)
+        check_follows(storage, series=series, schema=schema, as_of=as_of, latest=newest(storage)[0], base=base)
         self._storage, self._base = storage, base
         self._series, self._schema, self._as_of, self._space = series, schema, as_of, space
         self._form = RowFormat(dim=dim, dtype=dtype, ids=ids)
@@ -161,7 +162,7 @@ class SnapshotWriter:
         except BaseException:
             self._draft.discard()
             raise
-        self._snapshot = commit(self._storage, manifest, base=self._base, abandon=self._draft.discard)
+        self._snapshot = commit(self._storage, manifest, self._draft, base=self._base)
 
     def _open_draft(self) -> Draft:
         if self._draft is None or self._state != "open":

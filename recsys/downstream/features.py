@@ -19,7 +19,10 @@ OWNERS = ("user", "item")
 
 @dataclass
 class PointInTimeSeries:
-    """All versions of one series, asked for each id as of its event's time. Versions are opened when first needed."""
+    """All versions of one series but the refused ones, asked for each id as of its event's time.
+
+    Versions are opened when first needed.
+    """
 
     series: Series
     publish_delay_ms: int = 0
@@ -34,7 +37,7 @@ class PointInTimeSeries:
 
     @cached_property
     def _history(self) -> PointInTime:
-        return PointInTime(self.series.history()[: 1 if self.once else None], self.series.dim)
+        return PointInTime(self.series.history(refused=False)[: 1 if self.once else None], self.series.dim)
 
     @cached_property
     def spec(self) -> SeriesSpec:

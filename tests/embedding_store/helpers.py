@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,16 @@ def age(path: Path, seconds: float) -> None:
     """Make everything below `path` look last written `seconds` ago."""
     for file in [path, *path.rglob("*")]:
         os.utime(file, (time.time() - seconds,) * 2)
+
+
+def finish(child: int, seconds: float = 60.0) -> int:
+    """A forked child's exit code; kills it and fails when it does not end."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError("the forked child hangs")

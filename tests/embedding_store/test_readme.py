@@ -41,7 +41,7 @@ def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_every_command_exists(capsys: pytest.CaptureFixture[str]):
     commands = set(re.findall(r"embedding-store (\w+)", README))
-    assert len(commands) == 13
+    assert len(commands) == 14
     for command in commands:
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])

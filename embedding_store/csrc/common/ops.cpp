@@ -28,9 +28,10 @@ STABLE_TORCH_LIBRARY(embedding_store, m) {
       "lookup_tiered(Tensor ids, Tensor storage, Tensor cold, Tensor layout, int dim, str dtype, ScalarType out, "
       "Tensor(a!) counters) -> (Tensor, Tensor)");
   // A snapshot's files as one tensor; see native/mapping.py.
-  m.def("map_files(str[] paths, int[] bytes, Tensor crcs, bool copies) -> Tensor");
+  m.def("map_files(str[] paths, int[] bytes, Tensor crcs, bool copies, bool anew) -> Tensor");
   m.def("mapped_starts(Tensor storage) -> int[]");
   m.def("check_blocks(Tensor storage, int first, int count, float bytes_per_second) -> ()");
+  m.def("unchecked_blocks(Tensor storage) -> int");
   m.def("release_pages(Tensor storage) -> ()");
 }
 
@@ -42,6 +43,7 @@ STABLE_TORCH_LIBRARY_IMPL(embedding_store, CPU, m) {
   m.impl("map_files", TORCH_BOX(&embedding_store::map_files));
   m.impl("mapped_starts", TORCH_BOX(&embedding_store::mapped_starts));
   m.impl("check_blocks", TORCH_BOX(&embedding_store::check_blocks));
+  m.impl("unchecked_blocks", TORCH_BOX(&embedding_store::unchecked_blocks));
   m.impl("release_pages", TORCH_BOX(&embedding_store::release_pages));
 }
 

@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "../common/errors.h"
+#include "fork.h"
 #include "parallel.h"
 
 namespace embedding_store {
@@ -27,13 +28,20 @@ namespace {
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
 std::shared_mutex registry_mutex;
-std::map<const uint8_t*, Mapping*>& registry() {  // by first address; never destroyed: tensors may outlive statics
-  static auto* mappings = new std::map<const uint8_t*, Mapping*>();
-  return *mappings;
-}
+[[maybe_unused]] const bool registry_forks = free_in_child<registry_mutex>();
+// By first address; never destroyed: tensors may outlive statics.
+std::map<const uint8_t*, Mapping*>& registry = *new std::map<const uint8_t*, Mapping*>;
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 int64_t blocks_of(int64_t bytes) { return (bytes + kBlockBytes - 1) / kBlockBytes; }
+int64_t nanoseconds(const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
+
+FileState state_of(const struct stat& status) {
+  timespec now;
+  clock_gettime(CLOCK_REALTIME_COARSE, &now);  // the clock that the kernel takes a file's times from
+  const int64_t changed = nanoseconds(status.st_ctim);
+  return {status.st_dev, status.st_ino, nanoseconds(status.st_mtim), changed, changed < nanoseconds(now)};
+}
 
 [[noreturn]] void raise_system(const std::string& path, const char* what, int error) {
   throw std::runtime_error(path + ": " + what + " failed (" + std::strerror(error) + ")");
@@ -65,7 +73,7 @@ class Descriptor {
 
 Mapping::Mapping(
     const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const std::vector<uint32_t>& crcs,
-    bool copies)
+    bool copies, bool anew)
     : copies_(copies) {
   auto crc = crcs.begin();
   for (size_t i = 0; i < paths.size(); ++i) {
@@ -75,7 +83,7 @@ Mapping::Mapping(
     crcs_.resize(start / kBlockBytes);
     crcs_.insert(crcs_.end(), crc, crc + blocks_of(bytes[i]));
     crc += blocks_of(bytes[i]);
-    files_.push_back({paths[i], start, bytes[i]});
+    files_.push_back({paths[i], start, bytes[i], {}});
     bytes_ = start + bytes[i];
   }
   checked_ = std::make_unique<std::atomic<uint64_t>[]>(blocks() / 64 + 1);
@@ -88,6 +96,7 @@ Mapping::Mapping(
   reserve();
   try {
     for (size_t i = 0; i < files_.size(); ++i) map(i);
+    if (!anew) take_over();
     list(true);
   } catch (...) {
     munmap(reserved_, reserved_bytes_);
@@ -117,8 +126,7 @@ void Mapping::map(size_t i) {
     const std::string sizes = std::to_string(status.st_size) + " bytes, expected " + std::to_string(file.bytes);
     raise_corrupt("FileSizeError", file.path, "has " + sizes + "; restore it from a copy");
   }
-  file.device = status.st_dev;
-  file.inode = status.st_ino;
+  file.state = state_of(status);
   if (file.bytes == 0) return;
   void* wanted = base_ + file.start;
   if (mmap(wanted, file.bytes, PROT_READ, MAP_SHARED | MAP_FIXED, descriptor.number(), 0) == MAP_FAILED) {
@@ -129,15 +137,38 @@ void Mapping::map(size_t i) {
 
 void Mapping::list(bool listed) {
   const std::unique_lock lock(registry_mutex);
-  if (listed) registry()[base_] = this;
-  else registry().erase(base_);
+  if (listed) registry[base_] = this;
+  else registry.erase(base_);
+}
+
+// A delta's files are for the most part its base's, which a process that swaps them in has mapped and checked.
+void Mapping::take_over() {
+  const std::shared_lock lock(registry_mutex);
+  for (const MappedFile& file : files_) {
+    const Mapping* best = nullptr;
+    const MappedFile* theirs = nullptr;
+    for (const auto& [base, other] : registry) {
+      if (best != nullptr && best->unchecked() <= other->unchecked()) continue;
+      const auto is_same = [&](const MappedFile& one) { return one.state == file.state && one.bytes == file.bytes; };
+      const auto same = std::find_if(other->files_.begin(), other->files_.end(), is_same);
+      if (same != other->files_.end()) best = other, theirs = &*same;
+    }
+    if (best != nullptr && file.state.settled) take_over(file, *best, *theirs);
+  }
+}
+
+void Mapping::take_over(const MappedFile& file, const Mapping& other, const MappedFile& same) {
+  const int64_t here = file.start / kBlockBytes, there = same.start / kBlockBytes;
+  for (int64_t i = 0; i < blocks_of(file.bytes); ++i) {
+    if (other.is_checked(there + i) && other.crcs_[there + i] == crcs_[here + i]) mark_checked(here + i);
+  }
 }
 
 Mapping* Mapping::at(const void* address) {
   const auto* byte = static_cast<const uint8_t*>(address);
   const std::shared_lock lock(registry_mutex);
-  auto next = registry().upper_bound(byte);
-  if (next == registry().begin()) return nullptr;
+  auto next = registry.upper_bound(byte);
+  if (next == registry.begin()) return nullptr;
   Mapping* mapping = std::prev(next)->second;
   return byte < mapping->base_ + mapping->bytes_ ? mapping : nullptr;
 }
@@ -171,7 +202,7 @@ bool Mapping::drop(const MappedFile& file) const {
   if (!copies_) return false;
   struct stat status;
   if (stat(file.path.c_str(), &status) != 0) return errno == ENOENT;
-  const bool renamed = status.st_dev != file.device || status.st_ino != file.inode;
+  const bool renamed = status.st_dev != file.state.device || status.st_ino != file.state.inode;
   return renamed || unlink(file.path.c_str()) == 0;
 }
 
@@ -182,14 +213,20 @@ void Mapping::mark_checked(int64_t block) {
   }
 }
 
+// Returns how many blocks it had to read.
+int64_t Mapping::check_range(int64_t begin, int64_t end) {
+  int64_t read = 0;
+  for (int64_t block = begin; block < end; ++block) {
+    if (is_checked(block)) continue;
+    check(block);
+    ++read;
+  }
+  return read;
+}
+
 void Mapping::check_blocks(int64_t first, int64_t count, double bytes_per_second) {
-  const auto check_range = [this](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      if (!is_checked(block)) check(block);
-    }
-  };
   if (bytes_per_second <= 0) {
-    parallel(first, first + count, 16, check_range);
+    parallel(first, first + count, 16, [this](int64_t begin, int64_t end) { check_range(begin, end); });
     return;
   }
   constexpr int64_t kStep = 16;  // 1 MiB between two pauses
@@ -199,10 +236,11 @@ void Mapping::check_blocks(int64_t first, int64_t count, double bytes_per_second
     pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
     const auto begin = std::chrono::steady_clock::now();
     try {
+      int64_t read = 0;
       for (int64_t done = 0; done < count; done += kStep) {
-        const std::chrono::duration<double> due(static_cast<double>(done) * kBlockBytes / bytes_per_second);
+        const std::chrono::duration<double> due(static_cast<double>(read) * kBlockBytes / bytes_per_second);
         std::this_thread::sleep_until(begin + std::chrono::duration_cast<std::chrono::nanoseconds>(due));
-        check_range(first + done, first + std::min(done + kStep, count));
+        read += check_range(first + done, first + std::min(done + kStep, count));
       }
     } catch (...) {
       error = std::current_exception();

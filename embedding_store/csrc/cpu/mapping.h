@@ -11,21 +11,30 @@
 
 namespace embedding_store {
 
+// What tells a file, and the state that it was in, from every other: two mappings with the same one show the same bytes.
+struct FileState {
+  uint64_t device, inode;
+  int64_t modified, changed;  // ns since the epoch
+  bool settled;  // whether the clock has gone on since: if not, a later change may bear the same time
+  bool operator==(const FileState&) const = default;
+};
+
 struct MappedFile {
   std::string path;
   int64_t start;  // in the range, a multiple of kBlockBytes
   int64_t bytes;
-  uint64_t device = 0, inode = 0;  // which file of that name it was
+  FileState state;
 };
 
 class Mapping {
  public:
   // Maps the files read-only and lists the mapping for `at`. `crcs`: the CRC-32C of each block of each file, in order.
+  // Blocks that another mapping of the very same file has checked count as checked, unless all are to be checked `anew`.
   // `copies`: the files can be fetched anew, so that one whose bytes have changed is deleted when that is noticed.
   // Throws MissingFileError or FileSizeError (as raise_corrupt does), std::runtime_error if the system refuses.
   Mapping(
       const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const std::vector<uint32_t>& crcs,
-      bool copies);
+      bool copies, bool anew);
   ~Mapping();
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
@@ -41,7 +50,8 @@ class Mapping {
   // Whether `bytes` bytes from `start` lie within one file.
   bool in_one_file(int64_t start, int64_t bytes) const;
 
-  bool all_checked() const { return unchecked_.load(std::memory_order_acquire) == 0; }
+  int64_t unchecked() const { return unchecked_.load(std::memory_order_acquire); }  // blocks
+  bool all_checked() const { return unchecked() == 0; }
 
   // Checks the blocks under these bytes unless that was done before. Threads may race: both check, both are right.
   // Throws ChecksumError naming the file.
@@ -52,8 +62,8 @@ class Mapping {
     }
   }
 
-  // Checks blocks first .. first + count - 1: with all threads at once or, given bytes_per_second > 0, with one thread
-  // of the lowest priority at that pace, so that lookups meanwhile keep their latency.
+  // Checks blocks first .. first + count - 1 unless that was done before: with all threads at once or, given
+  // bytes_per_second > 0, with one thread of the lowest priority at that pace, so that lookups keep their latency.
   void check_blocks(int64_t first, int64_t count, double bytes_per_second);
 
   // Gives back the page table's memory for the range; what is read later is mapped anew. A large mapping goes
@@ -64,6 +74,9 @@ class Mapping {
   void reserve();
   void map(size_t file);
   void list(bool listed);
+  void take_over();
+  void take_over(const MappedFile& file, const Mapping& other, const MappedFile& same);
+  int64_t check_range(int64_t begin, int64_t end);
   bool is_checked(int64_t block) const {
     return checked_[block / 64].load(std::memory_order_acquire) >> (block % 64) & 1;
   }

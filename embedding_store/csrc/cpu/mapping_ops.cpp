@@ -19,11 +19,12 @@ Mapping& mapping_of(const Tensor& storage) {
 }  // namespace
 
 Tensor map_files(
-    const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs, bool copies) {
+    const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs, bool copies,
+    bool anew) {
   if (paths.empty() || paths.size() != bytes.size()) throw std::invalid_argument("paths and bytes differ in length");
   const Tensor contiguous = torch::stable::contiguous(crcs);
   const auto* values = contiguous.const_data_ptr<uint32_t>();
-  auto* mapping = new Mapping(paths, bytes, {values, values + contiguous.numel()}, copies);
+  auto* mapping = new Mapping(paths, bytes, {values, values + contiguous.numel()}, copies, anew);
   const int64_t size = mapping->bytes(), stride = 1;
   return torch::stable::from_blob(
       const_cast<uint8_t*>(mapping->data()), {&size, 1}, {&stride, 1},
@@ -44,6 +45,8 @@ void check_blocks(const Tensor& storage, int64_t first, int64_t count, double by
   }
   mapping.check_blocks(first, count, bytes_per_second);
 }
+
+int64_t unchecked_blocks(const Tensor& storage) { return mapping_of(storage).unchecked(); }
 
 void release_pages(const Tensor& storage) { mapping_of(storage).release_pages(); }
 

@@ -44,9 +44,11 @@ std::tuple<Tensor, Tensor> lookup_tiered(
     Tensor counters);  // int64 [3]: += hot hits, cold hits, misses
 
 Tensor map_files(
-    const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs, bool copies);
+    const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs, bool copies,
+    bool anew);
 std::vector<int64_t> mapped_starts(const Tensor& storage);
 void check_blocks(const Tensor& storage, int64_t first, int64_t count, double bytes_per_second);
+int64_t unchecked_blocks(const Tensor& storage);
 void release_pages(const Tensor& storage);
 
 }  // namespace embedding_store

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <new>
 
+#include "fork.h"
+
 namespace embedding_store {
 namespace {
 
@@ -33,11 +35,14 @@ Block fresh(int64_t bytes) {
   return {data, rounded};
 }
 
+std::mutex pool_mutex;
+[[maybe_unused]] const bool pool_forks = free_in_child<pool_mutex>();
+
 class Pool {
  public:
   Block take(int64_t bytes) {
     {
-      const std::lock_guard lock(mutex_);
+      const std::lock_guard lock(pool_mutex);
       const auto fits = [&](const Block& block) { return block.bytes >= bytes && block.bytes <= 2 * bytes; };
       const auto found = std::find_if(kept_.begin(), kept_.end(), fits);
       if (found != kept_.end()) {
@@ -53,7 +58,7 @@ class Pool {
   void give(Block block) {
     std::vector<Block> dropped;
     {
-      const std::lock_guard lock(mutex_);
+      const std::lock_guard lock(pool_mutex);
       kept_.push_back(block);
       kept_bytes_ += block.bytes;
       while (kept_bytes_ > kKept) {  // the oldest goes: sizes that are asked for no more do not stay for ever
@@ -66,15 +71,11 @@ class Pool {
   }
 
  private:
-  std::mutex mutex_;
   std::vector<Block> kept_;
   int64_t kept_bytes_ = 0;
 };
 
-Pool& pool() {
-  static auto* const pool = new Pool;  // never destroyed: a tensor may outlive the statics of this library
-  return *pool;
-}
+Pool& pool = *new Pool;  // never destroyed: a tensor may outlive the statics of this library
 
 }  // namespace
 
@@ -84,10 +85,10 @@ torch::stable::Tensor new_output(
   if (bytes < kLarge) return torch::stable::new_empty(ids, shape, dtype);
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
-  const Block block = pool().take(bytes);
+  const Block block = pool.take(bytes);
   const torch::stable::Device device(torch::headeronly::DeviceType::CPU);
   return torch::stable::from_blob(
-      block.data, shape, strides, device, dtype, [block](void*) { pool().give(block); });
+      block.data, shape, strides, device, dtype, [block](void*) { pool.give(block); });
 }
 
 }  // namespace embedding_store

@@ -41,9 +41,9 @@ class Finder {
     if (location == kEmpty) return {nullptr, nullptr, nullptr};
     *segment = location_segment(location);
     const uint64_t row = location_row(location);
-    if (*segment >= table_.segment_count || row >= static_cast<uint64_t>(table_.segments[*segment].rows)) {
-      table_.raise_location(id, location);
-    }
+    if (*segment >= table_.segment_count) table_.raise_location(id, location);
+    table_.require_segment(*segment);
+    if (row >= static_cast<uint64_t>(table_.segments[*segment].rows)) table_.raise_location(id, location);
     return place(*segment, static_cast<int64_t>(row));
   }
 

@@ -10,6 +10,7 @@ enum Level { kBaseline, kAvx2, kAvx512 };
 
 Level best_level() {
 #if defined(ES_X86_LEVELS)
+  __builtin_cpu_init();
   const bool f16c = __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
@@ -19,17 +20,15 @@ Level best_level() {
   return kBaseline;
 }
 
-std::atomic<int>& level() {
-  static std::atomic<int> chosen{best_level()};
-  return chosen;
-}
+// Set when the library is loaded: a child forked while another thread did it at its first lookup would wait for that one.
+std::atomic<int> level{best_level()};
 
 }  // namespace
 
 RowFunctions row_functions(Dtype dtype, OutDtype out) {
 #if defined(ES_X86_LEVELS)
-  if (level() == kAvx512) return avx512::row_functions(dtype, out);
-  if (level() == kAvx2) return avx2::row_functions(dtype, out);
+  if (level == kAvx512) return avx512::row_functions(dtype, out);
+  if (level == kAvx2) return avx2::row_functions(dtype, out);
 #endif
   return baseline::row_functions(dtype, out);
 }
@@ -38,6 +37,6 @@ RowFunctions row_functions(Dtype dtype, OutDtype out) {
 
 // For tests: use level 0, 1 or 2 from now on, or the best one that this processor has, if lower. Returns which.
 extern "C" __attribute__((visibility("default"))) int embedding_store_use_level(int wanted) {
-  embedding_store::level() = std::min<int>(wanted, embedding_store::best_level());
-  return embedding_store::level();
+  embedding_store::level = std::min<int>(wanted, embedding_store::best_level());
+  return embedding_store::level;
 }

@@ -54,7 +54,7 @@ TableView::TableView(
     raise_corrupt("InvalidIndexError", index_path(), "its buckets lie outside of the file; write the snapshot again");
   }
   buckets = reinterpret_cast<const Bucket*>(storage.data + header[0]);
-  for (uint64_t number = 0; number < segment_count; ++number) check_segment(number);
+  good_segments_ = std::make_unique<std::atomic<uint64_t>[]>(segment_count / 64 + 1);
 }
 
 void TableView::check_segment(uint64_t number) const {

@@ -3,7 +3,9 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "../common/decode.h"
@@ -32,7 +34,7 @@ struct Bytes {
 
 struct TableView {
   // `storage` holds the index and segment 0, `cold` all other segments: the same tensor unless the table is tiered.
-  // Throws InvalidIndexError (as raise_corrupt does) if `layout` places anything outside of them.
+  // Throws InvalidIndexError (as raise_corrupt does) if `layout` places the buckets outside of them.
   TableView(
       const Tensor& storage,  // uint8 [bytes]
       const Tensor& cold,     // uint8 [bytes]
@@ -41,6 +43,16 @@ struct TableView {
 
   int64_t home(int64_t id) const { return home_bucket(hash_id(id, seed), home_buckets); }
   const Bytes& bytes_of(uint64_t segment) const { return segment == 0 ? storage : cold; }
+
+  // Whether a segment lies within the stored bytes. Looked at when a location first leads there: a table may have
+  // thousands of segments, a lookup one id. Throws InvalidIndexError if it does not. Threads may race: both look.
+  void require_segment(uint64_t number) const {
+    const uint64_t bit = uint64_t{1} << (number % 64);
+    std::atomic<uint64_t>& word = good_segments_[number / 64];
+    if (word.load(std::memory_order_relaxed) & bit) return;
+    check_segment(number);
+    word.fetch_or(bit, std::memory_order_relaxed);
+  }
 
   // An entry points to no row.
   [[noreturn]] void raise_location(int64_t id, uint64_t location) const;
@@ -58,6 +70,8 @@ struct TableView {
  private:
   std::string index_path() const;
   void check_segment(uint64_t number) const;
+
+  std::unique_ptr<std::atomic<uint64_t>[]> good_segments_;  // a bit each
 };
 
 }  // namespace embedding_store

@@ -117,6 +117,16 @@ def test_expire_says_first_and_does_when_told(capsys, path: str, store: Embeddin
     assert run_json(capsys, "clean", path) == []  # not within the hour
 
 
+def test_retract_and_what_was_refused(capsys, path: str, store: EmbeddingStore):
+    series = store.series("user_ctr")
+    series.refuse(1, ["norms", "drift"])
+    assert [row["refused"] for row in run_json(capsys, "history", path, "user_ctr")] == [["norms", "drift"], None]
+    assert run_json(capsys, "retract", path, "user_ctr", "2") == [{"retracted": 2, "versions": [1]}]
+    assert series.versions() == [1]
+    code, _, err = run(capsys, "retract", path, "user_ctr", "1")  # which is tagged
+    assert (code, "to which prod points" in err) == (1, True)
+
+
 def test_compact(capsys, path: str, store: EmbeddingStore):
     series = store.series("user_ctr")
     with series.write(as_of=1_650_000_000_003, space="ctr-1", base=2) as writer:

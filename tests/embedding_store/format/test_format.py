@@ -62,7 +62,8 @@ def test_the_page_names_the_version_and_the_layout(series: Series):
         newer.tag("prod", version)
     publish(newer, 1, [1])
     newer.expire(keep_last=1, dry_run=False)
-    found = {re.sub("[0-9a-f]{32}", "<uuid>", path).replace("prod", "<tag>") for path in files(series)}
+    newer.refuse(3, ["norms"])
+    found = {re.sub("[0-9a-f]{32}", "<uuid>", path) for path in files(series)}
     documented = set(re.findall(r"^STORE/<series>/(\S+)", PAGE, flags=re.MULTILINE))
     kinds = [{re.sub(r"\d{8}", "#", path) for path in paths} for paths in (found, documented)]
     assert kinds[0] == kinds[1]
@@ -74,15 +75,17 @@ def test_json_files_have_the_documented_keys(series: Series):
     series.evolve(dim=2)
     series.tag("prod", 2)
     series.expire(keep_last=1, dry_run=False)
+    series.refuse(2, ["norms"])
     common, manifest = {"checksum", "format", "format_version"}, set(json.loads(EXAMPLE))
     for path, line, more in [
         ("series.json", "`series.json`: (.*?)\\.", set()),
         ("schemas/00000002.json", "Schemas: (.*?)\\.", set()),
-        ("tags/prod/00000001.json", "Tag moves: (.*?)\\.", {"null"}),
+        ("tags/00000001.json", "Tags: (.*?)\\.", set()),
+        ("refused/00000002.json", "Refusals: (.*?)\\.", set()),
         ("manifests/00000002.json", "(?!)", manifest),
-        ("expired/00000001.json", "Tombstones: a manifest's keys and (.*?)\\.", manifest),
+        ("expired/00000001.json", "Tombstones: a manifest's keys, (.*?)\\.", manifest),
     ]:
-        documented = set(re.findall(r"`(\w+)`", " ".join(re.findall(line, PAGE)))) | more - {"null"}
+        documented = set(re.findall(r"`(\w+)`", " ".join(re.findall(line, PAGE)))) | more
         data = (folder(series) / path).read_bytes()
         assert set(json.loads(data)) == common | documented, path
         first, _, rest = data.partition(b"\n")  # the rule of the page, without this package's code

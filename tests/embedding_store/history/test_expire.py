@@ -25,10 +25,9 @@ from embedding_store import (
 )
 from embedding_store.format.manifest import manifest_path
 from embedding_store.history import expire
-from embedding_store.history.tombstones import expired_at
 from embedding_store.storage.local import LocalStorage
 from tests.embedding_store.bare import numbers, publish_bare
-from tests.embedding_store.helpers import files, publish
+from tests.embedding_store.helpers import age, files, folder, publish
 
 DAY = 86_400_000
 TIMEOUT = 60.0
@@ -72,18 +71,17 @@ def test_both_rules_must_allow_it(days: Series, rules: dict[str, Any], expected:
 @given(
     created=st.lists(st.integers(0, 9), max_size=7),
     tagged=st.sets(st.integers(1, 8)),
-    unfinished=st.sets(st.integers(1, 8)),
+    refused=st.sets(st.integers(1, 8)),
     keep_last=st.one_of(st.none(), st.integers(1, 8)),
     before=st.one_of(st.none(), st.integers(0, 10)),
 )
-def test_the_rules_against_a_model(created, tagged, unfinished, keep_last, before):
+def test_the_rules_against_a_model(created, tagged, refused, keep_last, before):
     class Bare:
         def __init__(self, version: int, created: int) -> None:
             self.version, self.created = version, created
 
     history: Any = [Bare(version, at) for version, at in enumerate(created, start=1)]
-    unfinished &= set(range(1, len(created) + 1))
-    rules = {"tagged": tagged, "unfinished": unfinished, "keep_last": keep_last, "before": before}
+    rules = {"tagged": tagged, "refused": refused, "keep_last": keep_last, "before": before}
     if keep_last is None and before is None:
         with pytest.raises(InvalidArgumentError, match="give one or both"):
             expire.candidates(history, **rules)
@@ -93,7 +91,8 @@ def test_the_rules_against_a_model(created, tagged, unfinished, keep_last, befor
         from_the_end = len(created) - version  # the newest has 0
         too_many = keep_last is None or from_the_end >= keep_last
         too_old = before is None or at < before
-        if from_the_end > 0 and version not in tagged and ((too_many and too_old) or version in unfinished):
+        last_good = version == max(set(range(1, len(created) + 1)) - refused, default=None)
+        if from_the_end > 0 and not last_good and version not in tagged and too_many and too_old:
             expected.append(version)
     assert expire.candidates(history, **rules) == expected
 
@@ -168,38 +167,66 @@ def test_a_run_that_dies_between_the_steps_is_finished_by_the_next(days: Series,
     assert days.versions() == [2, 3, 4, 5, 6]
     assert days.version(2).rows == 1  # it exists: its manifest does
     assert [t.manifest.version for t in days.expired()] == [1]
-    assert numbers(days.expire(keep_last=6)) == [2]  # begun, so it goes, whatever the rules say
-    monkeypatch.setattr(times, "now", lambda: 10 * DAY)
-    assert numbers(days.expire(keep_last=6, dry_run=False)) == [2]
-    assert expired_at(days._storage, 2) == 10 * DAY  # the hour for readers starts now
-    assert expired_at(days._storage, 1) == 6 * DAY + DAY // 2
+    assert days.expire(keep_last=6, dry_run=False) == []  # by the rules of this run
+    assert numbers(days.expire(keep_last=2, dry_run=False)) == [2, 3, 4]
+    assert days.versions() == [5, 6]
 
 
-def test_a_tag_that_comes_in_between_saves_the_version_and_then_gives_way(
-    days: Series, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_tag_is_not_moved_to_what_a_dead_run_let_go(days: Series, monkeypatch: pytest.MonkeyPatch):
     days.tag("prod", 6)
-    put = expire.put_tombstone
+    monkeypatch.setattr(LocalStorage, "delete", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        days.expire(keep_last=5, dry_run=False)
+    monkeypatch.undo()
+    assert days.version(1).rows == 1
+    with pytest.raises(VersionExpiredError, match="version 1 of series 'user_ctr' was expired"):
+        days.tag("prod", 1)
+    assert days.versions() == [2, 3, 4, 5, 6]  # the move has ended the run's work
+    assert [move.version for move in days.moves("prod")] == [6]
 
-    def tagged_meanwhile(storage: Any, manifest: Any) -> None:
-        put(storage, manifest)
-        if manifest.version == 2:
-            with pytest.raises(VersionExpiredError, match="while the tag was moved to it"):
-                days.tag("prod", 2)
-            days._tags.move("canary", 2)  # one whose mover died before it looked for the tombstone
 
-    monkeypatch.setattr(expire, "put_tombstone", tagged_meanwhile)
-    assert numbers(days.expire(keep_last=3, dry_run=False)) == [1, 3]
-    monkeypatch.setattr(expire, "put_tombstone", put)
-    assert days.tags() == {"canary": 2, "prod": 6}
-    assert [move.version for move in days.moves("prod")] == [6, 2, 6]
-    assert days.tagged("canary").version == 2
-    assert days.expire(keep_last=1, dry_run=False)[0].version == 4  # a tag protects it
-    monkeypatch.setattr(times, "now", lambda: 10 * DAY)
-    days.expire(keep_last=1, dry_run=False)
-    assert expired_at(days._storage, 2) is None  # whose tombstone it was is dead: it is whole again
+def test_a_tag_that_comes_in_between_saves_the_version(days: Series, monkeypatch: pytest.MonkeyPatch):
+    put, delete = LocalStorage.put_new, LocalStorage.delete
+
+    def tagged_before(self: LocalStorage, path: str, data: bytes) -> None:
+        if path.startswith("tags/"):
+            monkeypatch.setattr(LocalStorage, "put_new", put)
+            days.tag("prod", 2)
+        put(self, path, data)
+
+    def tagged_after(self: LocalStorage, path: str) -> None:
+        if path == manifest_path(3):
+            monkeypatch.setattr(LocalStorage, "delete", delete)
+            with pytest.raises(VersionExpiredError):
+                days.tag("prod", 3)
+        delete(self, path)
+
+    monkeypatch.setattr(LocalStorage, "put_new", tagged_before)
+    monkeypatch.setattr(LocalStorage, "delete", tagged_after)
+    assert numbers(days.expire(keep_last=2, dry_run=False)) == [1, 3, 4]
+    assert days.tags() == {"prod": 2}
+    days.untag("prod")
+    assert days.expire(keep_last=3, dry_run=False) == []  # nothing of the run before is left
     days.tag("prod", 2)
-    assert days.versions() == [2, 6]
+    assert days.tagged("prod").version == 2
+
+
+def test_the_requests_of_a_run(series: Series, monkeypatch: pytest.MonkeyPatch):
+    for _ in range(19):
+        publish_bare(series)
+    for version in range(1, 11):
+        series.tag(f"tag{version}", version)
+    handle, asked = Series(series._storage, series.name), []
+    for name in ("names", "entries", "read", "size", "exists", "put_new", "delete"):
+        function = getattr(LocalStorage, name)
+
+        def counted(*arguments: Any, name: str = name, function: Any = function) -> Any:
+            asked.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(LocalStorage, name, counted)
+    assert len(handle.expire(keep_last=1, dry_run=False)) == 8
+    assert len(asked) == 42
 
 
 @pytest.mark.parametrize(
@@ -277,3 +304,33 @@ def test_a_slow_writer_does_not_take_an_expired_version(series: Series, monkeypa
     assert publish(series, 2, [3]).version == 4
     assert series.versions() == [3, 4]
     assert series.latest().load().ids().tolist() == [3]
+
+
+def test_a_writer_that_dies_over_an_expired_version_does_not_bring_it_back(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+):
+    publish(series, 1, [1])
+    put_new = LocalStorage.put_new
+
+    def stalled(self: LocalStorage, path: str, data: bytes) -> None:
+        if path == manifest_path(2):
+            monkeypatch.setattr(LocalStorage, "put_new", put_new)
+            for _ in range(2):
+                publish(series, 2, [2])
+            series.expire(keep_last=1, dry_run=False)
+            put_new(self, path, data)
+            raise KeyboardInterrupt
+        put_new(self, path, data)
+
+    monkeypatch.setattr(LocalStorage, "put_new", stalled)
+    with pytest.raises(KeyboardInterrupt):
+        publish(series, 2, [3])
+    assert (folder(series) / manifest_path(2)).exists()
+    for handle in (series, Series(series._storage, series.name)):
+        assert handle.versions() == [3]
+        with pytest.raises(VersionExpiredError):
+            handle.version(2)
+        assert [t.manifest.version for t in handle.expired()] == [1, 2]
+    age(folder(series) / "manifests", 7200)
+    assert series.clean() == [manifest_path(2)]
+    assert publish(series, 2, [4]).version == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from embedding_store import ChecksumError, FileSizeError, MissingFileError
 from embedding_store.native import ops
 from embedding_store.native.mapping import BLOCK, MappedFile, Mapping, crc32c, crc32c_blocks
+from tests.embedding_store.helpers import finish
 from tests.embedding_store.small_table import SmallTable, small_table
 
 DIM = 128
@@ -273,3 +275,77 @@ def test_a_changed_copy_is_deleted_and_nothing_else_is(tmp_path: Path, copies: b
     with pytest.raises(ChecksumError, match=remedy):
         mapping.check()
     assert Path(file.path).exists()
+
+
+def settle() -> None:
+    """Wait for the clock that files' times are of: what changes from now on bears another time than what is there."""
+    time.sleep(0.05)
+
+
+def test_blocks_that_another_mapping_of_the_file_has_checked_stay_checked(tmp_path: Path):
+    base = mapped_file(tmp_path / "base", os.urandom(20 * BLOCK + 5))
+    indices = [mapped_file(tmp_path / f"index-{i}", os.urandom(BLOCK)) for i in range(2)]
+    settle()
+    first = Mapping.open([indices[0], base])
+    assert first.unchecked_blocks == 22
+    assert Mapping.open([indices[1], base]).unchecked_blocks == 22
+    first.check()
+    assert first.unchecked_blocks == 0
+    second = Mapping.open([indices[1], base])
+    assert second.unchecked_blocks == 1
+    assert Mapping.open([indices[1], base], anew=True).unchecked_blocks == 22
+    second.check(background=True)
+    assert second.unchecked_blocks == 0
+
+
+def test_a_file_that_has_changed_since_is_checked_anew(tmp_path: Path):
+    file = mapped_file(tmp_path / "file", os.urandom(3 * BLOCK))
+    settle()
+    first = Mapping.open([file])
+    first.check()
+    copy = mapped_file(tmp_path / "copy", Path(file.path).read_bytes())
+    assert Mapping.open([copy]).unchecked_blocks == 3
+    other = MappedFile(file.path, file.bytes, file.crcs ^ np.array([0, 1, 0], np.uint32))
+    assert Mapping.open([other]).unchecked_blocks == 1
+    flip(file.path, 5)
+    with pytest.raises(ChecksumError):
+        Mapping.open([file]).check()
+
+
+def test_a_fork_amid_mapping_and_looking_up_leaves_a_child_that_can(tmp_path: Path, table: SmallTable):
+    files = stored_files(tmp_path, table)
+    stop = threading.Event()
+
+    def map_and_look_up() -> None:
+        while not stop.is_set():
+            mapping = Mapping.open(files)
+            ops.lookup(torch.arange(8), mapping.storage, layout_in(mapping, table), DIM, "float32")
+            ops.lookup(torch.zeros(1 << 14, dtype=torch.int64), table.storage, table.layout, DIM, "float32")  # pooled
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # OpenMP's threads do not live in a child
+    threads = [threading.Thread(target=map_and_look_up) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(200):
+            child = os.fork()
+            if child == 0:
+                map_and_look_up_once(files, table)
+            assert finish(child) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+        torch.set_num_threads(before)
+
+
+def map_and_look_up_once(files: list[MappedFile], table: SmallTable) -> None:
+    """In a forked child, which it ends."""
+    try:
+        mapping = Mapping.open(files)
+        vectors, _ = ops.lookup(torch.arange(8), mapping.storage, layout_in(mapping, table), DIM, "float32")
+        ops.lookup(torch.zeros(1 << 14, dtype=torch.int64), table.storage, table.layout, DIM, "float32")
+        os._exit(0 if torch.equal(vectors, table.vectors[:8]) else 1)
+    except BaseException:
+        os._exit(2)

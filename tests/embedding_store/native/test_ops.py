@@ -296,6 +296,20 @@ def test_a_layout_that_leads_outside_is_refused(position: int, value: int):
         ops.lookup(torch.tensor([1]), table.storage, layout, 3, "int8")
 
 
+def test_a_segment_is_looked_at_when_a_location_leads_there():
+    """Not all of them at each call, of which a table may have thousands."""
+    table = small_table(range(100), 3, "int8", segment_rows=[1] * 100)
+    layout = table.layout.clone()
+    layout[8 + 4 * 70] = 2**40
+    ids = torch.tensor([id for id in range(100) if id != 70])
+    vectors, found = ops.lookup(ids, table.storage, layout, 3, "int8")
+    assert bool(found.all())
+    assert torch.equal(vectors, table.answer(ids, torch.float32)[0])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"InvalidIndexError: .*segment 70 lies outside"):
+            ops.lookup(torch.tensor([1, 70]), table.storage, layout, 3, "int8")
+
+
 @pytest.mark.parametrize("location", [1 << 40, 2, (1 << 40) - 1, (1 << 63) - 1, -2])
 def test_an_index_that_points_past_its_rows_is_an_error(location: int):
     table = small_table([1, 2], 3, "float32")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -23,7 +25,7 @@ from embedding_store import (
 )
 from embedding_store.native import ops, reference
 from embedding_store.read import point_in_time
-from tests.embedding_store.helpers import folder, publish
+from tests.embedding_store.helpers import finish, folder, publish
 from tests.embedding_store.small_table import SmallTable, small_table
 
 FIRST, LAST = -(2**63), 2**63 - 1
@@ -337,3 +339,47 @@ def test_the_op_is_what_torch_expects() -> None:
     compiled = torch.compile(ops.lookup_versions, fullgraph=True, backend="eager")
     for got, expected in zip(compiled(*inputs), ops.lookup_versions(*inputs), strict=True):
         assert torch.equal(got, expected)
+
+
+class SlowLoad:
+    """Stands in for `Snapshot.load`: version 1's takes until it is told to go on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        load = Snapshot.load
+
+        def slow(snapshot: Snapshot, *arguments: object) -> object:
+            if snapshot.version == 1 and threading.current_thread() is not threading.main_thread():
+                self.begun.set()
+                self.go_on.wait(120)
+            return load(snapshot)
+
+        patch.setattr(Snapshot, "load", slow)
+
+
+def test_a_load_keeps_neither_other_versions_nor_a_forked_child_waiting(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant(series, 1, 1.0, [1])
+    constant(series, 2, 2.0, [1])
+    slow = SlowLoad(monkeypatch)
+    values: list[float] = []
+    thread = threading.Thread(target=lambda: values.append(value(series, 1, 1)))
+    thread.start()
+    try:
+        assert slow.begun.wait(120)
+        others = threading.Thread(target=lambda: values.append(value(series, 1, 2)), daemon=True)
+        others.start()
+        others.join(60)
+        assert values == [2.0]
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(0 if (value(series, 1, 1), value(series, 1, 2)) == (1.0, 2.0) else 1)
+            except BaseException:
+                os._exit(2)
+        assert finish(child) == 0
+    finally:
+        slow.go_on.set()
+        thread.join(60)
+    assert values == [2.0, 1.0]

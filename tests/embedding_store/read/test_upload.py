@@ -30,7 +30,7 @@ def copied(snapshot: Snapshot) -> Table:
 
 
 def mapped(snapshot: Snapshot) -> tuple[Mapping, torch.Tensor]:
-    mapping, header = snapshot._map()
+    mapping, header = snapshot._map(anew=False)
     return mapping, table_layout(snapshot.manifest, mapping.starts, header)
 
 

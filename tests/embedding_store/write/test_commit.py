@@ -153,7 +153,7 @@ def test_kill_at_every_step(tmp_path: Path, processes: Any, kind: str):
     assert files(series) > named_files(series)
     age(tmp_path, 7200)
     series.clean()
-    tags = {path for path in files(series) if path.startswith("tags/prod/")}
+    tags = {path for path in files(series) if path.startswith("tags/")}
     assert files(series) == named_files(series) | tags
 
 

@@ -297,3 +297,11 @@ def test_a_ranker_takes_the_joined_batch(store: EmbeddingStore, tmp_path: Path) 
     assert batch.vectors.grad is None
     assert model.network.vectors is not None
     assert model.network.vectors.project[0].weight.grad.abs().sum() > 0
+
+
+def test_a_refused_version_trains_nobody(store: EmbeddingStore) -> None:
+    series = store.create("user_ctr", dim=1)
+    for version in (1, 2):
+        publish(series, 100 * version, {1: [float(version)]})
+    series.refuse(2, ["norms"])
+    assert PointInTimeSeries(series).lookup(ints([1]), ints([500]))[0].item() == 1.0
