@@ -13,6 +13,7 @@ def refresh(
     day: str = "",
     cold: bool = False,
     every: bool = False,
+    train: bool = False,
     j: str = "1x2",
     cpu: int = 2,
     gpu: int = 0,
@@ -30,6 +31,7 @@ def refresh(
         day: ISO date of the cycle to run; empty: whichever is due
         cold: train from scratch, in a new space
         every: go on until no day is due
+        train: train the upstream on its source first, as the upstream job does
         j: nodes x ranks per node
         cpu: CPU cores per node
         gpu: GPUs per node; one rank uses one GPU
@@ -40,4 +42,5 @@ def refresh(
     arguments += ["--day", day] if day else []
     arguments += ["--cold"] if cold else []
     arguments += ["--every"] if every else []
+    arguments += ["--train"] if train else []
     return recsys_job("refresh", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

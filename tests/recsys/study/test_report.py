@@ -16,7 +16,7 @@ from recsys.study.environment import commit, hardware
 from recsys.study.headline import headline
 from recsys.study.report import ReportError, TaskScores, build_report, load_report, measure_arms, write_report
 from recsys.study.report_page import render_page
-from recsys.study.terminal import print_report
+from recsys.study.terminal import print_report, print_summary
 from tests.recsys.evaluate.page import Page
 from tests.recsys.study.example import ARMS, example_results, example_task
 
@@ -231,6 +231,18 @@ def test_terminal_shows_the_table_in_80_columns(full):
         assert value in row
     assert headline(full)[:40] in text
     assert "events read vectors from 6 h 00 min after their as_of (publish_delay_ms)" in text
+
+
+def test_summary_is_ten_lines_of_80_columns(full):
+    out = io.StringIO()
+    print_summary(full, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert len(lines) <= 11
+    assert "…" not in out.getvalue()
+    best = next(line for line in lines if line.startswith("CTR + CVR, user + item"))
+    for task in ("ctr", "cvr"):
+        assert f"{full['tasks'][task]['ctr_cvr_user_item']['auc']:.4f}" in best
+        assert f"{full['oracle'][task]['auc']:.4f}" in lines[-4] + lines[-3] + lines[-2]
 
 
 @pytest.mark.parametrize(
