@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_the_printed_commands_work(printed: str) -> None:
             assert Path(options[options.index("--logdir") + 1]).is_dir()
             options = ["--help"]
         if name == "python":
-            assert Path(options[-1].removeprefix("file://").replace("%20", " ")).is_file()
+            assert Path(unquote(urlsplit(options[-1]).path)).is_file()
             options = ["-c", "import webbrowser"]
         done = subprocess.run([command[0], *options], capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
