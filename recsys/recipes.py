@@ -222,10 +222,7 @@ def synthetic() -> StudyConfig:
 def demo() -> StudyConfig:
     """The market of `synthetic` at what is worth waiting for: one seed, a pass for each upstream, no surface alone."""
     config = synthetic()
-    upstreams = tuple(
-        replace(upstream, training=replace(upstream.training, epochs=1, sparse_lr=0.3, dense_lr=3e-3))
-        for upstream in config.upstreams
-    )
+    upstreams = tuple(replace(upstream, training=replace(upstream.training, epochs=1)) for upstream in config.upstreams)
     rankers = replace(config.rankers, seeds=(0,), training=replace(config.rankers.training, epochs=2))
     return replace(config, upstreams=upstreams, rankers=rankers, fragment=None)
 
