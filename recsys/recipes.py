@@ -223,8 +223,7 @@ def demo() -> StudyConfig:
     """The market of `synthetic` at what is worth waiting for: one seed, a pass for each upstream, no surface alone."""
     config = synthetic()
     upstreams = tuple(replace(upstream, training=replace(upstream.training, epochs=1)) for upstream in config.upstreams)
-    rankers = replace(config.rankers, seeds=(0,), training=replace(config.rankers.training, epochs=2))
-    return replace(config, upstreams=upstreams, rankers=rankers, fragment=None)
+    return replace(config, upstreams=upstreams, rankers=replace(config.rankers, seeds=(0,)), fragment=None)
 
 
 def synthetic_small() -> StudyConfig:
