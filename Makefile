@@ -1,5 +1,5 @@
-# Every target sets up what it needs: `make demo` and `make test` work on a fresh clone. FLAVOUR=cpu or cuda overrides
-# the choice that is otherwise made by looking for a GPU.
+# Every target sets up what it needs: `make demo` (or `make demo FULL=1`, for longer) and `make test` work on a fresh
+# clone. FLAVOUR=cpu or cuda overrides the choice that is otherwise made by looking for a GPU.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,7 +30,7 @@ endif
 	touch $@
 
 demo: install
-	$(BIN)/recsys demo --out runs/demo
+	$(BIN)/recsys demo $(if $(FULL),--full --out runs/demo-full,--out runs/demo)
 
 test: install
 	$(BIN)/pytest

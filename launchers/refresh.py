@@ -14,6 +14,7 @@ def refresh(
     cold: bool = False,
     every: bool = False,
     after_refused: bool = False,
+    train: bool = False,
     j: str = "1x2",
     cpu: int = 2,
     gpu: int = 0,
@@ -32,6 +33,7 @@ def refresh(
         cold: train from scratch, in a new space
         every: go on until no day is due
         after_refused: go on from the newest day even where a gate refused it
+        train: train the upstream on its source first, as the upstream job does
         j: nodes x ranks per node
         cpu: CPU cores per node
         gpu: GPUs per node; one rank uses one GPU
@@ -43,4 +45,5 @@ def refresh(
     arguments += ["--cold"] if cold else []
     arguments += ["--every"] if every else []
     arguments += ["--after-refused"] if after_refused else []
+    arguments += ["--train"] if train else []
     return recsys_job("refresh", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

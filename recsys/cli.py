@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,15 +69,20 @@ def demo(
     out: Path,
     set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
     small: bool = False,
+    full: bool = False,
 ) -> None:
-    """Go the whole way on a synthetic market that is made on the spot.
+    """Go the whole way on a synthetic market that is made on the spot, and show what can be done with the result.
 
     Args:
         out: Folder of the run.
         set_: Change one value of the config, `path=value`; may be repeated.
         small: A tenth of the market, in a minute: to see that everything works, not to see a lift.
+        full: The recipe synthetic: upstreams trained for longer, three seeds a ranker, rankers of one surface alone.
     """
-    run("synthetic-small" if small else "synthetic", out=out, set_=set_)
+    run("synthetic-small" if small else "synthetic" if full else "demo", out=out, set_=set_)
+    from recsys.study.next_steps import show_next_steps
+
+    show_next_steps(out)
 
 
 def upstream(*, config: Path, data: Path, out: Path) -> None:
@@ -102,6 +108,7 @@ def refresh(
     cold: bool = False,
     every: bool = False,
     after_refused: bool = False,
+    train: bool = False,
 ) -> None:
     """Run one cycle of one upstream: train on its next day, embed, aggregate, publish, tag; one rank of a job.
 
@@ -115,11 +122,18 @@ def refresh(
         cold: Train from scratch on the source and all days, in a new space.
         every: Go on until no day is due; a refused tag then shows in the records alone, not in the exit code.
         after_refused: Go on from the newest day even where a gate refused it, not from the newest that passed.
+        train: Train the upstream on its source first, as `recsys upstream` does: one start of the processes for both.
     """
     settings = RefreshConfig.load(config)
     from recsys.refresh.cycle import refresh_upstream
+    from recsys.train.distributed import process_group
+    from recsys.upstream import train_upstream
 
-    records = refresh_upstream(settings, data, out, day=day, cold=cold, every=every, after_refused=after_refused)
+    with ExitStack() as ranks:
+        if train:
+            ranks.enter_context(process_group())
+            train_upstream(settings.upstream, data, out)
+        records = refresh_upstream(settings, data, out, day=day, cold=cold, every=every, after_refused=after_refused)
     reasons = [reason for record in records for reason in record.gates]
     if reasons and not every:
         raise GateRefusedError(f"published, but not tagged: {'; '.join(reasons)}")

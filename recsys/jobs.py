@@ -27,6 +27,10 @@ _VICTIM = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL (error
 """How a rank fails because another one, whose error is the one to show, is gone."""
 
 
+_ERROR = re.compile(r"^(Traceback \(most recent call last\)|error: |refused: )", re.MULTILINE)
+"""How what ended a rank begins: a fault of the program, or what `recsys.cli.main` says."""
+
+
 class JobError(RuntimeError):
     """A job ended with an error; the message has the failing rank's last lines and where all of them are."""
 
@@ -111,7 +115,7 @@ def _handlers_kept() -> Iterator[None]:
 
 
 class _Output:
-    """Copies what rank 0 writes to this process's own output; not its last traceback, which `JobError` shows."""
+    """Copies what rank 0 writes to this process's own output; not the error that ended it, which `JobError` shows."""
 
     def __init__(self, workers: Path) -> None:
         self._stdout = _Tail(workers, "stdout.log", sys.stdout.write)
@@ -125,9 +129,9 @@ class _Output:
         sys.stderr.flush()
 
     def _error(self, text: str) -> int:
-        before, found, _ = text.partition("Traceback (most recent call last)")
-        written = 0 if self._hidden else sys.stderr.write(before)
-        self._hidden |= bool(found)
+        found = _ERROR.search(text)
+        written = 0 if self._hidden else sys.stderr.write(text[: found.start()] if found else text)
+        self._hidden |= found is not None
         return written
 
 
@@ -163,13 +167,13 @@ def _failure(name: str, workers: Path, agent: Path) -> str:
     first = _ROOT_CAUSE.search(agent.read_text(errors="replace"))
     rank = int(first[1]) if first else min(errors)
     if _VICTIM.search(errors[rank]):
-        rank = next((r for r, text in errors.items() if "Error" in text and not _VICTIM.search(text)), rank)
+        rank = next((r for r, text in errors.items() if _ERROR.match(text) and not _VICTIM.search(text)), rank)
     killed = f" (killed by signal {first[2][1:]})" if first and rank == int(first[1]) and first[2][0] == "-" else ""
     return f"job {name} failed on rank {rank}{killed}:\n{errors[rank]}\n(its whole output: {logs[rank].parent})"
 
 
 def _last_error(path: Path) -> str:
-    """The last traceback in a log, or its last lines where there is none."""
+    """The last error in a log, or its last lines where there is none."""
     lines = path.read_text(errors="replace").rstrip().splitlines() if path.is_file() else []
-    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    starts = [number for number, line in enumerate(lines) if _ERROR.match(line)]
     return "\n".join(lines[starts[-1] :] if starts else lines[-5:])

@@ -1,5 +1,7 @@
 """A whole run, stage by stage: prepare, then for each upstream train and refresh, then the rankers, then the report.
 
+An upstream's training and its first refresh share one start of the processes, which costs as much as the refresh.
+
 Every stage is a job of its own (see `launchers/`), started with a config of its own, `OUT/configs/<job>.toml`, that
 leaves its result on disk: a run that was stopped goes on with the first stage that is not done.
 """
@@ -13,14 +15,15 @@ import torch
 
 from recsys.checks import check_run
 from recsys.config import Config, StudyConfig
-from recsys.downstream.ranking import stage_name
+from recsys.downstream.ranking import all_rankers, stage_name
 from recsys.jobs import run_job
 from recsys.opening import Opened
+from recsys.progress import Progress, between
 from recsys.stages import is_done, record
 from recsys.study.ablation import ablation_jobs
 from recsys.study.collect import collect_results
 from recsys.study.report import build_report, write_report
-from recsys.study.terminal import print_report
+from recsys.study.terminal import print_summary
 
 
 def run_study(opened: Opened, out: Path) -> None:
@@ -56,15 +59,26 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
     """
     check_run(study, data)
     ranks = ranks_here(study)
+    jobs = ablation_jobs(study)
+    progress = Progress(len(study.upstreams) + len(jobs) + 1)
     for upstream in study.upstreams:
-        job("upstream", f"upstream-{upstream.name}", upstream, data, out, ranks)
-        job("refresh", f"refresh-{upstream.name}", study.refresh_of(upstream), data, out, ranks)
-    for rankers in ablation_jobs(study).values():
+        name, source = upstream.name, upstream.source
+        labels = ", ".join(upstream.tasks) or "all labels"
+        why = f"upstream {name}: learns {labels} from {between(source.events)}, then publishes user and item vectors"
+        train = () if is_done(out, f"upstream-{name}") else ("--train", "True")
+        progress.begin(why, done=is_done(out, f"refresh-{name}"))
+        job("refresh", f"refresh-{name}", study.refresh_of(upstream), data, out, ranks, *train)
+    for population, rankers in jobs.items():
+        count = len(list(all_rankers(rankers)))
+        what = f"{count} rankers" + (" of one surface alone" if population == "fragment" else "")
+        why = f"{what}: learn from {between(rankers.train)}, with and without those vectors, which is what is compared"
+        progress.begin(why, done=is_done(out, stage_name(rankers)))
         job("downstream", stage_name(rankers), rankers, data, out, ranks)
+    progress.begin("report: lifts with intervals, from 1,000 draws of users")
     report = build_report(collect_results(study, data, out))
     write_report(report, out)
-    print_report(report)
-    print(f"\nreport: {out / 'report.html'}  (figures: {out / 'report.json'})")
+    print_summary(report)
+    print(f"report: {out / 'report.html'} (figures: {out / 'report.json'}; all tables: recsys report --out {out})")
 
 
 def ranks_here(study: StudyConfig) -> int:
@@ -76,12 +90,12 @@ def ranks_here(study: StudyConfig) -> int:
     return gpus
 
 
-def job(command: str, name: str, config: Config, data: Path, out: Path, ranks: int) -> None:
+def job(command: str, name: str, config: Config, data: Path, out: Path, ranks: int, *options: str) -> None:
     """Run a stage's job, unless it has come to its end before. Raises JobError if it fails."""
     if is_done(out, name):
         print(f"{name}: done before")
         return
-    start_job(command, name, config, data, out, ranks)
+    start_job(command, name, config, data, out, ranks, *options)
 
 
 def start_job(command: str, name: str, config: Config, data: Path, out: Path, ranks: int, *options: str) -> None:

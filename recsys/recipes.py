@@ -163,7 +163,7 @@ def _movielens(name: str, note: str, *, ranker_epochs: int) -> StudyConfig:
 
 
 def synthetic() -> StudyConfig:
-    """The synthetic market of `recsys.data.market`: what the demo runs."""
+    """The synthetic market of `recsys.data.market`: what `recsys demo --full` runs."""
     upstream_days = market_split()
     source = SourceConfig(
         schema="market/schema.toml",
@@ -217,6 +217,13 @@ def synthetic() -> StudyConfig:
         fragment=replace(ranking(0), seeds=(0, 1)),
         retrieval=RetrievalConfig(upstream="ctr"),
     )
+
+
+def demo() -> StudyConfig:
+    """The market of `synthetic` at what is worth waiting for: one seed, a pass for each upstream, no surface alone."""
+    config = synthetic()
+    upstreams = tuple(replace(upstream, training=replace(upstream.training, epochs=1)) for upstream in config.upstreams)
+    return replace(config, upstreams=upstreams, rankers=replace(config.rankers, seeds=(0,)), fragment=None)
 
 
 def synthetic_small() -> StudyConfig:
@@ -323,6 +330,7 @@ RECIPES: dict[str, Recipe] = {
     "movielens-1m": Recipe(movielens_1m, prepare_movielens_1m),
     "movielens-100k": Recipe(movielens_100k, prepare_movielens_100k),
     "synthetic": Recipe(synthetic, lambda _, out: prepare_synthetic(out), needs_source=False),
+    "demo": Recipe(demo, lambda _, out: prepare_synthetic(out), needs_source=False),
     "synthetic-small": Recipe(
         synthetic_small,
         lambda _, out: prepare_synthetic(out, users=600, items=200, events_per_day=2000),

@@ -62,7 +62,7 @@ def lift_plot(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], over: str =
         axes.set_xlabel(f"ROC-AUC lift over {over}, 95 % interval", loc="right")
         if len(groups) > 1:
             figure.legend(loc="outside upper left", ncols=len(groups), frameon=False, labelcolor=FAINT)
-        return _svg(figure)
+        return svg(figure)
 
 
 def gap_plot(gap_closed: Mapping[str, float | None]) -> str:
@@ -91,7 +91,7 @@ def gap_plot(gap_closed: Mapping[str, float | None]) -> str:
         axes.set_xlim(min(0.0, *values) * 1.1, max(1.0, *values) * 1.02)
         axes.xaxis.set_major_formatter(_tick)
         axes.set_xlabel("ROC-AUC gap to the oracle closed")
-        return _svg(figure)
+        return svg(figure)
 
 
 def curve_plot(rows: Sequence[Mapping[str, float | None]], metric: str) -> str:
@@ -117,7 +117,7 @@ def curve_plot(rows: Sequence[Mapping[str, float | None]], metric: str) -> str:
         axes.set_xlabel("step")
         if keys != [metric]:
             _legend(axes)
-        return _svg(figure)
+        return svg(figure)
 
 
 def days_plot(
@@ -168,7 +168,7 @@ def days_plot(
             )
         elif len(drawn) > 1:
             _legend(axes)
-        return _svg(figure)
+        return svg(figure)
 
 
 def ageing_plot(days: Sequence[Mapping[int, float]], newest: str) -> str:
@@ -197,7 +197,7 @@ def ageing_plot(days: Sequence[Mapping[int, float]], newest: str) -> str:
         axes.yaxis.set_major_formatter(_tick)
         axes.set_xlabel("age of both vectors, days", loc="right")
         axes.set_title("ROC-AUC against vectors one day old, same events", loc="left", fontsize=10)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _points(changes: Mapping[int, float]) -> tuple[list[int], list[float]]:
@@ -253,9 +253,10 @@ def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8.5, labelcolor=FAINT, handlelength=1.2)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as text, in the fonts of the page that shows it; the same figure gives the same bytes."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "recsys"}):  # the same figure gives the same bytes
+    with matplotlib.rc_context({"svg.hashsalt": "recsys"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     document = buffer.getvalue()
     return document[document.index("<svg") :].replace("<defs>", f"<defs><style>{FONT}</style>", 1)

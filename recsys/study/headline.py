@@ -10,15 +10,27 @@ from recsys.evaluate.wording import interval, number, percent, title, verdict
 
 def arm_title(arm: str, upstreams: Iterable[str]) -> str:
     """What a ranker reads, in words: `ctr_cvr_user_item` -> "CTR + CVR, user + item"; other names stay as they are."""
+    named, entities = _parsed(arm, upstreams)
+    if not named:
+        return "no vectors" if arm == "none" else arm
+    return f"{' + '.join(map(title, named))}{',' if len(named) > 1 else ''} {' + '.join(entities)}"
+
+
+def series_read(arm: str, upstreams: Iterable[str]) -> list[str]:
+    """The series that a ranker reads: `ctr_user_item` -> user_ctr, item_ctr."""
+    named, entities = _parsed(arm, upstreams)
+    return [f"{entity}_{name}" for name in named for entity in entities]
+
+
+def _parsed(arm: str, upstreams: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The upstreams and entities in an arm's name; none where it is not made of them."""
     entities = next((e for e in ("user_item", "user", "item") if arm.endswith(f"_{e}")), "")
     rest, named = arm.removesuffix(f"_{entities}"), []
     for upstream in upstreams:
         if rest == upstream or rest.startswith(f"{upstream}_"):
-            named.append(title(upstream))
+            named.append(upstream)
             rest = rest[len(upstream) + 1 :]
-    if not entities or rest or not named:
-        return "no vectors" if arm == "none" else arm
-    return f"{' + '.join(named)}{',' if len(named) > 1 else ''} {entities.replace('_', ' + ')}"
+    return ([], []) if not entities or rest else (named, entities.split("_"))
 
 
 def best_arm(arms: Mapping[str, Mapping[str, Any]]) -> str | None:

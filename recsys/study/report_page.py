@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomli_w
 from markupsafe import Markup
 
 from recsys.evaluate import plots, wording
+from recsys.evaluate.flow import Model, flow_plot
 from recsys.evaluate.html import image, render
-from recsys.study.headline import arm_title, best_arm, headline
+from recsys.study.headline import arm_title, best_arm, headline, series_read
 
 POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
 
@@ -30,6 +31,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         populations=POPULATIONS,
         arm_title=lambda arm: arm_title(arm, report["upstreams"]),
         cutoffs=retrieval_cutoffs(report),
+        flow_image=_flow_image(report),
         lift_images={task: _lift_image(report, task) for task in report["tasks"]},
         gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
         curve_images={name: _curve_images(name, run) for name, run in report["upstreams"].items()},
@@ -47,6 +49,36 @@ def without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_none(entry) for key, entry in value.items() if entry is not None}
     return [without_none(entry) for entry in value if entry is not None] if isinstance(value, list) else value
+
+
+def _flow_image(report: Mapping[str, Any]) -> Markup:
+    """What each upstream learned from, what it published, and which rankers read that."""
+    configs = {entry["name"]: entry for entry in report["config"].get("upstreams", ())}
+    models = []
+    for name in report["upstreams"]:
+        series = {f"{owner}_{name}": owner for owner in ("user", "item") if f"{owner}_{name}" in report["store"]}
+        stored = [report["store"][entry] for entry in series]
+        config = configs.get(name, {})
+        notes = [
+            ", ".join(config.get("tasks", ())) or "all labels",
+            *dict.fromkeys(f"up to {entry['as_of'][:10]}" for entry in stored),
+        ]
+        events = config.get("source", {}).get("events", ())
+        labels = {entry: f"{owner} v{report['store'][entry]['version']}" for entry, owner in series.items()}
+        models.append(Model(name=name, notes=notes, source=_first_and_last(events), series=labels))
+    arms: Mapping[str, Any] = next(iter(report["tasks"].values()), {})
+    readers = {arm_title(arm, report["upstreams"]): series_read(arm, report["upstreams"]) for arm in arms}
+    drawn = flow_plot(models, readers)
+    if not drawn:
+        return Markup()
+    return image(drawn, "Events, the upstreams that learned from them, and the rankers that read their vectors")
+
+
+def _first_and_last(patterns: Sequence[str]) -> list[str]:
+    """Patterns of files in two lines."""
+    if len(patterns) < 3:
+        return list(patterns) or ["events"]
+    return [patterns[0], f"to {patterns[-1]}"]
 
 
 def _lift_image(report: Mapping[str, Any], task: str) -> Markup:

@@ -37,6 +37,25 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     console.print(f"[bold]{escape(headline(report))}[/bold]\n")
 
 
+def print_summary(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the lifts of a report in one table, arms by tasks, and the headline."""
+    console = console or Console()
+    table = _table(escape(report["name"]))
+    table.add_column("vectors read")
+    for task in report["tasks"]:
+        for column in (f"{title(task)} AUC", "lift %", "95 % interval"):
+            table.add_column(escape(column), justify="right", no_wrap=True)
+    for arm in next(iter(report["tasks"].values()), {}):
+        entries = [arms[arm] for arms in report["tasks"].values()]
+        cells = [text for entry in entries for text in (number(entry["auc"]), _colored(entry), _bounds(entry))]
+        table.add_row(escape(arm_title(arm, report["upstreams"])), *cells)
+    if oracle := report.get("oracle"):
+        cells = [text for task in report["tasks"] for text in (number(oracle[task]["auc"]), "", "")]
+        table.add_row("the oracle", *cells, style="dim")
+    console.print(table)
+    console.print(f"[bold]{escape(headline(report))}[/bold]")
+
+
 def print_daily(document: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the tables and findings of a daily report (`recsys.study.daily_report` describes the document)."""
     console = console or Console()

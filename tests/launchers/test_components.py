@@ -33,9 +33,9 @@ def test_component_is_the_recsys_command(name: str):
 
 
 def test_flags_are_passed_on():
-    given = [*ARGUMENTS["refresh"], "--day", "2024-01-31", "--cold", "True", "--every", "True"]
+    given = [*ARGUMENTS["refresh"], "--day", "2024-01-31", "--cold", "True", "--every", "True", "--train", "True"]
     (role,) = specs.materialize_appdef(component("refresh"), given).roles
-    assert shlex.split(role.args[1])[-4:] == ["--day", "2024-01-31", "--cold", "--every"]
+    assert shlex.split(role.args[1])[-5:] == ["--day", "2024-01-31", "--cold", "--every", "--train"]
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

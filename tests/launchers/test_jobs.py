@@ -28,8 +28,9 @@ def tiny(what: str) -> specs.AppDef:
 def test_several_jobs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)  # neither the working folder nor an activated environment leads to the code
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    with ThreadPoolExecutor(3) as pool:
-        jobs = {what: pool.submit(run_app, what, tiny(what), Path("logs") / what) for what in ("ok", "fail", "kill")}
+    with ThreadPoolExecutor(4) as pool:
+        kinds = ("ok", "fail", "mend", "kill")
+        jobs = {what: pool.submit(run_app, what, tiny(what), Path("logs") / what) for what in kinds}
     assert jobs["ok"].exception() is None
     assert str(jobs["kill"].exception()).startswith("job kill failed on rank 1 (killed by signal 9):")
     assert isinstance(jobs["fail"].exception(), JobError)
@@ -39,6 +40,8 @@ def test_several_jobs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     log = Path(message.rpartition("its whole output: ")[2].rstrip(")"))
     assert "a warning of rank 1" in (log / "stderr.log").read_text()
     shown = capsys.readouterr()
+    assert str(jobs["mend"].exception()).count("error: a name is wrong") == 1
+    assert "error: " not in shown.err, "an error of rank 0 is shown once, by JobError"
     for what in ("ok", "fail"):
         assert f"{what}: a line of rank 0 ä\n" in shown.out
         assert f"{what}: a warning of rank 0\n" in shown.err

@@ -1,4 +1,4 @@
-"""What the job tests run on every rank: `python -m tests.launchers.tiny ok|fail|kill|wait`."""
+"""What the job tests run on every rank: `python -m tests.launchers.tiny ok|fail|mend|kill|wait`."""
 
 import os
 import signal
@@ -13,6 +13,8 @@ def main(what: str) -> None:
     print(f"{what}: a warning of rank {RANK}", file=sys.stderr, flush=True)
     if what == "fail" and RANK == 1:
         raise ValueError("rank 1 has a reason")
+    if what == "mend":
+        sys.exit("error: a name is wrong")
     if what == "kill" and RANK == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if what != "ok":

@@ -16,6 +16,7 @@ from recsys.data.synthetic import prepare_synthetic
 from recsys.jobs import JobError
 from recsys.refresh import cycle
 from recsys.stages import record
+from recsys.study import next_steps
 from recsys.study.ablation import ablation_jobs
 from tests.recsys.refresh.example import CONFIG, REFRESH
 
@@ -43,6 +44,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[StudyConfig, Path, Pa
     calls: list[tuple[StudyConfig, Path, Path]] = []
     monkeypatch.setattr(pipeline, "run_stages", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(recipes, "prepare_synthetic", _prepare_small)
+    monkeypatch.setattr(next_steps, "show_next_steps", lambda out: None)
     return calls
 
 
@@ -201,10 +203,12 @@ def test_prepare(recsys: Run, started: list, tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "market/schema.toml").is_file()
 
 
-def test_demo_is_the_synthetic_recipe(recsys: Run, started: list, tmp_path: Path) -> None:
+def test_demo_is_the_synthetic_market(recsys: Run, started: list, tmp_path: Path) -> None:
     assert recsys("demo", "--out", tmp_path / "a", "--set", "name=mine", "--set", "rankers.seeds=[4]") == 0
     assert recsys("demo", "--out", tmp_path / "b", "--small") == 0
-    (mine, data, out), (small, _, _) = started
+    assert recsys("demo", "--out", tmp_path / "c", "--full") == 0
+    (mine, data, out), (small, _, _), (full, _, _) = started
+    assert full == recipes.synthetic()
     assert (mine.name, mine.rankers.seeds) == ("mine", (4,))
     assert (data, out) == (tmp_path / "a/data", tmp_path / "a")
     assert small == recipes.synthetic_small()

@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import os
@@ -14,7 +15,8 @@ import recsys.study.report as report_module
 from recsys.study.environment import commit, hardware
 from recsys.study.headline import headline
 from recsys.study.report import ReportError, TaskScores, build_report, load_report, measure_arms, write_report
-from recsys.study.terminal import print_report
+from recsys.study.report_page import render_page
+from recsys.study.terminal import print_report, print_summary
 from tests.recsys.evaluate.page import Page
 from tests.recsys.study.example import ARMS, example_results, example_task
 
@@ -152,7 +154,7 @@ def test_page_is_self_contained_and_complete(full, tmp_path):
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
-    assert len(page.addresses) == 2 + 2 + 6  # lifts, oracle gaps, three curves of two upstreams
+    assert len(page.addresses) == 1 + 2 + 2 + 6  # the flow, lifts, oracle gaps, three curves of two upstreams
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "url(" not in text
     assert "@import" not in text
@@ -176,6 +178,14 @@ def test_page_is_self_contained_and_complete(full, tmp_path):
         "vectors read from 6 h 00 min after their as_of",
     ):
         assert " ".join(wanted.split()) in flat, wanted
+
+
+def test_page_shows_who_learned_from_what_and_who_read_it(full):
+    config = {"upstreams": [{"name": "ctr", "tasks": ["click"], "source": {"events": ["a/*", "b/*", "c/*"]}}]}
+    address = Page(render_page(full | {"config": config})).addresses[0]
+    drawn = base64.b64decode(address.partition(",")[2]).decode()
+    for wanted in ("a/*", "to c/*", "ctr", "cvr", "up to 2022-01-08", "user v1", "item v1", "CTR + CVR, user + item"):
+        assert f">{wanted}<" in drawn
 
 
 def test_absent_parts_are_left_out(tmp_path):
@@ -221,6 +231,18 @@ def test_terminal_shows_the_table_in_80_columns(full):
         assert value in row
     assert headline(full)[:40] in text
     assert "events read vectors from 6 h 00 min after their as_of (publish_delay_ms)" in text
+
+
+def test_summary_is_ten_lines_of_80_columns(full):
+    out = io.StringIO()
+    print_summary(full, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert len(lines) <= 11
+    assert "…" not in out.getvalue()
+    best = next(line for line in lines if line.startswith("CTR + CVR, user + item"))
+    for task in ("ctr", "cvr"):
+        assert f"{full['tasks'][task]['ctr_cvr_user_item']['auc']:.4f}" in best
+        assert f"{full['oracle'][task]['auc']:.4f}" in lines[-4] + lines[-3] + lines[-2]
 
 
 @pytest.mark.parametrize(
