@@ -14,6 +14,7 @@ from recsys.data.schema import Schema
 from recsys.models.derm import DERM, DermOutput
 from recsys.models.dlrm import RankerLoss
 from recsys.models.losses import DermLoss, DermTask, ItemFrequencies, contrastive_loss, supervised_loss
+from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.models.support import SMALL, full_schema, random_batch
 
@@ -203,7 +204,7 @@ def _frequencies() -> ItemFrequencies:
 
 def _task(config: LossConfig, schema: Schema, tasks: tuple[str, ...] = ("click", "buy")) -> DermTask:
     torch.manual_seed(0)
-    return DermTask(DERM(schema, SMALL, tasks), config, tasks, _frequencies())
+    return draw_tables(DermTask(DERM(schema, SMALL, tasks), config, tasks, _frequencies()), 0)
 
 
 def test_task_adds_up_its_losses():
