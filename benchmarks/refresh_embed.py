@@ -28,6 +28,7 @@ from recsys.models.derm import DERM
 from recsys.recipes import synthetic
 from recsys.refresh.embed import LastEvents, embed, entity_schema, last_events, read_rows, source_files
 from recsys.train.distributed import process_group
+from recsys.train.tables import draw_tables
 from recsys.upstream import upstream_schema
 
 BATCH = 4096
@@ -67,7 +68,7 @@ def forward(model: DERM, ready: list[Batch], owner: str) -> None:
 def model_of(upstream: UpstreamConfig, schema: Schema) -> DERM:
     """An untrained upstream model, unsharded."""
     torch.manual_seed(0)
-    return DERM(schema, upstream.model, [label.name for label in schema.labels]).eval()
+    return draw_tables(DERM(schema, upstream.model, [label.name for label in schema.labels]), 0).eval()
 
 
 def main(options: Options) -> None:

@@ -31,6 +31,7 @@ from recsys.models.losses import DermTask
 from recsys.recipes import synthetic
 from recsys.study.environment import commit, hardware
 from recsys.train.distributed import current_environment
+from recsys.train.tables import draw_tables
 from recsys.train.trainer import fit
 from recsys.upstream import count_positives, upstream_schema
 
@@ -58,7 +59,7 @@ def measure(variant: str, rank: int, ranks: int, folder: str, steps: int) -> Non
         result = fit(task, stream, training, current_environment(), tasks=tasks, title=None)
         figures = {"samples_per_second": result.samples_per_second, "input_wait_fraction": result.input_wait_fraction}
     else:
-        figures = {"samples_per_second": train_plain(task, stream, steps) * ranks}
+        figures = {"samples_per_second": train_plain(draw_tables(task, 0), stream, steps) * ranks}
     if rank == 0:
         Path(folder, f"{variant}-{ranks}.json").write_text(json.dumps(figures))
     dist.destroy_process_group()

@@ -37,31 +37,28 @@ class DermOutput(NamedTuple):
 class DERM(nn.Module):
     """Three towers with DHEN backbones; logits per task and the two entity vectors.
 
+    Its tables are on "meta" until `recsys.train.tables.draw_tables` draws them or a checkpoint is loaded.
+
     Args:
         schema: says which feature each tower sees, and names the labels.
         config: sizes of the towers.
         tasks: labels to predict, in the order of the logits' columns.
-        device: where parameters are created (`meta` to have them initialised by DistributedModelParallel); default:
-            torch's default device.
 
     Raises:
         SchemaError: a task is not a label of the schema.
         ValueError: no task, a task twice, or an entity without a feature.
     """
 
-    def __init__(
-        self, schema: Schema, config: ModelConfig, tasks: Sequence[str], device: torch.device | None = None
-    ) -> None:
+    def __init__(self, schema: Schema, config: ModelConfig, tasks: Sequence[str]) -> None:
         super().__init__()
         if not tasks or len(set(tasks)) != len(tasks):
             raise ValueError(f"tasks is {list(tasks)}; name at least one label, each once")
         for task in tasks:
             schema.label(task)
         self.tasks = tuple(tasks)
-        with device or torch.get_default_device():
-            self.user = EntityTower(schema, "user", config)
-            self.item = EntityTower(schema, "item", config)
-            self.interaction = InteractionTower(schema, config, len(tasks))
+        self.user = EntityTower(schema, "user", config)
+        self.item = EntityTower(schema, "item", config)
+        self.interaction = InteractionTower(schema, config, len(tasks))
 
     def forward(self, batch: Batch) -> DermOutput:
         """Logits [B, T] and both vectors [B, D] of a batch of events."""

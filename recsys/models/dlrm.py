@@ -48,25 +48,19 @@ class DLRM(nn.Module):
 
     Beside the dots, the top MLP sees the embeddings themselves (ours: a stronger baseline). Of each series it sees the
     projected vector, its dots with everything else, and whether it was found; of a user and an item series of one
-    space also the elementwise product of the raw vectors and its sum, their inner product (ours).
+    space also the elementwise product of the raw vectors and its sum, their inner product (ours). Its tables are on
+    "meta" until `recsys.train.tables.draw_tables` draws them or a checkpoint is loaded.
 
     Args:
         schema: features of every owner; labels are not used.
         config: widths and dropouts.
         series: what `Batch.vectors` and `Batch.found` hold, in the order of their columns; both are ignored if empty.
-        device: where parameters are created; default: torch's default device.
 
     Raises:
         ValueError: no feature, a series twice, or a user and an item series of one space that differ in dimension.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        config: NetworkConfig,
-        series: Sequence[SeriesSpec] = (),
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, schema: Schema, config: NetworkConfig, series: Sequence[SeriesSpec] = ()) -> None:
         super().__init__()
         names = [x.name for x in series]
         if len(set(names)) != len(names):
@@ -75,9 +69,8 @@ class DLRM(nn.Module):
         widths = dense_widths(schema.features)
         if not (sparse or widths):
             raise ValueError("the ranker has no features: give the schema at least one, say the item id as kind 'id'")
-        with device or torch.get_default_device():
-            self.bags = bag_collection(sparse, config.embedding_dim, init=_TABLE_INIT)
-            self.network = RankerNetwork([x.name for x in sparse], widths, config, series)
+        self.bags = bag_collection(sparse, config.embedding_dim, init=_TABLE_INIT)
+        self.network = RankerNetwork([x.name for x in sparse], widths, config, series)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits, float32 [B]."""

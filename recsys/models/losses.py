@@ -29,6 +29,8 @@ class DermTask(nn.Module):
 
     The loss is the sum of the tasks' mean cross-entropies plus `contrastive_weight` x the contrastive loss. Of
     `losses`, each task has its own under its name, the contrastive one (where there is one) is "contrastive".
+    All means are over the rows of all ranks: averaged over ranks, loss and gradient are those of one rank with the
+    whole batch.
 
     Args:
         model: gives DermOutput.
@@ -80,7 +82,13 @@ class DermLoss(nn.Module):
             positive = (batch.labels[:, self.contrasted] > 0.5) & batch.label_mask[:, self.contrasted]
             log_q = self.frequencies(batch.item_ids)
             contrastive = contrastive_loss(
-                output.user, output.item, batch.item_ids, positive, log_q, temperature=self.config.temperature
+                output.user,
+                output.item,
+                batch.user_ids,
+                batch.item_ids,
+                positive,
+                log_q,
+                temperature=self.config.temperature,
             )
             losses["contrastive"] = contrastive.detach()
             loss = loss + self.config.contrastive_weight * contrastive
@@ -91,15 +99,25 @@ def supervised_loss(
     logits: Tensor,  # [B, T]
     labels: Tensor,  # float [B, T]
     mask: Tensor,  # bool [B, T], true where the label exists
+    *,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:  # float32 [T]
-    """Mean binary cross-entropy of each task over its valid rows; 0, with a gradient of 0, where there are none."""
+    """This rank's part of each task's mean binary cross-entropy over the valid rows of all ranks in `group`.
+
+    The ranks' parts average to the mean, and their gradients to its gradient; 0, with a gradient of 0, where no rank
+    has a valid row. `group` is by default all ranks, where torch.distributed runs: all of them must call this.
+    """
     each = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
-    return torch.where(mask, each, 0.0).sum(0) / mask.sum(0).clamp(min=1)
+    counts = mask.sum(0)  # [T]
+    if _world_size(group) > 1:
+        dist.all_reduce(counts, group=group)
+    return torch.where(mask, each, 0.0).sum(0) * _world_size(group) / counts.clamp(min=1)
 
 
 def contrastive_loss(
     user: Tensor,  # [B, D]
     item: Tensor,  # [B, D]
+    user_ids: Tensor,  # int64 [B]
     item_ids: Tensor,  # int64 [B]
     positive: Tensor,  # bool [B], rows whose user chose their item
     log_q: Tensor,  # float [B], log of the probability of sampling the row's item
@@ -107,29 +125,42 @@ def contrastive_loss(
     temperature: float,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:  # float32 []
-    """Mean over this rank's positive rows of -log softmax(u.p / temperature - log_q), against in-batch negatives.
+    """This rank's part of the mean over positive rows of -log softmax(u.p / temperature - log_q), in-batch negatives.
 
     The negatives of a row are the items of the positive rows of every rank in `group` (default: all ranks, where
-    torch.distributed runs), but for other rows of the same item. The gradient flows through the gather: averaged over
-    ranks, as DistributedDataParallel does, it is that of one rank with the whole batch, given equally many positives
-    on each. Every rank must call this, with the same B; a rank without positives gets 0 with a gradient of 0.
-    papers.md sections 1 and 4.
+    torch.distributed runs), but for the items of the user's own positive rows. The mean is over the positive rows of
+    all ranks and the gradient flows through the gather: averaged over ranks, as DistributedDataParallel does, loss and
+    gradient are those of one rank with the whole batch. Every rank must call this, with the same B; a rank without
+    positives gets 0. papers.md sections 1 and 4.
     """
     with torch.autocast(user.device.type, enabled=False):
         candidates = _gather(item.float(), group)  # [W B, D]
         # One exchange for what has no gradient: the bits of log_q travel as int64.
-        facts = torch.stack((item_ids, log_q.double().view(torch.int64), positive.long()), dim=1)
-        ids, log_q_bits, chosen = _gather(facts, group).unbind(1)
+        facts = torch.stack((user_ids, item_ids, log_q.double().view(torch.int64), positive.long()), dim=1)
+        users, items, log_q_bits, chosen = _gather(facts, group).unbind(1)
         columns = chosen.nonzero().squeeze(1)  # [C]
         rows = positive.nonzero().squeeze(1)  # [P]
         candidate_log_q = log_q_bits.contiguous().view(torch.float64)[columns].float()
         queries, keys = user.float().index_select(0, rows), candidates.index_select(0, columns)
         logits = queries @ keys.T / temperature - candidate_log_q  # [P, C]
         first = _rank(group) * user.shape[0]
-        own = torch.searchsorted(columns, rows + first).unsqueeze(1)  # [P, 1]
-        collisions = (item_ids[rows].unsqueeze(1) == ids[columns]).scatter(1, own, False)
-        logits.masked_fill_(collisions, float("-inf"))
-        return (logits.logsumexp(1) - logits.gather(1, own).squeeze(1)).sum() / max(rows.shape[0], 1)
+        own = torch.searchsorted(columns, rows + first)  # [P]
+        known = _chosen_items(users[columns], items[columns], own).scatter(1, own.unsqueeze(1), False)
+        logits = logits.masked_fill(known, float("-inf"))
+        losses = logits.logsumexp(1) - logits.gather(1, own.unsqueeze(1)).squeeze(1)
+        return losses.sum() * _world_size(group) / max(columns.shape[0], 1)
+
+
+def _chosen_items(
+    users: Tensor,  # int64 [C]
+    items: Tensor,  # int64 [C]
+    queries: Tensor,  # int64 [P], which of the C pairs are queries
+) -> Tensor:  # bool [P, C]
+    """Whether the user of a query is paired with the item of a column anywhere among the C pairs."""
+    (user_values, user), (item_values, item) = (torch.unique(x, return_inverse=True) for x in (users, items))
+    pairs = torch.zeros(len(user_values), len(item_values), dtype=torch.bool, device=users.device)
+    pairs[user, item] = True
+    return pairs[user[queries]].index_select(1, item)
 
 
 class ItemFrequencies(nn.Module):
@@ -177,8 +208,12 @@ def _rank(group: dist.ProcessGroup | None) -> int:
     return dist.get_rank(group) if dist.is_initialized() else 0
 
 
+def _world_size(group: dist.ProcessGroup | None) -> int:
+    return dist.get_world_size(group) if dist.is_initialized() else 1
+
+
 def _gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:  # [B, ...] -> [W B, ...]
-    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+    if _world_size(group) == 1:
         return x
     return _AllGather.apply(x, group)
 

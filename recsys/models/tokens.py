@@ -7,7 +7,6 @@ A tower's tables lie in one EmbeddingBagCollection and one EmbeddingCollection, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +128,10 @@ def checked_dense(dense: dict[str, Tensor], owner: str, width: int) -> Tensor:  
 def bag_collection(
     features: tuple[Feature, ...], dim: int, *, init: float = TABLE_INIT
 ) -> EmbeddingBagCollection | None:
-    """Mean-pooled tables of these features, on the default device; None if there are no features."""
+    """Mean-pooled tables of these features, on "meta" until they are drawn or loaded; None without features.
+
+    No table is ever whole where it is shared by ranks: see `recsys.train.sharding.shard`.
+    """
     tables = [
         EmbeddingBagConfig(
             name=name,
@@ -137,11 +139,12 @@ def bag_collection(
             num_embeddings=readers[0].rows,
             feature_names=[feature.name for feature in readers],
             pooling=PoolingType.MEAN,
-            init_fn=partial(nn.init.uniform_, a=-init, b=init),
+            weight_init_min=-init,
+            weight_init_max=init,
         )
         for name, readers in _by_table(features).items()
     ]
-    return EmbeddingBagCollection(tables=tables, device=torch.get_default_device()) if tables else None
+    return EmbeddingBagCollection(tables=tables, device=torch.device("meta")) if tables else None
 
 
 def pooled_tokens(bags: KeyedTensor, names: list[str]) -> Tensor:  # [B, F, d]
@@ -157,11 +160,12 @@ def _element_collection(features: tuple[Feature, ...], dim: int) -> EmbeddingCol
             embedding_dim=dim,
             num_embeddings=readers[0].rows,
             feature_names=[feature.name for feature in readers],
-            init_fn=partial(nn.init.uniform_, a=-TABLE_INIT, b=TABLE_INIT),
+            weight_init_min=-TABLE_INIT,
+            weight_init_max=TABLE_INIT,
         )
         for name, readers in _by_table(features).items()
     ]
-    return EmbeddingCollection(tables=tables, device=torch.get_default_device()) if tables else None
+    return EmbeddingCollection(tables=tables, device=torch.device("meta")) if tables else None
 
 
 def _by_table(features: tuple[Feature, ...]) -> dict[str, list[Feature]]:

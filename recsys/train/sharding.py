@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import _remote_device
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -28,6 +28,8 @@ from recsys.train.distributed import Environment, host_memory
 
 USABLE = 0.8
 """Share of a machine's or GPU's memory that tables may fill; the rest is for activations, batches and gradients."""
+SPREAD_BYTES = 64 * 2**20
+"""Tables of this size or more are spread over all ranks row by row."""
 
 
 class PlanError(ValueError):
@@ -81,11 +83,12 @@ def shard(
     are sharded table-wise or row-wise only (data-parallel tables would fall to the dense optimizer, and column-wise
     ones keep one accumulator a row *and shard*). A collective: every rank calls it. `task` is changed in place.
 
-    Tables on a real device keep their weights, which must be the same on every rank; tables on "meta" are drawn here,
-    each rank its own shards, so no rank ever holds a whole table.
+    No rank ever holds more than its shards: the tables are on "meta" before, and have memory but no weights to use
+    afterwards. Draw them (`recsys.train.tables.draw_tables`) or load a checkpoint.
 
     Args:
-        task: module whose tables are EmbeddingBagCollection and EmbeddingCollection.
+        task: module whose tables are EmbeddingBagCollection and EmbeddingCollection, on "meta". Everything else must be
+            the same on every rank.
         environment: this rank.
         sparse_lr: learning rate of the tables.
         batch_size: rows a rank and step, for the planner's estimates.
@@ -94,7 +97,11 @@ def shard(
 
     Raises:
         PlanError: the tables do not fit, or one that shall be row-wise has too few rows for that.
+        ValueError: a table is not on "meta".
     """
+    for path, module in task.named_modules():
+        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection) and module.device.type != "meta":
+            raise ValueError(f'the tables of {path!r} are on {module.device}: build them on "meta"')
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": sparse_lr, "eps": 1e-8}
     sharders = cast(list[ModuleSharder[nn.Module]], [_BagSharder(fused), _SequenceSharder(fused)])
     topology = _topology(environment, memory)
@@ -109,10 +116,8 @@ def shard(
     plan = _plan(planner, task, sharders, topology)
     if environment.world_size == 1:
         _place(plan, environment.device)
-    weights = _take_tables(task)
-    model = DistributedModelParallel(task, device=environment.device, plan=plan, sharders=sharders)
-    _copy_tables(weights, model)
-    return model
+    gc.collect()  # a sharded model that is not used any more has circles of references, and may be as large as this one
+    return DistributedModelParallel(task, device=environment.device, plan=plan, sharders=sharders)
 
 
 def plan_table(model: DistributedModelParallel) -> Table:
@@ -156,10 +161,14 @@ def _sharding_types() -> list[str]:
 def _constraints(
     task: nn.Module, environment: Environment, sharding_types: Mapping[str, str]
 ) -> dict[str, ParameterConstraints]:
-    """Row-wise gives every rank ceil(rows / ranks) rows while there are some; a rank left with none cannot look up."""
-    chosen = dict(sharding_types)
+    """Large tables are row-wise: table-wise, one rank would hold all of the largest, however many ranks there are.
+
+    Row-wise gives every rank ceil(rows / ranks) rows while there are some; a rank left with none cannot look up.
+    """
+    chosen, ranks = dict(sharding_types), environment.world_size
     for size in table_sizes(task):
-        ranks = environment.world_size
+        if size.bytes >= SPREAD_BYTES and ranks > 1:
+            chosen.setdefault(size.name, ShardingType.ROW_WISE.value)
         if size.rows > (ranks - 1) * math.ceil(size.rows / ranks):
             continue
         if chosen.setdefault(size.name, ShardingType.TABLE_WISE.value) == ShardingType.ROW_WISE.value:
@@ -212,26 +221,6 @@ def _place(plan: ShardingPlan, device: torch.device) -> None:
         for parameter in cast(EmbeddingModuleShardingPlan, module_plan).values():
             for metadata in parameter.sharding_spec.shards:
                 metadata.placement = _remote_device(f"rank:0/{device}")
-
-
-def _take_tables(task: nn.Module) -> dict[str, Tensor]:
-    """Take the tables' weights out of the task and leave "meta" ones: TorchRec's modules would keep both alive."""
-    weights: dict[str, Tensor] = {}
-    for path, module in task.named_modules():
-        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection) and module.device.type != "meta":
-            weights |= {f"{path}.{name}": weight.detach() for name, weight in module.named_parameters()}
-            module.to("meta")._device = torch.device("meta")  # `device`, by which TorchRec decides whether to draw
-    return weights
-
-
-@torch.no_grad()
-def _copy_tables(weights: Mapping[str, Tensor], model: DistributedModelParallel) -> None:
-    """Give this rank's shards the weights that the tables had: TorchRec draws those on "meta" anew."""
-    for name, value in model.state_dict().items():
-        if isinstance(value, ShardedTensor) and name in weights:
-            for local in value.local_shards():
-                (row, column), (rows, columns) = local.metadata.shard_offsets, local.metadata.shard_sizes
-                local.tensor.copy_(weights[name][row : row + rows, column : column + columns])
 
 
 def _too_large(task: nn.Module, topology: Topology) -> PlanError:

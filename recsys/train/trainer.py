@@ -28,6 +28,7 @@ from recsys.train.log import RunLog
 from recsys.train.optimizer import build_optimizer
 from recsys.train.running_metrics import Metrics, TaskOutput
 from recsys.train.sharding import plan_table, shard
+from recsys.train.tables import draw_tables
 
 
 class Stream(Protocol):
@@ -108,11 +109,16 @@ class _Run:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.finished or (every > 0 and self.step % every == 0)
 
-    def resume(self, start: Path | None) -> str:
-        """Continue from the newest checkpoint, if there is one, and say so; or begin with the model of another run."""
+    def begin(self, start: Path | None) -> str:
+        """Continue from the newest checkpoint, if there is one, and say so; or begin with the model of another run.
+
+        With neither, the tables are drawn.
+        """
         path = None if self.checkpoints is None else checkpoint.latest(self.checkpoints)
         if path is None and start is not None:
             checkpoint.restore(start, model=self.model, optimizer=self.optimizer, environment=self.environment)
+        elif path is None:
+            draw_tables(self.model, self.config.seed)
         if path is None:
             return ""
         progress, sums = checkpoint.restore(
@@ -175,7 +181,8 @@ def fit(
     A collective: every rank calls it, with its own stream.
 
     Args:
-        task: forward(batch) -> (loss, TaskOutput); changed in place.
+        task: forward(batch) -> (loss, TaskOutput), its tables on "meta", all else the same on every rank; changed in
+            place.
         stream: this rank's batches; how many passes and how many rows a batch is the stream's to say.
         config: learning rates, seed, steps between log lines and between checkpoints.
         environment: this rank.
@@ -195,7 +202,7 @@ def fit(
     """
     _check(stream, out, after_epoch)
     run = _prepare(task, stream, config, environment, tasks, out)
-    resumed = run.resume(start)
+    resumed = run.begin(start)
     best = None if after_epoch is None else BestState(run.model, after_epoch)
     with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
         if start is None:  # else it is the same as that of the run it starts from
@@ -228,8 +235,8 @@ def _prepare(
     tasks: Sequence[str],
     out: Path | None,
 ) -> _Run:
-    torch.manual_seed(config.seed * 1009 + environment.rank)  # ranks differ in dropout, and in tables still to be drawn
     model = shard(task, environment, sparse_lr=config.sparse_lr, batch_size=config.batch_size)
+    torch.manual_seed(config.seed * 1009 + environment.rank)  # ranks differ in dropout
     return _Run(
         config=config,
         environment=environment,

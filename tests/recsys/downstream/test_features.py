@@ -19,6 +19,7 @@ from recsys.data.schema import Feature, Label, Schema
 from recsys.data.stream import EventStream
 from recsys.downstream.features import PointInTimeSeries, StoreFeatures
 from recsys.models.dlrm import DLRM
+from recsys.train.tables import draw_tables
 
 IDS = st.sampled_from([0, 1, -1, 5, 2**63 - 1, -(2**63)])
 SNAPSHOTS = st.lists(st.tuples(st.integers(0, 6), st.lists(IDS, max_size=6, unique=True)), max_size=5)
@@ -290,7 +291,7 @@ def test_a_ranker_takes_the_joined_batch(store: EmbeddingStore, tmp_path: Path) 
     fill(store)
     write_events(tmp_path / "a.parquet")
     features = StoreFeatures(store, ["user_ctr", "item_ctr"][:1])
-    model = DLRM(SCHEMA, NetworkConfig(embedding_dim=4, hidden=(8,)), features.specs)
+    model = draw_tables(DLRM(SCHEMA, NetworkConfig(embedding_dim=4, hidden=(8,)), features.specs), 0)
     (batch,) = EventStream([tmp_path / "a.parquet"], SCHEMA, batch_size=40, transform=features)
     model(batch).sum().backward()
     assert batch.vectors is not None

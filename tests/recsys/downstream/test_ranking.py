@@ -30,6 +30,7 @@ from recsys.folders import store_folder
 from recsys.stages import is_done
 from recsys.study.ablation import ablation_arms, ranker_job
 from recsys.train.distributed import Environment, process_group
+from recsys.train.tables import draw_tables
 
 SPLIT = market_split(days=6, upstream_days=2)
 RANKERS = RankerSettings(
@@ -111,11 +112,11 @@ class CaughtError(Exception):
 
 
 def caught(ranker: Ranker, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `train_ranker` hands to `fit`."""
+    """What `train_ranker` hands to `fit`, its tables drawn as there."""
     found: dict[str, Any] = {}
 
     def fit(task: nn.Module, stream: Any, config: TrainConfig, *rest: object, **options: object) -> None:
-        found.update(state=task.state_dict(), stream=stream, config=config)
+        found.update(state=draw_tables(task, config.seed).state_dict(), stream=stream, config=config)
         raise CaughtError
 
     with monkeypatch.context() as patch, process_group() as environment:

@@ -9,6 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys.data.batch import Batch
 from recsys.data.schema import Feature, Label, Schema, SchemaError
 from recsys.models.derm import DERM, EntityTower, PairNetwork, TaskHeads, VectorHead
+from recsys.train.tables import draw_tables
 from tests.recsys.models.support import SMALL, full_schema, random_batch
 
 TASKS = ("click", "buy")
@@ -16,7 +17,7 @@ TASKS = ("click", "buy")
 
 def _derm(schema: Schema | None = None) -> DERM:
     torch.manual_seed(0)
-    return DERM(schema or full_schema(), SMALL, TASKS)
+    return draw_tables(DERM(schema or full_schema(), SMALL, TASKS), 0)
 
 
 def _with_features_of(batch: Batch, other: Batch, schema: Schema, *owners: str) -> Batch:
@@ -159,7 +160,8 @@ def test_autocast_gives_float32_outputs_close_to_full_precision():
     torch.testing.assert_close(half.user.norm(dim=1), torch.ones(6))
 
 
-def test_meta_device_allocates_nothing():
-    model = DERM(full_schema(), SMALL, TASKS, device=torch.device("meta"))
-    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+def test_tables_of_a_new_model_take_no_memory():
+    model = DERM(full_schema(), SMALL, TASKS)
+    for name, parameter in model.named_parameters():
+        assert parameter.is_meta == ("embedding" in name), name
     assert {n for n, _ in model.named_parameters()} == {n for n, _ in _derm().named_parameters()}

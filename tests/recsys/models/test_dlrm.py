@@ -12,6 +12,7 @@ from recsys.config import NetworkConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import Schema
 from recsys.models.dlrm import DLRM, RankerTask, SeriesSpec, upper_pairs
+from recsys.train.tables import draw_tables
 from tests.recsys.models.support import full_schema, random_batch
 
 SMALL = NetworkConfig(embedding_dim=4, projection_dim=6, hidden=(8, 5), dropout=0.0)
@@ -24,7 +25,7 @@ SERIES = (
 
 def _ranker(series=(), config=SMALL, seed=0) -> DLRM:
     torch.manual_seed(seed)
-    return DLRM(full_schema(), config, series)
+    return draw_tables(DLRM(full_schema(), config, series), seed)
 
 
 def _batch(size: int, seed: int = 0, share: float = 0.7) -> Batch:

@@ -12,29 +12,33 @@ from torch import Tensor
 from recsys.config import ConfigError, LossConfig
 from recsys.data.schema import Schema
 from recsys.models.derm import DERM, DermOutput
+from recsys.models.dlrm import RankerLoss
 from recsys.models.losses import DermLoss, DermTask, ItemFrequencies, contrastive_loss, supervised_loss
+from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.models.support import SMALL, full_schema, random_batch
 
 TAU = 0.2
 
 
-def _rows(size: int, positives: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """user [B, 3], item [B, 3], item ids [B] (few, so that they collide), positive [B], log_q [B] (one an item)."""
+def _rows(size: int, positives: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """user and item [B, 3], user and item ids [B] (few, so that they repeat), positive [B], log_q [B] (one an item)."""
     generator = torch.Generator().manual_seed(seed)
     user, item = torch.randn(2, size, 3, generator=generator, dtype=torch.float64)
+    user_ids = torch.randint(-3, 3, (size,), generator=generator)
     item_ids = torch.randint(-4, 4, (size,), generator=generator)
     positive = torch.zeros(size, dtype=torch.bool)
     positive[torch.randperm(size, generator=generator)[:positives]] = True
-    return user, item, item_ids, positive, -1 - (item_ids.double() + 4) / 3
+    return user, item, user_ids, item_ids, positive, -1 - (item_ids.double() + 4) / 3
 
 
-def _loop(user: Tensor, item: Tensor, item_ids: Tensor, positive: Tensor, log_q: Tensor) -> Tensor:
+def _loop(user: Tensor, item: Tensor, user_ids: Tensor, item_ids: Tensor, positive: Tensor, log_q: Tensor) -> Tensor:
     """The loss of one rank as its definition reads."""
     chosen = [row for row in range(len(user)) if positive[row]]
     losses = []
     for query in chosen:
-        others = [row for row in chosen if row == query or item_ids[row] != item_ids[query]]
+        known = {int(item_ids[row]) for row in chosen if user_ids[row] == user_ids[query]}
+        others = [row for row in chosen if row == query or int(item_ids[row]) not in known]
         scores = torch.stack([user[query] @ item[row] / TAU - log_q[row] for row in others])
         losses.append(-(scores[others.index(query)] - scores.logsumexp(0)))
     return torch.stack(losses).mean() if losses else (user + item).sum() * 0
@@ -55,55 +59,98 @@ def test_contrastive_loss_and_gradient_are_the_loops(size, share, seed):
 
 
 def test_contrastive_loss_knows_its_pairs():
-    vectors = torch.eye(4)
-    ids, log_q = torch.arange(4), torch.full((4,), math.log(0.25))
-    aligned = contrastive_loss(vectors, vectors, ids, torch.ones(4).bool(), log_q, temperature=0.05)
-    crossed = contrastive_loss(vectors, vectors.roll(1, 0), ids, torch.ones(4).bool(), log_q, temperature=0.05)
+    vectors, ids, log_q = torch.eye(4), torch.arange(4), torch.full((4,), math.log(0.25))
+    facts = (ids, ids, torch.ones(4).bool(), log_q)
+    aligned = contrastive_loss(vectors, vectors, *facts, temperature=0.05)
+    crossed = contrastive_loss(vectors, vectors.roll(1, 0), *facts, temperature=0.05)
     assert aligned < 1e-6
     assert crossed > 10
 
 
-def _contrastive_on_rank(positives: tuple[int, ...], size: int) -> tuple[Tensor, list[Tensor]]:
-    """Loss averaged over ranks, and the weights' gradients averaged as DDP does, of this rank's share of the rows."""
-    parts = [_rows(size, count, seed) for seed, count in enumerate(positives)]
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    share = len(parts) // world
-    user, item, *rest = (torch.cat(column) for column in zip(*parts[rank * share : (rank + 1) * share], strict=True))
-    torch.manual_seed(0)
-    weights = [torch.randn(3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    loss = contrastive_loss(user @ weights[0], item @ weights[1], *rest, temperature=TAU)
+def test_what_a_user_chose_elsewhere_in_the_batch_is_no_negative():
+    """Rows: user 1 chose items 1 and 2, user 2 chose item 2 too, user 3 chose item 3: a negative of all others."""
+    vectors = torch.eye(4).requires_grad_()
+    users, items = torch.tensor([1, 1, 2, 3]), torch.tensor([1, 2, 2, 3])
+    log_q, positive = torch.zeros(4), torch.ones(4).bool()
+    query = torch.tensor([True, False, False, False])
+    loss = contrastive_loss(torch.eye(4), vectors, users, items, positive, log_q, temperature=1.0)
     loss.backward()
-    results = [loss.detach(), *(weight.grad for weight in weights)]
+    assert not vectors.grad[1:3, 0].any(), "of the first row, neither another item of the user nor the same by another"
+    assert vectors.grad[3, 0] > 0
+    alone = contrastive_loss(torch.eye(4), torch.eye(4), users, items, query, log_q, temperature=1.0)
+    assert alone == 0, "rows that are not positive are nobody's negatives"
+
+
+LOSS = LossConfig(contrastive_label="buy", contrastive_weight=0.5, temperature=TAU)
+
+
+def _loss_on_rank(positives: tuple[int, ...], valid: tuple[int, ...], size: int) -> list[Tensor]:
+    """Losses averaged over ranks, as logged, and the weights' gradients averaged as DDP does, of this rank's rows.
+
+    `positives` and `valid` rows of the second task for each of the parts that the ranks share.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    parts = [_rows(size, count, seed) for seed, count in enumerate(positives)]
+    share = len(parts) // world
+    mine = slice(rank * share, (rank + 1) * share)
+    user, item, user_ids, item_ids, positive, _ = (torch.cat(column) for column in zip(*parts[mine], strict=True))
+    mask = torch.stack([torch.ones_like(positive), positive], dim=1)
+    for part, count in enumerate(valid[mine]):
+        mask[part * size : part * size + count, 1] = True
+    batch = random_batch(full_schema(), 1)
+    batch.user_ids, batch.item_ids, batch.label_mask = user_ids, item_ids, mask
+    batch.labels = torch.stack([positive, positive], dim=1).float()
+    torch.manual_seed(0)
+    weights = [torch.randn(3, width, dtype=torch.float64, requires_grad=True) for width in (3, 3, 2)]
+    frequencies = ItemFrequencies.from_counts(torch.arange(-4, 4), torch.arange(1, 9))
+    output = DermOutput(user @ weights[2], user @ weights[0], item @ weights[1])
+    loss, logged = DermLoss(LOSS, ("click", "buy"), frequencies)(output, batch)
+    ranker_loss, _ = RankerLoss(label_index=1)(output.logits[:, 1], batch)
+    (loss + ranker_loss).backward()
+    results = [loss.detach(), ranker_loss.detach(), *logged.losses.values(), *(weight.grad for weight in weights)]
     for result in results:
         if world > 1:
             dist.all_reduce(result)
             result /= world
-    return results[0], results[1:]
+    return results
 
 
-def _on_ranks(cases: list[tuple[tuple[int, ...], int]]) -> tuple[list[tuple[Tensor, list[Tensor]]], float, bool]:
-    """`cases` as above; then loss and "has a gradient" where rank 0 alone has positives."""
-    results = [_contrastive_on_rank(*case) for case in cases]
-    user, item, *rest = _rows(5, 3 if dist.get_rank() == 0 else 0, seed=dist.get_rank())
+RANKED = [
+    ((1, 3, 4, 0), (2, 7, 0, 0), 7),  # unequal, and a rank with neither
+    ((0, 0, 0, 2), (0, 0, 0, 0), 3),
+    ((0, 0, 0, 0), (0, 0, 0, 0), 3),
+    ((0, 0, 0, 0), (0, 0, 0, 0), 0),
+]
+
+
+def _loss_on_ranks() -> list[list[Tensor]]:
+    return [_loss_on_rank(*case) for case in RANKED]
+
+
+def _parts_of_two_ranks() -> tuple[Tensor, bool]:
+    """This rank's part of the contrastive loss and whether its users learn, where rank 0 alone has positives."""
+    user, item, _, _, positive, log_q = _rows(5, 3 if dist.get_rank() == 0 else 0, seed=dist.get_rank())
     user.requires_grad_()
-    loss = contrastive_loss(user, item, *rest, temperature=TAU)
+    loss = contrastive_loss(user, item, torch.arange(5), torch.arange(5), positive, log_q, temperature=TAU)
     loss.backward()
-    return results, loss.item(), bool(user.grad.any())
+    return loss.detach(), bool(user.grad.any())
 
 
-def test_two_ranks_have_the_gradient_of_one_with_the_whole_batch():
-    cases = [((4, 4), 7), ((1, 1), 3), ((0, 0), 3), ((0, 0), 0)]
-    ranks = run_ranks(_on_ranks, 2, cases, timeout=60)
-    for results, _, _ in ranks:
-        for (loss, gradients), case in zip(results, cases, strict=True):
-            expected, expected_gradients = _contrastive_on_rank(*case)
-            torch.testing.assert_close(loss, expected)
-            for got, want in zip(gradients, expected_gradients, strict=True):
-                torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
-    (_, first, learns), (_, second, idle) = ranks
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_have_the_loss_and_gradient_of_one_with_the_whole_batch(ranks: int):
+    """However unevenly positives and valid rows lie over the ranks, and where some have none."""
+    expected = [_loss_on_rank(*case) for case in RANKED]
+    for results in run_ranks(_loss_on_ranks, ranks, timeout=120):
+        for got, wanted in zip(results, expected, strict=True):
+            for value, want in zip(got, wanted, strict=True):
+                torch.testing.assert_close(value, want, atol=1e-6, rtol=1e-5)
+
+
+def test_a_rank_without_positives_does_not_wait():
+    (first, learns), (second, idle) = run_ranks(_parts_of_two_ranks, 2, timeout=60)
     assert first > 0
     assert learns
-    assert (second, idle) == (0.0, False)  # a rank without positives contributes nothing, and does not wait
+    assert (second, idle) == (0.0, False)
 
 
 @settings(max_examples=30, deadline=None)
@@ -157,7 +204,7 @@ def _frequencies() -> ItemFrequencies:
 
 def _task(config: LossConfig, schema: Schema, tasks: tuple[str, ...] = ("click", "buy")) -> DermTask:
     torch.manual_seed(0)
-    return DermTask(DERM(schema, SMALL, tasks), config, tasks, _frequencies())
+    return draw_tables(DermTask(DERM(schema, SMALL, tasks), config, tasks, _frequencies()), 0)
 
 
 def test_task_adds_up_its_losses():
@@ -170,8 +217,9 @@ def test_task_adds_up_its_losses():
     torch.testing.assert_close(loss, parts["click"] + parts["buy"] + 0.5 * parts["contrastive"])
     vectors = task.model(batch)
     positive = (batch.labels[:, 1] == 1) & batch.label_mask[:, 1]
+    log_q = _frequencies()(batch.item_ids)
     expected = contrastive_loss(
-        vectors.user, vectors.item, batch.item_ids, positive, _frequencies()(batch.item_ids), temperature=0.1
+        vectors.user, vectors.item, batch.user_ids, batch.item_ids, positive, log_q, temperature=0.1
     )
     torch.testing.assert_close(parts["contrastive"], expected)
     assert not any(x.requires_grad for x in (output.logits, *parts.values()))
@@ -211,7 +259,8 @@ def test_loss_is_defined_for_an_empty_batch():
     empty = torch.zeros(0, 2, requires_grad=True)
     vectors = torch.zeros(0, 4, requires_grad=True)
     batch = random_batch(full_schema(), 1)
-    batch.labels, batch.label_mask, batch.item_ids = torch.zeros(0, 2), torch.zeros(0, 2).bool(), torch.zeros(0).long()
+    batch.labels, batch.label_mask = torch.zeros(0, 2), torch.zeros(0, 2).bool()
+    batch.user_ids = batch.item_ids = torch.zeros(0, dtype=torch.int64)
     loss, _ = DermLoss(LossConfig(), ("a", "b"), _frequencies())(DermOutput(empty, vectors, vectors), batch)
     assert loss.item() == 0
     loss.backward()

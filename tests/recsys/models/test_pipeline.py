@@ -19,6 +19,7 @@ from recsys.config import LossConfig, NetworkConfig
 from recsys.models.derm import DERM
 from recsys.models.dlrm import DLRM, RankerTask
 from recsys.models.losses import DermTask, ItemFrequencies
+from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.models.support import SMALL, full_schema, random_batch
 
@@ -53,10 +54,10 @@ def _train_all(*kinds: str) -> list[dict[str, Any]]:
 
 def _train(kind: str, steps: int = 3) -> dict[str, Any]:
     batches = [random_batch(full_schema(), 16, seed=10 * dist.get_rank() + step) for step in range(steps)]
-    plain = _task(kind)
+    plain = draw_tables(_task(kind), 0)
     expected, _ = plain(copy.deepcopy(batches[0]))
     model = _shard(_task(kind), ("user_history",) if kind == "derm" else ())
-    model.module.load_state_dict(plain.state_dict())  # on CPUs sharding draws the tables afresh
+    model.module.load_state_dict(plain.state_dict())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses: list[float] = []
 

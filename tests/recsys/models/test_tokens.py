@@ -8,7 +8,12 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recsys.data.schema import OWNERS, Schema
 from recsys.models.tokens import TABLE_INIT, OwnerTokens, pooled_tokens
+from recsys.train.tables import draw_tables
 from tests.recsys.models.support import SMALL, full_schema, random_batch
+
+
+def _tokens(schema: Schema, owners: tuple[str, ...]) -> OwnerTokens:
+    return draw_tables(OwnerTokens(schema, owners, SMALL), 0)
 
 
 @pytest.mark.parametrize(
@@ -16,7 +21,7 @@ from tests.recsys.models.support import SMALL, full_schema, random_batch
 )
 def test_one_token_a_feature_two_a_sequence_one_for_dense(owners, count):
     schema = full_schema()
-    tokens = OwnerTokens(schema, owners, SMALL)
+    tokens = _tokens(schema, owners)
     assert tokens.count == count
     out = tokens(random_batch(schema, 7))
     assert out.shape == (7, count, SMALL.token_dim)
@@ -29,12 +34,12 @@ def test_rows_without_any_id_are_finite():
     batch = random_batch(schema, 3)
     nothing = batch.sparse.lengths().zero_()
     batch = replace(batch, sparse=type(batch.sparse)(batch.sparse.keys(), torch.zeros(0).long(), lengths=nothing))
-    assert OwnerTokens(schema, OWNERS, SMALL)(batch).isfinite().all()
+    assert _tokens(schema, OWNERS)(batch).isfinite().all()
 
 
 def test_tables_are_shared_within_an_owner_and_named_apart_between_owners():
     schema = full_schema()
-    tokens = OwnerTokens(schema, OWNERS, SMALL)
+    tokens = _tokens(schema, OWNERS)
     names = [table.name for table in tokens.bags.embedding_bag_configs()]
     assert names == ["user_user", "user_topic", "item_item", "item_tags", "context_hour", "interaction_item"]
     readers = {table.name: table.feature_names for table in tokens.bags.embedding_bag_configs()}
@@ -45,7 +50,7 @@ def test_tables_are_shared_within_an_owner_and_named_apart_between_owners():
 
 def test_an_id_that_shares_a_sequences_table_is_its_row():
     schema = full_schema()
-    tokens = OwnerTokens(schema, ("user",), SMALL)
+    tokens = _tokens(schema, ("user",))
     batch = random_batch(schema, 9)
     table = tokens.sequences.embeddings["user_like"].weight
     liked = batch.sparse["last_liked"]
@@ -56,7 +61,7 @@ def test_an_id_that_shares_a_sequences_table_is_its_row():
 
 
 def test_tables_start_small():
-    tokens = OwnerTokens(full_schema(), OWNERS, SMALL)
+    tokens = _tokens(full_schema(), OWNERS)
     tables = [p for name, p in tokens.named_parameters() if "embedding" in name]
     assert len(tables) == 8
     assert all(0 < p.detach().abs().max().item() <= TABLE_INIT for p in tables)
@@ -70,7 +75,7 @@ def test_pooled_tokens_take_any_order_of_keys():
 
 def test_a_batch_of_another_schema_is_refused():
     schema = full_schema()
-    tokens = OwnerTokens(schema, ("item",), SMALL)
+    tokens = _tokens(schema, ("item",))
     batch = random_batch(schema, 2)
     with pytest.raises(ValueError, match=r"batch.dense\['item'\] is \[B, 2\], the model was built for \[B, 1\]"):
         tokens(replace(batch, dense={"item": torch.zeros(2, 2)}))

@@ -18,6 +18,7 @@ from recsys.train import checkpoint
 from recsys.train.distributed import Environment
 from recsys.train.optimizer import build_optimizer
 from recsys.train.sharding import shard
+from recsys.train.tables import draw_tables
 
 SCHEMA = Schema(
     features=(
@@ -93,16 +94,21 @@ def write_log(folder: Path) -> Path:
 
 
 def make_model(seed: int = 0) -> DERM:
-    """A model that starts from the same weights wherever it is made."""
+    """A model to shard, whose dense parameters are the same wherever it is made."""
     torch.manual_seed(seed)
     return DERM(SCHEMA, MODEL, ["click"])
+
+
+def plain_model(seed: int = 0) -> DERM:
+    """The same with whole tables in this process, as in the checkpoint of this seed."""
+    return draw_tables(make_model(seed), seed)
 
 
 def save_checkpoint(out: Path, step: int, environment: Environment, seed: int = 0) -> None:
     """What a training of upstream `ctr` would leave in `out` after `step` steps."""
     frequencies = ItemFrequencies.from_counts(torch.tensor([0]), torch.tensor([1]))
     task = DermTask(make_model(seed), CONFIG.upstreams[0].loss, ["click"], frequencies)
-    model = shard(task, environment, sparse_lr=0.1)
+    model = draw_tables(shard(task, environment, sparse_lr=0.1), seed)
     checkpoint.save(
         upstream_folder(out, "ctr") / "checkpoints",
         step,

@@ -17,7 +17,7 @@ from recsys.data.errors import DataError
 from recsys.data.schema import Feature, Label, Schema
 from recsys.refresh.embed import LastEvents, embed, entity_schema, last_events, read_rows, source_files
 from recsys.train.distributed import Environment
-from tests.recsys.refresh.example import LAST, SCHEMA, SOURCE, make_model, user_rows
+from tests.recsys.refresh.example import LAST, SCHEMA, SOURCE, plain_model, user_rows
 
 MARKED = Schema(
     features=(Feature(name="mark", owner="user", kind="dense"), Feature(name="i", owner="item", kind="dense")),
@@ -158,7 +158,7 @@ def test_bad_entity_rows_name_file_and_row(
     with pytest.raises(DataError, match=message):
         list(
             embed(
-                make_model(),
+                plain_model(),
                 SCHEMA,
                 last_events(source_files(root, SOURCE, "user"), SCHEMA, "user"),
                 "user",
@@ -189,7 +189,7 @@ def test_a_pattern_without_files(log: Path) -> None:
 @pytest.mark.parametrize("owner", ["user", "item"])
 @pytest.mark.parametrize("batch_size", [1, 5, 4096])
 def test_embed_is_the_tower_on_the_last_rows(log: Path, environment: Environment, owner: str, batch_size: int) -> None:
-    events, model = last_events(source_files(log, SOURCE, owner), SCHEMA, owner), make_model()
+    events, model = last_events(source_files(log, SOURCE, owner), SCHEMA, owner), plain_model()
     pieces = list(embed(model, SCHEMA, events, owner, environment, batch_size=batch_size))
     ids, vectors, times = (torch.cat(column) for column in zip(*pieces, strict=True))
     assert ids.tolist() == events.ids.tolist()
@@ -216,7 +216,7 @@ def test_entities_see_nothing_but_their_own_features(log: Path, tmp_path: Path, 
     (before,), (after,) = (
         list(
             embed(
-                make_model(),
+                plain_model(),
                 SCHEMA,
                 last_events(source_files(folder, SOURCE, "user"), SCHEMA, "user"),
                 "user",

@@ -18,7 +18,7 @@ from recsys.refresh.publish import owed, space_name
 from recsys.stages import is_done
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment
-from tests.recsys.refresh.example import LAST, MODEL, REFRESH, SCHEMA, SOURCE, make_model, save_checkpoint, user_rows
+from tests.recsys.refresh.example import LAST, MODEL, REFRESH, SCHEMA, SOURCE, plain_model, save_checkpoint, user_rows
 
 
 class KilledError(Exception):
@@ -66,7 +66,7 @@ def assert_pair_is_of(out: Path, log: Path, seed: int, environment: Environment)
     assert snapshots[0].space == space_name("ctr") == "ctr-1"
     for owner, snapshot in zip(("user", "item"), snapshots, strict=True):
         events = last_events(source_files(log, SOURCE, owner), SCHEMA, owner)
-        ((ids, vectors, _),) = embed(make_model(seed), SCHEMA, events, owner, environment)
+        ((ids, vectors, _),) = embed(plain_model(seed), SCHEMA, events, owner, environment)
         stored, found = snapshot.load().lookup(ids)
         assert found.all()
         assert snapshot.rows == len(ids)

@@ -15,8 +15,9 @@ from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.embed import LastEvents, embed, gather, last_events, source_files
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.sharding import shard
+from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
-from tests.recsys.refresh.example import REFRESH, SCHEMA, SOURCE, make_model, save_checkpoint
+from tests.recsys.refresh.example import REFRESH, SCHEMA, SOURCE, make_model, plain_model, save_checkpoint
 
 CASES = [("user", 1, 4), ("user", 2, 1), ("user", 5, 2), ("user", 20, 4096), ("item", 9, 2), ("item", 7, 3)]
 """Owner, entities (fewer than ranks, odd, all), rows of a batch."""
@@ -30,7 +31,7 @@ def first(events: LastEvents, count: int) -> LastEvents:
 def on_two_ranks(log: Path, out: Path) -> list[list[Any]]:
     environment = current_environment()
     holder = nn.ModuleDict({"model": make_model()})
-    model = shard(holder, environment, sparse_lr=0.1, sharding_types=PLANS).module["model"]
+    model = draw_tables(shard(holder, environment, sparse_lr=0.1, sharding_types=PLANS), 0).module["model"]
     results = []
     for owner, count, batch_size in CASES:
         events = first(last_events(source_files(log, SOURCE, owner), SCHEMA, owner), count)
@@ -54,7 +55,7 @@ def test_two_ranks_embed_as_one(log: Path, two: tuple[Path, list[Any]], environm
     owner, count, batch_size = CASES[case]
     events = first(last_events(source_files(log, SOURCE, owner), SCHEMA, owner), count)
     assert len(events) == count
-    ((ids, vectors, _),) = embed(make_model(), SCHEMA, events, owner, environment)
+    ((ids, vectors, _),) = embed(plain_model(), SCHEMA, events, owner, environment)
     main, other = (rank[case] for rank in two[1])
     assert len(main) == len(other) == math.ceil(math.ceil(count / 2) / batch_size)
     assert all(gathered is None for _, gathered in other)

@@ -9,12 +9,13 @@ from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment
 from recsys.train.optimizer import build_optimizer
 from recsys.train.sharding import shard
-from tests.recsys.train.toy import make_stream, make_task, whole_state
+from recsys.train.tables import draw_tables
+from tests.recsys.train.toy import make_stream, make_task, plain_task, whole_state
 
 
 def trained(environment: Environment, steps: int = 2, seed: int = 0, **options):
     """A sharded toy task and its optimizer after a few steps."""
-    model = shard(make_task(seed, **options), environment, sparse_lr=0.1)
+    model = draw_tables(shard(make_task(seed, **options), environment, sparse_lr=0.1), seed)
     optimizer = build_optimizer(model, dense_lr=0.01)
     for batch in make_stream(steps):
         optimizer.zero_grad()
@@ -88,12 +89,12 @@ def test_model_alone_for_inference(environment: Environment, tmp_path: Path):
     model, optimizer = trained(environment)
     path = save(tmp_path, 4, environment, model, optimizer)
     for folder in (tmp_path, path):
-        plain = make_task(seed=9)
+        plain = plain_task(seed=9)
         assert checkpoint.load_model(folder, plain) == 4
         batch = make_stream(1).batches[0]
         torch.testing.assert_close(plain.eval()(batch)[1].logits, model.eval()(batch)[1].logits)
     with pytest.raises(CheckpointError, match="no checkpoint there"):
-        checkpoint.load_model(tmp_path / "nowhere", make_task())
+        checkpoint.load_model(tmp_path / "nowhere", plain_task())
 
 
 def test_checkpoint_of_another_model_is_refused(environment: Environment, tmp_path: Path):
@@ -101,11 +102,11 @@ def test_checkpoint_of_another_model_is_refused(environment: Environment, tmp_pa
     other, optimizer = trained(environment, rows={"user": 101, "item": 70, "seen": 50}, steps=0)
     with pytest.raises(CheckpointError, match=r"t_item.weight is \[64, 8\] in the checkpoint, \[70, 8\] in the model"):
         checkpoint.restore(path, model=other, optimizer=optimizer, environment=environment)
-    task = make_task()
+    task = plain_task()
     task.extra = torch.nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match=r"extra\.bias is not in the checkpoint.*another output folder"):
         checkpoint.load_model(tmp_path, task)
-    task = make_task()
+    task = plain_task()
     del task.over
     with pytest.raises(CheckpointError, match=r"over\.net\.0\.bias is not in the model"):
         checkpoint.load_model(tmp_path, task)
@@ -121,13 +122,13 @@ def test_damaged_checkpoint_is_named(environment: Environment, tmp_path: Path):
     path = save(tmp_path, 1, environment, model, optimizer)
     (path / "progress.json").write_text('{"step":')
     with pytest.raises(CheckpointError, match=r"progress\.json"):
-        checkpoint.load_model(path, make_task())
+        checkpoint.load_model(path, plain_task())
     shutil.rmtree(path)
     path = save(tmp_path, 1, environment, model, optimizer)
     (shards,) = path.glob("*.distcp")
     shards.write_bytes(shards.read_bytes()[:100])
     for load in (
-        lambda: checkpoint.load_model(path, make_task()),
+        lambda: checkpoint.load_model(path, plain_task()),
         lambda: checkpoint.restore(path, model=model, optimizer=optimizer, environment=environment),
     ):
         with pytest.raises(CheckpointError, match=r"cannot be read.*delete the folder"):

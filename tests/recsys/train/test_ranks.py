@@ -18,7 +18,7 @@ from recsys.train.running_metrics import LossError
 from recsys.train.sharding import PlanError, shard
 from recsys.train.trainer import fit, predict
 from tests.distributed import run_ranks
-from tests.recsys.train.toy import ROWS, TASKS, ListStream, join, make_stream, make_task, whole_state
+from tests.recsys.train.toy import ROWS, TASKS, ListStream, join, make_stream, make_task, plain_task, whole_state
 
 CONFIG = TrainConfig(batch_size=32, log_every=1, checkpoint_every=3, sparse_lr=0.1, dense_lr=0.01)
 START = "one/checkpoints/step-00000003"
@@ -81,9 +81,9 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
         with pytest.raises(PlanError) as row_error:
             shard(make_task(), environment, sparse_lr=0.1, sharding_types={"t_seen": "row_wise"})
     found["errors"] = [str(loss_error.value), str(plan_error.value), str(row_error.value)]
-    task = make_task()
+    task = plain_task()
     if rank == 0:  # a plain module is loaded without the other ranks
-        checkpoint.load_model(folder / "parity/checkpoints", make_task())
+        checkpoint.load_model(folder / "parity/checkpoints", plain_task())
     checkpoint.load_model(folder / "parity/checkpoints", task)
     found["predicted"] = predict(task, make_stream(2, rank=rank, rows=5 + rank), environment)
     return found
@@ -112,7 +112,7 @@ def test_two_ranks_train_as_one(trained: tuple[Path, list[dict[str, Any]]], envi
     streams = [make_stream(4, rank=rank, all_valid=True) for rank in (0, 1)]
     batches = [join(*pair) for pair in zip(*(stream.batches for stream in streams), strict=True)]
     alone = fit(make_task(dropout=0.0), ListStream(batches, 2), CONFIG, environment, tasks=TASKS, title=None)
-    together = make_task(seed=4)
+    together = plain_task(seed=4)
     assert checkpoint.load_model(folder / "parity/checkpoints", together) == 8
     for name, value in whole_state(alone.model).items():
         torch.testing.assert_close(together.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
@@ -137,7 +137,7 @@ def test_tables_with_fewer_rows_than_ranks(trained: tuple[Path, list[dict[str, A
 
 def test_predictions_of_all_ranks_are_gathered(trained: tuple[Path, list[dict[str, Any]]], environment: Environment):
     folder, (first, second) = trained
-    task = make_task()
+    task = plain_task()
     checkpoint.load_model(folder / "parity/checkpoints", task)
     expected = [predict(task, make_stream(2, rank=rank, rows=5 + rank), environment) for rank in (0, 1)]
     for *parts, mine, others in zip(*expected, first["predicted"], second["predicted"], strict=True):

@@ -1,18 +1,17 @@
-import gc
-import weakref
-
 import pytest
 import torch
 from rich.console import Console
 
-from recsys.train.distributed import Environment
+from recsys.train.distributed import Environment, current_environment
 from recsys.train.optimizer import build_optimizer
 from recsys.train.sharding import PlanError, plan_table, shard, table_sizes
-from tests.recsys.train.toy import ROWS, ToyTask, make_stream, make_task, whole_state
+from recsys.train.tables import draw_tables
+from tests.distributed import run_ranks
+from tests.recsys.train.toy import ToyTask, make_stream, make_task, plain_task, whole_state
 
 
 def test_tables_that_do_not_fit_are_named_with_their_bytes(environment: Environment):
-    task = make_task(rows={"user": 3_000_000, "item": 64, "seen": 50}, device=torch.device("meta"))
+    task = make_task(rows={"user": 3_000_000, "item": 64, "seen": 50})
     with pytest.raises(PlanError) as caught:
         shard(task, environment, sparse_lr=0.1, memory=50 << 20)
     message = str(caught.value)
@@ -41,10 +40,10 @@ def test_plan_is_a_small_table(environment: Environment):
 
 def test_one_step_is_row_wise_adagrad_and_adamw(environment: Environment):
     batch = next(iter(make_stream(1)))
-    plain, rate = make_task(dropout=0.0), 0.1
+    plain, rate = plain_task(dropout=0.0), 0.1
     adamw = torch.optim.AdamW(plain.over.parameters(), lr=0.01, weight_decay=0.1)
     tables = {name: value for name, value in plain.named_parameters() if "embedding" in name}
-    model = shard(make_task(dropout=0.0), environment, sparse_lr=rate)
+    model = draw_tables(shard(make_task(dropout=0.0), environment, sparse_lr=rate), 0)
     optimizer = build_optimizer(model, dense_lr=0.01, weight_decay=0.1)
     before = {name: value.clone() for name, value in whole_state(model).items()}
     for name, value in plain.state_dict().items():
@@ -65,16 +64,6 @@ def test_one_step_is_row_wise_adagrad_and_adamw(environment: Environment):
     assert not torch.equal(after["bags.embedding_bags.t_user.weight"], before["bags.embedding_bags.t_user.weight"])
 
 
-def test_tables_may_start_on_the_meta_device(environment: Environment):
-    model = shard(make_task(device=torch.device("meta")), environment, sparse_lr=0.1)
-    for name, rows in ROWS.items():
-        collection = "sequences.embeddings" if name == "seen" else "bags.embedding_bags"
-        table = whole_state(model)[f"{collection}.t_{name}.weight"]
-        assert table.shape == (rows, 8)
-        assert table.std() > 0
-    assert model(next(iter(make_stream(1))))[0].isfinite()
-
-
 def test_frozen_parameters_stay(environment: Environment):
     task = make_task()
     task.over.net[0].requires_grad_(False)
@@ -83,10 +72,35 @@ def test_frozen_parameters_stay(environment: Environment):
     assert any("over.net.3" in name for name in optimizer.params)
 
 
-def test_unsharded_tables_are_freed(environment: Environment):
-    task = make_task()
-    table = weakref.ref(task.bags.embedding_bags["t_user"].weight)
-    model = shard(task, environment, sparse_lr=0.1)
-    gc.collect()
-    assert table() is None
-    assert "t_user" in str(model.plan)
+def test_whole_tables_are_refused(environment: Environment):
+    with pytest.raises(ValueError, match=r"the tables of 'bags' are on cpu: build them on \"meta\""):
+        shard(plain_task(), environment, sparse_lr=0.1)
+
+
+def drawn(ranks: int) -> dict[str, torch.Tensor]:
+    """Every table that this rank has rows of -> the rows, row-wise and table-wise."""
+    plans = {"t_user": "row_wise", "t_item": "table_wise", "t_seen": "row_wise"} if ranks > 1 else None
+    rows = {"user": 10_001, "item": 64, "seen": 50}  # more than the rows of one random stream
+    model = draw_tables(shard(make_task(rows=rows), current_environment(), sparse_lr=0.1, sharding_types=plans), 7)
+    tables = {name: value for name, value in model.state_dict().items() if "embedding" in name}
+    return {
+        name: torch.cat([x.tensor for x in value.local_shards()])
+        for name, value in tables.items()
+        if value.local_shards()
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_every_number_of_ranks_draws_the_same_tables(ranks: int):
+    parts = run_ranks(drawn, ranks, ranks)
+    plain = draw_tables(make_task(rows={"user": 10_001, "item": 64, "seen": 50}), 7).state_dict()
+    tables = {name: value for name, value in plain.items() if "embedding" in name}
+    assert len(tables) == 3
+    for name, table in tables.items():
+        assert torch.equal(torch.cat([part[name] for part in parts if name in part]), table), name
+        bound = len(table) ** -0.5
+        assert -bound <= table.min() < -0.9 * bound
+        assert 0.9 * bound < table.max() <= bound
+        assert table.unique().numel() > 0.9 * table.numel()
+    other = draw_tables(make_task(), 8).state_dict()
+    assert not torch.equal(other["bags.embedding_bags.t_item.weight"], plain["bags.embedding_bags.t_item.weight"])

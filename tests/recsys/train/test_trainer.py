@@ -12,7 +12,7 @@ from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted
 from recsys.train.running_metrics import LossError
 from recsys.train.trainer import fit, predict
-from tests.recsys.train.toy import TASKS, ListStream, Output, make_stream, make_task, whole_state
+from tests.recsys.train.toy import TASKS, ListStream, Output, make_stream, make_task, plain_task, whole_state
 
 CONFIG = TrainConfig(batch_size=32, log_every=1, checkpoint_every=4, sparse_lr=0.1, dense_lr=0.01)
 
@@ -143,7 +143,7 @@ def test_task_without_tables(environment: Environment, tmp_path: Path):
 
 def test_predict_is_the_plain_forward(environment: Environment):
     result = fit(make_task(), make_stream(3), CONFIG, environment, tasks=TASKS, title=None)
-    plain = make_task(seed=4).eval()
+    plain = plain_task(seed=4).eval()
     plain.load_state_dict(whole_state(result.model))
     stream = make_stream(3, rank=5)
     outputs = [plain(batch)[1] for batch in stream]

@@ -15,6 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from recsys.data.batch import Batch
+from recsys.train.tables import draw_tables
 
 TASKS = ("ctr", "cvr")
 ROWS = {"user": 101, "item": 64, "seen": 50}
@@ -54,7 +55,6 @@ class ToyTask(nn.Module):
         dropout: float = 0.2,
         dim: int = DIM,
         rows: dict[str, int] | None = None,
-        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         rows = rows or ROWS
@@ -69,13 +69,13 @@ class ToyTask(nn.Module):
                 )
                 for name in ("user", "item")
             ],
-            device=device,
+            device=torch.device("meta"),
         )
         self.sequences = EmbeddingCollection(
             tables=[
                 EmbeddingConfig(name="t_seen", embedding_dim=dim, num_embeddings=rows["seen"], feature_names=["seen"])
             ],
-            device=device,
+            device=torch.device("meta"),
         )
         self.over = Over(dropout)
 
@@ -161,9 +161,14 @@ def make_stream(
 
 
 def make_task(seed: int = 0, **options: Any) -> ToyTask:
-    """A task that starts from the same weights wherever it is made."""
+    """A task to shard, whose dense parameters are the same wherever it is made."""
     torch.manual_seed(seed)
     return ToyTask(**options)
+
+
+def plain_task(seed: int = 0, **options: Any) -> ToyTask:
+    """The same with whole tables in this process, drawn with seed 0."""
+    return draw_tables(make_task(seed, **options), 0)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,66 @@
+"""The first weights of embedding tables, the same however many ranks share a table."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+M = TypeVar("M", bound=nn.Module)
+
+_BLOCK_ROWS = 4096
+"""Rows of one random stream. What a seed draws depends on it."""
+
+
+@torch.no_grad()
+def draw_tables(task: M, seed: int) -> M:
+    """Draw every embedding table uniformly in its config's range.
+
+    A row is a function of (seed, name of the table, number of the row) alone: a rank draws its own rows, and every
+    number of ranks and every sharding begins with the same table. At most 4096 rows are held beside the tables.
+
+    Args:
+        task: sharded, see `recsys.train.sharding.shard`; or plain, whose tables get memory on the CPU first.
+        seed: 0 or more.
+
+    Returns:
+        `task`.
+    """
+    for config, weight, first in _tables(task):
+        low, high = config.get_weight_init_min(), config.get_weight_init_max()
+        name, done = zlib.crc32(config.name.encode()), 0
+        while done < len(weight):
+            block, skipped = divmod(first + done, _BLOCK_ROWS)
+            random = np.random.default_rng((seed, name, block))
+            rows = random.random((_BLOCK_ROWS, weight.shape[1]), np.float32)[skipped : skipped + len(weight) - done]
+            weight[done : done + len(rows)] = torch.from_numpy(rows * np.float32(high - low) + np.float32(low))
+            done += len(rows)
+    return task
+
+
+def _tables(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, Tensor, int]]:
+    """Config, the rows [n, dim] that this process holds, and the number of the first of them."""
+    for module in list(task.modules()):
+        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
+            if module.device.type == "meta":
+                module.to_empty(device="cpu")._device = torch.device("cpu")
+            for config, weight in zip(_configs(module), module.parameters(), strict=True):
+                yield config, weight, 0
+        elif isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
+            configs = {config.name: config for config in _configs(module)}
+            for key, value in module.state_dict().items():
+                for local in value.local_shards():
+                    yield configs[key.split(".")[-2]], local.tensor, local.metadata.shard_offsets[0]
+
+
+def _configs(module: nn.Module) -> list[BaseEmbeddingConfig]:
+    """The configs of a collection's tables, in their order. Sharded collections have no public way to them."""
+    return getattr(module, "_embedding_bag_configs" if hasattr(module, "embedding_bags") else "_embedding_configs")
