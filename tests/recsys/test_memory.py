@@ -18,7 +18,7 @@ from recsys.train.distributed import current_environment
 from recsys.train.sharding import PlanError
 from recsys.upstream import train_on
 from tests.distributed import run_ranks
-from tests.recsys.refresh.example import CONFIG, SCHEMA, SOURCE, write_log
+from tests.recsys.refresh.example import SCHEMA, SOURCE, write_log
 
 STATUS = Path("/proc/self/status")
 ROWS, DIM = 2_000_000, 32
@@ -28,7 +28,6 @@ SMALL = UpstreamConfig(
     source=SOURCE,
     model=ModelConfig(token_dim=DIM, layers=(("mlp",),), tokens=2, out_tokens=1, out_dim=4),
     training=TrainConfig(batch_size=8, log_every=100),
-    refresh=CONFIG.upstreams[0].refresh,
 )
 
 
@@ -52,7 +51,7 @@ def train(log: Path, out: Path, rows: int, upstream: UpstreamConfig = SMALL) -> 
 def embed_all(log: Path, out: Path, rows: int) -> int:
     model, _ = load_towers(out / "checkpoints", SMALL, schema(rows), current_environment())
     events = last_events(source_files(log, SOURCE, "user"), schema(rows), "user")
-    return sum(len(ids) for ids, _ in embed(model, schema(rows), events, "user", current_environment()))
+    return sum(len(ids) for ids, *_ in embed(model, schema(rows), events, "user", current_environment()))
 
 
 def on_two_ranks(log: Path, out: Path) -> list[float]:
