@@ -14,7 +14,8 @@ install: $(STAMP)
 
 # torch goes first: with it in place nothing else pulls in another build of it. On a CPU machine TorchRec is installed
 # without its dependencies, because it asks for fbgemm-gpu, the CUDA build; pyproject.toml names the rest of them. The
-# native library is built against the torch that is installed, hence no build isolation.
+# native library is built against the torch that is installed, hence no build isolation. Of the editable install only the
+# path to this folder stays: the list of modules that comes with it would hide those that a later `git pull` moves.
 $(STAMP): pyproject.toml $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +25,7 @@ ifeq ($(FLAVOUR),cpu)
 endif
 	$(BIN)/pip install -q 'scikit-build-core>=0.11,<1' 'cmake>=3.24,<5' 'ninja>=1.11,<2'
 	$(BIN)/pip install -q --no-build-isolation -e '.[$(FLAVOUR),dev]'
+	sed -i '/^import /d' $(VENV)/lib/python3*/site-packages/_recsys_derm_editable.pth
 ifeq ($(FLAVOUR),cpu)
 	@echo 'If pip says that torchrec requires fbgemm-gpu: so it does, but fbgemm-gpu-cpu is what a CPU machine needs.'
 endif
