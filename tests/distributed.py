@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 600.0) -> list[Any]:
     """Call `function(*args)` on every rank of a fresh gloo group; return the ranks' return values, rank 0 first.
 
     `function` must be importable (top level of a module) and its result picklable by torch.save.

@@ -117,7 +117,7 @@ def test_an_aborted_writer_leaves_nothing_to_see(url: str, s3: Any, tmp_path: Pa
 def racing_writer(url: str, cache: Path, barrier: Any, number: int, snapshots: int) -> None:
     """Publish snapshots whose values tell the writer and its turn, and move the tag to each."""
     series = EmbeddingStore(url, cache=cache).series("user_ctr")
-    barrier.wait(60)
+    barrier.wait(600)
     for turn in range(snapshots):
         version = publish(series, 5, [10, 11], torch.full((2, 3), float(100 * number + turn))).version
         series.tag("prod", version)

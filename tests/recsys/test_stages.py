@@ -1,9 +1,10 @@
+import fcntl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_stage_in_parts_is_done_with_the_last_of_them(tmp_path: Path, environm
             time.sleep(0.02 if part == 0 else 0)
     assert is_done(tmp_path, "downstream")
     figures = read_stages(tmp_path)["downstream"]
-    assert 0.02 <= figures["seconds"] < 10  # of the slowest, while the memory is that of all
+    assert figures["seconds"] >= 0.02  # of the slowest, while the memory is that of all
     record(tmp_path, "prepare", 1.5)
     alone = read_stages(tmp_path)["prepare"]
     assert alone["seconds"] == 1.5
@@ -47,7 +48,7 @@ def test_a_stage_in_parts_is_done_with_the_last_of_them(tmp_path: Path, environm
 
 
 def test_two_jobs_do_not_work_in_one_folder(
-    tmp_path: Path, environment: Environment, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, environment: Environment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second waits for the first, also where the first is killed."""
     held = subprocess.Popen(
@@ -55,18 +56,24 @@ def test_two_jobs_do_not_work_in_one_folder(
             sys.executable,
             "-c",
             "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
-            "print('held', flush=True); time.sleep(60)",
+            "print('held', flush=True); time.sleep(3600)",
             str(tmp_path / "lock"),
         ],
         stdout=subprocess.PIPE,
     )
     assert held.stdout is not None
     assert held.stdout.readline() == b"held\n"
-    killer = threading.Timer(0.5, held.kill)
-    killer.start()
-    start = time.monotonic()
+    flock, waits = fcntl.flock, []
+
+    def kill_while_waiting(file: TextIO, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:  # the call that blocks: the holder dies once the second job has come to it
+            waits.append(held.poll())
+            held.kill()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", kill_while_waiting)
     with exclusive(tmp_path, environment):
-        assert time.monotonic() - start > 0.3
+        assert waits == [None]
     assert f"waiting for another job that works in {tmp_path}" in capsys.readouterr().out
     held.wait()
     with exclusive(tmp_path, environment):

@@ -30,7 +30,7 @@ from tests.embedding_store.bare import numbers, publish_bare
 from tests.embedding_store.helpers import age, files, folder, publish
 
 DAY = 86_400_000
-TIMEOUT = 60.0
+TIMEOUT = 600.0
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from embedding_store.storage.local import LocalStorage
 from tests.embedding_store.bare import publish_bare
 from tests.embedding_store.helpers import folder
 
-TIMEOUT = 60.0
+TIMEOUT = 600.0
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def spoil(snapshot: Snapshot, series: Series) -> None:
         path.write_bytes(content)
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 600.0) -> None:
     """Wait until it holds; fail if it does not."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -183,7 +183,7 @@ def test_several_series_never_mix_while_a_process_publishes_them_in_turn(
         for version in range(2, 22):
             child.stdin.write("\n")
             child.stdin.flush()
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 600
             while True:
                 tables = live.tables()
                 user = version_of(tables["user"].lookup)
@@ -192,7 +192,7 @@ def test_several_series_never_mix_while_a_process_publishes_them_in_turn(
                     break
                 assert time.monotonic() < deadline
         assert live.status.error is None
-        assert child.wait(60) == 0
+        assert child.wait(600) == 0
 
 
 def test_a_generation_needs_the_same_version_as_of_and_space(series: Series, items: Series):
@@ -367,7 +367,7 @@ def test_close_breaks_off_a_check(series: Series, monkeypatch: pytest.MonkeyPatc
     with LiveTable(series, interval=0.001) as live:
         monkeypatch.setattr(Mapping, "check", check_without_end)
         publish(series)
-        assert begun.wait(30)
+        assert begun.wait(600)
         assert version_of(live.lookup) == 1
     assert not live._thread.is_alive()
     assert (live.status.version, live.status.error) == (1, None)
@@ -384,7 +384,7 @@ child = os.fork()
 if child == 0:
     with series.write(as_of=2, space="ctr-1") as writer:
         writer.append(torch.tensor([1]), torch.full((1, 3), 2.0))
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 600
 while live.status.version != 2:
     assert time.monotonic() < deadline and live.status.following
     time.sleep(0.001)
@@ -397,5 +397,5 @@ if child:
 
 def test_a_forked_child_follows_on_its_own_and_both_exit_cleanly(series: Series, store: EmbeddingStore):
     publish(series)
-    done = subprocess.run([sys.executable, "-c", PROCESS, str(store.path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROCESS, str(store.path)], capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stderr) == (0, "")

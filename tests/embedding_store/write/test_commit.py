@@ -18,7 +18,7 @@ from embedding_store import EmbeddingStore, Series
 from embedding_store.storage import local as storage
 from tests.embedding_store.helpers import age, files, named_files, publish
 
-TIMEOUT = 60.0
+TIMEOUT = 600.0
 ROWS = 5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 import tracemalloc
@@ -356,13 +357,23 @@ def test_no_thread_is_left(series: Series):
 
 
 def test_an_interrupt_while_waiting_for_the_disk_ends_the_writer(series: Series, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Sink, "write", lambda self, data: time.sleep(0.02) or len(data))
     main = threading.main_thread().ident
     assert main is not None
+    interrupted = threading.Event()
+
+    def interrupt(self: Sink, data: bytes) -> int:
+        """Once, when the main thread waits for a buffer, however long it takes to come to that."""
+        while not interrupted.is_set():
+            if sys._current_frames()[main].f_code is batches.BatchWriter._seal.__code__:
+                interrupted.set()
+                signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(0.001)
+        return len(data)
+
+    monkeypatch.setattr(Sink, "write", interrupt)
 
     def write() -> None:
         with series.write(as_of=1, space="s", rows_per_batch=1) as writer:
-            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
             writer.append(torch.arange(1000), torch.ones(1000, 3))
 
     with pytest.raises(KeyboardInterrupt):

@@ -56,8 +56,8 @@ NUMBER = st.none() | st.just(math.nan) | st.floats(-1e6, 1e6, width=32)
 @st.composite
 def event(draw: st.DrawFn) -> dict[str, Any]:
     """One good row, nulls where they are allowed."""
-    time = draw(st.integers(10**6, 2**42))
-    ages = draw(st.none() | st.lists(st.integers(1, 2**41), max_size=6))
+    time = draw(st.integers(10**6, 10**9 - 1) | st.integers(10**12, NOW))
+    ages = draw(st.none() | st.lists(st.integers(1, 2**39), max_size=6))
     click = draw(st.integers(0, 1))
     return {
         "timestamp": time,
@@ -298,6 +298,13 @@ def test_a_schema_without_features() -> None:
     [
         ({"timestamp": -5}, "timestamp", "is -5; .* 0 or more"),
         ({"timestamp": None}, "timestamp", "is null"),
+        ({"timestamp": NOW // 1000}, "timestamp", "is 1700000000, which reads as seconds; .*multiply it by 1,000"),
+        ({"timestamp": 10**9}, "timestamp", "reads as seconds"),
+        ({"timestamp": 10**11 - 1}, "timestamp", "reads as seconds"),
+        ({"timestamp": NOW * 1000}, "timestamp", "reads as microseconds; .*divide it by 1,000 in"),
+        ({"timestamp": NOW * 10**6}, "timestamp", "reads as nanoseconds; .*divide it by 1,000,000"),
+        ({"timestamp": 2**42}, "timestamp", "2109-.*more than a day ahead of now"),
+        ({"seen_time": [NOW // 1000 - 1, NOW // 1000]}, "seen_time", "'seen' has time 1699999999, which reads as sec"),
         ({"user_id": None}, "user_id", "is null"),
         ({"item_id": None}, "item_id", "is null"),
         ({"click": 2}, "click", "is 2; it must be 0 or 1"),

@@ -1,10 +1,10 @@
 import gc
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -326,24 +326,26 @@ def test_no_thread_is_left_after_the_end_or_an_error(tmp_path: Path) -> None:
 def test_wait_seconds_counts_waiting_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = _write(tmp_path, [20], row_group=20)
 
-    def slow(table: pa.Table, schema: Schema) -> Batch:
-        time.sleep(0.02)
-        return to_batch(table, schema)
+    clock = 0.0
+    monkeypatch.setattr(stream_module, "time", SimpleNamespace(perf_counter=lambda: clock))
 
-    monkeypatch.setattr(stream_module, "to_batch", slow)
-    hungry = EventStream(files, SCHEMA, batch_size=2)
-    list(hungry)
-    assert hungry.wait_seconds > 0.15
-    busy = EventStream(files, SCHEMA, batch_size=2)
-    for _ in busy:
-        time.sleep(0.04)
-    assert busy.wait_seconds < hungry.wait_seconds / 2
+    class Slow(stream_module._Prefetcher[Batch]):
+        def __next__(self) -> Batch:
+            nonlocal clock
+            clock += 1
+            return super().__next__()
+
+    monkeypatch.setattr(stream_module, "_Prefetcher", Slow)
+    stream = EventStream(files, SCHEMA, batch_size=2)
+    for _ in stream:
+        clock += 100  # the step's own time
+    assert stream.wait_seconds == 11  # ten batches and the end
 
 
 def test_memory_is_bounded_even_with_one_giant_row_group(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = ("timestamp", "user_id", "item_id", "word")
-    table = pa.table({name: rng.integers(0, 2**40, 1_000_000) for name in names})
+    table = pa.table({name: rng.integers(10**12, 2**40, 1_000_000) for name in names})
     path = tmp_path / "giant.parquet"
     pq.write_table(table, path, row_group_size=len(table), compression="none")
     schema = SCHEMA.select(features=("word",), labels=())
