@@ -16,10 +16,18 @@ from hypothesis import strategies as st
 
 from embedding_store import EmbeddingStore, InvalidVectorsError, Series, SpaceMismatchError, WriterClosedError
 from recsys.config import AGGREGATIONS
+from recsys.dates import DAY_MS
 from recsys.refresh.aggregate import Aggregation, aggregate, expired
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series, is_in
 
-DAY = 86_400_000
+FIRST = 19_000
+
+
+def end(day: int) -> int:
+    """The end of a day, ms; days are counted from one of this age."""
+    return (FIRST + day + 1) * DAY_MS
+
+
 IDS = (0, 1, -1, 7, 2**40, 2**63 - 1, -(2**63))
 
 
@@ -169,7 +177,7 @@ def number(day: int, entities: int) -> torch.Tensor:
 
 def run_day(pair: tuple[Series, Series], how: Aggregation, day: int, ids: list[int], delivery: int = 0) -> DayWriter:
     """Publish a day in blocks of two entities."""
-    aggregator = Aggregator(*pair, how, day=day, as_of=(day + 1) * DAY, space="ctr-1")
+    aggregator = Aggregator(*pair, how, day=day, as_of=end(day), space="ctr-1")
     vectors = torch.tensor([vector(who, day, delivery) for who in ids]).reshape(-1, 3)
     with aggregator.writer(len(ids)) as writer:
         for start in range(0, len(ids), 2):
@@ -270,7 +278,7 @@ def crash_between_commits(pair: tuple[Series, Series], how: Aggregation, day: in
         raise OSError("no space left on disk")
 
     with ExitStack() as stack:
-        aggregator = Aggregator(*pair, how, day=day, as_of=(day + 1) * DAY, space="ctr-1")
+        aggregator = Aggregator(*pair, how, day=day, as_of=end(day), space="ctr-1")
         writer = stack.enter_context(aggregator.writer(len(ids)))
         writer.append(aggregator.blend(torch.tensor(ids), torch.ones(len(ids), 3), number(day, len(ids))))
         writer.finish()
@@ -296,7 +304,7 @@ def test_the_last_event_by_time_counts_whatever_day_brings_it(tmp_path: Path, de
     pair, how = open_series(tmp_path), Aggregation(method="latest", delta_below=delta_below, time_to_live_days=4)
     run_day(pair, how, 2, [1, 2])
     run_day(pair, how, 4, [1])
-    aggregator = Aggregator(*pair, how, day=5, as_of=6 * DAY, space="ctr-1")
+    aggregator = Aggregator(*pair, how, day=5, as_of=end(5), space="ctr-1")
     with aggregator.writer(4) as writer:
         days = torch.tensor([3, 3, 3, 5])
         writer.append(aggregator.blend(torch.tensor([1, 2, 3, 4]), torch.full((4, 3), 9.0), days))
@@ -317,7 +325,7 @@ def test_several_series_commit_together_or_not_at_all(tmp_path: Path) -> None:
         with ExitStack() as stack:
             writers = {}
             for name, pair in pairs.items():
-                aggregator = Aggregator(*pair, how, day=1, as_of=DAY, space="ctr-1")
+                aggregator = Aggregator(*pair, how, day=1, as_of=end(0), space="ctr-1")
                 writers[name] = stack.enter_context(aggregator.writer(2))
                 writers[name].append(aggregator.blend(torch.tensor([1, 2]), torch.ones(2, 3), number(1, 2)))
             for writer in writers.values():
@@ -334,7 +342,7 @@ def test_several_series_commit_together_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_failed_day_leaves_nothing_behind(tmp_path: Path) -> None:
     pair, how = open_series(tmp_path), Aggregation()
-    aggregator = Aggregator(*pair, how, day=1, as_of=DAY, space="ctr-1")
+    aggregator = Aggregator(*pair, how, day=1, as_of=end(0), space="ctr-1")
     with pytest.raises(InvalidVectorsError, match="id 2"), aggregator.writer(2) as writer:
         writer.append(aggregator.blend(torch.tensor([1, 2]), torch.tensor([[1.0] * 3, [math.inf] * 3]), number(1, 2)))
     assert pair[0].versions() == pair[1].versions() == []
@@ -343,7 +351,7 @@ def test_a_failed_day_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_append_after_finish_is_refused(tmp_path: Path) -> None:
     pair = open_series(tmp_path)
-    aggregator = Aggregator(*pair, Aggregation(), day=1, as_of=DAY, space="ctr-1")
+    aggregator = Aggregator(*pair, Aggregation(), day=1, as_of=end(0), space="ctr-1")
     blended = aggregator.blend(torch.tensor([1]), torch.ones(1, 3), number(1, 1))
     with aggregator.writer(1) as writer:
         writer.append(blended)
@@ -357,8 +365,8 @@ def test_two_spaces_are_not_averaged(tmp_path: Path) -> None:
     pair, how = open_series(tmp_path), Aggregation()
     run_day(pair, how, 1, [1, 2])
     with pytest.raises(SpaceMismatchError, match="'ctr-1', the day's vectors are in 'ctr-2'"):
-        Aggregator(*pair, how, day=2, as_of=3 * DAY, space="ctr-2")
-    fresh = Aggregator(*pair, how, day=2, as_of=3 * DAY, space="ctr-2", fresh=True)
+        Aggregator(*pair, how, day=2, as_of=end(2), space="ctr-2")
+    fresh = Aggregator(*pair, how, day=2, as_of=end(2), space="ctr-2", fresh=True)
     with fresh.writer(1) as writer:
         writer.append(fresh.blend(torch.tensor([2]), torch.ones(1, 3), number(2, 1)))
     assert writer.snapshot.space == "ctr-2"
@@ -374,7 +382,7 @@ def test_a_rotation_carries_the_old_space_over(tmp_path: Path) -> None:
     old = torch.tensor([vector(1, 1), vector(2, 1)]) @ turn
     expected = old.clone()
     for day in (2, 3):
-        aggregator = Aggregator(*pair, how, day=day, as_of=(day + 1) * DAY, space="ctr-2", rotation=turn)
+        aggregator = Aggregator(*pair, how, day=day, as_of=end(day), space="ctr-2", rotation=turn)
         with aggregator.writer(1) as writer:
             writer.append(aggregator.blend(torch.tensor([2]), torch.ones(1, 3), number(day, 1)))
         expected[1] = 0.5 * expected[1] + 0.5
@@ -386,7 +394,7 @@ def test_a_rotation_carries_the_old_space_over(tmp_path: Path) -> None:
 def test_a_series_without_activity_goes_on(tmp_path: Path) -> None:
     """Published by other means: each vector counts as one day's, of the day it was published as of."""
     pair = open_series(tmp_path)
-    with pair[0].write(as_of=5 * DAY, space="ctr-1") as writer:
+    with pair[0].write(as_of=end(4), space="ctr-1") as writer:
         writer.append(torch.tensor([1, 2]), torch.tensor([vector(1, 0), vector(2, 0)]))
     how = Aggregation(method="average", time_to_live_days=4)
     model = Model(how, {who: (vector(who, 0), 4, 1) for who in (1, 2)})
@@ -410,7 +418,7 @@ def test_ranks_share_the_work(tmp_path: Path) -> None:
     pair, how = open_series(tmp_path), Aggregation()
     run_day(pair, how, 1, [1, 2, 3, 4])
     ids, today = torch.tensor([1, 2, 3, 5]), torch.randn(4, 3)
-    ranks = [Aggregator(*open_series(tmp_path), how, day=2, as_of=3 * DAY, space="ctr-1") for _ in range(2)]
+    ranks = [Aggregator(*open_series(tmp_path), how, day=2, as_of=end(2), space="ctr-1") for _ in range(2)]
     shares = [rank.blend(ids[i::2], today[i::2], number(2, 2)) for i, rank in enumerate(ranks)]
     alone = ranks[0].blend(ids, today, number(2, 4))
     for i, share in enumerate(shares):
