@@ -60,10 +60,9 @@ class LocalStorage:
         return str(self.root / path)
 
     def names(self, folder: str = "") -> list[str]:
-        try:
+        with suppress(MissingFileError), self._errors(folder):
             return sorted(name for name in os.listdir(self.root / folder) if not name.startswith("."))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return []
 
     def entries(self, folder: str = "") -> list[Entry]:
         found = []
@@ -107,8 +106,9 @@ class LocalStorage:
     def put_new(self, path: str, data: bytes) -> None:
         target = self.root / path
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        file = self._open_new(temporary)
         try:
-            with self._open_new(temporary) as file:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -163,7 +163,11 @@ class LocalStorage:
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             self._make_folder(folder.parent)
-            folder.mkdir(exist_ok=True)
+            try:
+                folder.mkdir(exist_ok=True)
+            except FileExistsError:  # which a caller would take for a file that somebody else has put
+                message = "is a file, a pipe or a dead link, not a folder: move it"
+                raise FileFormatError(str(folder), message) from None
             _sync(folder.parent)
 
 

@@ -213,4 +213,4 @@ def test_nor_when_more_run_at_once(files: dict[str, bytes]):
     choice = random.Random(0)
     for _ in range(60):
         runs = [keep_one, lambda found: keep_one(found), tag("prod", 3), tag("canary", 1), roll_back, take_back]
-        walk(files, choice.sample(runs, 4), check, choice)
+        walk(files, choice.sample(runs, 4), check, choice)  # `check` asserts after every step

@@ -21,6 +21,7 @@ from embedding_store import (
     InvalidArgumentError,
     MissingFileError,
     StorageAccessError,
+    StoreError,
 )
 from embedding_store.format.manifest import manifest_path
 from embedding_store.native.mapping import crc32c_blocks
@@ -252,3 +253,17 @@ def test_what_is_no_file_is_named_and_not_waited_for(
     make(path)
     with pytest.raises(error, match=message):
         EmbeddingStore(tmp_path).series("user_ctr").latest().load().lookup(torch.tensor([1]))
+
+
+@pytest.mark.parametrize("make", [Path.touch, make_pipe, make_link_to_itself, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize("folder", ["data", "manifests", "tags"])
+def test_what_stands_in_the_place_of_a_folder_is_named(tmp_path: Path, make: Callable[[Path], None], folder: str):
+    series = EmbeddingStore(tmp_path).create("user_ctr", dim=3)
+    make(tmp_path / "user_ctr" / folder)
+
+    def publish_and_tag() -> None:
+        publish(series, 1, [1])
+        series.tag("prod", 1)
+
+    with pytest.raises(StoreError, match=rf"user_ctr/{folder}\b"):
+        publish_and_tag()
