@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from embedding_store import EmbeddingStore
+from embedding_store import EmbeddingStore, Series
 from recsys.config import DaysConfig, RefreshConfig, SpansConfig, StudyConfig, TrainConfig
 from recsys.folders import store_folder
+from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
 from recsys.refresh.records import Ledger, Record
 from recsys.train.distributed import Environment
@@ -95,3 +96,12 @@ def contents(out: Path) -> dict[str, Any]:
             assert torch.equal(table.ids(), active.ids())
             found[name, "activity", as_of] = active.lookup(active.ids())[0].tolist()
     return found
+
+
+def series(out: Path, name: str = "user_ctr") -> Series:
+    return EmbeddingStore(store_folder(out)).series(name)
+
+
+def refresh(config: RefreshConfig, data: Path, out: Path, **options: Any) -> list[str]:
+    """Refresh; the days whose cycles were run."""
+    return [record.day for record in refresh_upstream(config, data, out, **options)]

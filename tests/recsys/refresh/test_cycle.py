@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, Series, SeriesExistsError, SpaceMismatchError, TagMovedError
-from recsys.config import ConfigError, RefreshConfig
+from embedding_store import SeriesExistsError, SpaceMismatchError, TagMovedError
+from recsys.config import ConfigError
 from recsys.data.errors import DataError
 from recsys.dates import day_number
 from recsys.folders import store_folder
@@ -28,6 +28,8 @@ from tests.recsys.refresh.daily_example import (
     contents,
     daily_config,
     records,
+    refresh,
+    series,
     snapshots,
     start_run,
     write_day,
@@ -35,36 +37,7 @@ from tests.recsys.refresh.daily_example import (
 from tests.recsys.refresh.example import LAST, MODEL
 
 CONFIG = daily_config()
-
-
-@pytest.fixture(autouse=True)
-def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than a tiny cycle; the module's own fixture, which runs before this, does draw."""
-    monkeypatch.setattr(cycle_module.quality_page, "write_pages", lambda folder, upstream: None)
-
-
-def series(out: Path, name: str = "user_ctr") -> Series:
-    return EmbeddingStore(store_folder(out)).series(name)
-
-
-def refresh(config: RefreshConfig, data: Path, out: Path, **options: object) -> list[str]:
-    """Refresh; the days whose cycles were run."""
-    return [record.day for record in refresh_upstream(config, data, out, **options)]
-
-
-@pytest.fixture(scope="module")
-def two_days(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -> tuple[Path, Path]:
-    """Data and run after two days; no test changes them."""
-    data, out = start_run(tmp_path_factory.mktemp("two_days"), DAYS[:2], environment)
-    assert refresh(CONFIG, data, out, every=True) == DAYS[:2]
-    return data, out
-
-
-@pytest.fixture
-def run(two_days: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of its own of data and run after two days."""
-    data, out = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in two_days)
-    return data, out
+pytestmark = pytest.mark.usefixtures("no_pages")
 
 
 def test_days_one_by_one(two_days: tuple[Path, Path]) -> None:

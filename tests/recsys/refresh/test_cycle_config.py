@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from embedding_store import EmbeddingStore
-from recsys.config import GateConfig, RefreshConfig, RetentionConfig
+from recsys.config import GateConfig, RetentionConfig
 from recsys.folders import store_folder
 from recsys.refresh import cycle as cycle_module
-from recsys.refresh.cycle import refresh_upstream
 from recsys.train.distributed import Environment
 from tests.recsys.refresh.daily_example import (
     DAILY,
@@ -18,6 +17,7 @@ from tests.recsys.refresh.daily_example import (
     PLAIN,
     contents,
     daily_config,
+    refresh,
     snapshots,
     start_run,
     write_day,
@@ -34,11 +34,6 @@ def run(tmp_path: Path, environment: Environment, monkeypatch: pytest.MonkeyPatc
     data, out = start_run(tmp_path / "run", DAYS[:2], environment)
     assert refresh(CONFIG, data, out, every=True) == DAYS[:2]
     return data, out
-
-
-def refresh(config: RefreshConfig, data: Path, out: Path, **options: object) -> list[str]:
-    """Refresh; the days whose cycles were run."""
-    return [record.day for record in refresh_upstream(config, data, out, **options)]
 
 
 def versions(out: Path, name: str = "user_ctr") -> list[int]:

@@ -8,57 +8,23 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, Series
 from recsys.config import GateConfig, RefreshConfig
 from recsys.downstream.features import PointInTimeSeries
-from recsys.folders import store_folder
 from recsys.refresh import cycle as cycle_module
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
-from recsys.train.distributed import Environment
 from tests.recsys.refresh.daily_example import (
     DAILY,
     DAYS,
     PLAIN,
     daily_config,
     records,
-    start_run,
+    refresh,
+    series,
     write_day,
 )
 
-CONFIG = daily_config()
-
-
-@pytest.fixture(autouse=True)
-def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than a tiny cycle; the module's own fixture, which runs before this, does draw."""
-    monkeypatch.setattr(cycle_module.quality_page, "write_pages", lambda folder, upstream: None)
-
-
-def series(out: Path, name: str = "user_ctr") -> Series:
-    return EmbeddingStore(store_folder(out)).series(name)
-
-
-def refresh(config: RefreshConfig, data: Path, out: Path, **options: object) -> list[str]:
-    """Refresh; the days whose cycles were run."""
-    return [record.day for record in refresh_upstream(config, data, out, **options)]
-
-
-@pytest.fixture(scope="module")
-def two_days(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -> tuple[Path, Path]:
-    """Data and run after two days; no test changes them."""
-    data, out = start_run(tmp_path_factory.mktemp("two_days"), DAYS[:2], environment)
-    assert refresh(CONFIG, data, out, every=True) == DAYS[:2]
-    return data, out
-
-
-@pytest.fixture
-def run(two_days: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of its own of data and run after two days."""
-    data, out = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in two_days)
-    return data, out
-
-
+pytestmark = pytest.mark.usefixtures("no_pages")
 GATED = daily_config(aggregation="latest", gates=GateConfig(max_drift=0.6))
 
 
