@@ -115,7 +115,7 @@ def test_killed_at_any_time(unbroken: tuple[Path, Path], start: Callable[..., Ba
     _assert_same(out, expected)
 
 
-@pytest.mark.parametrize("step", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("step", [6, 8, 10, 12, 14])
 def test_killed_in_a_correction_that_is_followed_by_another(
     unbroken: tuple[Path, Path], start: Callable[..., BaseProcess], tmp_path: Path, step: int
 ) -> None:
