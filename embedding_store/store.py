@@ -100,7 +100,8 @@ class EmbeddingStore:
         """Let go of a series that has never had a snapshot; whether it was one. Nobody else may be writing to it."""
         empty = self.series(name).next_version == 1
         if empty:
-            self._storage.delete(f"{name}/{DESCRIPTION}")
+            self._storage.delete(f"{name}/{DESCRIPTION}")  # first: without it there is no series
+            self._storage.delete_folder(name)
         return empty
 
     def clean(self, grace: timedelta = CLEAN_GRACE) -> list[str]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from embedding_store import arguments
 from embedding_store.arguments import integer
 from embedding_store.dtypes import DTYPES, decode
 from embedding_store.errors import ChecksumError, MissingFileError, PinMismatchError
@@ -134,17 +135,44 @@ class Snapshot:
         Raises:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
+            InvalidArgumentError, NativeLibraryError: no such device, or no lookup for its kind.
         """
-        table = self._healed(lambda: self._load(device, verify, gpu_bytes, hot_ids))
-        table.reload = partial(self.load, device, gpu_bytes=gpu_bytes, hot_ids=hot_ids)
+        place = arguments.device(device)
+        table = self._healed(lambda: self._load(place, verify, gpu_bytes, hot_ids))
+        table.reload = partial(self.load, place, gpu_bytes=gpu_bytes, hot_ids=hot_ids)
         return table
 
-    def _load(self, device: torch.device | str, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None) -> Table:
+    def load_checked(
+        self,
+        device: torch.device | str,
+        progress: Callable[[int, int], bool | None] | None = None,
+        *,
+        background: bool = False,
+    ) -> Table:
+        """As `load`, with every block that has not been checked yet checked now: no lookup finds changed bytes later.
+
+        Args:
+            device: where lookups take place.
+            progress, background: of `Mapping.check`, which may end early by them.
+
+        Raises:
+            StoreError: as `load`.
+        """
+
+        def load() -> Table:
+            table = self.load(device)
+            if table.mapping is not None:
+                table.mapping.check(progress, background=background)
+            return table
+
+        return self._healed(load)
+
+    def _load(self, device: torch.device, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None) -> Table:
         mapping, header = self._map(anew=verify)
         if verify:
             check_all(self._storage, self.manifest, mapping)
         layout = table_layout(self.manifest, mapping.starts, header)
-        if torch.device(device).type == "cpu" and gpu_bytes is None:
+        if device.type == "cpu" and gpu_bytes is None:
             return Table(self.manifest, mapping.storage, layout, mapping=mapping)
         from embedding_store.read.tiered import TieredTable
         from embedding_store.read.upload import upload, upload_tiered  # not needed where only the CPU serves

@@ -102,7 +102,8 @@ def upload_tiered(
 def _check_kind(device: torch.device) -> None:
     """Better refused now than by the first lookup, after gigabytes were copied."""
     library()
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("embedding_store::lookup", device.type.upper()):
+    kernels = torch._C._dispatch_has_kernel_for_dispatch_key
+    if device.type not in ("cpu", "cuda") or not kernels("embedding_store::lookup", device.type.upper()):
         raise NativeLibraryError(
             f"there is no lookup for device {str(device)!r}: for CUDA, install the CUDA toolkit's nvcc and build with "
             "`make install` or `pip install --no-build-isolation .`, and use a torch with CUDA on a machine with a GPU"

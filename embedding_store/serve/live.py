@@ -249,10 +249,8 @@ class LiveTable:
         """Load and check: with all threads at first, when nobody reads yet, else (`until`: to break off) unnoticed."""
         tables = {}
         for name, snapshot in snapshots.items():
-            tables[name] = table = snapshot.load(self._device)
-            if table.mapping is not None:
-                go_on = None if until is None else lambda *_: not until.is_set()
-                table.mapping.check(go_on, background=until is not None)
+            go_on = None if until is None else lambda *_: not until.is_set()
+            tables[name] = snapshot.load_checked(self._device, go_on, background=until is not None)
         first = next(iter(snapshots.values()))
         return _Generation(first.version, first.as_of, first.space, MappingProxyType(tables))
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore
+from embedding_store import EmbeddingStore, Snapshot
 from embedding_store.cli.main import main
 from tests.embedding_store.helpers import folder, publish
 
@@ -184,6 +184,18 @@ def test_verify(capsys, path: str, store: EmbeddingStore):
     assert [bool(row["error"]) for row in json.loads(out)] == [True, True]
 
 
+def test_verify_goes_on_after_a_file_that_the_disk_refuses(capsys, path: str, monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: Snapshot) -> None:
+        if self.series == "user_ctr":
+            raise OSError(5, "Input/output error", "/a/b")
+
+    monkeypatch.setattr(Snapshot, "verify", refuse)
+    code, out, _ = run(capsys, "verify", path, "--json")
+    assert code == 1
+    assert [bool(row["error"]) for row in json.loads(out)] == [row["series"] == "user_ctr" for row in json.loads(out)]
+    assert "Input/output error: '/a/b'" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -230,6 +242,7 @@ def test_a_failed_import_leaves_no_series(capsys, tmp_path: Path):
     assert (code, err.count("\n")) == (1, 1)
     assert "1 ids were appended more than once" in err
     assert EmbeddingStore(tmp_path / "store").list() == []
+    assert list((tmp_path / "store").iterdir()) == []
     assert run(capsys, *command, "--duplicates", "last")[0] == 0
     assert run(capsys, *command)[0] == 1
     assert EmbeddingStore(tmp_path / "store").series("x").versions() == [1], "a series that was there stays"

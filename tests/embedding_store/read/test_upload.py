@@ -149,6 +149,10 @@ def test_a_device_without_a_lookup_is_refused_before_anything_is_copied(series: 
     for options in ({}, {"gpu_bytes": 2**20}):
         with pytest.raises(NativeLibraryError, match=r"no lookup for device 'cuda:1': for CUDA, install .* nvcc"):
             snapshot.load("cuda:1", **options)
+        with pytest.raises(NativeLibraryError, match="no lookup for device 'meta'"):
+            snapshot.load("meta", **options)
+        with pytest.raises(InvalidArgumentError, match="device is 'gpu'; use cpu or cuda"):
+            snapshot.load("gpu", **options)
 
 
 def test_a_budget_below_the_index_is_refused(series: Series):

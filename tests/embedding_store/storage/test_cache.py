@@ -19,6 +19,7 @@ from embedding_store import (
     ChecksumError,
     EmbeddingStore,
     FileSizeError,
+    LiveTable,
     MissingFileError,
     Snapshot,
     StorageAccessError,
@@ -241,6 +242,14 @@ def test_a_damaged_copy_is_fetched_anew(snapshot: Snapshot, read: Callable[[Snap
     snapshot.load()
     before = damage(snapshot)
     read(snapshot)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_live_table_begins_over_a_damaged_copy(snapshot: Snapshot, url: str, tmp_path: Path):
+    snapshot.load()
+    before = damage(snapshot)
+    with LiveTable(EmbeddingStore(url, cache=tmp_path / "cache").series("user_ctr")) as live:
+        assert live.lookup(torch.arange(1000))[1].all()
     assert {file: file.read_bytes() for file in before} == before
 
 
