@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
-import os
 import subprocess
 import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,52 +23,13 @@ from embedding_store import (
     TagNotFoundError,
     VersionNotFoundError,
 )
-from embedding_store.native.mapping import Mapping
 from tests.embedding_store.helpers import folder
-
-IDS = torch.arange(-500, 500)
-NEVER = 3600.0
-"""An interval that does not end during a test: only `refresh` looks."""
+from tests.embedding_store.serve.following import IDS, NEVER, eventually, publish, spoil, version_of
 
 
 @pytest.fixture
 def items(store: EmbeddingStore) -> Series:
     return store.create("item_ctr", dim=3)
-
-
-def publish(series: Series, as_of: int | None = None, space: str = "ctr-1") -> Snapshot:
-    """A snapshot all of whose values are its version."""
-    version = max(series.versions(), default=0) + 1
-    with series.write(as_of=version if as_of is None else as_of, space=space) as writer:
-        writer.append(IDS, torch.full((len(IDS), series.dim), float(version)))
-    return writer.snapshot
-
-
-def version_of(lookup: Callable) -> float:
-    """The version that a whole lookup is of; fails if it is of several or of none."""
-    vectors, found = lookup(IDS)
-    assert bool(found.all())
-    low, high = (float(x) for x in vectors.aminmax())
-    assert low == high, f"a lookup of versions {low} and {high}"
-    return low
-
-
-def spoil(snapshot: Snapshot, series: Series) -> None:
-    """Flip a bit of every data file."""
-    for file in snapshot.manifest.data:
-        path = folder(series) / file.path
-        path.chmod(0o600)
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-
-
-def eventually(condition: Callable[[], object], seconds: float = 600.0) -> None:
-    """Wait until it holds; fail if it does not."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def test_follows_the_newest_version(series: Series):
@@ -290,112 +246,3 @@ def test_another_schema_is_refused_not_followed(series: Series):
         assert isinstance(status.error, SchemaChangedError)
         assert "version 2 of user_ctr has dim 5, dtype float32" in str(status.error)
         assert live.lookup(IDS)[0].shape == (len(IDS), 3)
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
-def test_memory_of_the_old_version_is_given_back(series: Series):
-    def mapped(snapshot: Snapshot) -> bool:
-        maps = Path("/proc/self/maps").read_text()
-        return any(file.path in maps for file in snapshot.manifest.data)
-
-    first = publish(series)
-    with LiveTable(series, interval=NEVER) as live:
-        held = live.tables()
-        second = publish(series)
-        live.refresh()
-        gc.collect()
-        assert mapped(first)  # a reader still has it
-        assert version_of(held["user_ctr"].lookup) == 1
-        del held
-        assert not mapped(first)
-        assert mapped(second)
-        spoil(third := publish(series), series)
-        assert live.refresh().error is not None
-        assert not mapped(third)
-        publish(series)
-        with LiveTable(series, interval=0.01) as other:
-            table = weakref.ref(other.tables()["user_ctr"])
-            publish(series)
-            eventually(lambda: other.status.version == 5 and table() is None)
-    del live
-    assert not mapped(second)
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
-def test_thousands_of_swaps_leak_nothing(series: Series):
-    publish(series)
-    publish(series)
-    series.tag("prod", 1)
-
-    def resources() -> tuple[int, int, int]:
-        gc.collect()
-        maps = Path("/proc/self/maps").read_text().count(str(folder(series)))
-        return len(os.listdir("/proc/self/fd")), threading.active_count(), maps
-
-    with LiveTable(series, tag="prod", interval=NEVER) as live:
-        live.refresh()
-        before = resources()
-        for swap in range(2000):
-            version = 2 - swap % 2
-            series.tagged = lambda _, version=version: series.version(version)  # type: ignore[method-assign]
-            assert live.refresh().version == version
-        assert live.status.swaps == 2000
-        assert resources() == before
-
-
-def test_the_thread_ends_with_close_and_with_the_last_reference(series: Series):
-    publish(series)
-    closed, dropped = LiveTable(series, interval=0.001), LiveTable(series, interval=NEVER)
-    threads = closed._thread, dropped._thread
-    assert all(thread.is_alive() and thread.daemon for thread in threads)
-    closed.close()
-    closed.close()
-    del dropped
-    assert not any(thread.is_alive() for thread in threads)
-
-
-def test_close_breaks_off_a_check(series: Series, monkeypatch: pytest.MonkeyPatch):
-    publish(series)
-    begun = threading.Event()
-
-    def check_without_end(_: Mapping, progress: Callable[[int, int], bool], *, background: bool) -> None:
-        assert background
-        begun.set()
-        while progress(0, 1):
-            time.sleep(0.001)
-
-    with LiveTable(series, interval=0.001) as live:
-        monkeypatch.setattr(Mapping, "check", check_without_end)
-        publish(series)
-        assert begun.wait(600)
-        assert version_of(live.lookup) == 1
-    assert not live._thread.is_alive()
-    assert (live.status.version, live.status.error) == (1, None)
-
-
-PROCESS = """
-import os, sys, time, torch
-from embedding_store import EmbeddingStore, LiveTable
-series = EmbeddingStore(sys.argv[1]).series("user_ctr")
-live = LiveTable(series, interval=0.001)
-closed = LiveTable(series, interval=0.001)
-closed.close()
-child = os.fork()
-if child == 0:
-    with series.write(as_of=2, space="ctr-1") as writer:
-        writer.append(torch.tensor([1]), torch.full((1, 3), 2.0))
-deadline = time.monotonic() + 600
-while live.status.version != 2:
-    assert time.monotonic() < deadline and live.status.following
-    time.sleep(0.001)
-assert live.lookup(torch.tensor([1]))[0].tolist() == [[2.0] * 3]
-assert closed.status.version == 1 and not closed.status.following
-if child:
-    assert os.waitpid(child, 0)[1] == 0
-"""
-
-
-def test_a_forked_child_follows_on_its_own_and_both_exit_cleanly(series: Series, store: EmbeddingStore):
-    publish(series)
-    done = subprocess.run([sys.executable, "-c", PROCESS, str(store.path)], capture_output=True, text=True, timeout=900)
-    assert (done.returncode, done.stderr) == (0, "")
