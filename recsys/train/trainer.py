@@ -19,12 +19,12 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.identity import code_version, differences
 from recsys.train import checkpoint
 from recsys.train.best import BestState
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
-from recsys.identity import code_version, differences
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.log import RunLog
 from recsys.train.optimizer import build_optimizer
@@ -171,6 +171,17 @@ class _Run:
             environment=self.environment,
         )
 
+    def result(self, clock: Clock, best: BestState | None) -> TrainResult:
+        """What the run leaves behind."""
+        return TrainResult(
+            model=self.model,
+            steps=self.step,
+            samples_per_second=clock.samples_per_second,
+            input_wait_fraction=clock.input_wait_fraction,
+            metrics=self.record,
+            scores=() if best is None else tuple(best.scores),
+        )
+
     def interrupted(self, stop: StopSignals) -> Interrupted:
         """What to raise when a signal asked the run to stop; rank 0 says how to go on."""
         assert stop.received is not None
@@ -241,14 +252,7 @@ def fit(
             raise
     if best is not None:
         best.restore()
-    return TrainResult(
-        model=run.model,
-        steps=run.step,
-        samples_per_second=clock.samples_per_second,
-        input_wait_fraction=clock.input_wait_fraction,
-        metrics=run.record,
-        scores=() if best is None else tuple(best.scores),
-    )
+    return run.result(clock, best)
 
 
 def _prepare(
