@@ -200,7 +200,7 @@ def test_other_code_is_a_warning(
 ) -> None:
     interrupted(log, tmp_path, monkeypatch)
     monkeypatch.setattr("recsys.train.trainer.code_version", lambda: "99")
-    train_upstream(config(checkpoint_every=4), "ctr", log, tmp_path)
+    train_upstream(config(checkpoint_every=4), log, tmp_path)
     assert re.search(r"version \S+ of this\s+package\s+wrote\s+it,\s+this\s+is\s+99", capsys.readouterr().out)
 
 
