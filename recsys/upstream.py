@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from recsys.data.files import find_files
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.folders import upstream_folder
+from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import TrainResult, fit
 
+_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every")
+"""What may change while a model is trained."""
 _SCAN_ROWS = 65_536
 """Rows of ids and labels that are read at once."""
 
@@ -41,7 +45,8 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
         exclusive(folder, environment),
         stage(out, f"upstream-{name}", environment),
     ):
-        result = train_on(files, schema, upstream, upstream.training, environment, out=folder, title=f"upstream {name}")
+        training, title = upstream.training, f"upstream {name}"
+        result = train_on(files, schema, upstream, training, environment, data=data, out=folder, title=title)
         if environment.is_main:
             record = {"steps": result.steps, "input_wait_fraction": result.input_wait_fraction}
             write_json(folder / "result.json", record)
@@ -54,6 +59,7 @@ def train_on(
     training: TrainConfig,
     environment: Environment,
     *,
+    data: Path,
     out: Path,
     title: str | None,
     start: Path | None = None,
@@ -68,6 +74,7 @@ def train_on(
         upstream: network and loss.
         training: the run; `upstream.training`, or other passes over the events.
         environment: this rank.
+        data: folder that the files lie below. It may be moved: what they hold and their names in it must stay.
         out: folder of the run's checkpoints and figures.
         title: name of the run in the terminal; None: quiet.
         start: the checkpoint to begin with: model and optimizer.
@@ -91,7 +98,15 @@ def train_on(
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
     task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
-    return fit(task, stream, training, environment, tasks=tasks, out=out, start=start, title=title)
+    identity = {"files": identify_files(files, data), "config": _identify_config(schema, upstream, training)}
+    return fit(task, stream, training, environment, tasks=tasks, identity=identity, out=out, start=start, title=title)
+
+
+def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainConfig) -> dict[str, str]:
+    """Everything that a model depends on but its events and the number of ranks, as key -> value."""
+    settings = {"model": asdict(upstream.model), "loss": asdict(upstream.loss), "training": asdict(training)}
+    config = flatten({"schema": asdict(schema), **settings})
+    return {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
 
 
 def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:

@@ -209,6 +209,7 @@ class _Refresh:
                 "fingerprint": cycle.fingerprint,
                 "late": dict(cycle.late),
                 "start": start,
+                "model": checkpoint.read_progress(self._out / start)["id"] if start else "",
                 "space": space,
                 "replaces": replaced.key if replaced else "",
             }
@@ -242,6 +243,7 @@ class _Refresh:
             upstream,
             training,
             self._environment,
+            data=self._data,
             out=plan.folder,
             start=self._out / plan.start if plan.start else None,
             title=f"{upstream.name} {cycle.day}",

@@ -16,7 +16,7 @@ from recsys.refresh.arms import ENTITIES
 from recsys.refresh.embed import last_events, source_files
 from recsys.refresh.publish import Content, Publisher, Timer, space_name
 from recsys.train import checkpoint
-from recsys.train.checkpoint import CheckpointError, load_model
+from recsys.train.checkpoint import CheckpointError, Loaded, load_model
 from recsys.train.distributed import Environment
 from recsys.train.sharding import shard
 
@@ -28,8 +28,8 @@ class Source:
     content: Content
     as_of: int
     """Time of the newest event or entity row of the source, ms."""
-    step: int
-    """Of the checkpoint."""
+    checkpoint: Loaded
+    """What the model was loaded from."""
 
 
 def read_source(
@@ -46,14 +46,14 @@ def read_source(
         CheckpointError: the upstream has not been trained, or by another config.
         DataError: a row that cannot be read, naming file and row.
     """
-    model, step = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
+    model, loaded = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
     events = {owner: last_events(source_files(data, upstream.source, owner), schema, owner) for owner in ENTITIES}
     as_of = max(selected.as_of for selected in events.values())
     day = number_of(as_of - 1, utc_offset_hours)
     return Source(
         Content(model=model, schema=schema, events=events, day=day, utc_offset_hours=utc_offset_hours, fresh=True),
         as_of,
-        step,
+        loaded,
     )
 
 
@@ -69,7 +69,7 @@ def publish_source(publisher: Publisher, source: Source, out: Path, upstream: st
         StoreError: the store refuses a snapshot.
     """
     path = upstream_folder(out, upstream) / "published.json"
-    publication = publisher.decide(path, {"step": source.step}, source.as_of, space_name(upstream))
+    publication = publisher.decide(path, source.checkpoint._asdict(), source.as_of, space_name(upstream))
     if not publisher.publish(publication, source.content, Timer()) and publication.done:
         return False
     publisher.move_tags(publication, path)
@@ -77,8 +77,10 @@ def publish_source(publisher: Publisher, source: Source, out: Path, upstream: st
     return True
 
 
-def load_towers(folder: Path, upstream: UpstreamConfig, schema: Schema, environment: Environment) -> tuple[DERM, int]:
-    """The model of the newest checkpoint in `folder`, to embed with, and the step it is of. A collective.
+def load_towers(
+    folder: Path, upstream: UpstreamConfig, schema: Schema, environment: Environment
+) -> tuple[DERM, Loaded]:
+    """The model of the newest checkpoint in `folder`, to embed with, and which one that is. A collective.
 
     A model that was trained in this process does not do: TorchRec's input distribution, built by its first batch,
     expects every feature in every later one, where a tower's batch holds its owner's alone.
@@ -90,8 +92,8 @@ def load_towers(folder: Path, upstream: UpstreamConfig, schema: Schema, environm
     # The name under which DermTask holds the model, so that the checkpoint's keys are the same.
     holder = nn.ModuleDict({"model": DERM(schema, upstream.model, tasks)})
     sharded = shard(holder, environment, sparse_lr=upstream.training.sparse_lr)
-    step = load_model(folder, sharded)
-    return sharded.module["model"], step
+    loaded = load_model(folder, sharded)
+    return sharded.module["model"], loaded
 
 
 def trained(out: Path, upstream: str) -> Path:

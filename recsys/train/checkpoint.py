@@ -10,9 +10,10 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.train.distributed import Environment
+from recsys.train.pieces import PiecePlanner
 
 PROGRESS = "progress.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -31,6 +33,15 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 class CheckpointError(ValueError):
     """A checkpoint that is not there, is damaged, or belongs to another model."""
+
+
+class Loaded(NamedTuple):
+    """The checkpoint that a model was loaded from."""
+
+    step: int
+    """Steps done when it was written."""
+    id: str
+    """Its own: no other checkpoint has it, of the same step of the same config or not."""
 
 
 def latest(folder: Path) -> Path | None:
@@ -74,9 +85,10 @@ def save(
     dist.barrier()
     state = _training_state(model, optimizer, metrics)
     state["rng"] = {str(environment.rank): _random_state(environment)}
-    dcp.save(state, checkpoint_id=unfinished)
+    dcp.save(state, checkpoint_id=unfinished, planner=PiecePlanner())
     if environment.is_main:
-        _write(unfinished / PROGRESS, json.dumps({**progress, "step": step, "world_size": environment.world_size}))
+        facts = {"step": step, "world_size": environment.world_size, "id": uuid.uuid4().hex}
+        _write(unfinished / PROGRESS, json.dumps({**progress, **facts}))
         unfinished.rename(final)
         _sync(folder)
         for old in _checkpoints(folder)[:-keep]:
@@ -98,12 +110,12 @@ def restore(
     own.
 
     Returns:
-        what `save` was given as progress (and `step`, `world_size`), and as metrics.
+        what `read_progress` does, and what `save` was given as metrics.
 
     Raises:
         CheckpointError: it is damaged, or belongs to another model; names the keys and shapes that differ.
     """
-    metadata, progress = _metadata(path), _progress(path)
+    metadata, progress = _metadata(path), read_progress(path)
     metrics = _blank(metadata, "metrics.", environment.device)
     state = _training_state(model, optimizer, metrics)
     _check_keys(path, state, metadata, prefixes=("model.", "optimizer."), collective=True)
@@ -117,7 +129,7 @@ def restore(
     return progress, metrics
 
 
-def load_model(folder: Path, model: nn.Module) -> int:
+def load_model(folder: Path, model: nn.Module) -> Loaded:
     """Load only the model from a checkpoint, say for inference.
 
     Args:
@@ -126,7 +138,7 @@ def load_model(folder: Path, model: nn.Module) -> int:
             sharded one, which gets this rank's shards (a collective then).
 
     Returns:
-        the step the checkpoint was written at.
+        which checkpoint it was.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it belongs to another model.
@@ -134,13 +146,13 @@ def load_model(folder: Path, model: nn.Module) -> int:
     path = folder if _NAME.fullmatch(folder.name) else latest(folder)
     if path is None:
         raise CheckpointError(f"{folder}: no checkpoint there; train the model first")
-    metadata, progress = _metadata(path), _progress(path)
+    metadata, progress = _metadata(path), read_progress(path)
     state = {"model": model.state_dict()}
     collective = any(isinstance(value, ShardedTensor) for value in state["model"].values())
     _check_keys(path, state, metadata, prefixes=("model.",), collective=collective)
     _load(path, state, no_dist=not collective)
     model.load_state_dict(state["model"])
-    return int(progress["step"])
+    return Loaded(int(progress["step"]), progress["id"])
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -196,7 +208,8 @@ def _load(path: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
         ) from error
 
 
-def _progress(path: Path) -> dict[str, Any]:
+def read_progress(path: Path) -> dict[str, Any]:
+    """What `save` was given as progress, and `step`, `world_size` and `id`. Raises CheckpointError if damaged."""
     try:
         return json.loads((path / PROGRESS).read_text())
     except (OSError, ValueError) as error:

@@ -50,6 +50,10 @@ class TableSize:
         return self.rows * (self.dim + 1) * 4
 
 
+_COLLECTED_BYTES = 64 * 2**20
+"""Tables of more than this are worth the tenths of a second in which the collector walks all objects."""
+
+
 class _BagSharder(EmbeddingBagCollectionSharder):
     """TorchRec's, but for the sharding types: it offers row-wise on CUDA only, though gloo runs it."""
 
@@ -116,7 +120,8 @@ def shard(
     plan = _plan(planner, task, sharders, topology)
     if environment.world_size == 1:
         _place(plan, environment.device)
-    gc.collect()  # a sharded model that is not used any more has circles of references, and may be as large as this one
+    if sum(parameter.nbytes for parameter in task.parameters() if parameter.is_meta) > _COLLECTED_BYTES:
+        gc.collect()  # a sharded model that is not used any more has circles of references, and may be as large as this
     return DistributedModelParallel(task, device=environment.device, plan=plan, sharders=sharders)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,8 +19,10 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.identity import code_version, differences
 from recsys.train import checkpoint
 from recsys.train.best import BestState
+from recsys.train.checkpoint import CheckpointError
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted, StopSignals
@@ -82,6 +84,8 @@ class _Run:
     metrics: Metrics
     steps_per_epoch: int
     total_steps: int
+    identity: Mapping[str, Mapping[str, str]]
+    """What the run is of: `files` and `config`."""
     step: int = 0
     """Steps done. Differs from `position` only after a resume on another number of ranks."""
     position: int = 0
@@ -121,6 +125,7 @@ class _Run:
             draw_tables(self.model, self.config.seed)
         if path is None:
             return ""
+        note = self._check_identity(path)
         progress, sums = checkpoint.restore(
             path, model=self.model, optimizer=self.optimizer, environment=self.environment
         )
@@ -129,8 +134,21 @@ class _Run:
         # The same share of the passes, where another number of ranks cuts the events into other batches.
         self.position = round(progress["position"] * self.steps_per_epoch / progress["steps_per_epoch"])
         moved = progress["steps_per_epoch"] != self.steps_per_epoch
-        note = f", now {self.steps_per_epoch} instead of {progress['steps_per_epoch']} batches a pass" if moved else ""
+        note += f", now {self.steps_per_epoch} instead of {progress['steps_per_epoch']} batches a pass" if moved else ""
         return f"continuing from {path}{note}"
+
+    def _check_identity(self, path: Path) -> str:
+        """See that a checkpoint is of these files and this config; tell if other code wrote it."""
+        progress = checkpoint.read_progress(path)
+        parts = {name: differences(progress["identity"].get(name, {}), now) for name, now in self.identity.items()}
+        found = [f"{name}: {difference}" for name, difference in parts.items() if difference]
+        if found:
+            raise CheckpointError(
+                f"{path} is of another training. {'. '.join(found)}. Give the files and the config it was begun with, "
+                f"choose another output folder, or delete {path.parent} to train anew"
+            )
+        code, written = code_version(), progress["code"]
+        return f" (warning: version {written} of this package wrote it, this is {code})" if written != code else ""
 
     def save(self) -> None:
         """Write a checkpoint. The metrics must have been folded: that also checks that the losses are finite."""
@@ -140,6 +158,8 @@ class _Run:
             "steps_per_epoch": self.steps_per_epoch,
             "record": self.record,
             "parts": self.metrics.parts,
+            "identity": self.identity,
+            "code": code_version(),
         }
         checkpoint.save(
             self.checkpoints,
@@ -149,6 +169,17 @@ class _Run:
             metrics=self.metrics.state(),
             progress=progress,
             environment=self.environment,
+        )
+
+    def result(self, clock: Clock, best: BestState | None) -> TrainResult:
+        """What the run leaves behind."""
+        return TrainResult(
+            model=self.model,
+            steps=self.step,
+            samples_per_second=clock.samples_per_second,
+            input_wait_fraction=clock.input_wait_fraction,
+            metrics=self.record,
+            scores=() if best is None else tuple(best.scores),
         )
 
     def interrupted(self, stop: StopSignals) -> Interrupted:
@@ -171,6 +202,7 @@ def fit(
     environment: Environment,
     *,
     tasks: Sequence[str],
+    identity: Mapping[str, Mapping[str, str]] | None = None,
     out: Path | None = None,
     start: Path | None = None,
     title: str | None = "train",
@@ -187,6 +219,8 @@ def fit(
         config: learning rates, seed, steps between log lines and between checkpoints.
         environment: this rank.
         tasks: names of the T columns of the task's logits.
+        identity: what the run is of, `files` and `config` as name -> value; a checkpoint of something else is refused.
+            The number of ranks is no part of it.
         out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
         start: the checkpoint of another run to begin with its model, optimizer and random state, unless `out` has one.
         title: name of the run in the terminal; None: quiet.
@@ -195,13 +229,14 @@ def fit(
 
     Raises:
         PlanError: the tables do not fit the ranks.
-        CheckpointError: the checkpoint in `out`, or `start`, belongs to another model.
+        CheckpointError: the checkpoint in `out` is of other files or another config, or it or `start` belongs to
+            another model; names what differs.
         LossError: the loss or a score is not finite; no checkpoint of it is written.
         Interrupted: SIGINT or SIGTERM; the last checkpoint stands.
         ValueError: the stream has no batch, or `after_epoch` is given with `out`.
     """
     _check(stream, out, after_epoch)
-    run = _prepare(task, stream, config, environment, tasks, out)
+    run = _prepare(task, stream, config, environment, tasks, identity or {}, out)
     resumed = run.begin(start)
     best = None if after_epoch is None else BestState(run.model, after_epoch)
     with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
@@ -217,14 +252,7 @@ def fit(
             raise
     if best is not None:
         best.restore()
-    return TrainResult(
-        model=run.model,
-        steps=run.step,
-        samples_per_second=clock.samples_per_second,
-        input_wait_fraction=clock.input_wait_fraction,
-        metrics=run.record,
-        scores=() if best is None else tuple(best.scores),
-    )
+    return run.result(clock, best)
 
 
 def _prepare(
@@ -233,6 +261,7 @@ def _prepare(
     config: TrainConfig,
     environment: Environment,
     tasks: Sequence[str],
+    identity: Mapping[str, Mapping[str, str]],
     out: Path | None,
 ) -> _Run:
     model = shard(task, environment, sparse_lr=config.sparse_lr, batch_size=config.batch_size)
@@ -244,6 +273,7 @@ def _prepare(
         model=model,
         optimizer=build_optimizer(model, dense_lr=config.dense_lr, weight_decay=config.weight_decay),
         metrics=Metrics(tasks, environment.device),
+        identity=identity,
         steps_per_epoch=stream.steps_per_epoch,
         total_steps=stream.total_steps,
     )

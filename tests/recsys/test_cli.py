@@ -1,9 +1,11 @@
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import tomli_w
 
@@ -18,7 +20,7 @@ from recsys.refresh import cycle
 from recsys.stages import record
 from recsys.study import next_steps
 from recsys.study.ablation import ablation_jobs
-from tests.recsys.refresh.example import CONFIG, REFRESH
+from tests.recsys.refresh.example import CONFIG, REFRESH, user_rows, write_log
 
 Run = Callable[..., int]
 
@@ -239,6 +241,27 @@ def test_a_folder_with_work_of_another_config_is_refused(
     assert "choose another --out, or delete the folder" in error
     assert len(started) == 3
     assert StudyConfig.load(tmp_path / "o/config.toml") == CONFIG
+
+
+def test_a_folder_with_work_on_other_data_is_refused(
+    recsys: Run, started: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first, other = write_log(tmp_path / "first"), write_log(tmp_path / "other")
+    (path,) = (other / "users").iterdir()
+    pq.write_table(user_rows([1, 2]), path)
+    command = ("run", toml(tmp_path), "--out", tmp_path / "o", "--data")
+    assert recsys(*command, other) == 0
+    assert recsys(*command, first) == 0  # nothing had been done yet
+    record(tmp_path / "o", "upstream-ctr", 1.0)
+    capsys.readouterr()
+    assert recsys(*command, other) == 2
+    error = capsys.readouterr().err
+    assert f"holds a run on the data in {first}, not on those in {other}: users/part-0.parquet was" in error
+    assert f"Give --data {first}, or choose another --out" in error
+    moved = first.rename(tmp_path / "moved")
+    shutil.copy(moved / "events/part-0.parquet", moved / "events/part-9.parquet")
+    assert recsys(*command, moved) == 0  # the same files, and a new one
+    assert len(started) == 3
 
 
 def test_a_second_run_does_not_prepare_again(

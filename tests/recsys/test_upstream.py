@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +21,7 @@ from recsys.data.errors import DataError
 from recsys.data.schema import Feature, Label, Schema, SchemaError
 from recsys.folders import upstream_folder
 from recsys.stages import is_done, read_stages
+from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import process_group
 from recsys.upstream import count_positives, train_upstream, upstream_schema
 from tests.recsys.refresh.example import CONFIG, SCHEMA, write_log
@@ -154,6 +157,51 @@ def test_a_killed_training_goes_on_to_the_same_losses(
         sorted((upstream_folder(tmp_path / name, "ctr") / "checkpoints").iterdir()) for name in ("whole", "broken")
     ]
     assert [path.name for path in checkpoints[0]] == [path.name for path in checkpoints[1]]
+
+
+def interrupted(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **training: Any) -> None:
+    """Train until the first checkpoint is written."""
+    from recsys.train import trainer
+
+    def save(self: Any) -> None:
+        kept(self)
+        raise KeyboardInterrupt
+
+    kept = trainer._Run.save
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            train_upstream(config(checkpoint_every=4, **training), data, out)
+
+
+def test_a_training_is_not_continued_as_another(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = Path(shutil.copytree(log, tmp_path / "data")), tmp_path / "out"
+    interrupted(data, out, monkeypatch)
+    with pytest.raises(CheckpointError, match=r"config: training.sparse_lr was 0.02, is 0.5. Give the files and the"):
+        train_upstream(config(checkpoint_every=4, sparse_lr=0.5), data, out)
+    heads = replace(config(), model=replace(config().model, heads=4))  # the same shapes
+    with pytest.raises(CheckpointError, match=r"model.heads was 2, is 4"):
+        train_upstream(heads, data, out)
+    table = pq.read_table(data / "events/part-1.parquet")
+    pq.write_table(table, tmp_path / "kept.parquet")
+    clicks = pa.array(1 - table["click"].to_numpy(), table["click"].type)
+    changed = table.set_column(table.column_names.index("click"), "click", clicks)
+    pq.write_table(changed, data / "events/part-1.parquet", row_group_size=7)  # as many rows
+    with pytest.raises(CheckpointError, match=r"files: events/part-1.parquet was \d+ bytes, \w+, is"):
+        train_upstream(config(checkpoint_every=4), data, out)
+    shutil.copy(log / "events/part-1.parquet", data / "events/part-1.parquet")
+    moved = data.rename(tmp_path / "moved")
+    train_upstream(config(checkpoint_every=3, log_every=2), moved, out)
+    assert json.loads((upstream_folder(out, "ctr") / "result.json").read_text())["steps"] == 14
+
+
+def test_other_code_is_a_warning(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    interrupted(log, tmp_path, monkeypatch)
+    monkeypatch.setattr("recsys.train.trainer.code_version", lambda: "99")
+    train_upstream(config(checkpoint_every=4), log, tmp_path)
+    assert re.search(r"version \S+ of this\s+package\s+wrote\s+it,\s+this\s+is\s+99", capsys.readouterr().out)
 
 
 def test_a_contrasted_label_that_is_never_positive(log: Path, tmp_path: Path) -> None:

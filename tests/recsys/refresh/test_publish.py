@@ -16,7 +16,7 @@ from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.embed import embed, last_events, source_files
 from recsys.refresh.publish import owed, space_name
 from recsys.stages import is_done
-from recsys.train.checkpoint import CheckpointError
+from recsys.train.checkpoint import CheckpointError, read_progress
 from recsys.train.distributed import Environment
 from tests.recsys.refresh.example import LAST, MODEL, REFRESH, SCHEMA, SOURCE, plain_model, save_checkpoint, user_rows
 
@@ -194,7 +194,8 @@ def test_the_record_says_what_was_published(log: Path, out: Path) -> None:
     refresh_upstream(REFRESH, log, out)
     record = out / "upstream/ctr/published.json"
     written = json.loads(record.read_text())
-    assert written["key"] == {"step": 1}
+    loaded = read_progress(out / "upstream/ctr/checkpoints/step-00000001")
+    assert written["key"] == {"step": 1, "id": loaded["id"]}
     assert written["as_of"] == LAST
     assert written["versions"] == {"user_ctr": 1, "item_ctr": 1}
     shutil.rmtree(store_folder(out))  # whoever deletes the store wants it filled again
@@ -209,6 +210,16 @@ def test_the_tag_follows_what_is_published(log: Path, out: Path, environment: En
     save_checkpoint(out, 2, environment, seed=5)
     refresh_upstream(REFRESH, log, out)
     assert [series.tags() for series in pair(out)] == [{"prod": 2}] * 2
+
+
+def test_a_model_trained_anew_to_the_same_step_is_published(log: Path, out: Path, environment: Environment) -> None:
+    refresh_upstream(REFRESH, log, out)
+    shutil.rmtree(out / "upstream/ctr/checkpoints")
+    save_checkpoint(out, 1, environment, seed=5)
+    refresh_upstream(REFRESH, log, out)
+    assert versions(out) == [[1, 2], [1, 2]]
+    vectors = [pair(out)[0].version(version).load().lookup(torch.tensor([-10]))[0] for version in (1, 2)]
+    assert not torch.equal(*vectors)
 
 
 @pytest.mark.parametrize(

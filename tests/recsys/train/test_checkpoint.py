@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recsys.train import checkpoint
+from recsys.train import checkpoint, pieces
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment
 from recsys.train.optimizer import build_optimizer
@@ -36,13 +36,15 @@ def save(folder: Path, step: int, environment: Environment, model, optimizer, **
     )
 
 
-def test_all_of_a_run_comes_back(environment: Environment, tmp_path: Path):
+@pytest.mark.parametrize("piece", [1, 100, 16 * 2**20])
+def test_all_of_a_run_comes_back(environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", piece)  # one row, a few, whole shards
     model, optimizer = trained(environment)
     path = save(tmp_path, 7, environment, model, optimizer, position=3)
     drawn = torch.rand(3)
     other, its_optimizer = trained(environment, steps=1, seed=5)
     progress, metrics = checkpoint.restore(path, model=other, optimizer=its_optimizer, environment=environment)
-    assert progress == {"step": 7, "world_size": 1, "position": 3}
+    assert progress == {"step": 7, "world_size": 1, "position": 3, "id": checkpoint.read_progress(path)["id"]}
     assert metrics["sum"].tolist() == [1.0, 2.0]
     assert torch.equal(torch.rand(3), drawn)
     for name, value in whole_state(model).items():
@@ -90,7 +92,7 @@ def test_model_alone_for_inference(environment: Environment, tmp_path: Path):
     path = save(tmp_path, 4, environment, model, optimizer)
     for folder in (tmp_path, path):
         plain = plain_task(seed=9)
-        assert checkpoint.load_model(folder, plain) == 4
+        assert checkpoint.load_model(folder, plain).step == 4
         batch = make_stream(1).batches[0]
         torch.testing.assert_close(plain.eval()(batch)[1].logits, model.eval()(batch)[1].logits)
     with pytest.raises(CheckpointError, match="no checkpoint there"):

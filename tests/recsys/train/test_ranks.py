@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from recsys.config import TrainConfig
-from recsys.train import checkpoint
+from recsys.train import checkpoint, pieces
+from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.interrupt import Interrupted
 from recsys.train.optimizer import build_optimizer
@@ -18,9 +19,10 @@ from recsys.train.running_metrics import LossError
 from recsys.train.sharding import PlanError, shard
 from recsys.train.trainer import fit, predict
 from tests.distributed import run_ranks
-from tests.recsys.train.toy import ROWS, TASKS, ListStream, join, make_stream, make_task, plain_task, whole_state
+from tests.recsys.train.toy import DIM, ROWS, TASKS, ListStream, join, make_stream, make_task, plain_task, whole_state
 
 CONFIG = TrainConfig(batch_size=32, log_every=1, checkpoint_every=3, sparse_lr=0.1, dense_lr=0.01)
+IDENTITY = {"files": {"a.parquet": "1"}, "config": {"x": "y"}}
 START = "one/checkpoints/step-00000003"
 PLANS = {"t_user": "row_wise", "t_item": "table_wise", "t_seen": "row_wise"}
 
@@ -47,7 +49,8 @@ def load_and_step(path: Path, environment: Environment, folder: Path) -> Path:
     optimizer = build_optimizer(model, dense_lr=0.01)
     checkpoint.restore(path, model=model, optimizer=optimizer, environment=environment)
     options = {"model": model, "optimizer": optimizer, "metrics": {}, "progress": {}, "environment": environment}
-    checkpoint.save(folder, 1, **options)
+    with patch.object(pieces, "PIECE_BYTES", 3 * 4 * DIM):
+        checkpoint.save(folder, 1, **options)
     step(environment, model, optimizer)
     return checkpoint.save(folder, 2, **options)
 
@@ -59,7 +62,8 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
 
     def run(name: str, *, dropout: float = 0.2, **options: Any):
         out, stream = folder / name, make_stream(4, epochs=2, rank=rank, **options)
-        return fit(make_task(dropout=dropout), stream, CONFIG, environment, tasks=TASKS, out=out, title=None)
+        task, options = make_task(dropout=dropout), {"tasks": TASKS, "identity": IDENTITY, "out": out, "title": None}
+        return fit(task, stream, CONFIG, environment, **options)
 
     found["whole"] = run("whole").steps
     try:
@@ -113,7 +117,7 @@ def test_two_ranks_train_as_one(trained: tuple[Path, list[dict[str, Any]]], envi
     batches = [join(*pair) for pair in zip(*(stream.batches for stream in streams), strict=True)]
     alone = fit(make_task(dropout=0.0), ListStream(batches, 2), CONFIG, environment, tasks=TASKS, title=None)
     together = plain_task(seed=4)
-    assert checkpoint.load_model(folder / "parity/checkpoints", together) == 8
+    assert checkpoint.load_model(folder / "parity/checkpoints", together).step == 8
     for name, value in whole_state(alone.model).items():
         torch.testing.assert_close(together.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
     last = records(folder / "parity")[-1]
@@ -178,6 +182,9 @@ def test_a_run_goes_on_with_fewer_ranks(trained: tuple[Path, list[dict[str, Any]
     folder, _ = trained
     (newest := folder / "broken/checkpoints/step-00000008").rename(newest.with_name("set-aside"))
     stream = make_stream(8, epochs=2)  # half the ranks: twice the batches of the same events
-    result = fit(make_task(), stream, CONFIG, environment, tasks=TASKS, out=folder / "broken", title=None)
+    options = {"tasks": TASKS, "out": folder / "broken", "title": None}
+    with pytest.raises(CheckpointError, match=r"files: a.parquet was 1, is 2"):
+        fit(make_task(), stream, CONFIG, environment, identity={"files": {"a.parquet": "2"}}, **options)
+    result = fit(make_task(), stream, CONFIG, environment, identity=IDENTITY, **options)
     assert result.steps == 6 + 16 - 12
     assert result.metrics["epoch"] == 2.0
