@@ -19,12 +19,12 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.identity import code_version, differences
 from recsys.train import checkpoint
 from recsys.train.best import BestState
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
-from recsys.identity import code_version, differences
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.log import RunLog
 from recsys.train.optimizer import build_optimizer
