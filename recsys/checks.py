@@ -10,7 +10,7 @@ from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.downstream.ranking import ranker_schema
 from recsys.refresh.arms import ENTITIES
-from recsys.refresh.days import find_day, window
+from recsys.refresh.days import find_day, require_times, window
 from recsys.refresh.embed import entity_schema, last_events, source_files
 from recsys.study.ablation import ablation_jobs
 from recsys.study.ways import study_job
@@ -24,6 +24,7 @@ def check_run(config: StudyConfig, data: Path) -> None:
         ConfigError: a name in the config that its schema lacks, or too few rows for one step on every rank.
         SchemaError, DataError: a schema or a file that does not fit.
     """
+    _check_times(config, data)
     for upstream in config.upstreams:
         _check_upstream(upstream, config.ranks, data)
     for population, job in ablation_jobs(config).items():
@@ -63,6 +64,7 @@ def check_daily(config: StudyConfig, data: Path, *, follow: bool = False) -> lis
             f"no day from {settings.first} to {settings.last} matches refresh.days.events = {settings.events!r} in "
             f"{data}"
         )
+    _check_times(config, data)
     for upstream in config.upstreams:
         _check_upstream(upstream, config.ranks, data)
         _check_days(upstream, config, there, data)
@@ -117,6 +119,25 @@ def _check_upstream(upstream: UpstreamConfig, ranks: int, data: Path) -> None:
     for owner, patterns in (("user", upstream.source.users), ("item", upstream.source.items)):
         # With the events: the refresh reads both as one log.
         check_files(find_files(data, (*upstream.source.events, *patterns)), entity_schema(schema, owner))
+
+
+def _check_times(config: StudyConfig, data: Path) -> None:
+    """Days need event times; and rankers and upstreams all have them, or none has: else an event would read every
+    snapshot, whatever its upstream has seen, or none at all."""
+    populations = {"rankers": config.rankers, **({"fragment": config.fragment} if config.fragment else {})}
+    for upstream in config.upstreams:
+        schema, source = upstream_schema(upstream, data), f"upstreams.{upstream.name}.source"
+        if config.refresh.days is not None:
+            require_times(schema, upstream)
+        for name, rankers in populations.items():
+            if ranker_schema(rankers, data, ()).timed == schema.timed:
+                continue
+            has, lacks = (source, name) if schema.timed else (name, source)
+            raise ConfigError(
+                f'the schema of {has} has event times, that of {lacks} has none (timestamp = ""): which events come '
+                "after what the upstream has seen cannot be told. Name the column of the times in the schema of "
+                f'{lacks}, or let both say timestamp = "" and give them disjoint rows'
+            )
 
 
 def _check_rankers(name: str, rankers: RankerSettings, data: Path) -> dict[str, list[Path]]:

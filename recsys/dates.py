@@ -7,6 +7,8 @@ from datetime import date, timedelta
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+UNTIMED = 0
+"""The time of every event of a log without event times, and the `as_of` of what is made of one."""
 
 
 def dates(first: str, last: str) -> Iterator[str]:

@@ -55,7 +55,7 @@ class RankerSettings:
     """Features the ranker reads; empty: all features of the schema."""
     publish_delay_ms: int = 6 * HOUR_MS
     """A snapshot may be read by events later than its `as_of` plus this delay: what a cycle needs to publish a day that
-    has ended. 0 where nothing is published by days."""
+    has ended. 0 where nothing is published by days; it must be 0 where the schema has no event times."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every arm is trained once a seed; figures are means, intervals cover the seeds' mean prediction."""
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -21,8 +21,8 @@ class SourceConfig:
     events: tuple[str, ...]
     """Glob patterns of the Parquet files, in time order: `market/events/day=0[0-6]/*.parquet`."""
     users: tuple[str, ...] = ()
-    """Optional Parquet with one row a user as of the end of the log: user features, `timestamp`, the user id. Without
-    it the refresh takes each user's last event."""
+    """Optional Parquet with one row a user as of the end of the log: user features, the user id, and `timestamp` if the
+    events have it. Without it the refresh takes each user's last event."""
     items: tuple[str, ...] = ()
     """The same for items."""
 

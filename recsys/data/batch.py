@@ -24,7 +24,7 @@ class Batch(Pipelineable):
     label_mask: Tensor  # bool [B, T], true where the label exists
     user_ids: Tensor  # int64 [B]
     item_ids: Tensor  # int64 [B]
-    timestamps: Tensor  # int64 [B], ms
+    timestamps: Tensor  # int64 [B], ms; 0 in a log without event times
     vectors: Tensor | None = None  # float32 [B, V]: store vectors of the series a ranker reads, side by side
     found: Tensor | None = None  # bool [B, S]: whether series s had a vector for the row's entity
 

@@ -93,7 +93,7 @@ def expected_columns(schema: Schema) -> tuple[Column, ...]:
     """
     owners = {feature.owner for feature in schema.features} if not schema.labels else set()
     columns = [
-        Column(schema.timestamp, "the event time", "int64"),
+        *([Column(schema.timestamp, "the event time", "int64")] if schema.timed else []),
         Column(schema.user_id, "the user's id", "an integer or a string", optional=owners == {"item"}),
         Column(schema.item_id, "the item's id", "an integer or a string", optional=owners == {"user"}),
     ]

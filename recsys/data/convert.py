@@ -23,7 +23,7 @@ from recsys.data.columns import INTEGER, STRING, canonical_types, cast_column, w
 from recsys.data.errors import RowError
 from recsys.data.hashing import splitmix64
 from recsys.data.schema import SPARSE_KINDS, Feature, Label, Schema
-from recsys.dates import DAY_MS
+from recsys.dates import DAY_MS, UNTIMED
 
 AGE_BUCKETS = 32
 
@@ -92,7 +92,9 @@ def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> Batch:
     """
     types = _types(table.schema, schema)
     columns = {name: hash_strings(_contiguous(cast_column(table.column(name), kind))) for name, kind in types.items()}
-    timestamps = _timestamps(columns[schema.timestamp], schema.timestamp)
+    timestamps = np.full(table.num_rows, UNTIMED, dtype=np.int64)
+    if schema.timed:
+        timestamps = _timestamps(columns[schema.timestamp], schema.timestamp)
     jagged = [part for feature in schema.features for part in _sparse(feature, columns, timestamps)]
     labels, mask = _labels(schema.labels, columns, table.num_rows)
     return Batch(

@@ -84,8 +84,8 @@ def prepare_movielens_1m(source: Path, out: Path) -> None:
     `source` holds `users.dat`, `movies.dat` and either GroupLens's `ratings.dat`, which is split 8:1:1 at random with a
     fixed seed, or `interactions.parquet` (user_id, movie_id, like, split), whose split is kept.
 
-    The split is random and the times are unknown or not to be used, so `timestamp` is 0 in every row and nothing keeps
-    an upstream from seeing what a downstream learns from, but this: the training rows are halved at random into
+    The split is random and the times are unknown or not to be used, so the schema says `timestamp = ""` and nothing
+    keeps an upstream from seeing what a downstream learns from, but this: the training rows are halved at random into
     `upstream` and `train`. They are disjoint, so no row trains a ranker on vectors from an upstream that has seen it.
 
     Raises:
@@ -103,13 +103,13 @@ def prepare_movielens_1m(source: Path, out: Path) -> None:
         "validation": order[split[order] == "valid"],
         "test": order[split[order] == "test"],
     }
-    events = _events(np.zeros(len(user), np.int64), user, item, like, users, items)
+    events = _events(user, item, like, users, items)
     with replacing_folder(Path(out) / FOLDER) as folder:
-        _schema(users, items, histories=False).save(folder / "schema.toml")
+        _schema(users, items, timed=False).save(folder / "schema.toml")
         for name, rows in parts.items():
             write_part(events.take(pa.array(rows)), folder / "events" / name)
-        write_part(_at(users, 0), folder / "users")
-        write_part(_at(items, 0), folder / "items")
+        write_part(users, folder / "users")
+        write_part(items, folder / "items")
 
 
 def prepare_movielens_100k(source: Path, out: Path) -> None:
@@ -132,7 +132,7 @@ def prepare_movielens_100k(source: Path, out: Path) -> None:
     bounds = [0, *cuts, len(time)]
     rated, liked = PastEvents(user, time, item), PastEvents(user, time, item, like)
     events = _with_histories(
-        _events(time, user, item, like, users, items),
+        _at(_events(user, item, like, users, items), time),
         rated.before(user, time, HISTORY_LENGTH),
         liked.before(user, time, HISTORY_LENGTH),
     )
@@ -140,20 +140,21 @@ def prepare_movielens_100k(source: Path, out: Path) -> None:
     everybody = users["user_id"].to_numpy()
     then = np.full(len(everybody), as_of)
     entities = _with_histories(
-        _at(users, as_of),
+        _at(users, then),
         rated.before(everybody, then, HISTORY_LENGTH),
         liked.before(everybody, then, HISTORY_LENGTH),
     )
     with replacing_folder(Path(out) / FOLDER) as folder:
-        _schema(users, items, histories=True).save(folder / "schema.toml")
+        _schema(users, items, timed=True).save(folder / "schema.toml")
         for index, name in enumerate(("upstream", "train", "validation", "test")):
             rows = events.slice(bounds[index], bounds[index + 1] - bounds[index])
             write_part(rows, folder / "events" / name)
         write_part(entities, folder / "users")
-        write_part(_at(items, as_of), folder / "items")
+        write_part(_at(items, np.full(len(items), as_of)), folder / "items")
 
 
-def _schema(users: pa.Table, items: pa.Table, *, histories: bool) -> Schema:
+def _schema(users: pa.Table, items: pa.Table, *, timed: bool) -> Schema:
+    """Of a log without times, or of one with times and histories."""
     item_rows = pc.max(items["item_id"]).as_py() + 1
 
     def history(name: str) -> Feature:
@@ -174,13 +175,14 @@ def _schema(users: pa.Table, items: pa.Table, *, histories: bool) -> Schema:
             Feature(name="age", owner="user", kind="id", rows=len(_AGES) + 1),
             Feature(name="occupation", owner="user", kind="id", rows=len(OCCUPATIONS)),
             Feature(name="zip", owner="user", kind="id", rows=8192),
-            *((history("liked_items"), history("rated_items")) if histories else ()),
+            *((history("liked_items"), history("rated_items")) if timed else ()),
             Feature(name="item_id", owner="item", kind="id", rows=item_rows),
             Feature(name="genres", owner="item", kind="ids", rows=len(GENRES)),
             Feature(name="first_genre", owner="item", kind="id", rows=len(GENRES)),
             Feature(name="release_year", owner="item", kind="id", rows=len(_YEARS) + 1),
         ),
         labels=(Label(name="like"),),
+        timestamp="timestamp" if timed else "",
     )
 
 
@@ -286,12 +288,12 @@ def _items(raw: pa.Table, genres: pa.ListArray | pa.ChunkedArray, year: pa.Chunk
     )
 
 
-def _events(time: Ints, user: Ints, item: Ints, like: Bools, users: pa.Table, items: pa.Table) -> pa.Table:
-    """One row a rating: time, ids, features and label."""
+def _events(user: Ints, item: Ints, like: Bools, users: pa.Table, items: pa.Table) -> pa.Table:
+    """One row a rating: ids, features and label."""
     of_user = users.take(pa.array(_positions(users["user_id"].to_numpy(), user, "user")))
     of_item = items.take(pa.array(_positions(items["item_id"].to_numpy(), item, "item")))
     columns = {name: table[name] for table in (of_user, of_item) for name in table.column_names}
-    return pa.table({"timestamp": time, **columns, "like": like.astype(np.int8)})
+    return pa.table({**columns, "like": like.astype(np.int8)})
 
 
 def _positions(known: Ints, wanted: Ints, what: str) -> Ints:
@@ -305,8 +307,8 @@ def _positions(known: Ints, wanted: Ints, what: str) -> Ints:
     return found
 
 
-def _at(entities: pa.Table, timestamp: int) -> pa.Table:
-    return entities.add_column(0, "timestamp", pa.array(np.full(len(entities), timestamp)))
+def _at(rows: pa.Table, time: Ints) -> pa.Table:
+    return rows.add_column(0, "timestamp", pa.array(time))
 
 
 def _with_histories(table: pa.Table, rated: History, liked: History) -> pa.Table:

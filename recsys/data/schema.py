@@ -104,7 +104,7 @@ class Schema:
     outcomes: tuple[str, ...] = ()
     """Columns known only after the event (play time, revenue). They may not be used as features; labels never may."""
     timestamp: str = "timestamp"
-    """Event time: int64, milliseconds since the epoch, UTC, not negative."""
+    """Event time: int64, milliseconds since the epoch, UTC, not negative. Empty: the log has no event times."""
     user_id: str = "user_id"
     """The user's 64-bit id."""
     item_id: str = "item_id"
@@ -126,6 +126,12 @@ class Schema:
             _require(
                 not strays, f"feature {column!r} has owner {other!r}: it is the other entity's id, correct its owner"
             )
+        aged = [feature.name for feature in self.features if feature.time]
+        _require(
+            self.timed or not aged,
+            f"features {aged} have times, but timestamp is '': without event times there is nothing to count ages "
+            "from. Leave out their `time`, or name the column of the event time",
+        )
         keys = {feature.age_key for feature in self.features if feature.time}.intersection(names)
         _require(not keys, f"features {sorted(keys)} are named as a timed sequence's ages are: rename them")
         tables: dict[tuple[str, str], Feature] = {}
@@ -138,6 +144,11 @@ class Schema:
                 f"features {first.name!r} and {feature.name!r} share table {feature.table_name!r} "
                 f"but say rows = {first.rows} and {feature.rows}: make them equal",
             )
+
+    @property
+    def timed(self) -> bool:
+        """Whether the log has event times."""
+        return bool(self.timestamp)
 
     def owned_by(self, *owners: str) -> tuple[Feature, ...]:
         """The features of these owners, in schema order."""
@@ -172,7 +183,7 @@ class Schema:
 
     def columns(self) -> tuple[str, ...]:
         """Every Parquet column a reader of this schema needs, each once."""
-        names = [self.timestamp, self.user_id, self.item_id]
+        names = [*([self.timestamp] if self.timed else []), self.user_id, self.item_id]
         for feature in self.features:
             names += [feature.name] + ([feature.time] if feature.time else [])
         for label in self.labels:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from embedding_store import EmbeddingStore
 from recsys.atomic import whole_file
-from recsys.config import RankerConfig, RankerSettings
+from recsys.config import ConfigError, RankerConfig, RankerSettings
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
+from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.folders import store_folder
@@ -58,11 +59,18 @@ def ranker_schema(rankers: RankerSettings, data: Path, labels: tuple[str, ...]) 
     Raises:
         SchemaError: the file is not a schema, or lacks a feature or label that the config names.
         DataError: there is no such file.
+        ConfigError: a `publish_delay_ms` where there are no event times to hold it against.
     """
     path = data / rankers.schema
     if not path.is_file():
         raise DataError(f"{path}: no such schema; correct the rankers' `schema` in the config, or --data")
-    return Schema.load(path).select(features=rankers.features or None, labels=tuple(dict.fromkeys(labels)))
+    schema = Schema.load(path)
+    if rankers.publish_delay_ms and not schema.timed:
+        raise ConfigError(
+            f"publish_delay_ms is {rankers.publish_delay_ms}, but by {path} the rankers' events have no times "
+            '(timestamp = ""), so that none is later than a snapshot: set publish_delay_ms = 0'
+        )
+    return schema.select(features=rankers.features or None, labels=tuple(dict.fromkeys(labels)))
 
 
 def all_rankers(config: RankerConfig) -> Iterator[Ranker]:
@@ -104,19 +112,37 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
 
 
 def _check_visible(names: Sequence[str], config: RankerConfig, data: Path, out: Path) -> None:
-    """Refuse to train on events that all lie before the first snapshot: no training row could read a vector."""
+    """Refuse to train on events that all lie before the first snapshot, since no training row could read a vector, and
+    to join a log with event times with one without: each would read all of the other, or nothing."""
     schema = ranker_schema(config, data, ()).select(features=())
     stream = EventStream(find_files(data, config.train), schema, batch_size=65_536, drop_last=False)
-    newest = max(int(batch.timestamps.max()) for batch in stream)
+    newest = max(int(batch.timestamps.max()) for batch in stream) if schema.timed else UNTIMED
     store = EmbeddingStore(store_folder(out))
     for name in names:
-        first = min((snapshot.as_of for snapshot in store.series(name).history(refused=False)), default=None)
+        times = [snapshot.as_of for snapshot in store.series(name).history(refused=False)]
+        if any((as_of == UNTIMED) != (newest == UNTIMED) for as_of in times):
+            raise DataError(_unlike(name, max(times), newest))
+        first = min(times, default=None)
         if first is not None and newest < first + config.publish_delay_ms:
             raise DataError(
                 f"the newest training event is of {newest} ms, but series {name!r} begins with as_of = {first} ms (and "
                 f"publish_delay_ms = {config.publish_delay_ms}): no ranker could read it. Let the upstream's events "
                 "end before the ranker's begin, or publish_delay_ms be 0 if nothing is published by days"
             )
+
+
+def _unlike(name: str, as_of: int, newest: int) -> str:
+    """What to say of a series and training events of which one has event times and the other none."""
+    if newest == UNTIMED:
+        return (
+            f"series {name!r} is as of {as_of} ms, but the training events have no times: none could read it. Name the "
+            "column of their times in the rankers' schema"
+        )
+    return (
+        f"series {name!r} was published without event times (as_of = {UNTIMED}), but the newest training event is of "
+        f"{newest} ms: every event would read it, whatever its upstream has seen. Name the column of the times in the "
+        "upstream's schema; a counter begins with 1"
+    )
 
 
 def train_ranker(ranker: Ranker, config: RankerSettings, data: Path, out: Path, environment: Environment) -> float:

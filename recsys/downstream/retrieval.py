@@ -41,7 +41,7 @@ class RetrievalResult:
     """Of both snapshots, like `version` and `as_of`."""
     version: int
     as_of: int
-    """Milliseconds since the epoch."""
+    """Milliseconds since the epoch; 0 of a log without event times."""
 
 
 def evaluate_retrieval(

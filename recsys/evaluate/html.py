@@ -32,6 +32,7 @@ def render(package: str, template: str, **context: Any) -> str:
         wording.duration,
         wording.size,
         wording.moment,
+        wording.delay,
         wording.title,
         wording.verdict,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MISSING = "–"  # noqa: RUF001  an en dash is what tables show for no value
+UNTIMED = "without event times"
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -45,9 +46,16 @@ def size(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def moment(as_of: str) -> str:
-    """An ISO 8601 time in UTC to the second: 2022-04-24 15:59:59 UTC."""
-    return f"{as_of.removesuffix('Z').partition('.')[0].replace('T', ' ')} UTC"
+def moment(as_of: str | None) -> str:
+    """An ISO 8601 time in UTC to the second: 2022-04-24 15:59:59 UTC; None: without event times."""
+    return UNTIMED if as_of is None else f"{as_of.removesuffix('Z').partition('.')[0].replace('T', ' ')} UTC"
+
+
+def delay(milliseconds: int | None) -> str:
+    """How events read vectors: from 6 h 00 min after their as_of (publish_delay_ms); None: without event times."""
+    if milliseconds is None:
+        return UNTIMED
+    return f"from {duration(milliseconds / 1000)} after their as_of (publish_delay_ms)"
 
 
 def title(name: str) -> str:

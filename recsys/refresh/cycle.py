@@ -33,6 +33,7 @@ from recsys.refresh.days import (
     find_day,
     ignored,
     next_cycle,
+    require_times,
     window,
 )
 from recsys.refresh.embed import last_events, source_files
@@ -112,6 +113,8 @@ class _Refresh:
         self._environment = environment
         self._ledger = Ledger(out, upstream.name)
         self._schema = upstream_schema(upstream, data)
+        if config.days is not None:
+            require_times(self._schema, upstream)
         # Before the series are opened, so that a model that does not fit the checkpoint makes none.
         records = broadcast(self._ledger.records(), environment)
         offset = config.days.utc_offset_hours if config.days else 0.0

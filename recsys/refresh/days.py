@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from recsys.config import ConfigError, DaysConfig
+from recsys.config import ConfigError, DaysConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
@@ -196,6 +196,16 @@ def _crc(path: Path, size: int, modified: int, changed: int) -> int:
 def window(days: DaysConfig, day: str) -> tuple[int, int]:
     """[start, end) of a day in ms. A snapshot that knows the day is as of its end: none of its events can read it."""
     return day_span(day, days.utc_offset_hours)
+
+
+def require_times(schema: Schema, upstream: UpstreamConfig) -> None:
+    """Raise ConfigError for a log without event times: of which day an event is could not be seen."""
+    if not schema.timed:
+        raise ConfigError(
+            f"upstream {upstream.name!r} is to be refreshed by days, but {upstream.source.schema} says "
+            'timestamp = "": days need event times. Name their column there, or leave out the days (refresh.days; '
+            "[days] in a refresh's own config)"
+        )
 
 
 def check_times(files: Sequence[Path], schema: Schema, days: DaysConfig, day: str) -> int:

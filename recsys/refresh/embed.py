@@ -52,7 +52,7 @@ class LastEvents:
     file: NDArray[np.int64]  # [N], index into files
     row: NDArray[np.int64]  # [N], row of the file
     as_of: int
-    """Time of the newest event of the whole log, ms."""
+    """Time of the newest event of the whole log, ms; 0 of a log without event times."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,7 +69,7 @@ def source_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
 
 
 def last_events(files: Sequence[Path], schema: Schema, owner: str) -> LastEvents:
-    """Find each user's (item's) last row in the files; of equal times the later row wins.
+    """Find each user's (item's) last row in the files; of equal times, or without any, the later row wins.
 
     Only the id and the time columns are read, some 40 bytes an event while they are sorted.
 

@@ -27,7 +27,7 @@ class Source:
 
     content: Content
     as_of: int
-    """Time of the newest event or entity row of the source, ms."""
+    """Time of the newest event or entity row of the source, ms; 0 of a log without event times."""
     checkpoint: Loaded
     """What the model was loaded from."""
 

@@ -15,7 +15,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     config.*                                the complete config of the run, defaults included
     seeds                                   list of int; training seeds of the downstream rankers
     rows.<split>                            int; events of each split: train, validation, test
-    publish_delay_ms                        int; an event reads no snapshot whose `as_of` is not this much earlier
+    publish_delay_ms                        int; an event reads no snapshot whose `as_of` is not this much earlier;
+                                            null: the log has no event times, every event reads the newest snapshot
     seconds.<stage>                         number; wall time of each stage
     peak_rss_bytes                          int; greatest resident memory, summed over the processes alive at a time
 
@@ -48,7 +49,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     store.<series>.entity                   str; user or item
     store.<series>.space                    str; vectors of different spaces must not be compared
     store.<series>.version                  int; of the snapshot that was read
-    store.<series>.as_of                    str; ISO 8601, UTC: the events it knows end here
+    store.<series>.as_of                    str; ISO 8601, UTC: the events it knows end here; null without event times
     store.<series>.rows                     int; entities with a vector
     store.<series>.dim                      int; of a vector
     store.<series>.dtype                    str; as stored
@@ -61,7 +62,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     retrieval.items                         int; candidates: all items of the snapshot
     retrieval.positives_without_vector      number; share of test positives that are no candidates, hence never found
     retrieval.version                       int; of both snapshots
-    retrieval.as_of                         str; ISO 8601, UTC
+    retrieval.as_of                         str; ISO 8601, UTC; null without event times
     retrieval.space                         str; of both snapshots: whose vectors
 
 Arms are named by what the ranker reads: `none`, `ctr_user`, `ctr_user_item`, `ctr_cvr_user_item`.
@@ -80,6 +81,7 @@ from typing import Any
 import numpy as np
 
 from recsys.atomic import write_text
+from recsys.dates import UNTIMED
 from recsys.downstream.retrieval import RetrievalResult
 from recsys.evaluate.bootstrap import METRICS, Resampled, resample
 from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
@@ -143,7 +145,7 @@ class SeriesRun:
     space: str
     version: int
     as_of: int
-    """Milliseconds since the epoch."""
+    """Milliseconds since the epoch; 0 of a log without event times."""
     rows: int
     dim: int
     dtype: str
@@ -165,8 +167,8 @@ class RunResults:
     retrieval: RetrievalResult | None = None
     rows: Mapping[str, int]
     """Split -> events."""
-    publish_delay_ms: int
-    """Of the rankers."""
+    publish_delay_ms: int | None
+    """Of the rankers; None: their log has no event times."""
     seconds: Mapping[str, float]
     """Stage -> wall time, in the order in which they ran."""
     peak_rss_bytes: int
@@ -326,7 +328,9 @@ def _retrieval(result: RetrievalResult) -> dict[str, Any]:
     }
 
 
-def _iso(as_of: int) -> str:
+def _iso(as_of: int) -> str | None:
+    if as_of == UNTIMED:
+        return None
     return (
         f"{np.datetime64(as_of, 'ms')}Z"  # numpy's years go beyond 9999: a wrong unit of time shows instead of crashing
     )

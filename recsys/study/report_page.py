@@ -61,7 +61,7 @@ def _flow_image(report: Mapping[str, Any]) -> Markup:
         config = configs.get(name, {})
         notes = [
             ", ".join(config.get("tasks", ())) or "all labels",
-            *dict.fromkeys(f"up to {entry['as_of'][:10]}" for entry in stored),
+            *dict.fromkeys(f"up to {as_of[:10]}" if (as_of := entry["as_of"]) else wording.UNTIMED for entry in stored),
         ]
         events = config.get("source", {}).get("events", ())
         labels = {entry: f"{owner} v{report['store'][entry]['version']}" for entry, owner in series.items()}

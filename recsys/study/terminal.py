@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recsys.evaluate.wording import duration, moment, number, percent, points, size, title, verdict
+from recsys.evaluate.wording import delay, duration, moment, number, percent, points, size, title, verdict
 from recsys.study.daily_page import shown_arms
 from recsys.study.findings import daily_headline, findings, method_title
 from recsys.study.headline import arm_title, headline
@@ -71,9 +71,7 @@ def print_daily(document: Mapping[str, Any], console: Console | None = None) -> 
 
 
 def _delay(document: Mapping[str, Any]) -> str:
-    return (
-        f"events read vectors from {duration(document['publish_delay_ms'] / 1000)} after their as_of (publish_delay_ms)"
-    )
+    return f"events read vectors {delay(document['publish_delay_ms'])}"
 
 
 def _aggregation(document: Mapping[str, Any]) -> Table:

@@ -10,7 +10,7 @@ from recsys.data.errors import DataError
 from recsys.data.synthetic import prepare_synthetic
 from recsys.recipes import synthetic_daily_small
 from tests.recsys.refresh.daily_example import DAYS, daily_study, write_day
-from tests.recsys.refresh.example import user_rows, write_log
+from tests.recsys.refresh.example import UNTIMED, user_rows, write_log
 
 RANKERS = RankerSettings(
     schema="schema.toml",
@@ -77,6 +77,19 @@ def test_a_source_that_reaches_into_the_days(data: Path) -> None:
     pq.write_table(user_rows([1], time=86_400_001), data / "users/part-1.parquet")
     with pytest.raises(DataError, match=r"is of 86400001 ms, but refresh.days.first = 1970-01-02 begins at 86400000"):
         check_daily(CONFIG, data)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_days_need_event_times(data: Path, follow: bool) -> None:
+    UNTIMED.save(data / "untimed.toml")
+    (upstream,) = CONFIG.upstreams
+    source = replace(upstream.source, schema="untimed.toml")
+    config = replace(CONFIG, upstreams=(replace(upstream, source=source),))
+    with pytest.raises(ConfigError, match=r"'ctr' is to be refreshed by days, but untimed.toml says timestamp"):
+        check_daily(config, data, follow=follow)
+    config = replace(CONFIG, rankers=replace(RANKERS, schema="untimed.toml", publish_delay_ms=0))
+    with pytest.raises(ConfigError, match=r"schema of upstreams.ctr.source has event times, that of rankers has none"):
+        check_daily(config, data, follow=follow)
 
 
 def _with(**days: str) -> StudyConfig:

@@ -10,7 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.checks import check_run
-from recsys.config import ConfigError, LossConfig, RankerSettings, RetrievalConfig, StudyConfig, TrainConfig
+from recsys.config import (
+    ConfigError,
+    DaysConfig,
+    LossConfig,
+    RankerSettings,
+    RefreshSettings,
+    RetrievalConfig,
+    StudyConfig,
+    TrainConfig,
+)
 from recsys.config import UpstreamConfig as Upstream
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
@@ -18,7 +27,7 @@ from recsys.data.schema import Feature, Schema, SchemaError
 from recsys.data.stream import EventStream
 from recsys.data.synthetic import market_split, prepare_synthetic
 from recsys.recipes import synthetic
-from tests.recsys.refresh.example import CONFIG, SCHEMA, events, write_log
+from tests.recsys.refresh.example import CONFIG, SCHEMA, UNTIMED, events, write_log
 
 SMALL = TrainConfig(batch_size=8)
 
@@ -195,6 +204,31 @@ def test_a_schema_that_contradicts_itself(data: Path) -> None:
     (data / "schema.toml").write_text(text.replace('"dense"', '"number"'))
     with pytest.raises(SchemaError, match=r"schema.toml: feature 'age': kind is 'number'; use one of id"):
         check_run(run(), data)
+
+
+def test_a_log_without_event_times(data: Path) -> None:
+    UNTIMED.save(data / "schema.toml")
+    for path in data.rglob("*.parquet"):
+        rewrite(path, lambda table: table.drop_columns(["timestamp", "seen_time"]))
+    with pytest.raises(ConfigError, match=r"publish_delay_ms is 21600000, but .*schema.toml .*publish_delay_ms = 0"):
+        check_run(run(), data)
+    config = run(rankers=replace(RANKERS, publish_delay_ms=0))
+    check_run(config, data)
+    days = DaysConfig(events="days/{day}/*", first="2024-01-31")
+    with pytest.raises(ConfigError, match=r"'ctr' is to be refreshed by days, but schema.toml says timestamp"):
+        check_run(replace(config, refresh=RefreshSettings(days=days)), data)
+
+
+def test_event_times_on_one_side_alone(data: Path) -> None:
+    """A ranker would read every snapshot, or none, whatever the upstream has seen."""
+    UNTIMED.save(data / "untimed.toml")
+    untimed = replace(RANKERS, schema="untimed.toml", publish_delay_ms=0)
+    with pytest.raises(ConfigError, match=r"of upstreams.ctr.source has event times, that of fragment has none"):
+        check_run(run(fragment=untimed), data)
+    source = replace(CONFIG.upstreams[0].source, schema="untimed.toml")
+    with pytest.raises(ConfigError, match=r"of rankers has event times, that of upstreams.ctr.source has none"):
+        check_run(run(source=source), data)
+    check_run(run(source=source, rankers=untimed), data)
 
 
 def test_a_schema_without_labels(data: Path) -> None:

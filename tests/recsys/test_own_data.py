@@ -26,7 +26,7 @@ from recsys.downstream.ranking import train_rankers
 from recsys.refresh.cycle import refresh_upstream
 from recsys.study.ablation import ablation_jobs
 from recsys.study.collect import collect_results
-from recsys.study.report import RunResults, build_report
+from recsys.study.report import RunResults, build_report, write_report
 from recsys.train.distributed import process_group
 from recsys.upstream import train_upstream
 
@@ -97,24 +97,29 @@ def day(number: int, rows: int = 300) -> pa.Table:
     return table
 
 
-def run_jobs(data: Path, out: Path) -> None:
+def write_log(data: Path, schema: Schema) -> None:
+    """All days, each in two files, with the columns of the schema."""
+    for number in range(DAYS):
+        (data / f"log/day={number}").mkdir(parents=True)
+        table = day(number).select(list(schema.columns()))
+        for name, rows in (("a", table.slice(0, 180)), ("b", table.slice(180))):
+            pq.write_table(rows, data / f"log/day={number}/{name}.parquet", row_group_size=50)
+    schema.save(data / "schema.toml")
+
+
+def run_jobs(data: Path, out: Path, config: StudyConfig = CONFIG) -> None:
     """Each with its own config."""
-    (upstream,) = CONFIG.upstreams
+    (upstream,) = config.upstreams
     train_upstream(upstream, data, out)
-    refresh_upstream(CONFIG.refresh_of(upstream), data, out)
-    train_rankers(ablation_jobs(CONFIG)["tasks"], data, out)
+    refresh_upstream(config.refresh_of(upstream), data, out)
+    train_rankers(ablation_jobs(config)["tasks"], data, out)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, RunResults]]:
     """Data and output folders of a finished run, and its results."""
     data, out = tmp_path_factory.mktemp("own"), tmp_path_factory.mktemp("out")
-    SCHEMA.save(data / "schema.toml")
-    for number in range(DAYS):
-        (data / f"log/day={number}").mkdir(parents=True)
-        table = day(number)
-        for name, rows in (("a", table.slice(0, 180)), ("b", table.slice(180))):
-            pq.write_table(rows, data / f"log/day={number}/{name}.parquet", row_group_size=50)
+    write_log(data, SCHEMA)
     check_run(CONFIG, data)
     with process_group():
         run_jobs(data, out)
@@ -189,3 +194,24 @@ def test_doing_it_again_changes_nothing(run: tuple[Path, Path, RunResults]) -> N
     assert replace(again, seconds={}, peak_rss_bytes=0, tasks={}, upstreams={}) == replace(
         results, seconds={}, peak_rss_bytes=0, tasks={}, upstreams={}
     )
+
+
+def test_a_log_without_event_times(run: tuple[Path, Path, RunResults], tmp_path: Path) -> None:
+    """The same way, to the same figures but for those of time: here the files' order is the times'."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_log(data, replace(SCHEMA, timestamp=""))
+    config = replace(CONFIG, rankers=replace(CONFIG.rankers, publish_delay_ms=0))
+    check_run(config, data)
+    with process_group():
+        run_jobs(data, out, config)
+        found, timed = collect_results(config, data, out), run[2]
+    assert {name: replace(run, as_of=0) for name, run in timed.series.items()} == found.series
+    assert timed.retrieval is not None
+    assert found.retrieval == replace(timed.retrieval, as_of=0)
+    for task, scores in timed.tasks.items():
+        assert all(np.array_equal(logits, found.tasks[task].arms[arm]) for arm, logits in scores.arms.items())
+    report = build_report(found, samples=5)
+    write_report(report, out)
+    assert report["publish_delay_ms"] is None
+    for name in ("report.json", "report.html"):
+        assert "1970-01-01" not in (out / name).read_text()

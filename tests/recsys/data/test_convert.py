@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from hashlib import blake2b
@@ -380,3 +381,17 @@ def test_a_column_has_one_role() -> None:
     both = Schema(features=(Feature(name="user_id", owner="user", kind="dense"),))
     with pytest.raises(DataError, match=r"'user_id'.*one role"):
         to_batch(_table([_good()]), both)
+
+
+def test_without_event_times_every_row_is_of_time_0() -> None:
+    aged = tuple(replace(feature, time="") for feature in SCHEMA.features)
+    untimed = replace(SCHEMA, features=aged, timestamp="")
+    table = _table([_good(), _good(user_id=7), _good(user_id=8)]).drop_columns(["timestamp", "seen_time"])
+    batch = to_batch(table, untimed)
+    assert batch.timestamps.tolist() == [0, 0, 0]
+    assert batch.timestamps.dtype == torch.int64
+    assert batch.sparse.keys() == ["user_id", "country", "seen", "topics", "words", "hour"]
+    assert batch.user_ids.tolist() == [1, 7, 8]
+    assert to_batch(table.slice(0, 0), untimed).timestamps.shape == (0,)
+    rows = to_batch(table.select(["item_id", "topics"]), untimed.select(features=("topics",), labels=()))
+    assert (rows.timestamps.tolist(), rows.user_ids.tolist()) == ([0, 0, 0], [-1, -1, -1])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,6 +63,15 @@ def test_check_files_accepts_what_several_writers_make_of_one_schema(tmp_path: P
         _write(tmp_path / "c.parquet", hour=pa.array(["5", None]).dictionary_encode(), click=pa.array([True, False])),
     ]
     assert check_files(files, SCHEMA) == 6
+
+
+def test_check_files_asks_a_log_without_event_times_for_none(tmp_path: Path) -> None:
+    untimed = replace(SCHEMA, timestamp="")
+    pq.write_table(pa.table(COLUMNS).drop_columns(["timestamp"]), tmp_path / "a.parquet")
+    other = _write(tmp_path / "b.parquet", timestamp=pa.array(["2024", "2025"]))  # a column of that name means nothing
+    assert check_files([tmp_path / "a.parquet", other], untimed) == 4
+    with pytest.raises(DataError, match=r"a.parquet: column 'timestamp' is missing"):
+        check_files([tmp_path / "a.parquet"], SCHEMA)
 
 
 def test_check_files_refuses_ids_of_two_kinds(tmp_path: Path) -> None:

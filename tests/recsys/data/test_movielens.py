@@ -9,11 +9,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.checks import check_run
+from recsys.config import override
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.movielens import GENRES, prepare_movielens_1m, prepare_movielens_100k
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
+from recsys.recipes import movielens_1m
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
 PARTS = ("upstream", "train", "validation", "test")
@@ -180,12 +183,15 @@ def test_1m_from_grouplens_files(tmp_path: Path) -> None:
     tables = [_part(tmp_path, name) for name in PARTS]
     assert [table.num_rows for table in tables] == [160, 160, 40, 40]
     _check_disjoint(tables, RATINGS)
-    assert {time for table in tables for time in table["timestamp"].to_pylist()} == {0}
+    assert all("timestamp" not in table.column_names for table in tables)
+    assert Schema.load(tmp_path / "ratings/schema.toml").timestamp == ""
     rating = {(u, i): r for u, i, r, _ in _small_log()}
     assert all(row["like"] == (rating[row["user_id"], row["item_id"]] > 3) for t in tables for row in t.to_pylist())
     user = _entities(tmp_path, "users").to_pylist()[6]
-    assert user == {"timestamp": 0, "user_id": 7, "gender": 1, "age": 6, "occupation": 7, "zip": "00007-1234"}
+    assert user == {"user_id": 7, "gender": 1, "age": 6, "occupation": 7, "zip": "00007-1234"}
     _check_readable(tmp_path, RATINGS)
+    small = [f"{job}.training.batch_size=16" for job in ("upstreams.ctr", "rankers")]
+    check_run(override(movielens_1m(), small), tmp_path)
     first = [table.to_pylist() for table in tables]
     prepare_movielens_1m(source, tmp_path)
     assert [_part(tmp_path, name).to_pylist() for name in PARTS] == first  # fixed seeds

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,25 @@ def test_columns_names_every_column_once() -> None:
         *("timestamp", "member", "item_id", "country", "seen", "seen_time", "bought", "topics"),
         *("price", "picture", "hour", "click", "sale"),
     )
+
+
+def test_a_log_without_event_times(tmp_path: Path) -> None:
+    price = Feature(name="price", owner="item", kind="dense")
+    untimed = Schema(features=(price,), labels=(Label(name="click"),), timestamp="")
+    assert not untimed.timed
+    assert untimed.columns() == ("user_id", "item_id", "price", "click")
+    assert untimed.select(labels=()).timestamp == ""
+    untimed.save(tmp_path / "schema.toml")
+    assert 'timestamp = ""' in (tmp_path / "schema.toml").read_text()
+    assert Schema.load(tmp_path / "schema.toml") == untimed
+    assert Schema().timed
+
+
+def test_without_event_times_a_sequence_has_none() -> None:
+    with pytest.raises(SchemaError, match=r"\['seen'\] have times, but timestamp is ''.*Leave out their `time`"):
+        replace(_schema(), timestamp="")
+    aged = replace(_schema().feature("seen"), time="")
+    assert Schema(features=(aged, _schema().feature("bought")), timestamp="").columns()[2:] == ("seen", "bought")
 
 
 def test_owned_by_keeps_schema_order() -> None:

@@ -3,6 +3,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -383,3 +384,18 @@ def test_seek_out_of_bounds(tmp_path: Path) -> None:
     for position in (-1, 5):
         with pytest.raises(ValueError, match=f"position is {position}; .* 0 to 4"):
             stream.seek(position)
+
+
+def test_a_log_without_event_times_is_the_same_but_for_the_times(tmp_path: Path) -> None:
+    files = _write(tmp_path, [20, 13], 4)
+    timed = SCHEMA.select(features=("word", "price"))
+    untimed = replace(timed, timestamp="")
+    options = {"batch_size": 5, "shuffle_batches": 2, "seed": 3, "epochs": 2}
+    wanted = list(EventStream(files, timed, **options))
+    for file in files:
+        pq.write_table(pq.read_table(file).drop_columns(["timestamp"]), file, row_group_size=4)
+    found = list(EventStream(files, untimed, **options))
+    assert len(found) == len(wanted) == 2 * (33 // 5)
+    for left, right in zip(found, wanted, strict=True):
+        assert left.timestamps.tolist() == [0] * 5
+        _assert_equal(replace(left, timestamps=right.timestamps), right)

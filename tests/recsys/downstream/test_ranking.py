@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from embedding_store import EmbeddingStore
-from recsys.config import NetworkConfig, RankerSettings, TrainConfig
+from recsys.config import ConfigError, NetworkConfig, RankerSettings, TrainConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
-from recsys.data.schema import SchemaError
+from recsys.data.schema import Schema, SchemaError
 from recsys.data.synthetic import market_split, prepare_synthetic
 from recsys.downstream import ranking
 from recsys.downstream.ranking import (
@@ -111,7 +111,9 @@ class CaughtError(Exception):
     """Ends a training before it begins."""
 
 
-def caught(ranker: Ranker, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def caught(
+    ranker: Ranker, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, rankers: RankerSettings = RANKERS
+) -> dict[str, Any]:
     """What `train_ranker` hands to `fit`, its tables drawn as there."""
     found: dict[str, Any] = {}
 
@@ -122,7 +124,7 @@ def caught(ranker: Ranker, data: Path, out: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch, process_group() as environment:
         patch.setattr(ranking, "fit", fit)
         with pytest.raises(CaughtError):
-            train_ranker(ranker, RANKERS, data, out, environment)
+            train_ranker(ranker, rankers, data, out, environment)
     return found
 
 
@@ -251,3 +253,56 @@ def test_training_events_older_than_every_snapshot_are_refused(data: Path, out: 
     with pytest.raises(DataError, match=r"newest training event .* series 'user_ctr' .* Let the upstream's events end"):
         train_rankers(late, data, out)
     assert not is_done(out, "downstream-tasks")
+
+
+@pytest.fixture
+def untimed(data: Path, tmp_path: Path) -> Path:
+    """The market and `untimed.toml`, by which it has no event times."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "market").symlink_to(data / "market")
+    schema = Schema.load(data / RANKERS.schema).select(features=RANKERS.features)
+    replace(schema, timestamp="").save(root / "untimed.toml")
+    return root
+
+
+def publish_untimed(data: Path, out: Path, value: float) -> None:
+    """Publish this vector for most users and items, as a log without event times does."""
+    for owner in ("user", "item"):
+        rows = pq.ParquetFile(data / f"market/{owner}s/part-0.parquet").read([f"{owner}_id"])
+        ids = torch.from_numpy(rows[f"{owner}_id"].to_numpy().copy())
+        series = EmbeddingStore(store_folder(out)).create(f"{owner}_ctr", dim=6, exist_ok=True)
+        with series.write(as_of=0, space="ctr-1") as writer:
+            writer.append(ids, torch.full((len(ids), 6), value))
+
+
+def test_rankers_and_series_have_event_times_or_neither_has(
+    untimed: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
+) -> None:
+    """Else each event would read all vectors, whatever their upstream has seen, or none."""
+    other, config = tmp_path / "other", replace(CONFIG, schema="untimed.toml")
+    publish_untimed(untimed, other, 1.0)
+    trained: list[Ranker] = []
+    monkeypatch.setattr(ranking, "train_ranker", lambda ranker, *rest: trained.append(ranker) or 1.0)
+    with pytest.raises(DataError, match=r"'user_ctr' was published without event times \(as_of = 0\), but the newest"):
+        train_rankers(CONFIG, untimed, other)
+    with pytest.raises(DataError, match=r"series 'user_ctr' is as of \d+ ms, but the training events have no times"):
+        train_rankers(config, untimed, out)
+    with pytest.raises(ConfigError, match=r"publish_delay_ms is 5, but by .*untimed.toml .*set publish_delay_ms = 0"):
+        train_rankers(replace(config, publish_delay_ms=5), untimed, other)
+    assert not trained
+    train_rankers(config, untimed, other)
+    assert len(trained) == 12
+
+
+def test_without_event_times_every_row_reads_the_newest_snapshot(
+    untimed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
+) -> None:
+    for value in (1.0, 2.0):
+        publish_untimed(untimed, tmp_path, value)
+    rankers = replace(RANKERS, schema="untimed.toml")
+    for ranker, value in ((USER, 2.0), (replace(USER, once=True), 1.0)):
+        batches = list(caught(ranker, untimed, tmp_path, monkeypatch, rankers)["stream"])
+        assert len(batches) == 2 * (400 // 64)
+        assert all(batch.timestamps.eq(0).all() and batch.found.any() for batch in batches)
+        assert all(batch.vectors.eq(value * batch.found).all() for batch in batches)

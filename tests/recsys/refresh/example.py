@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ SCHEMA = Schema(
     ),
     labels=(Label(name="click"),),
 )
+UNTIMED = replace(SCHEMA, features=tuple(replace(feature, time="") for feature in SCHEMA.features), timestamp="")
+"""Of the same log without times."""
 MODEL = ModelConfig(token_dim=8, layers=(("masknet", "mlp"),), tokens=2, out_tokens=2, out_dim=4)
 SOURCE = SourceConfig(schema="schema.toml", events=("events/*.parquet",), users=("users/*.parquet",))
 CONFIG = StudyConfig(
@@ -80,34 +83,40 @@ def _user_columns(rng: np.random.Generator, ids: np.ndarray) -> dict[str, object
     return {"user_id": ids, "seen": seen, "seen_time": times, "age": rng.normal(size=len(ids)).astype(np.float32)}
 
 
-def write_log(folder: Path) -> Path:
-    """Three event files with small row groups, and rows for six users, two of them without an event."""
+def write_log(folder: Path, schema: Schema = SCHEMA) -> Path:
+    """Three event files with small row groups, and rows for six users, two of them without an event; the columns of
+    the schema alone."""
     for name in ("events", "users"):
         (folder / name).mkdir(parents=True)
-    SCHEMA.save(folder / "schema.toml")
-    table = events(60)
+    schema.save(folder / "schema.toml")
+    table = _narrowed(events(60), schema)
     for index, start in enumerate((0, 25, 30)):
         part = table.slice(start, (25, 5, 30)[index])
         pq.write_table(part, folder / f"events/part-{index}.parquet", row_group_size=7)
-    pq.write_table(user_rows([-10, -9, -8, -7, 2**62, -(2**63)]), folder / "users/part-0.parquet", row_group_size=4)
+    users = _narrowed(user_rows([-10, -9, -8, -7, 2**62, -(2**63)]), schema)
+    pq.write_table(users, folder / "users/part-0.parquet", row_group_size=4)
     return folder
 
 
-def make_model(seed: int = 0) -> DERM:
+def _narrowed(table: pa.Table, schema: Schema) -> pa.Table:
+    return table.select([name for name in table.column_names if name in schema.columns()])
+
+
+def make_model(seed: int = 0, schema: Schema = SCHEMA) -> DERM:
     """A model to shard, whose dense parameters are the same wherever it is made."""
     torch.manual_seed(seed)
-    return DERM(SCHEMA, MODEL, ["click"])
+    return DERM(schema, MODEL, ["click"])
 
 
-def plain_model(seed: int = 0) -> DERM:
+def plain_model(seed: int = 0, schema: Schema = SCHEMA) -> DERM:
     """The same with whole tables in this process, as in the checkpoint of this seed."""
-    return draw_tables(make_model(seed), seed)
+    return draw_tables(make_model(seed, schema), seed)
 
 
-def save_checkpoint(out: Path, step: int, environment: Environment, seed: int = 0) -> None:
+def save_checkpoint(out: Path, step: int, environment: Environment, seed: int = 0, schema: Schema = SCHEMA) -> None:
     """What a training of upstream `ctr` would leave in `out` after `step` steps."""
     frequencies = ItemFrequencies.from_counts(torch.tensor([0]), torch.tensor([1]))
-    task = DermTask(make_model(seed), CONFIG.upstreams[0].loss, ["click"], frequencies)
+    task = DermTask(make_model(seed, schema), CONFIG.upstreams[0].loss, ["click"], frequencies)
     model = draw_tables(shard(task, environment, sparse_lr=0.1), seed)
     checkpoint.save(
         upstream_folder(out, "ctr") / "checkpoints",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedding_store import EmbeddingStore
-from recsys.config import GateConfig, RetentionConfig
+from recsys.config import ConfigError, GateConfig, RetentionConfig
 from recsys.folders import store_folder
 from recsys.refresh import cycle as cycle_module
 from recsys.train.distributed import Environment
@@ -22,6 +22,7 @@ from tests.recsys.refresh.daily_example import (
     start_run,
     write_day,
 )
+from tests.recsys.refresh.example import UNTIMED, save_checkpoint, write_log
 
 CONFIG = daily_config()
 
@@ -106,3 +107,13 @@ def test_days_have_passes_and_a_batch_of_their_own(run: tuple[Path, Path], monke
     monkeypatch.setattr(cycle_module, "train_on", counted)
     assert refresh(own, data, out) == [DAYS[2]]
     assert steps == [2 * 3]
+
+
+def test_days_of_a_log_without_event_times(tmp_path: Path, environment: Environment) -> None:
+    data, out = write_log(tmp_path / "data", UNTIMED), tmp_path / "out"
+    save_checkpoint(out, 1, environment, schema=UNTIMED)
+    with pytest.raises(ConfigError, match=r"'ctr' is to be refreshed by days, but schema.toml says timestamp"):
+        refresh(CONFIG, data, out)
+    assert not store_folder(out).exists()
+    assert refresh(replace(CONFIG, days=None), data, out) == []
+    assert [snapshots(out, name) for name in PLAIN] == [[(1, 0, "ctr-1")]] * 2

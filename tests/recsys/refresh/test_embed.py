@@ -31,7 +31,9 @@ ROWS = st.lists(st.tuples(IDS, st.integers(0, 3)), min_size=1, max_size=9)
 FILES = st.lists(ROWS, min_size=1, max_size=4)
 
 
-def _write(folder: Path, files: list[list[tuple[int, int]]], first: int, row_group: int, *, entity: bool) -> int:
+def _write(
+    folder: Path, files: list[list[tuple[int, int]]], first: int, row_group: int, schema: Schema, *, entity: bool
+) -> int:
     folder.mkdir()
     for index, rows in enumerate(files):
         columns = {
@@ -41,25 +43,38 @@ def _write(folder: Path, files: list[list[tuple[int, int]]], first: int, row_gro
         }
         if not entity:
             columns |= {"what": columns["who"], "i": columns["mark"], "click": columns["timestamp"]}
+        if not schema.timed:
+            del columns["timestamp"]
         pq.write_table(pa.table(columns), folder / f"{index}.parquet", row_group_size=row_group)
         first += len(rows)
     return first
 
 
 @settings(max_examples=80, deadline=None)
-@given(events=FILES, entities=st.one_of(st.just([]), FILES), row_group=st.integers(1, 5), batch=st.integers(1, 7))
+@given(
+    events=FILES,
+    entities=st.one_of(st.just([]), FILES),
+    row_group=st.integers(1, 5),
+    batch=st.integers(1, 7),
+    timed=st.booleans(),
+)
 def test_last_events_against_a_loop(
-    events: list[list[tuple[int, int]]], entities: list[list[tuple[int, int]]], row_group: int, batch: int
+    events: list[list[tuple[int, int]]],
+    entities: list[list[tuple[int, int]]],
+    row_group: int,
+    batch: int,
+    timed: bool,
 ) -> None:
+    schema = MARKED if timed else replace(MARKED, timestamp="")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        first = _write(root / "events", events, 0, row_group, entity=False)
-        _write(root / "users", entities, first, row_group, entity=True)
+        first = _write(root / "events", events, 0, row_group, schema, entity=False)
+        _write(root / "users", entities, first, row_group, schema, entity=True)
         users = ("users/*.parquet",) if entities else ()
         source = SourceConfig(schema="s", events=("events/*.parquet",), users=users)
-        found = last_events(source_files(root, source, "user"), MARKED, "user")
-        tables = list(read_rows(found, MARKED, "user", batch))
-    everything = [row for file in (*events, *entities) for row in file]
+        found = last_events(source_files(root, source, "user"), schema, "user")
+        tables = list(read_rows(found, schema, "user", batch))
+    everything = [(who, time * timed) for file in (*events, *entities) for who, time in file]
     last: dict[int, int] = {}
     for mark, (who, time) in enumerate(everything):
         if who not in last or time >= everything[last[who]][1]:
@@ -71,9 +86,10 @@ def test_last_events_against_a_loop(
     assert found.as_of == max(time for _, time in everything)
     assert [len(table) for table in tables[:-1]] == [batch] * (len(tables) - 1)
     assert [mark for table in tables for mark in table["mark"].to_pylist()] == wanted
+    time = ("timestamp",) if timed else ()
     assert {tuple(table.column_names) for table in tables} <= {
-        ("timestamp", "who", "mark"),
-        ("timestamp", "who", "what", "mark"),  # where all files have the other id it may come along
+        (*time, "who", "mark"),
+        (*time, "who", "what", "mark"),  # where all files have the other id it may come along
     }
     shards = [found.shard(rank, 3) for rank in range(3)]
     assert np.concatenate([piece.ids for piece in shards]).tolist() == found.ids.tolist()

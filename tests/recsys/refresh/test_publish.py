@@ -11,6 +11,7 @@ import torch
 
 from embedding_store import AsOfDecreasedError, EmbeddingStore, LocalStorage, Series, SeriesExistsError
 from recsys.data.errors import DataError
+from recsys.data.schema import Schema
 from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.embed import embed, last_events, source_files
@@ -18,7 +19,18 @@ from recsys.refresh.publish import owed, space_name
 from recsys.stages import is_done
 from recsys.train.checkpoint import CheckpointError, read_progress
 from recsys.train.distributed import Environment
-from tests.recsys.refresh.example import LAST, MODEL, REFRESH, SCHEMA, SOURCE, plain_model, save_checkpoint, user_rows
+from tests.recsys.refresh.example import (
+    LAST,
+    MODEL,
+    REFRESH,
+    SCHEMA,
+    SOURCE,
+    UNTIMED,
+    plain_model,
+    save_checkpoint,
+    user_rows,
+    write_log,
+)
 
 
 class KilledError(Exception):
@@ -58,15 +70,15 @@ def refresh_and_die(log: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, be
             refresh_upstream(REFRESH, log, out)
 
 
-def assert_pair_is_of(out: Path, log: Path, seed: int, environment: Environment) -> None:
+def assert_pair_is_of(out: Path, log: Path, seed: int, environment: Environment, schema: Schema = SCHEMA) -> None:
     """Both newest snapshots are the vectors of the model of this seed, one version, one time."""
     snapshots = [series.latest() for series in pair(out)]
     assert len({(snapshot.version, snapshot.as_of, snapshot.space) for snapshot in snapshots}) == 1
-    assert snapshots[0].as_of == LAST
+    assert snapshots[0].as_of == (LAST if schema.timed else 0)
     assert snapshots[0].space == space_name("ctr") == "ctr-1"
     for owner, snapshot in zip(("user", "item"), snapshots, strict=True):
-        events = last_events(source_files(log, SOURCE, owner), SCHEMA, owner)
-        ((ids, vectors, _),) = embed(plain_model(seed), SCHEMA, events, owner, environment)
+        events = last_events(source_files(log, SOURCE, owner), schema, owner)
+        ((ids, vectors, _),) = embed(plain_model(seed, schema), schema, events, owner, environment)
         stored, found = snapshot.load().lookup(ids)
         assert found.all()
         assert snapshot.rows == len(ids)
@@ -114,6 +126,19 @@ def test_newer_events_publish_both_as_of_their_time(log: Path, out: Path, tmp_pa
     assert found.all()
     assert old[0].eq(0).all()
     assert not torch.equal(vectors[1], old[1])
+
+
+def test_a_log_without_event_times_is_published_and_published_again(tmp_path: Path, environment: Environment) -> None:
+    log, out = write_log(tmp_path / "log", UNTIMED), tmp_path / "untimed"
+    for step, seed in ((1, 0), (2, 5)):
+        save_checkpoint(out, step, environment, seed, UNTIMED)
+        refresh_upstream(REFRESH, log, out)
+        refresh_upstream(REFRESH, log, out)
+        assert_pair_is_of(out, log, seed, environment, UNTIMED)
+    assert versions(out) == [[1, 2], [1, 2]]
+    assert [[snapshot.as_of for snapshot in series.history()] for series in pair(out)] == [[0, 0]] * 2
+    assert [series.as_of(0).version for series in pair(out)] == [2, 2]
+    assert [series.tags() for series in pair(out)] == [{"prod": 2}] * 2
 
 
 @pytest.mark.parametrize("commit", [1, 2])

@@ -188,6 +188,28 @@ def test_page_shows_who_learned_from_what_and_who_read_it(full):
         assert f">{wanted}<" in drawn
 
 
+def test_a_log_without_event_times_is_not_of_1970():
+    base = example_results()
+    results = replace(
+        base,
+        series={name: replace(run, as_of=0) for name, run in base.series.items()},
+        retrieval=replace(base.retrieval, as_of=0),
+        publish_delay_ms=None,
+    )
+    report = build_report(results, samples=5)
+    assert {entry["as_of"] for entry in (*report["store"].values(), report["retrieval"])} == {None}
+    assert report["publish_delay_ms"] is None
+    page = Page(render_page(report))
+    drawn = base64.b64decode(page.addresses[0].partition(",")[2]).decode()
+    assert ">without event times<" in drawn
+    assert " ".join(page.text.split()).count("without event times") == 1 + len(base.series)
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=80))
+    assert "events read vectors without event times" in out.getvalue()
+    for text in (json.dumps(report["store"]), page.text, drawn, out.getvalue()):
+        assert "1970" not in text
+
+
 def test_absent_parts_are_left_out(tmp_path):
     report = without_parts()
     assert {"fragment", "oracle", "retrieval"}.isdisjoint(report)
