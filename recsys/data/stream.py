@@ -21,12 +21,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.data.batch import Batch
-from recsys.data.columns import cast_column
-from recsys.data.convert import hash_strings, to_batch
+from recsys.data.convert import to_batch
 from recsys.data.errors import DataError, RowError
 from recsys.data.files import RowGroup, read_footers
 from recsys.data.footers import open_file
 from recsys.data.schema import Schema
+from recsys.data.strings import ColumnReader
 
 T = TypeVar("T")
 
@@ -204,13 +204,14 @@ class EventStream:
         groups = self._footers.row_groups
         if self._shuffled:
             groups = self._footers.shuffled(self._rng(_FILES, epoch), self._rng(_GROUPS, epoch))
+        readers = {name: ColumnReader(kind) for name, kind in self._footers.types.items()}
         last = np.cumsum([group.rows for group in groups])
         for index in range(int(np.searchsorted(last, start, side="right")), len(groups)):
             group = groups[index]
             first = int(last[index]) - group.rows  # of the epoch's order
             if first >= end:
                 return
-            yield from _read(group, max(0, start - first), min(group.rows, end - first), self._footers.types)
+            yield from _read(group, max(0, start - first), min(group.rows, end - first), readers)
 
     def _rng(self, kind: int, *words: int) -> np.random.Generator:
         return np.random.default_rng((kind, self._seed, *words))
@@ -322,9 +323,9 @@ def _permuted(table: pa.Table, order: NDArray[np.int64]) -> pa.Table:
     return pa.Table.from_arrays(columns, table.column_names)
 
 
-def _read(group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType]) -> Iterator[_Piece]:
+def _read(group: RowGroup, low: int, high: int, readers: Mapping[str, ColumnReader]) -> Iterator[_Piece]:
     """Rows [low, high) of a row group, in canonical types; strings are hashed here, before anything moves them."""
-    names, row = list(types), 0
+    names, row = list(readers), 0
     try:
         # A read buffer, without pre_buffer: else all compressed columns of the row group would be in memory at once.
         with open_file(group.file, buffer_size=_READ_BYTES, pre_buffer=False) as file:
@@ -333,7 +334,7 @@ def _read(group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType]
                 first, last = max(row, low), min(row + data.num_rows, high)
                 if first < last:
                     part = data.slice(first - row, last - first)
-                    arrays = [hash_strings(cast_column(part.column(name), kind)) for name, kind in types.items()]
+                    arrays = [reader.read(part.column(name)) for name, reader in readers.items()]
                     yield _Piece(pa.RecordBatch.from_arrays(arrays, names), group.file, group.first_row + first)
                 row += data.num_rows
                 if row >= high:
