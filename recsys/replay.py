@@ -80,7 +80,7 @@ def _replay(config: StudyConfig, data: Path, out: Path, ranks: int) -> list[str]
     for upstream in config.upstreams:
         name = upstream.name
         before = _records(out, name)
-        if before and next_cycle(days.first, available_days(data, days), before) is None:
+        if before and next_cycle(days.first, available_days(data, days, Ledger(out, name).files), before) is None:
             continue
         start_job("refresh", f"refresh-{name}", config.refresh_of(upstream), data, out, ranks, "--every", "True")
         keys = {(record.day, record.key) for record in before}

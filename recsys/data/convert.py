@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedding_store import hash_keys
 from recsys.data.batch import Batch
-from recsys.data.columns import INTEGER, STRING, canonical_types, cast_column, with_defaults
+from recsys.data.columns import canonical_types, with_defaults
 from recsys.data.errors import RowError
 from recsys.data.hashing import splitmix64
 from recsys.data.schema import SPARSE_KINDS, Feature, Label, Schema
+from recsys.data.strings import read_column
 from recsys.dates import DAY_MS, UNTIMED
 
 AGE_BUCKETS = 32
@@ -91,7 +91,7 @@ def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> Batch:
         DataError: a column is missing or has a wrong type; a value is out of bounds: then it is a `RowError`.
     """
     types = _types(table.schema, schema)
-    columns = {name: hash_strings(_contiguous(cast_column(table.column(name), kind))) for name, kind in types.items()}
+    columns = {name: read_column(table.column(name), kind) for name, kind in types.items()}
     timestamps = np.full(table.num_rows, UNTIMED, dtype=np.int64)
     if schema.timed:
         timestamps = _timestamps(columns[schema.timestamp], schema.timestamp)
@@ -106,22 +106,6 @@ def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> Batch:
         item_ids=torch.from_numpy(_entity_ids(columns, schema.item_id, table.num_rows)),
         timestamps=torch.from_numpy(timestamps),
     )
-
-
-def hash_strings(array: pa.Array) -> pa.Array:
-    """Strings to int64, each distinct one by its 8-byte BLAKE2b digest; lists of strings likewise; others as they are.
-
-    Nulls stay null.
-    """
-    if array.type == STRING:
-        encoded = array.dictionary_encode()
-        return pa.array(hash_keys(encoded.dictionary).numpy(), INTEGER).take(encoded.indices)
-    if array.type == pa.list_(STRING):
-        offsets = array.offsets.to_numpy()
-        elements = array.values.slice(offsets[0], offsets[-1] - offsets[0])
-        mask = array.is_null() if array.null_count else None
-        return pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), hash_strings(elements), mask=mask)
-    return array
 
 
 def age_buckets(ages: Ints) -> Ints:
@@ -167,12 +151,6 @@ def _remainder(x: NDArray[np.uint64], divisor: int) -> Ints:
 @lru_cache(maxsize=64)
 def _types(found: pa.Schema, schema: Schema) -> dict[str, pa.DataType]:
     return with_defaults(canonical_types(found, schema), schema)
-
-
-def _contiguous(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if isinstance(column, pa.Array):
-        return column
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def _numpy(array: pa.Array, null: float = 0) -> NDArray:

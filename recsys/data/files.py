@@ -9,14 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.columns import canonical_types, join_types, with_defaults
 from recsys.data.errors import DataError
+from recsys.data.footers import KEPT_CHUNKS, Footer, read_footer
 from recsys.data.schema import Schema
 
 ROW_GROUP_ROWS = 16_384
+_WINDOW_CHUNKS = KEPT_CHUNKS // 2
+"""Column chunks of files that are shuffled together; half, so that there is room for a second stream's."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,59 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
+class StoredFile:
+    """What the footer of a file says."""
+
+    row_groups: tuple[RowGroup, ...]
+    """In stored order."""
+    rows: int
+    """Rows it holds, more than 0."""
+    chunks: int
+    """Column chunks that the footer describes."""
+
+
+@dataclass(frozen=True)
 class Footers:
     """What the footers of a list of files say."""
 
-    row_groups: tuple[RowGroup, ...]
-    """In the order of the files."""
+    files: tuple[StoredFile, ...]
+    """In the order of the list."""
     types: Mapping[str, pa.DataType]
     """Column name -> canonical type for all files together."""
 
     @property
+    def row_groups(self) -> tuple[RowGroup, ...]:
+        """Of all files, in their order."""
+        return tuple(group for file in self.files for group in file.row_groups)
+
+    @property
     def rows(self) -> int:
         """Rows of all files."""
-        return sum(group.rows for group in self.row_groups)
+        return sum(file.rows for file in self.files)
+
+    def shuffled(self, files: np.random.Generator, groups: np.random.Generator) -> tuple[RowGroup, ...]:
+        """The row groups in random order, in which reading parses a footer once.
+
+        Files are drawn as long as all their footers can be kept, then the row groups of these are permuted; then the
+        next files follow. So a list whose footers can be kept is permuted as a whole.
+
+        Args:
+            files: draws the order of the files.
+            groups: draws the order of the row groups.
+        """
+        windows: list[list[int]] = []
+        room = 0
+        for index in files.permutation(len(self.files)).tolist():
+            if not windows or self.files[index].chunks > room:
+                windows.append([])
+                room = _WINDOW_CHUNKS
+            windows[-1].append(index)
+            room -= self.files[index].chunks
+        order: list[RowGroup] = []
+        for window in windows:
+            together = [group for index in sorted(window) for group in self.files[index].row_groups]
+            order += [together[index] for index in groups.permutation(len(together)).tolist()]
+        return tuple(order)
 
 
 def find_files(root: Path, patterns: Sequence[str]) -> list[Path]:
@@ -87,30 +132,30 @@ def read_footers(files: Sequence[Path], schema: Schema) -> Footers:
     """Read and check every footer. Raises what `check_files` raises."""
     if not files:
         raise DataError("no files to read: give at least one Parquet file")
-    groups: list[RowGroup] = []
+    found: list[StoredFile] = []
     types: dict[str, pa.DataType] = {}
     common: set[str] = set()
     for file in files:
         footer = _read_footer(file)
         try:
-            read_as = canonical_types(footer.schema.to_arrow_schema(), schema)
+            read_as = canonical_types(footer.schema, schema)
             types.update({name: join_types(types.get(name, kind), kind, name) for name, kind in read_as.items()})
         except DataError as error:
             raise DataError(f"{file}: {error}") from None
-        common = common & set(read_as) if groups else set(read_as)
-        first = 0
-        for index in range(footer.num_row_groups):
-            rows = footer.row_group(index).num_rows
+        common = common & set(read_as) if found else set(read_as)
+        groups, first = [], 0
+        for index, rows in enumerate(footer.group_rows):
             if rows:
                 groups.append(RowGroup(file, index, first, rows))
             first += rows
+        found.append(StoredFile(tuple(groups), first, footer.chunks))
     # An optional column that some files lack is read from none.
-    return Footers(tuple(groups), with_defaults({name: types[name] for name in types if name in common}, schema))
+    return Footers(tuple(found), with_defaults({name: types[name] for name in types if name in common}, schema))
 
 
-def _read_footer(file: Path) -> pq.FileMetaData:
+def _read_footer(file: Path) -> Footer:
     try:
-        footer = pq.read_metadata(file)
+        footer = read_footer(file)
     except FileNotFoundError:
         raise DataError(f"{file} does not exist: correct the path, or prepare the data") from None
     except (pa.ArrowException, OSError) as error:
@@ -118,7 +163,7 @@ def _read_footer(file: Path) -> pq.FileMetaData:
         raise DataError(
             f"{file} ({size} bytes) is no readable Parquet file: {str(error).rstrip('.')}. Write it anew, or remove it"
         ) from None
-    if footer.num_rows == 0:
+    if not any(footer.group_rows):
         raise DataError(f"{file} holds no rows: remove it, or write the rows it should have")
     return footer
 

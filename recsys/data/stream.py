@@ -18,15 +18,15 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.data.batch import Batch
-from recsys.data.columns import cast_column
-from recsys.data.convert import hash_strings, to_batch
+from recsys.data.convert import to_batch
 from recsys.data.errors import DataError, RowError
 from recsys.data.files import RowGroup, read_footers
+from recsys.data.footers import open_file
 from recsys.data.schema import Schema
+from recsys.data.strings import ColumnReader
 
 T = TypeVar("T")
 
@@ -36,21 +36,23 @@ _CHUNK_ROWS = 8192
 """Rows that are decoded, or gathered from a shuffled block, in one call: large enough for Arrow, small for a cache."""
 _READ_BYTES = 1 << 20
 """Bytes of a column that are read from disk at once."""
-_GROUPS, _BLOCKS = 1, 2
-"""First words of the two kinds of random streams, so that none of one kind equals one of the other."""
+_GROUPS, _BLOCKS, _FILES = 1, 2, 3
+"""First words of the kinds of random streams, so that none of one kind equals one of another."""
 
 
 class EventStream:
     """The batches of one rank.
 
     An epoch's rows are the files' row groups one after another: in the files' order, or, when `shuffle_batches` > 0, in
-    an order drawn from (seed, epoch). They are cut into `world_size` contiguous pieces of equal size (fewer than
-    `world_size` rows at the end are left out). A rank reads its piece in blocks of `shuffle_batches` batches and
-    permutes each block by a generator of (seed, epoch, rank, block). To mix well, files want row groups that are
-    smaller than a block, and many of them.
+    an order drawn from (seed, epoch), of a few files at a time where the footers of all would take too much memory
+    (`Footers.shuffled`). They are cut into `world_size` contiguous pieces of equal size (fewer than `world_size` rows
+    at the end are left out). A rank reads its piece in blocks of `shuffle_batches` batches and permutes each block by a
+    generator of (seed, epoch, rank, block). To mix well, files want row groups that are smaller than a block, and many
+    of them.
 
     Memory: two blocks (the next one fills while this one is handed out, so that reading never comes in bursts), a few
-    batches, and a few MB a column for decoding. Row groups are decoded piece by piece, so a file may be one giant one.
+    batches, a few MB a column for decoding, and the footers that a process keeps (`recsys.data.footers`). Row groups
+    are decoded piece by piece, so a file may be one giant one.
 
     Args:
         files: Parquet files, in time order (`find_files`). All footers are checked here, before anything is read.
@@ -120,6 +122,11 @@ class EventStream:
     def rows(self) -> int:
         """Rows of the files, over all ranks."""
         return self._footers.rows
+
+    @property
+    def file_rows(self) -> list[int]:
+        """Rows of each file."""
+        return [file.rows for file in self._footers.files]
 
     def seek(self, position: int) -> None:
         """Let the next iteration begin with batch `position`; earlier blocks are not read.
@@ -196,14 +203,15 @@ class EventStream:
         """Rows [start, end) of the epoch's order, decoded piece by piece."""
         groups = self._footers.row_groups
         if self._shuffled:
-            groups = tuple(groups[index] for index in self._rng(_GROUPS, epoch).permutation(len(groups)))
+            groups = self._footers.shuffled(self._rng(_FILES, epoch), self._rng(_GROUPS, epoch))
+        readers = {name: ColumnReader(kind) for name, kind in self._footers.types.items()}
         last = np.cumsum([group.rows for group in groups])
         for index in range(int(np.searchsorted(last, start, side="right")), len(groups)):
             group = groups[index]
             first = int(last[index]) - group.rows  # of the epoch's order
             if first >= end:
                 return
-            yield from _read(group, max(0, start - first), min(group.rows, end - first), self._footers.types)
+            yield from _read(group, max(0, start - first), min(group.rows, end - first), readers)
 
     def _rng(self, kind: int, *words: int) -> np.random.Generator:
         return np.random.default_rng((kind, self._seed, *words))
@@ -315,20 +323,18 @@ def _permuted(table: pa.Table, order: NDArray[np.int64]) -> pa.Table:
     return pa.Table.from_arrays(columns, table.column_names)
 
 
-def _read(group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType]) -> Iterator[_Piece]:
+def _read(group: RowGroup, low: int, high: int, readers: Mapping[str, ColumnReader]) -> Iterator[_Piece]:
     """Rows [low, high) of a row group, in canonical types; strings are hashed here, before anything moves them."""
-    names, row = list(types), 0
+    names, row = list(readers), 0
     try:
         # A read buffer, without pre_buffer: else all compressed columns of the row group would be in memory at once.
-        with pq.ParquetFile(
-            group.file, page_checksum_verification=True, buffer_size=_READ_BYTES, pre_buffer=False
-        ) as file:
+        with open_file(group.file, buffer_size=_READ_BYTES, pre_buffer=False) as file:
             # use_threads=False: one input thread a rank is the budget; the other cores belong to other ranks.
             for data in file.iter_batches(_CHUNK_ROWS, row_groups=[group.index], columns=names, use_threads=False):
                 first, last = max(row, low), min(row + data.num_rows, high)
                 if first < last:
                     part = data.slice(first - row, last - first)
-                    arrays = [hash_strings(cast_column(part.column(name), kind)) for name, kind in types.items()]
+                    arrays = [reader.read(part.column(name)) for name, reader in readers.items()]
                     yield _Piece(pa.RecordBatch.from_arrays(arrays, names), group.file, group.first_row + first)
                 row += data.num_rows
                 if row >= high:

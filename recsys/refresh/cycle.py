@@ -136,7 +136,7 @@ class _Refresh:
         cycle = None
         if self._environment.is_main:
             days, records = self._config.day_by_day(), self._ledger.records()
-            available = available_days(self._data, days)
+            available = available_days(self._data, days, self._ledger.files)
             for late in self._ledger.note_ignored(ignored(available, records)):
                 print(
                     f"warning: day {late} was delivered again, but newer days are published: not applied "
@@ -291,7 +291,7 @@ class _Refresh:
         """Whether the day's files are not what they were when the cycle began."""
         if not self._environment.is_main:
             return False
-        available = available_days(self._data, self._config.day_by_day())
+        available = available_days(self._data, self._config.day_by_day(), self._ledger.files)
         now = {day: available.get(day) for day in cycle.days}
         if now == {**cycle.late, cycle.day: cycle.fingerprint}:
             return False

@@ -12,12 +12,9 @@ next cycle:
 
 from __future__ import annotations
 
-import hashlib
 import re
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +26,7 @@ from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import dates, day_span
 from recsys.refresh.errors import ClockSkewError
+from recsys.refresh.fingerprints import Fingerprints
 
 _SCAN_ROWS = 65_536
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -154,43 +152,23 @@ def find_days(root: Path, days: DaysConfig) -> dict[str, list[Path]]:
     return {day: files for day, files in found.items() if files}
 
 
-def available_days(root: Path, days: DaysConfig) -> dict[str, str]:
+def available_days(root: Path, days: DaysConfig, memory: Path) -> dict[str, str]:
     """Day -> fingerprint of every day that counts and is there, oldest first.
+
+    Args:
+        root: folder of the events.
+        days: which days count, and where their files are.
+        memory: `Ledger.files`; a file that it knows is read only if its size or times have changed.
 
     Raises:
         DataError: `root` is no folder, or a file cannot be read.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder: give the folder that the days' files are in")
-    return {day: fingerprint(root, files) for day, files in find_days(root, days).items()}
-
-
-def fingerprint(root: Path, files: Sequence[Path]) -> str:
-    """Of names, sizes and bytes: equal for the same content wherever it lies, other if any byte differs.
-
-    A file is read once a process, as long as neither its size nor its times change.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    total = hashlib.sha256()
-    for path in files:
-        try:
-            stat = path.stat()
-            crc = _crc(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error}. Days must appear, and go, as a whole") from None
-        total.update(f"{path.relative_to(root)}\0{stat.st_size}\0{crc:08x}\n".encode())
-    return total.hexdigest()[:16]
-
-
-@lru_cache(maxsize=65_536)
-def _crc(path: Path, size: int, modified: int, changed: int) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            crc = zlib.crc32(data, crc)
-    return crc
+    fingerprints = Fingerprints(root, memory)
+    found = {day: fingerprints.of(files) for day, files in find_days(root, days).items()}
+    fingerprints.save()
+    return found
 
 
 def window(days: DaysConfig, day: str) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from recsys.data.batch import Batch
 from recsys.data.columns import cast_column
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError, RowError
-from recsys.data.files import check_files, find_files, read_footers
+from recsys.data.files import RowGroup, find_files, read_footers
+from recsys.data.footers import open_file
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS, HOUR_MS
@@ -84,7 +85,7 @@ def last_events(files: Sequence[Path], schema: Schema, owner: str) -> LastEvents
     order = np.lexsort((times, ids))  # stable: of equal times the later row comes last
     ordered = ids[order]
     chosen = np.sort(order[np.append(ordered[1:] != ordered[:-1], True)])
-    starts = np.cumsum([0, *(check_files([path], facts) for path in files)])
+    starts = np.cumsum([0, *stream.file_rows])
     file = np.searchsorted(starts, chosen, side="right") - 1
     return LastEvents(tuple(files), ids[chosen], file, chosen - starts[file], int(times.max()))
 
@@ -95,35 +96,32 @@ def read_rows(events: LastEvents, schema: Schema, owner: str, batch_size: int) -
     Raises:
         DataError: pages that cannot be read, naming file and row group.
     """
-    types = read_footers(events.files, entity_schema(schema, owner)).types
+    footers = read_footers(events.files, entity_schema(schema, owner))
     pending: list[pa.Table] = []
     waiting = 0
     for index in np.unique(events.file):
-        file = pq.ParquetFile(events.files[index], page_checksum_verification=True)
         wanted = events.row[events.file == index]
-        start = 0
-        for group in range(file.num_row_groups):
-            end = start + file.metadata.row_group(group).num_rows
-            rows = wanted[(wanted >= start) & (wanted < end)]
-            if len(rows):
-                table = _read_group(file, group, types, events.files[index])
-                pending.append(table.take(pa.array(rows - start)))
-                waiting += len(rows)
-            while waiting >= batch_size:
-                table = pa.concat_tables(pending)
-                yield table.slice(0, batch_size)
-                pending, waiting = [table.slice(batch_size)], waiting - batch_size
-            start = end
+        with open_file(events.files[index]) as file:
+            for group in footers.files[index].row_groups:
+                rows = wanted[(wanted >= group.first_row) & (wanted < group.first_row + group.rows)]
+                if len(rows):
+                    pending.append(_read_group(file, group, footers.types).take(pa.array(rows - group.first_row)))
+                    waiting += len(rows)
+                while waiting >= batch_size:
+                    table = pa.concat_tables(pending)
+                    yield table.slice(0, batch_size)
+                    pending, waiting = [table.slice(batch_size)], waiting - batch_size
     if waiting:
         yield pa.concat_tables(pending)
 
 
-def _read_group(file: pq.ParquetFile, group: int, types: Mapping[str, pa.DataType], path: Path) -> pa.Table:
+def _read_group(file: pq.ParquetFile, group: RowGroup, types: Mapping[str, pa.DataType]) -> pa.Table:
     """Columns of a row group in canonical types, so that rows of several writers' files go together."""
     try:
-        table = file.read_row_group(group, columns=list(types))
+        table = file.read_row_group(group.index, columns=list(types))
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: row group {group} cannot be read: {error} Write the file anew") from error
+        where = f"{group.file}: row group {group.index}"
+        raise DataError(f"{where} cannot be read: {error} Write the file anew") from error
     return pa.table({name: cast_column(table[name], kind) for name, kind in types.items()})
 
 

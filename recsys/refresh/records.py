@@ -2,6 +2,7 @@
 
 days/<day>.json                   the record of the day's cycle, written last: a cycle is done exactly when it is there
 days/<day>/<key>/                 one training: checkpoints, metrics.jsonl, tensorboard, publish.json, rotation.npy
+files.json                        what the days' files hold, see recsys/refresh/fingerprints.py
 ignored.json                      days that came again too late to be applied
 metrics.prom, tensorboard/, <series>/quality.html   see recsys/monitor
 """
@@ -82,6 +83,8 @@ class Ledger:
         self.out = out
         self.folder = out / "daily" / upstream
         """Everything of the upstream's days."""
+        self.files = self.folder / "files.json"
+        """What `available_days` remembers."""
 
     def records(self) -> list[Record]:
         """Oldest day first."""

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config import LossConfig, TrainConfig
-from recsys.data.convert import hash_strings
 from recsys.data.errors import DataError
 from recsys.data.schema import Feature, Label, Schema, SchemaError
+from recsys.data.strings import read_column
 from recsys.folders import upstream_folder
 from recsys.stages import is_done, read_stages
 from recsys.train.checkpoint import CheckpointError
@@ -85,7 +85,7 @@ def test_count_positives_against_a_loop(
 def test_string_items_are_counted_by_their_hash(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.parquet", [("x", 1, 0, False), ("y", 1, 0, False), ("x", 1, 0, False)], pa.int8())
     found = count_positives([path], BUY, "click")
-    ids = hash_strings(pa.array(["x", "y"])).to_pylist()
+    ids = read_column(pa.array(["x", "y"]), pa.string()).to_pylist()
     torch.testing.assert_close(found(torch.tensor(ids)).exp(), torch.tensor([2 / 3, 1 / 3]))
 
 

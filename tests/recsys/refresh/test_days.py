@@ -1,4 +1,3 @@
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from recsys.refresh.days import (
     check_times,
     chosen_cycle,
     find_day,
-    fingerprint,
     ignored,
     next_cycle,
     window,
@@ -182,28 +180,12 @@ def test_days_on_disk(tmp_path: Path) -> None:
     write(tmp_path, DAYS[5], folder=f".{DAYS[5]}")
     shutil.copytree(tmp_path / f"log/{DAYS[1]}/part", tmp_path / f"log/{DAYS[1]}/_staged")
     (tmp_path / f"log/{DAYS[4]}/part").mkdir(parents=True)
-    found = available_days(tmp_path, DAILY)
+    found = available_days(tmp_path, DAILY, tmp_path / "files.json")
     assert list(found) == DAYS[1:4], "not those outside first .. last, hidden, or empty"
     assert len(set(found.values())) == 3
     assert [path.parent.name for path in find_day(tmp_path, DAILY, DAYS[1])] == ["part"]
     with pytest.raises(DataError, match="is no folder"):
-        available_days(tmp_path / "none", DAILY)
-
-
-def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", DAYS[0])
-    first = fingerprint(tmp_path / "a", [path])
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    copy = tmp_path / "b" / path.relative_to(tmp_path / "a")
-    assert fingerprint(tmp_path / "b", [copy]) == first, "wherever it lies"
-    os.utime(copy, ns=(1, 1))
-    assert fingerprint(tmp_path / "b", [copy]) == first, "whenever it was written"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    copy.write_bytes(data)
-    assert fingerprint(tmp_path / "b", [copy]) != first, "one bit, no size, no footer"
-    renamed = path.rename(path.with_name("1.parquet"))
-    assert fingerprint(tmp_path / "a", [renamed]) != first
+        available_days(tmp_path / "none", DAILY, tmp_path / "files.json")
 
 
 def test_a_day_begins_at_its_own_midnight() -> None:

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config import SourceConfig
-from recsys.data.convert import hash_strings, to_batch
+from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
 from recsys.data.schema import Feature, Label, Schema
+from recsys.data.strings import read_column
 from recsys.refresh.embed import LastEvents, embed, entity_schema, last_events, read_rows, source_files
 from recsys.train.distributed import Environment
 from tests.recsys.refresh.example import LAST, SCHEMA, SOURCE, plain_model, user_rows
@@ -142,7 +143,7 @@ def test_string_ids_are_hashed_as_in_every_batch(tmp_path: Path) -> None:
     table = table.append_column("i", pa.array([0, 1, 2])).append_column("click", pa.array([0, 1, 0]))
     pq.write_table(table, tmp_path / "a.parquet")
     found = last_events(source_files(tmp_path, SourceConfig(schema="s", events=("a.parquet",)), "user"), MARKED, "user")
-    assert found.ids.tolist() == hash_strings(pa.array(["bob", "ann"])).to_pylist()
+    assert found.ids.tolist() == read_column(pa.array(["bob", "ann"]), pa.string()).to_pylist()
     (rows,) = read_rows(found, MARKED, "user", 10)
     assert to_batch(rows, entity_schema(MARKED, "user")).user_ids.tolist() == found.ids.tolist()
 
