@@ -13,15 +13,14 @@ from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
-from recsys.identity import identify_files
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.folders import upstream_folder
+from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
-from recsys.identity import flatten
 from recsys.train.trainer import TrainResult, fit
 
 _WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every")

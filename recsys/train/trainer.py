@@ -19,12 +19,12 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.identity import code_version, differences
 from recsys.train import checkpoint
 from recsys.train.best import BestState
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
-from recsys.identity import code_version, differences
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.log import RunLog
 from recsys.train.optimizer import build_optimizer
@@ -48,6 +48,10 @@ class Stream(Protocol):
     def total_steps(self) -> int:
         """Batches of all passes."""
 
+    @property
+    def shortfall(self) -> str:
+        """What became of events that are less than a batch of every rank; empty: they are more."""
+
     def seek(self, position: int) -> None:
         """Continue with the batch of this number, counted over all passes."""
 
@@ -70,6 +74,8 @@ class TrainResult:
     """The last logged figures; keys as in `recsys.train.running_metrics.Metrics.take_window`."""
     scores: tuple[float, ...]
     """What `after_epoch` returned, epoch by epoch."""
+    shortfall: str
+    """What became of events that were less than a batch of every rank; empty: they were more."""
 
 
 @dataclass(kw_only=True)
@@ -231,8 +237,8 @@ def fit(
     with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
         if start is None:  # else it is the same as that of the run it starts from
             log.say(plan_table(run.model))
-        if resumed:
-            log.say(resumed)
+        for line in filter(None, (resumed, stream.shortfall)):
+            log.say(line)
         try:
             clock = _loop(run, stream, log, stop, best)
         except Exception:
@@ -248,6 +254,7 @@ def fit(
         input_wait_fraction=clock.input_wait_fraction,
         metrics=run.record,
         scores=() if best is None else tuple(best.scores),
+        shortfall=stream.shortfall,
     )
 
 
@@ -348,10 +355,7 @@ def predict(model: nn.Module, stream: Stream, environment: Environment) -> tuple
 
 def _check(stream: Stream, out: Path | None, after_epoch: object) -> None:
     if stream.total_steps == 0:
-        raise ValueError(
-            "the stream has no batch for this rank: it has fewer rows than batch size x ranks; "
-            "lower training.batch_size or use fewer ranks"
-        )
+        raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
     if out is not None and after_epoch is not None:
         raise ValueError(
             f"out is {str(out)!r} and after_epoch is given: the best epoch is not part of a checkpoint; leave out one"

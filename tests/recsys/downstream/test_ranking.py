@@ -212,7 +212,6 @@ def test_written_predictions_are_read_as_they_were(tmp_path: Path) -> None:
         ({"features": ("oracle_click",)}, SchemaError, "unknown feature 'oracle_click'"),
         ({"schema": "market/none.toml"}, DataError, "none.toml: no such schema; correct the rankers' `schema`"),
         ({"train": ("market/none/*",)}, DataError, r"pattern 'market/none/\*' matches nothing"),
-        ({"training": replace(RANKERS.training, batch_size=500)}, DataError, "400 rows make no step of 500 rows"),
     ],
 )
 def test_errors(
