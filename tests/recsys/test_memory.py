@@ -73,7 +73,7 @@ def on_two_ranks(log: Path, out: Path) -> list[float]:
 @pytest.mark.skipif(not STATUS.is_file(), reason="reads Linux's /proc")
 def test_a_rank_holds_its_share_of_a_table(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log")
-    for refused, trained, resumed, embedded in run_ranks(on_two_ranks, 2, log, tmp_path / "out", timeout=240):
+    for refused, trained, resumed, embedded in run_ranks(on_two_ranks, 2, log, tmp_path / "out"):
         assert refused < 0.1, "a plan that cannot be is refused before anything is allocated"
         assert 0.4 < trained < 0.75, "half of the table, and its optimizer's state"
         assert resumed < 0.75, "half, and for a moment a piece of the file"
