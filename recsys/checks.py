@@ -74,18 +74,14 @@ def check_daily(config: StudyConfig, data: Path, *, follow: bool = False) -> lis
 
 
 def _check_days(upstream: UpstreamConfig, config: StudyConfig, there: Mapping[str, list[Path]], data: Path) -> None:
-    """The source and the days are one log: one schema, the days after the source, and each of at least one step."""
+    """The source and the days are one log: one schema, the days after the source, each with a row for every rank."""
     settings, schema = config.daily()[0], upstream_schema(upstream, data)
     source = find_files(data, upstream.source.events)
     check_files([*source, *(path for files in there.values() for path in files)], schema)
-    batch_size = settings.batch_size or upstream.training.batch_size
     for day, files in there.items():
         rows = check_files(files, schema)
-        if rows < batch_size * config.ranks:
-            raise ConfigError(
-                f"day {day} has {rows} rows, less than one step of {config.ranks} ranks x {batch_size}: set a lower "
-                "refresh.days.batch_size, or lower ranks"
-            )
+        if rows < config.ranks:
+            raise ConfigError(f"day {day} has {rows} rows, less than one for each of {config.ranks} ranks: lower ranks")
     newest = max(last_events(source_files(data, upstream.source, owner), schema, owner).as_of for owner in ENTITIES)
     start, _ = window(settings, settings.first)
     if newest > start:

@@ -60,8 +60,9 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
     check_run(study, data)
     ranks = ranks_here(study)
     jobs = ablation_jobs(study)
-    progress = Progress(len(study.upstreams) + len(jobs) + 1)
-    for upstream in study.upstreams:
+    trainings = study.trainings()
+    progress = Progress(len(trainings) + len(jobs) + 1)
+    for upstream in trainings:
         name, source = upstream.name, upstream.source
         labels = ", ".join(upstream.tasks) or "all labels"
         why = f"upstream {name}: learns {labels} from {between(source.events)}, then publishes user and item vectors"

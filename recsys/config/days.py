@@ -29,7 +29,7 @@ class DaysConfig:
     epochs: int = 1
     """Passes over a new day."""
     batch_size: int = 0
-    """Rows a rank and step when training on a day; 0: the upstream's own."""
+    """Rows a rank and step when training on a day; 0: the upstream's own. Of a day that has fewer, all are one step."""
 
     def __post_init__(self) -> None:
         inside = not Path(self.events).is_absolute() and DAY in self.events

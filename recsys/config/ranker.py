@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from recsys.config.rules import NO_STUDY, SEEDS, is_word, require
+from recsys.config.rules import NO_STUDY, check_seeds, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import TrainConfig
 from recsys.dates import HOUR_MS
@@ -70,8 +70,7 @@ class RankerSettings:
         for task in self.tasks:
             require(is_word(task), f"tasks names {task!r}; use letters, digits and _ (it names a folder)")
         require(len(self.seeds) > 0, "seeds is empty; give at least one")
-        distinct = len(set(self.seeds)) == len(self.seeds) and all(0 <= seed < SEEDS for seed in self.seeds)
-        require(distinct, f"seeds is {self.seeds}; use different ones, 0 <= seed < 2^32")
+        check_seeds(self.seeds, "seeds")
         require(self.publish_delay_ms >= 0, f"publish_delay_ms is {self.publish_delay_ms}; use 0 or more")
 
 
@@ -101,6 +100,9 @@ class RankerConfig(RankerSettings, Config):
     """Of the job; its predictions go to `OUT/downstream/<name>`."""
     arms: tuple[ArmConfig, ...]
     """Every task is learned once an arm and seed."""
+    seed_suffixes: tuple[str, ...] = ("",)
+    """What the rankers of the first seed, the second, ... add to the names of their arm's series; after the last it
+    begins again. ["", "_s1"]: every other one reads `user_ctr_s1`, the vectors of another training of the upstream."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +110,12 @@ class RankerConfig(RankerSettings, Config):
         names = [arm.name for arm in self.arms]
         require(len(names) > 0, 'arms is empty; give one at least: arms = [{ name = "ctr", series = ["user_ctr"] }]')
         require(len(set(names)) == len(names), f"arms are named {names}; make the names different")
+        require(len(self.seed_suffixes) > 0, 'seed_suffixes is empty; give [""], or leave it out')
+
+    def series(self, arm: ArmConfig, seed: int) -> tuple[str, ...]:
+        """What the rankers of this arm and this one of `seeds` read."""
+        suffix = self.seed_suffixes[self.seeds.index(seed) % len(self.seed_suffixes)]
+        return tuple(f"{name}{suffix}" for name in arm.series)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 SEEDS = 2**32
 """Seeds are below this."""
@@ -19,6 +20,12 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def check_seeds(seeds: Sequence[int], name: str) -> None:
+    """Raise ConfigError unless the seeds are different ones that every generator takes."""
+    distinct = len(set(seeds)) == len(seeds) and all(0 <= seed < SEEDS for seed in seeds)
+    require(distinct, f"{name} is {seeds}; use different ones, 0 <= seed < 2^32")
 
 
 def is_word(text: str) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 from recsys.config.days import DaysConfig, check_day
 from recsys.config.ranker import RankerSettings, RetrievalConfig
 from recsys.config.refresh import RefreshConfig, RefreshSettings
-from recsys.config.rules import ConfigError, require
+from recsys.config.rules import ConfigError, check_seeds, require
 from recsys.config.toml import Config
 from recsys.config.upstream import UpstreamConfig
 
@@ -55,6 +55,12 @@ class StudyConfig(Config):
     """What a reader of the report must know about the data: synthetic or real, how rows were split."""
     upstreams: tuple[UpstreamConfig, ...]
     """In the order in which the ablation adds them."""
+    upstream_seeds: tuple[int, ...] = ()
+    """Every upstream is trained and published once with each of these seeds, and the rankers of their first seed, the
+    second, ... read the vectors of the first of these, the second, ...; after the last it begins again. The intervals
+    then cover the trainings of the upstreams too, best with as many seeds here as the rankers have. The first training
+    keeps the upstream's name, the others add their seed to it: `ctr`, `ctr_s1`. Empty: every upstream is trained once,
+    with the seed of its `training`."""
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
     """How each of them is refreshed."""
     rankers: RankerSettings
@@ -70,7 +76,8 @@ class StudyConfig(Config):
 
     def __post_init__(self) -> None:
         require(len(self.upstreams) > 0, "upstreams is empty; give at least one")
-        names = [upstream.name for upstream in self.upstreams]
+        self._check_upstream_seeds()
+        names = [upstream.name for upstream in self.trainings()]
         require(len(set(names)) == len(names), f"upstreams are named {names}; make the names different")
         require(self.ranks > 0, f"ranks is {self.ranks}; use 1 or more")
         if self.retrieval is not None:
@@ -80,6 +87,15 @@ class StudyConfig(Config):
             )
         if self.spans is not None:
             self._check_spans(self.spans)
+
+    def _check_upstream_seeds(self) -> None:
+        check_seeds(self.upstream_seeds, "upstream_seeds")
+        for name, rankers in (("rankers", self.rankers), ("fragment", self.fragment)):
+            require(
+                rankers is None or len(self.upstream_seeds) <= len(rankers.seeds),
+                f"upstream_seeds is {self.upstream_seeds}: {name}.seeds are fewer, and nobody would read the last of "
+                f"them; give {name} as many seeds, or leave some out here",
+            )
 
     def _check_spans(self, spans: SpansConfig) -> None:
         days = self.refresh.days
@@ -98,13 +114,32 @@ class StudyConfig(Config):
         )
 
     def daily(self) -> tuple[DaysConfig, SpansConfig]:
-        """The days, and the rankers' among them. Raises ConfigError where there are none."""
+        """The days, and the rankers' among them. Raises ConfigError where there are none, or with `upstream_seeds`."""
+        if self.upstream_seeds:
+            raise ConfigError(
+                f"upstream_seeds is {self.upstream_seeds}: day by day every upstream is trained and refreshed once; "
+                "leave it out, or use `recsys run`"
+            )
         if self.refresh.days is None or self.spans is None:
             raise ConfigError(
                 "refresh.days or spans is missing: say in [refresh.days] where days of events lie, and in [spans] "
                 "which of them the rankers are trained and tested on"
             )
         return self.refresh.days, self.spans
+
+    def seed_suffixes(self) -> tuple[str, ...]:
+        """What each seed's training adds to the names of an upstream and of its series; the first one nothing."""
+        return ("", *(f"_s{seed}" for seed in self.upstream_seeds[1:]))
+
+    def trainings(self) -> tuple[UpstreamConfig, ...]:
+        """Every upstream once a seed, as it is trained and named; those of the first seed first."""
+        if not self.upstream_seeds:
+            return self.upstreams
+        return tuple(
+            replace(upstream, name=upstream.name + suffix, training=replace(upstream.training, seed=seed))
+            for seed, suffix in zip(self.upstream_seeds, self.seed_suffixes(), strict=True)
+            for upstream in self.upstreams
+        )
 
     def refresh_of(self, upstream: UpstreamConfig) -> RefreshConfig:
         """The refresh of one of the upstreams, as a job of its own."""

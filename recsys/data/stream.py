@@ -48,7 +48,7 @@ class EventStream:
     (`Footers.shuffled`). They are cut into `world_size` contiguous pieces of equal size (fewer than `world_size` rows
     at the end are left out). A rank reads its piece in blocks of `shuffle_batches` batches and permutes each block by a
     generator of (seed, epoch, rank, block). To mix well, files want row groups that are smaller than a block, and many
-    of them.
+    of them. Where a piece is smaller than a batch, all of it is the epoch's one batch.
 
     Memory: two blocks (the next one fills while this one is handed out, so that reading never comes in bursts), a few
     batches, a few MB a column for decoding, and the footers that a process keeps (`recsys.data.footers`). Row groups
@@ -69,7 +69,7 @@ class EventStream:
 
     Raises:
         ValueError: an argument is out of its bounds.
-        DataError: what `check_files` raises, or the files hold too few rows for one step of every rank.
+        DataError: what `check_files` raises, or the files hold fewer rows than there are ranks.
     """
 
     def __init__(
@@ -94,14 +94,26 @@ class EventStream:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; use 0 <= rank < world_size = {world_size}")
         self._footers = read_footers(files, schema)
+        piece = self.rows // world_size
+        if piece == 0:
+            raise DataError(
+                f"{self.rows} rows make no step of one row on each of {world_size} ranks: lower the number of ranks, "
+                "or give more files"
+            )
+        self.shortfall = ""
+        """What became of rows that are less than a batch of every rank; empty: they are more."""
+        if piece < batch_size:
+            self.shortfall = (
+                f"{self.rows} events, less than a batch of {world_size} x {batch_size}: one step of "
+                f"{piece * world_size} a pass"
+            )
         self._schema = schema
-        self._batch_size = batch_size
+        self._batch_size = batch_size = min(batch_size, piece)
         self._rank = rank
         self._seed = seed
         self._transform = transform
         self._shuffled = shuffle_batches > 0
         self._block_steps = shuffle_batches or max(1, _CHUNK_ROWS // batch_size)
-        piece = self.rows // world_size
         self.steps_per_epoch = piece // batch_size if drop_last else -(-piece // batch_size)
         """Batches of one epoch, the same for every rank."""
         self.total_steps = self.steps_per_epoch * epochs
@@ -110,11 +122,6 @@ class EventStream:
         """The next batch to be handed out, counted from 0 over all epochs."""
         self.wait_seconds = 0.0
         """Time the consumer has waited for input."""
-        if self.steps_per_epoch == 0:
-            raise DataError(
-                f"{self.rows} rows make no step of {batch_size} rows on each of {world_size} ranks: "
-                f"lower the batch size or the number of ranks, or give more files"
-            )
         self._first_row = rank * piece
         self._end_row = self._first_row + min(piece, self.steps_per_epoch * batch_size)
 

@@ -78,7 +78,7 @@ def all_rankers(config: RankerConfig) -> Iterator[Ranker]:
     for task in config.tasks:
         for arm in config.arms:
             for seed in config.seeds:
-                yield Ranker(config.name, task, arm.name, arm.series, seed, once=arm.once)
+                yield Ranker(config.name, task, arm.name, config.series(arm, seed), seed, once=arm.once)
 
 
 def stage_name(config: RankerConfig) -> str:
@@ -102,7 +102,7 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
     part, parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     rankers = list(all_rankers(config))
     with process_group(alone=True) as environment, stage(out, stage_name(config), environment, part=part, parts=parts):
-        _check_visible(list(dict.fromkeys(name for arm in config.arms for name in arm.series)), config, data, out)
+        _check_visible(list(dict.fromkeys(name for ranker in rankers for name in ranker.series)), config, data, out)
         for number, ranker in list(enumerate(rankers, start=1))[part::parts]:
             if ranker.path(out).is_file():
                 continue

@@ -7,8 +7,10 @@ what makes an event hard or easy for both cancels out of the lift.
 With several seeds a figure is the mean over seeds of each seed's metric, which says what *one* training run is worth.
 A resample then also draws seeds, the same ones for both models. Of S seeds it draws S - 1 with replacement: drawing S
 would shrink the variance of a mean of few by (S - 1) / S (McCarthy & Snowden 1985; Rao & Wu 1988). The interval thus
-covers the choice of users and of seeds; with one seed it covers users alone. All seeds read the vectors of one training
-of each upstream: what another one would bring is in no interval.
+covers the choice of users and of seeds; with one seed it covers users alone. Where all seeds read the vectors of one
+training of each upstream, what another one would bring is in no interval. With `StudyConfig.upstream_seeds` a seed also
+chooses the training that it reads, so that the interval covers both; seeds that share one are drawn as if they did not,
+which makes it too narrow: give as many of both.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ from recsys.refresh.records import Ledger, Record
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, process_group
+from recsys.train.trainer import TrainResult
 from recsys.upstream import train_on, upstream_schema
 
 
@@ -161,13 +162,13 @@ class _Refresh:
         published = plan.folder / "publish.json"
         publication = self._publisher.decide(published, plan.key, as_of, plan.space)
         with timer("train"):
-            speed = self._train(plan, [path for day in cycle.days for path in files[day]], cycle)
+            result = self._train(plan, [path for day in cycle.days for path in files[day]], cycle)
         if broadcast(self._changed(cycle), self._environment):
             return None
         content, alignment = self._content(plan, files, cycle, timer)
         prepared = timer.seconds["embed"]
         self._publisher.publish(publication, content, timer)
-        speeds = {"train": speed, "embed": rate(content, timer.seconds["embed"] - prepared)}
+        speeds = {"train": result.samples_per_second, "embed": rate(content, timer.seconds["embed"] - prepared)}
         record = None
         if main:
             measured, reasons = self._measure(publication, files[cycle.day], timer)
@@ -177,7 +178,7 @@ class _Refresh:
                 else:
                     self._publisher.move_tags(publication, published)
             figures = {"gates": reasons, "tagged": not reasons, "quality": measured, "events": count}
-            figures["rows_per_second"] = speeds
+            figures |= {"rows_per_second": speeds, "shortfall": result.shortfall}
             record = self._record(cycle, plan, publication, content, timer, figures, alignment)
             self._ledger.write(record)
             self._ledger.prune()
@@ -231,8 +232,8 @@ class _Refresh:
             return before[-1].checkpoint, before[-1].space
         return str(trained(self._out, name).relative_to(self._out)), space_name(name)
 
-    def _train(self, plan: _Plan, files: list[Path], cycle: Cycle) -> float:
-        """Train, or go on training; rows a second of all ranks."""
+    def _train(self, plan: _Plan, files: list[Path], cycle: Cycle) -> TrainResult:
+        """Train, or go on training."""
         upstream = self._upstream
         days, training = self._config.day_by_day(), upstream.training
         training = replace(training, epochs=days.epochs, batch_size=days.batch_size or training.batch_size)
@@ -240,7 +241,7 @@ class _Refresh:
             generation = _generation(plan.space)
             training = replace(upstream.training, seed=upstream.training.seed + generation - 1)
             files = [*find_files(self._data, upstream.source.events), *self._all_days(cycle)]
-        result = train_on(
+        return train_on(
             files,
             self._schema,
             upstream,
@@ -251,7 +252,6 @@ class _Refresh:
             start=self._out / plan.start if plan.start else None,
             title=f"{upstream.name} {cycle.day}",
         )
-        return result.samples_per_second
 
     def _content(
         self, plan: _Plan, files: dict[str, list[Path]], cycle: Cycle, timer: Timer
@@ -368,6 +368,7 @@ def summary(record: Record, config: RefreshConfig) -> str:
     notes = [f"with late {', '.join(record.late)}"] if record.late else []
     notes += [f"without {', '.join(record.gap)}"] if record.gap else []
     notes += ["a correction"] if record.corrects else []
+    notes += [record.shortfall] if record.shortfall else []
     tag = f"tag {config.tag} moved" if record.tagged else f"NOT TAGGED: {'; '.join(record.gates)}"
     entities = f"{record.entities['user']} users, {record.entities['item']} items"
     noted = f" ({'; '.join(notes)})" if notes else ""

@@ -65,6 +65,8 @@ class Record:
     """Why the tag did not move; empty: it did."""
     tagged: bool
     """Whether the tag moved."""
+    shortfall: str = ""
+    """What became of events that were less than a batch; empty: they were more."""
     quality: dict[str, Any]
     """See recsys/monitor/quality.py."""
     alignment: dict[str, Any] | None = None

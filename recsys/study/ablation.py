@@ -25,11 +25,14 @@ def ablation_arms(upstreams: Sequence[str]) -> tuple[ArmConfig, ...]:
 def ablation_jobs(study: StudyConfig) -> dict[str, RankerConfig]:
     """Population -> the job of its rankers: `tasks`, and `fragment` if the study has one."""
     arms = ablation_arms([upstream.name for upstream in study.upstreams])
-    populations = {"tasks": study.rankers, "fragment": study.fragment}
-    return {name: ranker_job(name, settings, arms) for name, settings in populations.items() if settings is not None}
+    populations = {"tasks": study.rankers} | ({"fragment": study.fragment} if study.fragment else {})
+    suffixes = study.seed_suffixes()
+    return {name: ranker_job(name, settings, arms, suffixes) for name, settings in populations.items()}
 
 
-def ranker_job(name: str, settings: RankerSettings, arms: tuple[ArmConfig, ...]) -> RankerConfig:
+def ranker_job(
+    name: str, settings: RankerSettings, arms: tuple[ArmConfig, ...], seed_suffixes: tuple[str, ...] = ("",)
+) -> RankerConfig:
     """Rankers as a job of their own."""
     values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
-    return RankerConfig(name=name, arms=arms, **values)
+    return RankerConfig(name=name, arms=arms, seed_suffixes=seed_suffixes, **values)

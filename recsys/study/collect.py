@@ -60,6 +60,7 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
         retrieval=_retrieval(config, data, store),
         rows=split_rows(config.rankers, data),
         publish_delay_ms=config.rankers.publish_delay_ms if ranker_schema(config.rankers, data, ()).timed else None,
+        upstream_seeds=config.upstream_seeds,
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         # The launching process is alive beside whichever job is the largest.
         peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),

@@ -39,6 +39,16 @@ def best_arm(arms: Mapping[str, Mapping[str, Any]]) -> str | None:
     return max(lifts, key=lifts.__getitem__) if lifts else None
 
 
+def drawn(report: Mapping[str, Any]) -> str:
+    """What the intervals are over, in words."""
+    seeds, trainings = len(report["seeds"]), len(report.get("upstream_seeds", ()))
+    if seeds < 2:
+        return "test users alone: no other seed of a ranker, no other training of an upstream"
+    if trainings < 2:
+        return f"test users and {seeds} ranker seeds, no other training of an upstream"
+    return f"test users and {seeds} ranker seeds, which read the vectors of {trainings} trainings of each upstream"
+
+
 def headline(report: Mapping[str, Any]) -> str:
     """The run's best lift in one sentence, with its interval, and said so when it may be chance."""
     best = {task: arm for task, arms in report["tasks"].items() if (arm := best_arm(arms))}

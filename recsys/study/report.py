@@ -14,6 +14,9 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     hardware.gpu                            list of str; models, empty without one
     config.*                                the complete config of the run, defaults included
     seeds                                   list of int; training seeds of the downstream rankers
+    upstream_seeds                          list of int; training seeds of the upstreams: the rankers of the first of
+                                            `seeds`, the second, ... read the vectors of the first of these, the second,
+                                            ..., beginning again after the last; empty: one training of each upstream
     rows.<split>                            int; events of each split: train, validation, test
     publish_delay_ms                        int; an event reads no snapshot whose `as_of` is not this much earlier;
                                             null: the log has no event times, every event reads the newest snapshot
@@ -30,7 +33,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     tasks.<task>.<arm>.positives            int; of them
     tasks.<task>.<arm>.users                int; who made them
     tasks.<task>.<arm>.auc_lift             number; relative to arm `none`, a fraction: 0.02 is +2 %; not in `none`
-    tasks.<task>.<arm>.auc_lift_ci95        [low, high]; paired bootstrap over users and seeds; not in `none`
+    tasks.<task>.<arm>.auc_lift_ci95        [low, high]; paired bootstrap over users and `seeds`, and so over
+                                            `upstream_seeds`, but over no other training of an upstream; not in `none`
     tasks.<task>.<arm>.pr_auc_lift          number; the same for PR-AUC; not in `none`
     tasks.<task>.<arm>.pr_auc_lift_ci95     [low, high]; not in `none`
     fragment.<task>.<arm>.*                 as tasks.<task>.<arm>: rankers trained and tested on one surface alone;
@@ -64,6 +68,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     retrieval.version                       int; of both snapshots
     retrieval.as_of                         str; ISO 8601, UTC; null without event times
     retrieval.space                         str; of both snapshots: whose vectors
+
+With several `upstream_seeds`, what is below `upstreams`, `store` and `retrieval` is of the first one.
 
 Arms are named by what the ranker reads: `none`, `ctr_user`, `ctr_user_item`, `ctr_cvr_user_item`.
 """
@@ -169,6 +175,8 @@ class RunResults:
     """Split -> events."""
     publish_delay_ms: int | None
     """Of the rankers; None: their log has no event times."""
+    upstream_seeds: tuple[int, ...] = ()
+    """Of the upstreams' trainings, where there are several of each."""
     seconds: Mapping[str, float]
     """Stage -> wall time, in the order in which they ran."""
     peak_rss_bytes: int
@@ -198,6 +206,7 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         "commit": commit(),
         "hardware": hardware(),
         "seeds": list(next(iter(results.tasks.values())).seeds) if results.tasks else [],
+        "upstream_seeds": results.upstream_seeds,
         "rows": results.rows,
         "publish_delay_ms": results.publish_delay_ms,
         "tasks": tasks,

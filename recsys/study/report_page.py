@@ -11,7 +11,7 @@ from markupsafe import Markup
 from recsys.evaluate import plots, wording
 from recsys.evaluate.flow import Model, flow_plot
 from recsys.evaluate.html import image, render
-from recsys.study.headline import arm_title, best_arm, headline, series_read
+from recsys.study.headline import arm_title, best_arm, drawn, headline, series_read
 
 POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
 
@@ -27,6 +27,8 @@ def render_page(report: Mapping[str, Any]) -> str:
         "report.html",
         report=report,
         headline=headline(report),
+        drawn=drawn(report),
+        trainings=len(report.get("upstream_seeds", ())) or 1,
         best={task: best_arm(arms) for task, arms in report["tasks"].items()},
         populations=POPULATIONS,
         arm_title=lambda arm: arm_title(arm, report["upstreams"]),

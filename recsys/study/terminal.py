@@ -13,7 +13,7 @@ from rich.table import Table
 from recsys.evaluate.wording import delay, duration, moment, number, percent, points, size, title, verdict
 from recsys.study.daily_page import shown_arms
 from recsys.study.findings import daily_headline, findings, method_title
-from recsys.study.headline import arm_title, headline
+from recsys.study.headline import arm_title, drawn, headline
 from recsys.study.report_page import POPULATIONS, retrieval_cutoffs
 
 COLORS = {"up": "green", "down": "red", "unclear": "yellow"}
@@ -33,7 +33,8 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     if report["store"]:
         console.print(_series(report["store"]))
     stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in report["seconds"].items())
-    console.print(f"[dim]{escape(stages)} · peak memory {size(report['peak_rss_bytes'])}\n{_delay(report)}[/dim]")
+    console.print(f"[dim]{escape(stages)} · peak memory {size(report['peak_rss_bytes'])}[/dim]")
+    console.print(f"[dim]{_delay(report)}\nintervals over {drawn(report)}[/dim]")
     console.print(f"[bold]{escape(headline(report))}[/bold]\n")
 
 

@@ -48,6 +48,10 @@ class Stream(Protocol):
     def total_steps(self) -> int:
         """Batches of all passes."""
 
+    @property
+    def shortfall(self) -> str:
+        """What became of events that are less than a batch of every rank; empty: they are more."""
+
     def seek(self, position: int) -> None:
         """Continue with the batch of this number, counted over all passes."""
 
@@ -70,6 +74,8 @@ class TrainResult:
     """The last logged figures; keys as in `recsys.train.running_metrics.Metrics.take_window`."""
     scores: tuple[float, ...]
     """What `after_epoch` returned, epoch by epoch."""
+    shortfall: str
+    """What became of events that were less than a batch of every rank; empty: they were more."""
 
 
 @dataclass(kw_only=True)
@@ -171,7 +177,7 @@ class _Run:
             environment=self.environment,
         )
 
-    def result(self, clock: Clock, best: BestState | None) -> TrainResult:
+    def result(self, clock: Clock, best: BestState | None, shortfall: str) -> TrainResult:
         """What the run leaves behind."""
         return TrainResult(
             model=self.model,
@@ -180,6 +186,7 @@ class _Run:
             input_wait_fraction=clock.input_wait_fraction,
             metrics=self.record,
             scores=() if best is None else tuple(best.scores),
+            shortfall=shortfall,
         )
 
     def interrupted(self, stop: StopSignals) -> Interrupted:
@@ -242,8 +249,8 @@ def fit(
     with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
         if start is None:  # else it is the same as that of the run it starts from
             log.say(plan_table(run.model))
-        if resumed:
-            log.say(resumed)
+        for line in filter(None, (resumed, stream.shortfall)):
+            log.say(line)
         try:
             clock = _loop(run, stream, log, stop, best)
         except Exception:
@@ -252,7 +259,7 @@ def fit(
             raise
     if best is not None:
         best.restore()
-    return run.result(clock, best)
+    return run.result(clock, best, stream.shortfall)
 
 
 def _prepare(
@@ -352,10 +359,7 @@ def predict(model: nn.Module, stream: Stream, environment: Environment) -> tuple
 
 def _check(stream: Stream, out: Path | None, after_epoch: object) -> None:
     if stream.total_steps == 0:
-        raise ValueError(
-            "the stream has no batch for this rank: it has fewer rows than batch size x ranks; "
-            "lower training.batch_size or use fewer ranks"
-        )
+        raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
     if out is not None and after_epoch is not None:
         raise ValueError(
             f"out is {str(out)!r} and after_epoch is given: the best epoch is not part of a checkpoint; leave out one"

@@ -47,7 +47,7 @@ def age(path: Path, seconds: float) -> None:
         os.utime(file, (time.time() - seconds,) * 2)
 
 
-def finish(child: int, seconds: float = 60.0) -> int:
+def finish(child: int, seconds: float = 600.0) -> int:
     """A forked child's exit code; kills it and fails when it does not end."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

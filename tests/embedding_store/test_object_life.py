@@ -133,7 +133,7 @@ def test_two_processes_that_write_get_a_version_each(url: str, tmp_path: Path):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(120)
+        writer.join(600)
         writer.kill()
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert series.versions() == list(range(1, 2 * snapshots + 1))

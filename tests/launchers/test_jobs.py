@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,15 +15,17 @@ from recsys.jobs import JobError, run_app, run_job
 
 ROOT = Path(__file__).parents[2]
 WAIT = """
+import sys
 from pathlib import Path
 from recsys.jobs import run_app
 from tests.launchers.test_jobs import tiny
-run_app("wait", tiny("wait"), Path("logs"))
+run_app("wait", tiny("wait", sys.argv[1]), Path("logs"))
 """
 
 
-def tiny(what: str) -> specs.AppDef:
-    return dist.ddp(what, m="tests.launchers.tiny", name=f"tiny-{what}", j="1x2")
+def tiny(what: str, *marks: str) -> specs.AppDef:
+    """Two ranks; the marks are in their command lines."""
+    return dist.ddp(what, *marks, m="tests.launchers.tiny", name=f"tiny-{what}", j="1x2")
 
 
 def test_several_jobs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -50,26 +53,30 @@ def test_several_jobs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_stopping_the_job_stops_its_ranks(tmp_path: Path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    job = subprocess.Popen(
-        [sys.executable, "-c", WAIT], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    mark, environment = uuid.uuid4().hex, os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WAIT, mark]
+    job = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 600
     while not list(tmp_path.glob("logs/**/attempt_0/1/stderr.log")) and time.monotonic() < deadline:
         time.sleep(0.05)
     while "rank 0" not in _text(tmp_path, "0/stdout.log") and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert f"tests.launchers.tiny wait {mark}" in _command_lines()
     job.send_signal(signal.SIGTERM)
     out, _ = job.communicate(timeout=600)
     assert job.returncode == 128 + signal.SIGTERM
     assert "wait: a line of rank 0" in out.decode()
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert "tests.launchers.tiny wait" not in running
+    assert mark not in _command_lines()
 
 
 def test_unknown_subcommand_is_not_a_job(tmp_path: Path):
     with pytest.raises(ModuleNotFoundError, match="launchers"):
         run_job("x", ["nothing"], 1, tmp_path)
+
+
+def _command_lines() -> str:
+    """Of every process of this machine."""
+    return subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
 
 
 def _text(folder: Path, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the job tests run on every rank: `python -m tests.launchers.tiny ok|fail|mend|kill|wait`."""
+"""What the job tests run on every rank: `python -m tests.launchers.tiny ok|fail|mend|kill|wait [MARK]`."""
 
 import os
 import signal

@@ -88,7 +88,7 @@ def test_a_mistake_is_told_before_torch_is_imported(
     code = "import atexit, sys, recsys.cli; atexit.register(lambda: print('torch' in sys.modules)); recsys.cli.main()"
     arguments = [*(part.format(tmp_path / "bad.toml") for part in command), "--out", str(tmp_path / "o")]
     process, folder = [sys.executable, "-c", code, *arguments], Path(cli.__file__).parents[1]
-    done = subprocess.run(process, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(process, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stdout.rstrip().endswith("False")

@@ -42,6 +42,10 @@ def _rankers(**changes: Any) -> RankerSettings:
     return replace(RANKERS, **changes)
 
 
+def _named(name: str) -> UpstreamConfig:
+    return UpstreamConfig(name=name, source=SOURCE)
+
+
 SMALL = StudyConfig(name="small", upstreams=(UpstreamConfig(name="ctr", source=SOURCE),), rankers=RANKERS)
 FULL = StudyConfig(
     name='quoted "name", ü',
@@ -75,6 +79,7 @@ FULL = StudyConfig(
     ),
     ranks=3,
 )
+SEEDED = replace(FULL, upstream_seeds=(7, 9), spans=None)
 DAYS, SPANS = FULL.daily()
 REFRESH = replace(
     FULL.refresh_of(FULL.upstreams[0]),
@@ -89,17 +94,53 @@ JOB = RankerConfig(
     test=("c",),
     tasks={"ctr": "click"},
     arms=(ArmConfig(name="none"), ArmConfig(name="ma_0.8", series=("user_ctr", "item_ctr"), once=True)),
+    seed_suffixes=("", "_s1"),
 )
 
 
 RECIPE_CONFIGS = [recipe.config() for recipe in (*RECIPES.values(), *DAILY.values())]
 
 
-@pytest.mark.parametrize("config", [SMALL, FULL, *FULL.upstreams, REFRESH, JOB, *RECIPE_CONFIGS])
+@pytest.mark.parametrize("config", [SMALL, FULL, SEEDED, *FULL.upstreams, REFRESH, JOB, *RECIPE_CONFIGS])
 def test_toml_round_trip(tmp_path: Path, config: Config) -> None:
     config.save(tmp_path / "config.toml")
     loaded = type(config).load(tmp_path / "config.toml")
     assert loaded == config
+
+
+def test_upstreams_are_trained_once_a_seed() -> None:
+    """The first keeps its name; nothing else differs but the seed."""
+    assert FULL.trainings() == FULL.upstreams
+    trained = SEEDED.trainings()
+    assert [(each.name, each.training.seed) for each in trained] == [
+        ("ctr", 7),
+        ("cvr", 7),
+        ("ctr_s9", 9),
+        ("cvr_s9", 9),
+    ]
+    for each, upstream in zip(trained, FULL.upstreams * 2, strict=True):
+        alike = replace(each, name=upstream.name, training=replace(each.training, seed=upstream.training.seed))
+        assert alike == upstream
+
+
+@pytest.mark.parametrize(
+    ("seeds", "suffixes", "read"),
+    [
+        ((5,), ("",), ["user_a"]),
+        ((5, 3, 0), ("",), ["user_a", "user_a", "user_a"]),
+        ((5, 3, 0), ("", "_s1", "_s2"), ["user_a", "user_a_s1", "user_a_s2"]),
+        ((5, 3, 0, 1), ("", "_s1", "_s2"), ["user_a", "user_a_s1", "user_a_s2", "user_a"]),
+    ],
+)
+def test_rankers_of_a_seed_read_a_training_of_the_upstreams(
+    seeds: tuple[int, ...], suffixes: tuple[str, ...], read: list[str]
+) -> None:
+    job = replace(JOB, seeds=seeds, seed_suffixes=suffixes)
+    arm = ArmConfig(name="a", series=("user_a", "item_b"))
+    found = [job.series(arm, seed) for seed in seeds]
+    assert [user for user, _ in found] == read
+    assert [item for _, item in found] == [name.replace("user_a", "item_b") for name in read]
+    assert job.series(ArmConfig(name="none"), seeds[-1]) == ()
 
 
 def test_recipes_study_the_ways_of_aggregation_only_where_they_report_them() -> None:
@@ -229,6 +270,29 @@ def test_integers_serve_as_numbers() -> None:
         (lambda: RetrievalConfig(k=(10, 0)), r"k is \(10, 0\); give cut-offs of 1 or more"),
         (lambda: replace(SMALL, upstreams=()), "upstreams is empty; give at least one"),
         (lambda: replace(SMALL, upstreams=SMALL.upstreams * 2), r"upstreams are named \['ctr', 'ctr'\]; make"),
+        (lambda: replace(JOB, seed_suffixes=()), "seed_suffixes is empty"),
+        (lambda: replace(SMALL, upstream_seeds=(1, 1)), r"upstream_seeds is \(1, 1\); use different ones"),
+        (lambda: replace(SMALL, upstream_seeds=(2**32,)), "upstream_seeds is .*; use .*0 <= seed < 2"),
+        (
+            lambda: replace(SMALL, upstream_seeds=(0, 1, 2, 3)),
+            "rankers.seeds are fewer, and nobody would read",
+        ),
+        (
+            lambda: replace(SMALL, upstream_seeds=(0, 1), fragment=replace(RANKERS, seeds=(4,))),
+            "fragment.seeds are fewer, .*; give fragment as many seeds",
+        ),
+        (
+            lambda: replace(SMALL, upstream_seeds=(0, 1), upstreams=(SMALL.upstreams[0], _named("ctr_s1"))),
+            r"upstreams are named \['ctr', 'ctr_s1', 'ctr_s1', .*; make the names different",
+        ),
+        (
+            lambda: replace(SMALL, upstream_seeds=(0, 2**31), upstreams=(_named("x" * 95),)),
+            "name is 'xxx.*_s2147483648'; use up to 100",
+        ),
+        (
+            lambda: replace(FULL, upstream_seeds=(0, 1)).daily(),
+            r"upstream_seeds is \(0, 1\): day by day every upstream is trained and refreshed once; leave it out",
+        ),
         (lambda: replace(SMALL, ranks=0), "ranks is 0; use 1 or more"),
         (lambda: replace(SMALL, retrieval=RetrievalConfig(upstream="x")), "retrieval.upstream is 'x'; use one of ctr"),
     ],

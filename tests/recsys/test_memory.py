@@ -73,8 +73,9 @@ def on_two_ranks(log: Path, out: Path) -> list[float]:
 @pytest.mark.skipif(not STATUS.is_file(), reason="reads Linux's /proc")
 def test_a_rank_holds_its_share_of_a_table(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log")
-    for refused, trained, resumed, embedded in run_ranks(on_two_ranks, 2, log, tmp_path / "out", timeout=240):
+    # A whole table, or a second half beside the first, would be 1. The allocator's own takes 17 MB more in some runs.
+    for refused, trained, resumed, embedded in run_ranks(on_two_ranks, 2, log, tmp_path / "out"):
         assert refused < 0.1, "a plan that cannot be is refused before anything is allocated"
-        assert 0.4 < trained < 0.75, "half of the table, and its optimizer's state"
-        assert resumed < 0.75, "half, and for a moment a piece of the file"
-        assert embedded < 0.75, "the model that was trained is gone"
+        assert 0.4 < trained < 0.9, "half of the table, and its optimizer's state"
+        assert resumed < 0.9, "half, and for a moment a piece of the file"
+        assert embedded < 0.9, "the model that was trained is gone"

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from embedding_store import EmbeddingStore
 from recsys.checks import check_run
 from recsys.config import (
     LossConfig,
@@ -22,7 +24,8 @@ from recsys.config import (
     UpstreamConfig,
 )
 from recsys.data.schema import Feature, Label, Schema
-from recsys.downstream.ranking import train_rankers
+from recsys.downstream.ranking import Ranker, read_predictions, train_ranker, train_rankers
+from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
 from recsys.study.ablation import ablation_jobs
 from recsys.study.collect import collect_results
@@ -62,11 +65,12 @@ CONFIG = StudyConfig(
         test=("log/day=5/*.parquet",),
         tasks={"ctr": "opened", "cvr": "bought"},
         publish_delay_ms=3_600_000,
-        seeds=(0,),
+        seeds=(0, 1),
         network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
         training=TrainConfig(batch_size=64),
     ),
     retrieval=RetrievalConfig(upstream="open", k=(5,)),
+    upstream_seeds=(0, 3),
     ranks=1,
 )
 
@@ -109,9 +113,9 @@ def write_log(data: Path, schema: Schema) -> None:
 
 def run_jobs(data: Path, out: Path, config: StudyConfig = CONFIG) -> None:
     """Each with its own config."""
-    (upstream,) = config.upstreams
-    train_upstream(upstream, data, out)
-    refresh_upstream(config.refresh_of(upstream), data, out)
+    for upstream in config.trainings():
+        train_upstream(upstream, data, out)
+        refresh_upstream(config.refresh_of(upstream), data, out)
     train_rankers(ablation_jobs(config)["tasks"], data, out)
 
 
@@ -134,7 +138,7 @@ def test_predictions_belong_to_their_rows(run: tuple[Path, Path, RunResults]) ->
     assert np.array_equal(ctr.labels, opened)
     assert np.array_equal(cvr.labels, [x for x in table["bought"].to_pylist() if x is not None])
     assert list(ctr.arms) == ["none", "open_user", "open_user_item"]
-    assert all(logits.shape == (1, len(opened)) for logits in ctr.arms.values())
+    assert all(logits.shape == (2, len(opened)) for logits in ctr.arms.values())
     assert len(np.unique(ctr.users)) == len(set(table["member"].to_pylist()))
     assert ctr.oracle is None
 
@@ -180,6 +184,26 @@ def test_the_report_is_complete(run: tuple[Path, Path, RunResults]) -> None:
         for arm in ("none", "open_user", "open_user_item"):
             assert {"auc", "pr_auc", "ne", "calibration"} <= set(report["tasks"][task][arm])
         assert {"auc_lift", "auc_lift_ci95"} <= set(report["tasks"][task]["open_user"])
+
+
+def test_rankers_of_another_seed_read_another_training_of_the_upstream(run: tuple[Path, Path, RunResults]) -> None:
+    data, out, results = run
+    store = EmbeddingStore(store_folder(out))
+    tables = {name: store.series(f"user_{name}").latest().load() for name in ("open", "open_s3")}
+    ids = tables["open"].ids()
+    assert torch.equal(tables["open_s3"].ids(), ids)
+    first, second = (table.lookup(ids)[0] for table in tables.values())
+    assert (first != second).any(1).all()
+    assert results.upstream_seeds == (0, 3)
+    assert set(results.series) == {"user_open", "item_open"}
+    assert {"upstream-open_s3", "refresh-open_s3"} <= set(results.seconds)
+    settings = ablation_jobs(CONFIG)["tasks"]
+    written = read_predictions(Ranker("tasks", "ctr", "open_user", (), 1).path(out))["logits"]
+    with process_group() as environment:
+        for name, same in (("open_s3", True), ("open", False)):
+            ranker = Ranker("again", "ctr", name, (f"user_{name}",), 1)
+            train_ranker(ranker, settings, data, out, environment)
+            assert np.array_equal(read_predictions(ranker.path(out))["logits"], written) == same
 
 
 def test_doing_it_again_changes_nothing(run: tuple[Path, Path, RunResults]) -> None:

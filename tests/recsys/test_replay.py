@@ -87,7 +87,7 @@ def test_follow_a_folder_to_the_report(
     courier.start()
     opened = open_study(str(tmp_path / "c.toml"), DAILY, data, out, ())
     refused = replay.run_daily(opened, out, follow=True)
-    courier.join(10)
+    courier.join()
     (upstream,) = opened.study.upstreams
     assert UpstreamConfig.load(out / "configs/upstream-ctr.toml") == upstream
     assert RefreshConfig.load(out / "configs/refresh-ctr.toml") == opened.study.refresh_of(upstream)

@@ -40,7 +40,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     sanitized = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
     command = [COMPILER, "-std=c++20", "-O0", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(
-        [*command, *sanitized, f"-I{source}", source / "emulate.cpp", "-o", library], check=True, timeout=300
+        [*command, *sanitized, f"-I{source}", source / "emulate.cpp", "-o", library], check=True, timeout=600
     )
     return ctypes.CDLL(str(library))
 

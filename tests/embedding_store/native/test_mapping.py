@@ -258,7 +258,7 @@ def test_threads_that_race_for_a_block_all_get_the_vectors(tmp_path: Path, table
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join()
     assert results == [True] * 20
 
 
@@ -336,7 +336,7 @@ def test_a_fork_amid_mapping_and_looking_up_leaves_a_child_that_can(tmp_path: Pa
     finally:
         stop.set()
         for thread in threads:
-            thread.join(60)
+            thread.join()
         torch.set_num_threads(before)
 
 

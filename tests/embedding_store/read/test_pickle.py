@@ -88,12 +88,12 @@ def test_spawned_processes_read_where_the_sender_does(
     monkeypatch.chdir("/")  # where a relative path would lead elsewhere
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(first_values, source, [0, 7, ROWS - 1]) for source in sources]
-        assert [future.result(timeout=300) for future in futures] == [[0.0, 7.0, ROWS - 1.0]] * len(sources)
+        assert [future.result(timeout=600) for future in futures] == [[0.0, 7.0, ROWS - 1.0]] * len(sources)
 
 
 def test_the_workers_of_a_data_loader_look_up(snapshot: Snapshot):
     loader = DataLoader(
-        Rows(snapshot.load()), batch_size=ROWS // 4, num_workers=2, multiprocessing_context="spawn", timeout=300
+        Rows(snapshot.load()), batch_size=ROWS // 4, num_workers=2, multiprocessing_context="spawn", timeout=600
     )
     vectors = torch.cat(list(loader))
     assert torch.equal(vectors[:, 0], torch.arange(ROWS, dtype=torch.float32))

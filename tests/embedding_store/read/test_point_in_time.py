@@ -351,7 +351,7 @@ class SlowLoad:
         def slow(snapshot: Snapshot, *arguments: object) -> object:
             if snapshot.version == 1 and threading.current_thread() is not threading.main_thread():
                 self.begun.set()
-                self.go_on.wait(120)
+                self.go_on.wait(600)
             return load(snapshot)
 
         patch.setattr(Snapshot, "load", slow)
@@ -367,10 +367,10 @@ def test_a_load_keeps_neither_other_versions_nor_a_forked_child_waiting(
     thread = threading.Thread(target=lambda: values.append(value(series, 1, 1)))
     thread.start()
     try:
-        assert slow.begun.wait(120)
+        assert slow.begun.wait(600)
         others = threading.Thread(target=lambda: values.append(value(series, 1, 2)), daemon=True)
         others.start()
-        others.join(60)
+        others.join(600)
         assert values == [2.0]
         child = os.fork()
         if child == 0:
@@ -381,5 +381,5 @@ def test_a_load_keeps_neither_other_versions_nor_a_forked_child_waiting(
         assert finish(child) == 0
     finally:
         slow.go_on.set()
-        thread.join(60)
+        thread.join(600)
     assert values == [2.0, 1.0]

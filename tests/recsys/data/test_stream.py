@@ -103,11 +103,11 @@ def test_ranks_partition_the_rows_in_equal_steps(
     with _log(sizes, row_group) as files:
         streams = []
         rows = sum(sizes)
-        enough = rows // world_size >= (batch_size if drop_last else 1)
+        batch = min(batch_size, rows // world_size)
         for rank in range(world_size):
             options = {"batch_size": batch_size, "shuffle_batches": shuffle_batches, "seed": seed}
             options |= {"rank": rank, "world_size": world_size, "drop_last": drop_last}
-            if not enough:
+            if not batch:
                 with pytest.raises(DataError, match="make no step"):
                     EventStream(files, SCHEMA, **options)
                 return
@@ -121,11 +121,12 @@ def test_ranks_partition_the_rows_in_equal_steps(
     union = [row for r in read for row in r]
     assert len(set(union)) == len(union)
     left_out = rows - len(union)
-    assert left_out < (world_size * batch_size if drop_last else world_size)
+    assert left_out < (world_size * batch if drop_last else world_size)
     sizes_of = {len(batch) for b in batches for batch in b[:-1]} | (
         {len(b[-1]) for b in batches} if drop_last else set()
     )
-    assert sizes_of <= {batch_size}
+    assert sizes_of <= {batch}
+    assert {bool(stream.shortfall) for stream in streams} == {batch < batch_size}
     if not shuffle_batches:
         piece = rows // world_size
         for rank, r in enumerate(read):
@@ -368,8 +369,8 @@ def test_memory_is_bounded_even_with_one_giant_row_group(tmp_path: Path) -> None
         ({"shuffle_batches": -1}, "shuffle_batches is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"batch_size": 6}, "10 rows make no step of 6 rows on each of 2 ranks"),
-        ({"world_size": 11, "drop_last": False}, "10 rows make no step of 1 rows on each of 11 ranks"),
+        ({"world_size": 11}, "10 rows make no step of one row on each of 11 ranks: lower the number of ranks"),
+        ({"world_size": 11, "drop_last": False}, "10 rows make no step of one row on each of 11 ranks"),
     ],
 )
 def test_arguments_out_of_bounds(tmp_path: Path, changes: dict, message: str) -> None:
@@ -377,6 +378,19 @@ def test_arguments_out_of_bounds(tmp_path: Path, changes: dict, message: str) ->
     options = {"batch_size": 1, "world_size": 2, **changes}
     with pytest.raises(ValueError, match=message):
         EventStream(files, SCHEMA, **options)
+
+
+@pytest.mark.parametrize("shuffle_batches", [0, 2])
+def test_less_than_a_batch_is_one_smaller_batch(tmp_path: Path, shuffle_batches: int) -> None:
+    files = _write(tmp_path, [5, 8], row_group=3)
+    options = {"batch_size": 8, "world_size": 2, "epochs": 2, "shuffle_batches": shuffle_batches}
+    first, second = (EventStream(files, SCHEMA, rank=rank, **options) for rank in (0, 1))
+    assert first.steps_per_epoch == second.steps_per_epoch == 1
+    assert first.shortfall == "13 events, less than a batch of 2 x 8: one step of 12 a pass"
+    for pass_of_all in zip(_items(list(first)), _items(list(second)), strict=True):
+        assert [len(rows) for rows in pass_of_all] == [6, 6]
+        assert len({row for rows in pass_of_all for row in rows}) == 12
+    assert EventStream(files, SCHEMA, **options | {"batch_size": 6}).shortfall == ""
 
 
 def test_seek_out_of_bounds(tmp_path: Path) -> None:

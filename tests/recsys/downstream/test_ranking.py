@@ -174,6 +174,14 @@ def test_finished_rankers_are_not_trained_again(
     assert read_predictions(NONE.path(out))["logits"].tolist() == [0.0]
 
 
+def test_a_training_of_an_upstream_that_is_missing_is_named_before_any_ranker_is_trained(
+    data: Path, out: Path, environment: Environment
+) -> None:
+    with pytest.raises(KeyError, match=r"no series 'user_ctr_s1' in .*; series: item_ctr, user_ctr"):
+        train_rankers(replace(CONFIG, seed_suffixes=("", "_s1")), data, out)
+    assert not (out / "downstream").exists()
+
+
 def test_ranks_share_the_rankers(
     data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
 ) -> None:
@@ -214,7 +222,6 @@ def test_written_predictions_are_read_as_they_were(tmp_path: Path) -> None:
         ({"features": ("oracle_click",)}, SchemaError, "unknown feature 'oracle_click'"),
         ({"schema": "market/none.toml"}, DataError, "none.toml: no such schema; correct the rankers' `schema`"),
         ({"train": ("market/none/*",)}, DataError, r"pattern 'market/none/\*' matches nothing"),
-        ({"training": replace(RANKERS.training, batch_size=500)}, DataError, "400 rows make no step of 500 rows"),
     ],
 )
 def test_errors(

@@ -6,6 +6,7 @@ import pathlib
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -71,11 +72,17 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, environment: Environment)
     return data, out
 
 
+def _count_files(folder: Path) -> int:
+    return sum(len(files) for *_, files in os.walk(folder))
+
+
 def _assert_same(out: Path, unbroken: Path) -> None:
     assert contents(out) == contents(unbroken)
     assert [record.day for record in records(out)] == [record.day for record in records(unbroken)]
     assert [record.versions for record in records(out)] == [record.versions for record in records(unbroken)]
-    assert [record.checkpoint for record in records(out)] == [record.checkpoint for record in records(unbroken)]
+    # Not in which folders: those are named by what they went on from, and a training begun anew is another one.
+    steps, expected = ([Path(record.checkpoint).name for record in records(folder)] for folder in (out, unbroken))
+    assert steps == expected
 
 
 def test_killed_before_one_durable_step_after_the_other(
@@ -86,7 +93,7 @@ def test_killed_before_one_durable_step_after_the_other(
     kills = 0
     for step in (*GAPS, None):
         process = start(data, out, step)
-        process.join(120)
+        process.join(600)
         assert process.exitcode in (0, -signal.SIGKILL)
         kills += process.exitcode == -signal.SIGKILL
         if process.exitcode == 0:
@@ -103,13 +110,16 @@ def test_killed_at_any_time(unbroken: tuple[Path, Path], start: Callable[..., Ba
     kills = 0
     for _ in range(6):
         process = start(data, out, None)
-        process.join(draw.uniform(0.2, 3.0))
+        files = _count_files(out) + draw.randint(1, 12)
+        while _count_files(out) < files and process.is_alive():
+            time.sleep(0.001)
+        process.join(draw.uniform(0, 0.1))
         if process.exitcode is None:
             process.kill()
             kills += 1
-        process.join(60)
+        process.join(600)
     process = start(data, out, None)
-    process.join(120)
+    process.join(600)
     assert process.exitcode == 0
     assert kills >= 1
     _assert_same(out, expected)
@@ -123,15 +133,15 @@ def test_killed_in_a_correction_that_is_followed_by_another(
     data, out = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in unbroken)
     write_day(data, DAYS[3], seed=50)
     process = start(data, out, step)
-    process.join(120)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
     write_day(data, DAYS[3], seed=51)
     process = start(data, out, None)
-    process.join(120)
+    process.join(600)
     assert process.exitcode == 0
     once = Path(shutil.copytree(unbroken[1], tmp_path / "once"))
     process = start(data, once, None)
-    process.join(120)
+    process.join(600)
     found, expected = contents(out), contents(once)
     versions = {_newest(found, name)[0] for name in PLAIN}
     assert len(versions) == 1

@@ -48,3 +48,14 @@ def test_all_rankers_have_files_of_their_own() -> None:
     assert len({ranker.path(Path()) for ranker in rankers}) == len(rankers)
     assert rankers[0] == NONE
     assert {ranker.seed for ranker in rankers if ranker.job == "fragment"} == {7}
+
+
+def test_every_seed_of_a_study_reads_its_training_of_the_upstreams() -> None:
+    study = replace(CONFIG, rankers=replace(RANKERS, seeds=(4, 5, 6)), upstream_seeds=(0, 8))
+    published = {f"{owner}_{upstream.name}" for upstream in study.trainings() for owner in ("user", "item")}
+    (job,) = ablation_jobs(study).values()
+    read = {(ranker.arm, ranker.seed): ranker.series for ranker in all_rankers(job)}
+    assert {name for names in read.values() for name in names} == published
+    assert [read["ctr_user", seed] for seed in (4, 5, 6)] == [("user_ctr",), ("user_ctr_s8",), ("user_ctr",)]
+    assert read["ctr_user_item", 5] == ("user_ctr_s8", "item_ctr_s8")
+    assert read["none", 5] == ()

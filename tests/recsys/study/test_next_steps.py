@@ -52,7 +52,7 @@ def test_the_printed_commands_work(printed: str) -> None:
         if name == "python":
             assert Path(unquote(urlsplit(options[-1]).path)).is_file()
             options = ["-c", "import webbrowser"]
-        done = subprocess.run([command[0], *options], capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run([command[0], *options], capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
 
 
@@ -60,7 +60,7 @@ def test_the_printed_lines_print_what_is_shown(printed: str) -> None:
     lines = re.findall(r"^   >>> (.*)$", printed, re.MULTILINE)
     assert len(lines) == 3
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=600, check=True
     )
     assert "[4., 5., 6., 7.]" in done.stdout
     for line in done.stdout.splitlines():

@@ -210,6 +210,30 @@ def test_a_log_without_event_times_is_not_of_1970():
         assert "1970" not in text
 
 
+@pytest.mark.parametrize(
+    ("seeds", "trainings", "wanted"),
+    [
+        ((0,), (), "test users alone: no other seed of a ranker, no other training of an upstream"),
+        ((0, 1, 2), (), "test users and 3 ranker seeds, no other training of an upstream"),
+        ((0, 1, 2), (4,), "test users and 3 ranker seeds, no other training of an upstream"),
+        ((0, 1, 2), (0, 1), "test users and 3 ranker seeds, which read the vectors of 2 trainings of each upstream"),
+    ],
+)
+def test_what_the_intervals_are_over_is_said(seeds: tuple[int, ...], trainings: tuple[int, ...], wanted: str) -> None:
+    scores = example_task(300)
+    scores = replace(scores, arms={arm: lines[: len(seeds)] for arm, lines in scores.arms.items()}, seeds=seeds)
+    results = example_results(tasks={"ctr": scores}, fragment={}, upstream_seeds=trainings, upstreams={}, series={})
+    report = build_report(results, samples=5)
+    assert report["upstream_seeds"] == list(trainings)
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=120))
+    assert f"intervals over {wanted}\n" in out.getvalue()
+    page = " ".join(Page(render_page(report)).text.split())
+    assert f"Here they are over {wanted}." in page
+    assert ("give the study upstream_seeds" in page) == (len(trainings) < 2)
+    assert f"{max(1, len(trainings))} training{'s' if len(trainings) > 1 else ''} of each upstream" in page
+
+
 def test_absent_parts_are_left_out(tmp_path):
     report = without_parts()
     assert {"fragment", "oracle", "retrieval"}.isdisjoint(report)

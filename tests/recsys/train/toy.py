@@ -132,6 +132,7 @@ class ListStream:
         self.batches = batches
         self.position = 0
         self.wait_seconds = 0.0
+        self.shortfall = ""
         self.total_steps = len(batches) * epochs
         self._stop_at = stop_at
 
