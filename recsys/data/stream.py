@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +25,8 @@ from recsys.data.columns import cast_column
 from recsys.data.convert import hash_strings, to_batch
 from recsys.data.errors import DataError, RowError
 from recsys.data.files import RowGroup, read_footers
+from recsys.data.pieces import Buffer, Origin, Piece
+from recsys.data.quarantine import NONE, NOTHING, Quarantine, Rows, places
 from recsys.data.schema import Schema
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class EventStream:
         drop_last: Leave out the rows that do not fill a batch; without it the last batch of an epoch is shorter.
         transform: Applied to every batch, in the input thread, so that it runs beside the training step; the store's
             vectors are joined here. What it raises surfaces in the iteration.
+        skip: Rows of the files that are left out, as if they were not there.
 
     Raises:
         ValueError: an argument is out of its bounds.
@@ -83,6 +85,7 @@ class EventStream:
         epochs: int = 1,
         drop_last: bool = True,
         transform: Callable[[Batch], Batch] | None = None,
+        skip: Quarantine = NOTHING,
     ) -> None:
         _at_least("batch_size", batch_size, 1)
         _at_least("world_size", world_size, 1)
@@ -91,7 +94,10 @@ class EventStream:
         _at_least("epochs", epochs, 1)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; use 0 <= rank < world_size = {world_size}")
-        self._footers = read_footers(files, schema)
+        footers = read_footers(files, schema)
+        self._types = footers.types
+        groups = (_Group(group, skip.within(group)) for group in footers.row_groups)
+        self._groups = tuple(group for group in groups if group.rows)
         self._schema = schema
         self._batch_size = batch_size
         self._rank = rank
@@ -108,7 +114,7 @@ class EventStream:
         """The next batch to be handed out, counted from 0 over all epochs."""
         self.wait_seconds = 0.0
         """Time the consumer has waited for input."""
-        if self.steps_per_epoch == 0:
+        if self.steps_per_epoch == 0 and (self.rows or drop_last):  # all may be skipped
             raise DataError(
                 f"{self.rows} rows make no step of {batch_size} rows on each of {world_size} ranks: "
                 f"lower the batch size or the number of ranks, or give more files"
@@ -118,8 +124,8 @@ class EventStream:
 
     @property
     def rows(self) -> int:
-        """Rows of the files, over all ranks."""
-        return self._footers.rows
+        """Rows of the files, over all ranks, less those that are skipped."""
+        return sum(group.rows for group in self._groups)
 
     def seek(self, position: int) -> None:
         """Let the next iteration begin with batch `position`; earlier blocks are not read.
@@ -163,7 +169,7 @@ class EventStream:
         block_rows = self._block_steps * self._batch_size
         start = self._first_row + (step - skipped) * self._batch_size
         with closing(self._pieces(epoch, start, self._end_row)) as pieces:
-            buffer = _Buffer(pieces)
+            buffer = Buffer(pieces)
             while start < self._end_row:
                 rows = min(block_rows, self._end_row - start)
                 buffer.fill(rows)
@@ -181,7 +187,7 @@ class EventStream:
         self,
         rows: pa.Table,
         first: int,
-        origins: list[_Origin],
+        origins: list[Origin],
         order: NDArray[np.int64] | None,
     ) -> Batch:
         """A batch of the rows that begin with row `first` of their block."""
@@ -192,9 +198,9 @@ class EventStream:
             raise _located(error, origins, row if order is None else int(order[row])) from None
         return batch if self._transform is None else self._transform(batch)
 
-    def _pieces(self, epoch: int, start: int, end: int) -> Generator[_Piece, None, None]:
+    def _pieces(self, epoch: int, start: int, end: int) -> Generator[Piece, None, None]:
         """Rows [start, end) of the epoch's order, decoded piece by piece."""
-        groups = self._footers.row_groups
+        groups = self._groups
         if self._shuffled:
             groups = tuple(groups[index] for index in self._rng(_GROUPS, epoch).permutation(len(groups)))
         last = np.cumsum([group.rows for group in groups])
@@ -203,63 +209,24 @@ class EventStream:
             first = int(last[index]) - group.rows  # of the epoch's order
             if first >= end:
                 return
-            yield from _read(group, max(0, start - first), min(group.rows, end - first), self._footers.types)
+            low, high = max(0, start - first), min(group.rows, end - first)
+            yield from read_group(group.stored, low, high, self._types, group.gone)
 
     def _rng(self, kind: int, *words: int) -> np.random.Generator:
         return np.random.default_rng((kind, self._seed, *words))
 
 
-class _Origin(NamedTuple):
-    """Where consecutive rows come from."""
+class _Group(NamedTuple):
+    """A row group as it is read."""
 
-    file: Path
-    row: int
-    """Row of the file that they begin with."""
-    rows: int
+    stored: RowGroup
+    gone: Rows
+    """Rows that are skipped, counted from its beginning."""
 
-
-class _Piece(NamedTuple):
-    """Consecutive rows of one file."""
-
-    data: pa.RecordBatch
-    file: Path
-    row: int
-    """Row of the file that the piece begins with."""
-
-    def slice(self, offset: int, length: int) -> _Piece:
-        return _Piece(self.data.slice(offset, length), self.file, self.row + offset)
-
-
-class _Buffer:
-    """Rows that have been read ahead."""
-
-    def __init__(self, source: Iterator[_Piece]) -> None:
-        self._source = source
-        self._pieces: deque[_Piece] = deque()
-        self.rows = 0
-
-    def fill(self, rows: int) -> None:
-        """Read on until there are `rows` rows, or the source ends."""
-        while self.rows < rows:
-            piece = next(self._source, None)
-            if piece is None:
-                return
-            self._pieces.append(piece)
-            self.rows += piece.data.num_rows
-
-    def take(self, rows: int) -> tuple[pa.Table, list[_Origin]]:
-        """Remove and return the first `rows` rows, which must be there."""
-        taken: list[_Piece] = []
-        self.rows -= rows
-        while rows:
-            piece = self._pieces.popleft()
-            if piece.data.num_rows > rows:
-                self._pieces.appendleft(piece.slice(rows, piece.data.num_rows - rows))
-                piece = piece.slice(0, rows)
-            taken.append(piece)
-            rows -= piece.data.num_rows
-        origins = [_Origin(piece.file, piece.row, piece.data.num_rows) for piece in taken]
-        return pa.Table.from_batches([piece.data for piece in taken]), origins
+    @property
+    def rows(self) -> int:
+        """How many are read."""
+        return self.stored.rows - len(self.gone)
 
 
 class _Prefetcher(Generic[T]):
@@ -315,9 +282,24 @@ def _permuted(table: pa.Table, order: NDArray[np.int64]) -> pa.Table:
     return pa.Table.from_arrays(columns, table.column_names)
 
 
-def _read(group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType]) -> Iterator[_Piece]:
-    """Rows [low, high) of a row group, in canonical types; strings are hashed here, before anything moves them."""
+def read_group(
+    group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType], gone: Rows = NONE
+) -> Iterator[Piece]:
+    """Rows [low, high) of a row group, in canonical types; strings are hashed here, before anything moves them.
+
+    Args:
+        group: of a file.
+        low: counted without the rows that are gone, as is `high`.
+        high: greater than `low`.
+        types: column name -> canonical type, from `read_footers`.
+        gone: int64 [n], rows to leave out, ascending, counted from the group's beginning.
+
+    Raises:
+        DataError: pages that cannot be read, naming file and row group.
+    """
     names, row = list(types), 0
+    low, final = places(np.array([low, high - 1]), gone).tolist()
+    high = final + 1
     try:
         # A read buffer, without pre_buffer: else all compressed columns of the row group would be in memory at once.
         with pq.ParquetFile(
@@ -329,7 +311,8 @@ def _read(group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType]
                 if first < last:
                     part = data.slice(first - row, last - first)
                     arrays = [hash_strings(cast_column(part.column(name), kind)) for name, kind in types.items()]
-                    yield _Piece(pa.RecordBatch.from_arrays(arrays, names), group.file, group.first_row + first)
+                    piece = Piece(pa.RecordBatch.from_arrays(arrays, names), group.file, group.first_row + first)
+                    yield from piece.without(gone[(gone >= first) & (gone < last)] - first)
                 row += data.num_rows
                 if row >= high:
                     return
@@ -340,7 +323,7 @@ def _read(group: RowGroup, low: int, high: int, types: Mapping[str, pa.DataType]
         raise DataError(message) from error
 
 
-def _located(error: RowError, origins: list[_Origin], row: int) -> DataError:
+def _located(error: RowError, origins: list[Origin], row: int) -> DataError:
     """The same error in terms of the file: `row` counts within the block."""
     for origin in origins:
         if row < origin.rows:

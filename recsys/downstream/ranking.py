@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,12 +22,15 @@ from recsys.atomic import whole_file
 from recsys.config import RankerConfig, RankerSettings
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
+from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.downstream.features import StoreFeatures
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.folders import store_folder
 from recsys.models.dlrm import DLRM, RankerTask
+from recsys.screening import screen
 from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import fit, predict
@@ -94,22 +97,34 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
     part, parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     rankers = list(all_rankers(config))
     with process_group(alone=True) as environment, stage(out, stage_name(config), environment, part=part, parts=parts):
-        _check_visible(list(dict.fromkeys(name for arm in config.arms for name in arm.series)), config, data, out)
+        skip = screen_splits(config, data, out).quarantine
+        _check_visible(config, data, out, skip)
         for number, ranker in list(enumerate(rankers, start=1))[part::parts]:
             if ranker.path(out).is_file():
                 continue
-            score = train_ranker(ranker, config, data, out, environment)
+            score = train_ranker(ranker, config, data, out, environment, skip)
             which = f"{ranker.job}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
             print(f"ranker {number}/{len(rankers)} {which}: validation ne {score:.4f}", flush=True)
 
 
-def _check_visible(names: Sequence[str], config: RankerConfig, data: Path, out: Path) -> None:
+def screen_splits(config: RankerConfig, data: Path, out: Path) -> Findings:
+    """Find what is wrong with the rows of a job's train, validation and test files, alone; raises what `screen` raises.
+
+    A row that one task's label forbids is left out for all of them, so that all have the same rows.
+    """
+    schema = ranker_schema(config, data, tuple(config.tasks.values()))
+    splits = (config.train, config.validation, config.test)
+    parts = [Part(files=find_files(data, patterns), schema=schema) for patterns in splits]
+    return screen(out, f"rankers-{config.name}", parts, data)
+
+
+def _check_visible(config: RankerConfig, data: Path, out: Path, skip: Quarantine) -> None:
     """Refuse to train on events that all lie before the first snapshot: no training row could read a vector."""
     schema = ranker_schema(config, data, ()).select(features=())
-    stream = EventStream(find_files(data, config.train), schema, batch_size=65_536, drop_last=False)
+    stream = EventStream(find_files(data, config.train), schema, batch_size=65_536, drop_last=False, skip=skip)
     newest = max(int(batch.timestamps.max()) for batch in stream)
     store = EmbeddingStore(store_folder(out))
-    for name in names:
+    for name in dict.fromkeys(name for arm in config.arms for name in arm.series):
         first = min((snapshot.as_of for snapshot in store.series(name).history(refused=False)), default=None)
         if first is not None and newest < first + config.publish_delay_ms:
             raise DataError(
@@ -119,7 +134,14 @@ def _check_visible(names: Sequence[str], config: RankerConfig, data: Path, out: 
             )
 
 
-def train_ranker(ranker: Ranker, config: RankerSettings, data: Path, out: Path, environment: Environment) -> float:
+def train_ranker(
+    ranker: Ranker,
+    config: RankerSettings,
+    data: Path,
+    out: Path,
+    environment: Environment,
+    skip: Quarantine = NOTHING,
+) -> float:
     """Train one ranker, choose its epoch by validation NE, predict the test rows once and write them.
 
     Returns:
@@ -142,6 +164,7 @@ def train_ranker(ranker: Ranker, config: RankerSettings, data: Path, out: Path, 
             epochs=max(1, epochs),
             drop_last=training_rows,
             transform=features,
+            skip=skip,
         )
 
     torch.manual_seed(ranker.seed)  # the same start for every arm: see DLRM

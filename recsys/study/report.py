@@ -15,6 +15,9 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     config.*                                the complete config of the run, defaults included
     seeds                                   list of int; training seeds of the downstream rankers
     rows.<split>                            int; events of each split: train, validation, test
+    screened.<files>.rows                   int; read before the work began: `upstream-<name>`, `rankers-<job>`, ...
+    screened.<files>.quarantined            int; of them left out, since they cannot be read: quarantine/<files>.json
+    screened.<files>.read_as_0.<feature>    int; values that are null or NaN; features without are absent
     publish_delay_ms                        int; an event reads no snapshot whose `as_of` is not this much earlier
     seconds.<stage>                         number; wall time of each stage
     peak_rss_bytes                          int; greatest resident memory, summed over the processes alive at a time
@@ -165,6 +168,8 @@ class RunResults:
     retrieval: RetrievalResult | None = None
     rows: Mapping[str, int]
     """Split -> events."""
+    screened: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What was found to be wrong with rows before the work began, see `recsys.screening.summaries`."""
     publish_delay_ms: int
     """Of the rankers."""
     seconds: Mapping[str, float]
@@ -197,6 +202,7 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         "hardware": hardware(),
         "seeds": list(next(iter(results.tasks.values())).seeds) if results.tasks else [],
         "rows": results.rows,
+        "screened": results.screened,
         "publish_delay_ms": results.publish_delay_ms,
         "tasks": tasks,
         **({"fragment": fragment} if fragment else {}),
