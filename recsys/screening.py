@@ -1,7 +1,7 @@
 """What is wrong with rows is found before work is lost on them: `OUT/quarantine/<name>.json` lists, part by part,
 
 of                what was read: identities of the files, what of the schema decides, the day that events must be of
-rows, newest      how many rows there are, and the time of the newest readable one, ms
+rows, newest      file -> how many rows it has; and the time of the newest readable one, ms
 quarantined       the rows that no reader sees: file, row, column, problem
 read_as_0         feature -> how many of its values are null or NaN
 
@@ -102,14 +102,15 @@ def _load(path: Path, of: Sequence[Mapping[str, Any]], root: Path) -> list[Findi
 
 
 def _entry(of: Mapping[str, Any], found: Findings, root: Path) -> dict[str, Any]:
-    rows = [{**row._asdict(), "file": row.file.relative_to(root).as_posix()} for row in found.bad]
-    missing = {name: {"values": count, "of": rows} for name, (count, rows) in found.missing.items()}
-    return {"of": of, "rows": found.rows, "newest": found.newest, "quarantined": rows, "read_as_0": missing}
+    rows = {file.relative_to(root).as_posix(): count for file, count in found.files.items()}
+    bad = [{**row._asdict(), "file": row.file.relative_to(root).as_posix()} for row in found.bad]
+    missing = {name: {"values": count, "of": readable} for name, (count, readable) in found.missing.items()}
+    return {"of": of, "rows": rows, "newest": found.newest, "quarantined": bad, "read_as_0": missing}
 
 
 def _findings(entry: Mapping[str, Any], root: Path) -> Findings:
     return Findings(
-        rows=entry["rows"],
+        files={root / file: rows for file, rows in entry["rows"].items()},
         bad=tuple(BadRow(**{**row, "file": root / row["file"]}) for row in entry["quarantined"]),
         missing={name: (count["values"], count["of"]) for name, count in entry["read_as_0"].items()},
         newest=entry["newest"],

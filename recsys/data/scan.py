@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from recsys.data.convert import to_batch
 from recsys.data.errors import ClockSkewError, DataError, RowError
-from recsys.data.files import read_footers
+from recsys.data.files import RowGroup, read_footers
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Feature, Schema
 from recsys.data.stream import Piece, read_group
@@ -33,7 +33,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Files that are read under one schema; the share of their rows that may be bad is of them alone."""
+    """Files that are read under one schema; what may be bad is a share of their rows alone."""
 
     files: Sequence[Path]
     schema: Schema
@@ -58,8 +58,8 @@ class BadRow(NamedTuple):
 class Findings:
     """What is known of rows once they have been read."""
 
-    rows: int
-    """How many there are, the bad ones included."""
+    files: Mapping[Path, int]
+    """File -> how many rows it has, the bad ones included."""
     bad: tuple[BadRow, ...]
     """In the order of the files and their rows; of several ranks' shares, rank by rank."""
     missing: Mapping[str, tuple[int, int]]
@@ -67,6 +67,11 @@ class Findings:
     a null or NaN in it), which is read as 0; and in how many it was looked for."""
     newest: int
     """Time of the newest readable row, ms."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(self.files.values())
 
     @property
     def readable(self) -> int:
@@ -85,21 +90,31 @@ class Findings:
 def join(findings: Sequence[Findings]) -> Findings:
     """Those of several parts, or of several shares of one, as one."""
     missing: dict[str, tuple[int, int]] = {}
+    files: dict[Path, int] = {}
     for found in findings:
+        for file, rows in found.files.items():
+            files[file] = files.get(file, 0) + rows
         for name, (count, of) in found.missing.items():
             before = missing.get(name, (0, 0))
             missing[name] = before[0] + count, before[1] + of
     return Findings(
-        rows=sum(found.rows for found in findings),
+        files=files,
         bad=tuple(bad for found in findings for bad in found.bad),
         missing=missing,
         newest=max(found.newest for found in findings),
     )
 
 
-def allowed(part: Part, rows: int) -> int:
-    """How many of a part's rows may be bad: the schema's share of them, rounded up, but never all."""
-    return min(ceil(part.schema.max_bad_rows * rows), rows - 1)
+def allowed(share: float, files: Collection[int]) -> int:
+    """How many rows of a part may be bad: this share of each file's, rounded up, but never all.
+
+    Rounded file by file, so that days of which each passes pass together too.
+
+    Args:
+        share: of the schema.
+        files: rows of each file.
+    """
+    return min(sum(ceil(share * rows) for rows in files), sum(files) - 1)
 
 
 def scan(part: Part, rank: int = 0, world_size: int = 1) -> Findings:
@@ -110,13 +125,13 @@ def scan(part: Part, rank: int = 0, world_size: int = 1) -> Findings:
     """
     footers = read_footers(part.files, part.schema)
     share = footers.row_groups[rank::world_size]
-    scanner = _Scanner(part, allowed(part, footers.rows))
+    scanner = _Scanner(part, allowed(part.schema.max_bad_rows, _by_file(footers.row_groups).values()))
     for group in share:
         for piece in read_group(group, 0, group.rows, footers.types):
             scanner.check(piece)
             if scanner.full:
                 break
-    return scanner.findings(sum(group.rows for group in share))
+    return scanner.findings(_by_file(share))
 
 
 def judge(part: Part, found: Findings) -> None:
@@ -129,7 +144,7 @@ def judge(part: Part, found: Findings) -> None:
     Raises:
         DataError: naming the first bad row; a ClockSkewError if that is a row of another day.
     """
-    limit = allowed(part, found.rows)
+    limit = allowed(part.schema.max_bad_rows, found.files.values())
     if len(found.bad) <= limit:
         return
     first = found.bad[0]
@@ -179,10 +194,10 @@ class _Scanner:
         for feature in self._missing:
             self._missing[feature] += _missing(data.column(feature.name), feature)
 
-    def findings(self, rows: int) -> Findings:
-        """What has been found in so many rows."""
+    def findings(self, files: Mapping[Path, int]) -> Findings:
+        """What has been found in so many rows of these files."""
         missing = {feature.name: (count, self._readable) for feature, count in self._missing.items()}
-        return Findings(rows, tuple(self._bad), missing, self._newest)
+        return Findings(files, tuple(self._bad), missing, self._newest)
 
     def _stray(self, piece: Piece, row: int, time: int, window: Window) -> BadRow:
         problem = (
@@ -191,6 +206,13 @@ class _Scanner:
             "days.utc_offset_hours"
         )
         return BadRow(piece.file, piece.row + row, self._schema.timestamp, problem, stray=True)
+
+
+def _by_file(groups: Sequence[RowGroup]) -> dict[Path, int]:
+    rows: dict[Path, int] = defaultdict(int)
+    for group in groups:
+        rows[group.file] += group.rows
+    return dict(rows)
 
 
 def _missing(column: pa.Array, feature: Feature) -> int:

@@ -114,8 +114,8 @@ class Schema:
     item_id: str = "item_id"
     """The item's 64-bit id."""
     max_bad_rows: float = 0.001
-    """Share of the rows (of a day, a source, a split) that may be unreadable, at least one row: they are left out and
-    told of. 0: a single one is refused."""
+    """Share of each file's rows, rounded up, that may be unreadable: they are left out and told of. More of them in a
+    day, a source or a split are refused. 0: a single one is."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.max_bad_rows < 1, f"max_bad_rows is {self.max_bad_rows}; use a share, 0 or more, below 1")

@@ -200,7 +200,7 @@ def test_other_code_is_a_warning(
 ) -> None:
     interrupted(log, tmp_path, monkeypatch)
     monkeypatch.setattr("recsys.train.trainer.code_version", lambda: "99")
-    train_upstream(config(checkpoint_every=4), "ctr", log, tmp_path)
+    train_upstream(config(checkpoint_every=4), log, tmp_path)
     assert re.search(r"version \S+ of this\s+package\s+wrote\s+it,\s+this\s+is\s+99", capsys.readouterr().out)
 
 
@@ -209,6 +209,7 @@ def test_a_contrasted_label_that_is_never_positive(log: Path, tmp_path: Path) ->
     for name in ("events", "users"):
         (data / name).mkdir(parents=True)
     SCHEMA.save(data / "schema.toml")
+    shutil.copy(log / "users/part-0.parquet", data / "users")
     table = pq.read_table(log / "events/part-0.parquet")
     pq.write_table(
         table.set_column(table.column_names.index("click"), "click", pa.array(np.zeros(len(table), np.int8))),

@@ -219,11 +219,21 @@ def test_a_file_of_which_nothing_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "rows", "most"),
-    [(0.001, 1, 0), (0.001, 2, 1), (0.001, 1000, 1), (0.001, 1001, 2), (0.0, 10**6, 0), (0.5, 7, 4), (0.99, 3, 2)],
+    ("share", "files", "most"),
+    [
+        (0.001, [1], 0),
+        (0.001, [2], 1),
+        (0.001, [1000], 1),
+        (0.001, [1001], 2),
+        (0.001, [1001, 24], 3),
+        (0.001, [1, 1], 1),
+        (0.0, [10**6, 10**6], 0),
+        (0.5, [7], 4),
+        (0.99, [3], 2),
+    ],
 )
-def test_how_many_may_be_bad(share: float, rows: int, most: int) -> None:
-    assert allowed(Part(files=(), schema=Schema(max_bad_rows=share)), rows) == most
+def test_how_many_may_be_bad(share: float, files: list[int], most: int) -> None:
+    assert allowed(share, files) == most
 
 
 @pytest.mark.parametrize(("column", "error"), [("click", DataError), ("timestamp", ClockSkewError)])

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from recsys import screening
@@ -20,6 +18,7 @@ from tests.distributed import run_ranks
 from tests.recsys.refresh.daily_example import (
     DAILY,
     DAYS,
+    change,
     contents,
     daily_config,
     records,
@@ -40,18 +39,6 @@ STRAYS: dict[str, Any] = {
 }
 """Column -> a value that no reader can use."""
 pytestmark = pytest.mark.usefixtures("no_pages")
-
-
-def change(path: Path, values: dict[int, dict[str, Any]], gone: tuple[int, ...] = ()) -> None:
-    """Write a file anew with other values in some rows and without some others, in the same row groups of seven."""
-    table = pq.ParquetFile(path).read()
-    rows = table.to_pylist()
-    for row, changed in values.items():
-        rows[row] |= changed
-    with pq.ParquetWriter(path, table.schema) as writer:
-        for start in range(0, len(rows), 7):
-            kept = [rows[row] for row in range(start, min(start + 7, len(rows))) if row not in gone]
-            writer.write_table(pa.Table.from_pylist(kept, table.schema))
 
 
 def both(run: tuple[Path, Path], folder: Path) -> list[tuple[Path, Path]]:
