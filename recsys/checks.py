@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from recsys.config import ConfigError, RankerSettings, StudyConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
+from recsys.data.scan import Part, join, judge, scan
+from recsys.data.schema import Schema, entity_schema
 from recsys.downstream.ranking import ranker_schema
-from recsys.refresh.arms import ENTITIES
 from recsys.refresh.days import find_day, require_times, window
-from recsys.refresh.embed import entity_schema, last_events, source_files
 from recsys.study.ablation import ablation_jobs
 from recsys.study.ways import study_job
 from recsys.upstream import upstream_schema
@@ -82,7 +83,7 @@ def _check_days(upstream: UpstreamConfig, config: StudyConfig, there: Mapping[st
         rows = check_files(files, schema)
         if rows < config.ranks:
             raise ConfigError(f"day {day} has {rows} rows, less than one for each of {config.ranks} ranks: lower ranks")
-    newest = max(last_events(source_files(data, upstream.source, owner), schema, owner).as_of for owner in ENTITIES)
+    newest = _newest(upstream, schema, data)
     start, _ = window(settings, settings.first)
     if newest > start:
         raise DataError(
@@ -90,6 +91,22 @@ def _check_days(upstream: UpstreamConfig, config: StudyConfig, there: Mapping[st
             f"{settings.first} begins at {start} ms: its first snapshots would know the days that follow. End the "
             "source before"
         )
+
+
+def _newest(upstream: UpstreamConfig, schema: Schema, data: Path) -> int:
+    """Time of the newest row of a source whose ids and time can be read."""
+    source, found = upstream.source, []
+    for patterns, user, item in (
+        (source.events, schema.user_id, schema.item_id),
+        (source.users, schema.user_id, schema.user_id),  # entity rows have no other id
+        (source.items, schema.item_id, schema.item_id),
+    ):
+        if patterns:
+            facts = replace(schema, features=(), labels=(), user_id=user, item_id=item)
+            part = Part(files=find_files(data, patterns), schema=facts)
+            found.append(scan(part))
+            judge(part, found[-1])
+    return join(found).newest
 
 
 def _check_upstream(upstream: UpstreamConfig, ranks: int, data: Path) -> None:

@@ -13,17 +13,20 @@ from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
-from recsys.data.schema import Schema
+from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.scan import Findings, Part
+from recsys.data.schema import Schema, entity_schema
 from recsys.data.stream import EventStream
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
+from recsys.screening import screen
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import TrainResult, fit
 
-_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every")
+_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.max_bad_rows")
 """What may change while a model is trained."""
 _SCAN_ROWS = 65_536
 """Rows of ids and labels that are read at once."""
@@ -46,10 +49,23 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
         stage(out, f"upstream-{name}", environment),
     ):
         training, title = upstream.training, f"upstream {name}"
-        result = train_on(files, schema, upstream, training, environment, data=data, out=folder, title=title)
+        skip = screen_source(upstream, schema, data, out, environment).quarantine
+        result = train_on(files, schema, upstream, training, environment, skip=skip, data=data, out=folder, title=title)
         if environment.is_main:
             record = {"steps": result.steps, "input_wait_fraction": result.input_wait_fraction}
             write_json(folder / "result.json", record)
+
+
+def screen_source(
+    upstream: UpstreamConfig, schema: Schema, data: Path, out: Path, environment: Environment
+) -> Findings:
+    """Find what is wrong with the rows of an upstream's source. A collective; raises what `screen` raises."""
+    source = upstream.source
+    parts = [Part(files=find_files(data, source.events), schema=schema)]
+    for owner, patterns in (("user", source.users), ("item", source.items)):
+        if patterns:
+            parts.append(Part(files=find_files(data, patterns), schema=entity_schema(schema, owner)))
+    return screen(out, f"upstream-{upstream.name}", parts, data, environment)
 
 
 def train_on(
@@ -63,6 +79,7 @@ def train_on(
     out: Path,
     title: str | None,
     start: Path | None = None,
+    skip: Quarantine = NOTHING,
 ) -> TrainResult:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
 
@@ -78,6 +95,7 @@ def train_on(
         out: folder of the run's checkpoints and figures.
         title: name of the run in the terminal; None: quiet.
         start: the checkpoint to begin with: model and optimizer.
+        skip: rows that are left out.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
@@ -91,14 +109,19 @@ def train_on(
         shuffle_batches=training.shuffle_batches,
         seed=training.seed,
         epochs=training.epochs,
+        skip=skip,
     )
     tasks = [label.name for label in schema.labels]
     torch.manual_seed(training.seed)
-    frequencies = _frequencies(files, schema, upstream, started=start is not None)
+    frequencies = _frequencies(files, schema, upstream, skip, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
     task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
-    identity = {"files": identify_files(files, data), "config": _identify_config(schema, upstream, training)}
+    identity = {
+        "files": identify_files(files, data),
+        "config": _identify_config(schema, upstream, training),
+        "quarantine": {path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()},
+    }
     return fit(task, stream, training, environment, tasks=tasks, identity=identity, out=out, start=start, title=title)
 
 
@@ -123,14 +146,14 @@ def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:
 
 
 def _frequencies(
-    files: Sequence[Path], schema: Schema, upstream: UpstreamConfig, *, started: bool
+    files: Sequence[Path], schema: Schema, upstream: UpstreamConfig, skip: Quarantine, *, started: bool
 ) -> ItemFrequencies | None:
     """What the contrastive loss needs; None if there is to be none. A day that goes on from a trained model may have no
     positive: it teaches what it can. A first training without one is a mistake."""
     label = upstream.loss.contrastive_label or schema.labels[0].name
     if not upstream.loss.contrastive_weight:
         return None
-    frequencies = count_positives(files, schema, label)
+    frequencies = count_positives(files, schema, label, skip)
     if frequencies is None and not started:
         raise DataError(
             f"label {label!r} is never 1 in {len(files)} files: contrast another label, give more events, or set "
@@ -139,7 +162,9 @@ def _frequencies(
     return frequencies
 
 
-def count_positives(files: Sequence[Path], schema: Schema, label: str) -> ItemFrequencies | None:
+def count_positives(
+    files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING
+) -> ItemFrequencies | None:
     """How often each item is the positive of a training row: Q of the logQ correction (papers.md section 4).
 
     Exact counts, read file by file before training starts; None if no row is positive.
@@ -150,7 +175,7 @@ def count_positives(files: Sequence[Path], schema: Schema, label: str) -> ItemFr
     facts = schema.select(features=(), labels=(label,))
     ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for path in files:
-        stream = EventStream([path], facts, batch_size=_SCAN_ROWS, drop_last=False)
+        stream = EventStream([path], facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip)
         items = [batch.item_ids[(batch.labels[:, 0] == 1) & batch.label_mask[:, 0]].numpy() for batch in stream]
         weights = np.concatenate([counts, np.ones(sum(map(len, items)), np.int64)])
         ids, inverse = np.unique(np.concatenate([ids, *items]), return_inverse=True)

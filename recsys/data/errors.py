@@ -1,10 +1,14 @@
-"""The one error that bad input data raise."""
+"""The errors that bad input data raise."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
     """Data that cannot be read as their schema says; the message names the place, what was found and the remedy."""
+
+
+class ClockSkewError(DataError):
+    """An event whose time is not of the day it was delivered with."""
 
 
 class RowError(DataError):

@@ -16,7 +16,11 @@ import tomli_w
 OWNERS = ("user", "item", "context", "interaction")
 KINDS = ("id", "ids", "sequence", "dense", "vector")
 SPARSE_KINDS = ("id", "ids", "sequence")
-_TYPES = {"str": (str, "a string"), "int": (int, "an integer")}
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "str": (str, "a string"),
+    "int": (int, "an integer"),
+    "float": ((int, float), "a number"),
+}
 
 
 class SchemaError(ValueError):
@@ -109,8 +113,12 @@ class Schema:
     """The user's 64-bit id."""
     item_id: str = "item_id"
     """The item's 64-bit id."""
+    max_bad_rows: float = 0.001
+    """Share of each file's rows, rounded up, that may be unreadable: they are left out and told of. More of them in a
+    day, a source or a split are refused. 0: a single one is."""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.max_bad_rows < 1, f"max_bad_rows is {self.max_bad_rows}; use a share, 0 or more, below 1")
         names = [feature.name for feature in self.features]
         for what, listed in (("features", names), ("labels", [label.name for label in self.labels])):
             repeated = sorted({name for name in listed if listed.count(name) > 1})
@@ -193,7 +201,8 @@ class Schema:
     def save(self, path: str | Path) -> None:
         """Write as TOML; only what differs from the defaults is written."""
         defaults = {f.name: f.default for f in fields(Schema)}
-        top = {k: v for k in ("timestamp", "user_id", "item_id") if (v := getattr(self, k)) != defaults[k]}
+        keys = ("timestamp", "user_id", "item_id", "max_bad_rows")
+        top = {key: value for key in keys if (value := getattr(self, key)) != defaults[key]}
         document: dict[str, Any] = {**top, **({"outcomes": list(self.outcomes)} if self.outcomes else {})}
         document["feature"] = [{k: v for k, v in asdict(f).items() if v not in ("", 0)} for f in self.features]
         document["label"] = [{k: v for k, v in asdict(label).items() if v} for label in self.labels]
@@ -217,6 +226,11 @@ class Schema:
 
     def _with(self, **changes: Any) -> Schema:
         return Schema(**{**{f.name: getattr(self, f.name) for f in fields(self)}, **changes})
+
+
+def entity_schema(schema: Schema, owner: str) -> Schema:
+    """What of a schema an entity's own rows hold: its features, no labels."""
+    return schema.select(features=tuple(feature.name for feature in schema.owned_by(owner)), labels=())
 
 
 def _entries(document: dict[str, Any], key: str, kind: type, example: str) -> list[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +24,8 @@ from recsys.data.convert import to_batch
 from recsys.data.errors import DataError, RowError
 from recsys.data.files import RowGroup, read_footers
 from recsys.data.footers import open_file
+from recsys.data.pieces import Buffer, Origin, Piece
+from recsys.data.quarantine import NONE, NOTHING, Quarantine, Rows, places
 from recsys.data.schema import Schema
 from recsys.data.strings import ColumnReader
 
@@ -66,6 +67,7 @@ class EventStream:
         drop_last: Leave out the rows that do not fill a batch; without it the last batch of an epoch is shorter.
         transform: Applied to every batch, in the input thread, so that it runs beside the training step; the store's
             vectors are joined here. What it raises surfaces in the iteration.
+        skip: Rows of the files that are left out, as if they were not there.
 
     Raises:
         ValueError: an argument is out of its bounds.
@@ -85,6 +87,7 @@ class EventStream:
         epochs: int = 1,
         drop_last: bool = True,
         transform: Callable[[Batch], Batch] | None = None,
+        skip: Quarantine = NOTHING,
     ) -> None:
         _at_least("batch_size", batch_size, 1)
         _at_least("world_size", world_size, 1)
@@ -94,21 +97,26 @@ class EventStream:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; use 0 <= rank < world_size = {world_size}")
         self._footers = read_footers(files, schema)
+        self._skip = skip
+        self.file_rows = [file.rows - len(skip.of(path)) for path, file in zip(files, self._footers.files, strict=True)]
+        """Rows of each file, less those that are skipped."""
+        self.rows = sum(self.file_rows)
+        """Rows of all files, over all ranks, less those that are skipped."""
         piece = self.rows // world_size
-        if piece == 0:
+        if piece == 0 and (self.rows or drop_last):  # all may be skipped
             raise DataError(
                 f"{self.rows} rows make no step of one row on each of {world_size} ranks: lower the number of ranks, "
                 "or give more files"
             )
         self.shortfall = ""
         """What became of rows that are less than a batch of every rank; empty: they are more."""
-        if piece < batch_size:
+        if 0 < piece < batch_size:
             self.shortfall = (
                 f"{self.rows} events, less than a batch of {world_size} x {batch_size}: one step of "
                 f"{piece * world_size} a pass"
             )
         self._schema = schema
-        self._batch_size = batch_size = min(batch_size, piece)
+        self._batch_size = batch_size = max(1, min(batch_size, piece))
         self._rank = rank
         self._seed = seed
         self._transform = transform
@@ -124,16 +132,6 @@ class EventStream:
         """Time the consumer has waited for input."""
         self._first_row = rank * piece
         self._end_row = self._first_row + min(piece, self.steps_per_epoch * batch_size)
-
-    @property
-    def rows(self) -> int:
-        """Rows of the files, over all ranks."""
-        return self._footers.rows
-
-    @property
-    def file_rows(self) -> list[int]:
-        """Rows of each file."""
-        return [file.rows for file in self._footers.files]
 
     def seek(self, position: int) -> None:
         """Let the next iteration begin with batch `position`; earlier blocks are not read.
@@ -177,7 +175,7 @@ class EventStream:
         block_rows = self._block_steps * self._batch_size
         start = self._first_row + (step - skipped) * self._batch_size
         with closing(self._pieces(epoch, start, self._end_row)) as pieces:
-            buffer = _Buffer(pieces)
+            buffer = Buffer(pieces)
             while start < self._end_row:
                 rows = min(block_rows, self._end_row - start)
                 buffer.fill(rows)
@@ -195,7 +193,7 @@ class EventStream:
         self,
         rows: pa.Table,
         first: int,
-        origins: list[_Origin],
+        origins: list[Origin],
         order: NDArray[np.int64] | None,
     ) -> Batch:
         """A batch of the rows that begin with row `first` of their block."""
@@ -206,11 +204,12 @@ class EventStream:
             raise _located(error, origins, row if order is None else int(order[row])) from None
         return batch if self._transform is None else self._transform(batch)
 
-    def _pieces(self, epoch: int, start: int, end: int) -> Generator[_Piece, None, None]:
+    def _pieces(self, epoch: int, start: int, end: int) -> Generator[Piece, None, None]:
         """Rows [start, end) of the epoch's order, decoded piece by piece."""
-        groups = self._footers.row_groups
+        stored = self._footers.row_groups
         if self._shuffled:
-            groups = self._footers.shuffled(self._rng(_FILES, epoch), self._rng(_GROUPS, epoch))
+            stored = self._footers.shuffled(self._rng(_FILES, epoch), self._rng(_GROUPS, epoch))
+        groups = [group for group in (_Group(each, self._skip.within(each)) for each in stored) if group.rows]
         readers = {name: ColumnReader(kind) for name, kind in self._footers.types.items()}
         last = np.cumsum([group.rows for group in groups])
         for index in range(int(np.searchsorted(last, start, side="right")), len(groups)):
@@ -218,63 +217,24 @@ class EventStream:
             first = int(last[index]) - group.rows  # of the epoch's order
             if first >= end:
                 return
-            yield from _read(group, max(0, start - first), min(group.rows, end - first), readers)
+            low, high = max(0, start - first), min(group.rows, end - first)
+            yield from read_group(group.stored, low, high, readers, group.gone)
 
     def _rng(self, kind: int, *words: int) -> np.random.Generator:
         return np.random.default_rng((kind, self._seed, *words))
 
 
-class _Origin(NamedTuple):
-    """Where consecutive rows come from."""
+class _Group(NamedTuple):
+    """A row group as it is read."""
 
-    file: Path
-    row: int
-    """Row of the file that they begin with."""
-    rows: int
+    stored: RowGroup
+    gone: Rows
+    """Rows that are skipped, counted from its beginning."""
 
-
-class _Piece(NamedTuple):
-    """Consecutive rows of one file."""
-
-    data: pa.RecordBatch
-    file: Path
-    row: int
-    """Row of the file that the piece begins with."""
-
-    def slice(self, offset: int, length: int) -> _Piece:
-        return _Piece(self.data.slice(offset, length), self.file, self.row + offset)
-
-
-class _Buffer:
-    """Rows that have been read ahead."""
-
-    def __init__(self, source: Iterator[_Piece]) -> None:
-        self._source = source
-        self._pieces: deque[_Piece] = deque()
-        self.rows = 0
-
-    def fill(self, rows: int) -> None:
-        """Read on until there are `rows` rows, or the source ends."""
-        while self.rows < rows:
-            piece = next(self._source, None)
-            if piece is None:
-                return
-            self._pieces.append(piece)
-            self.rows += piece.data.num_rows
-
-    def take(self, rows: int) -> tuple[pa.Table, list[_Origin]]:
-        """Remove and return the first `rows` rows, which must be there."""
-        taken: list[_Piece] = []
-        self.rows -= rows
-        while rows:
-            piece = self._pieces.popleft()
-            if piece.data.num_rows > rows:
-                self._pieces.appendleft(piece.slice(rows, piece.data.num_rows - rows))
-                piece = piece.slice(0, rows)
-            taken.append(piece)
-            rows -= piece.data.num_rows
-        origins = [_Origin(piece.file, piece.row, piece.data.num_rows) for piece in taken]
-        return pa.Table.from_batches([piece.data for piece in taken]), origins
+    @property
+    def rows(self) -> int:
+        """How many are read."""
+        return self.stored.rows - len(self.gone)
 
 
 class _Prefetcher(Generic[T]):
@@ -330,9 +290,24 @@ def _permuted(table: pa.Table, order: NDArray[np.int64]) -> pa.Table:
     return pa.Table.from_arrays(columns, table.column_names)
 
 
-def _read(group: RowGroup, low: int, high: int, readers: Mapping[str, ColumnReader]) -> Iterator[_Piece]:
-    """Rows [low, high) of a row group, in canonical types; strings are hashed here, before anything moves them."""
+def read_group(
+    group: RowGroup, low: int, high: int, readers: Mapping[str, ColumnReader], gone: Rows = NONE
+) -> Iterator[Piece]:
+    """Rows [low, high) of a row group, in canonical types; strings are hashed here, before anything moves them.
+
+    Args:
+        group: of a file.
+        low: counted without the rows that are gone, as is `high`.
+        high: greater than `low`.
+        readers: column name -> its reader.
+        gone: int64 [n], rows to leave out, ascending, counted from the group's beginning.
+
+    Raises:
+        DataError: pages that cannot be read, naming file and row group.
+    """
     names, row = list(readers), 0
+    low, final = places(np.array([low, high - 1]), gone).tolist()
+    high = final + 1
     try:
         # A read buffer, without pre_buffer: else all compressed columns of the row group would be in memory at once.
         with open_file(group.file, buffer_size=_READ_BYTES, pre_buffer=False) as file:
@@ -342,7 +317,8 @@ def _read(group: RowGroup, low: int, high: int, readers: Mapping[str, ColumnRead
                 if first < last:
                     part = data.slice(first - row, last - first)
                     arrays = [reader.read(part.column(name)) for name, reader in readers.items()]
-                    yield _Piece(pa.RecordBatch.from_arrays(arrays, names), group.file, group.first_row + first)
+                    piece = Piece(pa.RecordBatch.from_arrays(arrays, names), group.file, group.first_row + first)
+                    yield from piece.without(gone[(gone >= first) & (gone < last)] - first)
                 row += data.num_rows
                 if row >= high:
                     return
@@ -353,7 +329,7 @@ def _read(group: RowGroup, low: int, high: int, readers: Mapping[str, ColumnRead
         raise DataError(message) from error
 
 
-def _located(error: RowError, origins: list[_Origin], row: int) -> DataError:
+def _located(error: RowError, origins: list[Origin], row: int) -> DataError:
     """The same error in terms of the file: `row` counts within the block."""
     for origin in origins:
         if row < origin.rows:

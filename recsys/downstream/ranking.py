@@ -22,6 +22,8 @@ from recsys.atomic import whole_file
 from recsys.config import ConfigError, RankerConfig, RankerSettings
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
+from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import UNTIMED
@@ -29,6 +31,7 @@ from recsys.downstream.features import StoreFeatures
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.folders import store_folder
 from recsys.models.dlrm import DLRM, RankerTask
+from recsys.screening import screen
 from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import fit, predict
@@ -102,20 +105,33 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
     part, parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     rankers = list(all_rankers(config))
     with process_group(alone=True) as environment, stage(out, stage_name(config), environment, part=part, parts=parts):
-        _check_visible(list(dict.fromkeys(name for ranker in rankers for name in ranker.series)), config, data, out)
+        skip = screen_splits(config, data, out).quarantine
+        series = list(dict.fromkeys(name for ranker in rankers for name in ranker.series))
+        _check_visible(series, config, data, out, skip)
         for number, ranker in list(enumerate(rankers, start=1))[part::parts]:
             if ranker.path(out).is_file():
                 continue
-            score = train_ranker(ranker, config, data, out, environment)
+            score = train_ranker(ranker, config, data, out, environment, skip)
             which = f"{ranker.job}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
             print(f"ranker {number}/{len(rankers)} {which}: validation ne {score:.4f}", flush=True)
 
 
-def _check_visible(names: Sequence[str], config: RankerConfig, data: Path, out: Path) -> None:
+def screen_splits(config: RankerConfig, data: Path, out: Path) -> Findings:
+    """Find what is wrong with the rows of a job's train, validation and test files, alone; raises what `screen` raises.
+
+    A row that one task's label forbids is left out for all of them, so that all have the same rows.
+    """
+    schema = ranker_schema(config, data, tuple(config.tasks.values()))
+    splits = (config.train, config.validation, config.test)
+    parts = [Part(files=find_files(data, patterns), schema=schema) for patterns in splits]
+    return screen(out, f"rankers-{config.name}", parts, data)
+
+
+def _check_visible(names: Sequence[str], config: RankerConfig, data: Path, out: Path, skip: Quarantine) -> None:
     """Refuse to train on events that all lie before the first snapshot, since no training row could read a vector, and
     to join a log with event times with one without: each would read all of the other, or nothing."""
     schema = ranker_schema(config, data, ()).select(features=())
-    stream = EventStream(find_files(data, config.train), schema, batch_size=65_536, drop_last=False)
+    stream = EventStream(find_files(data, config.train), schema, batch_size=65_536, drop_last=False, skip=skip)
     newest = max(int(batch.timestamps.max()) for batch in stream) if schema.timed else UNTIMED
     store = EmbeddingStore(store_folder(out))
     for name in names:
@@ -145,7 +161,14 @@ def _unlike(name: str, as_of: int, newest: int) -> str:
     )
 
 
-def train_ranker(ranker: Ranker, config: RankerSettings, data: Path, out: Path, environment: Environment) -> float:
+def train_ranker(
+    ranker: Ranker,
+    config: RankerSettings,
+    data: Path,
+    out: Path,
+    environment: Environment,
+    skip: Quarantine = NOTHING,
+) -> float:
     """Train one ranker, choose its epoch by validation NE, predict the test rows once and write them.
 
     Returns:
@@ -168,6 +191,7 @@ def train_ranker(ranker: Ranker, config: RankerSettings, data: Path, out: Path, 
             epochs=max(1, epochs),
             drop_last=training_rows,
             transform=features,
+            skip=skip,
         )
 
     torch.manual_seed(ranker.seed)  # the same start for every arm: see DLRM

@@ -33,6 +33,7 @@ HELP = {
     "skew_loss_ratio": "Relative loss of ROC-AUC when one side of the pair is a version behind.",
     "ageing_auc": "ROC-AUC of the day's label with vectors of this many days.",
     "gates_refused": "Reasons for which the newest publish was kept from the tag; 0: it passed.",
+    "rows_quarantined": "Rows of the newest cycle's days that could not be read and were left out.",
     "stage_seconds": "Wall time of the newest cycle's stages.",
 }
 """Metric, less the prefix `recsys_refresh_`, to what it means. All are gauges."""
@@ -67,6 +68,7 @@ def samples(record: Record, upstream: str) -> Iterator[Sample]:
     found: list[tuple[str, Mapping[str, str], float | None]] = [
         ("events", of_upstream, quality["events"]),
         ("gates_refused", of_upstream, len(record["gates"])),
+        ("rows_quarantined", of_upstream, sum(record.get("quarantined", {}).values())),
     ]
     found += [("stage_seconds", {**of_upstream, "stage": name}, value) for name, value in record["seconds"].items()]
     for name, measured in quality["series"].items():

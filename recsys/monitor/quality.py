@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedding_store import EmbeddingStore, Series, Snapshot, Table, VersionNotFoundError
+from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.evaluate.nearest import exact_top_k
@@ -133,14 +134,14 @@ class Quality:
         return asdict(self)
 
 
-def read_events(files: Sequence[Path], schema: Schema, label: str) -> DayEvents:
-    """Ids and one label of every row of the day's files, about 25 bytes an event.
+def read_events(files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING) -> DayEvents:
+    """Ids and one label of every row of the day's files that is not skipped, about 25 bytes an event.
 
     Raises:
         DataError, SchemaError: a file cannot be read, or there is no such label.
     """
     facts = schema.select(features=(), labels=(label,))
-    stream = EventStream(list(files), facts, batch_size=BLOCK, drop_last=False)
+    stream = EventStream(list(files), facts, batch_size=BLOCK, drop_last=False, skip=skip)
     rows = [(b.user_ids, b.item_ids, b.labels[:, 0].float(), b.label_mask[:, 0]) for b in stream]
     return DayEvents(*(torch.cat(column) for column in zip(*rows, strict=True)))
 

@@ -89,6 +89,8 @@ def notes_of(record: Record, before: Record | None = None) -> list[str]:
     for key, what in (("late", "late days taken in"), ("gap", "days missing before it")):
         if days := record.get(key):
             notes.append(f"{what}: {', '.join(days)}")
+    if gone := sum(record.get("quarantined", {}).values()):
+        notes.append(f"rows quarantined: {gone:,}")
     if record["quality"].get("tagged"):
         notes.append("the gates held it against what the tag points to, which is older than the version before")
     if record.get("corrects"):

@@ -11,8 +11,8 @@ from torch import Tensor
 from recsys.refresh.align import AlignmentQuality, procrustes
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.embed import embed, gather
-from recsys.refresh.publish import BATCH, Content, Publisher, broadcast
-from recsys.train.distributed import Environment
+from recsys.refresh.publish import BATCH, Content, Publisher
+from recsys.train.distributed import Environment, broadcast
 
 
 def align_spaces(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch.distributed as dist
 
 from recsys.config import RefreshConfig
 from recsys.data.files import find_files
+from recsys.data.quarantine import Quarantine
+from recsys.data.scan import Findings, Part, Window, join
 from recsys.dates import day_number
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor import export, gates, quality_page
@@ -28,7 +31,6 @@ from recsys.refresh.days import (
     Cycle,
     again,
     available_days,
-    check_times,
     chosen_cycle,
     find_day,
     ignored,
@@ -39,13 +41,14 @@ from recsys.refresh.days import (
 from recsys.refresh.embed import last_events, source_files
 from recsys.refresh.errors import StoreLostError
 from recsys.refresh.first import load_towers, publish_source, read_source, trained
-from recsys.refresh.publish import Content, Publication, Publisher, Timer, broadcast, space_name
-from recsys.refresh.records import Ledger, Record
+from recsys.refresh.publish import Content, Publication, Publisher, Timer, space_name
+from recsys.refresh.records import Ledger, Record, summary
+from recsys.screening import read_as_0, screen
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
-from recsys.train.distributed import Environment, process_group
+from recsys.train.distributed import Environment, broadcast, process_group
 from recsys.train.trainer import TrainResult
-from recsys.upstream import train_on, upstream_schema
+from recsys.upstream import screen_source, train_on, upstream_schema
 
 
 def refresh_upstream(
@@ -77,7 +80,8 @@ def refresh_upstream(
 
     Raises:
         ConfigError: `day` is not the one that is due, or the config has no days.
-        DataError, ClockSkewError: a day's files do not fit; before anything is trained.
+        DataError, ClockSkewError: a day's files do not fit, or more of their rows than the schema allows; before
+            anything is trained.
         CheckpointError: a checkpoint is missing, or of another schema or config.
         StoreError: the store refuses a snapshot or a tag was moved by somebody else.
     """
@@ -156,29 +160,32 @@ class _Refresh:
         """Run one cycle; None if the day's files changed while it ran, before anything was published."""
         days, timer, main = self._config.day_by_day(), Timer(), self._environment.is_main
         files = broadcast({day: find_day(self._data, days, day) for day in cycle.days}, self._environment)
-        count = sum(check_times(files[day], self._schema, days, day) for day in cycle.days) if main else 0
+        screened = {day: self._screen(day, files[day]) for day in cycle.days}
         plan = self._plan(cycle, cold)
+        found = join([*screened.values()])
+        skip = self._screen_all(cycle) if plan.cold else found.quarantine
         as_of = window(days, cycle.day)[1]
         published = plan.folder / "publish.json"
         publication = self._publisher.decide(published, plan.key, as_of, plan.space)
         with timer("train"):
-            result = self._train(plan, [path for day in cycle.days for path in files[day]], cycle)
+            result = self._train(plan, [path for day in cycle.days for path in files[day]], cycle, skip)
         if broadcast(self._changed(cycle), self._environment):
             return None
-        content, alignment = self._content(plan, files, cycle, timer)
+        content, alignment = self._content(plan, files, cycle, skip, timer)
         prepared = timer.seconds["embed"]
         self._publisher.publish(publication, content, timer)
         speeds = {"train": result.samples_per_second, "embed": rate(content, timer.seconds["embed"] - prepared)}
         record = None
         if main:
-            measured, reasons = self._measure(publication, files[cycle.day], timer)
+            measured, reasons = self._measure(publication, files[cycle.day], skip, timer)
             with timer("store"):
                 if reasons:
                     self._publisher.refuse(publication, reasons)
                 else:
                     self._publisher.move_tags(publication, published)
-            figures = {"gates": reasons, "tagged": not reasons, "quality": measured, "events": count}
-            figures |= {"rows_per_second": speeds, "shortfall": result.shortfall}
+            figures = {"gates": reasons, "tagged": not reasons, "quality": measured, "events": found.readable}
+            figures |= {"rows_per_second": speeds, "shortfall": result.shortfall, "read_as_0": read_as_0(found)}
+            figures["quarantined"] = {day: len(each.bad) for day, each in screened.items() if each.bad}
             record = self._record(cycle, plan, publication, content, timer, figures, alignment)
             self._ledger.write(record)
             self._ledger.prune()
@@ -232,7 +239,20 @@ class _Refresh:
             return before[-1].checkpoint, before[-1].space
         return str(trained(self._out, name).relative_to(self._out)), space_name(name)
 
-    def _train(self, plan: _Plan, files: list[Path], cycle: Cycle) -> TrainResult:
+    def _screen(self, day: str, files: Sequence[Path]) -> Findings:
+        """Find the rows of a day that cannot be read or are not of it."""
+        start, end = window(self._config.day_by_day(), day)
+        part = Part(files=files, schema=self._schema, window=Window(day, start, end))
+        return screen(self._out, f"{self._upstream.name}-{day}", [part], self._data, self._environment)
+
+    def _screen_all(self, cycle: Cycle) -> Quarantine:
+        """The rows of the source and of every day up to the cycle's that nobody reads."""
+        skip = screen_source(self._upstream, self._schema, self._data, self._out, self._environment).quarantine
+        for day, files in self._all_days(cycle).items():
+            skip |= self._screen(day, files).quarantine
+        return skip
+
+    def _train(self, plan: _Plan, files: list[Path], cycle: Cycle, skip: Quarantine) -> TrainResult:
         """Train, or go on training."""
         upstream = self._upstream
         days, training = self._config.day_by_day(), upstream.training
@@ -240,7 +260,7 @@ class _Refresh:
         if plan.cold:
             generation = _generation(plan.space)
             training = replace(upstream.training, seed=upstream.training.seed + generation - 1)
-            files = [*find_files(self._data, upstream.source.events), *self._all_days(cycle)]
+            files = [*find_files(self._data, upstream.source.events), *chain(*self._all_days(cycle).values())]
         return train_on(
             files,
             self._schema,
@@ -250,11 +270,12 @@ class _Refresh:
             data=self._data,
             out=plan.folder,
             start=self._out / plan.start if plan.start else None,
+            skip=skip,
             title=f"{upstream.name} {cycle.day}",
         )
 
     def _content(
-        self, plan: _Plan, files: dict[str, list[Path]], cycle: Cycle, timer: Timer
+        self, plan: _Plan, files: dict[str, list[Path]], cycle: Cycle, skip: Quarantine, timer: Timer
     ) -> tuple[Content, AlignmentQuality | None]:
         """The entities to embed: those of the cycle's days, or all of them where a new space begins without the old."""
         upstream = self._upstream
@@ -265,8 +286,9 @@ class _Refresh:
             for owner in ENTITIES:
                 chosen = [path for day in cycle.days for path in files[day]]
                 if anew:
-                    chosen = [*source_files(self._data, upstream.source, owner), *self._all_days(cycle)]
-                events[owner] = last_events(chosen, self._schema, owner)
+                    every = self._all_days(cycle).values()
+                    chosen = [*source_files(self._data, upstream.source, owner), *chain(*every)]
+                events[owner] = last_events(chosen, self._schema, owner, skip)
         content = Content(
             model=model,
             schema=self._schema,
@@ -282,10 +304,11 @@ class _Refresh:
         rotation, quality = align_spaces(self._publisher, content, as_of, plan.folder, self._environment)
         return replace(content, rotation=rotation), quality
 
-    def _all_days(self, cycle: Cycle) -> list[Path]:
+    def _all_days(self, cycle: Cycle) -> dict[str, list[Path]]:
         """Files of every day up to the cycle's, as they now are."""
         days = self._config.day_by_day()
-        return [path for day in days.until(cycle.day) for path in find_day(self._data, days, day)]
+        found = {day: find_day(self._data, days, day) for day in days.until(cycle.day)}
+        return {day: files for day, files in found.items() if files}
 
     def _changed(self, cycle: Cycle) -> bool:
         """Whether the day's files are not what they were when the cycle began."""
@@ -299,13 +322,13 @@ class _Refresh:
         return True
 
     def _measure(
-        self, publication: Publication, files: list[Path], timer: Timer
+        self, publication: Publication, files: list[Path], skip: Quarantine, timer: Timer
     ) -> tuple[dict[str, object], list[str]]:
         """What was published, measured, and why it may not take the tag."""
         upstream = self._upstream
         with timer("quality"):
             label = upstream.loss.contrastive_label or self._schema.labels[0].name
-            events = read_events(files, self._schema, label)
+            events = read_events(files, self._schema, label, skip)
             store, versions = self._publisher.store, publication.versions
             measured = measure(store, upstream.name, versions, events, served=publication.tags)
             return measured.as_dict(), gates.check(measured, self._config.gates)
@@ -358,21 +381,6 @@ class _Plan:
     def cold(self) -> bool:
         """Whether it starts from scratch, in a space of its own."""
         return not self.start
-
-
-def summary(record: Record, config: RefreshConfig) -> str:
-    """One line on a cycle that is done."""
-    name = config.upstream.name
-    version = record.versions[f"user_{name}"]
-    took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in record.seconds.items())
-    notes = [f"with late {', '.join(record.late)}"] if record.late else []
-    notes += [f"without {', '.join(record.gap)}"] if record.gap else []
-    notes += ["a correction"] if record.corrects else []
-    notes += [record.shortfall] if record.shortfall else []
-    tag = f"tag {config.tag} moved" if record.tagged else f"NOT TAGGED: {'; '.join(record.gates)}"
-    entities = f"{record.entities['user']} users, {record.entities['item']} items"
-    noted = f" ({'; '.join(notes)})" if notes else ""
-    return f"{name} {record.day}{noted}: {entities} -> version {version}, {tag} ({took})"
 
 
 def rate(content: Content, seconds: float) -> float:

@@ -18,17 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from recsys.config import ConfigError, DaysConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema
-from recsys.data.stream import EventStream
 from recsys.dates import dates, day_span
-from recsys.refresh.errors import ClockSkewError
 from recsys.refresh.fingerprints import Fingerprints
 
-_SCAN_ROWS = 65_536
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -184,34 +179,6 @@ def require_times(schema: Schema, upstream: UpstreamConfig) -> None:
             'timestamp = "": days need event times. Name their column there, or leave out the days (refresh.days; '
             "[days] in a refresh's own config)"
         )
-
-
-def check_times(files: Sequence[Path], schema: Schema, days: DaysConfig, day: str) -> int:
-    """See that every event is of its day; returns the number of events.
-
-    Raises:
-        ClockSkewError: naming the file, the row and the time of the first that is not.
-        DataError: a file that cannot be read, or holds no row.
-    """
-    start, end = window(days, day)
-    facts = Schema(timestamp=schema.timestamp, user_id=schema.user_id, item_id=schema.item_id)
-    events = 0
-    for path in files:
-        first = 0
-        for batch in EventStream([path], facts, batch_size=_SCAN_ROWS, drop_last=False):
-            times = batch.timestamps.numpy()
-            strays = np.flatnonzero((times < start) | (times >= end))
-            if len(strays):
-                row = int(strays[0])
-                when = np.datetime64(int(times[row]), "ms")
-                raise ClockSkewError(
-                    f"{path}: row {first + row} is of {times[row]} ms ({when} UTC), outside the day {day} = "
-                    f"[{start}, {end}) ms; correct the clock, deliver the event with its own day, or set "
-                    "days.utc_offset_hours"
-                )
-            first += len(times)
-        events += first
-    return events
 
 
 def _seen(records: Sequence[Processed]) -> dict[str, str]:

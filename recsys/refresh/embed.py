@@ -22,7 +22,8 @@ from recsys.data.convert import to_batch
 from recsys.data.errors import DataError, RowError
 from recsys.data.files import RowGroup, find_files, read_footers
 from recsys.data.footers import open_file
-from recsys.data.schema import Schema
+from recsys.data.quarantine import NOTHING, Quarantine, places
+from recsys.data.schema import Schema, entity_schema
 from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS, HOUR_MS
 from recsys.models.derm import DERM
@@ -69,8 +70,9 @@ def source_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
     return find_files(root, (*source.events, *(source.users if owner == "user" else source.items)))
 
 
-def last_events(files: Sequence[Path], schema: Schema, owner: str) -> LastEvents:
-    """Find each user's (item's) last row in the files; of equal times, or without any, the later row wins.
+def last_events(files: Sequence[Path], schema: Schema, owner: str, skip: Quarantine = NOTHING) -> LastEvents:
+    """Find each user's (item's) last row in the files that is not skipped; of equal times, or without any, the later
+    row wins.
 
     Only the id and the time columns are read, some 40 bytes an event while they are sorted.
 
@@ -79,7 +81,7 @@ def last_events(files: Sequence[Path], schema: Schema, owner: str) -> LastEvents
     """
     column = schema.user_id if owner == "user" else schema.item_id
     facts = Schema(timestamp=schema.timestamp, user_id=column, item_id=column)  # entity rows have no other id
-    stream = EventStream(files, facts, batch_size=_SCAN_ROWS, drop_last=False)
+    stream = EventStream(files, facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip)
     columns = zip(*((batch.user_ids, batch.timestamps) for batch in stream), strict=True)
     ids, times = (torch.cat(column).numpy() for column in columns)
     order = np.lexsort((times, ids))  # stable: of equal times the later row comes last
@@ -87,7 +89,10 @@ def last_events(files: Sequence[Path], schema: Schema, owner: str) -> LastEvents
     chosen = np.sort(order[np.append(ordered[1:] != ordered[:-1], True)])
     starts = np.cumsum([0, *stream.file_rows])
     file = np.searchsorted(starts, chosen, side="right") - 1
-    return LastEvents(tuple(files), ids[chosen], file, chosen - starts[file], int(times.max()))
+    row = chosen - starts[file]
+    for index, path in enumerate(files):
+        row[file == index] = places(row[file == index], skip.of(path))
+    return LastEvents(tuple(files), ids[chosen], file, row, int(times.max()))
 
 
 def read_rows(events: LastEvents, schema: Schema, owner: str, batch_size: int) -> Iterator[pa.Table]:
@@ -155,11 +160,6 @@ def embed(
         ids = batch.user_ids if owner == "user" else batch.item_ids
         count = 0 if table is None else len(table)
         yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), batch.timestamps[:count].cpu())
-
-
-def entity_schema(schema: Schema, owner: str) -> Schema:
-    """What of a schema an entity's own rows hold: its features, no labels."""
-    return schema.select(features=tuple(feature.name for feature in schema.owned_by(owner)), labels=())
 
 
 def _to_batch(table: pa.Table, schema: Schema, events: LastEvents, start: int) -> Batch:

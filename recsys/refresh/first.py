@@ -19,6 +19,7 @@ from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError, Loaded, load_model
 from recsys.train.distributed import Environment
 from recsys.train.sharding import shard
+from recsys.upstream import screen_source
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ def read_source(
 
     Raises:
         CheckpointError: the upstream has not been trained, or by another config.
-        DataError: a row that cannot be read, naming file and row.
+        DataError: more rows cannot be read than the schema allows, naming the first.
     """
     model, loaded = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
-    events = {owner: last_events(source_files(data, upstream.source, owner), schema, owner) for owner in ENTITIES}
+    skip = screen_source(upstream, schema, data, out, environment).quarantine
+    events = {owner: last_events(source_files(data, upstream.source, owner), schema, owner, skip) for owner in ENTITIES}
     as_of = max(selected.as_of for selected in events.values())
     day = number_of(as_of - 1, utc_offset_hours)
     return Source(

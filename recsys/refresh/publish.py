@@ -29,7 +29,7 @@ from recsys.models.derm import DERM
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
 from recsys.refresh.arms import ENTITIES, aggregations, series_of
 from recsys.refresh.embed import LastEvents, embed, gather
-from recsys.train.distributed import Environment
+from recsys.train.distributed import Environment, broadcast
 
 BATCH = 4096
 """Entities that a rank embeds at once."""
@@ -296,10 +296,3 @@ def owed(newest: Mapping[str, int], versions: Mapping[str, int]) -> list[tuple[s
     lacking = {name: version - newest[name] for name, version in versions.items()}
     rounds = range(max(lacking.values(), default=0), 0, -1)
     return [tuple(name for name, count in lacking.items() if count >= number) for number in rounds]
-
-
-def broadcast(value: Any, environment: Environment) -> Any:
-    """Rank 0's value on every rank."""
-    values = [value if environment.is_main else None]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]

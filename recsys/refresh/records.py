@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.atomic import write_json
+from recsys.config import RefreshConfig
 
 KEPT = 4
 """Newest records whose checkpoints are kept: a correction of the newest starts from the one before it."""
@@ -54,7 +55,11 @@ class Record:
     expired: dict[str, int]
     """Series -> entities that left it."""
     events: int
-    """Rows of the day and of the late days with it."""
+    """Rows of the day and of the late days with it that were learned from."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Day -> rows that were left out: see out/quarantine/<upstream>-<day>.json. Days without are not listed."""
+    read_as_0: dict[str, int] = field(default_factory=dict)
+    """Feature -> how many of its values in these events are null or NaN."""
     entities: dict[str, int]
     """`user`, `item` -> how many were embedded."""
     rows_per_second: dict[str, float]
@@ -126,6 +131,23 @@ class Ledger:
                 shutil.rmtree(folder)
             elif place not in newest:
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def summary(record: Record, config: RefreshConfig) -> str:
+    """One line on a cycle that is done."""
+    name = config.upstream.name
+    version = record.versions[f"user_{name}"]
+    took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in record.seconds.items())
+    notes = [f"with late {', '.join(record.late)}"] if record.late else []
+    notes += [f"without {', '.join(record.gap)}"] if record.gap else []
+    notes += ["a correction"] if record.corrects else []
+    notes += [record.shortfall] if record.shortfall else []
+    gone = sum(record.quarantined.values())
+    notes += [f"{gone:,} row{'s' if gone > 1 else ''} quarantined"] if gone else []
+    tag = f"tag {config.tag} moved" if record.tagged else f"NOT TAGGED: {'; '.join(record.gates)}"
+    entities = f"{record.entities['user']} users, {record.entities['item']} items"
+    noted = f" ({'; '.join(notes)})" if notes else ""
+    return f"{name} {record.day}{noted}: {entities} -> version {version}, {tag} ({took})"
 
 
 def digest(key: Mapping[str, Any]) -> str:

@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from embedding_store import EmbeddingStore, Snapshot
 from recsys.config import RankerConfig, RankerSettings, StudyConfig, to_dict
 from recsys.data.files import check_files, find_files
+from recsys.data.quarantine import Quarantine
+from recsys.data.scan import Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.downstream.features import PointInTimeSeries
-from recsys.downstream.ranking import Ranker, all_rankers, ranker_schema, read_predictions
+from recsys.downstream.ranking import Ranker, all_rankers, ranker_schema, read_predictions, screen_splits
 from recsys.downstream.retrieval import RetrievalResult, evaluate_retrieval
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor.export import read_records
 from recsys.refresh.arms import arm_of
 from recsys.refresh.records import Ledger
+from recsys.screening import screen, summaries
 from recsys.stages import read_stages
 from recsys.study.ablation import ablation_jobs
 from recsys.study.daily_report import DailyResults
@@ -42,10 +45,11 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
         FileNotFoundError: a stage has not left its result.
         VersionSkewError: the retrieval's user and item snapshots do not belong together.
     """
-    scores = {population: job_scores(job, data, out) for population, job in ablation_jobs(config).items()}
-    stages = read_stages(out)
+    jobs, stages = ablation_jobs(config), read_stages(out)
+    scores = {population: job_scores(job, data, out) for population, job in jobs.items()}
     store = EmbeddingStore(store_folder(out))
-    test = _test_events(config.rankers, data)
+    skip = screen_splits(jobs["tasks"], data, out).quarantine
+    test = _test_events(config.rankers, data, skip)
     return RunResults(
         name=config.name,
         note=config.note,
@@ -57,8 +61,9 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
             for upstream in config.upstreams
             for owner in ("user", "item")
         },
-        retrieval=_retrieval(config, data, store),
-        rows=split_rows(config.rankers, data),
+        retrieval=_retrieval(config, data, out, store, skip),
+        rows=split_rows(config.rankers, data, skip),
+        screened=summaries(out),
         publish_delay_ms=config.rankers.publish_delay_ms if ranker_schema(config.rankers, data, ()).timed else None,
         upstream_seeds=config.upstream_seeds,
         seconds={name: stage["seconds"] for name, stage in stages.items()},
@@ -84,7 +89,8 @@ def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
         upstream=first.name,
         records=read_records(Ledger(out, first.name).folder),
         configured=arm_of(config.refresh),
-        rows=split_rows(job, data),
+        rows=split_rows(job, data, screen_splits(job, data, out).quarantine),
+        screened=summaries(out),
         publish_delay_ms=job.publish_delay_ms,
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
@@ -94,13 +100,14 @@ def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
 
 def job_scores(job: RankerConfig, data: Path, out: Path) -> dict[str, TaskScores]:
     """Task -> what the rankers of a job predicted."""
-    rankers = list(all_rankers(job))
+    rankers, skip = list(all_rankers(job)), screen_splits(job, data, out).quarantine
     return {
-        task: task_scores([ranker for ranker in rankers if ranker.task == task], job, data, out) for task in job.tasks
+        task: task_scores([ranker for ranker in rankers if ranker.task == task], job, data, out, skip)
+        for task in job.tasks
     }
 
 
-def task_scores(rankers: list[Ranker], settings: RankerSettings, data: Path, out: Path) -> TaskScores:
+def task_scores(rankers: list[Ranker], settings: RankerSettings, data: Path, out: Path, skip: Quarantine) -> TaskScores:
     """What the rankers of one task predicted, arm by arm in their order."""
     logits: dict[str, list[NDArray]] = {}
     for ranker in rankers:
@@ -113,16 +120,16 @@ def task_scores(rankers: list[Ranker], settings: RankerSettings, data: Path, out
         users=predictions["users"][mask],
         arms={arm: np.stack(lines) for arm, lines in logits.items()},
         seeds=settings.seeds,
-        oracle=_oracle(settings, data, label),
+        oracle=_oracle(settings, data, label, skip),
     )
 
 
-def _oracle(rankers: RankerSettings, data: Path, label: str) -> NDArray | None:
+def _oracle(rankers: RankerSettings, data: Path, label: str, skip: Quarantine) -> NDArray | None:
     """The true probabilities of the test rows, where the data are synthetic."""
     schema = Schema.load(data / rankers.schema)
     if f"oracle_{label}" not in schema.outcomes:
         return None
-    return oracle_scores(find_files(data, rankers.test), schema, label)[1]
+    return oracle_scores(find_files(data, rankers.test), schema, label, skip)[1]
 
 
 def _upstream_run(out: Path, name: str) -> UpstreamRun:
@@ -135,9 +142,9 @@ def _upstream_run(out: Path, name: str) -> UpstreamRun:
     return UpstreamRun(**result, samples_per_second=speed, curves=curves)
 
 
-def _test_events(rankers: RankerSettings, data: Path) -> Mapping[str, torch.Tensor]:
+def _test_events(rankers: RankerSettings, data: Path, skip: Quarantine) -> Mapping[str, torch.Tensor]:
     """`user`, `item` and `timestamp` of every test event, int64 [N] each."""
-    rows = [(batch.user_ids, batch.item_ids, batch.timestamps) for batch in _facts(rankers, data, rankers.test)]
+    rows = [(batch.user_ids, batch.item_ids, batch.timestamps) for batch in _facts(rankers, data, rankers.test, skip)]
     return {
         name: torch.cat(column)
         for name, column in zip(("user", "item", "timestamp"), zip(*rows, strict=True), strict=True)
@@ -162,42 +169,50 @@ def _series_run(
     )
 
 
-def _retrieval(config: StudyConfig, data: Path, store: EmbeddingStore) -> RetrievalResult | None:
+def _retrieval(
+    config: StudyConfig, data: Path, out: Path, store: EmbeddingStore, skip: Quarantine
+) -> RetrievalResult | None:
     if config.retrieval is None:
         return None
     rankers = config.rankers
     label = config.retrieval.label or next(iter(rankers.tasks.values()))
     pair = [store.series(f"{owner}_{config.retrieval.upstream}") for owner in ("user", "item")]
     snapshots: list[Snapshot] = [series.latest(refused=False) for series in pair]
-    popular = np.unique(_positives(rankers, data, rankers.train, label)[1], return_counts=True)
+    if label not in rankers.tasks.values():  # else it was screened with the rankers' rows
+        facts = ranker_schema(rankers, data, (label,)).select(features=())
+        parts = [Part(files=find_files(data, patterns), schema=facts) for patterns in (rankers.train, rankers.test)]
+        skip = screen(out, "retrieval", parts, data).quarantine
+    popular = np.unique(_positives(rankers, data, rankers.train, label, skip)[1], return_counts=True)
     # As in the rankers' join: an event earlier than that may have taught the upstream what it is asked for.
     visible_from = max(snapshot.as_of for snapshot in snapshots) + rankers.publish_delay_ms
-    positives = _positives(rankers, data, rankers.test, label, visible_from)
+    positives = _positives(rankers, data, rankers.test, label, skip, visible_from)
     if not len(positives[0]):
         return None
     return evaluate_retrieval(snapshots[0], snapshots[1], positives, popular, config.retrieval.k)
 
 
 def _positives(
-    rankers: RankerSettings, data: Path, patterns: tuple[str, ...], label: str, since: int = 0
+    rankers: RankerSettings, data: Path, patterns: tuple[str, ...], label: str, skip: Quarantine, since: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """User and item ids of the rows from time `since` on whose label exists and is 1."""
     users, items = [], []
-    for batch in _facts(rankers, data, patterns, (label,)):
+    for batch in _facts(rankers, data, patterns, skip, (label,)):
         chosen = (batch.labels[:, 0] == 1) & batch.label_mask[:, 0] & (batch.timestamps >= since)
         users.append(batch.user_ids[chosen].numpy())
         items.append(batch.item_ids[chosen].numpy())
     return np.concatenate(users), np.concatenate(items)
 
 
-def split_rows(rankers: RankerSettings, data: Path) -> dict[str, int]:
-    """Split -> its number of events."""
+def split_rows(rankers: RankerSettings, data: Path, skip: Quarantine) -> dict[str, int]:
+    """Split -> its number of events, less those that are skipped."""
     schema = ranker_schema(rankers, data, tuple(rankers.tasks.values()))
-    splits = {"train": rankers.train, "validation": rankers.validation, "test": rankers.test}
-    return {name: check_files(find_files(data, patterns), schema) for name, patterns in splits.items()}
+    splits = {name: find_files(data, getattr(rankers, name)) for name in ("train", "validation", "test")}
+    return {name: check_files(files, schema) - skip.count(files) for name, files in splits.items()}
 
 
-def _facts(rankers: RankerSettings, data: Path, patterns: tuple[str, ...], labels: tuple[str, ...] = ()) -> EventStream:
+def _facts(
+    rankers: RankerSettings, data: Path, patterns: tuple[str, ...], skip: Quarantine, labels: tuple[str, ...] = ()
+) -> EventStream:
     """Ids, times and these labels of all rows, in the files' order; no features."""
     schema = ranker_schema(rankers, data, labels).select(features=())
-    return EventStream(find_files(data, patterns), schema, batch_size=_SCAN_ROWS, drop_last=False)
+    return EventStream(find_files(data, patterns), schema, batch_size=_SCAN_ROWS, drop_last=False, skip=skip)

@@ -12,7 +12,7 @@ from recsys.evaluate import plots
 from recsys.evaluate.html import image, render
 from recsys.study.findings import OWNERS, daily_headline, findings, method_title, series_of
 from recsys.study.headline import best_arm
-from recsys.study.report_page import without_none
+from recsys.study.report_page import data_notes, without_none
 
 
 def render_daily(document: Mapping[str, Any]) -> str:
@@ -26,6 +26,7 @@ def render_daily(document: Mapping[str, Any]) -> str:
         "recsys.study",
         "daily.html",
         report=document,
+        data_notes=data_notes(document),
         headline=daily_headline(document),
         findings=findings(document),
         arms=arms,

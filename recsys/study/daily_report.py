@@ -10,6 +10,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     peak_rss_bytes                          int; greatest resident memory
     seeds                                   list of int; training seeds of the rankers
     rows.<split>                            int; events of each split
+    screened.*                              as in report.json, of each day too
     publish_delay_ms                        as in report.json
     upstream                                str; whose vectors the rankers read
     configured                              str; the arm whose series is the plain one, `user_<upstream>`
@@ -46,7 +47,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ class DailyResults:
     """The arm whose series is the plain one."""
     rows: Mapping[str, int]
     """Split -> events."""
+    screened: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What was found to be wrong with rows before the work began, see `recsys.screening.summaries`."""
     publish_delay_ms: int
     """Of the rankers."""
     seconds: Mapping[str, float]
@@ -119,6 +122,7 @@ def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) ->
         "hardware": hardware(),
         "seeds": list(results.tasks[task].seeds),
         "rows": results.rows,
+        "screened": results.screened,
         "publish_delay_ms": results.publish_delay_ms,
         "upstream": results.upstream,
         "configured": results.configured,

@@ -18,6 +18,9 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
                                             `seeds`, the second, ... read the vectors of the first of these, the second,
                                             ..., beginning again after the last; empty: one training of each upstream
     rows.<split>                            int; events of each split: train, validation, test
+    screened.<files>.rows                   int; read before the work began: `upstream-<name>`, `rankers-<job>`, ...
+    screened.<files>.quarantined            int; of them left out, since they cannot be read: quarantine/<files>.json
+    screened.<files>.read_as_0.<feature>    int; values that are null or NaN; features without are absent
     publish_delay_ms                        int; an event reads no snapshot whose `as_of` is not this much earlier;
                                             null: the log has no event times, every event reads the newest snapshot
     seconds.<stage>                         number; wall time of each stage
@@ -173,6 +176,8 @@ class RunResults:
     retrieval: RetrievalResult | None = None
     rows: Mapping[str, int]
     """Split -> events."""
+    screened: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What was found to be wrong with rows before the work began, see `recsys.screening.summaries`."""
     publish_delay_ms: int | None
     """Of the rankers; None: their log has no event times."""
     upstream_seeds: tuple[int, ...] = ()
@@ -208,6 +213,7 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         "seeds": list(next(iter(results.tasks.values())).seeds) if results.tasks else [],
         "upstream_seeds": results.upstream_seeds,
         "rows": results.rows,
+        "screened": results.screened,
         "publish_delay_ms": results.publish_delay_ms,
         "tasks": tasks,
         **({"fragment": fragment} if fragment else {}),

@@ -26,6 +26,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         "recsys.study",
         "report.html",
         report=report,
+        data_notes=data_notes(report),
         headline=headline(report),
         drawn=drawn(report),
         trainings=len(report.get("upstream_seeds", ())) or 1,
@@ -44,6 +45,19 @@ def render_page(report: Mapping[str, Any]) -> str:
 def retrieval_cutoffs(report: Mapping[str, Any]) -> list[str]:
     """The k of every `recall@k` in the report, in its order."""
     return [key.removeprefix("recall@") for key in report.get("retrieval", {}) if key.startswith("recall@")]
+
+
+def data_notes(report: Mapping[str, Any]) -> list[str]:
+    """What was wrong with rows and values of a run, as sentences; empty: nothing."""
+    screened, zeros = report["screened"], dict[str, int]()
+    gone = [f"{x['quarantined']:,} of {x['rows']:,} in {name}" for name, x in screened.items() if x["quarantined"]]
+    for each in screened.values():
+        for feature, count in each["read_as_0"].items():
+            zeros[feature] = zeros.get(feature, 0) + count
+    missing = [f"{feature} {count:,}" for feature, count in zeros.items()]
+    notes = [f"Rows that were left out: {', '.join(gone)}; quarantine/ says which and why."] if gone else []
+    notes += [f"Values null or NaN, read as 0, over all that was read: {', '.join(missing)}."] if missing else []
+    return notes
 
 
 def without_none(value: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -95,6 +96,13 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
             yield environment
     finally:
         dist.destroy_process_group()
+
+
+def broadcast(value: Any, environment: Environment) -> Any:
+    """Rank 0's value on every rank."""
+    values = [value if environment.is_main else None]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def host_memory() -> int:

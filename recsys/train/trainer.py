@@ -91,7 +91,7 @@ class _Run:
     steps_per_epoch: int
     total_steps: int
     identity: Mapping[str, Mapping[str, str]]
-    """What the run is of: `files` and `config`."""
+    """What the run is of: `files`, `config`, `quarantine`."""
     step: int = 0
     """Steps done. Differs from `position` only after a resume on another number of ranks."""
     position: int = 0
@@ -226,8 +226,8 @@ def fit(
         config: learning rates, seed, steps between log lines and between checkpoints.
         environment: this rank.
         tasks: names of the T columns of the task's logits.
-        identity: what the run is of, `files` and `config` as name -> value; a checkpoint of something else is refused.
-            The number of ranks is no part of it.
+        identity: what the run is of, `files`, `config` and the rows in `quarantine`, as name -> value; a checkpoint of
+            something else is refused. The number of ranks is no part of it.
         out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
         start: the checkpoint of another run to begin with its model, optimizer and random state, unless `out` has one.
         title: name of the run in the terminal; None: quiet.

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recsys import replay
@@ -66,12 +68,24 @@ def config(**gates: float) -> StudyConfig:
     )
 
 
+def spoil(path: Path) -> None:
+    """Give the third row of a file a click of 2."""
+    table = pq.ParquetFile(path).read()
+    clicks = table["click"].to_pylist()
+    clicks[2] = 2
+    column = table.column_names.index("click")
+    pq.write_table(table.set_column(column, "click", pa.array(clicks, table["click"].type)), path)
+
+
 def test_follow_a_folder_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two days lie there, two appear while the loop runs; the second call does nothing but report again."""
+    """Two days lie there, two appear while the loop runs, the first and the last of them with a row that cannot be
+    read; the second call does nothing but report again."""
     data, later, out = tmp_path / "data", tmp_path / "later", tmp_path / "out"
     prepare_synthetic(data, users=100, items=100, days=6, events_per_day=300, upstream_days=2)
+    for day in (DAYS[0], DAYS[3]):
+        spoil(next((data / "market/events" / day).glob("*/*.parquet")))
     for day in DAYS[2:]:
         shutil.move(data / "market/events" / day, later / day)
     config(min_coverage=1.0).save(tmp_path / "c.toml")
@@ -97,7 +111,15 @@ def test_follow_a_folder_to_the_report(
     assert [record.day for record in records] == DAYS
     assert any("coverage" in line and line.startswith(DAYS[0]) for line in refused)
     assert not records[-1].tagged
+    assert [record.quarantined for record in records] == [{DAYS[0]: 1}, {}, {}, {DAYS[3]: 1}]
     report = json.loads((out / "daily.json").read_text())
+    rows = {name: entry["quarantined"] for name, entry in report["screened"].items()}
+    assert rows == {f"ctr-{day}": int(day in (DAYS[0], DAYS[3])) for day in DAYS} | {
+        "rankers-daily": 2,
+        "upstream-ctr": 0,
+    }
+    assert report["rows"] == {"train": 299, "validation": 300, "test": 599}
+    assert "Rows that were left out: 1 of 300 in ctr-2024-01-03" in (out / "daily.html").read_text()
     assert set(report["aggregation"]) == {"latest", "ma_0.2", "ma_0.5", "ma_0.8", "average"}
     for arm in report["aggregation"].values():
         assert np.isfinite(arm["auc_lift"])

@@ -209,6 +209,7 @@ def test_a_contrasted_label_that_is_never_positive(log: Path, tmp_path: Path) ->
     for name in ("events", "users"):
         (data / name).mkdir(parents=True)
     SCHEMA.save(data / "schema.toml")
+    shutil.copy(log / "users/part-0.parquet", data / "users")
     table = pq.read_table(log / "events/part-0.parquet")
     pq.write_table(
         table.set_column(table.column_names.index("click"), "click", pa.array(np.zeros(len(table), np.int8))),

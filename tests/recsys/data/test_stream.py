@@ -212,8 +212,10 @@ def test_a_half_used_iterator_resumes_where_it_stood(tmp_path: Path) -> None:
 def test_seek_reads_no_earlier_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = _write(tmp_path, [400], row_group=10)
     touched: list[int] = []
-    read = stream_module._read
-    monkeypatch.setattr(stream_module, "_read", lambda group, *rest: touched.append(group.index) or read(group, *rest))
+    read = stream_module.read_group
+    monkeypatch.setattr(
+        stream_module, "read_group", lambda group, *rest: touched.append(group.index) or read(group, *rest)
+    )
     stream = EventStream(files, SCHEMA, batch_size=10, shuffle_batches=0)
     stream.seek(35)
     assert _items(list(stream))[0] == list(range(350, 360))

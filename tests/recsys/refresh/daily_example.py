@@ -56,6 +56,18 @@ def write_day(root: Path, day: str, *, rows: int = 24, seed: int | None = None, 
     return folder / "part-0.parquet"
 
 
+def change(path: Path, values: dict[int, dict[str, Any]], gone: tuple[int, ...] = ()) -> None:
+    """Write a file anew with other values in some rows and without some others, in the same row groups of seven."""
+    table = pq.ParquetFile(path).read()
+    rows = table.to_pylist()
+    for row, changed in values.items():
+        rows[row] |= changed
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for start in range(0, len(rows), 7):
+            kept = [rows[row] for row in range(start, min(start + 7, len(rows))) if row not in gone]
+            writer.write_table(pa.Table.from_pylist(kept, table.schema))
+
+
 def start_run(folder: Path, days: list[str], environment: Environment) -> tuple[Path, Path]:
     """A log with these days, and a run whose upstream has been trained on its source: data, out."""
     data, out = write_log(folder / "data"), folder / "out"

@@ -10,14 +10,14 @@ import torch
 
 from embedding_store import SeriesExistsError, SpaceMismatchError, TagMovedError
 from recsys.config import ConfigError
-from recsys.data.errors import DataError
+from recsys.data.errors import ClockSkewError, DataError
 from recsys.dates import day_number
 from recsys.folders import store_folder
 from recsys.refresh import align
 from recsys.refresh import cycle as cycle_module
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
-from recsys.refresh.errors import ClockSkewError, StoreLostError
+from recsys.refresh.errors import StoreLostError
 from recsys.refresh.records import KEPT, Ledger
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment
@@ -287,10 +287,12 @@ def test_bad_days_publish_nothing(run: tuple[Path, Path]) -> None:
     before = contents(out)
     path = write_day(data, DAYS[2])
     table, start = pq.read_table(path), window(DAILY, DAYS[2])[0]
-    late = [*table["timestamp"].to_pylist()[:-1], start + 86_400_000]
+    late = [*table["timestamp"].to_pylist()[:-2], start + 86_400_000, start - 1]
     column = table.column_names.index("timestamp")
     pq.write_table(table.set_column(column, "timestamp", pa.array(late)), path)
-    with pytest.raises(ClockSkewError, match=r"row 23 is of .*outside the day 1970-01-04"):
+    with pytest.raises(
+        ClockSkewError, match=r"row 22: the event is of .*outside the day 1970-01-04.* At least 2 of 24"
+    ):
         refresh(CONFIG, data, out)
     pq.write_table(table.slice(0, 0), path)
     with pytest.raises(DataError, match=r"part-0.parquet holds no rows: remove it"):

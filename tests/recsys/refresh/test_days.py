@@ -16,15 +16,13 @@ from recsys.refresh.days import (
     Cycle,
     again,
     available_days,
-    check_times,
     chosen_cycle,
     find_day,
     ignored,
     next_cycle,
     window,
 )
-from recsys.refresh.errors import ClockSkewError
-from tests.recsys.refresh.example import SCHEMA, events
+from tests.recsys.refresh.example import events
 
 DAYS = [f"2024-03-0{number}" for number in range(1, 8)]
 DAILY = DaysConfig(
@@ -195,13 +193,3 @@ def test_a_day_begins_at_its_own_midnight() -> None:
     assert window(china, "2022-04-25")[0] == 1_650_816_000_000
     india = DaysConfig(**{**DAILY.__dict__, "utc_offset_hours": 5.5})
     assert window(india, "1970-01-02")[0] == DAY_MS - 19_800_000
-
-
-@pytest.mark.parametrize(("shift", "row"), [(-1, 0), (DAY_MS - 4_000, 4), (DAY_MS, 0)])
-def test_events_of_another_day_are_named(tmp_path: Path, shift: int, row: int) -> None:
-    good = write(tmp_path, DAYS[0])
-    assert check_times([good, good], SCHEMA, DAILY, DAYS[0]) == 10
-    bad = write(tmp_path, DAYS[1], shift=shift)
-    start, end = window(DAILY, DAYS[1])
-    with pytest.raises(ClockSkewError, match=rf"0.parquet: row {row} is of {start + shift + row * 1000} ms .* {end}\)"):
-        check_times([bad], SCHEMA, DAILY, DAYS[1])

@@ -17,7 +17,16 @@ import pytest
 from recsys.refresh import cycle
 from recsys.refresh.cycle import refresh_upstream
 from recsys.train.distributed import Environment
-from tests.recsys.refresh.daily_example import DAYS, PLAIN, contents, daily_config, records, start_run, write_day
+from tests.recsys.refresh.daily_example import (
+    DAYS,
+    PLAIN,
+    change,
+    contents,
+    daily_config,
+    records,
+    start_run,
+    write_day,
+)
 
 CONFIG = daily_config(time_to_live_days=2)
 GAPS = (1, 2, 3, 5, 7, 11, 4, 13, 6, 17, 9, 19, 8, 23, 10, 29)
@@ -65,8 +74,10 @@ def start() -> Callable[[Path, Path, int | None], BaseProcess]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -> tuple[Path, Path]:
-    """Data, and what a run that nothing disturbs makes of them: three days, a gap, and entities that expire."""
+    """Data, and what a run that nothing disturbs makes of them: three days, a gap, a row that cannot be read, and
+    entities that expire."""
     data, out = start_run(tmp_path_factory.mktemp("unbroken"), [DAYS[0], DAYS[1], DAYS[3]], environment)
+    change(data / "days" / DAYS[1] / "part-0.parquet", {5: {"click": 2}})
     shutil.copytree(out, out.with_name("before"))
     refresh_upstream(CONFIG, data, out, every=True)
     return data, out
@@ -83,6 +94,7 @@ def _assert_same(out: Path, unbroken: Path) -> None:
     # Not in which folders: those are named by what they went on from, and a training begun anew is another one.
     steps, expected = ([Path(record.checkpoint).name for record in records(folder)] for folder in (out, unbroken))
     assert steps == expected
+    assert [record.quarantined for record in records(out)] == [{}, {DAYS[1]: 1}, {}]
 
 
 def test_killed_before_one_durable_step_after_the_other(

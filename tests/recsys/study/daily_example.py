@@ -74,6 +74,7 @@ def example_daily(**changes: Any) -> DailyResults:
         tasks={"ctr": example_scores(PAPERS_ORDER), "cvr": example_scores(PAPERS_ORDER, 1500, seed=1)},
         records=example_records(),
         rows={"train": 160_000, "validation": 40_000, "test": 4_000},
+        screened={f"ctr-{DAYS[1]}": {"rows": 20_100, "quarantined": 1, "read_as_0": {"price": 60}}},
         publish_delay_ms=21_600_000,
         seconds={"prepare": 11.2, "replay": 301.0, "downstream": 95.0},
         peak_rss_bytes=3_412_000_000,

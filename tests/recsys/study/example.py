@@ -93,6 +93,7 @@ def example_results(**changes: Any) -> RunResults:
             as_of=19_000 * day,
         ),
         rows={"train": 160_000, "validation": 40_000, "test": 4_000},
+        screened={"upstream-ctr": {"rows": 400_000, "quarantined": 3, "read_as_0": {"price": 1_200}}},
         publish_delay_ms=21_600_000,
         seconds={"prepare": 11.2, "upstream ctr": 61.0, "upstream cvr": 33.4, "refresh": 4.1, "downstream": 95.0},
         peak_rss_bytes=3_412_000_000,

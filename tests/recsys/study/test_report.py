@@ -30,7 +30,15 @@ def without_parts() -> dict[str, Any]:
     """A report of one task of an unusual name, and nothing else."""
     task = example_task(600, gain=0.0, oracle=False)
     results = example_results(
-        tasks={"long_view": task}, fragment={}, upstreams={}, series={}, retrieval=None, note="", rows={}, seconds={}
+        tasks={"long_view": task},
+        fragment={},
+        upstreams={},
+        series={},
+        retrieval=None,
+        note="",
+        rows={},
+        screened={},
+        seconds={},
     )
     return build_report(results, samples=20)
 

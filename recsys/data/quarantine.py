@@ -1,0 +1,62 @@
+"""Rows that nobody reads: what was found to be unreadable before the work began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.data.files import RowGroup
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Rows of files that every reader leaves out."""
+
+    rows: Mapping[Path, Rows]  # [n] each, ascending, counted from 0 within the file
+
+    def __or__(self, other: Quarantine) -> Quarantine:
+        """Both, of different files."""
+        return Quarantine({**self.rows, **other.rows})
+
+    def of(self, file: Path) -> Rows:
+        """Those of a file."""
+        return self.rows.get(file, NONE)
+
+    def count(self, files: Sequence[Path]) -> int:
+        """How many in these files."""
+        return sum(len(self.of(file)) for file in files)
+
+    def within(self, group: RowGroup) -> Rows:
+        """Those of a row group, counted from its beginning."""
+        gone = self.of(group.file)
+        if not len(gone):
+            return NONE
+        gone = gone - group.first_row
+        return gone[(gone >= 0) & (gone < group.rows)]
+
+    def kept(self, file: Path, rows: int) -> NDArray[np.bool_]:
+        """Which of a file's rows are read: bool [rows]."""
+        kept = np.ones(rows, dtype=np.bool_)
+        kept[self.of(file)] = False
+        return kept
+
+
+NONE: Rows = np.empty(0, dtype=np.int64)
+NOTHING = Quarantine({})
+"""Every row is read."""
+
+
+def places(kept: Rows, gone: Rows) -> Rows:
+    """Where rows lie among all, that are counted among those which are not gone.
+
+    Args:
+        kept: int64 [n]
+        gone: int64 [m], ascending
+    """
+    return kept + np.searchsorted(gone - np.arange(len(gone)), kept, side="right")

@@ -1,0 +1,225 @@
+"""Reading every row once before any work is done: which cannot be read, and how many values silently become 0."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.data.convert import to_batch
+from recsys.data.errors import ClockSkewError, DataError, RowError
+from recsys.data.files import RowGroup, read_footers
+from recsys.data.quarantine import Quarantine
+from recsys.data.schema import Feature, Schema
+from recsys.data.stream import Piece, read_group
+
+
+class Window(NamedTuple):
+    """The day that events must be of."""
+
+    day: str
+    """ISO date."""
+    start: int
+    """Its first ms."""
+    end: int
+    """The first ms of the next day."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Files that are read under one schema; what may be bad is a share of their rows alone."""
+
+    files: Sequence[Path]
+    schema: Schema
+    window: Window | None = None
+    """Where given, an event of another time is bad."""
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be read, and why."""
+
+    file: Path
+    row: int
+    """Counted from 0 within the file."""
+    column: str
+    problem: str
+    """The value, what is wrong with it, and the remedy."""
+    stray: bool
+    """Whether its time alone is wrong: it is not of the day."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of rows once they have been read."""
+
+    files: Mapping[Path, int]
+    """File -> how many rows it has, the bad ones included."""
+    bad: tuple[BadRow, ...]
+    """In the order of the files and their rows; of several ranks' shares, rank by rank."""
+    missing: Mapping[str, tuple[int, int]]
+    """Each `dense` and `vector` feature -> in how many readable rows it is null or NaN (a vector: null, empty, or with
+    a null or NaN in it), which is read as 0; and in how many it was looked for."""
+    newest: int
+    """Time of the newest readable row, ms."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(self.files.values())
+
+    @property
+    def readable(self) -> int:
+        """Rows that are left."""
+        return self.rows - len(self.bad)
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """The bad rows, for readers to leave out; a file may have been in two parts."""
+        rows: dict[Path, list[int]] = defaultdict(list)
+        for bad in self.bad:
+            rows[bad.file].append(bad.row)
+        return Quarantine({file: np.unique(np.array(found, dtype=np.int64)) for file, found in rows.items()})
+
+
+def join(findings: Sequence[Findings]) -> Findings:
+    """Those of several parts, or of several shares of one, as one."""
+    missing: dict[str, tuple[int, int]] = {}
+    files: dict[Path, int] = {}
+    for found in findings:
+        for file, rows in found.files.items():
+            files[file] = files.get(file, 0) + rows
+        for name, (count, of) in found.missing.items():
+            before = missing.get(name, (0, 0))
+            missing[name] = before[0] + count, before[1] + of
+    return Findings(
+        files=files,
+        bad=tuple(bad for found in findings for bad in found.bad),
+        missing=missing,
+        newest=max(found.newest for found in findings),
+    )
+
+
+def allowed(share: float, files: Collection[int]) -> int:
+    """How many rows of a part may be bad: this share of each file's, rounded up, but never all.
+
+    Rounded file by file, so that days of which each passes pass together too.
+
+    Args:
+        share: of the schema.
+        files: rows of each file.
+    """
+    return min(sum(ceil(share * rows) for rows in files), sum(files) - 1)
+
+
+def scan(part: Part, rank: int = 0, world_size: int = 1) -> Findings:
+    """Read one rank's share of the row groups. It stops where more rows are bad than all ranks together may have.
+
+    Raises:
+        DataError: what `check_files` raises, or pages that cannot be read, naming file and row group.
+    """
+    footers = read_footers(part.files, part.schema)
+    share = footers.row_groups[rank::world_size]
+    scanner = _Scanner(part, allowed(part.schema.max_bad_rows, _by_file(footers.row_groups).values()))
+    for group in share:
+        for piece in read_group(group, 0, group.rows, footers.types):
+            scanner.check(piece)
+            if scanner.full:
+                break
+    return scanner.findings(_by_file(share))
+
+
+def judge(part: Part, found: Findings) -> None:
+    """Refuse files with more bad rows than their schema allows.
+
+    Args:
+        part: the files.
+        found: what all ranks found in them.
+
+    Raises:
+        DataError: naming the first bad row; a ClockSkewError if that is a row of another day.
+    """
+    limit = allowed(part.schema.max_bad_rows, found.files.values())
+    if len(found.bad) <= limit:
+        return
+    first = found.bad[0]
+    raise (ClockSkewError if first.stray else DataError)(
+        f"{first.file}: column {first.column!r}, row {first.row}: {first.problem}. At least {len(found.bad)} of "
+        f"{found.rows:,} rows cannot be used, max_bad_rows = {part.schema.max_bad_rows:g} lets {limit} pass: correct "
+        "them, or raise max_bad_rows in the schema to leave them out"
+    )
+
+
+class _Scanner:
+    """Collects what one rank finds."""
+
+    def __init__(self, part: Part, limit: int) -> None:
+        self._schema, self._window, self._limit = part.schema, part.window, limit
+        self._readable, self._newest, self._bad = 0, 0, list[BadRow]()
+        features = [feature for feature in part.schema.features if feature.kind in ("dense", "vector")]
+        self._missing = dict.fromkeys(features, 0)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are too many bad rows already."""
+        return len(self._bad) > self._limit
+
+    def check(self, piece: Piece) -> None:
+        """Read the rows of a piece; where one cannot be read, each half by itself, down to that row."""
+        rows = piece.data.num_rows
+        try:
+            times = to_batch(piece.data, self._schema).timestamps.numpy()
+        except RowError as error:
+            if rows == 1:
+                self._bad.append(BadRow(piece.file, piece.row, error.column, error.problem, stray=False))
+                return
+            self.check(piece.slice(0, rows // 2))
+            if not self.full:
+                self.check(piece.slice(rows // 2, rows - rows // 2))
+            return
+        data = piece.data
+        if self._window is not None:
+            of_day = (times >= self._window.start) & (times < self._window.end)
+            if not of_day.all():
+                strays = np.flatnonzero(~of_day)
+                self._bad += [self._stray(piece, int(row), int(times[row]), self._window) for row in strays]
+                data, times = data.filter(pa.array(of_day)), times[of_day]
+        self._readable += len(times)
+        self._newest = max(self._newest, int(times.max(initial=0)))
+        for feature in self._missing:
+            self._missing[feature] += _missing(data.column(feature.name), feature)
+
+    def findings(self, files: Mapping[Path, int]) -> Findings:
+        """What has been found in so many rows of these files."""
+        missing = {feature.name: (count, self._readable) for feature, count in self._missing.items()}
+        return Findings(files, tuple(self._bad), missing, self._newest)
+
+    def _stray(self, piece: Piece, row: int, time: int, window: Window) -> BadRow:
+        problem = (
+            f"the event is of {time} ms ({np.datetime64(time, 'ms')} UTC), outside the day {window.day} = "
+            f"[{window.start}, {window.end}) ms; correct the clock, deliver the event with its own day, or set "
+            "days.utc_offset_hours"
+        )
+        return BadRow(piece.file, piece.row + row, self._schema.timestamp, problem, stray=True)
+
+
+def _by_file(groups: Sequence[RowGroup]) -> dict[Path, int]:
+    rows: dict[Path, int] = defaultdict(int)
+    for group in groups:
+        rows[group.file] += group.rows
+    return dict(rows)
+
+
+def _missing(column: pa.Array, feature: Feature) -> int:
+    """Rows in which a `dense` or `vector` feature, in its canonical type, has something that is read as 0."""
+    if feature.kind == "dense":
+        return int(np.isnan(column.to_numpy(zero_copy_only=False)).sum())  # Arrow's nulls are NaN here
+    offsets = column.offsets.to_numpy()
+    absent = (np.diff(offsets) == 0) | column.is_null().to_numpy(zero_copy_only=False)
+    before = np.concatenate([[0], np.cumsum(np.isnan(column.values.to_numpy(zero_copy_only=False)))])
+    return int((absent | (before[offsets[1:]] > before[offsets[:-1]])).sum())
