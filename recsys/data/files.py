@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,11 @@ class Footers:
     def rows(self) -> int:
         """Rows of all files."""
         return sum(file.rows for file in self.files)
+
+    def keeping(self, wanted: Callable[[RowGroup], bool]) -> Footers:
+        """The same without the row groups that are not wanted."""
+        files = (replace(file, row_groups=tuple(filter(wanted, file.row_groups))) for file in self.files)
+        return replace(self, files=tuple(files))
 
     def shuffled(self, files: np.random.Generator, groups: np.random.Generator) -> tuple[RowGroup, ...]:
         """The row groups in random order, in which reading parses a footer once.

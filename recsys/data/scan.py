@@ -18,6 +18,7 @@ from recsys.data.files import RowGroup, read_footers
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Feature, Schema
 from recsys.data.stream import Piece, read_group
+from recsys.data.strings import ColumnReader
 
 
 class Window(NamedTuple):
@@ -125,12 +126,13 @@ def scan(part: Part, rank: int = 0, world_size: int = 1) -> Findings:
     """
     footers = read_footers(part.files, part.schema)
     share = footers.row_groups[rank::world_size]
+    readers = {name: ColumnReader(kind) for name, kind in footers.types.items()}
     scanner = _Scanner(part, allowed(part.schema.max_bad_rows, _by_file(footers.row_groups).values()))
     for group in share:
-        for piece in read_group(group, 0, group.rows, footers.types):
+        for piece in read_group(group, 0, group.rows, readers):
             scanner.check(piece)
             if scanner.full:
-                break
+                return scanner.findings(_by_file(share))
     return scanner.findings(_by_file(share))
 
 

@@ -97,6 +97,8 @@ class EventStream:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; use 0 <= rank < world_size = {world_size}")
         self._footers = read_footers(files, schema)
+        if skip.count(files):
+            self._footers = self._footers.keeping(lambda group: group.rows > len(skip.within(group)))
         self._skip = skip
         self.file_rows = [file.rows - len(skip.of(path)) for path, file in zip(files, self._footers.files, strict=True)]
         """Rows of each file, less those that are skipped."""
@@ -209,7 +211,7 @@ class EventStream:
         stored = self._footers.row_groups
         if self._shuffled:
             stored = self._footers.shuffled(self._rng(_FILES, epoch), self._rng(_GROUPS, epoch))
-        groups = [group for group in (_Group(each, self._skip.within(each)) for each in stored) if group.rows]
+        groups = [_Group(each, self._skip.within(each)) for each in stored]
         readers = {name: ColumnReader(kind) for name, kind in self._footers.types.items()}
         last = np.cumsum([group.rows for group in groups])
         for index in range(int(np.searchsorted(last, start, side="right")), len(groups)):
