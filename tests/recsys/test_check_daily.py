@@ -9,7 +9,8 @@ from recsys.config import ConfigError, RankerSettings, StudyConfig, TrainConfig
 from recsys.data.errors import DataError
 from recsys.data.synthetic import prepare_synthetic
 from recsys.recipes import synthetic_daily_small
-from tests.recsys.refresh.daily_example import DAYS, daily_study, write_day
+from recsys.refresh.days import window
+from tests.recsys.refresh.daily_example import DAILY, DAYS, change, daily_study, write_day
 from tests.recsys.refresh.example import UNTIMED, user_rows, write_log
 
 RANKERS = RankerSettings(
@@ -96,3 +97,17 @@ def test_days_need_event_times(data: Path, follow: bool) -> None:
 
 def _with(**days: str) -> StudyConfig:
     return replace(CONFIG, refresh=replace(CONFIG.refresh, days=replace(CONFIG.daily()[0], **days)))
+
+
+def test_stray_rows_of_the_source_are_not_its_newest(data: Path) -> None:
+    """A time that cannot be read stops nobody, up to the share; the newest that can be read still counts."""
+    path, users = data / "events/part-1.parquet", data / "users/part-0.parquet"
+    change(path, {2: {"timestamp": 2**60}})
+    change(users, {0: {"user_id": None, "timestamp": 2**40}})
+    assert check_daily(CONFIG, data) == []
+    change(users, {1: {"timestamp": window(DAILY, DAYS[0])[0] + 1}})
+    with pytest.raises(DataError, match=r"newest row of upstreams.ctr.source is of 86400001 ms"):
+        check_daily(CONFIG, data)
+    change(path, {row: {"timestamp": None} for row in (0, 1, 3)})
+    with pytest.raises(DataError, match=r"part-1.parquet: column 'timestamp', row 0: .* is null.* At least 4 of 60"):
+        check_daily(CONFIG, data)
