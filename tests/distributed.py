@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from tests.processes import forkserver
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 600.0) -> list[Any]:
@@ -25,7 +26,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         AssertionError: a rank raised (its traceback is in the message), died, or did not end within `timeout` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.get_context("spawn")
+        context = forkserver()
         processes = [
             context.Process(target=_rank, args=(function, rank, world_size, folder, timeout, args), daemon=True)
             for rank in range(world_size)

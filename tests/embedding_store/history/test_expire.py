@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -28,6 +27,7 @@ from embedding_store.history import expire
 from embedding_store.storage.local import LocalStorage
 from tests.embedding_store.bare import numbers, publish_bare
 from tests.embedding_store.helpers import age, files, folder, publish
+from tests.processes import forkserver
 
 DAY = 86_400_000
 TIMEOUT = 600.0
@@ -263,8 +263,7 @@ def publishing_process(path: Path, barrier: Any, enough: Any) -> None:
 def test_readers_during_expire(store: EmbeddingStore, series: Series):
     publish(series, 1, [10, 11], torch.ones(2, 3))
     series.tag("prod", 1)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", __name__])
+    context = forkserver()
     barrier, enough = context.Barrier(2), context.Event()
     writer = context.Process(target=publishing_process, args=(store.location, barrier, enough), daemon=True)
     writer.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from embedding_store.history.versions import Versions
 from embedding_store.storage.local import LocalStorage
 from tests.embedding_store.bare import publish_bare
 from tests.embedding_store.helpers import folder
+from tests.processes import forkserver
 
 TIMEOUT = 600.0
 
@@ -271,8 +271,7 @@ def moving_process(path: Path, barrier: Any, number: int, moves: int) -> None:
 
 
 def test_two_processes_that_move_one_tag_lose_no_move(store: EmbeddingStore, series: Series):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", __name__])
+    context = forkserver()
     barrier, moves = context.Barrier(2), 15
     for _ in range(2 * moves):
         publish_bare(series)

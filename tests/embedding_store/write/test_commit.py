@@ -17,6 +17,7 @@ import torch
 from embedding_store import EmbeddingStore, Series
 from embedding_store.storage import local as storage
 from tests.embedding_store.helpers import age, files, named_files, publish
+from tests.processes import forkserver
 
 TIMEOUT = 600.0
 ROWS = 5
@@ -25,9 +26,7 @@ ROWS = 5
 @pytest.fixture(scope="module")
 def processes() -> multiprocessing.context.BaseContext:
     """Children forked from a server that has imported torch once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", __name__])
-    return context
+    return forkserver()
 
 
 class Killer:

@@ -1,6 +1,5 @@
 """Real processes that are killed with SIGKILL: whatever the moment, the same call again ends with the same store."""
 
-import multiprocessing
 import os
 import pathlib
 import random
@@ -13,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recsys.refresh import cycle
 from recsys.refresh.cycle import refresh_upstream
 from recsys.train.distributed import Environment
+from tests.processes import forkserver
 from tests.recsys.refresh.daily_example import (
     DAYS,
     PLAIN,
@@ -52,6 +53,7 @@ def _kill_at(step: int) -> None:
 
 
 def _refresh(data: Path, out: Path, step: int | None) -> None:
+    torch.set_num_threads(1)  # as in the process of the unbroken run: sums end in the same bits
     cycle.quality_page.write_pages = lambda folder, upstream: None  # drawing takes longer than a tiny cycle
     if step is not None:
         _kill_at(step)
@@ -61,8 +63,7 @@ def _refresh(data: Path, out: Path, step: int | None) -> None:
 @pytest.fixture(scope="module")
 def start() -> Callable[[Path, Path, int | None], BaseProcess]:
     """Starts a refresh in a process of its own, at once: it is forked off one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.recsys.refresh.test_kills"])
+    context = forkserver()
 
     def begin(data: Path, out: Path, step: int | None) -> BaseProcess:
         process = context.Process(target=_refresh, args=(data, out, step))

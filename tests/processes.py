@@ -1,0 +1,13 @@
+"""Processes of tests, forked off one that has imported what all of them need: starting one costs next to nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.context import ForkServerContext
+
+
+def forkserver() -> ForkServerContext:
+    """Where such processes start. They have the environment that the first of them was started in."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["recsys.refresh.cycle"])  # and with it torch, torchrec and the store
+    return context
