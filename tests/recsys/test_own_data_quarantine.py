@@ -36,6 +36,7 @@ STUDY = replace(
     upstreams=(replace(CONFIG.upstreams[0], training=replace(CONFIG.upstreams[0].training, shuffle_batches=0)),),
 )
 """In the stored order: a shuffle is of row groups, which are others where a row is gone."""
+TRAININGS = STUDY.trainings()
 
 
 def deliver(data: Path, *, strays: bool, unknown: int = 0) -> Path:
@@ -62,15 +63,14 @@ def deliver(data: Path, *, strays: bool, unknown: int = 0) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Path, Path, RunResults]]]:
     """Data, run and results, with stray rows and without."""
-    with process_group(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.recsys.test_own_data.CONFIG", STUDY)
+    with process_group():
         found = []
         for strays in (True, False):
             data, out = (
                 deliver(tmp_path_factory.mktemp("data"), strays=strays, unknown=7),
                 tmp_path_factory.mktemp("out"),
             )
-            run_jobs(data, out)
+            run_jobs(data, out, STUDY)
             found.append((data, out, collect_results(STUDY, data, out)))
         yield found
 
@@ -91,12 +91,13 @@ def test_the_report_says_so(runs: list[tuple[Path, Path, RunResults]], tmp_path:
     (_, _, found), (_, _, without) = runs
     assert found.screened == {
         "rankers-tasks": {"rows": 1200, "quarantined": 4, "read_as_0": {"price": 7}},
-        "upstream-open": {"rows": 600, "quarantined": 2, "read_as_0": {}},
+        **{f"upstream-{upstream.name}": {"rows": 600, "quarantined": 2, "read_as_0": {}} for upstream in TRAININGS},
     }
     write_report(build_report(found), tmp_path)
     assert load_report(tmp_path)["screened"] == found.screened
     page = (tmp_path / "report.html").read_text()
-    assert "Rows that were left out: 4 of 1,200 in rankers-tasks, 2 of 600 in upstream-open; quarantine/ says" in page
+    assert "Rows that were left out: 4 of 1,200 in rankers-tasks, 2 of 600 in upstream-open" in page
+    assert "; quarantine/ says" in page
     assert "Values null or NaN, read as 0, over all that was read: price 7." in page
     write_report(build_report(replace(without, screened={})), tmp_path)
     assert "left out" not in (tmp_path / "report.html").read_text()

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -376,7 +376,8 @@ def test_an_interrupt_while_waiting_for_the_disk_ends_the_writer(series: Series,
         with series.write(as_of=1, space="s", rows_per_batch=1) as writer:
             writer.append(torch.arange(1000), torch.ones(1000, 3))
 
-    with pytest.raises(KeyboardInterrupt):
+    with ExitStack() as kept, pytest.raises(KeyboardInterrupt):
+        kept.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
         write()
     assert (series.versions(), data_folders(series)) == ([], 0)
 
