@@ -93,6 +93,11 @@ def to_text(milliseconds: int) -> str:
         return f"{milliseconds} ms"
 
 
+def event_text(as_of: int) -> str:
+    """An event time for people, which may be a counter's number."""
+    return f"counter {as_of}" if 0 <= as_of < COUNTERS else to_text(as_of)
+
+
 def now() -> int:
     """The current time in milliseconds since the epoch."""
     return (datetime.now(UTC) - EPOCH) // timedelta(milliseconds=1)

@@ -53,7 +53,7 @@ def cell(key: str, value: Any) -> str:
     if value is None:
         return "ok" if key == "error" else "-"
     if key in TIMES:
-        return times.to_text(value)
+        return times.event_text(value) if key == "as_of" else times.to_text(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} -> {version}" for name, version in value.items())
     if isinstance(value, (list, tuple)):

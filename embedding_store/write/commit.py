@@ -35,8 +35,8 @@ def check_follows(
     """
     if latest is not None and as_of < latest.as_of:
         raise AsOfDecreasedError(
-            f"as_of is {as_of} ({times.to_text(as_of)}), but version {latest.version} of "
-            f"{series!r} is as of {latest.as_of} ({times.to_text(latest.as_of)}): as_of never decreases "
+            f"as_of is {as_of} ({times.event_text(as_of)}), but version {latest.version} of "
+            f"{series!r} is as of {latest.as_of} ({times.event_text(latest.as_of)}): as_of never decreases "
             f"within a series, write a backfill to a series of its own"
         )
     if latest is not None and schema < latest.schema:

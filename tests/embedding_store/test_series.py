@@ -23,7 +23,7 @@ from embedding_store import (
     StoreError,
     VersionNotFoundError,
 )
-from embedding_store.times import to_milliseconds, to_text
+from embedding_store.times import event_text, to_milliseconds, to_text
 from tests.embedding_store.bare import publish_bare
 from tests.embedding_store.helpers import folder, publish
 
@@ -113,7 +113,7 @@ def test_what_is_not_there_is_named(series: Series):
 
 def test_as_of_never_decreases(series: Series):
     publish(series, 20, [1])
-    with pytest.raises(AsOfDecreasedError, match=r"as_of is 19 \(1970.*version 1 of 'user_ctr' is as of 20"):
+    with pytest.raises(AsOfDecreasedError, match=r"as_of is 19 \(counter 19.*version 1 of 'user_ctr' is as of 20"):
         series.write(as_of=19, space="ctr-1")
     with pytest.raises(AsOfDecreasedError), series.write(as_of=30, space="ctr-1"):
         publish(series, 40, [1])  # another writer is faster
@@ -128,6 +128,8 @@ def test_times():
     assert to_milliseconds(day + timedelta(microseconds=1999), "as_of") == 1_651_363_200_001
     assert to_milliseconds(datetime(1969, 12, 31, 23, 59, 59, 999_500, tzinfo=UTC), "as_of") == -1
     assert to_text(1_651_363_200_001) == "2022-05-01 00:00:00.001 UTC"
+    assert event_text(1_651_363_200_001) == to_text(1_651_363_200_001)
+    assert event_text(0) == "counter 0", "of a log without times, and not of 1970"
     assert to_text(2**62) == f"{2**62} ms"
 
 
