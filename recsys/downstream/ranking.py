@@ -34,7 +34,8 @@ from recsys.models.dlrm import DLRM, RankerTask
 from recsys.screening import screen
 from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
-from recsys.train.trainer import fit, predict
+from recsys.train.predict import predict
+from recsys.train.trainer import fit
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,5 @@
-import gc
-import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,74 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.data import stream as stream_module
-from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
-from recsys.data.schema import Feature, Label, Schema
 from recsys.data.stream import EventStream
-
-SCHEMA = Schema(
-    features=(
-        Feature(name="word", owner="item", kind="id", rows=100),
-        Feature(name="seen", owner="user", kind="sequence", rows=100, time="seen_time", max_length=2),
-        Feature(name="price", owner="item", kind="dense"),
-    ),
-    labels=(Label(name="click"),),
-)
-
-
-def _events(rows: int, first: int = 0) -> pa.Table:
-    """A log in which every value follows from the row's number, which is its item_id."""
-    number = np.arange(first, first + rows)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(number % 4)]), pa.int32())
-    element = np.repeat(number, number % 4)
-    return pa.table(
-        {
-            "timestamp": number + 1000,
-            "user_id": number % 7 - 3,
-            "item_id": number,
-            "word": pa.array([f"w{x % 5}" if x % 6 else None for x in number.tolist()], pa.string()),
-            "seen": pa.ListArray.from_arrays(offsets, element + 2**40),
-            "seen_time": pa.ListArray.from_arrays(offsets, element),
-            "price": number.astype(np.float64),
-            "click": (number % 2).astype(np.int8),
-        }
-    )
-
-
-def _write(folder: Path, sizes: Sequence[int], row_group: int) -> list[Path]:
-    files, first = [], 0
-    for index, rows in enumerate(sizes):
-        files.append(folder / f"part-{index}.parquet")
-        pq.write_table(_events(rows, first), files[-1], row_group_size=row_group, write_page_checksum=True)
-        first += rows
-    return files
-
-
-@contextmanager
-def _log(sizes: Sequence[int], row_group: int) -> Iterator[list[Path]]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield _write(Path(folder), sizes, row_group)
-
-
-def _items(batches: Sequence[Batch]) -> list[list[int]]:
-    return [batch.item_ids.tolist() for batch in batches]
-
-
-def _assert_equal(left: Batch, right: Batch) -> None:
-    assert left.sparse.keys() == right.sparse.keys()
-    for a, b in (
-        (left.sparse.values(), right.sparse.values()),
-        (left.sparse.lengths(), right.sparse.lengths()),
-        (left.dense["item"], right.dense["item"]),
-        (left.labels, right.labels),
-        (left.label_mask, right.label_mask),
-        (left.user_ids, right.user_ids),
-        (left.item_ids, right.item_ids),
-        (left.timestamps, right.timestamps),
-    ):
-        assert torch.equal(a, b)
-
+from tests.recsys.data.events import SCHEMA, assert_equal, items_of, make_events, temporary_log, write_files
 
 LOGS = {"sizes": st.lists(st.integers(1, 40), min_size=1, max_size=3), "row_group": st.integers(1, 20)}
 ORDERS = {"batch_size": st.integers(1, 12), "shuffle_batches": st.integers(0, 4), "seed": st.integers(0, 2**40)}
@@ -100,7 +30,7 @@ def test_ranks_partition_the_rows_in_equal_steps(
     world_size: int,
     drop_last: bool,
 ) -> None:
-    with _log(sizes, row_group) as files:
+    with temporary_log(sizes, row_group) as files:
         streams = []
         rows = sum(sizes)
         batch = min(batch_size, rows // world_size)
@@ -115,7 +45,7 @@ def test_ranks_partition_the_rows_in_equal_steps(
         batches = [list(stream) for stream in streams]
     assert len({len(b) for b in batches}) == 1
     assert len({stream.total_steps for stream in streams}) == 1
-    read = [[row for batch in _items(b) for row in batch] for b in batches]
+    read = [[row for batch in items_of(b) for row in batch] for b in batches]
     assert all(stream.rows == rows and stream.total_steps == len(b) for stream, b in zip(streams, batches, strict=True))
     assert len({len(r) for r in read}) == 1
     union = [row for r in read for row in r]
@@ -145,7 +75,7 @@ def test_seek_equals_skipping(
     drop_last: bool,
     data: st.DataObject,
 ) -> None:
-    with _log(sizes, row_group) as files:
+    with temporary_log(sizes, row_group) as files:
         try:
             stream = EventStream(
                 files,
@@ -167,23 +97,23 @@ def test_seek_equals_skipping(
         rest = list(stream)
         assert len(rest) == stream.total_steps - position
         for left, right in zip(everything[position:], rest, strict=True):
-            _assert_equal(left, right)
+            assert_equal(left, right)
 
 
 def test_batches_equal_a_conversion_of_the_same_rows(tmp_path: Path) -> None:
-    files = _write(tmp_path, [300, 200], row_group=64)
-    table = _events(500)
+    files = write_files(tmp_path, [300, 200], row_group=64)
+    table = make_events(500)
     for shuffle_batches in (0, 3):
         for batch in EventStream(files, SCHEMA, batch_size=32, shuffle_batches=shuffle_batches, drop_last=False):
-            _assert_equal(batch, to_batch(table.take(pa.array(batch.item_ids.numpy())), SCHEMA))
+            assert_equal(batch, to_batch(table.take(pa.array(batch.item_ids.numpy())), SCHEMA))
 
 
 def test_shuffling_moves_rows_far_and_differs_by_epoch_and_seed(tmp_path: Path) -> None:
-    files = _write(tmp_path, [1000], row_group=50)
+    files = write_files(tmp_path, [1000], row_group=50)
 
     def read(seed: int) -> list[int]:
         stream = EventStream(files, SCHEMA, batch_size=20, shuffle_batches=10, seed=seed, epochs=2)
-        return [row for batch in _items(list(stream)) for row in batch]
+        return [row for batch in items_of(list(stream)) for row in batch]
 
     first = read(0)
     assert sorted(first[:1000]) == sorted(first[1000:]) == list(range(1000))
@@ -195,9 +125,9 @@ def test_shuffling_moves_rows_far_and_differs_by_epoch_and_seed(tmp_path: Path) 
 
 
 def test_a_half_used_iterator_resumes_where_it_stood(tmp_path: Path) -> None:
-    files = _write(tmp_path, [100], row_group=10)
+    files = write_files(tmp_path, [100], row_group=10)
     stream = EventStream(files, SCHEMA, batch_size=8, shuffle_batches=2)
-    whole = _items(list(stream))
+    whole = items_of(list(stream))
     stream.seek(0)
     head = []
     for batch in stream:
@@ -205,12 +135,12 @@ def test_a_half_used_iterator_resumes_where_it_stood(tmp_path: Path) -> None:
         if len(head) == 5:
             break
     assert stream.position == 5  # batches that were prefetched but not handed out do not count
-    assert _items([*head, *stream]) == whole
+    assert items_of([*head, *stream]) == whole
     assert list(stream) == []
 
 
 def test_seek_reads_no_earlier_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = _write(tmp_path, [400], row_group=10)
+    files = write_files(tmp_path, [400], row_group=10)
     touched: list[int] = []
     read = stream_module.read_group
     monkeypatch.setattr(
@@ -218,7 +148,7 @@ def test_seek_reads_no_earlier_block(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     stream = EventStream(files, SCHEMA, batch_size=10, shuffle_batches=0)
     stream.seek(35)
-    assert _items(list(stream))[0] == list(range(350, 360))
+    assert items_of(list(stream))[0] == list(range(350, 360))
     assert touched == [35, 36, 37, 38, 39]
     touched.clear()
     shuffled = EventStream(files, SCHEMA, batch_size=10, shuffle_batches=4)
@@ -228,7 +158,7 @@ def test_seek_reads_no_earlier_block(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_unequal_files_are_read_as_one_log(tmp_path: Path) -> None:
-    files = _write(tmp_path, [10, 10, 10], row_group=4)
+    files = write_files(tmp_path, [10, 10, 10], row_group=4)
     table = pq.read_table(files[1])
     changes = {
         "user_id": table["user_id"].cast(pa.int16()),
@@ -247,7 +177,7 @@ def test_unequal_files_are_read_as_one_log(tmp_path: Path) -> None:
         missing = missing.set_column(missing.schema.get_field_index(name), name, empty)
     pq.write_table(missing, files[2])
     (batch,) = EventStream(files, SCHEMA, batch_size=30, shuffle_batches=1)
-    expected = to_batch(_events(30).take(pa.array(batch.item_ids.numpy())), SCHEMA)
+    expected = to_batch(make_events(30).take(pa.array(batch.item_ids.numpy())), SCHEMA)
     assert torch.equal(batch.dense["item"], expected.dense["item"])
     old = batch.item_ids < 20
     for key in ("word", "seen", "seen.age"):
@@ -257,7 +187,7 @@ def test_unequal_files_are_read_as_one_log(tmp_path: Path) -> None:
 
 def test_entity_rows_of_one_owner(tmp_path: Path) -> None:
     path = tmp_path / "users.parquet"
-    pq.write_table(_events(10).drop_columns(["item_id", "price", "word", "click"]), path)
+    pq.write_table(make_events(10).drop_columns(["item_id", "price", "word", "click"]), path)
     users = SCHEMA.select(features=("seen",), labels=())
     (batch,) = EventStream([path], users, batch_size=16, drop_last=False)
     assert batch.item_ids.tolist() == [-1] * 10
@@ -268,7 +198,7 @@ def test_entity_rows_of_one_owner(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shuffle_batches", [0, 3])
 def test_errors_while_reading_name_file_and_row(tmp_path: Path, shuffle_batches: int) -> None:
-    files = _write(tmp_path, [100, 100], row_group=16)
+    files = write_files(tmp_path, [100, 100], row_group=16)
     table = pq.read_table(files[1])
     times = table["timestamp"].to_numpy().copy()
     times[77] = -1
@@ -279,7 +209,7 @@ def test_errors_while_reading_name_file_and_row(tmp_path: Path, shuffle_batches:
 
 
 def test_damaged_pages_name_file_and_rows(tmp_path: Path) -> None:
-    files = _write(tmp_path, [4000, 4000], row_group=1000)
+    files = write_files(tmp_path, [4000, 4000], row_group=1000)
     data = bytearray(files[1].read_bytes())
     data[len(data) // 2] ^= 0x10
     files[1].write_bytes(data)
@@ -289,76 +219,11 @@ def test_damaged_pages_name_file_and_rows(tmp_path: Path) -> None:
 
 
 def test_a_file_that_vanishes_while_reading(tmp_path: Path) -> None:
-    files = _write(tmp_path, [10, 10], row_group=5)
+    files = write_files(tmp_path, [10, 10], row_group=5)
     stream = EventStream(files, SCHEMA, batch_size=5)
     files[1].unlink()
     with pytest.raises(DataError, match=r"part-1.parquet: rows 0 to 4"):
         list(stream)
-
-
-def _input_threads() -> int:
-    return sum(thread.name == "recsys-input" for thread in threading.enumerate())
-
-
-@pytest.mark.parametrize("taken", [0, 1, 3])
-def test_an_abandoned_iterator_leaves_no_thread(tmp_path: Path, taken: int) -> None:
-    files = _write(tmp_path, [200], row_group=20)
-    before = _input_threads()
-    batches = iter(EventStream(files, SCHEMA, batch_size=2, epochs=100))
-    for _ in range(taken):
-        next(batches)
-    assert _input_threads() == before + (taken > 0)
-    del batches
-    gc.collect()
-    assert _input_threads() == before
-
-
-def test_no_thread_is_left_after_the_end_or_an_error(tmp_path: Path) -> None:
-    files = _write(tmp_path, [20], row_group=20)
-    before = _input_threads()
-    stream = EventStream(files, SCHEMA, batch_size=2)
-    list(stream)
-    assert _input_threads() == before
-    stream.seek(0)
-    files[0].unlink()
-    with pytest.raises(DataError):
-        list(stream)
-    gc.collect()
-    assert _input_threads() == before
-
-
-def test_wait_seconds_counts_waiting_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = _write(tmp_path, [20], row_group=20)
-
-    clock = 0.0
-    monkeypatch.setattr(stream_module, "time", SimpleNamespace(perf_counter=lambda: clock))
-
-    class Slow(stream_module._Prefetcher[Batch]):
-        def __next__(self) -> Batch:
-            nonlocal clock
-            clock += 1
-            return super().__next__()
-
-    monkeypatch.setattr(stream_module, "_Prefetcher", Slow)
-    stream = EventStream(files, SCHEMA, batch_size=2)
-    for _ in stream:
-        clock += 100  # the step's own time
-    assert stream.wait_seconds == 11  # ten batches and the end
-
-
-def test_memory_is_bounded_even_with_one_giant_row_group(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    names = ("timestamp", "user_id", "item_id", "word")
-    table = pa.table({name: rng.integers(10**12, 2**40, 1_000_000) for name in names})
-    path = tmp_path / "giant.parquet"
-    pq.write_table(table, path, row_group_size=len(table), compression="none")
-    schema = SCHEMA.select(features=("word",), labels=())
-    schema = Schema(features=(*schema.features, Feature(name="user_id", owner="user", kind="id", rows=100)))
-    stream = EventStream([path], schema, batch_size=1000, shuffle_batches=20)
-    before, peak = pa.total_allocated_bytes(), 0
-    for _ in stream:
-        peak = max(peak, pa.total_allocated_bytes() - before)
-    assert peak < table.nbytes / 2  # the file is as large as the table
 
 
 @pytest.mark.parametrize(
@@ -376,7 +241,7 @@ def test_memory_is_bounded_even_with_one_giant_row_group(tmp_path: Path) -> None
     ],
 )
 def test_arguments_out_of_bounds(tmp_path: Path, changes: dict, message: str) -> None:
-    files = _write(tmp_path, [10], row_group=10)
+    files = write_files(tmp_path, [10], row_group=10)
     options = {"batch_size": 1, "world_size": 2, **changes}
     with pytest.raises(ValueError, match=message):
         EventStream(files, SCHEMA, **options)
@@ -384,26 +249,26 @@ def test_arguments_out_of_bounds(tmp_path: Path, changes: dict, message: str) ->
 
 @pytest.mark.parametrize("shuffle_batches", [0, 2])
 def test_less_than_a_batch_is_one_smaller_batch(tmp_path: Path, shuffle_batches: int) -> None:
-    files = _write(tmp_path, [5, 8], row_group=3)
+    files = write_files(tmp_path, [5, 8], row_group=3)
     options = {"batch_size": 8, "world_size": 2, "epochs": 2, "shuffle_batches": shuffle_batches}
     first, second = (EventStream(files, SCHEMA, rank=rank, **options) for rank in (0, 1))
     assert first.steps_per_epoch == second.steps_per_epoch == 1
     assert first.shortfall == "13 events, less than a batch of 2 x 8: one step of 12 a pass"
-    for pass_of_all in zip(_items(list(first)), _items(list(second)), strict=True):
+    for pass_of_all in zip(items_of(list(first)), items_of(list(second)), strict=True):
         assert [len(rows) for rows in pass_of_all] == [6, 6]
         assert len({row for rows in pass_of_all for row in rows}) == 12
     assert EventStream(files, SCHEMA, **options | {"batch_size": 6}).shortfall == ""
 
 
 def test_seek_out_of_bounds(tmp_path: Path) -> None:
-    stream = EventStream(_write(tmp_path, [10], row_group=10), SCHEMA, batch_size=5, epochs=2)
+    stream = EventStream(write_files(tmp_path, [10], row_group=10), SCHEMA, batch_size=5, epochs=2)
     for position in (-1, 5):
         with pytest.raises(ValueError, match=f"position is {position}; .* 0 to 4"):
             stream.seek(position)
 
 
 def test_a_log_without_event_times_is_the_same_but_for_the_times(tmp_path: Path) -> None:
-    files = _write(tmp_path, [20, 13], 4)
+    files = write_files(tmp_path, [20, 13], 4)
     timed = SCHEMA.select(features=("word", "price"))
     untimed = replace(timed, timestamp="")
     options = {"batch_size": 5, "shuffle_batches": 2, "seed": 3, "epochs": 2}
@@ -414,4 +279,4 @@ def test_a_log_without_event_times_is_the_same_but_for_the_times(tmp_path: Path)
     assert len(found) == len(wanted) == 2 * (33 // 5)
     for left, right in zip(found, wanted, strict=True):
         assert left.timestamps.tolist() == [0] * 5
-        _assert_equal(replace(left, timestamps=right.timestamps), right)
+        assert_equal(replace(left, timestamps=right.timestamps), right)

@@ -15,9 +15,10 @@ from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.interrupt import Interrupted
 from recsys.train.optimizer import build_optimizer
+from recsys.train.predict import predict
 from recsys.train.running_metrics import LossError
 from recsys.train.sharding import PlanError, shard
-from recsys.train.trainer import fit, predict
+from recsys.train.trainer import fit
 from tests.distributed import run_ranks
 from tests.recsys.train.toy import DIM, ROWS, TASKS, ListStream, join, make_stream, make_task, plain_task, whole_state
 

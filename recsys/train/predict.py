@@ -1,0 +1,108 @@
+"""How a task runs over a stream of batches, in training and for its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.train.distributed import Environment
+from recsys.train.running_metrics import TaskOutput
+
+
+class Stream(Protocol):
+    """What training needs of an event stream; every rank has its own, with as many batches as the others'."""
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time the reader of the stream has waited for a batch so far."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one pass over the events."""
+
+    @property
+    def total_steps(self) -> int:
+        """Batches of all passes."""
+
+    @property
+    def shortfall(self) -> str:
+        """What became of events that are less than a batch of every rank; empty: they are more."""
+
+    def seek(self, position: int) -> None:
+        """Continue with the batch of this number, counted over all passes."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+def loss_forward(
+    model: nn.Module, environment: Environment
+) -> Callable[[Any], tuple[Tensor, tuple[Tensor, TaskOutput]]]:
+    """The model's forward, which also hands out the loss, in bfloat16 where the device gains from it."""
+
+    def forward(batch: Any) -> tuple[Tensor, tuple[Tensor, TaskOutput]]:
+        with torch.autocast("cuda", torch.bfloat16) if environment.device.type == "cuda" else nullcontext():
+            loss, output = model(batch)
+        return loss, (loss.detach(), output)
+
+    return forward
+
+
+def device_batches(stream: Stream, environment: Environment) -> Iterator[Batch]:
+    """The stream's batches, in page-locked memory where they are to be copied to a GPU beside its computing."""
+    if environment.device.type == "cuda":
+        return (batch.pin_memory() for batch in stream)
+    return iter(stream)
+
+
+def predict(model: nn.Module, stream: Stream, environment: Environment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run a task over every batch of a stream, without training. A collective: every rank calls it.
+
+    Args:
+        model: a task, sharded or not; its forward may be a collective, so all ranks need as many batches.
+        stream: this rank's batches, read from the first on.
+        environment: this rank.
+
+    Returns:
+        on the CPU, of all ranks (rank 0's rows first): logits float32 [N, T], labels float32 [N, T], mask bool [N, T],
+        user ids int64 [N].
+
+    Raises:
+        ValueError: the stream has no batch.
+    """
+    was_training = model.training
+    model.eval()
+    forward, parts = loss_forward(model, environment), []
+    stream.seek(0)
+    with torch.no_grad():
+        for batch in device_batches(stream, environment):
+            batch = batch.to(environment.device, non_blocking=True)
+            _, (_, output) = forward(batch)
+            parts.append((output.logits.float(), output.labels, output.mask, batch.user_ids))
+    model.train(was_training)
+    if not parts:
+        raise ValueError("the stream to predict on has no batch: give it files with at least one row")
+    logits, labels, mask, users = (_all_rows(torch.cat(column), environment) for column in zip(*parts, strict=True))
+    return logits, labels, mask, users
+
+
+def _all_rows(
+    mine: Tensor,  # [N_rank, ...]
+    environment: Environment,
+) -> Tensor:
+    """The rows of all ranks, which may have different numbers of them, on the CPU."""
+    if environment.world_size > 1:
+        counts = mine.new_zeros(environment.world_size, dtype=torch.int64)
+        counts[environment.rank] = mine.shape[0]
+        dist.all_reduce(counts)
+        longest = int(counts.max())
+        padded = torch.cat([mine, mine.new_zeros(longest - mine.shape[0], *mine.shape[1:])])
+        gathered = [torch.empty_like(padded) for _ in range(environment.world_size)]
+        dist.all_gather(gathered, padded)
+        mine = torch.cat([rows[:count] for rows, count in zip(gathered, counts.tolist(), strict=True)])
+    return mine.cpu()
