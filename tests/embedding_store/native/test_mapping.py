@@ -6,13 +6,16 @@ import os
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from embedding_store import ChecksumError, FileSizeError, MissingFileError
 from embedding_store.native import ops
@@ -314,13 +317,20 @@ def test_a_file_that_has_changed_since_is_checked_anew(tmp_path: Path):
 
 def test_a_fork_amid_mapping_and_looking_up_leaves_a_child_that_can(tmp_path: Path, table: SmallTable):
     files = stored_files(tmp_path, table)
+    # Torch keeps a mutex with every view, which a fork does not renew: the tensors of a loaded table are no views.
+    storage, layout = table.storage.clone(), table.layout.clone()
+    mapped_layout = layout_in(Mapping.open(files), table)
     stop = threading.Event()
+
+    def look_up() -> Tensor:
+        mapping = Mapping.open(files)
+        vectors, _ = ops.lookup(torch.arange(8), mapping.storage, mapped_layout, DIM, "float32")
+        ops.lookup(torch.zeros(1 << 14, dtype=torch.int64), storage, layout, DIM, "float32")  # from the pool of outputs
+        return vectors
 
     def map_and_look_up() -> None:
         while not stop.is_set():
-            mapping = Mapping.open(files)
-            ops.lookup(torch.arange(8), mapping.storage, layout_in(mapping, table), DIM, "float32")
-            ops.lookup(torch.zeros(1 << 14, dtype=torch.int64), table.storage, table.layout, DIM, "float32")  # pooled
+            look_up()
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # OpenMP's threads do not live in a child
@@ -331,7 +341,7 @@ def test_a_fork_amid_mapping_and_looking_up_leaves_a_child_that_can(tmp_path: Pa
         for _ in range(200):
             child = os.fork()
             if child == 0:
-                map_and_look_up_once(files, table)
+                end_child(lambda: torch.equal(look_up(), table.vectors[:8]))
             assert finish(child) == 0
     finally:
         stop.set()
@@ -340,12 +350,9 @@ def test_a_fork_amid_mapping_and_looking_up_leaves_a_child_that_can(tmp_path: Pa
         torch.set_num_threads(before)
 
 
-def map_and_look_up_once(files: list[MappedFile], table: SmallTable) -> None:
-    """In a forked child, which it ends."""
+def end_child(check: Callable[[], bool]) -> NoReturn:
+    """End a forked child; its code is 0 where the check holds."""
     try:
-        mapping = Mapping.open(files)
-        vectors, _ = ops.lookup(torch.arange(8), mapping.storage, layout_in(mapping, table), DIM, "float32")
-        ops.lookup(torch.zeros(1 << 14, dtype=torch.int64), table.storage, table.layout, DIM, "float32")
-        os._exit(0 if torch.equal(vectors, table.vectors[:8]) else 1)
+        os._exit(0 if check() else 1)
     except BaseException:
         os._exit(2)

@@ -55,6 +55,13 @@ def test_shapes_duplicates_and_misses(series: Series):
     assert table.lookup(strided)[1].all()
 
 
+def test_a_fork_finds_no_mutex_of_torch_in_what_a_lookup_is_given(series: Series):
+    """Torch keeps one with every view; held by another thread, it would stay held in a child for ever."""
+    table = publish(series, 1, [1, 2]).load()
+    assert not table.storage._is_view()
+    assert not table.layout._is_view()
+
+
 def test_results_share_no_memory_with_the_file(series: Series):
     table = publish(series, 1, [1, 2]).load()
     table.lookup(torch.tensor([2]))[0].fill_(99)
