@@ -152,7 +152,7 @@ def test_a_crash_followed_by_more_training_never_pairs_two_checkpoints(
 
 
 def test_a_bad_row_publishes_nothing(log: Path, out: Path, tmp_path: Path) -> None:
-    """Not even the series whose rows are all good: items come after users."""
+    """Not even the series whose rows are all good: every row is read before the store is touched."""
     root = Path(shutil.copytree(log, tmp_path / "log"))
     (root / "items").mkdir()
     items = {"timestamp": [LAST], "item_id": [3], "tags": pa.array([[None]], pa.list_(pa.int64()))}
@@ -161,8 +161,7 @@ def test_a_bad_row_publishes_nothing(log: Path, out: Path, tmp_path: Path) -> No
     config = replace(REFRESH, upstream=replace(REFRESH.upstream, source=source))
     with pytest.raises(DataError, match=r"items/part-0.parquet: column 'tags', row 0: the list holds a null"):
         refresh_upstream(config, root, out)
-    assert versions(out) == [[], []]
-    assert not list(store_folder(out).rglob("*.arrow"))
+    assert not store_folder(out).exists()
     items["tags"] = pa.array([[1]])
     pq.write_table(pa.table(items), root / "items/part-0.parquet")
     refresh_upstream(config, root, out)
