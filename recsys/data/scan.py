@@ -126,11 +126,10 @@ def scan(part: Part, rank: int = 0, world_size: int = 1) -> Findings:
     footers = read_footers(part.files, part.schema)
     share = footers.row_groups[rank::world_size]
     scanner = _Scanner(part, allowed(part.schema.max_bad_rows, _by_file(footers.row_groups).values()))
-    for group in share:
-        for piece in read_group(group, 0, group.rows, footers.types):
-            scanner.check(piece)
-            if scanner.full:
-                break
+    for piece in (piece for group in share for piece in read_group(group, 0, group.rows, footers.types)):
+        scanner.check(piece)
+        if scanner.full:
+            break
     return scanner.findings(_by_file(share))
 
 
