@@ -34,9 +34,10 @@ endif
 demo: install
 	$(BIN)/recsys demo $(if $(FULL),--full --out runs/demo-full,--out runs/demo)
 
-# Files of tests side by side, a process a core; more than four would mostly wait for each other's ranks.
+# Files of tests side by side, a process a core; more than four would mostly wait for each other's ranks. Those that start
+# jobs come first: a long one that came last would run alone.
 test: install
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/launchers tests/recsys tests
 
 # The native library once more, with the address and undefined-behaviour sanitizers, under the tests that use it most.
 # A finding ends the process, and with it the target. libstdc++ is loaded early so that exceptions pass the sanitizer;

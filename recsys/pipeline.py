@@ -15,7 +15,7 @@ import torch
 
 from recsys.checks import check_run
 from recsys.config import Config, StudyConfig
-from recsys.downstream.ranking import all_rankers, stage_name
+from recsys.downstream.ranking import all_rankers, screen_splits, stage_name
 from recsys.jobs import run_job
 from recsys.opening import Opened
 from recsys.progress import Progress, between
@@ -60,6 +60,8 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
     check_run(study, data)
     ranks = ranks_here(study)
     jobs = ablation_jobs(study)
+    for rankers in jobs.values():
+        screen_splits(rankers, data, out)  # they come last: what stops them is found before the upstreams are trained
     trainings = study.trainings()
     progress = Progress(len(trainings) + len(jobs) + 1)
     for upstream in trainings:

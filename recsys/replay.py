@@ -13,7 +13,7 @@ from pathlib import Path
 from recsys.atomic import write_json
 from recsys.checks import check_daily
 from recsys.config import StudyConfig
-from recsys.downstream.ranking import stage_name
+from recsys.downstream.ranking import screen_splits, stage_name
 from recsys.monitor import export, quality_page
 from recsys.opening import Opened
 from recsys.pipeline import job, prepare, ranks_here, start_job
@@ -48,6 +48,8 @@ def run_daily(opened: Opened, out: Path, *, follow: bool = False) -> list[str]:
     missing = check_daily(config, data, follow=follow)
     if missing:
         print(f"days that are not there{' yet' if follow else ''}: {', '.join(missing)}", flush=True)
+    else:
+        screen_splits(study_job(config, data), data, out)  # what stops the rankers is found before the days are run
     ranks = ranks_here(config)
     for upstream in config.upstreams:
         job("upstream", f"upstream-{upstream.name}", upstream, data, out, ranks)

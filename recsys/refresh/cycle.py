@@ -162,7 +162,7 @@ class _Refresh:
         files = broadcast({day: find_day(self._data, days, day) for day in cycle.days}, self._environment)
         screened = {day: self._screen(day, files[day]) for day in cycle.days}
         plan = self._plan(cycle, cold)
-        found = join([*screened.values()])
+        found = join(list(screened.values()))
         skip = self._screen_all(cycle) if plan.cold else found.quarantine
         as_of = window(days, cycle.day)[1]
         published = plan.folder / "publish.json"

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys import pipeline
 from recsys.checks import check_run
 from recsys.data.errors import DataError
 from recsys.downstream import ranking
@@ -134,6 +135,9 @@ def test_too_many_are_refused_before_a_ranker_is_trained(tmp_path: Path, monkeyp
     changed = [*rows["at"].to_pylist()[:-1], None]
     pq.write_table(rows.set_column(0, "at", pa.array(changed, pa.int64())), path)
     monkeypatch.setattr(ranking, "train_ranker", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(pipeline, "start_job", lambda *_: pytest.fail("an upstream was trained for it"))
+    with pytest.raises(DataError, match=r"day=4/a.parquet: column 'opened', row 0: .* At least 2 of 300"):
+        pipeline.run_stages(STUDY, data, tmp_path / "out")
     with (
         process_group(),
         pytest.raises(DataError, match=r"day=4/a.parquet: column 'opened', row 0: .* At least 2 of 300"),

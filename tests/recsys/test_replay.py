@@ -25,6 +25,7 @@ from recsys.config import (
     TrainConfig,
     UpstreamConfig,
 )
+from recsys.data.errors import DataError
 from recsys.data.synthetic import prepare_synthetic
 from recsys.opening import open_study
 from recsys.recipes import DAILY, synthetic_daily
@@ -48,6 +49,7 @@ def config(**gates: float) -> StudyConfig:
     return replace(
         whole,
         name="tiny",
+        ranks=1,
         upstreams=(upstream,),
         rankers=replace(
             whole.rankers,
@@ -68,11 +70,11 @@ def config(**gates: float) -> StudyConfig:
     )
 
 
-def spoil(path: Path) -> None:
-    """Give the third row of a file a click of 2."""
+def spoil(path: Path, rows: int = 1) -> None:
+    """Give the third row of a file, and those after it, a click of 2."""
     table = pq.ParquetFile(path).read()
     clicks = table["click"].to_pylist()
-    clicks[2] = 2
+    clicks[2 : 2 + rows] = [2] * rows
     column = table.column_names.index("click")
     pq.write_table(table.set_column(column, "click", pa.array(clicks, table["click"].type)), path)
 
@@ -135,3 +137,17 @@ def test_follow_a_folder_to_the_report(
     assert replay.run_daily(opened, out) == [f"{DAYS[-1]}: {gate}" for gate in records[-1].gates]
     assert [path.stat().st_mtime_ns for path in predictions] == written
     assert [record.key for record in Ledger(out, "ctr").records()] == [record.key for record in records]
+
+
+def test_days_that_stop_the_rankers_are_found_before_any_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    prepare_synthetic(data, users=100, items=100, days=6, events_per_day=300, upstream_days=2)
+    config().save(tmp_path / "c.toml")
+    spoil(next((data / "market/events" / DAYS[3]).glob("*/*.parquet")), rows=9)
+    monkeypatch.setattr(replay, "job", lambda *_: pytest.fail("a job was started"))
+    with pytest.raises(
+        DataError, match=rf"{DAYS[3]}/.*part-0.parquet: column 'click', row 2: the label is 2.*max_bad_row"
+    ):
+        replay.run_daily(open_study(str(tmp_path / "c.toml"), DAILY, data, out, ()), out)

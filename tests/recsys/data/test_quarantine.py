@@ -241,7 +241,7 @@ def test_too_many_bad_rows_are_refused(tmp_path: Path, column: str, error: type)
     rows = [row(number) for number in range(2000)]
     for number in (1500, *range(1600, 2000)):
         rows[number] |= BAD[column][0] if number == 1500 else {"click": None}
-    part = Part(files=[write(tmp_path / "a.parquet", [rows])], schema=SCHEMA, window=DAY)
+    part = Part(files=[write(tmp_path / "a.parquet", [rows[:1700], rows[1700:]])], schema=SCHEMA, window=DAY)
     found = scan(part)
     assert len(found.bad) == 3, "it does not go on once there are more than two"
     with pytest.raises(error, match=rf"a.parquet: column '{column}', row 1500: .*{BAD[column][1]}") as raised:

@@ -177,7 +177,7 @@ def test_a_crash_followed_by_more_training_never_pairs_two_checkpoints(
 
 
 def test_a_bad_row_publishes_nothing(log: Path, out: Path, tmp_path: Path) -> None:
-    """Not even the series whose rows are all good: items come after users."""
+    """Not even the series whose rows are all good: every row is read before the store is touched."""
     root = Path(shutil.copytree(log, tmp_path / "log"))
     (root / "items").mkdir()
     items = {"timestamp": [LAST], "item_id": [3], "tags": pa.array([[None]], pa.list_(pa.int64()))}
