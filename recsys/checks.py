@@ -17,9 +17,16 @@ from recsys.study.ablation import ablation_jobs
 from recsys.study.ways import study_job
 from recsys.upstream import upstream_schema
 
+SPLITS = ("train", "validation", "test")
 
-def check_run(config: StudyConfig, data: Path) -> None:
+
+def check_run(config: StudyConfig, data: Path, *, tested: bool = True) -> None:
     """Check names, columns, types and row counts of everything the run will read; only Parquet footers are opened.
+
+    Args:
+        config: the study.
+        data: folder of the events.
+        tested: whether the rankers' test files will be read; otherwise they are not looked at.
 
     Raises:
         ConfigError: a name in the config that its schema lacks, or too few rows for one step on every rank.
@@ -30,7 +37,7 @@ def check_run(config: StudyConfig, data: Path) -> None:
         _check_upstream(upstream, config.ranks, data)
     for population, job in ablation_jobs(config).items():
         name = "rankers" if population == "tasks" else population
-        splits = _check_rankers(name, job, data)
+        splits = _check_rankers(name, job, data, SPLITS if tested else SPLITS[:-1])
         for upstream in config.upstreams:
             seen = {f"upstreams.{upstream.name}.source.events": find_files(data, upstream.source.events)}
             _check_disjoint(seen, {f"{name}.{part}": files for part, files in splits.items()})
@@ -153,12 +160,14 @@ def _check_times(config: StudyConfig, data: Path) -> None:
             )
 
 
-def _check_rankers(name: str, rankers: RankerSettings, data: Path) -> dict[str, list[Path]]:
+def _check_rankers(
+    name: str, rankers: RankerSettings, data: Path, parts: tuple[str, ...] = SPLITS
+) -> dict[str, list[Path]]:
     """The files of each split."""
     schema = ranker_schema(rankers, data, tuple(rankers.tasks.values()))
     if not schema.features:
         raise ConfigError(f"{name} has no feature: a ranker needs one, add it to {rankers.schema}")
-    splits = {part: find_files(data, getattr(rankers, part)) for part in ("train", "validation", "test")}
+    splits = {part: find_files(data, getattr(rankers, part)) for part in parts}
     rows = {part: check_files(files, schema) for part, files in splits.items()}
     batch_size = rankers.training.batch_size
     if rows["train"] < batch_size:
@@ -167,7 +176,8 @@ def _check_rankers(name: str, rankers: RankerSettings, data: Path) -> dict[str, 
             f"{name}.training.batch_size, or give more events"
         )
     _check_disjoint(
-        {f"{name}.{part}": splits[part] for part in ("train", "validation")}, {f"{name}.test": splits["test"]}
+        {f"{name}.{part}": splits[part] for part in ("train", "validation")},
+        {f"{name}.{part}": splits[part] for part in parts if part == "test"},
     )
     return splits
 

@@ -85,6 +85,42 @@ def demo(
     show_next_steps(out)
 
 
+def tune(
+    recipe: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    trials: int,
+    data: Path | None = None,
+    out: Path,
+    set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
+) -> None:
+    """Search for settings of model, loss, training and rankers, by the validation files alone; no test file is opened.
+
+    Stopped, it goes on where it was when the same command is given again; with more trials it adds to those there are.
+
+    Args:
+        recipe: As for `recsys run`.
+        trials: How many settings to try; the first are the config's own.
+        data: As for `recsys run`.
+        out: Folder of the search: tune.json, tune.html, and best.toml, the config of the best trial.
+        set_: Change the config, `path=value`: what is given is not searched. Or narrow the search by a list or a range:
+            --set upstreams.*.training.epochs=[1,2] --set rankers.training.dense_lr={low=0.001,high=0.01}
+    """
+    from recsys.config import ConfigError
+    from recsys.opening import open_study
+    from recsys.recipes import RECIPES
+    from recsys.tune.space import around, split_assignments
+
+    if trials < 1:
+        raise ConfigError(f"--trials is {trials}; use 1 or more")
+    space, assignments = split_assignments(set_)
+    opened = open_study(recipe, RECIPES, data, out, assignments, tested=False)
+    around(opened.study, space)
+    from recsys.tune.search import search
+
+    search(opened, space, trials, out)
+
+
 def upstream(*, config: Path, data: Path, out: Path) -> None:
     """Train one upstream model; one rank of a job (see launchers/upstream.py).
 
@@ -208,7 +244,7 @@ def report(*, out: Path) -> None:
 
 def main() -> None:
     """Entry point. Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3."""
-    commands = {f.__name__: f for f in (demo, run, daily, prepare, report, upstream, refresh, downstream)}
+    commands = {f.__name__: f for f in (demo, run, daily, tune, prepare, report, upstream, refresh, downstream)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)
     except KeyboardInterrupt:

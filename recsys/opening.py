@@ -33,7 +33,13 @@ class Opened:
 
 
 def open_study(
-    recipe: str, recipes: Mapping[str, Recipe], data: Path | None, out: Path, assignments: tuple[str, ...]
+    recipe: str,
+    recipes: Mapping[str, Recipe],
+    data: Path | None,
+    out: Path,
+    assignments: tuple[str, ...],
+    *,
+    tested: bool = True,
 ) -> Opened:
     """Read a study's config and claim the folder of its run for it.
 
@@ -43,6 +49,7 @@ def open_study(
         data: raw files for a recipe; prepared Parquet for a TOML config.
         out: folder of the run.
         assignments: `path=value` changes of the config.
+        tested: whether the test files will be read; otherwise they are not looked at.
 
     Raises:
         ConfigError: unknown recipe, a mistake in the config or an assignment, or `out` holds a run of another config or
@@ -60,7 +67,8 @@ def open_study(
     study = override(StudyConfig.load(recipe), assignments)
     if data is None:
         raise ConfigError(f"--data is missing: give the folder that the paths in {recipe} are relative to")
-    _claim(study, out, data, identify_files(_named_files(study, data), data))
+    named = _named_files(study if tested else study.without_test(), data)
+    _claim(study, out, data, identify_files(named, data))
     return Opened(study, data, None)
 
 
@@ -75,7 +83,7 @@ def _claim(study: StudyConfig, out: Path, data: Path | None, files: dict[str, st
             began with must be there. Raw data are known by their folder alone.
     """
     path, known = out / CONFIG, out / DATA
-    begun = any((out / folder).is_dir() for folder in ("stages", "upstream"))
+    begun = any((out / folder).is_dir() for folder in ("stages", "upstream", "trials"))
     if begun and path.is_file() and StudyConfig.load(path) != study:
         raise ConfigError(f"{out} holds a run of another config ({path}): choose another --out, or delete the folder")
     if begun and known.is_file() and data is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from recsys.checks import check_run
-from recsys.config import Config, StudyConfig
+from recsys.config import Config, StudyConfig, UpstreamConfig
 from recsys.downstream.ranking import all_rankers, screen_splits, stage_name
 from recsys.jobs import run_job
 from recsys.opening import Opened
@@ -68,9 +68,8 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
         name, source = upstream.name, upstream.source
         labels = ", ".join(upstream.tasks) or "all labels"
         why = f"upstream {name}: learns {labels} from {between(source.events)}, then publishes user and item vectors"
-        train = () if is_done(out, f"upstream-{name}") else ("--train", "True")
         progress.begin(why, done=is_done(out, f"refresh-{name}"))
-        job("refresh", f"refresh-{name}", study.refresh_of(upstream), data, out, ranks, *train)
+        train_and_publish(study, upstream, data, out, ranks)
     for population, rankers in jobs.items():
         count = len(list(all_rankers(rankers)))
         what = f"{count} rankers" + (" of one surface alone" if population == "fragment" else "")
@@ -82,6 +81,12 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
     write_report(report, out)
     print_summary(report)
     print(f"report: {out / 'report.html'} (figures: {out / 'report.json'}; all tables: recsys report --out {out})")
+
+
+def train_and_publish(study: StudyConfig, upstream: UpstreamConfig, data: Path, out: Path, ranks: int) -> None:
+    """Run the job of one of `study.trainings()`, as far as it is not done. Raises JobError if it fails."""
+    train = () if is_done(out, f"upstream-{upstream.name}") else ("--train", "True")
+    job("refresh", f"refresh-{upstream.name}", study.refresh_of(upstream), data, out, ranks, *train)
 
 
 def ranks_here(study: StudyConfig) -> int:

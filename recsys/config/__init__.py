@@ -10,7 +10,7 @@ from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerS
 from recsys.config.refresh import GateConfig, RefreshConfig, RefreshSettings, RetentionConfig
 from recsys.config.rules import ConfigError
 from recsys.config.study import SpansConfig, StudyConfig
-from recsys.config.toml import Config, from_dict, override, to_dict
+from recsys.config.toml import Config, from_dict, override, parse_assignment, to_dict
 from recsys.config.training import TrainConfig
 from recsys.config.upstream import INTERACTIONS, LossConfig, ModelConfig, SourceConfig, UpstreamConfig
 
@@ -39,5 +39,6 @@ __all__ = [
     "UpstreamConfig",
     "from_dict",
     "override",
+    "parse_assignment",
     "to_dict",
 ]

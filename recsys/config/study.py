@@ -141,6 +141,11 @@ class StudyConfig(Config):
             for upstream in self.upstreams
         )
 
+    def without_test(self) -> StudyConfig:
+        """The same, measured on the validation files: no test file is named by it, and none of its jobs opens one."""
+        rankers = replace(self.rankers, test=self.rankers.validation)
+        return replace(self, rankers=rankers, fragment=None, retrieval=None)
+
     def refresh_of(self, upstream: UpstreamConfig) -> RefreshConfig:
         """The refresh of one of the upstreams, as a job of its own."""
         settings = {entry.name: getattr(self.refresh, entry.name) for entry in fields(self.refresh)}

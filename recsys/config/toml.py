@@ -62,14 +62,7 @@ def override(config: T, assignments: tuple[str, ...]) -> T:
         ConfigError: no such path, or a value that does not fit.
     """
     document = to_dict(config)
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"override {assignment!r} has no '='; write path=value")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text  # a bare word is a string: --set name=mine
+    for path, value in map(parse_assignment, assignments):
         node: Any = document
         *parents, last = path.split(".")
         for key in parents:
@@ -78,6 +71,17 @@ def override(config: T, assignments: tuple[str, ...]) -> T:
             raise ConfigError(f"override {path!r}: no such key; see recsys/config/")
         node[last] = value
     return from_dict(type(config), document)
+
+
+def parse_assignment(assignment: str) -> tuple[str, Any]:
+    """Path and value of `path=value`, in TOML or else a bare word, a string: `name=mine`. Raises ConfigError."""
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise ConfigError(f"override {assignment!r} has no '='; write path=value")
+    try:
+        return path, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, text
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:

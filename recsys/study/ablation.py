@@ -22,6 +22,12 @@ def ablation_arms(upstreams: Sequence[str]) -> tuple[ArmConfig, ...]:
     return tuple(arms)
 
 
+def fullest_job(study: StudyConfig) -> RankerConfig:
+    """The rankers of the last arm alone, which reads all that the upstreams publish."""
+    arms = ablation_arms([upstream.name for upstream in study.upstreams])
+    return ranker_job("tasks", study.rankers, arms[-1:], study.seed_suffixes())
+
+
 def ablation_jobs(study: StudyConfig) -> dict[str, RankerConfig]:
     """Population -> the job of its rankers: `tasks`, and `fragment` if the study has one."""
     arms = ablation_arms([upstream.name for upstream in study.upstreams])
