@@ -192,9 +192,10 @@ def synthetic() -> StudyConfig:
 
     return StudyConfig(
         name="Synthetic market",
-        note="SYNTHETIC data with planted user and item factors. The upstreams learned from the first seven days on "
-        "both surfaces, with the users' histories; the rankers train on the days after, without the histories and "
-        "without the counts of clicks per category and brand.",
+        note="SYNTHETIC data with planted user and item factors. Users' taste for categories and brands shows in the "
+        "histories of a month, which the rankers lack; one click in forty converts; one item in fourteen is replaced "
+        "each day. The upstreams learned from the first seven days on both surfaces, the rankers from four days after "
+        "them, tuned on the next and tested once on the last four.",
         upstreams=(
             UpstreamConfig(
                 name="ctr",
@@ -276,9 +277,9 @@ def synthetic_daily() -> StudyConfig:
         name="Synthetic market, day by day",
         note="SYNTHETIC data with planted user and item factors that drift: after a week the cosine between a user's "
         "factors and the old ones is 0.87. The upstream learned from the first seven days and goes on with each day "
-        "after them. Rankers have neither the histories nor the counts of clicks per category and brand; they were "
-        "trained on days 8 to 24, tuned on days 25 and 26 and tested once on the last four, and read the vectors as "
-        "of each event's own time.",
+        "after them. Each day one item in fourteen is replaced. Rankers lack the histories; they were trained on days "
+        "8 to 24, tuned on days 25 and 26 and tested once on the last four, and read the vectors as of each event's "
+        "own time.",
         upstreams=config.upstreams[:1],
         rankers=replace(config.rankers, tasks={"ctr": "click"}, publish_delay_ms=PUBLISH_DELAY_MS),
         fragment=None,
