@@ -78,7 +78,8 @@ def main(options: Options) -> None:
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, process_group() as environment:
         data = Path(folder)
-        prepare_synthetic(data, users=options.users, items=options.items, events_per_day=options.events_per_day)
+        sizes = {"users": options.users, "items": options.items, "events_per_day": options.events_per_day}
+        prepare_synthetic(data, **sizes, past_days=0)
         schema = upstream_schema(upstream, data)
         model = model_of(upstream, schema)
         for owner in ("user", "item"):

@@ -18,7 +18,9 @@ from recsys.refresh.errors import GateRefusedError
 
 
 def prepare(
-    dataset: Annotated[Literal["kuairand", "movielens-1m", "movielens-100k", "synthetic"], tyro.conf.Positional],
+    dataset: Annotated[
+        Literal["kuairand", "deskdrop", "movielens-1m", "movielens-100k", "synthetic"], tyro.conf.Positional
+    ],
     /,
     *,
     out: Path,
@@ -50,7 +52,7 @@ def run(
     A run that was stopped goes on where it was when the same command is given again.
 
     Args:
-        recipe: kuairand, movielens-1m, movielens-100k, synthetic, or the path of a TOML config.
+        recipe: kuairand, deskdrop, movielens-1m, movielens-100k, synthetic, or the path of a TOML config.
         data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
         out: Folder of the run: store, checkpoints, report.json, report.html.
         set_: Change one value of the config, `path=value`; may be repeated: --set upstreams.ctr.training.epochs=1
@@ -153,7 +155,8 @@ def daily(
     Stopped, it goes on where it was when the same command is given again. Exit code 3: a gate refused a tag.
 
     Args:
-        recipe: kuairand, synthetic, synthetic-small, or the path of a TOML config with [refresh.days] and [spans].
+        recipe: kuairand, deskdrop, synthetic, synthetic-small, or the path of a TOML config with [refresh.days] and
+            [spans].
         data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
         out: Folder of the run: store, checkpoints, daily.json, daily.html.
         follow: Wait for days that are not there yet, until the last one is.

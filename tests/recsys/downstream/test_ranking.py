@@ -101,7 +101,7 @@ def test_predictions_are_of_the_rows_of_test_in_file_order(
         assert found["logits"].shape == mask.shape
         assert np.isfinite(found["logits"]).all()
         assert found["logits"].std() > 0
-        assert 0.5 < scores[ranker] < 2
+        assert 0.5 < scores[ranker] < (2 if label == "click" else 5)  # a handful of conversions
     first = read_predictions(NONE.path(out))["logits"]
     assert train_ranker(NONE, RANKERS, data, out, environment) == scores[NONE]
     assert np.array_equal(first, read_predictions(NONE.path(out))["logits"])
