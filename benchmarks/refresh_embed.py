@@ -22,11 +22,12 @@ from benchmarks.common import in_turn, print_record
 from recsys.config import UpstreamConfig
 from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
+from recsys.data.last_events import LastEvents, last_events, read_rows
 from recsys.data.schema import Schema, entity_schema
 from recsys.data.synthetic import prepare_synthetic
 from recsys.models.derm import DERM
 from recsys.recipes import synthetic
-from recsys.refresh.embed import LastEvents, embed, last_events, read_rows, source_files
+from recsys.refresh.embed import embed, source_files
 from recsys.train.distributed import process_group
 from recsys.train.tables import draw_tables
 from recsys.upstream import upstream_schema

@@ -13,6 +13,8 @@ from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
+from recsys.data.last_events import last_events
+from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema, entity_schema
@@ -50,7 +52,11 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
     ):
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
-        result = train_on(files, schema, upstream, training, environment, skip=skip, data=data, out=folder, title=title)
+        drawn = bool(upstream.source.items) and upstream.loss.uniform_negatives > 0
+        items = find_files(data, upstream.source.items) if drawn else []
+        result = train_on(
+            files, schema, upstream, training, environment, items=items, skip=skip, data=data, out=folder, title=title
+        )
         if environment.is_main:
             record = {"steps": result.steps, "input_wait_fraction": result.input_wait_fraction}
             write_json(folder / "result.json", record)
@@ -79,6 +85,7 @@ def train_on(
     out: Path,
     title: str | None,
     start: Path | None = None,
+    items: Sequence[Path] = (),
     skip: Quarantine = NOTHING,
 ) -> TrainResult:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
@@ -95,11 +102,19 @@ def train_on(
         out: folder of the run's checkpoints and figures.
         title: name of the run in the terminal; None: quiet.
         start: the checkpoint to begin with: model and optimizer.
+        items: items' own rows, of which, and of the events, the last ones are what `loss.uniform_negatives` draws from.
         skip: rows that are left out.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
+    frequencies = _frequencies(files, schema, upstream, skip, started=start is not None)
+    if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
+        print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
+    negatives, count = None, upstream.loss.uniform_negatives
+    if frequencies is not None and count:
+        last = last_events([*files, *items], schema, "item", skip)
+        negatives = UniformNegatives(last, schema, count, seed=training.seed, rank=environment.rank)
     stream = EventStream(
         files,
         schema,
@@ -109,16 +124,15 @@ def train_on(
         shuffle_batches=training.shuffle_batches,
         seed=training.seed,
         epochs=training.epochs,
+        transform=negatives,
         skip=skip,
     )
     tasks = [label.name for label in schema.labels]
     torch.manual_seed(training.seed)
-    frequencies = _frequencies(files, schema, upstream, skip, started=start is not None)
-    if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
-        print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
-    task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
+    model = DERM(schema, upstream.model, tasks)
+    task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
     identity = {
-        "files": identify_files(files, data),
+        "files": identify_files([*files, *items], data),
         "config": _identify_config(schema, upstream, training),
         "quarantine": {path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()},
     }

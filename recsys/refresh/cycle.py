@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from recsys.config import RefreshConfig
 from recsys.data.files import find_files
+from recsys.data.last_events import last_events
 from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Findings, Part, Window, join
 from recsys.dates import day_number
@@ -38,7 +39,7 @@ from recsys.refresh.days import (
     require_times,
     window,
 )
-from recsys.refresh.embed import last_events, source_files
+from recsys.refresh.embed import source_files
 from recsys.refresh.errors import StoreLostError
 from recsys.refresh.first import load_towers, publish_source, read_source, trained
 from recsys.refresh.publish import Content, Publication, Publisher, Timer, space_name

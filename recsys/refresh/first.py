@@ -8,12 +8,13 @@ from pathlib import Path
 from torch import nn
 
 from recsys.config import UpstreamConfig
+from recsys.data.last_events import last_events
 from recsys.data.schema import Schema
 from recsys.dates import number_of
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
-from recsys.refresh.embed import last_events, source_files
+from recsys.refresh.embed import source_files
 from recsys.refresh.publish import Content, Publisher, Timer, space_name
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError, Loaded, load_model

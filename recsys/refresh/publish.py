@@ -23,12 +23,13 @@ from torch import Tensor
 from embedding_store import EmbeddingStore, Series, TagMovedError
 from recsys.atomic import write_json
 from recsys.config import RefreshConfig
+from recsys.data.last_events import LastEvents
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
 from recsys.models.derm import DERM
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
 from recsys.refresh.arms import ENTITIES, aggregations, series_of
-from recsys.refresh.embed import LastEvents, embed, gather
+from recsys.refresh.embed import embed, gather
 from recsys.train.distributed import Environment, broadcast
 
 BATCH = 4096

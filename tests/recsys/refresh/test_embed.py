@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from recsys.config import SourceConfig
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
+from recsys.data.last_events import LastEvents, last_events, read_rows
 from recsys.data.schema import Feature, Label, Schema, entity_schema
 from recsys.data.strings import read_column
-from recsys.refresh.embed import LastEvents, embed, last_events, read_rows, source_files
+from recsys.refresh.embed import embed, source_files
 from recsys.train.distributed import Environment
 from tests.recsys.refresh.example import LAST, SCHEMA, SOURCE, plain_model, user_rows
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from embedding_store import EmbeddingStore
+from recsys.data.last_events import LastEvents, last_events
 from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
-from recsys.refresh.embed import LastEvents, embed, gather, last_events, source_files
+from recsys.refresh.embed import embed, gather, source_files
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.sharding import shard
 from recsys.train.tables import draw_tables
