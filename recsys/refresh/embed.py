@@ -39,6 +39,7 @@ class Embedded(NamedTuple):
     ids: Tensor  # int64 [n]
     vectors: Tensor  # float32 [n, D]
     timestamps: Tensor  # int64 [n], ms: of the event that each vector is made of
+    events: Tensor  # int64 [n]: how many the log has of each
 
     def days(self, utc_offset_hours: float) -> Tensor:  # int64 [n]
         """The number of the day that each event is of, see recsys/dates.py."""
@@ -53,6 +54,7 @@ class LastEvents:
     ids: NDArray[np.int64]  # [N]
     file: NDArray[np.int64]  # [N], index into files
     row: NDArray[np.int64]  # [N], row of the file
+    events: NDArray[np.int64]  # [N], how many the log has of the entity; its own rows are none
     as_of: int
     """Time of the newest event of the whole log, ms; 0 of a log without event times."""
 
@@ -62,19 +64,34 @@ class LastEvents:
     def shard(self, rank: int, world_size: int) -> LastEvents:
         """A contiguous piece of about N / world_size entities."""
         piece = slice(len(self) * rank // world_size, len(self) * (rank + 1) // world_size)
-        return LastEvents(self.files, self.ids[piece], self.file[piece], self.row[piece], self.as_of)
+        columns = (self.ids[piece], self.file[piece], self.row[piece], self.events[piece])
+        return LastEvents(self.files, *columns, self.as_of)
 
 
 def source_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
     """The source's events and its users' (items') own rows, read as one log. Raises what `find_files` raises."""
-    return find_files(root, (*source.events, *(source.users if owner == "user" else source.items)))
+    return [*find_files(root, source.events), *own_files(root, source, owner)]
 
 
-def last_events(files: Sequence[Path], schema: Schema, owner: str, skip: Quarantine = NOTHING) -> LastEvents:
-    """Find each user's (item's) last row in the files that is not skipped; of equal times, or without any, the later
-    row wins.
+def own_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
+    """The files of the source's users' (items') own rows, which are no events. Raises what `find_files` raises."""
+    return find_files(root, source.users if owner == "user" else source.items)
+
+
+def last_events(
+    files: Sequence[Path], schema: Schema, owner: str, skip: Quarantine = NOTHING, own: Sequence[Path] = ()
+) -> LastEvents:
+    """Find each user's (item's) last row in the files that is not skipped, and count its events; of equal times, or
+    without any, the later row wins.
 
     Only the id and the time columns are read, some 40 bytes an event while they are sorted.
+
+    Args:
+        files: events, and rows of entities' own.
+        schema: of the events.
+        owner: `user` or `item`.
+        skip: rows that are left out.
+        own: those of `files` whose rows are no events.
 
     Raises:
         DataError: a file cannot be read, or an id or a time is missing or negative; naming file and row.
@@ -86,13 +103,20 @@ def last_events(files: Sequence[Path], schema: Schema, owner: str, skip: Quarant
     ids, times = (torch.cat(column).numpy() for column in columns)
     order = np.lexsort((times, ids))  # stable: of equal times the later row comes last
     ordered = ids[order]
-    chosen = np.sort(order[np.append(ordered[1:] != ordered[:-1], True)])
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     starts = np.cumsum([0, *stream.file_rows])
+    is_event = np.ones(len(ids), bool)
+    for index, path in enumerate(files):
+        if path in own:
+            is_event[starts[index] : starts[index + 1]] = False
+    counts = np.add.reduceat(is_event[order], np.append(0, last[:-1] + 1), dtype=np.int64)
+    by_row = np.argsort(order[last])
+    chosen = order[last][by_row]
     file = np.searchsorted(starts, chosen, side="right") - 1
     row = chosen - starts[file]
     for index, path in enumerate(files):
         row[file == index] = places(row[file == index], skip.of(path))
-    return LastEvents(tuple(files), ids[chosen], file, row, int(times.max()))
+    return LastEvents(tuple(files), ids[chosen], file, row, counts[by_row], int(times.max()))
 
 
 def read_rows(events: LastEvents, schema: Schema, owner: str, batch_size: int) -> Iterator[pa.Table]:
@@ -159,7 +183,8 @@ def embed(
         vectors = (model.user_vector(batch) if owner == "user" else model.item_vector(batch)).float()
         ids = batch.user_ids if owner == "user" else batch.item_ids
         count = 0 if table is None else len(table)
-        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), batch.timestamps[:count].cpu())
+        counts = torch.from_numpy(mine.events[start : start + count])
+        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), batch.timestamps[:count].cpu(), counts)
 
 
 def _to_batch(table: pa.Table, schema: Schema, events: LastEvents, start: int) -> Batch:
