@@ -30,6 +30,7 @@ class Batch(Pipelineable):
     timestamps: Tensor  # int64 [B], ms; 0 in a log without event times
     vectors: Tensor | None = None  # float32 [B, V]: store vectors of the series a ranker reads, side by side
     found: Tensor | None = None  # bool [B, S]: whether series s had a vector for the row's entity
+    feed: Tensor | None = None  # float32 [B, S, 2]: how old it is and how many events it is made of, see StoreFeatures
     negatives: Tensor | None = None
     """int64 [N]: ids of items whose features lie behind those of the events, in rows B to B + N of `dense["item"]` and
     of every key of `sparse`; those of other owners are empty there, and nothing else has these rows. None: no items."""
@@ -63,5 +64,6 @@ class Batch(Pipelineable):
             timestamps=function(self.timestamps),
             vectors=None if self.vectors is None else function(self.vectors),
             found=None if self.found is None else function(self.found),
+            feed=None if self.feed is None else function(self.feed),
             negatives=None if self.negatives is None else function(self.negatives),
         )

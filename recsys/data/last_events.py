@@ -34,6 +34,7 @@ class LastEvents:
     ids: NDArray[np.int64]  # [N]
     file: NDArray[np.int64]  # [N], index into files
     row: NDArray[np.int64]  # [N], row of the file
+    events: NDArray[np.int64]  # [N], how many the log has of the entity; its own rows are none
     as_of: int
     """Time of the newest event of the whole log, ms; 0 of a log without event times."""
 
@@ -46,14 +47,24 @@ class LastEvents:
 
     def take(self, which: slice | NDArray[np.int64]) -> LastEvents:
         """Those of these places, ascending."""
-        return LastEvents(self.files, self.ids[which], self.file[which], self.row[which], self.as_of)
+        columns = (self.ids[which], self.file[which], self.row[which], self.events[which])
+        return LastEvents(self.files, *columns, self.as_of)
 
 
-def last_events(files: Sequence[Path], schema: Schema, owner: str, skip: Quarantine = NOTHING) -> LastEvents:
-    """Find each user's (item's) last row in the files that is not skipped; of equal times, or without any, the later
-    row wins.
+def last_events(
+    files: Sequence[Path], schema: Schema, owner: str, skip: Quarantine = NOTHING, own: Sequence[Path] = ()
+) -> LastEvents:
+    """Find each user's (item's) last row in the files that is not skipped, and count its events; of equal times, or
+    without any, the later row wins.
 
     Only the id and the time columns are read, some 40 bytes an event while they are sorted.
+
+    Args:
+        files: events, and rows of entities' own.
+        schema: of the events.
+        owner: `user` or `item`.
+        skip: rows that are left out.
+        own: those of `files` whose rows are no events.
 
     Raises:
         DataError: a file cannot be read, or an id or a time is missing or negative; naming file and row.
@@ -65,13 +76,20 @@ def last_events(files: Sequence[Path], schema: Schema, owner: str, skip: Quarant
     ids, times = (torch.cat(column).numpy() for column in columns)
     order = np.lexsort((times, ids))  # stable: of equal times the later row comes last
     ordered = ids[order]
-    chosen = np.sort(order[np.append(ordered[1:] != ordered[:-1], True)])
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     starts = np.cumsum([0, *stream.file_rows])
+    is_event = np.ones(len(ids), bool)
+    for index, path in enumerate(files):
+        if path in own:
+            is_event[starts[index] : starts[index + 1]] = False
+    counts = np.add.reduceat(is_event[order], np.append(0, last[:-1] + 1), dtype=np.int64)
+    by_row = np.argsort(order[last])
+    chosen = order[last][by_row]
     file = np.searchsorted(starts, chosen, side="right") - 1
     row = chosen - starts[file]
     for index, path in enumerate(files):
         row[file == index] = places(row[file == index], skip.of(path))
-    return LastEvents(tuple(files), ids[chosen], file, row, int(times.max()))
+    return LastEvents(tuple(files), ids[chosen], file, row, counts[by_row], int(times.max()))
 
 
 def read_rows(events: LastEvents, schema: Schema, owner: str, batch_size: int) -> Iterator[pa.Table]:

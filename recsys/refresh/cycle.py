@@ -39,7 +39,7 @@ from recsys.refresh.days import (
     require_times,
     window,
 )
-from recsys.refresh.embed import source_files
+from recsys.refresh.embed import own_files, source_files
 from recsys.refresh.errors import StoreLostError
 from recsys.refresh.first import load_towers, publish_source, read_source, trained
 from recsys.refresh.publish import Content, Publication, Publisher, Timer, space_name
@@ -289,7 +289,8 @@ class _Refresh:
                 if anew:
                     every = self._all_days(cycle).values()
                     chosen = [*source_files(self._data, upstream.source, owner), *chain(*every)]
-                events[owner] = last_events(chosen, self._schema, owner, skip)
+                own = own_files(self._data, upstream.source, owner) if anew else ()
+                events[owner] = last_events(chosen, self._schema, owner, skip, own)
         content = Content(
             model=model,
             schema=self._schema,

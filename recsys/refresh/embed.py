@@ -25,6 +25,7 @@ class Embedded(NamedTuple):
     ids: Tensor  # int64 [n]
     vectors: Tensor  # float32 [n, D]
     timestamps: Tensor  # int64 [n], ms: of the event that each vector is made of
+    events: Tensor  # int64 [n]: how many the log has of each
 
     def days(self, utc_offset_hours: float) -> Tensor:  # int64 [n]
         """The number of the day that each event is of, see recsys/dates.py."""
@@ -33,7 +34,12 @@ class Embedded(NamedTuple):
 
 def source_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
     """The source's events and its users' (items') own rows, read as one log. Raises what `find_files` raises."""
-    return find_files(root, (*source.events, *(source.users if owner == "user" else source.items)))
+    return [*find_files(root, source.events), *own_files(root, source, owner)]
+
+
+def own_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
+    """The files of the source's users' (items') own rows, which are no events. Raises what `find_files` raises."""
+    return find_files(root, source.users if owner == "user" else source.items)
 
 
 @torch.no_grad()  # not inference_mode: on CPUs FBGEMM's lookup exists as an autograd kernel only
@@ -65,7 +71,8 @@ def embed(
         vectors = (model.user_vector(batch) if owner == "user" else model.item_vector(batch)).float()
         ids = batch.user_ids if owner == "user" else batch.item_ids
         count = 0 if table is None else len(table)
-        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), batch.timestamps[:count].cpu())
+        counts = torch.from_numpy(mine.events[start : start + count])
+        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), batch.timestamps[:count].cpu(), counts)
 
 
 def gather(parts: Sequence[Tensor], most: int, environment: Environment) -> list[Tensor] | None:

@@ -14,7 +14,7 @@ from recsys.dates import number_of
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
-from recsys.refresh.embed import source_files
+from recsys.refresh.embed import own_files, source_files
 from recsys.refresh.publish import Content, Publisher, Timer, space_name
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError, Loaded, load_model
@@ -50,7 +50,10 @@ def read_source(
     """
     model, loaded = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
     skip = screen_source(upstream, schema, data, out, environment).quarantine
-    events = {owner: last_events(source_files(data, upstream.source, owner), schema, owner, skip) for owner in ENTITIES}
+    events = {}
+    for owner in ENTITIES:
+        files, own = (of(data, upstream.source, owner) for of in (source_files, own_files))
+        events[owner] = last_events(files, schema, owner, skip, own)
     as_of = max(selected.as_of for selected in events.values())
     day = number_of(as_of - 1, utc_offset_hours)
     return Source(

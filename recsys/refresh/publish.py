@@ -275,7 +275,7 @@ class Publisher:
             days = part.days(content.utc_offset_hours)
             for name, aggregator in aggregators.items():
                 with timer("aggregate"):
-                    blended = aggregator.blend(part.ids, part.vectors, days)
+                    blended = aggregator.blend(part.ids, part.vectors, days, part.events)
                     parts = gather(blended, BATCH, self._environment)
                 if parts is not None:
                     with timer("store"):

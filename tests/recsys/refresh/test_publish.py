@@ -79,7 +79,7 @@ def assert_pair_is_of(out: Path, log: Path, seed: int, environment: Environment,
     assert snapshots[0].space == space_name("ctr") == "ctr-1"
     for owner, snapshot in zip(("user", "item"), snapshots, strict=True):
         events = last_events(source_files(log, SOURCE, owner), schema, owner)
-        ((ids, vectors, _),) = embed(plain_model(seed, schema), schema, events, owner, environment)
+        ((ids, vectors, *_),) = embed(plain_model(seed, schema), schema, events, owner, environment)
         stored, found = snapshot.load().lookup(ids)
         assert found.all()
         assert snapshot.rows == len(ids)
