@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -38,10 +39,10 @@ class Embedded(NamedTuple):
 
     ids: Tensor  # int64 [n]
     vectors: Tensor  # float32 [n, D]
-    timestamps: Tensor  # int64 [n], ms: of the event that each vector is made of
+    timestamps: Tensor  # int64 [n], ms: when each entity was active, see `LastEvents.active`
 
     def days(self, utc_offset_hours: float) -> Tensor:  # int64 [n]
-        """The number of the day that each event is of, see recsys/dates.py."""
+        """The number of the day on which each was active, see recsys/dates.py."""
         return (self.timestamps + round(utc_offset_hours * HOUR_MS)) // DAY_MS
 
 
@@ -53,6 +54,7 @@ class LastEvents:
     ids: NDArray[np.int64]  # [N]
     file: NDArray[np.int64]  # [N], index into files
     row: NDArray[np.int64]  # [N], row of the file
+    active: NDArray[np.int64]  # [N], ms: of the event; of a row that was delivered, when it was, if that is later
     as_of: int
     """Time of the newest event of the whole log, ms; 0 of a log without event times."""
 
@@ -61,8 +63,21 @@ class LastEvents:
 
     def shard(self, rank: int, world_size: int) -> LastEvents:
         """A contiguous piece of about N / world_size entities."""
-        piece = slice(len(self) * rank // world_size, len(self) * (rank + 1) // world_size)
-        return LastEvents(self.files, self.ids[piece], self.file[piece], self.row[piece], self.as_of)
+        return self._take(slice(len(self) * rank // world_size, len(self) * (rank + 1) // world_size))
+
+    def without(self, ids: Collection[int]) -> LastEvents:
+        """Those of other entities than these."""
+        gone = np.fromiter(ids, np.int64, len(ids))
+        return self._take(~np.isin(self.ids, gone)) if len(gone) else self
+
+    def _take(self, which: slice | NDArray[np.bool_]) -> LastEvents:
+        ids, file, row, active = (column[which] for column in (self.ids, self.file, self.row, self.active))
+        return LastEvents(self.files, ids, file, row, active, self.as_of)
+
+
+_NONE = np.empty(0, np.int64)
+NOBODY = LastEvents((), _NONE, _NONE, _NONE, _NONE, 0)
+"""No entity."""
 
 
 def source_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
@@ -70,11 +85,25 @@ def source_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
     return find_files(root, (*source.events, *(source.users if owner == "user" else source.items)))
 
 
-def last_events(files: Sequence[Path], schema: Schema, owner: str, skip: Quarantine = NOTHING) -> LastEvents:
+def last_events(
+    files: Sequence[Path],
+    schema: Schema,
+    owner: str,
+    skip: Quarantine = NOTHING,
+    delivered: Mapping[Path, int] = MappingProxyType({}),
+) -> LastEvents:
     """Find each user's (item's) last row in the files that is not skipped; of equal times, or without any, the later
     row wins.
 
     Only the id and the time columns are read, some 40 bytes an event while they are sorted.
+
+    Args:
+        files: of events, or of the owner's own rows.
+        schema: of the events.
+        owner: `user` or `item`.
+        skip: rows that are left out.
+        delivered: file of entity rows -> the time, ms, at which its entities were active at the least: what their
+            rows know of them may be older.
 
     Raises:
         DataError: a file cannot be read, or an id or a time is missing or negative; naming file and row.
@@ -92,7 +121,9 @@ def last_events(files: Sequence[Path], schema: Schema, owner: str, skip: Quarant
     row = chosen - starts[file]
     for index, path in enumerate(files):
         row[file == index] = places(row[file == index], skip.of(path))
-    return LastEvents(tuple(files), ids[chosen], file, row, int(times.max()))
+    since = np.array([delivered.get(path, 0) for path in files])
+    active = np.maximum(times[chosen], since[file])
+    return LastEvents(tuple(files), ids[chosen], file, row, active, int(times.max()))
 
 
 def read_rows(events: LastEvents, schema: Schema, owner: str, batch_size: int) -> Iterator[pa.Table]:
@@ -159,7 +190,8 @@ def embed(
         vectors = (model.user_vector(batch) if owner == "user" else model.item_vector(batch)).float()
         ids = batch.user_ids if owner == "user" else batch.item_ids
         count = 0 if table is None else len(table)
-        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), batch.timestamps[:count].cpu())
+        active = torch.from_numpy(mine.active[start : start + count])
+        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), active)
 
 
 def _to_batch(table: pa.Table, schema: Schema, events: LastEvents, start: int) -> Batch:

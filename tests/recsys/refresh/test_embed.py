@@ -247,5 +247,5 @@ def test_entities_see_nothing_but_their_own_features(log: Path, tmp_path: Path, 
 
 
 def test_shards_of_fewer_entities_than_ranks() -> None:
-    events = LastEvents((), np.array([5, 6]), np.zeros(2, np.int64), np.arange(2), 0)
+    events = LastEvents((), np.array([5, 6]), np.zeros(2, np.int64), np.arange(2), np.zeros(2, np.int64), 0)
     assert [events.shard(rank, 4).ids.tolist() for rank in range(4)] == [[], [5], [], [6]]
