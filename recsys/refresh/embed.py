@@ -180,7 +180,7 @@ def embed(
     narrow = entity_schema(schema, owner)
     largest = -(-len(events) // world_size)
     tables = read_rows(mine, narrow, owner, batch_size)
-    spare = events.shard(0, len(events))
+    spare = events.shard(0, max(1, len(events)))
     for start in range(0, largest, batch_size):
         table = next(tables, None)
         if table is None:  # a rank that has run out joins in with a row that nobody keeps
