@@ -28,9 +28,9 @@ from recsys.data.synthetic import prepare_synthetic
 from recsys.models.derm import DERM
 from recsys.recipes import synthetic
 from recsys.refresh.embed import embed, source_files
+from recsys.source import upstream_schema
 from recsys.train.distributed import process_group
 from recsys.train.tables import draw_tables
-from recsys.upstream import upstream_schema
 
 BATCH = 4096
 

@@ -13,9 +13,9 @@ from recsys.data.scan import Part, join, judge, scan
 from recsys.data.schema import Schema, entity_schema
 from recsys.downstream.ranking import ranker_schema
 from recsys.refresh.days import find_day, require_times, window
+from recsys.source import upstream_schema
 from recsys.study.ablation import ablation_jobs
 from recsys.study.ways import study_job
-from recsys.upstream import upstream_schema
 
 
 def check_run(config: StudyConfig, data: Path) -> None:

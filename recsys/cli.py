@@ -141,6 +141,25 @@ def refresh(
         raise GateRefusedError(f"published, but not tagged: {'; '.join(reasons)}")
 
 
+def embed(*, config: Path, rows: Path, owner: Literal["user", "item"], data: Path, out: Path) -> None:
+    """Embed rows of users or items between two cycles: new ones have their vector, withdrawn ones lose it, in seconds.
+
+    Publishes both series as deltas and moves the tag if it stood on the versions before. The same command again does
+    nothing, or completes what was stopped; the next cycle embeds the rows once more, with its own model.
+
+    Args:
+        config: The refresh's TOML config (recsys/config/refresh.py).
+        rows: Parquet file with one row an entity: its id, its features, the time column, as the source's `items` have.
+        owner: Whose rows these are.
+        data: Folder of the prepared data.
+        out: Folder of the run.
+    """
+    settings = RefreshConfig.load(config)
+    from recsys.refresh.on_demand import embed_rows
+
+    embed_rows(settings, rows, owner, data, out)
+
+
 def daily(
     recipe: Annotated[str, tyro.conf.Positional],
     /,
@@ -211,7 +230,7 @@ def report(*, out: Path) -> None:
 
 def main() -> None:
     """Entry point. Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3."""
-    commands = {f.__name__: f for f in (demo, run, daily, prepare, report, upstream, refresh, downstream)}
+    commands = {f.__name__: f for f in (demo, run, daily, prepare, report, upstream, refresh, embed, downstream)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)
     except KeyboardInterrupt:

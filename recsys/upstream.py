@@ -11,24 +11,26 @@ import torch
 
 from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
+from recsys.data.entities import entity_parts
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.last_events import last_events
 from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
-from recsys.data.schema import Schema, entity_schema
+from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.screening import screen
+from recsys.source import upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import TrainResult, fit
 
-_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.max_bad_rows")
+_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.withdrawn", "schema.max_bad_rows")
 """What may change while a model is trained."""
 _SCAN_ROWS = 65_536
 """Rows of ids and labels that are read at once."""
@@ -70,7 +72,7 @@ def screen_source(
     parts = [Part(files=find_files(data, source.events), schema=schema)]
     for owner, patterns in (("user", source.users), ("item", source.items)):
         if patterns:
-            parts.append(Part(files=find_files(data, patterns), schema=entity_schema(schema, owner)))
+            parts += entity_parts(find_files(data, patterns), schema, owner)
     return screen(out, f"upstream-{upstream.name}", parts, data, environment)
 
 
@@ -94,7 +96,7 @@ def train_on(
 
     Args:
         files: events, in time order.
-        schema: from `upstream_schema`.
+        schema: from `recsys.source.upstream_schema`.
         upstream: network and loss.
         training: the run; `upstream.training`, or other passes over the events.
         environment: this rank.
@@ -144,19 +146,6 @@ def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainCo
     settings = {"model": asdict(upstream.model), "loss": asdict(upstream.loss), "training": asdict(training)}
     config = flatten({"schema": asdict(schema), **settings})
     return {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
-
-
-def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:
-    """The source's schema, narrowed to the features and tasks the upstream uses.
-
-    Raises:
-        SchemaError: the file is not a schema, or lacks a feature or label that the config names.
-        DataError: there is no such file.
-    """
-    path = data / upstream.source.schema
-    if not path.is_file():
-        raise DataError(f"{path}: no such schema; correct source.schema of upstream {upstream.name!r}, or --data")
-    return Schema.load(path).select(features=upstream.features or None, labels=upstream.tasks or None)
 
 
 def _frequencies(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ class LastEvents:
     ids: NDArray[np.int64]  # [N]
     file: NDArray[np.int64]  # [N], index into files
     row: NDArray[np.int64]  # [N], row of the file
+    active: NDArray[np.int64]  # [N], ms: of the event; of a row that was delivered, when it was, if that is later
     events: NDArray[np.int64]  # [N], how many the log has of the entity; its own rows are none
     as_of: int
     """Time of the newest event of the whole log, ms; 0 of a log without event times."""
@@ -45,14 +47,28 @@ class LastEvents:
         """A contiguous piece of about N / world_size entities."""
         return self.take(slice(len(self) * rank // world_size, len(self) * (rank + 1) // world_size))
 
-    def take(self, which: slice | NDArray[np.int64]) -> LastEvents:
+    def without(self, ids: Collection[int]) -> LastEvents:
+        """Those of other entities than these."""
+        gone = np.fromiter(ids, np.int64, len(ids))
+        return self.take(~np.isin(self.ids, gone)) if len(gone) else self
+
+    def take(self, which: slice | NDArray[np.int64] | NDArray[np.bool_]) -> LastEvents:
         """Those of these places, ascending."""
-        columns = (self.ids[which], self.file[which], self.row[which], self.events[which])
-        return LastEvents(self.files, *columns, self.as_of)
+        ids, file, row = (column[which] for column in (self.ids, self.file, self.row))
+        return LastEvents(self.files, ids, file, row, self.active[which], self.events[which], self.as_of)
+
+
+_NONE = np.empty(0, np.int64)
+NOBODY = LastEvents((), _NONE, _NONE, _NONE, _NONE, _NONE, 0)
+"""No entity."""
 
 
 def last_events(
-    files: Sequence[Path], schema: Schema, owner: str, skip: Quarantine = NOTHING, own: Sequence[Path] = ()
+    files: Sequence[Path],
+    schema: Schema,
+    owner: str,
+    skip: Quarantine = NOTHING,
+    own: Mapping[Path, int] = MappingProxyType({}),
 ) -> LastEvents:
     """Find each user's (item's) last row in the files that is not skipped, and count its events; of equal times, or
     without any, the later row wins.
@@ -64,7 +80,8 @@ def last_events(
         schema: of the events.
         owner: `user` or `item`.
         skip: rows that are left out.
-        own: those of `files` whose rows are no events.
+        own: those of `files` whose rows are the entities' own and no events -> the time, ms, at which these were active
+            at the least: what their rows know of them may be older. 0: of the rows' own times.
 
     Raises:
         DataError: a file cannot be read, or an id or a time is missing or negative; naming file and row.
@@ -89,7 +106,8 @@ def last_events(
     row = chosen - starts[file]
     for index, path in enumerate(files):
         row[file == index] = places(row[file == index], skip.of(path))
-    return LastEvents(tuple(files), ids[chosen], file, row, counts[by_row], int(times.max()))
+    active = np.maximum(times[chosen], np.array([own.get(path, 0) for path in files])[file])
+    return LastEvents(tuple(files), ids[chosen], file, row, active, counts[by_row], int(times.max()))
 
 
 def read_rows(events: LastEvents, schema: Schema, owner: str, batch_size: int) -> Iterator[pa.Table]:

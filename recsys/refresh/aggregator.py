@@ -67,12 +67,14 @@ class Aggregator:
         activity: its companion, see `activity_series`.
         aggregation: how.
         day: the day's number, by any count of days that never changes.
-        as_of: end of the day, ms. What it starts from is the newest snapshot before: a day that is published again,
-            as a correction, starts where it started the first time.
+        as_of: of what is published, ms: the end of the day, or later.
+        before: what the day starts from is the newest snapshot before this time: a day that is published again, as a
+            correction, starts where it started the first time. None: `as_of`.
         space: of the day's vectors.
         rotation: float32 [D, D]; turns vectors of another space into this one (see align.py).
         fresh: start anew: carry nothing over.
         after_refused: start from the newest snapshot before even if it was refused, not from the newest that was not.
+        withdrawn: int64 [w], ascending: entities that leave the series; none of them may be one of the day's.
 
     Raises:
         SpaceMismatchError: the newest snapshot is of another space, and neither `rotation` nor `fresh` is given.
@@ -91,10 +93,13 @@ class Aggregator:
         rotation: Tensor | None = None,
         fresh: bool = False,
         after_refused: bool = False,
+        before: int | None = None,
+        withdrawn: Tensor | None = None,
     ) -> None:
         self.series, self.activity, self.aggregation = series, activity, aggregation
         self.day, self.as_of, self.space = day, as_of, space
-        self.previous = None if fresh else _newest(series, as_of - 1, after_refused)
+        self._withdrawn = torch.empty(0, dtype=torch.int64) if withdrawn is None else withdrawn
+        self.previous = None if fresh else _newest(series, (before or as_of) - 1, after_refused)
         """The snapshot that the day goes on from."""
         self.previous_activity = None
         if self.previous is not None:
@@ -157,12 +162,13 @@ class Aggregator:
 
     @cached_property
     def expired_ids(self) -> Tensor:
-        """Of the entities that the series has, those whose time to live ends unless they are active today; int64 [n],
-        ascending."""
+        """Of the entities that the series has, those that are withdrawn, and those whose time to live ends unless they
+        are active today; int64 [n], ascending."""
         gone = [torch.empty(0, dtype=torch.int64)]
         if self.previous_activity is not None:
             for batch in self.previous_activity.batches(_CHUNK):
-                gone.append(batch.ids[expired(batch.vectors[:, 0], self.day, self.aggregation.time_to_live_days)])
+                over = expired(batch.vectors[:, 0], self.day, self.aggregation.time_to_live_days)
+                gone.append(batch.ids[over | is_in(batch.ids, self._withdrawn)])
         return torch.cat(gone).sort().values
 
     def carried(self, without: Tensor) -> Iterator[Blended]:
@@ -209,7 +215,7 @@ class DayWriter:
         self.whole = aggregator.writes_whole(entities)
         """Whether all rows are written, or only what changes."""
         self.expired = 0
-        """After `finish`: entities that the series had and has no more."""
+        """After `finish`: entities that the series had and has no more, the withdrawn ones included."""
         self._seen: list[Tensor] = []
         self._finished = False
         self._writers = ExitStack()

@@ -24,11 +24,11 @@ class Embedded(NamedTuple):
 
     ids: Tensor  # int64 [n]
     vectors: Tensor  # float32 [n, D]
-    timestamps: Tensor  # int64 [n], ms: of the event that each vector is made of
+    timestamps: Tensor  # int64 [n], ms: when each entity was active, see `LastEvents.active`
     events: Tensor  # int64 [n]: how many the log has of each
 
     def days(self, utc_offset_hours: float) -> Tensor:  # int64 [n]
-        """The number of the day that each event is of, see recsys/dates.py."""
+        """The number of the day on which each was active, see recsys/dates.py."""
         return (self.timestamps + round(utc_offset_hours * HOUR_MS)) // DAY_MS
 
 
@@ -61,7 +61,7 @@ def embed(
     narrow = entity_schema(schema, owner)
     largest = -(-len(events) // world_size)
     tables = read_rows(mine, narrow, owner, batch_size)
-    spare = events.shard(0, len(events))
+    spare = events.shard(0, max(1, len(events)))
     for start in range(0, largest, batch_size):
         table = next(tables, None)
         if table is None:  # a rank that has run out joins in with a row that nobody keeps
@@ -71,8 +71,8 @@ def embed(
         vectors = (model.user_vector(batch) if owner == "user" else model.item_vector(batch)).float()
         ids = batch.user_ids if owner == "user" else batch.item_ids
         count = 0 if table is None else len(table)
-        counts = torch.from_numpy(mine.events[start : start + count])
-        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), batch.timestamps[:count].cpu(), counts)
+        active, counts = (torch.from_numpy(column[start : start + count]) for column in (mine.active, mine.events))
+        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), active, counts)
 
 
 def gather(parts: Sequence[Tensor], most: int, environment: Environment) -> list[Tensor] | None:

@@ -24,10 +24,11 @@ from recsys.data.strings import read_column
 from recsys.folders import upstream_folder
 from recsys.models.derm import DermOutput
 from recsys.models.losses import DermLoss
+from recsys.source import upstream_schema
 from recsys.stages import is_done, read_stages
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import process_group
-from recsys.upstream import count_positives, train_upstream, upstream_schema
+from recsys.upstream import count_positives, train_upstream
 from tests.recsys.refresh.example import CONFIG, LAST, SCHEMA, write_log
 
 BUY = Schema(

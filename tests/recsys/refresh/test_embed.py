@@ -76,7 +76,7 @@ def test_last_events_against_a_loop(
         users = ("users/*.parquet",) if entities else ()
         source = SourceConfig(schema="s", events=("events/*.parquet",), users=users)
         files, own = (of(root, source, "user") for of in (source_files, own_files))
-        found = last_events(files, schema, "user", own=own)
+        found = last_events(files, schema, "user", own=dict.fromkeys(own, 0))
         tables = list(read_rows(found, schema, "user", batch))
     everything = [(who, time * timed) for file in (*events, *entities) for who, time in file]
     last: dict[int, int] = {}
@@ -253,5 +253,6 @@ def test_entities_see_nothing_but_their_own_features(log: Path, tmp_path: Path, 
 
 
 def test_shards_of_fewer_entities_than_ranks() -> None:
-    events = LastEvents((), np.array([5, 6]), np.zeros(2, np.int64), np.arange(2), np.ones(2, np.int64), 0)
+    ones = np.ones(2, np.int64)
+    events = LastEvents((), np.array([5, 6]), np.zeros(2, np.int64), np.arange(2), ones, ones, 0)
     assert [events.shard(rank, 4).ids.tolist() for rank in range(4)] == [[], [5], [], [6]]
