@@ -43,7 +43,7 @@ def align_spaces(
             columns = gather(part, BATCH, environment)
             if table is None or columns is None:
                 continue
-            ids, vectors, _ = columns
+            ids, vectors, *_ = columns
             known, found = table.lookup(ids)
             old.append(known[found])
             new.append(vectors[found])

