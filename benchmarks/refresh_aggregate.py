@@ -81,7 +81,7 @@ def days(rows: int, options: Options, folder: Path) -> dict[str, float]:
             for start in range(0, rows, CHUNK):
                 before = time.perf_counter()
                 part = slice(start, start + CHUNK)
-                blended = aggregator.blend(ids[part], today[part], days[part])
+                blended = aggregator.blend(ids[part], today[part], days[part], days[part])
                 blending += time.perf_counter() - before
                 writer.append(blended)
         seconds = {"blend": blending, "day": time.perf_counter() - started}

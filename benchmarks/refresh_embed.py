@@ -22,14 +22,15 @@ from benchmarks.common import in_turn, print_record
 from recsys.config import UpstreamConfig
 from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
+from recsys.data.last_events import LastEvents, last_events, read_rows
 from recsys.data.schema import Schema, entity_schema
 from recsys.data.synthetic import prepare_synthetic
 from recsys.models.derm import DERM
 from recsys.recipes import synthetic
-from recsys.refresh.embed import LastEvents, embed, last_events, read_rows, source_files
+from recsys.refresh.embed import embed, source_files
+from recsys.source import upstream_schema
 from recsys.train.distributed import process_group
 from recsys.train.tables import draw_tables
-from recsys.upstream import upstream_schema
 
 BATCH = 4096
 
@@ -78,7 +79,8 @@ def main(options: Options) -> None:
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, process_group() as environment:
         data = Path(folder)
-        prepare_synthetic(data, users=options.users, items=options.items, events_per_day=options.events_per_day)
+        sizes = {"users": options.users, "items": options.items, "events_per_day": options.events_per_day}
+        prepare_synthetic(data, **sizes, past_days=0)
         schema = upstream_schema(upstream, data)
         model = model_of(upstream, schema)
         for owner in ("user", "item"):

@@ -29,11 +29,12 @@ from recsys.data.synthetic import prepare_synthetic
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask
 from recsys.recipes import synthetic
+from recsys.source import upstream_schema
 from recsys.study.environment import commit, hardware
 from recsys.train.distributed import current_environment
 from recsys.train.tables import draw_tables
 from recsys.train.trainer import fit
-from recsys.upstream import count_positives, upstream_schema
+from recsys.upstream import count_positives
 
 WARM_UP = 10
 

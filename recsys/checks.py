@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from recsys.config import ConfigError, RankerSettings, StudyConfig, UpstreamConfig
+from recsys.data.entities import check_rows, with_rows
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.scan import Part, join, judge, scan
 from recsys.data.schema import Schema, entity_schema
 from recsys.downstream.ranking import ranker_schema
-from recsys.refresh.days import find_day, require_times, window
+from recsys.refresh.arms import ENTITIES
+from recsys.refresh.days import find_day, find_days, require_times, window
+from recsys.source import upstream_schema
 from recsys.study.ablation import ablation_jobs
 from recsys.study.ways import study_job
-from recsys.upstream import upstream_schema
 
 SPLITS = ("train", "validation", "test")
 
@@ -90,6 +92,9 @@ def _check_days(upstream: UpstreamConfig, config: StudyConfig, there: Mapping[st
         rows = check_files(files, schema)
         if rows < config.ranks:
             raise ConfigError(f"day {day} has {rows} rows, less than one for each of {config.ranks} ranks: lower ranks")
+    for owner in ENTITIES:
+        for files in find_days(data, settings, f"{owner}s").values():
+            check_rows(with_rows(files), schema, owner, beside=source[:1])
     newest = _newest(upstream, schema, data)
     start, _ = window(settings, settings.first)
     if newest > start:

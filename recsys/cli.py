@@ -18,7 +18,9 @@ from recsys.refresh.errors import GateRefusedError
 
 
 def prepare(
-    dataset: Annotated[Literal["kuairand", "movielens-1m", "movielens-100k", "synthetic"], tyro.conf.Positional],
+    dataset: Annotated[
+        Literal["kuairand", "deskdrop", "movielens-1m", "movielens-100k", "synthetic"], tyro.conf.Positional
+    ],
     /,
     *,
     out: Path,
@@ -50,7 +52,7 @@ def run(
     A run that was stopped goes on where it was when the same command is given again.
 
     Args:
-        recipe: kuairand, movielens-1m, movielens-100k, synthetic, or the path of a TOML config.
+        recipe: kuairand, deskdrop, movielens-1m, movielens-100k, synthetic, or the path of a TOML config.
         data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
         out: Folder of the run: store, checkpoints, report.json, report.html.
         set_: Change one value of the config, `path=value`; may be repeated: --set upstreams.ctr.training.epochs=1
@@ -175,6 +177,25 @@ def refresh(
         raise GateRefusedError(f"published, but not tagged: {'; '.join(reasons)}")
 
 
+def embed(*, config: Path, rows: Path, owner: Literal["user", "item"], data: Path, out: Path) -> None:
+    """Embed rows of users or items between two cycles: new ones have their vector, withdrawn ones lose it, in seconds.
+
+    Publishes both series as deltas and moves the tag if it stood on the versions before. The same command again does
+    nothing, or completes what was stopped; the next cycle embeds the rows once more, with its own model.
+
+    Args:
+        config: The refresh's TOML config (recsys/config/refresh.py).
+        rows: Parquet file with one row an entity: its id, its features, the time column, as the source's `items` have.
+        owner: Whose rows these are.
+        data: Folder of the prepared data.
+        out: Folder of the run.
+    """
+    settings = RefreshConfig.load(config)
+    from recsys.refresh.on_demand import embed_rows
+
+    embed_rows(settings, rows, owner, data, out)
+
+
 def daily(
     recipe: Annotated[str, tyro.conf.Positional],
     /,
@@ -189,7 +210,8 @@ def daily(
     Stopped, it goes on where it was when the same command is given again. Exit code 3: a gate refused a tag.
 
     Args:
-        recipe: kuairand, synthetic, synthetic-small, or the path of a TOML config with [refresh.days] and [spans].
+        recipe: kuairand, deskdrop, synthetic, synthetic-small, or the path of a TOML config with [refresh.days] and
+            [spans].
         data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
         out: Folder of the run: store, checkpoints, daily.json, daily.html.
         follow: Wait for days that are not there yet, until the last one is.
@@ -244,7 +266,7 @@ def report(*, out: Path) -> None:
 
 def main() -> None:
     """Entry point. Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3."""
-    commands = {f.__name__: f for f in (demo, run, daily, tune, prepare, report, upstream, refresh, downstream)}
+    commands = {f.__name__: f for f in (demo, run, daily, tune, prepare, report, upstream, refresh, embed, downstream)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from recsys.config import (
     TrainConfig,
     UpstreamConfig,
 )
+from recsys.data.deskdrop import NEGATIVES, prepare_deskdrop
 from recsys.data.errors import DataError
 from recsys.data.kuairand import prepare_kuairand
 from recsys.data.movielens import prepare_movielens_1m, prepare_movielens_100k
@@ -103,6 +104,38 @@ def kuairand() -> StudyConfig:
         ),
         rankers=ranking("*"),
         fragment=ranking("tab=1"),
+        retrieval=RetrievalConfig(upstream="ctr"),
+    )
+
+
+def deskdrop() -> StudyConfig:
+    """Deskdrop: upstreams on March to July 2016, rankers on the four months after, tested on the last six weeks."""
+    source = SourceConfig(schema="views/schema.toml", events=("views/events/2016-0[3-7]-*/*.parquet",))
+    features = (
+        "user_id user_views user_likes item_id article_views article_likes article_views_3h article_views_24h "
+        "article_views_48h article_age_hours country hour weekday"
+    )
+    days = "views/events/2016-{}/*.parquet"
+    return StudyConfig(
+        name="Deskdrop",
+        note="A company's real feed of articles, most of which live for days. The log has no impressions: ctr tells a "
+        f"user's first view of an article from {NEGATIVES} articles that others viewed in the hours around it and this "
+        "user never did, so its calibration means nothing outside this table; cvr = like within the session given a "
+        "view. Upstreams learned from March - July 2016, rankers from August and September without the histories, "
+        "tuned on 1-15 October and tested once on 16 October - 30 November (days of UTC-3).",
+        upstreams=(
+            UpstreamConfig(name="ctr", source=source, tasks=("view",)),
+            UpstreamConfig(name="cvr", source=source, tasks=("like", "view"), training=TrainConfig(seed=1)),
+        ),
+        rankers=RankerSettings(
+            schema="views/schema.toml",
+            train=(days.format("0[89]-*"),),
+            validation=(days.format("10-0*"), days.format("10-1[0-5]")),
+            test=(days.format("10-1[6-9]"), days.format("10-[23]*"), days.format("11-*")),
+            tasks={"ctr": "view", "cvr": "like"},
+            features=tuple(features.split()),
+            publish_delay_ms=0,
+        ),
         retrieval=RetrievalConfig(upstream="ctr"),
     )
 
@@ -192,9 +225,10 @@ def synthetic() -> StudyConfig:
 
     return StudyConfig(
         name="Synthetic market",
-        note="SYNTHETIC data with planted user and item factors. The upstreams learned from the first seven days on "
-        "both surfaces, with the users' histories; the rankers train on the days after, without the histories and "
-        "without the counts of clicks per category and brand.",
+        note="SYNTHETIC data with planted user and item factors. Users' taste for categories and brands shows in the "
+        "histories of a month, which the rankers lack; one click in forty converts; one item in fourteen is replaced "
+        "each day. The upstreams learned from the first seven days on both surfaces, the rankers from four days after "
+        "them, tuned on the next and tested once on the last four.",
         upstreams=(
             UpstreamConfig(
                 name="ctr",
@@ -268,6 +302,40 @@ def kuairand_daily() -> StudyConfig:
     )
 
 
+def deskdrop_daily() -> StudyConfig:
+    """Deskdrop day by day: the ctr upstream learned until August and goes on; the test is that of `deskdrop`."""
+    config = deskdrop()
+    first = config.upstreams[0]
+    source = replace(first.source, events=("views/events/2016-0[3-8]-*/*.parquet",))
+    return replace(
+        config,
+        name="Deskdrop, day by day",
+        note="A company's real feed of articles, most of which live for days; a view is told from "
+        f"{NEGATIVES} articles that others viewed in the hours around it and this user never did. The upstream learned "
+        "from March - August 2016 and goes on with each day (UTC-3). Rankers lack the histories; they were trained on "
+        "September, tuned on 1-15 October and tested once on 16 October - 30 November, and read the vectors as of each "
+        "event's own time.",
+        upstreams=(replace(first, source=source),),
+        rankers=replace(config.rankers, tasks={"ctr": "view"}, publish_delay_ms=PUBLISH_DELAY_MS),
+        retrieval=None,
+        refresh=RefreshSettings(
+            days=DaysConfig(
+                events="views/events/{day}/*.parquet",
+                utc_offset_hours=-3,
+                first="2016-09-01",
+                last="2016-11-30",
+            ),
+            study=True,
+        ),
+        spans=SpansConfig(
+            train=("2016-09-01", "2016-09-30"),
+            validation=("2016-10-01", "2016-10-15"),
+            test=("2016-10-16", "2016-11-30"),
+        ),
+        ranks=1,  # a quiet Saturday has a single row
+    )
+
+
 def synthetic_daily() -> StudyConfig:
     """Thirty days of the synthetic market, whose users' tastes drift faster than the demo's."""
     config = synthetic()
@@ -276,9 +344,9 @@ def synthetic_daily() -> StudyConfig:
         name="Synthetic market, day by day",
         note="SYNTHETIC data with planted user and item factors that drift: after a week the cosine between a user's "
         "factors and the old ones is 0.87. The upstream learned from the first seven days and goes on with each day "
-        "after them. Rankers have neither the histories nor the counts of clicks per category and brand; they were "
-        "trained on days 8 to 24, tuned on days 25 and 26 and tested once on the last four, and read the vectors as "
-        "of each event's own time.",
+        "after them. Each day one item in fourteen is replaced. Rankers lack the histories; they were trained on days "
+        "8 to 24, tuned on days 25 and 26 and tested once on the last four, and read the vectors as of each event's "
+        "own time.",
         upstreams=config.upstreams[:1],
         rankers=replace(config.rankers, tasks={"ctr": "click"}, publish_delay_ms=PUBLISH_DELAY_MS),
         fragment=None,
@@ -327,10 +395,11 @@ def synthetic_daily_small() -> StudyConfig:
 
 RECIPES: dict[str, Recipe] = {
     "kuairand": Recipe(kuairand, prepare_kuairand),
+    "deskdrop": Recipe(deskdrop, prepare_deskdrop),
     "movielens-1m": Recipe(movielens_1m, prepare_movielens_1m),
     "movielens-100k": Recipe(movielens_100k, prepare_movielens_100k),
     "synthetic": Recipe(synthetic, lambda _, out: prepare_synthetic(out), needs_source=False),
-    "demo": Recipe(demo, lambda _, out: prepare_synthetic(out), needs_source=False),
+    "demo": Recipe(demo, lambda _, out: prepare_synthetic(out, events_per_day=12_000), needs_source=False),
     "synthetic-small": Recipe(
         synthetic_small,
         lambda _, out: prepare_synthetic(out, users=600, items=200, events_per_day=2000),
@@ -341,6 +410,7 @@ RECIPES: dict[str, Recipe] = {
 
 DAILY: dict[str, Recipe] = {
     "kuairand": Recipe(kuairand_daily, prepare_kuairand),
+    "deskdrop": Recipe(deskdrop_daily, prepare_deskdrop),
     "synthetic": Recipe(
         synthetic_daily,
         lambda _, out: prepare_synthetic(out, days=30, events_per_day=15_000, drift=0.2),

@@ -1,6 +1,7 @@
 """What is wrong with rows is found before work is lost on them: `OUT/quarantine/<name>.json` lists, part by part,
 
-of                what was read: identities of the files, what of the schema decides, the day that events must be of
+of                what was read: identities of the files, what of the schema decides, the day that rows must be of, the
+                  ids that must be distinct
 rows, newest      file -> how many rows it has; and the time of the newest readable one, ms
 quarantined       the rows that no reader sees: file, row, column, problem
 read_as_0         feature -> how many of its values are null or NaN
@@ -19,11 +20,11 @@ from typing import Any
 import torch.distributed as dist
 
 from recsys.atomic import write_json
-from recsys.data.scan import BadRow, Findings, Part, join, judge, scan
+from recsys.data.scan import BadRow, Findings, Part, join, judge, scan, without_repeats
 from recsys.identity import identify_files
 from recsys.train.distributed import Environment, broadcast
 
-_WITHOUT_EFFECT = ("outcomes", "max_bad_rows")
+_WITHOUT_EFFECT = ("outcomes", "withdrawn", "max_bad_rows")
 """What of a schema does not decide which rows can be read."""
 _NAMED = 5
 """Features that the line in the terminal names."""
@@ -79,16 +80,22 @@ def read_as_0(found: Findings) -> dict[str, int]:
 def _scan(part: Part, environment: Environment | None) -> Findings:
     """What all ranks find, each in its share of the files."""
     if environment is None or environment.world_size == 1:
-        return scan(part)
+        return without_repeats(part, scan(part))
     shares: list[Any] = [None] * environment.world_size
     dist.all_gather_object(shares, scan(part, environment.rank, environment.world_size))
     whole, order = join(shares), {file: number for number, file in enumerate(part.files)}
-    return replace(whole, bad=tuple(sorted(whole.bad, key=lambda bad: (order[bad.file], bad.row))))
+    whole = replace(whole, bad=tuple(sorted(whole.bad, key=lambda bad: (order[bad.file], bad.row))))
+    return without_repeats(part, whole)
 
 
 def _identify(part: Part, root: Path) -> dict[str, Any]:
     schema = {key: value for key, value in asdict(part.schema).items() if key not in _WITHOUT_EFFECT}
-    return {"files": identify_files(part.files, root), "schema": schema, "window": part.window}
+    return {
+        "files": identify_files(part.files, root),
+        "schema": schema,
+        "window": part.window,
+        "distinct": part.distinct,
+    }
 
 
 def _load(path: Path, of: Sequence[Mapping[str, Any]], root: Path) -> list[Findings] | None:

@@ -11,22 +11,26 @@ import torch
 
 from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
+from recsys.data.entities import entity_parts
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
+from recsys.data.last_events import last_events
+from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
-from recsys.data.schema import Schema, entity_schema
+from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.screening import screen
+from recsys.source import upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.trainer import TrainResult, fit
 
-_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.max_bad_rows")
+_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.withdrawn", "schema.max_bad_rows")
 """What may change while a model is trained."""
 _SCAN_ROWS = 65_536
 """Rows of ids and labels that are read at once."""
@@ -50,7 +54,11 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
     ):
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
-        result = train_on(files, schema, upstream, training, environment, skip=skip, data=data, out=folder, title=title)
+        drawn = bool(upstream.source.items) and upstream.loss.uniform_negatives > 0
+        items = find_files(data, upstream.source.items) if drawn else []
+        result = train_on(
+            files, schema, upstream, training, environment, items=items, skip=skip, data=data, out=folder, title=title
+        )
         if environment.is_main:
             record = {"steps": result.steps, "input_wait_fraction": result.input_wait_fraction}
             write_json(folder / "result.json", record)
@@ -64,7 +72,7 @@ def screen_source(
     parts = [Part(files=find_files(data, source.events), schema=schema)]
     for owner, patterns in (("user", source.users), ("item", source.items)):
         if patterns:
-            parts.append(Part(files=find_files(data, patterns), schema=entity_schema(schema, owner)))
+            parts += entity_parts(find_files(data, patterns), schema, owner)
     return screen(out, f"upstream-{upstream.name}", parts, data, environment)
 
 
@@ -79,6 +87,7 @@ def train_on(
     out: Path,
     title: str | None,
     start: Path | None = None,
+    items: Sequence[Path] = (),
     skip: Quarantine = NOTHING,
 ) -> TrainResult:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
@@ -87,7 +96,7 @@ def train_on(
 
     Args:
         files: events, in time order.
-        schema: from `upstream_schema`.
+        schema: from `recsys.source.upstream_schema`.
         upstream: network and loss.
         training: the run; `upstream.training`, or other passes over the events.
         environment: this rank.
@@ -95,11 +104,19 @@ def train_on(
         out: folder of the run's checkpoints and figures.
         title: name of the run in the terminal; None: quiet.
         start: the checkpoint to begin with: model and optimizer.
+        items: items' own rows, of which, and of the events, the last ones are what `loss.uniform_negatives` draws from.
         skip: rows that are left out.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
+    frequencies = _frequencies(files, schema, upstream, skip, started=start is not None)
+    if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
+        print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
+    negatives, count = None, upstream.loss.uniform_negatives
+    if frequencies is not None and count:
+        last = last_events([*files, *items], schema, "item", skip)
+        negatives = UniformNegatives(last, schema, count, seed=training.seed, rank=environment.rank)
     stream = EventStream(
         files,
         schema,
@@ -109,16 +126,15 @@ def train_on(
         shuffle_batches=training.shuffle_batches,
         seed=training.seed,
         epochs=training.epochs,
+        transform=negatives,
         skip=skip,
     )
     tasks = [label.name for label in schema.labels]
     torch.manual_seed(training.seed)
-    frequencies = _frequencies(files, schema, upstream, skip, started=start is not None)
-    if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
-        print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
-    task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
+    model = DERM(schema, upstream.model, tasks)
+    task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
     identity = {
-        "files": identify_files(files, data),
+        "files": identify_files([*files, *items], data),
         "config": _identify_config(schema, upstream, training),
         "quarantine": {path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()},
     }
@@ -130,19 +146,6 @@ def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainCo
     settings = {"model": asdict(upstream.model), "loss": asdict(upstream.loss), "training": asdict(training)}
     config = flatten({"schema": asdict(schema), **settings})
     return {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
-
-
-def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:
-    """The source's schema, narrowed to the features and tasks the upstream uses.
-
-    Raises:
-        SchemaError: the file is not a schema, or lacks a feature or label that the config names.
-        DataError: there is no such file.
-    """
-    path = data / upstream.source.schema
-    if not path.is_file():
-        raise DataError(f"{path}: no such schema; correct source.schema of upstream {upstream.name!r}, or --data")
-    return Schema.load(path).select(features=upstream.features or None, labels=upstream.tasks or None)
 
 
 def _frequencies(

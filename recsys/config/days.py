@@ -10,7 +10,7 @@ from recsys.config.rules import require
 from recsys.dates import dates, is_date
 
 DAY = "{day}"
-"""What stands for the day in `DaysConfig.events`."""
+"""What stands for the day in a pattern of `DaysConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,12 @@ class DaysConfig:
     events: str
     """Glob pattern of one day's Parquet files; `{day}` stands for the ISO date: `market/events/{day}/*/*.parquet`. A
     day exists when files match. Names that begin with a dot or an underscore are not looked at."""
+    users: str = ""
+    """The same for rows of users: of each that is new or has changed one row, as in the source's `users`, of no time
+    after the day. Each gets a vector in the day's cycle, with events or without. They wait for the next day that has
+    events where their own has none."""
+    items: str = ""
+    """The same for items."""
     utc_offset_hours: float = 0.0
     """When a day begins and ends: its events are of [00:00, 24:00) in the time zone this many hours before UTC."""
     first: str
@@ -32,8 +38,13 @@ class DaysConfig:
     """Rows a rank and step when training on a day; 0: the upstream's own. Of a day that has fewer, all are one step."""
 
     def __post_init__(self) -> None:
-        inside = not Path(self.events).is_absolute() and DAY in self.events
-        require(inside, f"events is {self.events!r}; give a pattern relative to the data folder, with {DAY} in it")
+        for name in ("events", "users", "items"):
+            given = getattr(self, name)
+            inside = not Path(given).is_absolute() and DAY in given
+            require(
+                inside or (name != "events" and not given),
+                f"{name} is {given!r}; give a pattern relative to the data folder, with {DAY} in it",
+            )
         require(
             -14 <= self.utc_offset_hours <= 14, f"utc_offset_hours is {self.utc_offset_hours}; use hours from -14 to 14"
         )
@@ -44,9 +55,9 @@ class DaysConfig:
         require(self.epochs > 0, f"epochs is {self.epochs}; use 1 or more")
         require(self.batch_size >= 0, f"batch_size is {self.batch_size}; use 1 or more, or 0: the upstream's own")
 
-    def pattern(self, day: str) -> str:
-        """Glob pattern of this day's files, relative to the data folder."""
-        return self.events.replace(DAY, day)
+    def pattern(self, day: str, what: str = "events") -> str:
+        """Glob pattern of this day's files, relative to the data folder: of its `events`, `users` or `items`."""
+        return getattr(self, what).replace(DAY, day)
 
     def until(self, day: str) -> Iterator[str]:
         """Every day from `first` to this one."""

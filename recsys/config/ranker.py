@@ -23,16 +23,19 @@ class NetworkConfig:
     """Widths of the top MLP."""
     dropout: float = 0.1
     """Dropout in the top MLP."""
-    entity_dropout: float = 0.0
-    """Probability with which a training row loses one series' vector, as if the entity were new."""
+    vector_dropout: float = 0.3
+    """Dropout of what the ranker makes of the vectors, in front of the layer that starts at zero."""
+    entity_dropout: float | None = None
+    """Probability with which a training row loses one series' vector, as if the entity were new. Left out: the first
+    seed of every arm is trained without and with, the validation files choose, and the other seeds follow it."""
 
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "projection_dim"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
         require(self.embedding_dim % 4 == 0, f"embedding_dim is {self.embedding_dim}; tables need a multiple of 4")
         require(all(width > 0 for width in self.hidden), f"hidden is {self.hidden}; use widths of 1 or more")
-        for name in ("dropout", "entity_dropout"):
-            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; use 0 <= p < 1")
+        for name in ("dropout", "vector_dropout", "entity_dropout"):
+            require(0 <= (getattr(self, name) or 0) < 1, f"{name} is {getattr(self, name)}; use 0 <= p < 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,10 +84,14 @@ class LossConfig:
     """Factor of the contrastive term; the paper reports a plain sum (1.0). 0 turns it off."""
     temperature: float = 0.1
     """tau in softmax(u.p / tau - log Q(p)); our choice, the paper names none."""
+    uniform_negatives: int = 0
+    """Items that every rank draws uniformly from all of the source's (a day's) for every step, as candidates beside the
+    items of the batches' positives (Yang et al. 2020); 0: none."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"temperature is {self.temperature}; use more than 0")
         require(self.contrastive_weight >= 0, f"contrastive_weight is {self.contrastive_weight}; use 0 or more")
+        require(self.uniform_negatives >= 0, f"uniform_negatives is {self.uniform_negatives}; use 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

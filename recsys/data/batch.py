@@ -14,7 +14,10 @@ from torchrec.streamable import Pipelineable
 
 @dataclass
 class Batch(Pipelineable):
-    """B events. Every tensor has B in its first dimension, but for `sparse`, which is jagged."""
+    """B events. Every tensor has B in its first dimension, but for `sparse`, which is jagged.
+
+    Behind them may lie N items that nobody met, for the contrastive loss: see `negatives`.
+    """
 
     dense: dict[str, Tensor]
     """owner -> float32 [B, W]: that owner's `dense` and `vector` features side by side, in schema order. Missing: 0."""
@@ -27,6 +30,12 @@ class Batch(Pipelineable):
     timestamps: Tensor  # int64 [B], ms; 0 in a log without event times
     vectors: Tensor | None = None  # float32 [B, V]: store vectors of the series a ranker reads, side by side
     found: Tensor | None = None  # bool [B, S]: whether series s had a vector for the row's entity
+    feed: Tensor | None = None  # float32 [B, S, 2]: how old it is and how many events it is made of, see StoreFeatures
+    negatives: Tensor | None = None
+    """int64 [N]: ids of items whose features lie behind those of the events, in rows B to B + N of `dense["item"]` and
+    of every key of `sparse`; those of other owners are empty there, and nothing else has these rows. None: no items."""
+    position: int = 0
+    """Number of the batch in its stream, counted from 0 over all passes."""
 
     def __len__(self) -> int:
         return self.user_ids.shape[0]
@@ -55,4 +64,6 @@ class Batch(Pipelineable):
             timestamps=function(self.timestamps),
             vectors=None if self.vectors is None else function(self.vectors),
             found=None if self.found is None else function(self.found),
+            feed=None if self.feed is None else function(self.feed),
+            negatives=None if self.negatives is None else function(self.negatives),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -15,19 +15,22 @@ import pyarrow as pa
 from recsys.data.convert import to_batch
 from recsys.data.errors import ClockSkewError, DataError, RowError
 from recsys.data.files import RowGroup, read_footers
-from recsys.data.quarantine import Quarantine
+from recsys.data.quarantine import Quarantine, places
 from recsys.data.schema import Feature, Schema
-from recsys.data.stream import Piece, read_group
+from recsys.data.stream import EventStream, Piece, read_group
 from recsys.data.strings import ColumnReader
+
+_SCAN_ROWS = 65_536
+"""Rows of ids that are read at once."""
 
 
 class Window(NamedTuple):
-    """The day that events must be of."""
+    """The day that rows must be of."""
 
     day: str
     """ISO date."""
-    start: int
-    """Its first ms."""
+    start: int | None
+    """Its first ms; None: earlier rows will do too."""
     end: int
     """The first ms of the next day."""
 
@@ -39,7 +42,9 @@ class Part:
     files: Sequence[Path]
     schema: Schema
     window: Window | None = None
-    """Where given, an event of another time is bad."""
+    """Where given, a row of another time is bad."""
+    distinct: str = ""
+    """A column of ids: a row whose id was there before, in any of the files, is bad."""
 
 
 class BadRow(NamedTuple):
@@ -157,6 +162,34 @@ def judge(part: Part, found: Findings) -> None:
     )
 
 
+def without_repeats(part: Part, found: Findings) -> Findings:
+    """What all ranks found in a part, and as bad besides: every row but the first of an id that is to be distinct.
+
+    Where too many rows are bad already nothing is looked for.
+    """
+    if not part.distinct or len(found.bad) > allowed(part.schema.max_bad_rows, found.files.values()):
+        return found
+    facts = Schema(timestamp="", user_id=part.distinct, item_id=part.distinct)
+    stream = EventStream(part.files, facts, batch_size=_SCAN_ROWS, drop_last=False, skip=found.quarantine)
+    ids = np.concatenate([batch.user_ids.numpy() for batch in stream])
+    _, first, entity = np.unique(ids, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[entity] != np.arange(len(ids)))
+    starts = np.cumsum([0, *stream.file_rows])
+
+    def place(row: int) -> tuple[Path, int]:
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        file = part.files[number]
+        return file, int(places(np.array([row - starts[number]]), found.quarantine.of(file))[0])
+
+    bad = []
+    for row in again[: allowed(part.schema.max_bad_rows, found.files.values()) + 1].tolist():
+        (file, number), (before, at) = place(row), place(int(first[entity[row]]))
+        problem = f"id {ids[row]} is there twice, first in row {at} of {before}: deliver one row an entity"
+        bad.append(BadRow(file, number, part.distinct, problem, stray=False))
+    order = {file: number for number, file in enumerate(part.files)}
+    return replace(found, bad=tuple(sorted((*found.bad, *bad), key=lambda each: (order[each.file], each.row))))
+
+
 class _Scanner:
     """Collects what one rank finds."""
 
@@ -186,7 +219,7 @@ class _Scanner:
             return
         data = piece.data
         if self._window is not None:
-            of_day = (times >= self._window.start) & (times < self._window.end)
+            of_day = (times >= (self._window.start or 0)) & (times < self._window.end)
             if not of_day.all():
                 strays = np.flatnonzero(~of_day)
                 self._bad += [self._stray(piece, int(row), int(times[row]), self._window) for row in strays]
@@ -202,10 +235,12 @@ class _Scanner:
         return Findings(files, tuple(self._bad), missing, self._newest)
 
     def _stray(self, piece: Piece, row: int, time: int, window: Window) -> BadRow:
+        what, where = "event", f"outside the day {window.day} = [{window.start}, {window.end}) ms"
+        if window.start is None:
+            what, where = "row", f"after the day {window.day}, which ends at {window.end} ms"
         problem = (
-            f"the event is of {time} ms ({np.datetime64(time, 'ms')} UTC), outside the day {window.day} = "
-            f"[{window.start}, {window.end}) ms; correct the clock, deliver the event with its own day, or set "
-            "days.utc_offset_hours"
+            f"the {what} is of {time} ms ({np.datetime64(time, 'ms')} UTC), {where}; correct the clock, deliver the "
+            f"{what} with its own day, or set days.utc_offset_hours"
         )
         return BadRow(piece.file, piece.row + row, self._schema.timestamp, problem, stray=True)
 

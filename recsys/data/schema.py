@@ -113,6 +113,9 @@ class Schema:
     """The user's 64-bit id."""
     item_id: str = "item_id"
     """The item's 64-bit id."""
+    withdrawn: str = ""
+    """A 0 / 1 column of entity rows (the source's and the days' `users` and `items`): 1 takes the entity out of the
+    snapshots, whatever its events, until a row says 0. Rows of users may lack it. Empty: nobody is withdrawn."""
     max_bad_rows: float = 0.001
     """Share of each file's rows, rounded up, that may be unreadable: they are left out and told of. More of them in a
     day, a source or a split are refused. 0: a single one is."""
@@ -128,6 +131,12 @@ class Schema:
         _require(not leaks, f"features {leaks} are labels or outcomes, known only after the event: remove them")
         _require(
             self.timestamp not in names, f"feature {self.timestamp!r} is the event time: derive hour or day from it"
+        )
+        taken = {self.timestamp, self.user_id, self.item_id, *names, *future} - {""}
+        _require(
+            self.withdrawn not in taken,
+            f"withdrawn is {self.withdrawn!r}, which is a feature, a label, an id or the time too: give it a column of "
+            "its own",
         )
         for column, other in ((self.user_id, "item"), (self.item_id, "user")):
             strays = [feature.name for feature in self.owned_by(other) if feature.name == column]
@@ -201,7 +210,7 @@ class Schema:
     def save(self, path: str | Path) -> None:
         """Write as TOML; only what differs from the defaults is written."""
         defaults = {f.name: f.default for f in fields(Schema)}
-        keys = ("timestamp", "user_id", "item_id", "max_bad_rows")
+        keys = ("timestamp", "user_id", "item_id", "withdrawn", "max_bad_rows")
         top = {key: value for key in keys if (value := getattr(self, key)) != defaults[key]}
         document: dict[str, Any] = {**top, **({"outcomes": list(self.outcomes)} if self.outcomes else {})}
         document["feature"] = [{k: v for k, v in asdict(f).items() if v not in ("", 0)} for f in self.features]

@@ -187,7 +187,8 @@ class EventStream:
                     order = self._rng(_BLOCKS, epoch, self._rank, block).permutation(rows)
                     table = _permuted(table, order)
                 for first in range(skipped * self._batch_size, rows, self._batch_size):
-                    yield self._convert(table.slice(first, self._batch_size), first, origins, order)
+                    number = epoch * self.steps_per_epoch + (start - self._first_row + first) // self._batch_size
+                    yield self._convert(table.slice(first, self._batch_size), first, origins, order, number)
                     buffer.fill(first + self._batch_size)
                 start, block, skipped = start + rows, block + 1, 0
 
@@ -197,13 +198,15 @@ class EventStream:
         first: int,
         origins: list[Origin],
         order: NDArray[np.int64] | None,
+        number: int,
     ) -> Batch:
-        """A batch of the rows that begin with row `first` of their block."""
+        """Batch `number`, of the rows that begin with row `first` of their block."""
         try:
             batch = to_batch(rows, self._schema)
         except RowError as error:
             row = first + error.row
             raise _located(error, origins, row if order is None else int(order[row])) from None
+        batch.position = number
         return batch if self._transform is None else self._transform(batch)
 
     def _pieces(self, epoch: int, start: int, end: int) -> Generator[Piece, None, None]:

@@ -3,9 +3,17 @@
     market/schema.toml
     market/events/<YYYY-MM-DD>/surface=<s>/part-0.parquet    one row an impression, sorted by time
     market/users/part-0.parquet, market/items/part-0.parquet one row an entity, as of the end of the upstream days
+    market/items/<YYYY-MM-DD>/part-0.parquet                 one row an item that is listed on a day after them
+    market/oracle/<YYYY-MM-DD>/part-0.parquet                what a user most likely clicks on a day after them
 
-Histories and counts use events of a strictly earlier time. The true probabilities are outcomes: a schema that lists one
-of them as a feature is refused.
+Histories and counts use events of a strictly earlier time, those of the days before the first among them: the log
+begins in the middle of users' lives, and what an upstream reads of a user goes back further than its rows do.
+
+An item is listed on the day before it goes on sale: the rows of `market/items` are of all that are on sale on the first
+day after the upstream's, a later day's are of those that are new on the day after it.
+
+The true probabilities are outcomes: a schema that lists one of them as a feature is refused. The oracle's files hold,
+for each user with a click on that day, the items on sale of the greatest expected number of clicks, best first.
 """
 
 from __future__ import annotations
@@ -33,21 +41,27 @@ from recsys.data.market import (
     SURFACES,
     Log,
     Population,
+    best_items,
     populate,
     simulate,
+    wander,
 )
 from recsys.data.schema import Feature, Label, Schema
 from recsys.dates import DAY_MS, HOUR_MS
 
 FOLDER = "market"
 """Folder of the market within the data folder."""
-DAYS = 14
+DAYS = 16
 """Days of events."""
+PAST_DAYS = 21
+"""Days before them, of which only the histories and counts tell."""
 UPSTREAM_DAYS = 7
 """Days 0 .. 6 train the upstreams; the downstream begins after them."""
 
 _USER_SALT, _ITEM_SALT = 1 << 40, 1 << 41
 _HISTORY_ROWS = 16_384
+_LISTED_BRANDS = 100
+_LISTED_BEST = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +73,9 @@ class MarketSplit:
     train: tuple[str, ...]
     """The days after them."""
     validation: tuple[str, ...]
-    """The third day from the end."""
+    """The day before those of the test."""
     test: tuple[str, ...]
-    """The last two days."""
+    """The later half of the days after the upstream's, the lesser one of an odd number."""
 
 
 def market_split(*, days: int = DAYS, upstream_days: int = UPSTREAM_DAYS, surface: int | None = None) -> MarketSplit:
@@ -81,11 +95,12 @@ def market_split(*, days: int = DAYS, upstream_days: int = UPSTREAM_DAYS, surfac
     _require(surface is None or 0 <= surface < SURFACES, f"surface is {surface}; use None or one below {SURFACES}")
     below = "*" if surface is None else f"surface={surface}"
     downstream = tuple(f"{FOLDER}/events/{_date(day)}/{below}/*.parquet" for day in range(upstream_days, days))
+    tested = (days - upstream_days) // 2
     return MarketSplit(
         upstream=tuple(f"{FOLDER}/events/{_date(day)}/*/*.parquet" for day in range(upstream_days)),
-        train=downstream[:-3],
-        validation=downstream[-3:-2],
-        test=downstream[-2:],
+        train=downstream[: -tested - 1],
+        validation=downstream[-tested - 1 : -tested],
+        test=downstream[-tested:],
     )
 
 
@@ -100,8 +115,10 @@ def market_schema() -> Schema:
             Feature(name="user_interest", owner="user", kind="id", rows=CATEGORIES),
             Feature(name="user_impressions", owner="user", kind="dense"),
             Feature(name="user_clicks", owner="user", kind="dense"),
+            Feature(name="user_conversions", owner="user", kind="dense"),
             _history("clicked_items", max_length=30),
             _history("converted_items", max_length=20),
+            Feature(name="clicked_brands", owner="user", kind="ids", rows=BRANDS, max_length=_LISTED_BRANDS),
             Feature(name="item_id", owner="item", kind="id", rows=16_384),
             Feature(name="category", owner="item", kind="id", rows=CATEGORIES),
             Feature(name="brand", owner="item", kind="id", rows=BRANDS),
@@ -112,8 +129,7 @@ def market_schema() -> Schema:
             Feature(name="hour", owner="context", kind="id", rows=24),
             Feature(name="surface", owner="context", kind="id", rows=SURFACES),
             Feature(name="position", owner="context", kind="id", rows=POSITIONS),
-            Feature(name="user_category_clicks", owner="interaction", kind="dense"),
-            Feature(name="user_brand_clicks", owner="interaction", kind="dense"),
+            Feature(name="user_item_impressions", owner="interaction", kind="dense"),
         ),
         labels=(Label(name="click"), Label(name="conversion", valid="click")),
         outcomes=("oracle_click", "oracle_conversion"),
@@ -123,9 +139,10 @@ def market_schema() -> Schema:
 def prepare_synthetic(
     out: Path,
     *,
-    users: int = 3000,
+    users: int = 5000,
     items: int = 1000,
     days: int = DAYS,
+    past_days: int = PAST_DAYS,
     events_per_day: int = 20_000,
     upstream_days: int = UPSTREAM_DAYS,
     drift: float = DRIFT,
@@ -133,9 +150,9 @@ def prepare_synthetic(
 ) -> None:
     """Simulate a market and write it to `out/market`, replacing one that is there only when all is written.
 
-    About a quarter of the impressions are clicked and a quarter of the clicks convert: more than a real market shows,
-    so that two test days hold enough conversions for an interval. `drift` is how far users' tastes move in a day, see
-    `market.simulate`. Equal arguments give equal data.
+    About a fifth of the impressions are clicked, and one in forty clicks converts. `items` are on sale at a time, and
+    one in fourteen of them gives way to a new one each day. `drift` is how far users' tastes move in a day, see
+    `market.wander`. Equal arguments give equal data.
 
     Raises:
         ValueError: a size is too small to hold a market; the message names it.
@@ -145,6 +162,7 @@ def prepare_synthetic(
         ("users", users, 100),
         ("items", items, 100),
         ("days", days, 1),
+        ("past_days", past_days, 0),
         ("events_per_day", events_per_day, 1),
         ("upstream_days", upstream_days, 1),
         ("seed", seed, 0),
@@ -153,19 +171,35 @@ def prepare_synthetic(
     _require(upstream_days <= days, f"upstream_days is {upstream_days}; use at most days = {days}")
     _require(0 <= drift <= 1, f"drift is {drift}; use a step from 0 to 1")
     rng = np.random.default_rng(seed)
-    people = populate(users, items, days, rng)
-    log = Log.concatenate(list(simulate(people, days, events_per_day, rng, drift)))
-    columns = _Columns(people, log)
+    people = populate(users, items, days, rng, past_days)
+    minds = wander(people, past_days + days, rng, drift)
+    log = Log.concatenate(list(simulate(people, minds, events_per_day, rng, past_days)))
+    columns, day = _Columns(people, log), (log.time - DAY_ZERO_MS) // DAY_MS
     with replacing_folder(Path(out) / FOLDER) as folder:
         market_schema().save(folder / "schema.toml")
-        day = (log.time - DAY_ZERO_MS) // DAY_MS
         for date, surface in ((d, s) for d in range(days) for s in range(SURFACES)):
             rows = np.flatnonzero((day == date) & (log.surface == surface))
             if len(rows):  # a surface may be quiet on a day of few events
                 write_part(columns.events(rows), folder / "events" / _date(date) / f"surface={surface}")
-        end = DAY_ZERO_MS + upstream_days * DAY_MS
-        write_part(columns.users(np.flatnonzero(people.user_days[:, 0] < upstream_days), end), folder / "users")
-        write_part(columns.items(np.flatnonzero(people.item_days[:, 0] < upstream_days), end), folder / "items")
+        _write_entities(folder, columns, people, upstream_days, days)
+        for date in range(upstream_days, days):
+            clicking = np.unique(log.user[log.click & (day == date)])
+            best = best_items(people, minds[past_days + date], date, clicking, _LISTED_BEST)
+            write_part(columns.best(clicking, best), folder / "oracle" / _date(date))
+
+
+def _write_entities(folder: Path, columns: _Columns, people: Population, upstream_days: int, days: int) -> None:
+    """Users known and items on sale at the end of the upstream days, and the items listed on each day after them."""
+    end = DAY_ZERO_MS + upstream_days * DAY_MS
+    write_part(columns.users(np.flatnonzero(people.user_days[:, 0] < upstream_days), end), folder / "users")
+    arrives, leaves = people.item_days.T
+    on_sale = np.flatnonzero((arrives <= upstream_days) & (upstream_days < leaves))
+    write_part(columns.items(on_sale, end), folder / "items")
+    for date in range(upstream_days, days):
+        listed = np.flatnonzero(arrives == date + 1)
+        if len(listed):  # a day of a small market may see none
+            in_the_evening = DAY_ZERO_MS + (date + 1) * DAY_MS - 1
+            write_part(columns.items(listed, in_the_evening), folder / "items" / _date(date))
 
 
 class _Columns:
@@ -175,22 +209,19 @@ class _Columns:
         self._people, self._log = people, log
         self._user_ids = scramble(np.arange(len(people.user_taste)), _USER_SALT)
         self._item_ids = scramble(np.arange(len(people.item_taste)), _ITEM_SALT)
-        item_ids = self._item_ids[log.item]
-        category, brand = people.category[log.item], people.brand[log.item]
+        item_ids, brand = self._item_ids[log.item], people.brand[log.item].astype(np.int32)
         self._user_shown = PastEvents(log.user, log.time, item_ids)
         self._user_clicked = PastEvents(log.user, log.time, item_ids, log.click)
         self._user_converted = PastEvents(log.user, log.time, item_ids, log.conversion)
         self._item_shown = PastEvents(log.item, log.time, item_ids)
         self._item_clicked = PastEvents(log.item, log.time, item_ids, log.click)
-        self._category_clicked = PastEvents(log.user * CATEGORIES + category, log.time, item_ids, log.click)
-        self._brand_clicked = PastEvents(log.user * BRANDS + brand, log.time, item_ids, log.click)
+        self._brand_of_clicked = PastEvents(log.user, log.time, brand, log.click)
+        self._pair_shown = PastEvents(self._pair(log.user, log.item), log.time, item_ids)
 
     def events(self, rows: NDArray[np.int64]) -> pa.Table:
         """One row an impression: features, labels and the oracle's probabilities."""
-        people, log = self._people, self._log
+        log = self._log
         user, item, time = log.user[rows], log.item[rows], log.time[rows]
-        on_category = self._category_clicked.count_before(user * CATEGORIES + people.category[item], time)
-        on_brand = self._brand_clicked.count_before(user * BRANDS + people.brand[item], time)
         return pa.table(
             {
                 "timestamp": time,
@@ -199,8 +230,7 @@ class _Columns:
                 "hour": (time % DAY_MS // HOUR_MS).astype(np.int32),
                 "surface": log.surface[rows].astype(np.int32),
                 "position": log.position[rows].astype(np.int32),
-                "user_category_clicks": on_category.astype(np.float32),
-                "user_brand_clicks": on_brand.astype(np.float32),
+                "user_item_impressions": self._pair_shown.count_before(self._pair(user, item), time).astype(np.float32),
                 "click": log.click[rows].astype(np.int8),
                 "conversion": log.conversion[rows].astype(np.int8),
                 "oracle_click": log.oracle_click[rows].astype(np.float32),
@@ -218,6 +248,15 @@ class _Columns:
         time = np.full(len(item), as_of)
         return pa.table({"timestamp": time, **self._of_items(item, time)})
 
+    def best(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> pa.Table:
+        """One row a user with the ids of its row of `item` [N, k], in their order."""
+        offsets = np.arange(len(user) + 1, dtype=np.int32) * item.shape[1]
+        items = pa.ListArray.from_arrays(pa.array(offsets), pa.array(self._item_ids[item].reshape(-1)))
+        return pa.table({"user_id": self._user_ids[user], "items": items})
+
+    def _pair(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.int64]:
+        return user * len(self._item_ids) + item
+
     def _of_users(self, user: NDArray[np.int64], time: NDArray[np.int64]) -> dict[str, object]:
         people = self._people
         clicked, clicked_time = self._user_clicked.before(user, time, max_length=30).to_arrow()
@@ -230,10 +269,12 @@ class _Columns:
             "user_interest": people.interest[user].astype(np.int32),
             "user_impressions": self._user_shown.count_before(user, time).astype(np.float32),
             "user_clicks": self._user_clicked.count_before(user, time).astype(np.float32),
+            "user_conversions": self._user_converted.count_before(user, time).astype(np.float32),
             "clicked_items": clicked,
             "clicked_items_time": clicked_time,
             "converted_items": converted,
             "converted_items_time": converted_time,
+            "clicked_brands": self._brand_of_clicked.before(user, time, _LISTED_BRANDS).to_arrow()[0],
         }
 
     def _of_items(self, item: NDArray[np.int64], time: NDArray[np.int64]) -> dict[str, object]:
@@ -246,7 +287,7 @@ class _Columns:
             "price": people.price[item].astype(np.float32),
             "item_impressions": self._item_shown.count_before(item, time).astype(np.float32),
             "item_clicks": self._item_clicked.count_before(item, time).astype(np.float32),
-            "item_age_days": ((time - born) / DAY_MS).astype(np.float32),
+            "item_age_days": np.maximum((time - born) / DAY_MS, 0).astype(np.float32),
         }
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from embedding_store import EmbeddingStore, PointInTime, Series, Snapshot
 from recsys.data.batch import Batch
 from recsys.data.errors import DataError
-from recsys.models.dlrm import SeriesSpec
+from recsys.dates import DAY_MS
+from recsys.models.dlrm import FEED, SeriesSpec
+from recsys.refresh.aggregator import ACTIVITY_DIM, activity_name
 
 OWNERS = ("user", "item")
 
@@ -27,6 +29,8 @@ class PointInTimeSeries:
     """An event sees a snapshot when `as_of + publish_delay_ms <= timestamp`."""
     once: bool = False
     """Read the first snapshot alone, as if nothing had been refreshed since."""
+    activity: Series | None = None
+    """Its companion, see recsys/refresh/aggregator.py; None: nothing is known of how its vectors were fed."""
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
@@ -36,6 +40,19 @@ class PointInTimeSeries:
     @cached_property
     def _history(self) -> PointInTime:
         return PointInTime(self.series.history(refused=False)[: 1 if self.once else None], self.series.dim)
+
+    @cached_property
+    def _fed(self) -> PointInTime | None:
+        self._history  # noqa: B018  what the companion knows of a version is published before it
+        return None if self.activity is None else PointInTime(self.activity.history(refused=False), ACTIVITY_DIM)
+
+    @cached_property
+    def _as_of(self) -> Tensor:
+        """Of each version, int64 [newest + 1]; 0 where there is none."""
+        times = torch.zeros(1 + max((x.version for x in self.snapshots), default=0), dtype=torch.int64)
+        for snapshot in self.snapshots:
+            times[snapshot.version] = snapshot.as_of
+        return times
 
     @cached_property
     def spec(self) -> SeriesSpec:
@@ -62,9 +79,24 @@ class PointInTimeSeries:
         vectors, found, _ = self._history.lookup(ids, timestamps, self.publish_delay_ms)
         return vectors, found
 
+    def join(
+        self,
+        ids: Tensor,  # int64 [B]
+        timestamps: Tensor,  # int64 [B], ms
+    ) -> tuple[Tensor, Tensor, Tensor]:  # float32 [B, D], bool [B], float32 [B, 2]
+        """What `lookup` gives, and the vectors' feed: days from the beginning of the entity's last active day to the
+        event, not below 0, and how many events the vector is made of; zeros where there is none."""
+        vectors, found, versions = self._history.lookup(ids, timestamps, self.publish_delay_ms)
+        if self._fed is None:
+            return vectors, found, torch.zeros(len(ids), FEED)
+        activity, known, _ = self._fed.lookup(ids, self._as_of[versions])  # as of the vectors' own time
+        age = (timestamps.double() / DAY_MS - activity[:, 0]).clamp(min=0).float()
+        feed = torch.stack([age, activity[:, 2]], dim=1)
+        return vectors, found, feed * (found & known).unsqueeze(1)
+
 
 class StoreFeatures:
-    """Adds `vectors` and `found` of several series to batches; used as the `transform` of an `EventStream`.
+    """Adds `vectors`, `found` and `feed` of several series to batches; used as the `transform` of an `EventStream`.
 
     Args:
         store: The embedding store.
@@ -80,16 +112,28 @@ class StoreFeatures:
     def __init__(
         self, store: EmbeddingStore, names: Sequence[str], publish_delay_ms: int = 0, *, once: bool = False
     ) -> None:
-        self.series = [PointInTimeSeries(store.series(name), publish_delay_ms, once) for name in names]
+        known = set(store.list())
+        self.series = [
+            PointInTimeSeries(
+                store.series(name),
+                publish_delay_ms,
+                once,
+                store.series(activity_name(name)) if activity_name(name) in known else None,
+            )
+            for name in names
+        ]
         self.specs = tuple(series.spec for series in self.series)
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with `vectors` float32 [B, V] and `found` bool [B, S], series side by side."""
+        """The batch with `vectors` float32 [B, V], `found` bool [B, S] and `feed` float32 [B, S, 2], series side by
+        side."""
         if not self.series:
             return batch
         results = [
-            series.lookup(batch.user_ids if spec.owner == "user" else batch.item_ids, batch.timestamps)
+            series.join(batch.user_ids if spec.owner == "user" else batch.item_ids, batch.timestamps)
             for series, spec in zip(self.series, self.specs, strict=True)
         ]
-        vectors = torch.cat([vectors for vectors, _ in results], dim=1)
-        return replace(batch, vectors=vectors, found=torch.stack([found for _, found in results], dim=1))
+        vectors, found, feed = zip(*results, strict=True)
+        return replace(
+            batch, vectors=torch.cat(vectors, dim=1), found=torch.stack(found, dim=1), feed=torch.stack(feed, dim=1)
+        )

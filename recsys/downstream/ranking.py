@@ -1,7 +1,10 @@
 """The ranker's job: train rankers that read the store's vectors, and keep what they predict.
 
-This is what `launchers/downstream.py` starts. Each trained ranker leaves one file of test predictions, so a run
-that was stopped goes on with the rankers that are missing.
+This is what `launchers/downstream.py` starts. Each trained ranker leaves one file of test predictions, beside what it
+came to on the validation rows, so a run that was stopped goes on with the rankers that are missing.
+
+The validation rows choose three things, the test rows none: the epoch, how many vectors are dropped while training
+(where the config leaves it open), and the recalibration that is applied to the predictions.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,7 @@ from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
+from recsys.downstream.validation import Validation, validate
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.folders import store_folder
 from recsys.models.dlrm import DLRM, RankerTask
@@ -35,7 +40,10 @@ from recsys.screening import screen
 from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.predict import predict
-from recsys.train.trainer import fit
+from recsys.train.trainer import TrainResult, fit
+
+ENTITY_DROPOUTS = (0.0, 0.3)
+"""Tried on the validation rows where `NetworkConfig.entity_dropout` is None."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,10 @@ class Ranker:
     def path(self, out: Path) -> Path:
         """Where its test predictions go."""
         return out / "downstream" / self.job / self.task / f"{self.arm}-{self.seed}.npz"
+
+    def validation(self, out: Path) -> Path:
+        """Where its figures on the validation rows go."""
+        return self.path(out).with_suffix(".json")
 
 
 def ranker_schema(rankers: RankerSettings, data: Path, labels: tuple[str, ...]) -> Schema:
@@ -93,7 +105,8 @@ def stage_name(config: RankerConfig) -> str:
 def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
     """Train every ranker of a job that has not left its predictions yet.
 
-    The rankers are many, small and independent: each rank of the job trains its share of them alone.
+    The rankers are many and small: each rank of the job trains its share of them alone, all seeds of an arm one after
+    the other, since the later ones take the entity dropout that the first one chose.
 
     Args:
         config: of the job.
@@ -109,7 +122,8 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
         skip = screen_splits(config, data, out).quarantine
         series = list(dict.fromkeys(name for ranker in rankers for name in ranker.series))
         _check_visible(series, config, data, out, skip)
-        for number, ranker in list(enumerate(rankers, start=1))[part::parts]:
+        arms = [list(seeds) for _, seeds in groupby(enumerate(rankers, start=1), key=lambda x: (x[1].task, x[1].arm))]
+        for number, ranker in (each for arm in arms[part::parts] for each in arm):
             if ranker.path(out).is_file():
                 continue
             score = train_ranker(ranker, config, data, out, environment, skip)
@@ -170,61 +184,97 @@ def train_ranker(
     environment: Environment,
     skip: Quarantine = NOTHING,
 ) -> float:
-    """Train one ranker, choose its epoch by validation NE, predict the test rows once and write them.
+    """Train one ranker, choose epoch and entity dropout by validation NE, recalibrate it on the validation rows,
+    predict the test rows once and write them.
 
     Returns:
-        the chosen epoch's validation NE.
+        its validation NE.
     """
     label = config.tasks[ranker.task]
+    features = StoreFeatures(
+        EmbeddingStore(store_folder(out)), ranker.series, config.publish_delay_ms, once=ranker.once
+    )
     schema = ranker_schema(config, data, (label,))
-    store = EmbeddingStore(store_folder(out))
-    features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once)
-    training = config.training
+    work = _Work(ranker.seed, label, schema, config, data, features, environment, skip)
+    results = {value: work.train(value) for value in entity_dropouts(ranker, config, out)}
+    tried = {value: min(result.scores) for value, result in results.items()}
+    chosen = min(tried, key=tried.__getitem__)
+    model = results[chosen].model
+    logits, labels, mask, _ = predict(model, work.stream(config.validation), environment)
+    found = validate(labels[mask].numpy(), logits[mask].numpy(), entity_dropout=chosen, tried=tried)
+    found.save(ranker.validation(out))
+    logits, labels, mask, users = predict(model, work.stream(config.test), environment)
+    recalibrated = torch.from_numpy(found.recalibration(logits[:, 0].numpy()).astype(np.float32))
+    write_predictions(ranker.path(out), recalibrated, labels[:, 0], mask[:, 0], users)
+    return found.ne
 
-    def stream(patterns: tuple[str, ...], *, epochs: int) -> EventStream:
-        training_rows = epochs > 0
+
+@dataclass(frozen=True)
+class _Work:
+    """What all trainings of one ranker share."""
+
+    seed: int
+    label: str
+    schema: Schema
+    config: RankerSettings
+    data: Path
+    features: StoreFeatures
+    environment: Environment
+    skip: Quarantine
+
+    def stream(self, patterns: tuple[str, ...], *, training: bool = False) -> EventStream:
+        """Rows of these files: in their order, or as they are trained on."""
+        settings = self.config.training
         return EventStream(
-            find_files(data, patterns),
-            schema,
-            batch_size=training.batch_size if training_rows else 4096,
-            shuffle_batches=training.shuffle_batches if training_rows else 0,
-            seed=ranker.seed,
-            epochs=max(1, epochs),
-            drop_last=training_rows,
-            transform=features,
-            skip=skip,
+            find_files(self.data, patterns),
+            self.schema,
+            batch_size=settings.batch_size if training else 4096,
+            shuffle_batches=settings.shuffle_batches if training else 0,
+            seed=self.seed,
+            epochs=settings.epochs if training else 1,
+            drop_last=training,
+            transform=self.features,
+            skip=self.skip,
         )
 
-    torch.manual_seed(ranker.seed)  # the same start for every arm: see DLRM
-    task = RankerTask(DLRM(schema, config.network, features.specs), label_index=0)
-    validation = stream(config.validation, epochs=0)
+    def train(self, entity_dropout: float) -> TrainResult:
+        """The model of the best epoch, and each epoch's validation NE."""
+        torch.manual_seed(self.seed)  # the same start for every arm: see DLRM
+        network = replace(self.config.network, entity_dropout=entity_dropout)
+        return fit(
+            RankerTask(DLRM(self.schema, network, self.features.specs), label_index=0),
+            self.stream(self.config.train, training=True),
+            replace(self.config.training, seed=self.seed),
+            self.environment,
+            tasks=(self.label,),
+            title=None,
+            after_epoch=self._validation_ne,
+        )
 
-    def validation_ne(model: nn.Module) -> float:
-        logits, labels, mask, _ = predict(model, validation, environment)
+    def _validation_ne(self, model: nn.Module) -> float:
+        logits, labels, mask, _ = predict(model, self.stream(self.config.validation), self.environment)
         score = normalized_entropy(labels[mask].numpy(), logits[mask].numpy())
         if math.isnan(score) and not logits.isnan().any():
             raise DataError(
-                f"the validation files {', '.join(config.validation)} do not hold both a 0 and a 1 of label "
-                f"{label!r}, so no epoch can be chosen by them: give more of them"
+                f"the validation files {', '.join(self.config.validation)} do not hold both a 0 and a 1 of label "
+                f"{self.label!r}, so no epoch can be chosen by them: give more of them"
             )
         return score
 
-    result = fit(
-        task,
-        stream(config.train, epochs=training.epochs),
-        replace(training, seed=ranker.seed),
-        environment,
-        tasks=(label,),
-        title=None,
-        after_epoch=validation_ne,
-    )
-    logits, labels, mask, users = predict(result.model, stream(config.test, epochs=0), environment)
-    write_predictions(ranker.path(out), logits[:, 0], labels[:, 0], mask[:, 0], users)
-    return min(result.scores)
+
+def entity_dropouts(ranker: Ranker, config: RankerSettings, out: Path) -> tuple[float, ...]:
+    """The values that a ranker is to be trained with: the config's; else what the first seed of its arm has chosen, or
+    all that there are to choose from."""
+    if not ranker.series or config.network.entity_dropout is not None:
+        return (config.network.entity_dropout or 0.0,)
+    first = replace(ranker, seed=config.seeds[0])
+    if ranker != first and first.path(out).is_file():
+        return (Validation.load(first.validation(out)).entity_dropout,)
+    return ENTITY_DROPOUTS
 
 
 def write_predictions(path: Path, logits: Tensor, labels: Tensor, mask: Tensor, users: Tensor) -> None:
-    """Keep a ranker's test predictions, all [N] in the files' order, whole or not at all."""
+    """Keep a ranker's recalibrated test predictions, all [N] in the files' order, whole or not at all."""
     with whole_file(path) as file:
         np.savez(file, logits=logits.numpy(), labels=labels.numpy(), mask=mask.numpy(), users=users.numpy())
 

@@ -31,7 +31,7 @@ class DermOutput(NamedTuple):
 
     logits: Tensor  # float [B, T], one column a task
     user: Tensor  # float32 [B, D], L2-normalised
-    item: Tensor  # float32 [B, D], L2-normalised
+    item: Tensor  # float32 [B + N, D], L2-normalised; the last N are the batch's negatives
 
 
 class DERM(nn.Module):
@@ -61,7 +61,7 @@ class DERM(nn.Module):
         self.interaction = InteractionTower(schema, config, len(tasks))
 
     def forward(self, batch: Batch) -> DermOutput:
-        """Logits [B, T] and both vectors [B, D] of a batch of events."""
+        """Logits [B, T], user vectors [B, D] and item vectors [B + N, D] of B events and N negatives."""
         user, item = self.user(batch), self.item(batch)
         return DermOutput(self.interaction(user, item, batch), user, item)
 
@@ -97,7 +97,7 @@ class EntityTower(nn.Module):
         self.backbone = DHEN(self.tokens.count, config)
         self.head = VectorHead(config)
 
-    def forward(self, batch: Batch) -> Tensor:  # [B, D]
+    def forward(self, batch: Batch) -> Tensor:  # [B, D], of items [B + N, D]
         return self.head(self.backbone(self.tokens(batch)))
 
 
@@ -124,7 +124,7 @@ class InteractionTower(nn.Module):
     def forward(
         self,
         user: Tensor,  # [B, D]
-        item: Tensor,  # [B, D]
+        item: Tensor,  # [B + N, D], the events' first
         batch: Batch,
     ) -> Tensor:  # [B, T]
         return self.pair(user, item, None if self.tokens is None else self.tokens(batch))
@@ -149,10 +149,10 @@ class PairNetwork(nn.Module):
     def forward(
         self,
         user: Tensor,  # [B, D]
-        item: Tensor,  # [B, D]
+        item: Tensor,  # [B + N, D], the events' first
         event: Tensor | None,  # [B, m, d]
     ) -> Tensor:  # [B, T]
-        user, item = user * self.scale, item * self.scale
+        user, item = user * self.scale, item[: user.shape[0]] * self.scale
         product = user * item
         tokens = [
             project(vector.unflatten(1, (self.out_tokens, -1)))

@@ -2,7 +2,8 @@
 
 The part that reads the store's vectors is built after everything else and meets the rest in one sum, in front of the
 top MLP's first activation. So the ranker without vectors is the same network, and under the same torch seed starts
-from the same parameters, as the ranker with any series: an ablation compares what the vectors add and nothing else.
+from the same parameters, as the ranker with any series; what the vectors add to the sum starts at zero, so that it
+starts as the same function too: an ablation compares what the vectors add and nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from recsys.models.losses import TaskOutput, supervised_loss
 from recsys.models.tokens import bag_collection, checked_dense, dense_widths, pooled_tokens
 
 _TABLE_INIT = 1e-2
+FEED = 2
+"""Figures of `Batch.feed` for each series."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +50,14 @@ class DLRM(nn.Module):
     """Bottom MLP on dense columns, own tables, pairwise dots, top MLP; logits [B].
 
     Beside the dots, the top MLP sees the embeddings themselves (ours: a stronger baseline). Of each series it sees the
-    projected vector, its dots with everything else, and whether it was found; of a user and an item series of one
-    space also the elementwise product of the raw vectors and its sum, their inner product (ours). Its tables are on
-    "meta" until `recsys.train.tables.draw_tables` draws them or a checkpoint is loaded.
+    projected vector, its dots with everything else, whether it was found, how old and how well fed it is; of a user
+    and an item series of one space also the elementwise product of the raw vectors and its sum, their inner product
+    (ours). Its tables are on "meta" until `recsys.train.tables.draw_tables` draws them or a checkpoint is loaded.
 
     Args:
         schema: features of every owner; labels are not used.
         config: widths and dropouts.
-        series: what `Batch.vectors` and `Batch.found` hold, in the order of their columns; both are ignored if empty.
+        series: what `Batch.vectors`, `found` and `feed` hold, in the order of their columns; all are ignored if empty.
 
     Raises:
         ValueError: no feature, a series twice, or a user and an item series of one space that differ in dimension.
@@ -75,7 +78,7 @@ class DLRM(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits, float32 [B]."""
         bags = None if self.bags is None else self.bags(batch.sparse)
-        return self.network(bags, batch.dense, batch.vectors, batch.found)
+        return self.network(bags, batch.dense, batch.vectors, batch.found, batch.feed)
 
 
 class RankerNetwork(nn.Module):
@@ -101,11 +104,12 @@ class RankerNetwork(nn.Module):
         dense: dict[str, Tensor],
         vectors: Tensor | None,  # float [B, V]
         found: Tensor | None,  # bool [B, S]
+        feed: Tensor | None,  # float [B, S, 2]
     ) -> Tensor:  # [B]
         fields = self._fields(bags, dense)
         hidden = self.first(torch.cat((fields.flatten(1), upper_pairs(fields)), dim=1))
         if self.vectors is not None:
-            hidden = hidden + self.vectors(fields, vectors, found)
+            hidden = hidden + self.vectors(fields, vectors, found, feed)
         return self.top(hidden).squeeze(1).float()
 
     def _fields(self, bags: KeyedTensor | None, dense: dict[str, Tensor]) -> Tensor:  # [B, n, e]
@@ -123,37 +127,43 @@ class VectorFeatures(nn.Module):
         super().__init__()
         self.dims = [x.dim for x in series]
         self.couples = _couples(series)
-        self.entity_dropout = config.entity_dropout
+        self.entity_dropout = config.entity_dropout or 0.0
         width, count = config.projection_dim, len(series)
         same = config.embedding_dim == width
         self.widen = nn.Identity() if same else nn.Linear(config.embedding_dim, width, bias=False)
         self.project = nn.ModuleList(nn.Linear(x.dim, width) for x in series)
         products = sum(self.dims[user] + 1 for user, _ in self.couples)
-        features = count * width + count * fields + _pair_count(count) + count + products
+        features = count * width + count * fields + _pair_count(count) + count + count * FEED + products
+        self.dropout = nn.Dropout(config.vector_dropout)
         self.first = nn.Linear(features, hidden, bias=False)
+        nn.init.zeros_(self.first.weight)
 
     def forward(
         self,
         fields: Tensor,  # [B, n, e]
         vectors: Tensor | None,  # float [B, V]
         found: Tensor | None,  # bool [B, S]
+        feed: Tensor | None,  # float [B, S, 2]
     ) -> Tensor:  # [B, H]
-        parts, found = self._split(vectors, found)
+        parts, found, feed = self._split(vectors, found, feed)
         projected = torch.stack([layer(x) for layer, x in zip(self.project, parts, strict=True)], dim=1)  # [B, S, w]
         dots = torch.bmm(projected, self.widen(fields).transpose(1, 2)).flatten(1)
-        features = [projected.flatten(1), upper_pairs(projected), dots, found.to(projected.dtype)]
+        known = [found.to(projected.dtype), torch.log1p(feed).flatten(1)]
+        features = [projected.flatten(1), upper_pairs(projected), dots, *known]
         for user, item in self.couples:
             product = parts[user] * parts[item]
             features += [product, product.sum(1, keepdim=True)]
-        return self.first(torch.cat(features, dim=1))
+        return self.first(self.dropout(torch.cat(features, dim=1)))
 
-    def _split(self, vectors: Tensor | None, found: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _split(
+        self, vectors: Tensor | None, found: Tensor | None, feed: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         total, count = sum(self.dims), len(self.dims)
-        if vectors is None or found is None or vectors.shape[1] != total or found.shape[1] != count:
-            shapes = [None if x is None else list(x.shape) for x in (vectors, found)]
+        shapes = [None if x is None else list(x.shape[1:]) for x in (vectors, found, feed)]
+        if vectors is None or found is None or feed is None or shapes != [[total], [count], [count, FEED]]:
             raise ValueError(
-                f"batch.vectors and batch.found are {shapes[0]} and {shapes[1]}, the ranker reads {count} series of "
-                f"dimensions {self.dims}: join those series, in that order, to the batch"
+                f"rows of batch.vectors, found and feed are {shapes[0]}, {shapes[1]} and {shapes[2]}, the ranker reads "
+                f"{count} series of dimensions {self.dims}: join those series, in that order, to the batch"
             )
         if self.training and self.entity_dropout:
             # A row loses one series, drawn evenly, with probability entity_dropout.
@@ -162,7 +172,8 @@ class VectorFeatures(nn.Module):
             found = found & ~lost
         kept = found.to(vectors.dtype).unbind(1)
         parts = vectors.split(self.dims, dim=1)
-        return tuple(x * keep.unsqueeze(1) for x, keep in zip(parts, kept, strict=True)), found
+        parts = tuple(x * keep.unsqueeze(1) for x, keep in zip(parts, kept, strict=True))
+        return parts, found, feed * found.unsqueeze(2)
 
 
 def upper_pairs(x: Tensor) -> Tensor:  # [B, n, w] -> [B, n (n - 1) / 2]

@@ -38,17 +38,23 @@ class DermTask(nn.Module):
         tasks: the labels of a batch, in the order of their columns, which is the order of the logits.
         frequencies: log Q of the items, counted over the rows with a positive contrastive label; None where there are
             none, or their weight is 0: nothing is contrasted.
+        items: how many the negatives of a batch are drawn from, where it has any.
 
     Raises:
         ConfigError: the contrastive label is not among the tasks.
     """
 
     def __init__(
-        self, model: nn.Module, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies | None
+        self,
+        model: nn.Module,
+        config: LossConfig,
+        tasks: Sequence[str],
+        frequencies: ItemFrequencies | None,
+        items: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = DermLoss(config, tasks, frequencies)
+        self.loss = DermLoss(config, tasks, frequencies, items)
 
     def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
         """Scalar loss of this rank's rows, and what to log."""
@@ -58,7 +64,9 @@ class DermTask(nn.Module):
 class DermLoss(nn.Module):
     """DermOutput and its batch -> (loss, TaskOutput); a leaf of the train pipeline's trace. See DermTask."""
 
-    def __init__(self, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies | None) -> None:
+    def __init__(
+        self, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies | None, items: int = 0
+    ) -> None:
         super().__init__()
         label = config.contrastive_label or tasks[0]
         if label not in tasks:
@@ -67,6 +75,7 @@ class DermLoss(nn.Module):
         self.tasks = tuple(tasks)
         self.contrasted = self.tasks.index(label)
         self.frequencies = frequencies
+        self.items = items
 
     def forward(self, output: DermOutput, batch: Batch) -> tuple[Tensor, TaskOutput]:
         logits = output.logits.float()
@@ -80,15 +89,19 @@ class DermLoss(nn.Module):
         loss = means.sum()
         if self.config.contrastive_weight and self.frequencies is not None:
             positive = (batch.labels[:, self.contrasted] > 0.5) & batch.label_mask[:, self.contrasted]
-            log_q = self.frequencies(batch.item_ids)
+            drawn = None
+            if batch.negatives is not None:
+                known = self.frequencies(batch.negatives, unseen=float("-inf"))
+                drawn = Drawn(output.item[len(batch) :], batch.negatives, known, self.items)
             contrastive = contrastive_loss(
                 output.user,
-                output.item,
+                output.item[: len(batch)],
                 batch.user_ids,
                 batch.item_ids,
                 positive,
-                log_q,
+                self.frequencies(batch.item_ids),
                 temperature=self.config.temperature,
+                drawn=drawn,
             )
             losses["contrastive"] = contrastive.detach()
             loss = loss + self.config.contrastive_weight * contrastive
@@ -114,38 +127,61 @@ def supervised_loss(
     return torch.where(mask, each, 0.0).sum(0) * _world_size(group) / counts.clamp(min=1)
 
 
+class Drawn(NamedTuple):
+    """N items that a rank has drawn uniformly, the same number on every rank."""
+
+    item: Tensor  # [N, D]
+    ids: Tensor  # int64 [N]
+    log_q: Tensor  # float [N], log of the probability that the item of a positive row is this one; -inf: never
+    items: int  # how many they were drawn from
+
+
 def contrastive_loss(
     user: Tensor,  # [B, D]
     item: Tensor,  # [B, D]
     user_ids: Tensor,  # int64 [B]
     item_ids: Tensor,  # int64 [B]
     positive: Tensor,  # bool [B], rows whose user chose their item
-    log_q: Tensor,  # float [B], log of the probability of sampling the row's item
+    log_q: Tensor,  # float [B], log of the probability that the item of a positive row is this row's
     *,
     temperature: float,
+    drawn: Drawn | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:  # float32 []
-    """This rank's part of the mean over positive rows of -log softmax(u.p / temperature - log_q), in-batch negatives.
+    """This rank's part of the mean over positive rows of -log softmax(u.p / temperature - log Q), mixed negatives.
 
-    The negatives of a row are the items of the positive rows of every rank in `group` (default: all ranks, where
-    torch.distributed runs), but for the items of the user's own positive rows. The mean is over the positive rows of
-    all ranks and the gradient flows through the gather: averaged over ranks, as DistributedDataParallel does, loss and
-    gradient are those of one rank with the whole batch. Every rank must call this, with the same B; a rank without
-    positives gets 0. papers.md sections 1 and 4.
+    The candidates of a row are the items of the C positive rows of every rank in `group` (default: all ranks, where
+    torch.distributed runs) and the M items that these have drawn, but for the items of the user's own positive rows.
+    Q is the mixture that they are samples of: C / (C + M) of `log_q`, the rest uniform. Without `drawn` there are
+    in-batch negatives alone, and log Q is `log_q`.
+
+    The mean is over the positive rows of all ranks and the gradient flows through the gather: averaged over ranks, as
+    DistributedDataParallel does, loss and gradient are those of one rank with the whole batch. Every rank must call
+    this, with the same B and N; a rank without positives gets 0. papers.md sections 1 and 4; the mixture is that of
+    Yang et al. 2020, "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations".
     """
     with torch.autocast(user.device.type, enabled=False):
-        candidates = _gather(item.float(), group)  # [W B, D]
+        size = user.shape[0]
+        if drawn is not None:
+            item, item_ids = torch.cat((item, drawn.item)), torch.cat((item_ids, drawn.ids))
+            log_q = torch.cat((log_q, drawn.log_q))
+        behind = item.shape[0] - size
+        candidates = _gather(item.float(), group)  # [W (B + N), D]
         # One exchange for what has no gradient: the bits of log_q travel as int64.
-        facts = torch.stack((user_ids, item_ids, log_q.double().view(torch.int64), positive.long()), dim=1)
-        users, items, log_q_bits, chosen = _gather(facts, group).unbind(1)
+        facts = (F.pad(user_ids, (0, behind)), item_ids, log_q.double().view(torch.int64), F.pad(positive, (0, behind)))
+        users, items, log_q_bits, chosen = _gather(torch.stack([x.long() for x in facts], dim=1), group).unbind(1)
         columns = chosen.nonzero().squeeze(1)  # [C]
+        extra = (torch.arange(len(users), device=users.device) % max(size + behind, 1) >= size).nonzero().squeeze(1)
+        every = torch.cat((columns, extra))  # [C + M]
         rows = positive.nonzero().squeeze(1)  # [P]
-        candidate_log_q = log_q_bits.contiguous().view(torch.float64)[columns].float()
-        queries, keys = user.float().index_select(0, rows), candidates.index_select(0, columns)
-        logits = queries @ keys.T / temperature - candidate_log_q  # [P, C]
-        first = _rank(group) * user.shape[0]
-        own = torch.searchsorted(columns, rows + first)  # [P]
-        known = _chosen_items(users[columns], items[columns], own).scatter(1, own.unsqueeze(1), False)
+        candidate_log_q = log_q_bits.contiguous().view(torch.float64)[every]
+        if drawn is not None:
+            share = len(columns) / max(len(every), 1)
+            candidate_log_q = (share * candidate_log_q.exp() + (1 - share) / drawn.items).log()
+        queries, keys = user.float().index_select(0, rows), candidates.index_select(0, every)
+        logits = queries @ keys.T / temperature - candidate_log_q.float()  # [P, C + M]
+        own = torch.searchsorted(columns, rows + _rank(group) * (size + behind))  # [P]
+        known = _chosen_items(users[columns], items[every], own).scatter(1, own.unsqueeze(1), False)
         logits = logits.masked_fill(known, float("-inf"))
         losses = logits.logsumexp(1) - logits.gather(1, own.unsqueeze(1)).squeeze(1)
         return losses.sum() * _world_size(group) / max(columns.shape[0], 1)
@@ -153,24 +189,24 @@ def contrastive_loss(
 
 def _chosen_items(
     users: Tensor,  # int64 [C]
-    items: Tensor,  # int64 [C]
+    items: Tensor,  # int64 [C + M], the users' in front
     queries: Tensor,  # int64 [P], which of the C pairs are queries
-) -> Tensor:  # bool [P, C]
-    """Whether the user of a query is paired with the item of a column anywhere among the C pairs."""
+) -> Tensor:  # bool [P, C + M]
+    """Whether the user of a query is paired with an item anywhere among the C pairs."""
     (user_values, user), (item_values, item) = (torch.unique(x, return_inverse=True) for x in (users, items))
     pairs = torch.zeros(len(user_values), len(item_values), dtype=torch.bool, device=users.device)
-    pairs[user, item] = True
+    pairs[user, item[: len(users)]] = True
     return pairs[user[queries]].index_select(1, item)
 
 
 class ItemFrequencies(nn.Module):
-    """log Q: log-probability of an item under the training positives' counts; an unseen item gets the smallest.
+    """log Q: log-probability of an item under the training positives' counts.
 
     The counts come from the training files and are the same after a restart, so they are no part of a checkpoint.
     """
 
     ids: Tensor  # int64 [N], sorted
-    log_probability: Tensor  # float32 [N + 1]; the last is that of an unseen item
+    log_probability: Tensor  # float32 [N]
 
     def __init__(self, ids: Tensor, log_probability: Tensor) -> None:
         """See `from_counts`."""
@@ -195,13 +231,13 @@ class ItemFrequencies(nn.Module):
         if int(counts.min()) < 1:
             raise ValueError(f"the smallest count is {int(counts.min())}; leave out items that were not seen")
         counts = counts.double()[order]
-        log_probability = (counts / counts.sum()).log()
-        return ItemFrequencies(ids, torch.cat((log_probability, log_probability.min().unsqueeze(0))).float())
+        return ItemFrequencies(ids, (counts / counts.sum()).log().float())
 
-    def forward(self, item_ids: Tensor) -> Tensor:  # int64 [B] -> float32 [B]
-        unseen = len(self.ids)
-        at = torch.searchsorted(self.ids, item_ids).clamp(max=unseen - 1)
-        return self.log_probability[torch.where(self.ids[at] == item_ids, at, unseen)]
+    def forward(self, item_ids: Tensor, unseen: float | None = None) -> Tensor:  # int64 [B] -> float32 [B]
+        """Each item's; `unseen` of one that was not seen, by default the smallest of those that were."""
+        at = torch.searchsorted(self.ids, item_ids).clamp(max=len(self.ids) - 1)
+        rest = self.log_probability.min() if unseen is None else unseen
+        return torch.where(self.ids[at] == item_ids, self.log_probability[at], rest)
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:

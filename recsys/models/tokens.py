@@ -25,7 +25,8 @@ TABLE_INIT = 0.05
 
 
 class OwnerTokens(nn.Module):
-    """The features of some owners -> tokens [B, m, d] (m is `count`).
+    """The features of some owners -> tokens [B, m, d] (m is `count`), of items [B + N, m, d]: a batch's negatives have
+    item features alone.
 
     One token per `id` or `ids` feature, two per `sequence`, one per owner with `dense` or `vector` columns. An `id` or
     `ids` feature that shares a table with a sequence is read from that table and averaged.
@@ -41,11 +42,12 @@ class OwnerTokens(nn.Module):
         self.sequences = _element_collection(single, config.token_dim)
         self.assemble = _Assemble(bagged, single, dense_widths(features), config)
         self.count = self.assemble.count
+        self.of_items = owners == ("item",)
 
     def forward(self, batch: Batch) -> Tensor:  # [B, m, d]
         bags = None if self.bags is None else self.bags(batch.sparse)
         sequences = None if self.sequences is None else self.sequences(batch.sparse)
-        return self.assemble(bags, sequences, batch.sparse, batch.dense)
+        return self.assemble(bags, sequences, batch.sparse, batch.dense, None if self.of_items else batch.user_ids)
 
 
 class _Assemble(nn.Module):
@@ -80,15 +82,17 @@ class _Assemble(nn.Module):
         sequences: dict[str, JaggedTensor] | None,
         sparse: KeyedJaggedTensor,
         dense: dict[str, Tensor],
+        events: Tensor | None,  # [B, ...]: only as many rows are wanted; None: all
     ) -> Tensor:  # [B, m, d]
-        tokens = [] if bags is None else [pooled_tokens(bags, self.bagged)]
+        rows = slice(None if events is None else events.shape[0])
+        tokens = [] if bags is None else [pooled_tokens(bags, self.bagged)[rows]]
         if sequences is not None:
             for name, longest in self.averaged.items():
-                layout = JaggedLayout.build(sequences[name].lengths(), longest)
+                layout = JaggedLayout.build(sequences[name].lengths()[rows], longest)
                 tokens.append(layout.mean(sequences[name].values()).unsqueeze(1))
             for (name, age_key), encoder in zip(self.sequences, self.encoders, strict=True):
                 ages = sparse[age_key].values() if age_key else None
-                tokens.append(encoder(sequences[name].values(), sequences[name].lengths(), ages))
+                tokens.append(encoder(sequences[name].values(), sequences[name].lengths()[rows], ages))
         for owner, encoder in self.dense.items():
             tokens.append(encoder(checked_dense(dense, owner, self.widths[owner])).unsqueeze(1))
         return torch.cat(tokens, dim=1)

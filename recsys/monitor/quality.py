@@ -258,7 +258,7 @@ def measure_staleness(activity: Table, ids: Tensor, ids_of_day: Tensor) -> Stale
     """Days since each of `ids` was last active; None if the table has none of them.
 
     Args:
-        activity: rows of (day number of the last activity, count of days).
+        activity: rows of (day number of the last activity, count of days, count of events).
         ids: int64 [n]
         ids_of_day: int64 [m]; who was active today says which day number today has.
     """

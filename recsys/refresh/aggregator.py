@@ -3,12 +3,12 @@
     aggregator = Aggregator(series, activity, Aggregation(), day=19_500, as_of=day_end, space="ctr-1")
     with aggregator.writer(entities=len(events)) as writer:
         for ids, vectors, days in ...:
-            writer.append(aggregator.blend(ids, vectors, days))
+            writer.append(aggregator.blend(ids, vectors, days, events))
 
-Beside the vectors lies the series' activity: for each entity the day it was last active and how many days its vector is
-made of. It is published just before the vectors, as of the same time, and always read as of the vectors' own time: what
-a crash between the two leaves behind is never looked at, and the next try's activity, later and as of the same time,
-wins.
+Beside the vectors lies the series' activity: for each entity the day it was last active, how many days its vector is
+made of, and how many events it had on them. It is published just before the vectors, as of the same time, and always
+read as of the vectors' own time: what a crash between the two leaves behind is never looked at, and the next try's
+activity, later and as of the same time, wins.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from embedding_store import (
 from recsys.dates import DAY_MS
 from recsys.refresh.aggregate import Aggregation, aggregate, expired
 
+ACTIVITY_DIM = 3
+"""What is known of an entity beside its vector, see `Blended.activity`."""
 _CHUNK = 65_536
 """Rows handled at once where all of a snapshot is gone through."""
 
@@ -44,12 +46,17 @@ class Blended(NamedTuple):
 
     ids: Tensor  # int64 [n]
     vectors: Tensor  # float32 [n, D]
-    activity: Tensor  # float32 [n, 2]: day of the last event, days counted
+    activity: Tensor  # float32 [n, 3]: day of the last event, days counted, events so far
 
 
 def activity_series(store: EmbeddingStore, name: str) -> Series:
     """The companion series `<name>.activity` of series `name`, made if it is not there."""
-    return store.create(f"{name}.activity", dim=2, dtype="float32", exist_ok=True)
+    return store.create(activity_name(name), dim=ACTIVITY_DIM, dtype="float32", exist_ok=True)
+
+
+def activity_name(name: str) -> str:
+    """Of the companion of series `name`."""
+    return f"{name}.activity"
 
 
 class Aggregator:
@@ -60,12 +67,14 @@ class Aggregator:
         activity: its companion, see `activity_series`.
         aggregation: how.
         day: the day's number, by any count of days that never changes.
-        as_of: end of the day, ms. What it starts from is the newest snapshot before: a day that is published again,
-            as a correction, starts where it started the first time.
+        as_of: of what is published, ms: the end of the day, or later.
+        before: what the day starts from is the newest snapshot before this time: a day that is published again, as a
+            correction, starts where it started the first time. None: `as_of`.
         space: of the day's vectors.
         rotation: float32 [D, D]; turns vectors of another space into this one (see align.py).
         fresh: start anew: carry nothing over.
         after_refused: start from the newest snapshot before even if it was refused, not from the newest that was not.
+        withdrawn: int64 [w], ascending: entities that leave the series; none of them may be one of the day's.
 
     Raises:
         SpaceMismatchError: the newest snapshot is of another space, and neither `rotation` nor `fresh` is given.
@@ -84,10 +93,13 @@ class Aggregator:
         rotation: Tensor | None = None,
         fresh: bool = False,
         after_refused: bool = False,
+        before: int | None = None,
+        withdrawn: Tensor | None = None,
     ) -> None:
         self.series, self.activity, self.aggregation = series, activity, aggregation
         self.day, self.as_of, self.space = day, as_of, space
-        self.previous = None if fresh else _newest(series, as_of - 1, after_refused)
+        self._withdrawn = torch.empty(0, dtype=torch.int64) if withdrawn is None else withdrawn
+        self.previous = None if fresh else _newest(series, (before or as_of) - 1, after_refused)
         """The snapshot that the day goes on from."""
         self.previous_activity = None
         if self.previous is not None:
@@ -107,22 +119,30 @@ class Aggregator:
         ids: Tensor,  # int64 [n], distinct over the whole day
         today: Tensor,  # float [n, D]
         days: Tensor,  # int64 [n], the number of the day that each entity's event is of
+        events: Tensor,  # int64 [n], how many the day has of each
     ) -> Blended:
-        """Today's aggregates of some of the day's entities: of those whose event is not older than what is stored.
+        """Today's aggregates of some of the day's entities.
 
-        An event of a late day is left out where the series knows a later one: the last event by time counts, whatever
-        brings it. An entity whose time to live had ended before today starts anew, whether or not it was deleted.
+        An event of a late day changes no vector where the series knows a later one: the last event by time counts,
+        whatever brings it. It is counted nevertheless. An entity whose time to live had ended before today starts anew,
+        whether or not it was deleted.
         """
-        ids, today, days = ids.cpu(), today.detach().cpu(), days.cpu()
+        ids, today, days, events = ids.cpu(), today.detach().cpu(), days.cpu(), events.cpu()
         past, activity, found = self._past(ids, today.shape[1])
-        newest = ~(found & (activity[:, 0] > days))
-        if not bool(newest.all()):
-            ids, today, days, past, activity, found = (x[newest] for x in (ids, today, days, past, activity, found))
         known = found & ~expired(activity[:, 0], self.day, self.aggregation.time_to_live_days)
+        late = found & (activity[:, 0] > days)
+        if bool((late & ~known).any()):  # nothing is left of what they were, and their event is older still
+            kept = known | ~late
+            parts = (ids, today, days, events, past, activity, known, late)
+            ids, today, days, events, past, activity, known, late = (x[kept] for x in parts)
         counts = torch.where(known, activity[:, 1], 0)
-        how = self.aggregation
+        so_far = torch.where(known, activity[:, 2], 0) + events
+        how, stored = self.aggregation, past[late]
         vectors = aggregate(how.method, how.weight, past, counts, known, today, renormalise=how.renormalise, out=past)
-        return Blended(ids, vectors, torch.stack([days.to(counts.dtype), counts + 1], dim=1))
+        vectors[late] = stored
+        now = torch.stack([days.to(counts.dtype), counts + 1, so_far], dim=1)
+        now[late, :2] = activity[late, :2]
+        return Blended(ids, vectors, now)
 
     def writer(self, entities: int) -> DayWriter:
         """The writer of the day's snapshot, for one rank; `entities` is how many ids the day has on all of them."""
@@ -142,12 +162,13 @@ class Aggregator:
 
     @cached_property
     def expired_ids(self) -> Tensor:
-        """Of the entities that the series has, those whose time to live ends unless they are active today; int64 [n],
-        ascending."""
+        """Of the entities that the series has, those that are withdrawn, and those whose time to live ends unless they
+        are active today; int64 [n], ascending."""
         gone = [torch.empty(0, dtype=torch.int64)]
         if self.previous_activity is not None:
             for batch in self.previous_activity.batches(_CHUNK):
-                gone.append(batch.ids[expired(batch.vectors[:, 0], self.day, self.aggregation.time_to_live_days)])
+                over = expired(batch.vectors[:, 0], self.day, self.aggregation.time_to_live_days)
+                gone.append(batch.ids[over | is_in(batch.ids, self._withdrawn)])
         return torch.cat(gone).sort().values
 
     def carried(self, without: Tensor) -> Iterator[Blended]:
@@ -158,9 +179,10 @@ class Aggregator:
             yield Blended(ids, self._turned(batch.vectors[stays]), self._activity_of(ids))
 
     def _past(self, ids: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the day goes on from: vectors float32 [n, D] in the day's space, activity float32 [n, 2], found [n]."""
+        """What the day goes on from: vectors float32 [n, D] in the day's space, activity float32 [n, 3], found [n]."""
         if self._table is None:
-            return torch.zeros(len(ids), dim), torch.zeros(len(ids), 2), torch.zeros(len(ids), dtype=torch.bool)
+            nothing = torch.zeros(len(ids), ACTIVITY_DIM)
+            return torch.zeros(len(ids), dim), nothing, torch.zeros(len(ids), dtype=torch.bool)
         vectors, found = self._table.lookup(ids)
         return self._turned(vectors), self._activity_of(ids), found
 
@@ -168,13 +190,14 @@ class Aggregator:
         return vectors if self._rotation is None else vectors @ self._rotation
 
     def _activity_of(self, ids: Tensor) -> Tensor:
-        """Day last active and days counted of ids of the previous snapshot, float32 [n, 2].
+        """Day last active, days counted and events of ids of the previous snapshot, float32 [n, 3].
 
-        Where none is stored, the snapshot was not made by a day: each vector counts as one day's, that day as the last.
+        Where none is stored, the snapshot was not made by a day: each vector counts as one day's, that day as the last,
+        of events that nobody has counted.
         """
         assert self.previous is not None
         days_ago = -(-(self.as_of - self.previous.as_of) // DAY_MS)
-        counted = torch.tensor([float(self.day - days_ago), 1.0]).repeat(len(ids), 1)
+        counted = torch.tensor([float(self.day - days_ago), 1.0, 0.0]).repeat(len(ids), 1)
         if self._activity_table is None:
             return counted
         stored, found = self._activity_table.lookup(ids)
@@ -192,7 +215,7 @@ class DayWriter:
         self.whole = aggregator.writes_whole(entities)
         """Whether all rows are written, or only what changes."""
         self.expired = 0
-        """After `finish`: entities that the series had and has no more."""
+        """After `finish`: entities that the series had and has no more, the withdrawn ones included."""
         self._seen: list[Tensor] = []
         self._finished = False
         self._writers = ExitStack()

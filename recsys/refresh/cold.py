@@ -16,7 +16,7 @@ from recsys.train.distributed import Environment, broadcast
 
 
 def align_spaces(
-    publisher: Publisher, content: Content, as_of: int, folder: Path, environment: Environment
+    publisher: Publisher, content: Content, before: int, folder: Path, environment: Environment
 ) -> tuple[Tensor, AlignmentQuality]:
     """The rotation from the previous snapshots' space to the one of `content`'s model, found on the day's entities.
 
@@ -25,7 +25,7 @@ def align_spaces(
     Args:
         publisher: whose plain series hold the old vectors.
         content: the new model and the day's entities.
-        as_of: of the snapshots to be published; the newest before it are the old ones.
+        before: the newest snapshots before this time, ms, are the old ones.
         folder: of the training.
         environment: this rank.
 
@@ -38,14 +38,14 @@ def align_spaces(
     """
     old, new = [], []
     for owner, name in zip(ENTITIES, publisher.plain, strict=True):
-        table = publisher.store.series(name).as_of(as_of - 1).load() if environment.is_main else None
+        table = publisher.store.series(name).as_of(before - 1).load() if environment.is_main else None
         for part in embed(content.model, content.schema, content.events[owner], owner, environment, BATCH):
             columns = gather(part, BATCH, environment)
             if table is None or columns is None:
                 continue
-            ids, vectors, _ = columns
-            before, found = table.lookup(ids)
-            old.append(before[found])
+            ids, vectors, *_ = columns
+            known, found = table.lookup(ids)
+            old.append(known[found])
             new.append(vectors[found])
     result = None
     if environment.is_main:

@@ -8,8 +8,8 @@ goes on where it was and ends with the same snapshots. Readers of the store are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from recsys.config import RefreshConfig
 from recsys.data.files import find_files
+from recsys.data.last_events import last_events
 from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Findings, Part, Window, join
 from recsys.dates import day_number
@@ -26,6 +27,7 @@ from recsys.monitor import export, gates, quality_page
 from recsys.monitor.quality import measure, read_events
 from recsys.refresh.align import AlignmentQuality
 from recsys.refresh.arms import ENTITIES
+from recsys.refresh.catalogue import Place, Told, as_tensors, tell, withdrawn_by, write_withdrawn
 from recsys.refresh.cold import align_spaces
 from recsys.refresh.days import (
     Cycle,
@@ -38,17 +40,19 @@ from recsys.refresh.days import (
     require_times,
     window,
 )
-from recsys.refresh.embed import last_events, source_files
+from recsys.refresh.embed import own_files, source_files
 from recsys.refresh.errors import StoreLostError
-from recsys.refresh.first import load_towers, publish_source, read_source, trained
-from recsys.refresh.publish import Content, Publication, Publisher, Timer, space_name
-from recsys.refresh.records import Ledger, Record, summary
+from recsys.refresh.first import load_towers, publish_source, read_source
+from recsys.refresh.plan import Plan, Planner, generation
+from recsys.refresh.publish import Content, Publication, Publisher, Timer
+from recsys.refresh.records import PUBLICATION, WITHDRAWN, Ledger, Record, summary
 from recsys.screening import read_as_0, screen
+from recsys.source import upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, broadcast, process_group
 from recsys.train.trainer import TrainResult
-from recsys.upstream import screen_source, train_on, upstream_schema
+from recsys.upstream import screen_source, train_on
 
 
 def refresh_upstream(
@@ -118,6 +122,8 @@ class _Refresh:
         self._environment = environment
         self._ledger = Ledger(out, upstream.name)
         self._schema = upstream_schema(upstream, data)
+        self._planner = Planner(config, data, self._ledger, after_refused=after_refused)
+        self._place = Place(upstream=upstream, schema=self._schema, data=data, out=out, environment=environment)
         if config.days is not None:
             require_times(self._schema, upstream)
         # Before the series are opened, so that a model that does not fit the checkpoint makes none.
@@ -142,7 +148,7 @@ class _Refresh:
         if self._environment.is_main:
             days, records = self._config.day_by_day(), self._ledger.records()
             available = available_days(self._data, days, self._ledger.files)
-            for late in self._ledger.note_ignored(ignored(available, records)):
+            for late in self._ledger.note_ignored(ignored(available.events, records)):
                 print(
                     f"warning: day {late} was delivered again, but newer days are published: not applied "
                     f"(noted in {self._ledger.folder / 'ignored.json'})",
@@ -153,7 +159,7 @@ class _Refresh:
             else:
                 cycle = next_cycle(days.first, available, records)
             if cycle is None and cold and records:
-                cycle = again(available, records[-1])
+                cycle = again(available.events, records[-1])
         return broadcast(cycle, self._environment)
 
     def run(self, cycle: Cycle, cold: bool) -> Record | None:
@@ -161,17 +167,17 @@ class _Refresh:
         days, timer, main = self._config.day_by_day(), Timer(), self._environment.is_main
         files = broadcast({day: find_day(self._data, days, day) for day in cycle.days}, self._environment)
         screened = {day: self._screen(day, files[day]) for day in cycle.days}
-        plan = self._plan(cycle, cold)
+        plan = broadcast(self._planner.plan(cycle, cold) if main else None, self._environment)
         found = join(list(screened.values()))
         skip = self._screen_all(cycle) if plan.cold else found.quarantine
-        as_of = window(days, cycle.day)[1]
-        published = plan.folder / "publish.json"
-        publication = self._publisher.decide(published, plan.key, as_of, plan.space)
+        told = tell(self._planner.deliveries(plan, cycle), self._place)
+        published = plan.folder / PUBLICATION
+        publication = self._publisher.decide(published, {**plan.key, **plan.along.key}, plan.along.as_of, plan.space)
         with timer("train"):
             result = self._train(plan, [path for day in cycle.days for path in files[day]], cycle, skip)
-        if broadcast(self._changed(cycle), self._environment):
+        if broadcast(self._changed(cycle, plan), self._environment):
             return None
-        content, alignment = self._content(plan, files, cycle, skip, timer)
+        content, alignment = self._content(plan, files, cycle, skip, told, timer)
         prepared = timer.seconds["embed"]
         self._publisher.publish(publication, content, timer)
         speeds = {"train": result.samples_per_second, "embed": rate(content, timer.seconds["embed"] - prepared)}
@@ -185,11 +191,11 @@ class _Refresh:
                     self._publisher.move_tags(publication, published)
             figures = {"gates": reasons, "tagged": not reasons, "quality": measured, "events": found.readable}
             figures |= {"rows_per_second": speeds, "shortfall": result.shortfall, "read_as_0": read_as_0(found)}
-            figures["quarantined"] = {day: len(each.bad) for day, each in screened.items() if each.bad}
+            figures["quarantined"] = {day: len(each.bad) for day, each in screened.items() if each.bad} | told.bad
             record = self._record(cycle, plan, publication, content, timer, figures, alignment)
             self._ledger.write(record)
             self._ledger.prune()
-            self._publisher.expire()
+            self._publisher.expire(record.before)
             export.write_metrics(self._ledger.folder, self._upstream.name)
             print(summary(record, self._config), flush=True)
         return broadcast(record, self._environment)
@@ -208,37 +214,6 @@ class _Refresh:
                     f"names: bring the store back, or delete {self._ledger.folder} and the store to replay all days"
                 )
 
-    def _plan(self, cycle: Cycle, cold: bool) -> _Plan:
-        """What the cycle starts from; decided by rank 0 for all."""
-        plan = None
-        if self._environment.is_main:
-            records = self._ledger.records()
-            replaced = next((record for record in records if record.day == cycle.day), None)
-            start, space = self._start(cycle, records, replaced, cold)
-            key = {
-                "day": cycle.day,
-                "fingerprint": cycle.fingerprint,
-                "late": dict(cycle.late),
-                "start": start,
-                "model": checkpoint.read_progress(self._out / start)["id"] if start else "",
-                "space": space,
-                "replaces": replaced.key if replaced else "",
-            }
-            plan = _Plan(key=key, folder=self._ledger.training(cycle.day, key), start=start, space=space)
-        return broadcast(plan, self._environment)
-
-    def _start(self, cycle: Cycle, records: Sequence[Record], replaced: Record | None, cold: bool) -> tuple[str, str]:
-        """The checkpoint to train on from, relative to the run's folder and empty for a cold start; and the space."""
-        name = self._upstream.name
-        if cold:
-            return "", space_name(name, 1 + max((_generation(record.space) for record in records), default=1))
-        if replaced is not None:
-            return replaced.start, replaced.space  # a day that began a space begins it again
-        before = [r for r in records if r.day < cycle.day and (self._after_refused or not r.gates)]
-        if before:
-            return before[-1].checkpoint, before[-1].space
-        return str(trained(self._out, name).relative_to(self._out)), space_name(name)
-
     def _screen(self, day: str, files: Sequence[Path]) -> Findings:
         """Find the rows of a day that cannot be read or are not of it."""
         start, end = window(self._config.day_by_day(), day)
@@ -252,14 +227,13 @@ class _Refresh:
             skip |= self._screen(day, files).quarantine
         return skip
 
-    def _train(self, plan: _Plan, files: list[Path], cycle: Cycle, skip: Quarantine) -> TrainResult:
+    def _train(self, plan: Plan, files: list[Path], cycle: Cycle, skip: Quarantine) -> TrainResult:
         """Train, or go on training."""
         upstream = self._upstream
         days, training = self._config.day_by_day(), upstream.training
         training = replace(training, epochs=days.epochs, batch_size=days.batch_size or training.batch_size)
         if plan.cold:
-            generation = _generation(plan.space)
-            training = replace(upstream.training, seed=upstream.training.seed + generation - 1)
+            training = replace(upstream.training, seed=upstream.training.seed + generation(plan.space) - 1)
             files = [*find_files(self._data, upstream.source.events), *chain(*self._all_days(cycle).values())]
         return train_on(
             files,
@@ -275,11 +249,14 @@ class _Refresh:
         )
 
     def _content(
-        self, plan: _Plan, files: dict[str, list[Path]], cycle: Cycle, skip: Quarantine, timer: Timer
+        self, plan: Plan, files: dict[str, list[Path]], cycle: Cycle, skip: Quarantine, told: Told, timer: Timer
     ) -> tuple[Content, AlignmentQuality | None]:
         """The entities to embed: those of the cycle's days, or all of them where a new space begins without the old."""
         upstream = self._upstream
         anew = plan.cold and not self._config.align
+        withdrawn = withdrawn_by(plan.withdrawn, told, self._schema)
+        if self._environment.is_main:
+            write_withdrawn(plan.folder / WITHDRAWN, withdrawn, self._schema)
         with timer("embed"):
             model, _ = load_towers(plan.folder / "checkpoints", upstream, self._schema, self._environment)
             events = {}
@@ -288,7 +265,9 @@ class _Refresh:
                 if anew:
                     every = self._all_days(cycle).values()
                     chosen = [*source_files(self._data, upstream.source, owner), *chain(*every)]
-                events[owner] = last_events(chosen, self._schema, owner, skip)
+                own = dict.fromkeys(own_files(self._data, upstream.source, owner) if anew else (), 0) | {**told.since}
+                found = last_events(chosen + told.of(owner), self._schema, owner, skip | told.skip, own)
+                events[owner] = found.without(withdrawn[owner])
         content = Content(
             model=model,
             schema=self._schema,
@@ -297,11 +276,12 @@ class _Refresh:
             utc_offset_hours=self._config.day_by_day().utc_offset_hours,
             fresh=anew,
             after_refused=self._after_refused,
+            before=plan.along.before,
+            withdrawn=as_tensors(withdrawn),
         )
         if not plan.cold or anew:
             return content, None
-        as_of = window(self._config.day_by_day(), cycle.day)[1]
-        rotation, quality = align_spaces(self._publisher, content, as_of, plan.folder, self._environment)
+        rotation, quality = align_spaces(self._publisher, content, plan.along.before, plan.folder, self._environment)
         return replace(content, rotation=rotation), quality
 
     def _all_days(self, cycle: Cycle) -> dict[str, list[Path]]:
@@ -310,13 +290,13 @@ class _Refresh:
         found = {day: find_day(self._data, days, day) for day in days.until(cycle.day)}
         return {day: files for day, files in found.items() if files}
 
-    def _changed(self, cycle: Cycle) -> bool:
+    def _changed(self, cycle: Cycle, plan: Plan) -> bool:
         """Whether the day's files are not what they were when the cycle began."""
         if not self._environment.is_main:
             return False
-        available = available_days(self._data, self._config.day_by_day(), self._ledger.files)
+        available = available_days(self._data, self._config.day_by_day(), self._ledger.files).events
         now = {day: available.get(day) for day in cycle.days}
-        if now == {**cycle.late, cycle.day: cycle.fingerprint}:
+        if now == {**cycle.late, cycle.day: cycle.fingerprint} and self._planner.along(cycle).rows == plan.along.rows:
             return False
         print(f"day {cycle.day}: its files changed while its cycle ran; nothing was published", flush=True)
         return True
@@ -336,7 +316,7 @@ class _Refresh:
     def _record(
         self,
         cycle: Cycle,
-        plan: _Plan,
+        plan: Plan,
         publication: Publication,
         content: Content,
         timer: Timer,
@@ -350,6 +330,9 @@ class _Refresh:
             day=cycle.day,
             fingerprint=cycle.fingerprint,
             late=dict(cycle.late),
+            rows=dict(plan.along.rows),
+            between=plan.along.newest,
+            before=plan.along.before,
             gap=list(cycle.gap),
             corrects=cycle.corrects,
             key=plan.folder.name,
@@ -367,27 +350,6 @@ class _Refresh:
         )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a cycle starts from."""
-
-    key: Mapping[str, Any]
-    folder: Path
-    start: str
-    """The checkpoint, relative to the run's folder; empty: from scratch."""
-    space: str
-
-    @property
-    def cold(self) -> bool:
-        """Whether it starts from scratch, in a space of its own."""
-        return not self.start
-
-
 def rate(content: Content, seconds: float) -> float:
     """Entities embedded a second; 0 where a call found all of them published before."""
     return sum(map(len, content.events.values())) / seconds if seconds else 0.0
-
-
-def _generation(space: str) -> int:
-    """The number at the end of a space's name."""
-    return int(space.rpartition("-")[2])

@@ -8,13 +8,17 @@ next cycle:
 - a day that is not there when a newer one is processed is a *gap*, and late if it turns up;
 - the newest record's day with other content is due again, as a correction from the checkpoint before it;
 - an older day with other content is *ignored*: the days after it are published, and `as_of` never decreases.
+
+A day is there when its events are. Its entity rows (`recsys.refresh.catalogue`) belong to it: where they come, or
+change, after it was processed as the newest, it is due again; those of an older day, or of one without events, are
+embedded with the next one.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +29,16 @@ from recsys.dates import dates, day_span
 from recsys.refresh.fingerprints import Fingerprints
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What lies in the days' folders."""
+
+    events: Mapping[str, str]
+    """Day -> fingerprint of its events, of every day that counts and has some, oldest first."""
+    rows: Mapping[str, str] = field(default_factory=dict)
+    """Day -> fingerprint of its entity rows, of every day that counts and has some, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +74,25 @@ class Processed(Protocol):
     @property
     def late(self) -> Mapping[str, str]: ...
 
+    @property
+    def rows(self) -> Mapping[str, str]: ...
 
-def next_cycle(first: str, available: Mapping[str, str], records: Sequence[Processed]) -> Cycle | None:
+
+def next_cycle(first: str, delivered: Delivered, records: Sequence[Processed]) -> Cycle | None:
     """The cycle to run now, or None if every day that is there has been processed.
 
     Args:
         first: the first day that counts.
-        available: day -> fingerprint of the days that are there.
+        delivered: the days that are there.
         records: one a processed day, oldest first.
     """
-    seen = _seen(records)
+    seen, available = _seen(records), delivered.events
     newest = records[-1] if records else None
     if newest is not None and newest.day in available:
         processed = {**newest.late, newest.day: newest.fingerprint}
-        if any(available.get(day, value) != value for day, value in processed.items()):
+        told = newest.rows.get(newest.day)
+        changed = delivered.rows.get(newest.day, told) != told
+        if changed or any(available.get(day, value) != value for day, value in processed.items()):
             return again(available, newest)
     after = "" if newest is None else newest.day
     due = min((day for day in available if day > after), default=None)
@@ -106,16 +125,17 @@ def ignored(available: Mapping[str, str], records: Sequence[Processed]) -> dict[
     }
 
 
-def chosen_cycle(wanted: str, first: str, available: Mapping[str, str], records: Sequence[Processed]) -> Cycle | None:
+def chosen_cycle(wanted: str, first: str, delivered: Delivered, records: Sequence[Processed]) -> Cycle | None:
     """The cycle of the day a user asks for; None if it has been run and nothing has changed since.
 
     Raises:
         DataError: the day is not there.
         ConfigError: another day comes first, or newer ones have been published since.
     """
+    available = delivered.events
     if wanted not in available:
         raise DataError(f"day {wanted} is not there; days: {', '.join(sorted(available)) or 'none'}")
-    cycle = next_cycle(first, available, records)
+    cycle = next_cycle(first, delivered, records)
     if cycle is not None and (cycle.day == wanted or (wanted in cycle.late and cycle.corrects)):
         return cycle
     if cycle is not None and wanted not in _seen(records):
@@ -129,26 +149,28 @@ def chosen_cycle(wanted: str, first: str, available: Mapping[str, str], records:
     return None
 
 
-def find_day(root: Path, days: DaysConfig, day: str) -> list[Path]:
+def find_day(root: Path, days: DaysConfig, day: str, what: str = "events") -> list[Path]:
     """The day's files, sorted by path; none if the day is not there. Hidden ones, and those in hidden folders, are not
-    delivered yet."""
+    delivered yet. Of its `events`, or of its rows of `users` or `items`."""
+    pattern = days.pattern(day, what)
     return [
         path
-        for path in sorted(root.glob(days.pattern(day)))
+        for path in sorted(root.glob(pattern) if pattern else ())
         if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
     ]
 
 
-def find_days(root: Path, days: DaysConfig) -> dict[str, list[Path]]:
-    """Day -> files of every day that counts and is there, oldest first."""
-    paths = (str(path.relative_to(root)) for path in root.glob(days.pattern("????-??-??")))
+def find_days(root: Path, days: DaysConfig, *what: str) -> dict[str, list[Path]]:
+    """Day -> files of every day that counts and is there, oldest first: of its `events`, unless other is asked for."""
+    kinds = [kind for kind in what or ("events",) if days.pattern("", kind)]
+    paths = (str(path.relative_to(root)) for kind in kinds for path in root.glob(days.pattern("????-??-??", kind)))
     dated = {day for path in paths for day in _DATE.findall(path) if days.has(day)}
-    found = {day: find_day(root, days, day) for day in sorted(dated)}
+    found = {day: [path for kind in kinds for path in find_day(root, days, day, kind)] for day in sorted(dated)}
     return {day: files for day, files in found.items() if files}
 
 
-def available_days(root: Path, days: DaysConfig, memory: Path) -> dict[str, str]:
-    """Day -> fingerprint of every day that counts and is there, oldest first.
+def available_days(root: Path, days: DaysConfig, memory: Path) -> Delivered:
+    """What is there of every day that counts.
 
     Args:
         root: folder of the events.
@@ -161,9 +183,12 @@ def available_days(root: Path, days: DaysConfig, memory: Path) -> dict[str, str]
     if not root.is_dir():
         raise DataError(f"{root} is no folder: give the folder that the days' files are in")
     fingerprints = Fingerprints(root, memory)
-    found = {day: fingerprints.of(files) for day, files in find_days(root, days).items()}
+    events, rows = (
+        {day: fingerprints.of(files) for day, files in find_days(root, days, *what).items()}
+        for what in (("events",), ("users", "items"))
+    )
     fingerprints.save()
-    return found
+    return Delivered(events, rows)
 
 
 def window(days: DaysConfig, day: str) -> tuple[int, int]:

@@ -7,3 +7,7 @@ class GateRefusedError(Exception):
 
 class StoreLostError(Exception):
     """The store lacks what a record says was published."""
+
+
+class UnfinishedError(ValueError):
+    """A publication that was stopped half-way, which another command has to complete first."""

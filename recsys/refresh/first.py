@@ -8,13 +8,17 @@ from pathlib import Path
 from torch import nn
 
 from recsys.config import UpstreamConfig
+from recsys.data.files import find_files
+from recsys.data.last_events import last_events
 from recsys.data.schema import Schema
 from recsys.dates import number_of
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
-from recsys.refresh.embed import last_events, source_files
+from recsys.refresh.catalogue import NOBODY_WITHDRAWN, Told, Withdrawn, withdrawn_by, write_withdrawn
+from recsys.refresh.embed import own_files, source_files
 from recsys.refresh.publish import Content, Publisher, Timer, space_name
+from recsys.refresh.records import PUBLISHED, WITHDRAWN
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError, Loaded, load_model
 from recsys.train.distributed import Environment
@@ -31,6 +35,8 @@ class Source:
     """Time of the newest event or entity row of the source, ms; 0 of a log without event times."""
     checkpoint: Loaded
     """What the model was loaded from."""
+    withdrawn: Withdrawn
+    """Who is withdrawn by the entity rows of the source."""
 
 
 def read_source(
@@ -49,14 +55,23 @@ def read_source(
     """
     model, loaded = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
     skip = screen_source(upstream, schema, data, out, environment).quarantine
-    events = {owner: last_events(source_files(data, upstream.source, owner), schema, owner, skip) for owner in ENTITIES}
+    rows = {"user": upstream.source.users, "item": upstream.source.items}
+    told = Told(files={owner: find_files(data, given) for owner, given in rows.items() if given}, skip=skip)
+    withdrawn = withdrawn_by(NOBODY_WITHDRAWN, told, schema)
+    events = {}
+    for owner in ENTITIES:
+        files, own = (of(data, upstream.source, owner) for of in (source_files, own_files))
+        events[owner] = last_events(files, schema, owner, skip, dict.fromkeys(own, 0))
     as_of = max(selected.as_of for selected in events.values())
-    day = number_of(as_of - 1, utc_offset_hours)
-    return Source(
-        Content(model=model, schema=schema, events=events, day=day, utc_offset_hours=utc_offset_hours, fresh=True),
-        as_of,
-        loaded,
+    content = Content(
+        model=model,
+        schema=schema,
+        events={owner: chosen.without(withdrawn[owner]) for owner, chosen in events.items()},
+        day=number_of(as_of - 1, utc_offset_hours),
+        utc_offset_hours=utc_offset_hours,
+        fresh=True,
     )
+    return Source(content, as_of, loaded, withdrawn)
 
 
 def publish_source(publisher: Publisher, source: Source, out: Path, upstream: str) -> bool:
@@ -70,7 +85,9 @@ def publish_source(publisher: Publisher, source: Source, out: Path, upstream: st
     Raises:
         StoreError: the store refuses a snapshot.
     """
-    path = upstream_folder(out, upstream) / "published.json"
+    path = upstream_folder(out, upstream) / PUBLISHED
+    if publisher.is_main:
+        write_withdrawn(path.with_name(WITHDRAWN), source.withdrawn, source.content.schema)
     publication = publisher.decide(path, source.checkpoint._asdict(), source.as_of, space_name(upstream))
     if not publisher.publish(publication, source.content, Timer()) and publication.done:
         return False

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from torch import Tensor
 from embedding_store import EmbeddingStore, Series, TagMovedError
 from recsys.atomic import write_json
 from recsys.config import RefreshConfig
+from recsys.data.last_events import LastEvents
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
 from recsys.models.derm import DERM
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
 from recsys.refresh.arms import ENTITIES, aggregations, series_of
-from recsys.refresh.embed import LastEvents, embed, gather
+from recsys.refresh.embed import embed, gather
 from recsys.train.distributed import Environment, broadcast
 
 BATCH = 4096
@@ -74,6 +75,10 @@ class Content:
     """Carry nothing over from earlier snapshots."""
     after_refused: bool = False
     """Carry over from the newest earlier snapshot even if it was refused, not from the newest that was not."""
+    before: int | None = None
+    """Earlier snapshots are those before this time, ms; None: before the publication's own `as_of`."""
+    withdrawn: Mapping[str, Tensor] = field(default_factory=dict)  # int64 [w] each, ascending
+    """Owner -> the entities that must not be in what is published; none of them is in `events`."""
     rotation: Tensor | None = None  # float32 [D, D]
     """Takes the vectors of the previous snapshots' space to this one's."""
 
@@ -118,6 +123,11 @@ class Publisher:
         dist.barrier()
         self._series = {name: self._store.series(name) for pair in self._pairs.values() for name in pair}
         self._activity = {name: activity_series(self._store, name) for name in self._series}
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self._environment.is_main
 
     @property
     def store(self) -> EmbeddingStore:
@@ -174,6 +184,11 @@ class Publisher:
                     "again to tag it nevertheless"
                 ) from error
 
+    def followed(self, publication: Publication) -> bool:
+        """Whether the tag stood on the newest versions before the publication that were not refused, on rank 0."""
+        newest = {name: self._series[name].as_of(publication.as_of - 1).version for name in self.plain}
+        return publication.tags == newest
+
     def refuse(self, publication: Publication, reasons: Sequence[str]) -> None:
         """Mark what was published as refused, on rank 0: nobody reads it as of a time, no later day builds on it."""
         for name, version in publication.versions.items():
@@ -187,19 +202,20 @@ class Publisher:
         if self._environment.is_main:
             write_json(path, asdict(replace(publication, done=True)))
 
-    def expire(self) -> None:
+    def expire(self, before: int) -> None:
         """Let the versions go that the config's retention allows, on rank 0, and delete what is not needed any more.
 
         Their activity goes with them: none that a version which stays is read with.
+
+        Args:
+            before: the newest version before this time, ms, stays: a correction of the newest day goes on from it.
         """
         keep = self._config.retention
         if keep.keeps_all or not self._environment.is_main:
             return
         older_than = None if keep.keep_days is None else timedelta(days=keep.keep_days)
         for name, series in self._series.items():
-            history = series.history()
-            before = [snapshot.as_of for snapshot in history if snapshot.as_of < history[-1].as_of]
-            least = _count_since(series, before[-1] if before else history[0].as_of)  # a correction goes on from there
+            least = _count_since(series, before - 1)
             series.expire(keep_last=max(keep.keep_last or 1, least), older_than=older_than, dry_run=False)
             activity = self._activity[name]
             activity.expire(keep_last=_count_since(activity, series.history()[0].as_of), dry_run=False)
@@ -240,6 +256,8 @@ class Publisher:
                         rotation=content.rotation,
                         fresh=content.fresh,
                         after_refused=content.after_refused,
+                        before=content.before,
+                        withdrawn=content.withdrawn.get(owner),
                     )
                     for name in names
                     if name.startswith(owner)
@@ -274,7 +292,7 @@ class Publisher:
             days = part.days(content.utc_offset_hours)
             for name, aggregator in aggregators.items():
                 with timer("aggregate"):
-                    blended = aggregator.blend(part.ids, part.vectors, days)
+                    blended = aggregator.blend(part.ids, part.vectors, days, part.events)
                     parts = gather(blended, BATCH, self._environment)
                 if parts is not None:
                     with timer("store"):

@@ -1,7 +1,9 @@
 """What the cycles of one upstream leave behind, under `out/daily/<upstream>`:
 
 days/<day>.json                   the record of the day's cycle, written last: a cycle is done exactly when it is there
-days/<day>/<key>/                 one training: checkpoints, metrics.jsonl, tensorboard, publish.json, rotation.npy
+days/<day>/<key>/                 one training: checkpoints, metrics.jsonl, tensorboard, publish.json, rotation.npy,
+                                  withdrawn.json
+between/                          rows embedded between the days, see recsys/refresh/between.py
 files.json                        what the days' files hold, see recsys/refresh/fingerprints.py
 ignored.json                      days that came again too late to be applied
 metrics.prom, tensorboard/, <series>/quality.html   see recsys/monitor
@@ -12,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,12 @@ from recsys.config import RefreshConfig
 
 KEPT = 4
 """Newest records whose checkpoints are kept: a correction of the newest starts from the one before it."""
+PUBLICATION = "publish.json"
+"""What a cycle decided to publish."""
+PUBLISHED = "published.json"
+"""In the upstream's folder: what was published of its source."""
+WITHDRAWN = "withdrawn.json"
+"""Owner -> id -> time of the row that withdrew it, ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,10 @@ class Record:
     """Of the day's files as they were used."""
     late: dict[str, str] = field(default_factory=dict)
     """Late days that went along, with their fingerprints."""
+    rows: dict[str, str] = field(default_factory=dict)
+    """Days whose entity rows went along, with their fingerprints."""
+    between: int = 0
+    """Number of the newest delivery by `recsys embed` that went along, or had before (`recsys.refresh.between`)."""
     gap: list[str] = field(default_factory=list)
     """Days before it that were not there."""
     corrects: bool = False
@@ -45,7 +57,9 @@ class Record:
     checkpoint: str
     """The one it ended with."""
     as_of: int
-    """Of the snapshots: the end of the day, ms."""
+    """Of the snapshots: the end of the day, ms; or later, where rows had been embedded as of a later time."""
+    before: int = 0
+    """What the day went on from is the newest snapshot before this time, ms; 0: before `as_of`."""
     space: str
     """Of the snapshots."""
     versions: dict[str, int]
@@ -99,6 +113,11 @@ class Ledger:
         documents = [json.loads(path.read_text()) for path in sorted((self.folder / "days").glob("*.json"))]
         return [Record(**{key: value for key, value in each.items() if key in known}) for each in documents]
 
+    @property
+    def between(self) -> Path:
+        """What `recsys embed` keeps of its deliveries, see recsys/refresh/between.py."""
+        return self.folder / "between"
+
     def training(self, day: str, key: Mapping[str, Any]) -> Path:
         """Folder of a cycle's training; another key, another folder."""
         return self.folder / "days" / day / digest(key)
@@ -106,6 +125,10 @@ class Ledger:
     def write(self, record: Record) -> None:
         """Finish a cycle: whole or not at all."""
         write_json(self.folder / "days" / f"{record.day}.json", asdict(record))
+
+    def withdrawn(self, record: Record) -> Path:
+        """The file that says who is withdrawn since a day, see `recsys.refresh.catalogue`."""
+        return self.folder / "days" / record.day / record.key / WITHDRAWN
 
     def note_ignored(self, days: Mapping[str, str]) -> list[str]:
         """Note days that were delivered again too late; returns those not noted before."""
@@ -148,6 +171,11 @@ def summary(record: Record, config: RefreshConfig) -> str:
     entities = f"{record.entities['user']} users, {record.entities['item']} items"
     noted = f" ({'; '.join(notes)})" if notes else ""
     return f"{name} {record.day}{noted}: {entities} -> version {version}, {tag} ({took})"
+
+
+def before(records: Sequence[Record], day: str, *, after_refused: bool = False) -> list[Record]:
+    """The days that a day builds on, oldest first: without those that were refused, unless it is to go on from them."""
+    return [record for record in records if record.day < day and (after_refused or not record.gates)]
 
 
 def digest(key: Mapping[str, Any]) -> str:

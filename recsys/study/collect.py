@@ -17,9 +17,11 @@ from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
+from recsys.dates import DAY_MS, HOUR_MS
 from recsys.downstream.features import PointInTimeSeries
 from recsys.downstream.ranking import Ranker, all_rankers, ranker_schema, read_predictions, screen_splits
 from recsys.downstream.retrieval import RetrievalResult, evaluate_retrieval
+from recsys.downstream.validation import Validation
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor.export import read_records
 from recsys.refresh.arms import arm_of
@@ -29,10 +31,14 @@ from recsys.stages import read_stages
 from recsys.study.ablation import ablation_jobs
 from recsys.study.daily_report import DailyResults
 from recsys.study.oracle import oracle_scores
-from recsys.study.report import RunResults, SeriesRun, TaskScores, UpstreamRun
+from recsys.study.report import RunResults, SeriesRun, UpstreamRun
+from recsys.study.scores import TaskScores
+from recsys.study.segments import OWNERS, assign
 from recsys.study.ways import study_job
 from recsys.train.distributed import peak_memory, without_notices
 
+_FIRST_TIME = 10**11
+"""A log whose times are smaller counts something else than milliseconds: it has no days."""
 _SCAN_ROWS = 65_536
 """Rows of ids, times and labels that are read at once."""
 
@@ -46,10 +52,10 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
         VersionSkewError: the retrieval's user and item snapshots do not belong together.
     """
     jobs, stages = ablation_jobs(config), read_stages(out)
-    scores = {population: job_scores(job, data, out) for population, job in jobs.items()}
+    scores = {population: job_scores(job, data, out, _offset(config)) for population, job in jobs.items()}
     store = EmbeddingStore(store_folder(out))
     skip = screen_splits(jobs["tasks"], data, out).quarantine
-    test = _test_events(config.rankers, data, skip)
+    test = _events(config.rankers, data, config.rankers.test, skip)
     return RunResults(
         name=config.name,
         note=config.note,
@@ -85,7 +91,7 @@ def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
     return DailyResults(
         name=config.name,
         note=config.note,
-        tasks=job_scores(job, data, out),
+        tasks=job_scores(job, data, out, _offset(config)),
         upstream=first.name,
         records=read_records(Ledger(out, first.name).folder),
         configured=arm_of(config.refresh),
@@ -98,21 +104,31 @@ def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
     )
 
 
-def job_scores(job: RankerConfig, data: Path, out: Path) -> dict[str, TaskScores]:
-    """Task -> what the rankers of a job predicted."""
+def job_scores(job: RankerConfig, data: Path, out: Path, utc_offset_hours: float = 0.0) -> dict[str, TaskScores]:
+    """Task -> what the rankers of a job predicted; days are counted in the time zone this many hours before UTC."""
     rankers, skip = list(all_rankers(job)), screen_splits(job, data, out).quarantine
+    facts = _test_facts(job, data, skip, utc_offset_hours)
     return {
-        task: task_scores([ranker for ranker in rankers if ranker.task == task], job, data, out, skip)
+        task: task_scores([ranker for ranker in rankers if ranker.task == task], job, data, out, skip, facts)
         for task in job.tasks
     }
 
 
-def task_scores(rankers: list[Ranker], settings: RankerSettings, data: Path, out: Path, skip: Quarantine) -> TaskScores:
-    """What the rankers of one task predicted, arm by arm in their order."""
+def task_scores(
+    rankers: list[Ranker],
+    settings: RankerSettings,
+    data: Path,
+    out: Path,
+    skip: Quarantine,
+    facts: Mapping[str, NDArray],
+) -> TaskScores:
+    """What the rankers of one task predicted, arm by arm in their order; `facts`: see `_test_facts`."""
     logits: dict[str, list[NDArray]] = {}
+    validation: dict[str, list[Validation]] = {}
     for ranker in rankers:
         predictions = read_predictions(ranker.path(out))
         logits.setdefault(ranker.arm, []).append(predictions["logits"][predictions["mask"]])
+        validation.setdefault(ranker.arm, []).append(Validation.load(ranker.validation(out)))
     mask = predictions["mask"]
     label = settings.tasks[rankers[0].task]
     return TaskScores(
@@ -121,7 +137,24 @@ def task_scores(rankers: list[Ranker], settings: RankerSettings, data: Path, out
         arms={arm: np.stack(lines) for arm, lines in logits.items()},
         seeds=settings.seeds,
         oracle=_oracle(settings, data, label, skip),
+        validation=validation,
+        days=facts["days"][mask] if "days" in facts else None,
+        segments={owner: facts[owner][mask] for owner in OWNERS},
     )
+
+
+def _test_facts(rankers: RankerSettings, data: Path, skip: Quarantine, utc_offset_hours: float) -> dict[str, NDArray]:
+    """`item` and `user`, the segment of every test row by each; and its `days`, where the log has days. [N] each."""
+    training, test = (_events(rankers, data, patterns, skip) for patterns in (rankers.train, rankers.test))
+    facts = {owner: assign(training[owner].numpy(), test[owner].numpy()) for owner in OWNERS}
+    if int(test["timestamp"].min()) < _FIRST_TIME:
+        return facts
+    return facts | {"days": (test["timestamp"].numpy() + round(utc_offset_hours * HOUR_MS)) // DAY_MS}
+
+
+def _offset(config: StudyConfig) -> float:
+    """Of the time zone that the study's days are counted in."""
+    return config.refresh.days.utc_offset_hours if config.refresh.days else 0.0
 
 
 def _oracle(rankers: RankerSettings, data: Path, label: str, skip: Quarantine) -> NDArray | None:
@@ -142,9 +175,11 @@ def _upstream_run(out: Path, name: str) -> UpstreamRun:
     return UpstreamRun(**result, samples_per_second=speed, curves=curves)
 
 
-def _test_events(rankers: RankerSettings, data: Path, skip: Quarantine) -> Mapping[str, torch.Tensor]:
-    """`user`, `item` and `timestamp` of every test event, int64 [N] each."""
-    rows = [(batch.user_ids, batch.item_ids, batch.timestamps) for batch in _facts(rankers, data, rankers.test, skip)]
+def _events(
+    rankers: RankerSettings, data: Path, patterns: tuple[str, ...], skip: Quarantine
+) -> Mapping[str, torch.Tensor]:
+    """`user`, `item` and `timestamp` of every event, int64 [N] each."""
+    rows = [(batch.user_ids, batch.item_ids, batch.timestamps) for batch in _facts(rankers, data, patterns, skip)]
     return {
         name: torch.cat(column)
         for name, column in zip(("user", "item", "timestamp"), zip(*rows, strict=True), strict=True)

@@ -12,7 +12,9 @@ from recsys.evaluate import plots
 from recsys.evaluate.html import image, render
 from recsys.study.findings import OWNERS, daily_headline, findings, method_title, series_of
 from recsys.study.headline import best_arm
+from recsys.study.payoff import payoff_note
 from recsys.study.report_page import data_notes, without_none
+from recsys.study.segments import DEFINITION
 
 
 def render_daily(document: Mapping[str, Any]) -> str:
@@ -32,6 +34,8 @@ def render_daily(document: Mapping[str, Any]) -> str:
         arms=arms,
         best=best_arm(document["aggregation"]),
         method_title=method_title,
+        payoff_notes={task: payoff_note(measured, method_title) for task, measured in document["tasks"].items()},
+        segment_definition=DEFINITION,
         over_latest={arm: document["comparisons"].get(f"{arm}_over_latest") for arm in arms},
         lift_image=_lift_image(arms),
         difference_image=_difference_image(document),

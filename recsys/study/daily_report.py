@@ -23,8 +23,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     comparisons.<a>_over_<b>.auc_lift       number; ROC-AUC of a / that of b - 1, mean over seeds; every arm over
                                             `latest`, and the configured one over every other
     comparisons.<a>_over_<b>.auc_lift_ci95  [low, high]; paired bootstrap over users and seeds
-    tasks.<task>.<arm>.*                    auc, auc_by_seed, pr_auc, ne, calibration, seeds, rows, positives, users,
-                                            auc_lift, auc_lift_ci95, pr_auc_lift, pr_auc_lift_ci95; lifts not in `none`
+    tasks.<task>.<arm>.*                    as in report.json
+    segments.<task>.*                       as in report.json, of `none`, the configured arm and `once`
 
     coverage.<day>.<series>.by_event        number; share of the day's events whose entity the snapshot before had
     coverage.<day>.<series>.by_entity       number; the same by distinct entity
@@ -57,15 +57,9 @@ from recsys.config import STUDIED
 from recsys.evaluate.bootstrap import Resampled
 from recsys.study.daily_page import render_daily
 from recsys.study.environment import commit, hardware
-from recsys.study.report import (
-    REFERENCE,
-    ReportError,
-    TaskScores,
-    load_document,
-    measure_arms,
-    plain,
-    resample_arms,
-)
+from recsys.study.report import load_document, plain
+from recsys.study.scores import REFERENCE, ReportError, TaskScores, measure_arms, resample_arms
+from recsys.study.segments import measure_segments
 
 FORMAT_VERSION = 1
 ONCE = "once"
@@ -112,6 +106,19 @@ def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) ->
     drawn = {task: resample_arms(scores, samples, seed) for task, scores in results.tasks.items()}
     tasks = {task: measure_arms(scores, resampled=drawn[task]) for task, scores in results.tasks.items()}
     task, arms = next(iter(tasks.items()))
+    shown = (REFERENCE, results.configured, ONCE)
+    segments = {
+        name: measure_segments(
+            scores.labels,
+            scores.users,
+            {arm: lines for arm, lines in scores.arms.items() if arm in shown},
+            scores.segments,
+            samples=samples,
+            seed=seed,
+        )
+        for name, scores in results.tasks.items()
+        if scores.segments
+    }
     cadence = {"daily": arms.get(results.configured), ONCE: arms.get(ONCE)}
     document = {
         "format_version": FORMAT_VERSION,
@@ -132,6 +139,7 @@ def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) ->
         "cadence": {name: measured for name, measured in cadence.items() if measured},
         "comparisons": _comparisons(drawn[task], results.configured),
         "tasks": tasks,
+        **({"segments": segments} if segments else {}),
         **_by_day(results.records),
         "time_shares": _time_shares(results.records),
         "seconds": results.seconds,

@@ -44,6 +44,12 @@ def daily_headline(document: Mapping[str, Any]) -> str:
     daily, once = (document["cadence"].get(name) for name in ("daily", "once"))
     if not daily or daily.get("auc_lift") is None:
         return "Nothing could be measured: the test events hold one class only, or no ranker read refreshed vectors."
+    if daily.get("pays") is False:
+        known, without = (number(arm["validation"]["ne"]) for arm in (daily, document["baseline"]))
+        return (
+            f"Vectors refreshed daily do not pay: on the validation rows the {title(document['task'])} ranker's "
+            f"normalized entropy is {known} with them and {without} without."
+        )
     moved = f"moved the {title(document['task'])} ranker's ROC-AUC by {percent(daily['auc_lift'], signed=True)}"
     if not once or once.get("auc_lift") is None:
         bounds = interval(daily["auc_lift_ci95"])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from recsys.evaluate.wording import interval, number, percent, title, verdict
+from recsys.study.payoff import unpaid
 
 
 def arm_title(arm: str, upstreams: Iterable[str]) -> str:
@@ -34,9 +35,14 @@ def _parsed(arm: str, upstreams: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def best_arm(arms: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The arm of greatest ROC-AUC lift; None if none has one."""
-    lifts = {arm: measured["auc_lift"] for arm, measured in arms.items() if measured.get("auc_lift") is not None}
-    return max(lifts, key=lifts.__getitem__) if lifts else None
+    """The arm of greatest ROC-AUC lift among those that pay on the validation rows; None if none has one."""
+    lifts = _lifts(arms)
+    paid = [arm for arm in lifts if arm not in unpaid(arms)]
+    return max(paid, key=lifts.__getitem__) if paid else None
+
+
+def _lifts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    return {arm: measured["auc_lift"] for arm, measured in arms.items() if measured.get("auc_lift") is not None}
 
 
 def drawn(report: Mapping[str, Any]) -> str:
@@ -52,6 +58,11 @@ def drawn(report: Mapping[str, Any]) -> str:
 def headline(report: Mapping[str, Any]) -> str:
     """The run's best lift in one sentence, with its interval, and said so when it may be chance."""
     best = {task: arm for task, arms in report["tasks"].items() if (arm := best_arm(arms))}
+    if not best and any(_lifts(arms) for arms in report["tasks"].values()):
+        return (
+            "No set of stored vectors pays: on the validation rows no ranker with them had a lower normalized entropy "
+            "than the one without."
+        )
     if not best:
         return "No lift could be measured: the test events hold one class only, or no arm reads stored vectors."
     task = max(best, key=lambda task: report["tasks"][task][best[task]]["auc_lift"])

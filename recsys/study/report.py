@@ -31,6 +31,14 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     tasks.<task>.<arm>.pr_auc               number; average precision, mean over seeds
     tasks.<task>.<arm>.ne                   number; normalized entropy, mean over seeds
     tasks.<task>.<arm>.calibration          number; mean prediction / mean label, mean over seeds
+    tasks.<task>.<arm>.calibration_by_day.<day>  number; the same of each test day; none without event times
+    tasks.<task>.<arm>.validation.ne        number; on the validation rows, mean over seeds, as are the next three
+    tasks.<task>.<arm>.validation.auc       number
+    tasks.<task>.<arm>.validation.calibration  number; after the recalibration that was fitted on these rows, and
+                                            that all figures are of
+    tasks.<task>.<arm>.validation.raw_calibration  number; before it
+    tasks.<task>.<arm>.validation.entity_dropout  list of numbers; that each seed was trained with
+    tasks.<task>.<arm>.pays                 bool; whether validation.ne is below that of `none`; not in `none`
     tasks.<task>.<arm>.seeds                list of int; training seeds
     tasks.<task>.<arm>.rows                 int; test events for which the label exists
     tasks.<task>.<arm>.positives            int; of them
@@ -40,6 +48,15 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
                                             `upstream_seeds`, but over no other training of an upstream; not in `none`
     tasks.<task>.<arm>.pr_auc_lift          number; the same for PR-AUC; not in `none`
     tasks.<task>.<arm>.pr_auc_lift_ci95     [low, high]; not in `none`
+    segments.<task>.<owner>.<segment>.rows  int; test rows of `new`, `tail`, `head` items (users), by how often they are
+                                            in the rankers' training rows, see segments.py; of all events
+    segments.<task>.<owner>.<segment>.users  int; who made them
+    segments.<task>.<owner>.<segment>.positives  int; of them
+    segments.<task>.<owner>.<segment>.enough  bool; whether they are enough to tell anything; else there are no arms
+    segments.<task>.<owner>.<segment>.arms.<arm>.auc  number; mean over seeds, as are the next two
+    segments.<task>.<owner>.<segment>.arms.<arm>.ne  number; against the segment's own positive rate
+    segments.<task>.<owner>.<segment>.arms.<arm>.auc_lift  number; not in `none`
+    segments.<task>.<owner>.<segment>.arms.<arm>.auc_lift_ci95  [low, high]; not in `none`
     fragment.<task>.<arm>.*                 as tasks.<task>.<arm>: rankers trained and tested on one surface alone;
                                             absent without a fragment
     oracle.<task>.auc                       number; of the true probabilities; synthetic market only, else absent
@@ -92,46 +109,14 @@ import numpy as np
 from recsys.atomic import write_text
 from recsys.dates import UNTIMED
 from recsys.downstream.retrieval import RetrievalResult
-from recsys.evaluate.bootstrap import METRICS, Resampled, resample
-from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
+from recsys.evaluate.metrics import roc_auc
 from recsys.study.environment import commit, hardware
 from recsys.study.report_page import render_page
+from recsys.study.scores import REFERENCE, ReportError, TaskScores, measure_arms, require
+from recsys.study.segments import measure_segments
 
 FORMAT_VERSION = 1
-REFERENCE = "none"
 CURVE_POINTS = 400
-
-
-class ReportError(ValueError):
-    """Results that do not fit together, or a report that cannot be read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskScores:
-    """What every arm of the ablation predicted for the test events of one task."""
-
-    labels: np.ndarray  # [N], 0 or 1
-    users: np.ndarray  # int64 [N]
-    arms: Mapping[str, np.ndarray]
-    """Arm -> logits [S, N], one line a seed; `none` first, then in the order to show."""
-    seeds: tuple[int, ...]
-    """The S training seeds, the same for every arm."""
-    oracle: np.ndarray | None = None  # [N]
-    """True probabilities of the synthetic market (or anything that ranks like them)."""
-
-    def __post_init__(self) -> None:
-        n = len(self.labels)
-        _require(next(iter(self.arms), "") == REFERENCE, f"arms are {list(self.arms)}; put {REFERENCE!r} first")
-        _require(len(self.users) == n, f"users has {len(self.users)} entries for {n} labels; give one a row")
-        _require(bool(np.isin(self.labels, (0, 1)).all()), "labels hold values besides 0 and 1; leave out invalid rows")
-        for arm, scores in self.arms.items():
-            shape = (len(self.seeds), n)
-            _require(scores.shape == shape, f"arm {arm!r}: logits are {scores.shape}; expected [seeds, rows] = {shape}")
-            _require(
-                bool(np.isfinite(scores).all()), f"arm {arm!r}: logits hold NaN or infinity: its training diverged"
-            )
-        if self.oracle is not None:
-            _require(self.oracle.shape == (n,), f"oracle is {self.oracle.shape}; expected [rows] = {(n,)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +188,11 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         for task, scores in results.tasks.items()
         if scores.oracle is not None
     }
+    segments = {
+        task: measure_segments(scores.labels, scores.users, scores.arms, scores.segments, samples=samples, seed=seed)
+        for task, scores in results.tasks.items()
+        if scores.segments
+    }
     report = {
         "format_version": FORMAT_VERSION,
         "name": results.name,
@@ -216,6 +206,7 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         "screened": results.screened,
         "publish_delay_ms": results.publish_delay_ms,
         "tasks": tasks,
+        **({"segments": segments} if segments else {}),
         **({"fragment": fragment} if fragment else {}),
         **({"oracle": oracle} if oracle else {}),
         "upstreams": {name: _upstream(run) for name, run in results.upstreams.items()},
@@ -226,51 +217,6 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         "config": results.config,
     }
     return plain(report)
-
-
-def resample_arms(scores: TaskScores, samples: int = 1000, seed: int = 0) -> dict[str, dict[str, Resampled]]:
-    """Arm -> metric -> its values on the same draws for every arm, so that any two arms can be compared."""
-    return {
-        arm: resample(scores.labels, scores.users, logits, samples=samples, seed=seed)
-        for arm, logits in scores.arms.items()
-    }
-
-
-def measure_arms(
-    scores: TaskScores,
-    samples: int = 1000,
-    seed: int = 0,
-    resampled: Mapping[str, Mapping[str, Resampled]] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Every metric of every arm, and the lifts over `none` with their intervals: `tasks.<task>` of the document.
-
-    Args:
-        scores: the arms' predictions.
-        samples: draws of the paired bootstrap.
-        seed: of the bootstrap.
-        resampled: what `resample_arms` gave for these scores, if it is there already.
-    """
-    arms: dict[str, dict[str, Any]] = {}
-    resampled = resample_arms(scores, samples, seed) if resampled is None else resampled
-    for arm, logits in scores.arms.items():
-        auc = [roc_auc(scores.labels, line) for line in logits]
-        measured: dict[str, Any] = {
-            "auc": float(np.mean(auc)),
-            "auc_by_seed": auc,
-            "pr_auc": float(np.mean([pr_auc(scores.labels, line) for line in logits])),
-            "ne": float(np.mean([normalized_entropy(scores.labels, line) for line in logits])),
-            "calibration": float(np.mean([calibration(scores.labels, line) for line in logits])),
-            "seeds": list(scores.seeds),
-            "rows": len(scores.labels),
-            "positives": int(np.sum(scores.labels == 1)),
-            "users": len(np.unique(scores.users)),
-        }
-        for metric in METRICS if arm != REFERENCE else ():
-            interval = resampled[arm][metric].lift_over(resampled[REFERENCE][metric])
-            measured[f"{metric}_lift"] = interval.lift
-            measured[f"{metric}_lift_ci95"] = [interval.low, interval.high]
-        arms[arm] = measured
-    return arms
 
 
 def write_report(report: Mapping[str, Any], folder: str | Path) -> None:
@@ -296,7 +242,7 @@ def load_document(path: Path, format_version: int) -> dict[str, Any]:
     except ValueError as error:
         raise ReportError(f"{path}: not JSON ({error}); run the experiment again") from None
     version = document.get("format_version") if isinstance(document, dict) else None
-    _require(
+    require(
         version == format_version,
         f"{path}: format_version is {version}; this code reads {format_version}: use the version that wrote it",
     )
@@ -360,8 +306,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ReportError(message)

@@ -12,6 +12,8 @@ from recsys.evaluate import plots, wording
 from recsys.evaluate.flow import Model, flow_plot
 from recsys.evaluate.html import image, render
 from recsys.study.headline import arm_title, best_arm, drawn, headline, series_read
+from recsys.study.payoff import payoff_note
+from recsys.study.segments import DEFINITION
 
 POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
 
@@ -22,6 +24,10 @@ def render_page(report: Mapping[str, Any]) -> str:
     Args:
         report: the document that `recsys.study.report` describes; parts that are absent are left out of the page.
     """
+
+    def titled(arm: str) -> str:
+        return arm_title(arm, report["upstreams"])
+
     return render(
         "recsys.study",
         "report.html",
@@ -32,7 +38,9 @@ def render_page(report: Mapping[str, Any]) -> str:
         trainings=len(report.get("upstream_seeds", ())) or 1,
         best={task: best_arm(arms) for task, arms in report["tasks"].items()},
         populations=POPULATIONS,
-        arm_title=lambda arm: arm_title(arm, report["upstreams"]),
+        arm_title=titled,
+        payoff_notes={task: payoff_note(arms, titled) for task, arms in report["tasks"].items()},
+        segment_definition=DEFINITION,
         cutoffs=retrieval_cutoffs(report),
         flow_image=_flow_image(report),
         lift_images={task: _lift_image(report, task) for task in report["tasks"]},

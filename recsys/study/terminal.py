@@ -13,7 +13,8 @@ from rich.table import Table
 from recsys.evaluate.wording import delay, duration, moment, number, percent, points, size, title, verdict
 from recsys.study.daily_page import shown_arms
 from recsys.study.findings import daily_headline, findings, method_title
-from recsys.study.headline import arm_title, drawn, headline
+from recsys.study.headline import arm_title, best_arm, drawn, headline
+from recsys.study.payoff import calibration_line, payoff_note, segment_line
 from recsys.study.report_page import POPULATIONS, retrieval_cutoffs
 
 COLORS = {"up": "green", "down": "red", "unclear": "yellow"}
@@ -28,6 +29,8 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             console.print(
                 _ablation(f"{title(task)} ranker, {population}", arms, report, task if part == "tasks" else "")
             )
+    for line in _ranker_lines(report):
+        console.print(escape(line))
     if "retrieval" in report:
         console.print(_retrieval(report))
     if report["store"]:
@@ -54,6 +57,9 @@ def print_summary(report: Mapping[str, Any], console: Console | None = None) -> 
         cells = [text for task in report["tasks"] for text in (number(oracle[task]["auc"]), "", "")]
         table.add_row("the oracle", *cells, style="dim")
     console.print(table)
+    for task, arms in report["tasks"].items():
+        for line in _payoff_lines(report, task, arms):
+            console.print(escape(line))
     console.print(f"[bold]{escape(headline(report))}[/bold]")
 
 
@@ -63,12 +69,35 @@ def print_daily(document: Mapping[str, Any], console: Console | None = None) -> 
     console.print(f"\n[bold]{escape(document['name'])}[/bold]  {escape(document['note'])}")
     console.print(_aggregation(document))
     console.print(_days(document))
+    for task, arms in document["tasks"].items():
+        note = payoff_note(arms, method_title)
+        for line in filter(None, (note, segment_line(document, task, document["configured"]))):
+            console.print(escape(line))
+        if known := calibration_line(arms.get(document["configured"], {})):
+            console.print(escape(f"{title(task)} calibration: {known}"))
     for heading, text in findings(document).items():
         console.print(f"[bold]{escape(heading)}.[/bold] {escape(text)}")
     shares = " · ".join(f"{stage} {percent(share, 0)}" for stage, share in document["time_shares"].items())
     memory = size(document["peak_rss_bytes"])
     console.print(f"[dim]of the cycles' time: {escape(shares)} · peak memory {memory}\n{_delay(document)}[/dim]")
     console.print(f"[bold]{escape(daily_headline(document))}[/bold]\n")
+
+
+def _ranker_lines(report: Mapping[str, Any]) -> list[str]:
+    """What pays on the validation rows and for whom, and how calibration moves, for each task."""
+    lines = []
+    for task, arms in report["tasks"].items():
+        lines += _payoff_lines(report, task, arms)
+        for arm in dict.fromkeys(("none", best_arm(arms) or "none")):
+            if known := calibration_line(arms[arm]):
+                lines.append(f"{title(task)} calibration, {arm_title(arm, report['upstreams'])}: {known}")
+    return lines
+
+
+def _payoff_lines(report: Mapping[str, Any], task: str, arms: Mapping[str, Any]) -> list[str]:
+    note = payoff_note(arms, lambda arm: arm_title(arm, report["upstreams"]))
+    arm = best_arm(arms)
+    return [*filter(None, (f"{title(task)}: {note}" if note else "", segment_line(report, task, arm) if arm else ""))]
 
 
 def _delay(document: Mapping[str, Any]) -> str:

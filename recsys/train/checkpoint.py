@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.train.distributed import Environment
 from recsys.train.pieces import PiecePlanner
+
+if TYPE_CHECKING:
+    from torchrec.optim.keyed import KeyedOptimizer
 
 PROGRESS = "progress.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -129,13 +131,14 @@ def restore(
     return progress, metrics
 
 
-def load_model(folder: Path, model: nn.Module) -> Loaded:
+def load_model(folder: Path, model: nn.Module, *, part: str = "") -> Loaded:
     """Load only the model from a checkpoint, say for inference.
 
     Args:
         folder: a checkpoint, or a folder of checkpoints whose newest is taken.
         model: a plain module, which gets whole tables (no process group needed, and any one rank may do it), or a
             sharded one, which gets this rank's shards (a collective then).
+        part: load only what is called by names that begin so; the rest of the model is left as it is.
 
     Returns:
         which checkpoint it was.
@@ -147,11 +150,11 @@ def load_model(folder: Path, model: nn.Module) -> Loaded:
     if path is None:
         raise CheckpointError(f"{folder}: no checkpoint there; train the model first")
     metadata, progress = _metadata(path), read_progress(path)
-    state = {"model": model.state_dict()}
+    state = {"model": {key: value for key, value in model.state_dict().items() if key.startswith(part)}}
     collective = any(isinstance(value, ShardedTensor) for value in state["model"].values())
-    _check_keys(path, state, metadata, prefixes=("model.",), collective=collective)
+    _check_keys(path, state, metadata, prefixes=(f"model.{part}",), collective=collective)
     _load(path, state, no_dist=not collective)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"], strict=not part)
     return Loaded(int(progress["step"]), progress["id"])
 
 

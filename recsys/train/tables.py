@@ -46,12 +46,18 @@ def draw_tables(task: M, seed: int) -> M:
     return task
 
 
+def allocate(task: M) -> M:
+    """Give the plain tables that are on "meta" memory on the CPU, whose content is to be loaded."""
+    for module in list(task.modules()):
+        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection) and module.device.type == "meta":
+            module.to_empty(device="cpu")._device = torch.device("cpu")
+    return task
+
+
 def _tables(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, Tensor, int]]:
     """Config, the rows [n, dim] that this process holds, and the number of the first of them."""
-    for module in list(task.modules()):
+    for module in list(allocate(task).modules()):
         if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
-            if module.device.type == "meta":
-                module.to_empty(device="cpu")._device = torch.device("cpu")
             for config, weight in zip(_configs(module), module.parameters(), strict=True):
                 yield config, weight, 0
         elif isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):

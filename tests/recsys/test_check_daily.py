@@ -10,6 +10,7 @@ from recsys.data.errors import DataError
 from recsys.data.synthetic import prepare_synthetic
 from recsys.recipes import synthetic_daily_small
 from recsys.refresh.days import window
+from tests.recsys.refresh.catalogue_example import DAYS_AND_ROWS, deliver, item_rows, noon
 from tests.recsys.refresh.daily_example import DAILY, DAYS, change, daily_study, write_day
 from tests.recsys.refresh.example import UNTIMED, user_rows, write_log
 
@@ -72,6 +73,15 @@ def test_a_day_that_lacks_what_the_upstream_reads(data: Path) -> None:
     pq.write_table(pq.read_table(path).drop_columns(["age"]), path)
     with pytest.raises(DataError, match=r"1970-01-05/part-0.parquet: column 'age' is missing"):
         check_daily(CONFIG, data)
+
+
+def test_rows_of_entities_that_do_not_fit(data: Path) -> None:
+    config = replace(CONFIG, refresh=replace(CONFIG.refresh, days=DAYS_AND_ROWS))
+    deliver(data, DAYS[2], item_rows([5], noon(DAYS[2])))
+    assert check_daily(config, data) == []
+    deliver(data, DAYS[2], item_rows([5], noon(DAYS[2])).drop_columns(["tags"]))
+    with pytest.raises(DataError, match=r"items.parquet: column 'tags' is missing"):
+        check_daily(config, data)
 
 
 def test_a_source_that_reaches_into_the_days(data: Path) -> None:

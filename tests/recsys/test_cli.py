@@ -65,7 +65,7 @@ def test_help_is_quick_and_names_every_command() -> None:
     command, folder = [sys.executable, "-c", code, "--help"], Path(cli.__file__).parents[1]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.rstrip().endswith("False")
-    for name in ("demo", "run", "daily", "prepare", "report", "upstream", "refresh", "downstream"):
+    for name in ("demo", "run", "daily", "prepare", "report", "upstream", "refresh", "embed", "downstream"):
         assert f" {name} " in done.stdout
 
 
@@ -111,7 +111,7 @@ def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, c
         ("prepare", "kuairand", "--out", tmp_path): "the folder of the raw files is missing: give it with --source",
         ("prepare", "kuairand", "--source", tmp_path, "--out", tmp_path / "o"): "no such file. KuaiRand-Pure needs",
         ("prepare", "movielens-1m", "--source", tmp_path, "--out", tmp_path / "o"): "users.dat",
-        ("run", "nope", "--out", tmp_path / "o"): "recipe 'nope' is unknown; use kuairand, movielens-1m",
+        ("run", "nope", "--out", tmp_path / "o"): "recipe 'nope' is unknown; use kuairand, deskdrop, movielens-1m",
         ("run", toml(tmp_path), "--out", tmp_path / "o"): "--data is missing: give the folder that the paths in",
         ("run", bad, "--data", tmp_path, "--out", tmp_path / "o"): "bad.toml: ",
         ("run", wrong, "--data", tmp_path, "--out", tmp_path / "o"): "unknown key surprise",
@@ -309,6 +309,7 @@ def test_a_refused_gate_is_exit_code_3(
 
 def test_daily_wants_days(recsys: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert recsys("daily", "demo", "--out", tmp_path / "o") == 2
-    assert "recipe 'demo' is unknown; use kuairand, synthetic, synthetic-small, or the path" in capsys.readouterr().err
+    names = "kuairand, deskdrop, synthetic, synthetic-small"
+    assert f"recipe 'demo' is unknown; use {names}, or the path" in capsys.readouterr().err
     assert recsys("daily", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "o") == 2
     assert "refresh.days or spans is missing: say in [refresh.days] where days of events lie" in capsys.readouterr().err

@@ -191,6 +191,7 @@ def test_integers_serve_as_numbers() -> None:
         (lambda: ModelConfig(dropout=-0.1), "dropout is -0.1"),
         (lambda: LossConfig(temperature=0), "temperature is 0; use more than 0"),
         (lambda: LossConfig(contrastive_weight=-1), "contrastive_weight is -1; use 0 or more"),
+        (lambda: LossConfig(uniform_negatives=-1), "uniform_negatives is -1; use 0 or more"),
         *(
             (lambda name=name: TrainConfig(**{name: 0}), f"{name} is 0; use 1 or more")
             for name in ("epochs", "batch_size", "log_every")

@@ -10,8 +10,9 @@ import pytest
 
 from recsys.config import ModelConfig, TrainConfig, UpstreamConfig
 from recsys.data.files import find_files
+from recsys.data.last_events import last_events
 from recsys.data.schema import Schema
-from recsys.refresh.embed import embed, last_events, source_files
+from recsys.refresh.embed import embed, source_files
 from recsys.refresh.first import load_towers
 from recsys.train import sharding
 from recsys.train.distributed import current_environment

@@ -66,7 +66,7 @@ CONFIG = StudyConfig(
         tasks={"ctr": "opened", "cvr": "bought"},
         publish_delay_ms=3_600_000,
         seeds=(0, 1),
-        network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
+        network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,), entity_dropout=0.0),
         training=TrainConfig(batch_size=64),
     ),
     retrieval=RetrievalConfig(upstream="open", k=(5,)),
@@ -232,8 +232,9 @@ def test_a_log_without_event_times(run: tuple[Path, Path, RunResults], tmp_path:
     assert {name: replace(run, as_of=0) for name, run in timed.series.items()} == found.series
     assert timed.retrieval is not None
     assert found.retrieval == replace(timed.retrieval, as_of=0)
-    for task, scores in timed.tasks.items():
-        assert all(np.array_equal(logits, found.tasks[task].arms[arm]) for arm, logits in scores.arms.items())
+    for task, scores in timed.tasks.items():  # the other arms see how old a vector is
+        assert np.array_equal(scores.arms["none"], found.tasks[task].arms["none"])
+        assert all(np.isfinite(logits).all() for logits in found.tasks[task].arms.values())
     report = build_report(found, samples=5)
     write_report(report, out)
     assert report["publish_delay_ms"] is None

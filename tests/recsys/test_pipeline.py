@@ -22,6 +22,7 @@ def test_every_training_of_an_upstream_is_a_job_before_the_rankers(
         raise EnoughError
 
     monkeypatch.setattr(pipeline, "check_run", lambda *_: None)
+    monkeypatch.setattr(pipeline, "screen_splits", lambda *_: None)
     monkeypatch.setattr(pipeline, "job", lambda command, name, config, *_: jobs.append((command, name, config)))
     monkeypatch.setattr(pipeline, "collect_results", enough)
     study = replace(CONFIG, upstream_seeds=(4, 8))

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config import LossConfig, TrainConfig
+from recsys.data.batch import Batch
 from recsys.data.errors import DataError
 from recsys.data.schema import Feature, Label, Schema, SchemaError
 from recsys.data.strings import read_column
 from recsys.folders import upstream_folder
+from recsys.models.derm import DermOutput
+from recsys.models.losses import DermLoss
+from recsys.source import upstream_schema
 from recsys.stages import is_done, read_stages
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import process_group
-from recsys.upstream import count_positives, train_upstream, upstream_schema
-from tests.recsys.refresh.example import CONFIG, SCHEMA, write_log
+from recsys.upstream import count_positives, train_upstream
+from tests.recsys.refresh.example import CONFIG, LAST, SCHEMA, write_log
 
 BUY = Schema(
     features=(Feature(name="x", owner="item", kind="dense"),),
@@ -78,8 +83,7 @@ def test_count_positives_against_a_loop(
         found = count_positives(paths, BUY, label)
     assert found.ids.tolist() == sorted(counts)
     share = torch.tensor([counts[item] for item in sorted(counts)]).double() / sum(counts.values())
-    torch.testing.assert_close(found.log_probability[:-1], share.log().float())
-    assert found.log_probability[-1] == found.log_probability.min()
+    torch.testing.assert_close(found.log_probability, share.log().float())
 
 
 def test_string_items_are_counted_by_their_hash(tmp_path: Path) -> None:
@@ -159,7 +163,7 @@ def test_a_killed_training_goes_on_to_the_same_losses(
     assert [path.name for path in checkpoints[0]] == [path.name for path in checkpoints[1]]
 
 
-def interrupted(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **training: Any) -> None:
+def interrupted(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, upstream: Any = None) -> None:
     """Train until the first checkpoint is written."""
     from recsys.train import trainer
 
@@ -171,7 +175,7 @@ def interrupted(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **traini
     with monkeypatch.context() as patch:
         patch.setattr(trainer._Run, "save", save)
         with pytest.raises(KeyboardInterrupt):
-            train_upstream(config(checkpoint_every=4, **training), data, out)
+            train_upstream(upstream or config(checkpoint_every=4), data, out)
 
 
 def test_a_training_is_not_continued_as_another(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +229,44 @@ def test_without_contrast_no_row_is_counted(log: Path, tmp_path: Path, monkeypat
     train_upstream(replace(config(), loss=LossConfig(contrastive_weight=0)), log, tmp_path)
     assert "contrastive" not in " ".join(metrics(tmp_path)[-1])
     assert is_done(tmp_path, "upstream-ctr")
+
+
+def with_items(log: Path, folder: Path) -> tuple[Path, Any]:
+    """The example with rows of three items, one of which has no event, and 16 negatives a step."""
+    data = Path(shutil.copytree(log, folder / "data"))
+    (data / "items").mkdir()
+    ids, tags = pa.array([0, 3**30, 77]), pa.array([[1], [], [2, 3]], pa.list_(pa.int64()))
+    pq.write_table(pa.table({"timestamp": [LAST] * 3, "item_id": ids, "tags": tags}), data / "items/part-0.parquet")
+    upstream = replace(config(checkpoint_every=4), loss=LossConfig(uniform_negatives=16))
+    return data, replace(upstream, source=replace(upstream.source, items=("items/*.parquet",)))
+
+
+def test_negatives_are_drawn_from_all_items_and_after_a_stop_too(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, upstream = with_items(log, tmp_path)
+    drawn, kept = Counter[int](), DermLoss.forward
+
+    def forward(self: DermLoss, output: DermOutput, batch: Batch) -> Any:
+        assert len(batch) == 8
+        assert self.items == 10
+        drawn.update(batch.negatives.tolist())
+        return kept(self, output, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DermLoss, "forward", forward)
+        train_upstream(upstream, data, tmp_path / "whole")
+    assert set(drawn) == {77, *(3**30 * item for item in range(9))}
+    assert drawn.total() == 14 * 16
+    interrupted(data, tmp_path / "broken", monkeypatch, upstream)
+    with pytest.raises(CheckpointError, match=r"files: items/part-0.parquet was \d+ bytes, \w+, is not there"):
+        train_upstream(replace(upstream, source=config().source), data, tmp_path / "broken")
+    with pytest.raises(CheckpointError, match=r"config: loss.uniform_negatives was 16, is 17"):
+        train_upstream(replace(upstream, loss=LossConfig(uniform_negatives=17)), data, tmp_path / "broken")
+    train_upstream(upstream, data, tmp_path / "broken")
+    last = metrics(tmp_path / "whole")[-1]
+    assert last["loss/contrastive"] > 0
+    assert metrics(tmp_path / "broken")[-1] == last
 
 
 def test_what_the_upstream_reads(log: Path, tmp_path: Path) -> None:

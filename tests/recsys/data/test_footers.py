@@ -17,9 +17,9 @@ from recsys.data import files as files_module
 from recsys.data import footers as footers_module
 from recsys.data.files import check_files, read_footers
 from recsys.data.footers import open_file, read_footer
+from recsys.data.last_events import last_events, read_rows
 from recsys.data.schema import Feature, Label, Schema
 from recsys.data.stream import EventStream
-from recsys.refresh.embed import last_events, read_rows
 
 SCHEMA = Schema(features=(Feature(name="price", owner="item", kind="dense"),), labels=(Label(name="click"),))
 GROUPS, GROUP_ROWS = 10, 8

@@ -13,18 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.hashing import scramble
-from recsys.data.market import DAY_ZERO_MS, Log, Population, populate, simulate
+from recsys.data.market import DAY_ZERO_MS
 from recsys.data.schema import Schema, SchemaError
 from recsys.data.synthetic import market_schema, market_split, prepare_synthetic
 from recsys.dates import DAY_MS
 
-SIZES = {"users": 150, "items": 100, "days": 6, "events_per_day": 700, "upstream_days": 2}
+SIZES = {"users": 150, "items": 100, "days": 6, "past_days": 0, "events_per_day": 700, "upstream_days": 2}
 WINDOW_END = DAY_ZERO_MS + 2 * DAY_MS
 
 
@@ -36,21 +35,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def market() -> tuple[Population, Log]:
-    """A market large enough for figures."""
-    rng = np.random.default_rng(1)
-    people = populate(1000, 400, 8, rng)
-    return people, Log.concatenate(list(simulate(people, 8, 5000, rng)))
-
-
 def _events(root: Path) -> pa.Table:
     files = find_files(root, ["market/events/*/*/*.parquet"])
     return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
 
 
 def _entities(root: Path, kind: str) -> list[dict[str, Any]]:
-    return pq.read_table(root / "market" / kind).to_pylist()
+    return pq.ParquetFile(root / "market" / kind / "part-0.parquet").read().to_pylist()
+
+
+def _files(root: Path, kind: str) -> dict[str, pa.Table]:
+    """Day -> what is told of it."""
+    return {file.parent.name: pq.ParquetFile(file).read() for file in find_files(root, [f"market/{kind}/2024*/*"])}
 
 
 class _Loop:
@@ -59,15 +55,17 @@ class _Loop:
     def __init__(self) -> None:
         self.count: Counter[tuple[Any, ...]] = Counter()
         self.lists: defaultdict[tuple[Any, ...], list[tuple[int, int]]] = defaultdict(list)
+        self.brands: defaultdict[int, list[int]] = defaultdict(list)
 
     def add(self, row: dict[str, Any]) -> None:
         user, item = row["user_id"], row["item_id"]
-        self.count.update([("user_impressions", user), ("item_impressions", item)])
+        self.count.update([("user_impressions", user), ("item_impressions", item), ("pair", user, item)])
         if row["click"]:
             self.count.update([("user_clicks", user), ("item_clicks", item)])
-            self.count.update([("category", user, row["category"]), ("brand", user, row["brand"])])
             self.lists["clicked_items", user].append((item, row["timestamp"]))
+            self.brands[user].append(row["brand"])
         if row["conversion"]:
+            self.count.update([("user_conversions", user)])
             self.lists["converted_items", user].append((item, row["timestamp"]))
 
     def check(self, row: dict[str, Any]) -> None:
@@ -75,14 +73,15 @@ class _Loop:
             for name, length in (("clicked_items", 30), ("converted_items", 20)):
                 expected = self.lists[name, row["user_id"]][-length:]
                 assert list(zip(row[name], row[f"{name}_time"], strict=True)) == expected
+            assert row["clicked_brands"] == self.brands[row["user_id"]][-100:]
             assert row["user_impressions"] == self.count["user_impressions", row["user_id"]]
             assert row["user_clicks"] == self.count["user_clicks", row["user_id"]]
+            assert row["user_conversions"] == self.count["user_conversions", row["user_id"]]
         if "item_id" in row:
             assert row["item_impressions"] == self.count["item_impressions", row["item_id"]]
             assert row["item_clicks"] == self.count["item_clicks", row["item_id"]]
-        if "user_category_clicks" in row:
-            assert row["user_category_clicks"] == self.count["category", row["user_id"], row["category"]]
-            assert row["user_brand_clicks"] == self.count["brand", row["user_id"], row["brand"]]
+        if "user_item_impressions" in row:
+            assert row["user_item_impressions"] == self.count["pair", row["user_id"], row["item_id"]]
 
 
 def test_features_are_those_of_a_loop_over_strictly_earlier_events(root: Path) -> None:
@@ -104,7 +103,22 @@ def test_features_are_those_of_a_loop_over_strictly_earlier_events(root: Path) -
         for row in sorted(moments[time], key=lambda row: row["position"]):
             known.add(row)
     assert entities_checked
-    assert any(len(row["clicked_items"]) == 30 for row in rows)
+    assert any(len(row["clicked_items"]) == 30 < len(row["clicked_brands"]) for row in rows)
+
+
+def test_the_days_before_the_first_are_told_of_by_histories_and_counts_alone(root: Path, tmp_path: Path) -> None:
+    prepare_synthetic(tmp_path, **{**SIZES, "past_days": 5})
+    events = _events(tmp_path)
+    assert len(events) == len(_events(root))
+    assert pc.min(events["timestamp"]).as_py() >= DAY_ZERO_MS
+    morning = events.filter(pc.less(events["timestamp"], DAY_ZERO_MS + DAY_MS // 4))
+    clicked = pc.list_flatten(morning["clicked_items_time"]).to_numpy()
+    assert (clicked < DAY_ZERO_MS).mean() > 0.8
+    assert clicked.min() >= DAY_ZERO_MS - 5 * DAY_MS
+    for name in ("user_impressions", "item_impressions", "user_clicks", "item_clicks"):
+        assert pc.mean(morning[name]).as_py() > 3
+    listed = pc.list_value_length(morning["clicked_brands"]).to_numpy()
+    assert np.array_equal(listed, np.minimum(morning["user_clicks"].to_numpy(), 100))
 
 
 def test_entity_rows_hold_who_was_known_by_the_windows_end(root: Path) -> None:
@@ -114,8 +128,55 @@ def test_entity_rows_hold_who_was_known_by_the_windows_end(root: Path) -> None:
     for kind in ("user", "item"):
         known = [row[f"{kind}_id"] for row in _entities(root, f"{kind}s")]
         assert len(known) == len(set(known))
-        assert set(before[f"{kind}_id"].to_pylist()) <= set(known)
         assert not set(after[f"{kind}_id"].to_pylist()) <= set(known)  # new ones arrived
+    assert set(before["user_id"].to_pylist()) <= {row["user_id"] for row in _entities(root, "users")}
+    assert len(known) == SIZES["items"]  # those on sale
+    next_day = after.filter(pc.less(after["timestamp"], WINDOW_END + DAY_MS))
+    assert set(next_day["item_id"].to_pylist()) <= set(known)
+
+
+def test_an_item_is_listed_on_the_day_before_its_first_event(root: Path) -> None:
+    """Once: in the rows of the window's end, or in those of a later day, with what was known of it then: nothing."""
+    own = [feature.name for feature in market_schema().owned_by("item")]
+    events = _events(root)
+    events = events.filter(pc.greater_equal(events["timestamp"], WINDOW_END))
+    first_seen: dict[int, int] = {}
+    for item, time in zip(events["item_id"].to_pylist(), events["timestamp"].to_pylist(), strict=True):
+        first_seen[item] = min(time, first_seen.get(item, time))
+    known = {row["item_id"] for row in _entities(root, "items")}
+    days = _files(root, "items")
+    assert list(days) == ["2024-01-03", "2024-01-04", "2024-01-05", "2024-01-06"]
+    for day, table in days.items():
+        midnight = int(np.datetime64(day, "ms").astype(np.int64)) + DAY_MS
+        assert table.column_names == ["timestamp", *own]
+        assert set(table["timestamp"].to_pylist()) == {midnight - 1}
+        for name in ("item_impressions", "item_clicks", "item_age_days"):
+            assert set(table[name].to_pylist()) == {0.0}
+        listed = table["item_id"].to_pylist()
+        assert known.isdisjoint(listed)
+        assert len(listed) == len(set(listed))
+        assert all(midnight <= first_seen[item] for item in listed if item in first_seen)
+        known.update(listed)
+    assert set(first_seen) <= known
+    late = [day for day, table in days.items() if not set(table["item_id"].to_pylist()) & set(first_seen)]
+    assert "2024-01-06" in late  # what would be on sale after the last day
+
+
+def test_the_oracle_lists_items_that_users_click(root: Path) -> None:
+    """For all who click on a day, in an order that their clicks follow."""
+    events = _events(root)
+    for day, table in _files(root, "oracle").items():
+        midnight = int(np.datetime64(day, "ms").astype(np.int64))
+        time = events["timestamp"].to_numpy()
+        clicked = events.filter(pa.array((time >= midnight) & (time < midnight + DAY_MS))).filter(
+            pc.field("click") == 1
+        )
+        lists = dict(zip(table["user_id"].to_pylist(), table["items"].to_pylist(), strict=True))
+        assert set(lists) == set(clicked["user_id"].to_pylist())
+        assert all(len(items) == len(set(items)) == 100 for items in lists.values())  # as many as are on sale
+        pairs = zip(clicked["user_id"].to_pylist(), clicked["item_id"].to_pylist(), strict=True)
+        places = [lists[user].index(item) for user, item in pairs]
+        assert np.mean(np.array(places) < 20) > 0.4  # by chance 0.2
 
 
 def test_files_fit_the_schema_and_convert_to_batches(root: Path) -> None:
@@ -136,8 +197,8 @@ def test_files_fit_the_schema_and_convert_to_batches(root: Path) -> None:
         assert batch.label_mask[:, 1].tolist() == (batch.labels[:, 0] == 1).tolist()
     for kind in ("user", "item"):
         own = schema.select(features=tuple(f.name for f in schema.owned_by(kind)), labels=())
-        table = pq.read_table(root / f"market/{kind}s")
-        assert list(to_batch(table, own).dense) == [kind]
+        for file in (root / f"market/{kind}s").rglob("*.parquet"):
+            assert list(to_batch(pq.ParquetFile(file).read(), own).dense) == [kind]
 
 
 def test_oracle_is_refused_as_a_feature() -> None:
@@ -171,72 +232,6 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_rates_and_the_oracle(market: tuple[Population, Log]) -> None:
-    _, log = market
-    clicked = log.click
-    assert 0.15 < clicked.mean() < 0.35
-    assert 0.18 < log.conversion[clicked].mean() < 0.35
-    assert not log.conversion[~clicked].any()
-    assert log.oracle_click.mean() == pytest.approx(clicked.mean(), abs=0.01)
-    assert log.oracle_conversion[clicked].mean() == pytest.approx(log.conversion[clicked].mean(), abs=0.02)
-    oracle = roc_auc_score(clicked, log.oracle_click)
-    popularity = roc_auc_score(clicked, np.bincount(log.item)[log.item])
-    item_rate = np.bincount(log.item, clicked) / np.maximum(np.bincount(log.item), 1)
-    assert oracle > 0.78
-    assert popularity < 0.60
-    assert roc_auc_score(clicked, item_rate[log.item]) < oracle - 0.08  # though it has seen the very clicks
-    assert roc_auc_score(log.conversion[clicked], log.oracle_conversion[clicked]) > 0.78
-    assert roc_auc_score(log.conversion[clicked], log.oracle_click[clicked]) < 0.65  # clicks tell little of needs
-
-
-def test_activity_and_popularity_have_long_tails(market: tuple[Population, Log]) -> None:
-    for entity in market[1].user, market[1].item:
-        events = np.sort(np.bincount(entity))[::-1]
-        assert events[: len(events) // 10].sum() > 0.25 * events.sum()
-        assert np.median(events) < 0.8 * events.mean()
-
-
-def test_users_and_items_come_and_go(market: tuple[Population, Log]) -> None:
-    people, log = market
-    day = (log.time - DAY_ZERO_MS) // DAY_MS
-    for entity, days in ((log.user, people.user_days), (log.item, people.item_days)):
-        assert np.all((days[entity, 0] <= day) & (day < days[entity, 1]))
-        seen = np.unique(entity)
-        assert 0.1 < (days[seen, 0] > 0).mean() < 0.3
-        assert 0.05 < (days[seen, 1] < 8).mean() < 0.25
-
-
-def test_users_drift(market: tuple[Population, Log]) -> None:
-    """The true conversion logit of one user, item and surface is constant within a day and wanders from day to day."""
-    _, log = market
-    day = (log.time - DAY_ZERO_MS) // DAY_MS
-    logit = np.log(log.oracle_conversion / (1 - log.oracle_conversion))
-    meeting = (log.user * 1000 + log.item) * 2 + log.surface
-    order = np.lexsort((day, meeting))
-    pairs = meeting[order][1:] == meeting[order][:-1]
-    gap = np.diff(day[order])[pairs]
-    moved = np.abs(np.diff(logit[order]))[pairs]
-    assert moved[gap == 0].max() < 1e-9
-    assert 0 < moved[gap == 1].mean() < moved[gap >= 4].mean() < 0.5 * logit.std()
-
-
-def test_drift_is_how_far_users_move() -> None:
-    """From the first day to the last, the same users, items and surfaces meet with other probabilities."""
-    moved = []
-    for drift in (0.0, 0.1, 0.4):
-        rng = np.random.default_rng(3)
-        people = populate(100, 100, 6, rng)
-        first, *_, last = simulate(people, 6, 3000, rng, drift)
-        meetings = [
-            dict(zip(zip(log.user, log.item, log.surface, strict=True), log.oracle_conversion, strict=True))
-            for log in (first, last)
-        ]
-        shared = meetings[0].keys() & meetings[1].keys()
-        assert len(shared) > 20
-        moved.append(np.mean([abs(meetings[0][key] - meetings[1][key]) for key in shared]))
-    assert moved[0] < 1e-9 < moved[1] < moved[2]
-
-
 def test_split_shares_out_the_days(root: Path) -> None:
     split = market_split(days=6, upstream_days=2)
     parts = [find_files(root, patterns) for patterns in (split.upstream, split.train, split.validation, split.test)]
@@ -245,6 +240,8 @@ def test_split_shares_out_the_days(root: Path) -> None:
     fragment = market_split(days=6, upstream_days=2, surface=1)
     assert fragment.upstream == split.upstream
     assert {file.parent.name for file in find_files(root, fragment.test)} == {"surface=1"}
+    longer = market_split(days=9, upstream_days=2)
+    assert [len(part) for part in (longer.train, longer.validation, longer.test)] == [3, 1, 3]
     with pytest.raises(ValueError, match="days is 5; use at least upstream_days"):
         market_split(days=5, upstream_days=2)
     with pytest.raises(ValueError, match="surface is 2"):
@@ -252,7 +249,14 @@ def test_split_shares_out_the_days(root: Path) -> None:
 
 
 def test_bad_sizes_are_named(tmp_path: Path) -> None:
-    for name, value in (("users", 99), ("items", 0), ("days", 0), ("events_per_day", 0), ("seed", -1)):
+    for name, value in (
+        ("users", 99),
+        ("items", 0),
+        ("days", 0),
+        ("past_days", -1),
+        ("events_per_day", 0),
+        ("seed", -1),
+    ):
         with pytest.raises(ValueError, match=f"{name} is {value}; use"):
             prepare_synthetic(tmp_path, **{**SIZES, name: value})
     with pytest.raises(ValueError, match="upstream_days is 9; use at most days = 6"):

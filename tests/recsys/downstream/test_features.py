@@ -19,6 +19,7 @@ from recsys.data.schema import Feature, Label, Schema
 from recsys.data.stream import EventStream
 from recsys.downstream.features import PointInTimeSeries, StoreFeatures
 from recsys.models.dlrm import DLRM
+from recsys.refresh.aggregator import activity_series
 from recsys.train.tables import draw_tables
 
 IDS = st.sampled_from([0, 1, -1, 5, 2**63 - 1, -(2**63)])
@@ -221,6 +222,8 @@ def test_series_lie_side_by_side_in_the_order_asked_for(store: EmbeddingStore) -
     assert joined.vectors.tolist() == [[2, 2, 2, 3, 1], [0, 0, 0, 3, 2], [0, 0, 0, 0, 0]]
     assert joined.found.tolist() == [[True, True], [False, True], [False, False]]
     assert joined.vectors.dtype == torch.float32
+    assert joined.feed is not None
+    assert joined.feed.shape == (3, 2, 2)
     assert not joined.vectors.requires_grad
     assert batch.vectors is None
     assert joined.labels is batch.labels
@@ -292,11 +295,12 @@ def test_a_ranker_takes_the_joined_batch(store: EmbeddingStore, tmp_path: Path) 
     write_events(tmp_path / "a.parquet")
     features = StoreFeatures(store, ["user_ctr", "item_ctr"][:1])
     model = draw_tables(DLRM(SCHEMA, NetworkConfig(embedding_dim=4, hidden=(8,)), features.specs), 0)
+    assert model.network.vectors is not None
+    torch.nn.init.ones_(model.network.vectors.first.weight)  # it starts at zero
     (batch,) = EventStream([tmp_path / "a.parquet"], SCHEMA, batch_size=40, transform=features)
     model(batch).sum().backward()
     assert batch.vectors is not None
     assert batch.vectors.grad is None
-    assert model.network.vectors is not None
     assert model.network.vectors.project[0].weight.grad.abs().sum() > 0
 
 
@@ -306,3 +310,35 @@ def test_a_refused_version_trains_nobody(store: EmbeddingStore) -> None:
         publish(series, 100 * version, {1: [float(version)]})
     series.refuse(2, ["norms"])
     assert PointInTimeSeries(series).lookup(ints([1]), ints([500]))[0].item() == 1.0
+
+
+DAY_MS = 86_400_000
+
+
+def test_how_old_and_how_well_fed_a_vector_is_as_of_each_event(store: EmbeddingStore) -> None:
+    """User 1 was active on day 3010 and 3012, user 2 on day 3010; the activity of a publish that never came is not
+    read."""
+    series, activity = store.create("user_ctr", dim=1), activity_series(store, "user_ctr")
+    for as_of, known in ((3011, {1: [3010.0, 1.0, 5.0], 2: [3010.0, 1.0, 1.0]}), (3013, {1: [3012.0, 2.0, 8.0]})):
+        publish(activity, as_of * DAY_MS, known)
+        publish(series, as_of * DAY_MS, {user: [1.0] for user in known})
+    publish(activity, 3014 * DAY_MS, {1: [3013.0, 3.0, 99.0]})
+    times = [3010.9, 3011.0, 3012.5, 3013.25, 3020.0]
+    users = ints([1] * 5 + [2] * 5)
+    joined = PointInTimeSeries(series, activity=activity).join(users, ints([round(x * DAY_MS) for x in times] * 2))
+    expected = [[0.0, 0.0], [1.0, 5.0], [2.5, 5.0], [1.25, 8.0], [8.0, 8.0]]
+    expected += [[0.0, 0.0], [1.0, 1.0], [2.5, 1.0], [0.0, 0.0], [0.0, 0.0]]
+    assert torch.allclose(joined[2], torch.tensor(expected), atol=1e-5)
+    assert joined[2].dtype == torch.float32
+    once = PointInTimeSeries(series, once=True, activity=activity).join(ints([1]), ints([3020 * DAY_MS]))
+    assert once[2].tolist() == [[10.0, 5.0]]
+    features = StoreFeatures(store, ["user_ctr"])
+    assert features.series[0].activity is not None
+    assert features.series[0].activity.name == "user_ctr.activity"
+
+
+def test_nothing_is_known_of_vectors_without_a_companion(store: EmbeddingStore) -> None:
+    series = store.create("user_ctr", dim=1)
+    publish(series, 0, {1: [1.0]})
+    vectors, found, feed = PointInTimeSeries(series).join(ints([1, 2]), ints([5, 5]))
+    assert (vectors.tolist(), found.tolist(), feed.tolist()) == ([[1.0], [0.0]], [True, False], [[0.0, 0.0]] * 2)

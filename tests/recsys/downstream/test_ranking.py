@@ -18,14 +18,19 @@ from recsys.data.schema import Schema, SchemaError
 from recsys.data.synthetic import market_split, prepare_synthetic
 from recsys.downstream import ranking
 from recsys.downstream.ranking import (
+    ENTITY_DROPOUTS,
     Ranker,
     all_rankers,
+    entity_dropouts,
     ranker_schema,
     read_predictions,
     train_ranker,
     train_rankers,
     write_predictions,
 )
+from recsys.downstream.validation import Validation
+from recsys.evaluate.bootstrap import paired_bootstrap
+from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
 from recsys.folders import store_folder
 from recsys.stages import is_done
 from recsys.study.ablation import ablation_arms, ranker_job
@@ -42,7 +47,7 @@ RANKERS = RankerSettings(
     publish_delay_ms=0,
     features=("user_id", "country", "price", "hour", "item_id"),
     seeds=(0, 1),
-    network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
+    network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,), entity_dropout=0.0),
     training=TrainConfig(epochs=2, batch_size=64, shuffle_batches=2),
 )
 CONFIG = ranker_job("tasks", RANKERS, ablation_arms(["ctr"]))
@@ -101,10 +106,63 @@ def test_predictions_are_of_the_rows_of_test_in_file_order(
         assert found["logits"].shape == mask.shape
         assert np.isfinite(found["logits"]).all()
         assert found["logits"].std() > 0
-        assert 0.5 < scores[ranker] < 2
+        assert 0.5 < scores[ranker] < (2 if label == "click" else 5)  # a handful of conversions
     first = read_predictions(NONE.path(out))["logits"]
     assert train_ranker(NONE, RANKERS, data, out, environment) == scores[NONE]
     assert np.array_equal(first, read_predictions(NONE.path(out))["logits"])
+
+
+def test_predictions_are_calibrated_on_the_validation_rows(data: Path, out: Path, environment: Environment) -> None:
+    """A ranker that has hardly been trained, tested on the rows that it was recalibrated on."""
+    hasty = replace(RANKERS, test=RANKERS.validation, training=replace(RANKERS.training, epochs=1, dense_lr=1e-4))
+    for ranker in (NONE, BOTH):
+        score = train_ranker(ranker, hasty, data, out, environment)
+        written, kept = read_predictions(ranker.path(out)), Validation.load(ranker.validation(out))
+        labels, logits = (written[name][written["mask"]] for name in ("labels", "logits"))
+        assert calibration(labels, logits) == pytest.approx(1, abs=0.03)
+        assert kept.calibration == pytest.approx(1, abs=0.03)
+        assert abs(kept.raw_calibration - 1) > 0.03
+        assert score == kept.ne == pytest.approx(normalized_entropy(labels, logits), abs=1e-5)
+        assert kept.auc == pytest.approx(roc_auc(labels, logits), abs=1e-5)
+        assert (kept.rows, kept.positives) == (len(labels), labels.sum())
+
+
+def test_the_first_seed_chooses_the_entity_dropout_of_its_arm(data: Path, out: Path, environment: Environment) -> None:
+    open_choice = replace(RANKERS, network=replace(RANKERS.network, entity_dropout=None))
+    for ranker in (NONE, USER, replace(USER, seed=1)):
+        train_ranker(ranker, open_choice, data, out, environment)
+    none, first, second = (Validation.load(ranker.validation(out)) for ranker in (NONE, USER, replace(USER, seed=1)))
+    assert {float(value) for value in first.tried} == set(ENTITY_DROPOUTS)
+    assert first.tried[str(first.entity_dropout)] == min(first.tried.values())
+    assert list(second.tried) == [str(first.entity_dropout)]
+    assert list(none.tried) == ["0.0"]
+    fixed = replace(RANKERS, network=replace(RANKERS.network, entity_dropout=0.2))
+    assert entity_dropouts(USER, fixed, out) == (0.2,), "a number in the config is not questioned"
+
+
+def test_vectors_of_noise_do_no_significant_harm(data: Path, tmp_path: Path, environment: Environment) -> None:
+    """Wide and long ones, on few rows: all that can be learned of them is by heart."""
+    store, generator = EmbeddingStore(store_folder(tmp_path)), torch.Generator().manual_seed(0)
+    for owner in ("user", "item"):
+        rows = pq.ParquetFile(data / f"market/{owner}s/part-0.parquet").read(["timestamp", f"{owner}_id"])
+        ids = torch.from_numpy(rows[f"{owner}_id"].to_numpy().copy())
+        with store.create(f"{owner}_noise", dim=64).write(as_of=rows["timestamp"][0].as_py(), space="n") as writer:
+            writer.append(ids, torch.randn(len(ids), 64, generator=generator))
+    noise = Ranker("tasks", "ctr", "noise", ("user_noise", "item_noise"), 0)
+    found = {}
+    for arm in (NONE, noise):
+        lines = []
+        for seed in RANKERS.seeds:
+            ranker = replace(arm, seed=seed)
+            train_ranker(ranker, RANKERS, data, tmp_path, environment)
+            lines.append(read_predictions(ranker.path(tmp_path)))
+        found[arm.arm] = np.stack([line["logits"] for line in lines])
+    harm = paired_bootstrap(lines[0]["labels"], lines[0]["users"], found["none"], found["noise"], samples=200)
+    assert harm.high > 0, harm
+    without, read = (
+        np.mean([normalized_entropy(lines[0]["labels"], line) for line in found[arm]]) for arm in ("none", "noise")
+    )
+    assert read < without + 0.01
 
 
 class CaughtError(Exception):

@@ -15,7 +15,7 @@ from recsys.models.dlrm import DLRM, RankerTask, SeriesSpec, upper_pairs
 from recsys.train.tables import draw_tables
 from tests.recsys.models.support import full_schema, random_batch
 
-SMALL = NetworkConfig(embedding_dim=4, projection_dim=6, hidden=(8, 5), dropout=0.0)
+SMALL = NetworkConfig(embedding_dim=4, projection_dim=6, hidden=(8, 5), dropout=0.0, vector_dropout=0.0)
 SERIES = (
     SeriesSpec(name="user_ctr", owner="user", space="ctr-1", dim=3),
     SeriesSpec(name="item_ctr", owner="item", space="ctr-1", dim=3),
@@ -23,9 +23,13 @@ SERIES = (
 )
 
 
-def _ranker(series=(), config=SMALL, seed=0) -> DLRM:
+def _ranker(series=(), config=SMALL, seed=0, *, started=False) -> DLRM:
+    """`started`: the vectors' share, which is zero at first, is not."""
     torch.manual_seed(seed)
-    return draw_tables(DLRM(full_schema(), config, series), seed)
+    model = draw_tables(DLRM(full_schema(), config, series), seed)
+    if started and series:
+        torch.nn.init.normal_(model.network.vectors.first.weight)
+    return model
 
 
 def _batch(size: int, seed: int = 0, share: float = 0.7) -> Batch:
@@ -34,7 +38,8 @@ def _batch(size: int, seed: int = 0, share: float = 0.7) -> Batch:
     found = torch.rand(size, len(SERIES), generator=generator) < share
     parts = [torch.randn(size, x.dim, generator=generator) for x in SERIES]
     vectors = torch.cat([part * f.unsqueeze(1) for part, f in zip(parts, found.unbind(1), strict=True)], dim=1)
-    return replace(batch, vectors=vectors, found=found)
+    feed = 30 * torch.rand(size, len(SERIES), 2, generator=generator) * found.unsqueeze(2)
+    return replace(batch, vectors=vectors, found=found, feed=feed)
 
 
 @settings(max_examples=20, deadline=None)
@@ -49,7 +54,7 @@ def test_logits_and_gradients(size, count, hidden, projection_dim):
     model = _ranker(SERIES[:count], config)
     batch = _batch(size)
     dims = sum(x.dim for x in SERIES[:count])
-    batch = replace(batch, vectors=batch.vectors[:, :dims], found=batch.found[:, :count])
+    batch = replace(batch, vectors=batch.vectors[:, :dims], found=batch.found[:, :count], feed=batch.feed[:, :count])
     logits = model(batch)
     assert logits.shape == (size,)
     assert logits.dtype == torch.float32
@@ -65,14 +70,22 @@ def test_the_ranker_starts_the_same_with_and_without_vectors():
     assert {name.split(".")[1] for name in rich.keys() - plain.keys()} == {"vectors"}
 
 
-def test_without_its_vector_part_the_rich_ranker_is_the_plain_one():
-    plain, rich, batch = _ranker(), _ranker(SERIES), _batch(6)
-    torch.nn.init.zeros_(rich.network.vectors.first.weight)
-    torch.testing.assert_close(rich(batch), plain(batch))
+def test_the_ranker_starts_as_the_same_function_with_and_without_vectors():
+    """Bit by bit, in training too; and from its first step on the vectors' part learns."""
+    config = replace(SMALL, dropout=0.1)
+    for seed in range(3):
+        plain, rich, batch = _ranker(config=config, seed=seed), _ranker(SERIES, config, seed), _batch(6, seed)
+        torch.manual_seed(seed)
+        expected = plain(batch)
+        torch.manual_seed(seed)
+        assert torch.equal(rich(batch), expected)
+        assert torch.equal(rich.eval()(batch), plain.eval()(batch))
+        rich(batch).sum().backward()
+        assert rich.network.vectors.first.weight.grad.abs().sum() > 0
 
 
 def test_the_network_is_its_definition():
-    model, batch = _ranker(SERIES).eval(), _batch(4, seed=5)
+    model, batch = _ranker(SERIES, started=True).eval(), _batch(4, seed=5)
     network = model.network
     got = model(batch)
     bags = model.bags(batch.sparse)
@@ -88,37 +101,40 @@ def test_the_network_is_its_definition():
         wide = [network.vectors.widen(field) for field in fields]
         features = [*projected, torch.stack([projected[i] @ projected[j] for i, j in ((0, 1), (0, 2), (1, 2))])]
         features += [torch.stack([p @ w for p in projected for w in wide]), batch.found[row].float()]
+        features += [torch.log1p(batch.feed[row]).flatten()]
         features += [vectors[0] * vectors[1], (vectors[0] @ vectors[1]).unsqueeze(0)]
         hidden = hidden + network.vectors.first(torch.cat(features))
         torch.testing.assert_close(got[row], network.top(hidden.unsqueeze(0)).squeeze())
 
 
-def test_vectors_and_found_flags_reach_the_logits():
-    model, batch = _ranker(SERIES), _batch(5, share=1.0)
+def test_vectors_their_feed_and_found_flags_reach_the_logits():
+    model, batch = _ranker(SERIES, started=True).eval(), _batch(5, share=1.0)
     base = model(batch)
     assert not torch.equal(base, model(replace(batch, vectors=batch.vectors + 1)))
     assert not torch.equal(base, model(replace(batch, found=~batch.found)))
+    assert not torch.equal(base, model(replace(batch, feed=batch.feed + 1)))
 
 
 def test_what_was_not_found_cannot_reach_the_logits():
-    model, batch = _ranker(SERIES), _batch(5)
+    model, batch = _ranker(SERIES, started=True).eval(), _batch(5)
     batch.found[:, 1] = False
-    changed = batch.vectors.clone()
-    changed[:, 3:6] = 9.0
-    assert torch.equal(model(batch), model(replace(batch, vectors=changed)))
+    changed, fed = batch.vectors.clone(), batch.feed.clone()
+    changed[:, 3:6] = fed[:, 1] = 9.0
+    assert torch.equal(model(batch), model(replace(batch, vectors=changed, feed=fed)))
 
 
 def test_entity_dropout_takes_one_series_from_a_row_while_training():
     model = _ranker(SERIES, replace(SMALL, entity_dropout=0.6))
     batch = _batch(2000, share=1.0)
-    parts, found = model.network.vectors._split(batch.vectors, batch.found)
+    parts, found, feed = model.network.vectors._split(batch.vectors, batch.found, batch.feed)
+    assert torch.equal(feed, batch.feed * found.unsqueeze(2))
     lost = ~found
     assert lost.sum(1).max() == 1
     assert lost.float().mean(0).tolist() == pytest.approx([0.2] * 3, abs=0.05)
     for part, flag, original in zip(parts, found.unbind(1), batch.vectors.split([3, 3, 2], dim=1), strict=True):
         assert torch.equal(part, original * flag.unsqueeze(1))
     model.eval()
-    assert model.network.vectors._split(batch.vectors, batch.found)[1].all()
+    assert model.network.vectors._split(batch.vectors, batch.found, batch.feed)[1].all()
 
 
 @given(size=st.integers(0, 4), fields=st.integers(1, 5))
@@ -136,7 +152,7 @@ def test_the_network_takes_empty_batches():
     names = network.sparse
     bags = KeyedTensor(keys=names, length_per_key=[4] * len(names), values=torch.zeros(0, 4 * len(names)))
     dense = {owner: torch.zeros(0, width) for owner, width in network.widths.items()}
-    assert network(bags, dense, torch.zeros(0, 8), torch.zeros(0, 3).bool()).shape == (0,)
+    assert network(bags, dense, torch.zeros(0, 8), torch.zeros(0, 3).bool(), torch.zeros(0, 3, 2)).shape == (0,)
 
 
 def test_autocast():
@@ -173,5 +189,5 @@ def test_bad_series_and_batches_are_named():
         _ranker((SERIES[0], replace(SERIES[1], dim=5)))
     with pytest.raises(ValueError, match="the ranker has no features"):
         DLRM(Schema(), SMALL)
-    with pytest.raises(ValueError, match=r"are None and None, the ranker reads 3 series of dimensions \[3, 3, 2\]"):
+    with pytest.raises(ValueError, match=r"None, None and None, the ranker reads 3 series of dimensions \[3, 3, 2\]"):
         _ranker(SERIES)(random_batch(full_schema(), 2))

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recsys.config import ConfigError, LossConfig
+from recsys.data.negatives import with_negatives
 from recsys.data.schema import Schema
 from recsys.models.derm import DERM, DermOutput
 from recsys.models.dlrm import RankerLoss
-from recsys.models.losses import DermLoss, DermTask, ItemFrequencies, contrastive_loss, supervised_loss
+from recsys.models.losses import DermLoss, DermTask, Drawn, ItemFrequencies, contrastive_loss, supervised_loss
 from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.models.support import SMALL, full_schema, random_batch
@@ -81,13 +82,79 @@ def test_what_a_user_chose_elsewhere_in_the_batch_is_no_negative():
     assert alone == 0, "rows that are not positive are nobody's negatives"
 
 
+def _drawn(size: int, seed: int = 0) -> Drawn:
+    """Of ten items, four of which are nobody's positive and three of which are those of `_rows`."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    ids = torch.randint(-4, 6, (size,), generator=generator)
+    log_q = (-1 - (ids.double() + 4) / 3).masked_fill(ids > 3, -math.inf)
+    return Drawn(torch.randn(size, 3, generator=generator, dtype=torch.float64), ids, log_q, 10)
+
+
+def _mixed_loop(
+    user: Tensor,
+    item: Tensor,
+    user_ids: Tensor,
+    item_ids: Tensor,
+    positive: Tensor,
+    log_q: Tensor,
+    drawn: Drawn,
+) -> Tensor:
+    """The loss of one rank with mixed negatives as its definition reads."""
+    chosen = [row for row in range(len(user)) if positive[row]]
+    mixed = [(item[row], int(item_ids[row]), log_q[row].exp()) for row in chosen]
+    mixed += [(drawn.item[row], int(drawn.ids[row]), drawn.log_q[row].exp()) for row in range(len(drawn.ids))]
+    losses = []
+    for query, row in enumerate(chosen):
+        known = {int(item_ids[other]) for other in chosen if user_ids[other] == user_ids[row]}
+        scores, own = [], 0
+        for place, (vector, item_id, q) in enumerate(mixed):
+            if place == query or item_id not in known:
+                both = (len(chosen) * q + len(drawn.ids) / drawn.items) / len(mixed)
+                scores.append(user[row] @ vector / TAU - both.log())
+                own = len(scores) - 1 if place == query else own
+        losses.append(torch.stack(scores).logsumexp(0) - scores[own])
+    nothing = (user.sum() + item.sum() + drawn.item.sum()) * 0
+    return torch.stack(losses).mean() + nothing if losses else nothing
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=st.integers(0, 8), share=st.floats(0, 1), count=st.integers(0, 8), seed=st.integers(0, 99))
+def test_mixed_negatives_are_the_loops(size, share, count, seed):
+    user, item, *rest = _rows(size, round(share * size), seed)
+    gradients = []
+    for mixed in (True, False):
+        x = [tensor.clone().requires_grad_() for tensor in (user, item, _drawn(count, seed).item)]
+        drawn = _drawn(count, seed)._replace(item=x[2])
+        if mixed:
+            loss = contrastive_loss(x[0], x[1], *rest, temperature=TAU, drawn=drawn)
+        else:
+            loss = _mixed_loop(x[0], x[1], *rest, drawn)
+        loss.backward()
+        gradients.append([tensor.float() for tensor in (loss.detach(), *(each.grad for each in x))])
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mixed_negatives_by_hand():
+    """One user who chose item 0, of probability 1/2; drawn from four: item 1 that was never chosen, and item 0."""
+    user, item = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    drawn = Drawn(
+        torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 0]), torch.tensor([-math.inf, math.log(0.5)]), 4
+    )
+    ids, positive, log_q = torch.tensor([0]), torch.tensor([True]), torch.tensor([math.log(0.5)])
+    loss = contrastive_loss(user, item, ids, ids, positive, log_q, temperature=1.0, drawn=drawn)
+    chosen = math.e / ((1 / 2 + 2 / 4) / 3)  # one in-batch candidate and two drawn ones
+    other = 1 / ((0 + 2 / 4) / 3)
+    assert loss.item() == pytest.approx(-math.log(chosen / (chosen + other)), rel=1e-5)
+
+
 LOSS = LossConfig(contrastive_label="buy", contrastive_weight=0.5, temperature=TAU)
 
 
-def _loss_on_rank(positives: tuple[int, ...], valid: tuple[int, ...], size: int) -> list[Tensor]:
+def _loss_on_rank(positives: tuple[int, ...], valid: tuple[int, ...], size: int, drawn: int = 0) -> list[Tensor]:
     """Losses averaged over ranks, as logged, and the weights' gradients averaged as DDP does, of this rank's rows.
 
-    `positives` and `valid` rows of the second task for each of the parts that the ranks share.
+    `positives` and `valid` rows of the second task for each of the parts that the ranks share, and `drawn` items.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     parts = [_rows(size, count, seed) for seed, count in enumerate(positives)]
@@ -100,11 +167,14 @@ def _loss_on_rank(positives: tuple[int, ...], valid: tuple[int, ...], size: int)
     batch = random_batch(full_schema(), 1)
     batch.user_ids, batch.item_ids, batch.label_mask = user_ids, item_ids, mask
     batch.labels = torch.stack([positive, positive], dim=1).float()
+    if drawn:
+        extra = [_drawn(drawn, seed) for seed in range(len(parts))][mine]
+        batch.negatives, item = torch.cat([x.ids for x in extra]), torch.cat((item, *(x.item for x in extra)))
     torch.manual_seed(0)
     weights = [torch.randn(3, width, dtype=torch.float64, requires_grad=True) for width in (3, 3, 2)]
     frequencies = ItemFrequencies.from_counts(torch.arange(-4, 4), torch.arange(1, 9))
     output = DermOutput(user @ weights[2], user @ weights[0], item @ weights[1])
-    loss, logged = DermLoss(LOSS, ("click", "buy"), frequencies)(output, batch)
+    loss, logged = DermLoss(LOSS, ("click", "buy"), frequencies, items=10)(output, batch)
     ranker_loss, _ = RankerLoss(label_index=1)(output.logits[:, 1], batch)
     (loss + ranker_loss).backward()
     results = [loss.detach(), ranker_loss.detach(), *logged.losses.values(), *(weight.grad for weight in weights)]
@@ -120,6 +190,10 @@ RANKED = [
     ((0, 0, 0, 2), (0, 0, 0, 0), 3),
     ((0, 0, 0, 0), (0, 0, 0, 0), 3),
     ((0, 0, 0, 0), (0, 0, 0, 0), 0),
+    ((1, 3, 4, 0), (2, 7, 0, 0), 7, 5),  # and with drawn items
+    ((0, 0, 0, 2), (0, 0, 0, 0), 3, 1),
+    ((0, 0, 0, 0), (0, 0, 0, 0), 3, 4),
+    ((0, 0, 0, 0), (0, 0, 0, 0), 0, 2),
 ]
 
 
@@ -181,6 +255,7 @@ def test_item_frequencies():
     got = frequencies(torch.tensor([-(2**63), 7, 2**62, 8, 2**63 - 1, 7]))
     torch.testing.assert_close(got.exp(), torch.tensor([2, 1, 5, 1, 1, 1]) / 8)
     assert frequencies(torch.zeros(0, dtype=torch.int64)).shape == (0,)
+    assert frequencies(torch.tensor([8, 7]), unseen=-math.inf).tolist() == [-math.inf, pytest.approx(math.log(1 / 8))]
     assert frequencies.state_dict() == {}
 
 
@@ -225,6 +300,38 @@ def test_task_adds_up_its_losses():
     assert not any(x.requires_grad for x in (output.logits, *parts.values()))
     assert torch.equal(output.labels, batch.labels)
     assert torch.equal(output.mask, batch.label_mask)
+
+
+def test_drawn_items_are_candidates_and_nothing_else():
+    schema = full_schema()
+    batch, items = random_batch(schema, 16), random_batch(schema, 5, seed=1, owners=("item",))
+    items.item_ids += 20  # ten of these are nobody's positive
+    task = DermTask(_task(LossConfig(), schema).model, LossConfig(), ("click", "buy"), _frequencies(), items=50)
+    _, alone = task(batch)
+    vectors = task.model(batch)
+    batch = with_negatives(batch, items)
+    loss, output = task(batch)
+    assert output.logits.shape == output.labels.shape == (16, 2)
+    for task_name in ("click", "buy"):
+        torch.testing.assert_close(output.losses[task_name], alone.losses[task_name])
+    both = task.model(batch)
+    torch.testing.assert_close(both.user, vectors.user)
+    torch.testing.assert_close(both.logits, vectors.logits)
+    torch.testing.assert_close(both.item, torch.cat((vectors.item, task.model.item_vector(items))))
+    expected = contrastive_loss(
+        vectors.user,
+        vectors.item,
+        batch.user_ids,
+        batch.item_ids,
+        (batch.labels[:, 0] == 1) & batch.label_mask[:, 0],
+        _frequencies()(batch.item_ids),
+        temperature=0.1,
+        drawn=Drawn(both.item[16:], items.item_ids, _frequencies()(items.item_ids, unseen=-math.inf), 50),
+    )
+    torch.testing.assert_close(output.losses["contrastive"], expected)
+    assert output.losses["contrastive"] != alone.losses["contrastive"]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.parameters())
 
 
 def test_a_batch_without_positives_or_valid_rows_still_trains():

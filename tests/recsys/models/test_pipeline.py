@@ -16,6 +16,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule, ShardingType
 
 from recsys.config import LossConfig, NetworkConfig
+from recsys.data.negatives import with_negatives
 from recsys.models.derm import DERM
 from recsys.models.dlrm import DLRM, RankerTask
 from recsys.models.losses import DermTask, ItemFrequencies
@@ -32,7 +33,7 @@ def _task(kind: str) -> nn.Module:
         return RankerTask(DLRM(full_schema(), NetworkConfig(embedding_dim=8, hidden=(16,), dropout=0)), 0)
     tasks = ("click", "buy")
     frequencies = ItemFrequencies.from_counts(torch.arange(30), torch.arange(1, 31))
-    return DermTask(DERM(full_schema(), SMALL, tasks), LossConfig(), tasks, frequencies)
+    return DermTask(DERM(full_schema(), SMALL, tasks), LossConfig(), tasks, frequencies, items=30)
 
 
 def _shard(task: nn.Module, constrained: tuple[str, ...] = ()) -> DistributedModelParallel:
@@ -53,10 +54,14 @@ def _train_all(*kinds: str) -> list[dict[str, Any]]:
 
 
 def _train(kind: str, steps: int = 3) -> dict[str, Any]:
-    batches = [random_batch(full_schema(), 16, seed=10 * dist.get_rank() + step) for step in range(steps)]
+    seeds = [10 * dist.get_rank() + step for step in range(steps)]
+    batches = [random_batch(full_schema(), 16, seed) for seed in seeds]
+    if kind == "mixed":
+        items = [random_batch(full_schema(), 5, seed + 100, owners=("item",)) for seed in seeds]
+        batches = [with_negatives(*pair) for pair in zip(batches, items, strict=True)]
     plain = draw_tables(_task(kind), 0)
     expected, _ = plain(copy.deepcopy(batches[0]))
-    model = _shard(_task(kind), ("user_history",) if kind == "derm" else ())
+    model = _shard(_task(kind), () if kind == "dlrm" else ("user_history",))
     model.module.load_state_dict(plain.state_dict())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses: list[float] = []
@@ -85,8 +90,8 @@ def _train(kind: str, steps: int = 3) -> dict[str, Any]:
 def test_every_table_is_pipelined_and_the_loss_is_that_of_the_plain_model(ranks):
     derm = {f"model.{x}" for x in ("user.tokens.bags", "user.tokens.sequences", "item.tokens.bags")}
     derm.add("model.interaction.tokens.bags")
-    for results in run_ranks(_train_all, ranks, "derm", "dlrm", timeout=600):
-        for result, tables, tasks in zip(results, (derm, {"model.bags"}), (2, 1), strict=True):
+    for results in run_ranks(_train_all, ranks, "derm", "mixed", "dlrm", timeout=600):
+        for result, tables, tasks in zip(results, (derm, derm, {"model.bags"}), (2, 2, 1), strict=True):
             assert result["pipelined"] == result["sharded"] == tables
             assert result["losses"][0] == pytest.approx(result["expected"], rel=1e-5)
             assert len(result["losses"]) == 3

@@ -50,7 +50,8 @@ class Model:
     """What the store should hold: one dict entry an entity, one day after the other."""
 
     settings: Aggregation
-    entities: dict[int, tuple[list[float], int, int]] = field(default_factory=dict)  # vector, last active, days
+    entities: dict[int, tuple[list[float], int, int, int]] = field(default_factory=dict)
+    """Vector, day last active, days, events: two a day."""
 
     def run(self, day: int, ids: list[int], delivery: int) -> Model:
         """The model after a day; this one stays, for the day's correction."""
@@ -59,11 +60,11 @@ class Model:
         result = dict(kept)
         for who in ids:
             new = vector(who, day, delivery)
-            old, _, count = kept.get(who, (new, day, 0))
+            old, _, count, seen = kept.get(who, (new, day, 0, 0))
             share = {"latest": 0.0, "ma": how.weight, "average": count / (count + 1)}[how.method] if count else 0.0
             blend = [share * a + (1 - share) * b for a, b in zip(old, new, strict=True)]
             length = math.sqrt(sum(x * x for x in blend)) if how.renormalise else 1.0
-            result[who] = ([x / length for x in blend], day, count + 1)
+            result[who] = ([x / length for x in blend], day, count + 1, seen + 2)
         return replace(self, entities=result)
 
 
@@ -85,7 +86,8 @@ def run_day(pair: tuple[Series, Series], how: Aggregation, day: int, ids: list[i
     with aggregator.writer(len(ids)) as writer:
         for start in range(0, len(ids), 2):
             part = slice(start, start + 2)
-            writer.append(aggregator.blend(torch.tensor(ids[part]), vectors[part], number(day, len(vectors[part]))))
+            n = len(ids[part])
+            writer.append(aggregator.blend(torch.tensor(ids[part]), vectors[part], number(day, n), number(2, n)))
     return writer
 
 
@@ -183,7 +185,7 @@ def crash_between_commits(pair: tuple[Series, Series], how: Aggregation, day: in
     with ExitStack() as stack:
         aggregator = Aggregator(*pair, how, day=day, as_of=end(day), space="ctr-1")
         writer = stack.enter_context(aggregator.writer(len(ids)))
-        writer.append(aggregator.blend(torch.tensor(ids), torch.ones(len(ids), 3), number(day, len(ids))))
+        writer.append(aggregator.blend(torch.tensor(ids), torch.ones(len(ids), 3), *2 * (number(day, len(ids)),)))
         writer.finish()
         writer._vectors._draft.finish = full  # type: ignore[union-attr, method-assign, assignment]
 
@@ -203,21 +205,35 @@ def test_a_crash_between_activity_and_vectors_is_harmless(tmp_path: Path, delta_
 
 @pytest.mark.parametrize("delta_below", [0.0, 1.0])
 def test_the_last_event_by_time_counts_whatever_day_brings_it(tmp_path: Path, delta_below: float) -> None:
-    """Entity 1 was active on day 4, 2 on day 2, 3 never before; a cycle of day 5 brings events of day 3 for all."""
+    """Entity 1 was active on day 4, 2 on day 2, 3 never before; a cycle of day 5 brings events of day 3 for all. Those
+    of entity 1 change no vector, but are counted."""
     pair, how = open_series(tmp_path), Aggregation(method="latest", delta_below=delta_below, time_to_live_days=4)
     run_day(pair, how, 2, [1, 2])
     run_day(pair, how, 4, [1])
     aggregator = Aggregator(*pair, how, day=5, as_of=end(5), space="ctr-1")
     with aggregator.writer(4) as writer:
-        days = torch.tensor([3, 3, 3, 5])
-        writer.append(aggregator.blend(torch.tensor([1, 2, 3, 4]), torch.full((4, 3), 9.0), days))
+        days, events = torch.tensor([3, 3, 3, 5]), torch.tensor([7, 1, 2, 3])
+        writer.append(aggregator.blend(torch.tensor([1, 2, 3, 4]), torch.full((4, 3), 9.0), days, events))
     ids = torch.tensor([1, 2, 3, 4])
     vectors, found = writer.snapshot.load().lookup(ids)
     assert bool(found.all())
     assert vectors[:, 0].tolist() == [pytest.approx(vector(1, 4)[0]), 9, 9, 9]
-    assert writer.activity_snapshot.load().lookup(ids)[0].tolist() == [[4, 2], [3, 2], [3, 1], [5, 1]]
+    counted = writer.activity_snapshot.load().lookup(ids)[0].tolist()
+    assert counted == [[4, 2, 11], [3, 2, 3], [3, 1, 2], [5, 1, 3]]
     run_day(pair, how, 7, [5])
     assert sorted(pair[0].latest().load().ids().tolist()) == [1, 4, 5], "two and three were last active on day 3"
+
+
+def test_a_late_event_of_an_entity_whose_time_is_over_brings_nothing_back(tmp_path: Path) -> None:
+    pair, how = open_series(tmp_path), Aggregation(time_to_live_days=2)
+    run_day(pair, how, 4, [1, 2])
+    aggregator = Aggregator(*pair, how, day=7, as_of=end(7), space="ctr-1")
+    with aggregator.writer(2) as writer:
+        blended = aggregator.blend(torch.tensor([1, 2]), torch.ones(2, 3), torch.tensor([3, 7]), number(1, 2))
+        assert blended.ids.tolist() == [2]
+        writer.append(blended)
+    assert writer.snapshot.load().ids().tolist() == [2]
+    assert writer.activity_snapshot.load().lookup(torch.tensor([2]))[0].tolist() == [[7, 1, 1]], "it starts anew"
 
 
 def test_several_series_commit_together_or_not_at_all(tmp_path: Path) -> None:
@@ -230,7 +246,9 @@ def test_several_series_commit_together_or_not_at_all(tmp_path: Path) -> None:
             for name, pair in pairs.items():
                 aggregator = Aggregator(*pair, how, day=1, as_of=end(0), space="ctr-1")
                 writers[name] = stack.enter_context(aggregator.writer(2))
-                writers[name].append(aggregator.blend(torch.tensor([1, 2]), torch.ones(2, 3), number(1, 2)))
+                writers[name].append(
+                    aggregator.blend(torch.tensor([1, 2]), torch.ones(2, 3), number(1, 2), number(1, 2))
+                )
             for writer in writers.values():
                 writer.finish()
             if fail:
@@ -247,7 +265,9 @@ def test_a_failed_day_leaves_nothing_behind(tmp_path: Path) -> None:
     pair, how = open_series(tmp_path), Aggregation()
     aggregator = Aggregator(*pair, how, day=1, as_of=end(0), space="ctr-1")
     with pytest.raises(InvalidVectorsError, match="id 2"), aggregator.writer(2) as writer:
-        writer.append(aggregator.blend(torch.tensor([1, 2]), torch.tensor([[1.0] * 3, [math.inf] * 3]), number(1, 2)))
+        writer.append(
+            aggregator.blend(torch.tensor([1, 2]), torch.tensor([[1.0] * 3, [math.inf] * 3]), *2 * (number(1, 2),))
+        )
     assert pair[0].versions() == pair[1].versions() == []
     assert not list(tmp_path.rglob("*.arrow"))
 
@@ -255,7 +275,7 @@ def test_a_failed_day_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_append_after_finish_is_refused(tmp_path: Path) -> None:
     pair = open_series(tmp_path)
     aggregator = Aggregator(*pair, Aggregation(), day=1, as_of=end(0), space="ctr-1")
-    blended = aggregator.blend(torch.tensor([1]), torch.ones(1, 3), number(1, 1))
+    blended = aggregator.blend(torch.tensor([1]), torch.ones(1, 3), number(1, 1), number(1, 1))
     with aggregator.writer(1) as writer:
         writer.append(blended)
         writer.finish()
@@ -271,10 +291,10 @@ def test_two_spaces_are_not_averaged(tmp_path: Path) -> None:
         Aggregator(*pair, how, day=2, as_of=end(2), space="ctr-2")
     fresh = Aggregator(*pair, how, day=2, as_of=end(2), space="ctr-2", fresh=True)
     with fresh.writer(1) as writer:
-        writer.append(fresh.blend(torch.tensor([2]), torch.ones(1, 3), number(2, 1)))
+        writer.append(fresh.blend(torch.tensor([2]), torch.ones(1, 3), number(2, 1), number(5, 1)))
     assert writer.snapshot.space == "ctr-2"
     assert writer.snapshot.load().ids().tolist() == [2]
-    assert writer.activity_snapshot.load().lookup(torch.tensor([2]))[0].tolist() == [[2.0, 1.0]]
+    assert writer.activity_snapshot.load().lookup(torch.tensor([2]))[0].tolist() == [[2.0, 1.0, 5.0]]
 
 
 def test_a_rotation_carries_the_old_space_over(tmp_path: Path) -> None:
@@ -287,7 +307,7 @@ def test_a_rotation_carries_the_old_space_over(tmp_path: Path) -> None:
     for day in (2, 3):
         aggregator = Aggregator(*pair, how, day=day, as_of=end(day), space="ctr-2", rotation=turn)
         with aggregator.writer(1) as writer:
-            writer.append(aggregator.blend(torch.tensor([2]), torch.ones(1, 3), number(day, 1)))
+            writer.append(aggregator.blend(torch.tensor([2]), torch.ones(1, 3), number(day, 1), number(1, 1)))
         expected[1] = 0.5 * expected[1] + 0.5
         assert writer.whole == (day == 2)
         assert writer.snapshot.space == "ctr-2"
@@ -300,7 +320,7 @@ def test_a_series_without_activity_goes_on(tmp_path: Path) -> None:
     with pair[0].write(as_of=end(4), space="ctr-1") as writer:
         writer.append(torch.tensor([1, 2]), torch.tensor([vector(1, 0), vector(2, 0)]))
     how = Aggregation(method="average", time_to_live_days=4)
-    model = Model(how, {who: (vector(who, 0), 4, 1) for who in (1, 2)})
+    model = Model(how, {who: (vector(who, 0), 4, 1, 0) for who in (1, 2)})
     for day, ids in ((6, [2]), (8, [3])):
         writer = run_day(pair, how, day, ids)
         model = model.run(day, ids, 0)
@@ -322,8 +342,8 @@ def test_ranks_share_the_work(tmp_path: Path) -> None:
     run_day(pair, how, 1, [1, 2, 3, 4])
     ids, today = torch.tensor([1, 2, 3, 5]), torch.randn(4, 3)
     ranks = [Aggregator(*open_series(tmp_path), how, day=2, as_of=end(2), space="ctr-1") for _ in range(2)]
-    shares = [rank.blend(ids[i::2], today[i::2], number(2, 2)) for i, rank in enumerate(ranks)]
-    alone = ranks[0].blend(ids, today, number(2, 4))
+    shares = [rank.blend(ids[i::2], today[i::2], number(2, 2), number(1, 2)) for i, rank in enumerate(ranks)]
+    alone = ranks[0].blend(ids, today, number(2, 4), number(1, 4))
     for i, share in enumerate(shares):
         assert torch.equal(share.vectors, alone.vectors[i::2])
         assert torch.equal(share.activity, alone.activity[i::2])

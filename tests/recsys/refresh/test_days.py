@@ -14,6 +14,7 @@ from recsys.data.errors import DataError
 from recsys.dates import DAY_MS
 from recsys.refresh.days import (
     Cycle,
+    Delivered,
     again,
     available_days,
     chosen_cycle,
@@ -39,6 +40,7 @@ class Done:
     day: str
     fingerprint: str
     late: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, str] = field(default_factory=dict)
 
 
 def there(*days: int, **changed: str) -> dict[str, str]:
@@ -93,7 +95,7 @@ def cycle(day: int, value: str = "a", *, gap: tuple[int, ...] = (), corrects: bo
     ],
 )
 def test_the_next_cycle(available: dict[str, str], records: list[Done], expected: Cycle | None) -> None:
-    assert next_cycle(DAYS[0], available, records) == expected
+    assert next_cycle(DAYS[0], Delivered(available), records) == expected
 
 
 def test_days_that_came_again_too_late() -> None:
@@ -112,20 +114,20 @@ def test_the_newest_day_again_wants_its_files() -> None:
 
 def test_a_day_that_is_asked_for() -> None:
     records = [done(1), done(2)]
-    assert chosen_cycle(DAYS[2], DAYS[0], there(1, 2, 3), records) == cycle(3)
-    assert chosen_cycle(DAYS[1], DAYS[0], there(1, 2, 3), records) is None
-    assert chosen_cycle(DAYS[0], DAYS[0], there(1, 2, 3), records) is None
-    assert chosen_cycle(DAYS[1], DAYS[0], there(1, 2, d2="b"), records) == cycle(2, "b", corrects=True)
+    assert chosen_cycle(DAYS[2], DAYS[0], Delivered(there(1, 2, 3)), records) == cycle(3)
+    assert chosen_cycle(DAYS[1], DAYS[0], Delivered(there(1, 2, 3)), records) is None
+    assert chosen_cycle(DAYS[0], DAYS[0], Delivered(there(1, 2, 3)), records) is None
+    assert chosen_cycle(DAYS[1], DAYS[0], Delivered(there(1, 2, d2="b")), records) == cycle(2, "b", corrects=True)
     with pytest.raises(DataError, match=r"day 2024-03-05 is not there; days: 2024-03-01, 2024-03-02"):
-        chosen_cycle(DAYS[4], DAYS[0], there(1, 2), records)
+        chosen_cycle(DAYS[4], DAYS[0], Delivered(there(1, 2)), records)
     with pytest.raises(ConfigError, match="--day is 2024-03-04, which comes after 2024-03-03, the next day that is du"):
-        chosen_cycle(DAYS[3], DAYS[0], there(1, 2, 3, 4), records)
+        chosen_cycle(DAYS[3], DAYS[0], Delivered(there(1, 2, 3, 4)), records)
     with pytest.raises(ConfigError, match="--day is 2024-03-03, which comes after 2024-03-02"):
-        chosen_cycle(DAYS[2], DAYS[0], there(1, 2, 3, d2="b"), records)
+        chosen_cycle(DAYS[2], DAYS[0], Delivered(there(1, 2, 3, d2="b")), records)
     with pytest.raises(ConfigError, match="--day is 2024-03-02, which goes along with 2024-03-04"):
-        chosen_cycle(DAYS[1], DAYS[0], there(1, 2, 3, 4), [done(1), done(3)])
+        chosen_cycle(DAYS[1], DAYS[0], Delivered(there(1, 2, 3, 4)), [done(1), done(3)])
     with pytest.raises(ConfigError, match="correction cannot be applied: 2024-03-02 is published"):
-        chosen_cycle(DAYS[0], DAYS[0], there(1, 2, d1="b"), records)
+        chosen_cycle(DAYS[0], DAYS[0], Delivered(there(1, 2, d1="b")), records)
 
 
 @given(
@@ -140,7 +142,7 @@ def test_however_days_arrive_the_loop_ends_and_order_holds(arrivals: list[tuple[
     for number, (index, value) in enumerate(arrivals):
         available[DAYS[index]] = value
         for _ in range(cycles if number < len(arrivals) - 1 else 50):
-            found = next_cycle(DAYS[0], available, records)
+            found = next_cycle(DAYS[0], Delivered(available), records)
             if found is None:
                 break
             assert found.corrects == (bool(records) and found.day == records[-1].day)
@@ -154,7 +156,7 @@ def test_however_days_arrive_the_loop_ends_and_order_holds(arrivals: list[tuple[
                 assert not set(found.days) & set(taken), "an event is learned once"
                 taken += found.days
             records.append(Done(found.day, found.fingerprint, found.late))
-    assert next_cycle(DAYS[0], available, records) is None
+    assert next_cycle(DAYS[0], Delivered(available), records) is None
     newest = max(available)
     assert records[-1].day == newest
     assert records[-1].fingerprint == available[newest]
@@ -178,7 +180,7 @@ def test_days_on_disk(tmp_path: Path) -> None:
     write(tmp_path, DAYS[5], folder=f".{DAYS[5]}")
     shutil.copytree(tmp_path / f"log/{DAYS[1]}/part", tmp_path / f"log/{DAYS[1]}/_staged")
     (tmp_path / f"log/{DAYS[4]}/part").mkdir(parents=True)
-    found = available_days(tmp_path, DAILY, tmp_path / "files.json")
+    found = available_days(tmp_path, DAILY, tmp_path / "files.json").events
     assert list(found) == DAYS[1:4], "not those outside first .. last, hidden, or empty"
     assert len(set(found.values())) == 3
     assert [path.parent.name for path in find_day(tmp_path, DAILY, DAYS[1])] == ["part"]

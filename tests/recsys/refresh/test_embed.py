@@ -1,5 +1,6 @@
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from recsys.config import SourceConfig
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
+from recsys.data.last_events import LastEvents, last_events, read_rows
 from recsys.data.schema import Feature, Label, Schema, entity_schema
 from recsys.data.strings import read_column
-from recsys.refresh.embed import LastEvents, embed, last_events, read_rows, source_files
+from recsys.refresh.embed import embed, own_files, source_files
 from recsys.train.distributed import Environment
 from tests.recsys.refresh.example import LAST, SCHEMA, SOURCE, plain_model, user_rows
 
@@ -73,7 +75,8 @@ def test_last_events_against_a_loop(
         _write(root / "users", entities, first, row_group, schema, entity=True)
         users = ("users/*.parquet",) if entities else ()
         source = SourceConfig(schema="s", events=("events/*.parquet",), users=users)
-        found = last_events(source_files(root, source, "user"), schema, "user")
+        files, own = (of(root, source, "user") for of in (source_files, own_files))
+        found = last_events(files, schema, "user", own=dict.fromkeys(own, 0))
         tables = list(read_rows(found, schema, "user", batch))
     everything = [(who, time * timed) for file in (*events, *entities) for who, time in file]
     last: dict[int, int] = {}
@@ -84,6 +87,8 @@ def test_last_events_against_a_loop(
     starts = np.cumsum([0, *(len(file) for file in (*events, *entities))])
     assert (starts[found.file] + found.row).tolist() == wanted
     assert found.ids.tolist() == [everything[mark][0] for mark in wanted]
+    counts = Counter(who for file in events for who, _ in file)
+    assert found.events.tolist() == [counts[who] for who in found.ids.tolist()]
     assert found.as_of == max(time for _, time in everything)
     assert [len(table) for table in tables[:-1]] == [batch] * (len(tables) - 1)
     assert [mark for table in tables for mark in table["mark"].to_pylist()] == wanted
@@ -208,8 +213,9 @@ def test_a_pattern_without_files(log: Path) -> None:
 def test_embed_is_the_tower_on_the_last_rows(log: Path, environment: Environment, owner: str, batch_size: int) -> None:
     events, model = last_events(source_files(log, SOURCE, owner), SCHEMA, owner), plain_model()
     pieces = list(embed(model, SCHEMA, events, owner, environment, batch_size=batch_size))
-    ids, vectors, times = (torch.cat(column) for column in zip(*pieces, strict=True))
+    ids, vectors, times, counts = (torch.cat(column) for column in zip(*pieces, strict=True))
     assert ids.tolist() == events.ids.tolist()
+    assert counts.tolist() == events.events.tolist()
     assert int(times.max()) == events.as_of
     assert not model.training
     files = [pq.read_table(path, partitioning=None) for path in events.files]
@@ -247,5 +253,6 @@ def test_entities_see_nothing_but_their_own_features(log: Path, tmp_path: Path, 
 
 
 def test_shards_of_fewer_entities_than_ranks() -> None:
-    events = LastEvents((), np.array([5, 6]), np.zeros(2, np.int64), np.arange(2), 0)
+    ones = np.ones(2, np.int64)
+    events = LastEvents((), np.array([5, 6]), np.zeros(2, np.int64), np.arange(2), ones, ones, 0)
     assert [events.shard(rank, 4).ids.tolist() for rank in range(4)] == [[], [5], [], [6]]

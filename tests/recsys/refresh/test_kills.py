@@ -18,18 +18,18 @@ from recsys.refresh import cycle
 from recsys.refresh.cycle import refresh_upstream
 from recsys.train.distributed import Environment
 from tests.processes import forkserver
+from tests.recsys.refresh.catalogue_example import FLAGGED, config, deliver, has, item_rows, noon
 from tests.recsys.refresh.daily_example import (
     DAYS,
     PLAIN,
     change,
     contents,
-    daily_config,
     records,
     start_run,
     write_day,
 )
 
-CONFIG = daily_config(time_to_live_days=2)
+CONFIG = config(time_to_live_days=2)
 GAPS = (1, 2, 3, 5, 7, 11, 4, 13, 6, 17, 9, 19, 8, 23, 10, 29)
 """Durable steps between one kill and the next."""
 
@@ -75,12 +75,16 @@ def start() -> Callable[[Path, Path, int | None], BaseProcess]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -> tuple[Path, Path]:
-    """Data, and what a run that nothing disturbs makes of them: three days, a gap, a row that cannot be read, and
-    entities that expire."""
+    """Data, and what a run that nothing disturbs makes of them: three days, a gap, a row that cannot be read, entities
+    that expire, that have no event, and that are withdrawn."""
     data, out = start_run(tmp_path_factory.mktemp("unbroken"), [DAYS[0], DAYS[1], DAYS[3]], environment)
+    FLAGGED.save(data / "schema.toml")
+    deliver(data, DAYS[0], item_rows([0, 555, 556], noon(DAYS[0]), gone=[1, 0, 0]))
+    deliver(data, DAYS[2], item_rows([555, 556], noon(DAYS[2]), gone=[1, 0]))
     change(data / "days" / DAYS[1] / "part-0.parquet", {5: {"click": 2}})
     shutil.copytree(out, out.with_name("before"))
     refresh_upstream(CONFIG, data, out, every=True)
+    assert has(out, [0, 555, 556]) == [False, False, True]
     return data, out
 
 

@@ -11,10 +11,11 @@ import torch
 
 from embedding_store import AsOfDecreasedError, EmbeddingStore, LocalStorage, Series, SeriesExistsError
 from recsys.data.errors import DataError
+from recsys.data.last_events import last_events
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
-from recsys.refresh.embed import embed, last_events, source_files
+from recsys.refresh.embed import embed, source_files
 from recsys.refresh.publish import owed, space_name
 from recsys.stages import is_done
 from recsys.train.checkpoint import CheckpointError, read_progress
@@ -78,7 +79,7 @@ def assert_pair_is_of(out: Path, log: Path, seed: int, environment: Environment,
     assert snapshots[0].space == space_name("ctr") == "ctr-1"
     for owner, snapshot in zip(("user", "item"), snapshots, strict=True):
         events = last_events(source_files(log, SOURCE, owner), schema, owner)
-        ((ids, vectors, _),) = embed(plain_model(seed, schema), schema, events, owner, environment)
+        ((ids, vectors, *_),) = embed(plain_model(seed, schema), schema, events, owner, environment)
         stored, found = snapshot.load().lookup(ids)
         assert found.all()
         assert snapshot.rows == len(ids)

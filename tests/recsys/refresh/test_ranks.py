@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from embedding_store import EmbeddingStore
+from recsys.data.last_events import LastEvents, last_events
 from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
-from recsys.refresh.embed import LastEvents, embed, gather, last_events, source_files
+from recsys.refresh.embed import embed, gather, source_files
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.sharding import shard
 from recsys.train.tables import draw_tables
@@ -55,7 +56,7 @@ def test_two_ranks_embed_as_one(log: Path, two: tuple[Path, list[Any]], environm
     owner, count, batch_size = CASES[case]
     events = first(last_events(source_files(log, SOURCE, owner), SCHEMA, owner), count)
     assert len(events) == count
-    ((ids, vectors, _),) = embed(plain_model(), SCHEMA, events, owner, environment)
+    ((ids, vectors, *_),) = embed(plain_model(), SCHEMA, events, owner, environment)
     main, other = (rank[case] for rank in two[1])
     assert len(main) == len(other) == math.ceil(math.ceil(count / 2) / batch_size)
     assert all(gathered is None for _, gathered in other)

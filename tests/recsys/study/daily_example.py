@@ -11,8 +11,8 @@ import numpy as np
 
 from recsys.config import STUDIED
 from recsys.study.daily_report import DailyResults
-from recsys.study.report import TaskScores
-from tests.recsys.study.example import SEEDS
+from recsys.study.scores import TaskScores
+from tests.recsys.study.example import SEEDS, example_facts
 
 PAPERS_ORDER = {"latest": 0.02, "ma_0.2": 0.03, "ma_0.5": 0.06, "ma_0.8": 0.09, "average": 0.04, "once": 0.0}
 DAYS = tuple((date(2024, 2, 26) + timedelta(days=day)).isoformat() for day in range(12) if day != 6)
@@ -27,7 +27,9 @@ def example_scores(gains: dict[str, float], rows: int = 4000, seed: int = 0) -> 
         lines = [(0.45 + gain) * truth + 0.5 * noise + 0.02 * rng.normal(size=rows) for _ in SEEDS]
         arms[arm] = np.stack(lines).astype(np.float32)
     labels = (rng.random(rows) < 1 / (1 + np.exp(-truth))).astype(np.float32)
-    return TaskScores(labels=labels, users=rng.integers(0, max(1, rows // 5), rows), arms=arms, seeds=SEEDS)
+    users = rng.integers(0, max(1, rows // 5), rows)
+    facts = example_facts(rows, tuple(arms))
+    return TaskScores(labels=labels, users=users, arms=arms, seeds=SEEDS, **facts)
 
 
 def example_records(days: Sequence[str] = DAYS, *, cosine: float = 0.8) -> list[dict[str, Any]]:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from recsys.downstream.retrieval import RetrievalResult
-from recsys.study.report import RunResults, SeriesRun, TaskScores, UpstreamRun
+from recsys.downstream.validation import Validation
+from recsys.study.report import RunResults, SeriesRun, UpstreamRun
+from recsys.study.scores import TaskScores
 
 ARMS = ("none", "ctr_user", "ctr_user_item", "ctr_cvr_user_item")
 SEEDS = (0, 1, 2)
@@ -27,8 +29,32 @@ def example_task(
         known = 0.45 + gain * step
         lines = [known * truth + 0.5 * noise + 0.1 * rng.normal(size=rows) for _ in SEEDS]
         arms[arm] = np.stack(lines).astype(np.float32)
-    users = rng.integers(0, max(1, rows // 5), rows)
-    return TaskScores(labels=labels, users=users, arms=arms, seeds=SEEDS, oracle=truth if oracle else None)
+    return TaskScores(
+        labels=labels,
+        users=rng.integers(0, max(1, rows // 5), rows),
+        arms=arms,
+        seeds=SEEDS,
+        oracle=truth if oracle else None,
+        **example_facts(rows, tuple(arms)),
+    )
+
+
+def example_validation(ne: float) -> Validation:
+    """A ranker's figures on its validation rows."""
+    figures = {"auc": 0.7, "calibration": 1.0, "raw_calibration": 0.93, "scale": 0.9, "bias": 0.1}
+    return Validation(ne=ne, rows=1000, positives=300, entity_dropout=0.3, tried={"0.0": 0.9, "0.3": ne}, **figures)
+
+
+def example_facts(rows: int, arms: tuple[str, ...]) -> dict[str, Any]:
+    """What goes with predictions: each arm better than the one before on the validation rows, two test days, a tenth of
+    the rows of new items and users, a third of the tail's."""
+    number = np.arange(rows)
+    segment = np.where(number % 10 == 0, 0, np.where(number % 3 == 0, 1, 2)).astype(np.int8)
+    return {
+        "validation": {arm: [example_validation(0.9 - 0.01 * step)] * len(SEEDS) for step, arm in enumerate(arms)},
+        "days": 19_000 + 2 * number // max(1, rows),
+        "segments": {"item": segment, "user": segment},
+    }
 
 
 def example_upstream(task: str, steps: int = 1200) -> UpstreamRun:

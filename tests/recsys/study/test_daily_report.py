@@ -14,7 +14,7 @@ from recsys.config import STUDIED
 from recsys.evaluate.bootstrap import paired_bootstrap
 from recsys.study.daily_report import build_daily, load_daily, write_daily
 from recsys.study.findings import daily_headline, findings, method_title
-from recsys.study.report import ReportError, TaskScores, measure_arms
+from recsys.study.scores import ReportError, TaskScores, measure_arms
 from recsys.study.terminal import print_daily
 from tests.recsys.evaluate.page import Page
 from tests.recsys.study.daily_example import DAYS, PAPERS_ORDER, example_daily, example_records, example_scores

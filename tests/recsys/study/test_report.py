@@ -12,13 +12,16 @@ import pytest
 from rich.console import Console
 
 import recsys.study.report as report_module
+from recsys.evaluate.metrics import calibration
 from recsys.study.environment import commit, hardware
 from recsys.study.headline import headline
-from recsys.study.report import ReportError, TaskScores, build_report, load_report, measure_arms, write_report
+from recsys.study.report import build_report, load_report, write_report
 from recsys.study.report_page import render_page
+from recsys.study.scores import ReportError, TaskScores, measure_arms
+from recsys.study.segments import DEFINITION
 from recsys.study.terminal import print_report, print_summary
 from tests.recsys.evaluate.page import Page
-from tests.recsys.study.example import ARMS, example_results, example_task
+from tests.recsys.study.example import ARMS, example_results, example_task, example_validation
 
 
 @pytest.fixture(scope="module")
@@ -291,12 +294,12 @@ def test_summary_is_ten_lines_of_80_columns(full):
     out = io.StringIO()
     print_summary(full, Console(file=out, width=80))
     lines = out.getvalue().splitlines()
-    assert len(lines) <= 11
+    assert len(lines) <= 13
     assert "…" not in out.getvalue()
     best = next(line for line in lines if line.startswith("CTR + CVR, user + item"))
     for task in ("ctr", "cvr"):
         assert f"{full['tasks'][task]['ctr_cvr_user_item']['auc']:.4f}" in best
-        assert f"{full['oracle'][task]['auc']:.4f}" in lines[-4] + lines[-3] + lines[-2]
+        assert f"{full['oracle'][task]['auc']:.4f}" in next(line for line in lines if line.startswith("the oracle"))
 
 
 @pytest.mark.parametrize(
@@ -315,6 +318,49 @@ def test_summary_is_ten_lines_of_80_columns(full):
 def test_headline_says_what_the_interval_allows(lift, bounds, opening):
     arms = {"none": {"auc": 0.7}, "ctr_user": {"auc": 0.7 * (1 + lift), "auc_lift": lift, "auc_lift_ci95": bounds}}
     assert headline({"tasks": {"ctr": arms}, "upstreams": {"ctr": {}}}).startswith(opening)
+
+
+def test_an_arm_that_does_not_pay_is_named_and_not_sold(tmp_path: Path) -> None:
+    """The arm of the greatest lift on the test rows did no better than none on the validation rows."""
+    scores = example_task()
+    worse = {**scores.validation, ARMS[3]: [example_validation(0.9001)] * 3}
+    report = build_report(example_results(tasks={"ctr": replace(scores, validation=worse)}), samples=20)
+    arms = report["tasks"]["ctr"]
+    assert [arms[arm].get("pays") for arm in ARMS] == [None, True, True, False]
+    assert arms[ARMS[3]]["auc_lift"] > arms[ARMS[2]]["auc_lift"]
+    assert "(CTR user + item) raised" in headline(report)
+    named = "Does not pay on the validation rows (normalized entropy 0.9000 without vectors): "
+    named += "CTR + CVR, user + item (0.9001)."
+    assert named in " ".join(Page(render_page(report)).text.split())
+    for show in (print_report, print_summary):
+        out = io.StringIO()
+        show(report, Console(file=out, width=200))
+        assert f"CTR: {named}" in out.getvalue()
+    noise = dict.fromkeys(ARMS, [example_validation(0.9)] * 3)
+    none_pays = build_report(example_results(tasks={"ctr": replace(scores, validation=noise)}), samples=20)
+    assert headline(none_pays).startswith("No set of stored vectors pays: on the validation rows")
+    assert Page(render_page(none_pays)).text.count("best arm") == 0
+    print_report(none_pays, Console(file=io.StringIO()))
+
+
+def test_calibration_and_segments_are_where_people_read(full: dict[str, Any]) -> None:
+    page = " ".join(Page(render_page(full)).text.split())
+    arm = full["tasks"]["ctr"]["ctr_user"]
+    assert list(arm["calibration_by_day"]) == ["2022-01-08", "2022-01-09"]
+    assert arm["validation"] == {**arm["validation"], "calibration": 1.0, "raw_calibration": 0.93}
+    rows = example_task().days == 19_001
+    scores = example_task()
+    expected = np.mean([calibration(scores.labels[rows], line[rows]) for line in scores.arms["ctr_user"]])
+    assert arm["calibration_by_day"]["2022-01-09"] == pytest.approx(expected)
+    segment = full["segments"]["ctr"]["item"]["tail"]
+    assert segment["rows"] == np.sum(example_task().segments["item"] == 1)
+    for wanted in (DEFINITION, "2022-01-09", "new items", "head users", f"{segment['arms']['ctr_user']['ne']:.4f}"):
+        assert wanted in page, wanted
+    assert "too few to tell" in page, "positives of the new ones of the second task"
+    out = io.StringIO()
+    print_report(full, Console(file=out, width=120))
+    assert "CTR calibration, no vectors: validation 1.000; test 2022-01-08 " in out.getvalue()
+    assert re.search(r"CTR lift by new / tail / head: item [+\u2212]\d", out.getvalue())
 
 
 def test_measured_arms_need_no_lift_for_a_lone_reference():

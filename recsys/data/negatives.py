@@ -1,0 +1,144 @@
+"""Items drawn uniformly from all of a log's, as negatives beside those of a batch.
+
+Yang et al. 2020, "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations": the items of a
+batch's positives are those that are chosen often; items that hardly anybody chose are negatives of nobody, and keep
+whatever score they began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.data.batch import Batch
+from recsys.data.last_events import LastEvents, read_rows, rows_to_batch
+from recsys.data.schema import Schema, entity_schema
+
+MOST = 1_000_000
+"""Items that a rank keeps rows of."""
+_BANK, _STEP = 4, 5
+"""First words of the kinds of random streams, beside those of `recsys.data.stream`."""
+
+Ints = NDArray[np.int64]
+
+
+class UniformNegatives:
+    """Adds N items drawn uniformly, with replacement, to every batch; the `transform` of an `EventStream`.
+
+    What is drawn is a function of (seed, rank, `batch.position`) alone: a restarted job draws the same.
+
+    An item's row is its last of the log, as in the refresh, and may count what happened after the batch's events. For
+    a negative that is what the paper does too: its candidates come from an index of all items as they are today.
+
+    Memory: the rows of all items, converted; of more than `MOST` each rank keeps as many, drawn once and by itself, so
+    that over ranks and seeds every item is as likely as any other.
+
+    Args:
+        items: the last rows of all items, at least one.
+        schema: of the events.
+        count: N, of a rank and step.
+        seed: of the training.
+        rank: this process.
+        transform: applied to the events of a batch and to the drawn items, before they are put together.
+
+    Raises:
+        DataError: a row cannot be read, or has a value that its role forbids; names file and row.
+    """
+
+    def __init__(
+        self,
+        items: LastEvents,
+        schema: Schema,
+        count: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        transform: Callable[[Batch], Batch] | None = None,
+    ) -> None:
+        self.items = len(items)
+        """Items that are drawn from, over all ranks."""
+        self._count = count
+        self._words = seed, rank
+        self._transform = transform
+        if len(items) > MOST:
+            kept = np.random.default_rng((_BANK, *self._words)).choice(len(items), MOST, replace=False)
+            items = items.take(np.sort(kept))
+        narrow = entity_schema(schema, "item")
+        self._rows = rows_to_batch(pa.concat_tables(read_rows(items, narrow, "item", MOST)), narrow, items, 0)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch and N items drawn for it."""
+        rng = np.random.default_rng((_STEP, *self._words, batch.position))
+        drawn = replace(take(self._rows, rng.integers(0, len(self._rows), self._count)), position=batch.position)
+        if self._transform is not None:
+            batch, drawn = self._transform(batch), self._transform(drawn)
+        return with_negatives(batch, drawn)
+
+
+def take(batch: Batch, rows: Ints) -> Batch:
+    """Rows [n] of an entity's batch, in that order and as often as they are named."""
+    picked = torch.from_numpy(rows)
+    parts = []
+    for values, lengths in _columns(batch.sparse):
+        starts, kept = (np.cumsum(lengths) - lengths)[rows], lengths[rows]
+        ends = np.cumsum(kept)
+        within = np.arange(kept.sum()) - np.repeat(ends - kept, kept)
+        parts.append((values[np.repeat(starts, kept) + within], kept))
+    return replace(
+        batch,
+        dense={owner: x[picked] for owner, x in batch.dense.items()},
+        sparse=_keyed(batch.sparse.keys(), parts, len(rows)),
+        labels=batch.labels[picked],
+        label_mask=batch.label_mask[picked],
+        user_ids=batch.user_ids[picked],
+        item_ids=batch.item_ids[picked],
+        timestamps=batch.timestamps[picked],
+    )
+
+
+def with_negatives(batch: Batch, drawn: Batch) -> Batch:
+    """Put N items behind the B events of a batch: see `Batch.negatives`.
+
+    Args:
+        batch: of events.
+        drawn: of items, without the features of other owners.
+    """
+    keys = batch.sparse.keys()
+    items = dict(zip(drawn.sparse.keys(), _columns(drawn.sparse), strict=True))
+    none = np.zeros(0, np.int64), np.zeros(len(drawn), np.int64)
+    parts = [
+        tuple(np.concatenate(pair) for pair in zip(events, items.get(key, none), strict=True))
+        for key, events in zip(keys, _columns(batch.sparse), strict=True)
+    ]
+    return replace(
+        batch,
+        dense=batch.dense | {owner: torch.cat((batch.dense[owner], x)) for owner, x in drawn.dense.items()},
+        sparse=_keyed(keys, parts, len(batch) + len(drawn)),
+        negatives=drawn.item_ids,
+    )
+
+
+def _columns(sparse: KeyedJaggedTensor) -> list[tuple[Ints, Ints]]:
+    """Values and lengths of each key, views of the batch's."""
+    lengths = sparse.lengths().numpy().reshape(len(sparse.keys()), -1)
+    values, bounds = sparse.values().numpy(), sparse.offset_per_key()
+    return [(values[bounds[key] : bounds[key + 1]], lengths[key]) for key in range(len(lengths))]
+
+
+def _keyed(keys: Sequence[str], parts: Sequence[tuple[Ints, ...]], rows: int) -> KeyedJaggedTensor:
+    nothing = [np.zeros(0, np.int64)]
+    sizes = [len(values) for values, _ in parts]
+    return KeyedJaggedTensor(
+        keys=list(keys),
+        values=torch.from_numpy(np.concatenate([values for values, _ in parts] or nothing)),
+        lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in parts] or nothing)),
+        stride=rows,
+        length_per_key=sizes,  # see `to_batch`
+        offset_per_key=np.cumsum([0, *sizes]).tolist(),
+    )

@@ -1,0 +1,74 @@
+"""What a ranker came to on its validation rows, kept beside its predictions as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from recsys.atomic import write_json
+from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
+from recsys.evaluate.recalibration import Recalibration, fit_recalibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Figures of one ranker on its validation rows, of its best epoch, and what they chose."""
+
+    ne: float
+    """Recalibrated, as all predictions are."""
+    auc: float
+    calibration: float
+    """Recalibrated: 1, but for rounding."""
+    raw_calibration: float
+    """As it was trained."""
+    scale: float
+    """The recalibration was fitted on these rows: scale * logit + bias."""
+    bias: float
+    rows: int
+    positives: int
+    entity_dropout: float
+    """That it was trained with."""
+    tried: Mapping[str, float] = field(default_factory=dict)
+    """Entity dropout -> NE before recalibration, for every value that was tried."""
+
+    @property
+    def recalibration(self) -> Recalibration:
+        """What to apply to the ranker's logits."""
+        return Recalibration(self.scale, self.bias)
+
+    def save(self, path: Path) -> None:
+        """Write it whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Validation:
+        """Raises FileNotFoundError."""
+        return cls(**json.loads(path.read_text()))
+
+
+def validate(
+    labels: np.ndarray,  # [N], 0 or 1
+    logits: np.ndarray,  # [N]
+    *,
+    entity_dropout: float,
+    tried: Mapping[float, float],
+) -> Validation:
+    """Fit the recalibration on these rows, and measure on them what comes of it."""
+    fitted = fit_recalibration(labels, logits)
+    recalibrated = fitted(logits)
+    return Validation(
+        ne=normalized_entropy(labels, recalibrated),
+        auc=roc_auc(labels, logits),
+        calibration=calibration(labels, recalibrated),
+        raw_calibration=calibration(labels, logits),
+        scale=fitted.scale,
+        bias=fitted.bias,
+        rows=len(labels),
+        positives=int(np.sum(labels == 1)),
+        entity_dropout=entity_dropout,
+        tried={str(value): ne for value, ne in tried.items()},
+    )

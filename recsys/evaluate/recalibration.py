@@ -1,0 +1,77 @@
+"""Recalibration: two numbers that make a model's probabilities right on rows it was not trained on (Platt scaling)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+
+LEAST_SCALE = 0.01
+"""More than 0: the order of rows, and so ROC-AUC, stays, however little a model knows."""
+_STEPS, _HALVINGS, _CLOSE = 100, 40, 1e-10
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """`scale * logit + bias`; 1 / scale is the temperature."""
+
+    scale: float = 1.0
+    bias: float = 0.0
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """The logits [N], recalibrated, float64; in the same order."""
+        return self.scale * np.asarray(logits, np.float64) + self.bias
+
+
+def fit_recalibration(labels: np.ndarray, logits: np.ndarray) -> Recalibration:
+    """The scale and bias of least log loss on these rows, on which the mean prediction then is the mean label.
+
+    Args:
+        labels: [N], 0 or 1.
+        logits: [N], finite.
+
+    Returns:
+        that changes nothing unless both classes are present.
+    """
+    y, z = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    if not 0 < y.sum() < len(y):
+        return Recalibration()
+    centre, ones = z.mean(), np.ones_like(z)
+    more, bias = _fit(np.stack([z - centre, ones]), z, y)
+    if 1 + more >= LEAST_SCALE:
+        return Recalibration(1 + more, bias - more * centre)
+    (bias,) = _fit(ones[None], LEAST_SCALE * z, y)
+    return Recalibration(LEAST_SCALE, bias)
+
+
+def _fit(
+    columns: np.ndarray,  # float64 [K, N], the last one constant
+    offset: np.ndarray,  # float64 [N]
+    labels: np.ndarray,  # float64 [N]
+) -> list[float]:
+    """Weights [K] of a logistic regression beside an offset, by Newton's method.
+
+    All but the constant's are drawn to 0 with the weight of one row, so that classes that can be told apart without a
+    mistake have an optimum too.
+    """
+    ridge = np.diag([1.0] * (len(columns) - 1) + [0.0]) / len(labels)
+
+    def loss(weights: np.ndarray) -> float:
+        z = offset + weights @ columns
+        return float(np.mean(np.logaddexp(0.0, z) - labels * z) + weights @ ridge @ weights / 2)
+
+    weights = np.zeros(len(columns))
+    for _ in range(_STEPS):
+        p = expit(offset + weights @ columns)
+        slope = columns @ (p - labels) / len(labels) + ridge @ weights
+        bend = (columns * (p * (1 - p))) @ columns.T / len(labels) + ridge
+        step, now = np.linalg.lstsq(bend, slope, rcond=None)[0], loss(weights)
+        for _ in range(_HALVINGS):
+            if loss(weights - step) <= now:
+                break
+            step = step / 2
+        weights = weights - step
+        if np.abs(step).max() < _CLOSE:
+            break
+    return weights.tolist()
