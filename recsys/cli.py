@@ -117,7 +117,7 @@ def tune(
         raise ConfigError(f"--trials is {trials}; use 1 or more")
     space, assignments = split_assignments(set_)
     opened = open_study(recipe, RECIPES, data, out, assignments, tested=False)
-    around(opened.study, space)
+    space = around(opened.study, space)
     from recsys.tune.search import search
 
     search(opened, space, trials, out)

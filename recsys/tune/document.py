@@ -4,13 +4,13 @@ format_version          int; raised when a key goes or changes its meaning
 name                    str; of the config
 commit, hardware.*      as in report.json; of the machine that began
 space.<path>            list of values, or {low, high}: what is searched, `*` for every upstream
-own.<path>              the config's own values: the first trial's settings
+own.<path>              the config's own values, where its upstreams agree: the first trial's settings
 trials                  list, one a trial, in their order:
   number                int; its folder is trials/<number>
   state                 str; running, done or failed
   settings.<path>       value
   score                 number; mean over tasks of `ne`; null unless done
-  ne.<task>             number; normalized entropy of the validation rows, of the rankers' first seed
+  ne.<task>             number; normalized entropy of the validation rows, recalibrated, of the rankers' first seed
   seconds               number; of its stages
   reason                str; why it failed, else empty
 best                    int; number of the trial with the least score; null: none is done
@@ -113,7 +113,7 @@ def render_trials(document: Mapping[str, Any]) -> str:
         best=best,
         headline=_headline(document, best),
         tasks=list(best["ne"]) if best else [],
-        varied=[path for path in document["space"] if len({str(row["settings"][path]) for row in rows}) > 1],
+        varied=[path for path in document["space"] if len({str(row["settings"].get(path)) for row in rows}) > 1],
     )
 
 

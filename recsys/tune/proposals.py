@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recsys.config import ConfigError
-from recsys.tune.space import Choices, Range, Space
+from recsys.tune.space import Choices, Range, Space, contains
 
 try:
     import optuna
@@ -19,7 +19,7 @@ def propose(space: Space, trials: Sequence[tuple[Mapping[str, Any], float]], num
 
     Args:
         space: path -> values to try.
-        trials: settings and score, less is better, of those that have one.
+        trials: settings and score, less is better, of those that have one; one outside of the space says nothing.
         number: of the trial; it seeds the draw, so that a search that was stopped goes on as if it had not been.
 
     Returns:
@@ -28,7 +28,10 @@ def propose(space: Space, trials: Sequence[tuple[Mapping[str, Any], float]], num
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {path: _distribution(values) for path, values in space.items()}
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=number))
-    for settings, score in trials:
+    within = (
+        trial for trial in trials if all(path in trial[0] and contains(space[path], trial[0][path]) for path in space)
+    )
+    for settings, score in within:
         study.add_trial(optuna.trial.create_trial(params=dict(settings), distributions=distributions, value=score))
     drawn = study.ask(distributions).params
     return {path: _rounded(space[path], value) for path, value in drawn.items()}

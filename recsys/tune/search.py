@@ -17,8 +17,8 @@ import tomli_w
 from recsys.atomic import write_text
 from recsys.checks import check_run
 from recsys.config import ConfigError, StudyConfig, to_dict
-from recsys.downstream.ranking import all_rankers, read_predictions, screen_splits, stage_name
-from recsys.evaluate.metrics import normalized_entropy
+from recsys.downstream.ranking import all_rankers, screen_splits, stage_name
+from recsys.downstream.validation import Validation
 from recsys.evaluate.wording import duration
 from recsys.jobs import JobError
 from recsys.opening import Opened
@@ -27,7 +27,7 @@ from recsys.stages import read_stages
 from recsys.study.ablation import fullest_job
 from recsys.tune.document import DONE, FAILED, RUNNING, Trial, Trials
 from recsys.tune.proposals import propose
-from recsys.tune.space import Space, apply, around, own_settings
+from recsys.tune.space import Space, apply, own_settings
 
 HEAVY = ("upstream", "store", "downstream")
 """What a trial leaves and nobody reads once it has its score."""
@@ -38,21 +38,20 @@ def search(opened: Opened, space: Space, trials: int, out: Path) -> None:
 
     Args:
         opened: the study, from `open_study`, not to be tested.
-        space: path -> values to try, from `split_assignments`.
+        space: path -> values to try, from `around`.
         trials: how many there are to be, those of earlier calls included.
         out: folder of the search.
 
     Raises:
-        ConfigError: a value of the space that the config cannot have, or `out` holds trials of another space.
+        ConfigError: `out` holds trials of another space.
         ConfigError, DataError, SchemaError, JobError: the trial with the config's own settings cannot run.
     """
     study = opened.study
-    space = around(study, space)
     found = Trials(out, study, space, own_settings(study, space))
     prepare(opened, out)
     ranks = ranks_here(study)
-    while (trial := _next(found, space, study, trials)) is not None:
-        print(f"trial {trial.number} of {trials}: {_changed(trial, found)}", flush=True)
+    while (trial := _next(found, space, trials)) is not None:
+        print(f"trial {trial.number}: {_changed(trial, found)}", flush=True)
         try:
             trial.ne = run_trial(apply(study, trial.settings), opened.data, found.folder(trial), ranks)
             trial.state, trial.score = DONE, float(np.mean(list(trial.ne.values())))
@@ -86,25 +85,21 @@ def run_trial(study: StudyConfig, data: Path, out: Path, ranks: int) -> dict[str
     for upstream in blind.upstreams:
         train_and_publish(blind, upstream, data, out, ranks)
     job("downstream", stage_name(rankers), rankers, data, out, ranks)
-    scores = {}
-    for ranker in all_rankers(rankers):
-        rows = read_predictions(ranker.path(out))
-        scores[ranker.task] = normalized_entropy(rows["labels"][rows["mask"]], rows["logits"][rows["mask"]])
-        if not math.isfinite(scores[ranker.task]):
-            raise JobError(f"validation NE of {ranker.task} is {scores[ranker.task]}: the training diverged")
+    scores = {ranker.task: Validation.load(ranker.validation(out)).ne for ranker in all_rankers(rankers)}
+    for task, score in scores.items():
+        if not math.isfinite(score):
+            raise JobError(f"validation NE of {task} is {score}: the training diverged")
     return scores
 
 
-def _next(found: Trials, space: Space, study: StudyConfig, trials: int) -> Trial | None:
+def _next(found: Trials, space: Space, trials: int) -> Trial | None:
     """The trial that was running, or a new one; None: there are enough."""
     rows = found.rows
     if rows and rows[-1].state == RUNNING:
         return rows[-1]
     if len(rows) >= trials:
         return None
-    settings = propose(space, found.scored(), len(rows))
-    if not rows:
-        settings |= own_settings(study, space)
+    settings = propose(space, found.scored(), len(rows)) if rows else found.own
     rows.append(Trial(number=len(rows), settings=settings))
     found.write()
     return rows[-1]

@@ -44,15 +44,14 @@ SPACE: Space = {
     "rankers.training.dense_lr": Range(3e-4, 3e-3),
     "rankers.training.batch_size": (512, 1024, 2048),
 }
-"""The rankers' epochs are not among them: the validation files choose the best of `rankers.training.epochs` anyway."""
+"""Neither the rankers' epochs nor their entity dropout are among them: the validation files choose both anyway."""
 
 
 def split_assignments(assignments: tuple[str, ...]) -> tuple[dict[str, Choices | Range], tuple[str, ...]]:
     """Divide `path=value` assignments into those that narrow the search and those that change the config.
 
-    A path of SPACE, written as there, narrows it: a list of values to choose from, a value, or { low = .., high = .. }
-    for numbers.
-    Any other assignment is of the config; a setting that it names, of whichever upstream, is not searched.
+    A path of SPACE, written as there, with a list to choose from or { low = .., high = .. } narrows it. Any other
+    assignment is of the config; a setting that it names, of whichever upstream, is not searched.
 
     Returns:
         path of SPACE -> what is left of it, without the settings that are not searched; and the rest.
@@ -63,14 +62,13 @@ def split_assignments(assignments: tuple[str, ...]) -> tuple[dict[str, Choices |
     space, rest = dict(SPACE), list[str]()
     for assignment in assignments:
         path, value = parse_assignment(assignment)
-        if path in SPACE:
+        if path in SPACE and isinstance(value, (list, dict)):
             space[path] = _narrowed(path, value)
-        else:
-            rest.append(assignment)
-    fixed = [parse_assignment(assignment)[0] for assignment in rest]
-    space = {path: values for path, values in space.items() if not any(fnmatchcase(name, path) for name in fixed)}
-    if not space:
-        raise ConfigError("--set gives every setting that is searched: leave one out, see recsys/tune/space.py")
+            continue
+        rest.append(assignment)
+        space = {searched: values for searched, values in space.items() if not fnmatchcase(path, searched)}
+    if not any(isinstance(values, Range) or len(values) > 1 for values in space.values()):
+        raise ConfigError(f"--set leaves nothing to search: leave it out for one of {', '.join(SPACE)}")
     return space, tuple(rest)
 
 
@@ -91,15 +89,14 @@ def around(study: StudyConfig, space: Space) -> dict[str, Choices | Range]:
 
 
 def own_settings(study: StudyConfig, space: Space) -> dict[str, Any]:
-    """The study's own values of these settings, of its first upstream, without those that the space does not hold."""
-    found: dict[str, Any] = {}
-    for path, values in space.items():
-        node: Any = to_dict(study)
-        for key in path.split("."):
-            node = node[0] if key == "*" else node.get(key)
-        if SPACE[path] == values or contains(values, node):
-            found[path] = node
-    return {path: value for path, value in found.items() if value is not None}
+    """The study's own values of these settings, without those that its upstreams do not agree on."""
+    document, found = to_dict(study), dict[str, Any]()
+    for path in space:
+        first, _, last = path.partition(".*")
+        values = [_value(node, last or path) for node in (document[first] if last else [document])]
+        if all(value == values[0] for value in values):
+            found[path] = values[0]
+    return found
 
 
 def contains(values: Choices | Range, value: Any) -> bool:
@@ -118,12 +115,17 @@ def apply(study: StudyConfig, settings: Mapping[str, Any]) -> StudyConfig:
     return override(study, tuple(assignments))
 
 
-def _narrowed(path: str, value: Any) -> Choices | Range:
-    if not isinstance(value, dict):
-        choices = tuple(value) if isinstance(value, list) else (value,)
-        if not choices:
+def _value(node: Any, path: str) -> Any:
+    for key in filter(None, path.split(".")):
+        node = node[key]
+    return node
+
+
+def _narrowed(path: str, value: list[Any] | dict[str, Any]) -> Choices | Range:
+    if isinstance(value, list):
+        if not value:
             raise ConfigError(f"--set {path} is an empty list: give the values to choose from")
-        return choices
+        return tuple(value)
     ends = [end for end in (value.get("low"), value.get("high")) if isinstance(end, (int, float))]
     if len(value) != 2 or len(ends) != 2 or not 0 < ends[0] < ends[1]:
         raise ConfigError(f"--set {path} is {value}: write {{ low = 0.01, high = 0.1 }}, with 0 < low < high")
@@ -133,6 +135,6 @@ def _narrowed(path: str, value: Any) -> Choices | Range:
 def _including(values: Choices | Range, own: Any) -> Choices | Range:
     if own is None or contains(values, own):
         return values
-    if isinstance(values, Range):
+    if isinstance(values, Range):  # 0 turns a loss off, and is no number of a logarithmic range
         return Range(min(values.low, own), max(values.high, own)) if own > 0 else values
     return tuple(sorted((*values, own)))

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from recsys.config import ConfigError
-from recsys.tune.space import SPACE, Range, apply, around, own_settings, split_assignments
+from recsys.tune.proposals import propose
+from recsys.tune.space import SPACE, Range, apply, around, contains, own_settings, split_assignments
 from tests.recsys.test_own_data import CONFIG
 
 LR, EPOCHS = "rankers.training.dense_lr", "upstreams.*.training.epochs"
@@ -37,7 +40,7 @@ def test_set_narrows_or_fixes() -> None:
     whole = around(CONFIG, space)
     assert whole[EPOCHS] == (1, 2)
     assert whole[LR] == Range(0.01, 0.1)
-    assert LR not in own_settings(CONFIG, whole)  # it lies outside of what was asked for
+    assert not contains(whole[LR], own_settings(CONFIG, whole)[LR])  # the first trial lies outside of what was asked
 
 
 @pytest.mark.parametrize(
@@ -56,12 +59,33 @@ def test_a_narrowing_that_is_none(given: str, message: str) -> None:
 
 
 def test_nothing_is_left_to_search() -> None:
-    given = tuple(f"{path.replace('*', 'open')}=1" for path in SPACE)
-    with pytest.raises(ConfigError, match="leave one out"):
-        split_assignments(given)
+    fixed, narrowed = (f"{path.replace('*', 'open')}=1" for path in SPACE), (f"{path}=[1]" for path in SPACE)
+    for given in (fixed, narrowed):
+        with pytest.raises(ConfigError, match="leaves nothing to search: leave it out for one of upstreams"):
+            split_assignments(tuple(given))
 
 
 def test_a_value_that_the_config_cannot_have() -> None:
     space, _ = split_assignments((f"{EPOCHS}=[1,0]",))
     with pytest.raises(ConfigError, match=r"upstreams.open.training.epochs is 0; use 1 or more"):
         around(CONFIG, space)
+
+
+def test_what_upstreams_do_not_agree_on_stays_as_it_is_in_the_first_trial() -> None:
+    (first,) = CONFIG.upstreams
+    second = replace(first, name="buy", training=replace(first.training, epochs=4))
+    study = replace(CONFIG, upstreams=(first, second))
+    own = own_settings(study, SPACE)
+    assert set(SPACE) - set(own) == {EPOCHS}
+    assert apply(study, own) == study
+    assert around(study, SPACE)[EPOCHS] == SPACE[EPOCHS]
+
+
+def test_a_loss_that_is_off_is_no_end_of_a_logarithmic_range() -> None:
+    weight = "upstreams.*.loss.contrastive_weight"
+    off = apply(CONFIG, {weight: 0.0})
+    space = around(off, SPACE)
+    assert space[weight] == SPACE[weight]
+    own = own_settings(off, space)
+    assert own[weight] == 0
+    assert contains(space[weight], propose(space, [(own, 1.0)], 1)[weight])
