@@ -23,6 +23,8 @@ from recsys.study.ablation import ablation_jobs
 from tests.recsys.refresh.example import CONFIG, REFRESH, user_rows, write_log
 
 Run = Callable[..., int]
+BLIND = {"rankers": to_dict(CONFIG)["rankers"] | {"validation": []}}
+"""A config without validation files."""
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_help_is_quick_and_names_every_command() -> None:
     command, folder = [sys.executable, "-c", code, "--help"], Path(cli.__file__).parents[1]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.rstrip().endswith("False")
-    for name in ("demo", "run", "daily", "prepare", "report", "upstream", "refresh", "embed", "downstream"):
+    for name in ("demo", "run", "daily", "tune", "prepare", "report", "upstream", "refresh", "embed", "downstream"):
         assert f" {name} " in done.stdout
 
 
@@ -75,6 +77,8 @@ def test_help_is_quick_and_names_every_command() -> None:
         (("run", "{}", "--data", "."), {"upstreams": [{"name": "ctr", "model": {"heads": 3}}]}, "source is missing"),
         (("daily", "{}", "--data", "."), {"downstream": {}}, "unknown key downstream (it is [rankers] now"),
         (("daily", "{}", "--data", "."), {}, "refresh.days or spans is missing"),
+        (("tune", "{}", "--trials", "0", "--data", "."), {}, "--trials is 0; use 1 or more"),
+        (("tune", "{}", "--trials", "1", "--data", "."), BLIND, "rankers.validation is empty; give at least one glob"),
         (("upstream", "--config", "{}", "--data", "."), {}, "upstreams (this is a study's, for `recsys run`"),
         (("refresh", "--config", "{}", "--data", "."), {}, "upstreams (this is a study's, for `recsys run`"),
         (("downstream", "--config", "{}", "--data", "."), {}, "upstreams (this is a study's, for `recsys run`"),
@@ -118,6 +122,17 @@ def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, c
         ("run", "kuairand", "--out", tmp_path / "o"): "the folder of the raw files is missing",
         ("run", "synthetic", "--out", tmp_path / "o", "--set", "ranks=0"): "ranks is 0; use 1 or more",
         ("demo", "--out", tmp_path / "o", "--set", "rank=1"): "override 'rank': no such key",
+        ("tune", "nope", "--trials", 1, "--out", tmp_path / "o"): "recipe 'nope' is unknown; use kuairand, deskdrop",
+        ("tune", toml(tmp_path), "--trials", 1, *rank, "--set", "rankers.training.dense_lr=[]"): "is an empty list",
+        (
+            "tune",
+            toml(tmp_path),
+            "--trials",
+            1,
+            *rank,
+            "--set",
+            "rankers.objective=1",
+        ): "no such key; see",
         ("upstream", "--config", tmp_path / "none.toml", *rank): "none.toml: [Errno 2] No such file",
         ("upstream", "--config", bad, *rank): "bad.toml: ",
         ("upstream", "--config", toml(tmp_path), *rank): "upstreams (this is a study's, for `recsys run`",
