@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-os.environ.setdefault(
-    "TORCHINDUCTOR_COMPILE_THREADS", "1"
-)  # its pool of compiling processes takes longer than it saves
+# Files of tests run side by side: a second thread would take another test's core. Tests of threads ask for theirs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# TorchInductor's pool of compiling processes takes longer than it saves.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 TESTS = Path(__file__).parent
 
