@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from embedding_store import (
     AsOfDecreasedError,
+    ChecksumError,
     DuplicateIdsError,
     EmbeddingStore,
     InvalidArgumentError,
@@ -117,6 +120,16 @@ def test_an_empty_delta_and_one_that_deletes_all(series: Series, base: Snapshot)
     assert empty.statistics.min_id is None
     assert content(series.compact()) == {}
     assert content(change(series, 4, {1: 1.0}, [])) == {1: 1.0}
+
+
+def test_an_empty_delta_hands_no_damage_on(series: Series, base: Snapshot, tmp_path: Path):
+    (index,) = (path for path in tmp_path.rglob("*.hash"))
+    damaged = bytearray(index.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    index.write_bytes(damaged)
+    with pytest.raises(ChecksumError, match=r"index\.hash"):
+        change(series, base, {}, [])
+    assert series.versions() == [1]
 
 
 def test_duplicates_in_a_delta(series: Series, base: Snapshot):
