@@ -34,14 +34,15 @@ endif
 demo: install
 	$(BIN)/recsys demo $(if $(FULL),--full --out runs/demo-full,--out runs/demo)
 
-# Files of tests side by side, a process a core; more than four would mostly wait for each other's ranks. Those that start
-# jobs come first: a long one that came last would run alone.
+# Files of tests side by side, a process a core, in the order of tests/conftest.py; more than four would mostly wait for
+# each other's ranks.
 test: install
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/launchers tests/recsys tests
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The native library once more, with the address and undefined-behaviour sanitizers, under the tests that use it most.
 # A finding ends the process, and with it the target. libstdc++ is loaded early so that exceptions pass the sanitizer;
-# Python never frees all it has, hence no search for leaks. The sanitizer's own allocator does not survive a fork amid threads.
+# Python never frees all it has, hence no search for leaks. The sanitizer's own allocator does not survive a fork amid
+# threads.
 SANITIZED := build/sanitize
 SANITIZED_TESTS := $(addprefix tests/embedding_store/,$(addprefix native/test_,ops.py mapping.py) read/test_table.py format/test_hostile.py format/test_hostile_index.py)
 RUNTIMES := libasan.so libubsan.so libstdc++.so

@@ -75,7 +75,7 @@ def model_of(upstream: UpstreamConfig, schema: Schema) -> DERM:
 def main(options: Options) -> None:
     """Measure the embedding of users and of items."""
     torch.set_num_threads(1)
-    upstream = synthetic().upstream("ctr")
+    upstream = synthetic().upstreams[0]
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, process_group() as environment:
         data = Path(folder)

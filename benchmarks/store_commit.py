@@ -78,6 +78,7 @@ def main(options: Options) -> None:
         commits.append(_run(COMMIT, options, *arguments))
         plains.append(_run(PLAIN, options, commits[-1]["bytes"]))
     del commits[0], plains[0]  # the first pair makes the system give up pages that it held for other files
+    ratios = [plain["seconds"] / commit["seconds"] for commit, plain in zip(commits, plains, strict=True)]
     figures = {
         "rows": options.rows,
         "dim": options.dim,
@@ -85,12 +86,12 @@ def main(options: Options) -> None:
         "gigabytes": commits[0]["bytes"] / 1e9,
         "commit_seconds": statistics.median(run["seconds"] for run in commits),
         "plain_seconds": statistics.median(run["seconds"] for run in plains),
-        "ratios": [plain["seconds"] / commit["seconds"] for commit, plain in zip(commits, plains, strict=True)],
+        "ratios": ratios,
         "peak_mb": max(run["peak_mb"] for run in commits),
         "mb_before_writing": commits[0]["before_mb"],
     }
     print_record("store_commit", figures)
-    speeds = ", ".join(f"{ratio:.2f}" for ratio in figures["ratios"])
+    speeds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     print(f"{figures['gigabytes']:.2f} GB: {speeds} x the speed of a plain write + fsync (target 0.6)")
     print(f"peak memory {figures['peak_mb']:.0f} MB, {figures['mb_before_writing']:.0f} before writing (target 500)")
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 
 from benchmarks.common import print_record
 from embedding_store import EmbeddingStore
@@ -75,7 +76,8 @@ def prepare(folder: Path, options: Options) -> None:
     ids = rng.choice(2**62, options.rows, replace=False)
     vectors = rng.standard_normal((options.rows, options.dim), dtype=np.float32)
     rows = rng.integers(0, options.rows, IDS)
-    for name, array in {"ids": ids, "vectors": vectors, "wanted": ids[rows], "expected": vectors[rows]}.items():
+    arrays: dict[str, NDArray] = {"ids": ids, "vectors": vectors, "wanted": ids[rows], "expected": vectors[rows]}
+    for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     series = EmbeddingStore(folder / "store").create("entities", dim=options.dim)
     with series.write(as_of=0, space="random-1") as writer:

@@ -44,7 +44,7 @@ def measure(variant: str, rank: int, ranks: int, folder: str, steps: int) -> Non
     torch.set_num_threads(1)
     rendezvous = dist.FileStore(f"{folder}/{variant}-{ranks}.rendezvous", ranks)
     dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=ranks)
-    upstream, data = synthetic().upstream("ctr"), Path(folder)
+    upstream, data = synthetic().upstreams[0], Path(folder)
     schema = upstream_schema(upstream, data)
     files = find_files(data, upstream.source.events)
     tasks = [label.name for label in schema.labels]

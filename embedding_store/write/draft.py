@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from embedding_store.errors import DuplicateIdsError
-from embedding_store.format.files import RowFormat, Rows, create_checked
+from embedding_store.format.files import NewFile, RowFormat, Rows, StoredReader, create_checked
 from embedding_store.format.index import EMPTY, Ids, Words, unhash
 from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Statistics, StoredFile
 from embedding_store.keys import check_same_keys
@@ -25,6 +25,7 @@ from embedding_store.write.batches import BatchWriter
 from embedding_store.write.index import ONE, Operations, Settled, settle, write_index
 
 DUPLICATES = ("error", "last")
+_COPIED = 4 << 20  # bytes of an index that are copied at once
 
 
 @dataclass(frozen=True)
@@ -93,21 +94,41 @@ class Draft:
             DuplicateIdsError, HashCollisionError; FileSizeError, MissingFileError: a file is gone or not whole.
         """
         self._batches.close()
+        if self._base is not None and not self._operations.sorter.count:
+            return self._unchanged(self._base)
         settled = settle(self._operations, self._base_entries())  # while the last files are written
         files = self._batches.finish()
         if settled.repeated.count:
             self._check_repeated(settled.repeated, files)
         if settled.lost.words:
             files, settled = self._without_lost(files, settled)
-        with create_checked(self._storage, f"{self._folder}/index.hash") as new:
+        with self._new_index() as new:
             write_index(new.sink, settled.entries, self._operations.scratch)
+        index = self._written_down(files, new)
+        before = () if self._base is None else self._base.data
+        statistics = self._batches.sums.statistics(settled.min_id, settled.max_id)
+        return Content((*before, *files), index, settled.entries.count, statistics)
+
+    def _unchanged(self, base: Manifest) -> Content:
+        """A delta without a change: the base's index is copied, since no two snapshots have one in common."""
+        files = self._batches.finish()
+        with StoredReader(self._storage, base.index) as stored, self._new_index() as new:
+            for start in range(0, base.index.bytes, _COPIED):
+                new.sink.write(stored.read(start, min(start + _COPIED, base.index.bytes)).data)
+        index = self._written_down(files, new)
+        statistics = self._batches.sums.statistics(base.statistics.min_id, base.statistics.max_id)
+        return Content((*base.data, *files), index, base.rows, statistics)
+
+    def _new_index(self) -> AbstractContextManager[NewFile]:
+        return create_checked(self._storage, f"{self._folder}/index.hash")
+
+    def _written_down(self, files: list[DataFile], new: NewFile) -> IndexFile:
+        """The index; all files are durable now, and were looked for."""
         index = IndexFile(**vars(new.stored), kind="hash")
         self._storage.sync(self._folder)
         self._written = (*files, index)
         self.check_files()
-        before = () if self._base is None else self._base.data
-        statistics = self._batches.sums.statistics(settled.min_id, settled.max_id)
-        return Content((*before, *files), index, settled.entries.count, statistics)
+        return index
 
     def check_files(self) -> None:
         """After `finish`: make sure that all is there still; a writer that was silent for long may have been cleaned

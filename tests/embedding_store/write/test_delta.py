@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from embedding_store import (
     AsOfDecreasedError,
+    ChecksumError,
     DuplicateIdsError,
     EmbeddingStore,
     InvalidArgumentError,
@@ -108,11 +111,25 @@ def test_an_empty_delta_and_one_that_deletes_all(series: Series, base: Snapshot)
     same = change(series, base, {}, [])
     assert content(same) == content(base)
     assert same.statistics.rows == 0
+    (old, new), ends = (each.manifest.index for each in (base, same)), (base.statistics, same.statistics)
+    assert (old.checksum, old.bytes) == (new.checksum, new.bytes)
+    assert old.path != new.path, "a snapshot is known by its index"
+    assert ends[0].min_id == ends[1].min_id == MIN
     empty = change(series, same, {}, [MIN, -1, 0, 5, MAX])
     assert content(empty) == {}
     assert empty.statistics.min_id is None
     assert content(series.compact()) == {}
     assert content(change(series, 4, {1: 1.0}, [])) == {1: 1.0}
+
+
+def test_an_empty_delta_hands_no_damage_on(series: Series, base: Snapshot, tmp_path: Path):
+    (index,) = (path for path in tmp_path.rglob("*.hash"))
+    damaged = bytearray(index.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    index.write_bytes(damaged)
+    with pytest.raises(ChecksumError, match=r"index\.hash"):
+        change(series, base, {}, [])
+    assert series.versions() == [1]
 
 
 def test_duplicates_in_a_delta(series: Series, base: Snapshot):
