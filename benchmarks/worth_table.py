@@ -22,9 +22,9 @@ WAYS = {
 EXPLAINED = """\
 Lifts of ROC-AUC over the same ranker without vectors, in %, with 95 % intervals over test users and seeds. Once: the
 vectors that, of all a run compares, had the least normalized entropy (NE) on the validation rows; (!): there it was not
-below that without vectors. Daily: the newest vectors as of each event, averaged over the days as the recipe says. NE and
-calibration: without vectors → with them. Known: share of test events whose user, item had a vector. Time: of all stages,
-the preparation of the data included."""
+below that without vectors. Daily: the newest vectors as of each event, averaged over the days as the recipe says. NE
+and calibration: without vectors → with them. Known: share of test events whose user, item had a vector. Time: of all
+stages, the preparation of the data included."""
 
 
 @dataclass(frozen=True, kw_only=True)
