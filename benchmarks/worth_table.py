@@ -177,9 +177,9 @@ def _machines(entries: Sequence[Entry]) -> list[str]:
     runs: dict[str, list[str]] = {}
     for entry in entries:
         document = _of(entry)
-        machine = document["hardware"]
+        machine, commit = document["hardware"], document["commit"]  # 40 digits, then -dirty if it was
         text = (
-            f"{document['created'][:10]}, commit {document['commit'][:8]}, {machine['cores']} cores of "
+            f"{document['created'][:10]}, commit {commit[:8]}{commit[40:]}, {machine['cores']} cores of "
             f"{machine['cpu']}, {size(machine['memory_bytes'])}, {', '.join(machine['gpu']) or 'no GPU'}"
         )
         runs.setdefault(text, []).append(f"{entry.log}, {entry.way}")

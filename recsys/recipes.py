@@ -62,7 +62,7 @@ def kuairand() -> StudyConfig:
         users=("history/users/*.parquet",),
         items=("history/items/*.parquet",),
     )
-    model = ModelConfig(token_dim=16, tokens=8, out_tokens=4, out_dim=16)
+    model = ModelConfig(token_dim=16, out_tokens=4, out_dim=16)
     training = TrainConfig(epochs=2, batch_size=512)
     days = "impressions/events/2022-{}/{}/*.parquet"
 
@@ -75,7 +75,7 @@ def kuairand() -> StudyConfig:
             tasks={"ctr": "is_click", "cvr": "long_view", "long_view": "long_view_any"},
             publish_delay_ms=0,
             network=NetworkConfig(embedding_dim=8),
-            training=TrainConfig(epochs=4, batch_size=1024),
+            training=TrainConfig(epochs=4),
         )
 
     return StudyConfig(
@@ -147,7 +147,6 @@ def movielens_1m() -> StudyConfig:
         "Real ratings, like = rating > 3, random 8:1:1 split. The rows have no usable times, so the training rows were "
         "halved at random: the upstream learned from one half, the rankers from the other. A ranker that is given both "
         "halves itself, without vectors, is the bar to hold these figures against; it is not in the table.",
-        ranker_epochs=6,
     )
 
 
@@ -157,11 +156,10 @@ def movielens_100k() -> StudyConfig:
         "MovieLens 100K",
         "Real ratings, like = rating > 3, split by time: the upstream learned from the first half, the rankers from "
         "the next quarter, tuned on the next tenth, tested on the rest.",
-        ranker_epochs=6,
     )
 
 
-def _movielens(name: str, note: str, *, ranker_epochs: int) -> StudyConfig:
+def _movielens(name: str, note: str) -> StudyConfig:
     def events(part: str) -> tuple[str, ...]:
         return (f"ratings/events/{part}/*.parquet",)
 
@@ -189,7 +187,7 @@ def _movielens(name: str, note: str, *, ranker_epochs: int) -> StudyConfig:
             test=events("test"),
             tasks={"ctr": "like"},
             publish_delay_ms=0,
-            training=TrainConfig(epochs=ranker_epochs, batch_size=1024),
+            training=TrainConfig(epochs=6),
         ),
         retrieval=RetrievalConfig(upstream="ctr"),
     )
@@ -220,7 +218,7 @@ def synthetic() -> StudyConfig:
             tasks={"ctr": "click", "cvr": "conversion"},
             features=tuple(features.split()),
             publish_delay_ms=0,
-            training=TrainConfig(epochs=4, batch_size=1024),
+            training=TrainConfig(epochs=4),
         )
 
     return StudyConfig(

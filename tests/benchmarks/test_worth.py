@@ -75,7 +75,8 @@ def test_a_run_is_a_row_of_each_table(once: dict[str, Any], daily: dict[str, Any
     tail = once["segments"]["ctr"]["item"]["tail"]["arms"]["ctr_cvr_user_item"]
     assert signed(tail["auc_lift"]) in segments[2][4]
     assert "another, once: not here, data/another is not there." in page
-    assert f"{once['hardware']['cpu']}" in page
+    assert once["hardware"]["cpu"] in page
+    assert once["commit"][:8] + once["commit"][40:] in page
     assert "Changed in every config: rankers.seeds=[0]." in page
 
 
