@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from recsys.data.files import find_files
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema, entity_schema
+from recsys.data.seen import SCAN_ROWS, SeenIds, read_ids
 from recsys.data.stream import EventStream
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
+from recsys.models.vocabulary import own_ids
 from recsys.screening import screen
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
@@ -28,8 +31,6 @@ from recsys.train.trainer import TrainResult, fit
 
 _WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.max_bad_rows")
 """What may change while a model is trained."""
-_SCAN_ROWS = 65_536
-"""Rows of ids and labels that are read at once."""
 
 
 def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
@@ -100,6 +101,9 @@ def train_on(
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
+    tasks = [label.name for label in schema.labels]
+    torch.manual_seed(training.seed)
+    model, seen = DERM(schema, upstream.model, tasks), SeenIds()
     stream = EventStream(
         files,
         schema,
@@ -109,20 +113,30 @@ def train_on(
         shuffle_batches=training.shuffle_batches,
         seed=training.seed,
         epochs=training.epochs,
+        transform=partial(model.vocabulary.resolve, dropout=upstream.model.id_dropout, seed=training.seed),
         skip=skip,
     )
-    tasks = [label.name for label in schema.labels]
-    torch.manual_seed(training.seed)
-    frequencies = _frequencies(files, schema, upstream, skip, started=start is not None)
+    frequencies = _frequencies(files, schema, upstream, skip, seen, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
-    task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
+    task = DermTask(model, upstream.loss, tasks, frequencies)
     identity = {
         "files": identify_files(files, data),
         "config": _identify_config(schema, upstream, training),
         "quarantine": {path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()},
     }
-    return fit(task, stream, training, environment, tasks=tasks, identity=identity, out=out, start=start, title=title)
+    return fit(
+        task,
+        stream,
+        training,
+        environment,
+        tasks=tasks,
+        identity=identity,
+        out=out,
+        start=start,
+        title=title,
+        begun=lambda: model.vocabulary.admit(seen.ids()),
+    )
 
 
 def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainConfig) -> dict[str, str]:
@@ -146,14 +160,22 @@ def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:
 
 
 def _frequencies(
-    files: Sequence[Path], schema: Schema, upstream: UpstreamConfig, skip: Quarantine, *, started: bool
+    files: Sequence[Path],
+    schema: Schema,
+    upstream: UpstreamConfig,
+    skip: Quarantine,
+    seen: SeenIds,
+    *,
+    started: bool,
 ) -> ItemFrequencies | None:
     """What the contrastive loss needs; None if there is to be none. A day that goes on from a trained model may have no
-    positive: it teaches what it can. A first training without one is a mistake."""
+    positive: it teaches what it can. A first training without one is a mistake. `seen` gets the ids of all events."""
     label = upstream.loss.contrastive_label or schema.labels[0].name
     if not upstream.loss.contrastive_weight:
+        if own_ids(schema):
+            read_ids(files, schema, skip, seen)
         return None
-    frequencies = count_positives(files, schema, label, skip)
+    frequencies = count_positives(files, schema, label, skip, seen)
     if frequencies is None and not started:
         raise DataError(
             f"label {label!r} is never 1 in {len(files)} files: contrast another label, give more events, or set "
@@ -163,11 +185,11 @@ def _frequencies(
 
 
 def count_positives(
-    files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING
+    files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING, seen: SeenIds | None = None
 ) -> ItemFrequencies | None:
     """How often each item is the positive of a training row: Q of the logQ correction (papers.md section 4).
 
-    Exact counts, read file by file before training starts; None if no row is positive.
+    Exact counts, read file by file before training starts; None if no row is positive. `seen` gets the ids of all rows.
 
     Raises:
         DataError: what `EventStream` raises.
@@ -175,7 +197,7 @@ def count_positives(
     facts = schema.select(features=(), labels=(label,))
     ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for path in files:
-        stream = EventStream([path], facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip)
+        stream = EventStream([path], facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, transform=seen)
         items = [batch.item_ids[(batch.labels[:, 0] == 1) & batch.label_mask[:, 0]].numpy() for batch in stream]
         weights = np.concatenate([counts, np.ones(sum(map(len, items)), np.int64)])
         ids, inverse = np.unique(np.concatenate([ids, *items]), return_inverse=True)

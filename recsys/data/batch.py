@@ -27,6 +27,8 @@ class Batch(Pipelineable):
     timestamps: Tensor  # int64 [B], ms; 0 in a log without event times
     vectors: Tensor | None = None  # float32 [B, V]: store vectors of the series a ranker reads, side by side
     found: Tensor | None = None  # bool [B, S]: whether series s had a vector for the row's entity
+    epoch: int = 0
+    """The pass over the events that the batch is of, counted from 0."""
 
     def __len__(self) -> int:
         return self.user_ids.shape[0]

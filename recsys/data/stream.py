@@ -187,7 +187,7 @@ class EventStream:
                     order = self._rng(_BLOCKS, epoch, self._rank, block).permutation(rows)
                     table = _permuted(table, order)
                 for first in range(skipped * self._batch_size, rows, self._batch_size):
-                    yield self._convert(table.slice(first, self._batch_size), first, origins, order)
+                    yield self._convert(table.slice(first, self._batch_size), first, origins, order, epoch)
                     buffer.fill(first + self._batch_size)
                 start, block, skipped = start + rows, block + 1, 0
 
@@ -197,6 +197,7 @@ class EventStream:
         first: int,
         origins: list[Origin],
         order: NDArray[np.int64] | None,
+        epoch: int,
     ) -> Batch:
         """A batch of the rows that begin with row `first` of their block."""
         try:
@@ -204,6 +205,7 @@ class EventStream:
         except RowError as error:
             row = first + error.row
             raise _located(error, origins, row if order is None else int(order[row])) from None
+        batch.epoch = epoch
         return batch if self._transform is None else self._transform(batch)
 
     def _pieces(self, epoch: int, start: int, end: int) -> Generator[Piece, None, None]:
