@@ -17,7 +17,7 @@ from recsys.data.files import find_files
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema, entity_schema
-from recsys.data.seen import SCAN_ROWS, SeenIds, read_ids
+from recsys.data.seen import SCAN_ROWS, Ints, SeenIds, read_ids
 from recsys.data.stream import EventStream
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
@@ -103,7 +103,7 @@ def train_on(
     """
     tasks = [label.name for label in schema.labels]
     torch.manual_seed(training.seed)
-    model, seen = DERM(schema, upstream.model, tasks), SeenIds()
+    model = DERM(schema, upstream.model, tasks)
     stream = EventStream(
         files,
         schema,
@@ -116,7 +116,7 @@ def train_on(
         transform=partial(model.vocabulary.resolve, dropout=upstream.model.id_dropout, seed=training.seed),
         skip=skip,
     )
-    frequencies = _frequencies(files, schema, upstream, skip, seen, started=start is not None)
+    frequencies, seen = _survey(files, schema, upstream, skip, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
     task = DermTask(model, upstream.loss, tasks, frequencies)
@@ -135,7 +135,7 @@ def train_on(
         out=out,
         start=start,
         title=title,
-        begun=lambda: model.vocabulary.admit(seen.ids()),
+        begun=lambda: model.vocabulary.admit(seen),
     )
 
 
@@ -159,29 +159,23 @@ def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:
     return Schema.load(path).select(features=upstream.features or None, labels=upstream.tasks or None)
 
 
-def _frequencies(
-    files: Sequence[Path],
-    schema: Schema,
-    upstream: UpstreamConfig,
-    skip: Quarantine,
-    seen: SeenIds,
-    *,
-    started: bool,
-) -> ItemFrequencies | None:
-    """What the contrastive loss needs; None if there is to be none. A day that goes on from a trained model may have no
-    positive: it teaches what it can. A first training without one is a mistake. `seen` gets the ids of all events."""
+def _survey(
+    files: Sequence[Path], schema: Schema, upstream: UpstreamConfig, skip: Quarantine, *, started: bool
+) -> tuple[ItemFrequencies | None, dict[str, Ints]]:
+    """What the contrastive loss needs, None if there is to be none; and the ids of all events, by owner. A day that
+    goes on from a trained model may have no positive: it teaches what it can. A first training without one is a
+    mistake."""
     label = upstream.loss.contrastive_label or schema.labels[0].name
     if not upstream.loss.contrastive_weight:
-        if own_ids(schema):
-            read_ids(files, schema, skip, seen)
-        return None
+        return None, read_ids(files, schema, skip) if own_ids(schema) else {}
+    seen = SeenIds()
     frequencies = count_positives(files, schema, label, skip, seen)
     if frequencies is None and not started:
         raise DataError(
             f"label {label!r} is never 1 in {len(files)} files: contrast another label, give more events, or set "
             "loss.contrastive_weight = 0"
         )
-    return frequencies
+    return frequencies, seen.ids()
 
 
 def count_positives(

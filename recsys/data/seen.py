@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.data.quarantine import Quarantine
+from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 
@@ -60,13 +60,14 @@ class _Distinct:
         return self._known
 
 
-def read_ids(files: Sequence[Path], schema: Schema, skip: Quarantine, seen: SeenIds) -> None:
-    """Collect the users and items of these events, reading no column but theirs and the time.
+def read_ids(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING) -> dict[str, Ints]:
+    """The users and items of these events as `SeenIds.ids` has them; no column is read but theirs and the time.
 
     Raises:
         DataError: what `EventStream` raises.
     """
-    facts = schema.select(features=(), labels=())
+    seen, facts = SeenIds(), schema.select(features=(), labels=())
     stream = EventStream(files, facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, transform=seen)
     for _ in stream:
         pass
+    return seen.ids()

@@ -25,6 +25,7 @@ from recsys.data.files import find_files
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
+from recsys.data.seen import read_ids
 from recsys.data.stream import EventStream
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
@@ -180,9 +181,12 @@ def train_ranker(
     store = EmbeddingStore(store_folder(out))
     features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once)
     training = config.training
+    torch.manual_seed(ranker.seed)  # the same start for every arm: see DLRM
+    ranking = DLRM(schema, config.network, features.specs)
 
     def stream(patterns: tuple[str, ...], *, epochs: int) -> EventStream:
         training_rows = epochs > 0
+        dropout = config.network.id_dropout if training_rows else 0.0
         return EventStream(
             find_files(data, patterns),
             schema,
@@ -191,12 +195,10 @@ def train_ranker(
             seed=ranker.seed,
             epochs=max(1, epochs),
             drop_last=training_rows,
-            transform=features,
+            transform=lambda batch: features(ranking.vocabulary.resolve(batch, dropout, ranker.seed)),
             skip=skip,
         )
 
-    torch.manual_seed(ranker.seed)  # the same start for every arm: see DLRM
-    task = RankerTask(DLRM(schema, config.network, features.specs), label_index=0)
     validation = stream(config.validation, epochs=0)
 
     def validation_ne(model: nn.Module) -> float:
@@ -210,12 +212,13 @@ def train_ranker(
         return score
 
     result = fit(
-        task,
+        RankerTask(ranking, label_index=0),
         stream(config.train, epochs=training.epochs),
         replace(training, seed=ranker.seed),
         environment,
         tasks=(label,),
         title=None,
+        begun=lambda: ranking.vocabulary.admit(read_ids(find_files(data, config.train), schema, skip)),
         after_epoch=validation_ne,
     )
     logits, labels, mask, users = predict(result.model, stream(config.test, epochs=0), environment)

@@ -81,6 +81,7 @@ class Vocabulary(nn.Module):
         """
         keys, bounds = batch.sparse.keys(), batch.sparse.offset_per_key()
         lengths = batch.sparse.lengths().view(len(keys), len(batch)) if keys else None
+        lost = _draws(batch, seed) < np.uint32(dropout * 2**32) if dropout else None
         for owner, table in self.tables.items():
             assert isinstance(table, OwnedRows)
             name = self.features[owner].name
@@ -89,12 +90,10 @@ class Vocabulary(nn.Module):
             key = keys.index(name)
             rows = batch.sparse.values()[bounds[key] : bounds[key + 1]].numpy()  # a view
             ids = (batch.user_ids if owner == "user" else batch.item_ids).numpy()
-            lost = _lost(batch, owner, dropout, seed) if dropout else np.zeros(len(batch), np.bool_)
-            if len(rows) < len(batch):  # where the id is null there is no row
-                given = lengths[key].numpy() > 0
-                ids, lost = ids[given], lost[given]
-            rows[:] = table.find(ids, rows)
-            rows[lost] = table.unknown
+            given = lengths[key].numpy() > 0
+            rows[:] = table.find(ids if len(rows) == len(ids) else ids[given], rows)
+            if lost is not None:
+                rows[lost[given, OWNERS.index(owner)]] = table.unknown
         return batch
 
 
@@ -171,11 +170,10 @@ def _place(first: Ints, marks: Marks, probe: int, rows: int) -> Ints:
     return (first + probe * marks.astype(np.int64)) % rows if probe else first
 
 
-def _lost(batch: Batch, owner: str, share: float, seed: int) -> NDArray[np.bool_]:
-    """Which rows' own id is dropped, bool [B]: the same events on every rank and after a restart, others in a pass."""
-    draws = np.zeros(1, np.uint64)
-    for word in (seed, batch.epoch, OWNERS.index(owner)):
-        draws = splitmix64(draws ^ np.uint64(word))
-    for column in (batch.user_ids, batch.item_ids, batch.timestamps):
-        draws = splitmix64(draws ^ column.numpy().view(np.uint64))
-    return draws < np.uint64(int(share * 2**64))
+def _draws(batch: Batch, seed: int) -> NDArray[np.uint32]:
+    """A random number for each event's user and item, uint32 [B, 2]: equal on every rank and after a restart."""
+    users, items, times = (x.numpy().view(np.uint64) for x in (batch.user_ids, batch.item_ids, batch.timestamps))
+    draws = splitmix64(users ^ np.uint64(seed << 32 | batch.epoch))
+    draws ^= items
+    draws ^= times
+    return splitmix64(draws).view(np.uint32).reshape(-1, 2)
