@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
-from recsys.data.entities import entity_parts
+from recsys.data.entities import entity_parts, withdrawn_after
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.last_events import last_events
@@ -19,11 +20,13 @@ from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
+from recsys.data.seen import SCAN_ROWS, Ints, SeenIds, read_ids
 from recsys.data.stream import EventStream
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
+from recsys.models.vocabulary import own_ids
 from recsys.screening import screen
 from recsys.source import upstream_schema
 from recsys.stages import exclusive, stage
@@ -32,8 +35,6 @@ from recsys.train.trainer import TrainResult, fit
 
 _WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.withdrawn", "schema.max_bad_rows")
 """What may change while a model is trained."""
-_SCAN_ROWS = 65_536
-"""Rows of ids and labels that are read at once."""
 
 
 def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
@@ -54,14 +55,28 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
     ):
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
-        drawn = bool(upstream.source.items) and upstream.loss.uniform_negatives > 0
-        items = find_files(data, upstream.source.items) if drawn else []
+        items = drawn_files(upstream, data)
         result = train_on(
-            files, schema, upstream, training, environment, items=items, skip=skip, data=data, out=folder, title=title
+            files,
+            schema,
+            upstream,
+            training,
+            environment,
+            data=data,
+            out=folder,
+            title=title,
+            items=items,
+            withdrawn=withdrawn_after({}, items, schema, "item", skip),
+            skip=skip,
         )
         if environment.is_main:
             record = {"steps": result.steps, "input_wait_fraction": result.input_wait_fraction}
             write_json(folder / "result.json", record)
+
+
+def drawn_files(upstream: UpstreamConfig, data: Path) -> list[Path]:
+    """The source's own rows of items, where negatives are drawn from them."""
+    return find_files(data, upstream.source.items) if upstream.loss.uniform_negatives else []
 
 
 def screen_source(
@@ -88,6 +103,7 @@ def train_on(
     title: str | None,
     start: Path | None = None,
     items: Sequence[Path] = (),
+    withdrawn: Collection[int] = (),
     skip: Quarantine = NOTHING,
 ) -> TrainResult:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
@@ -105,18 +121,24 @@ def train_on(
         title: name of the run in the terminal; None: quiet.
         start: the checkpoint to begin with: model and optimizer.
         items: items' own rows, of which, and of the events, the last ones are what `loss.uniform_negatives` draws from.
+        withdrawn: items that are not drawn.
         skip: rows that are left out.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
-    frequencies = _frequencies(files, schema, upstream, skip, started=start is not None)
+    tasks = [label.name for label in schema.labels]
+    torch.manual_seed(training.seed)
+    model = DERM(schema, upstream.model, tasks)
+    frequencies, seen = _survey(files, schema, upstream, skip, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
+    resolve = partial(model.vocabulary.resolve, dropout=upstream.model.id_dropout, seed=training.seed)
     negatives, count = None, upstream.loss.uniform_negatives
     if frequencies is not None and count:
-        last = last_events([*files, *items], schema, "item", skip)
-        negatives = UniformNegatives(last, schema, count, seed=training.seed, rank=environment.rank)
+        last, seed = last_events([*files, *items], schema, "item", skip).without(withdrawn), training.seed
+        if len(last):
+            negatives = UniformNegatives(last, schema, count, resolve, seed=seed, rank=environment.rank)
     stream = EventStream(
         files,
         schema,
@@ -126,19 +148,27 @@ def train_on(
         shuffle_batches=training.shuffle_batches,
         seed=training.seed,
         epochs=training.epochs,
-        transform=negatives,
+        transform=negatives or resolve,
         skip=skip,
     )
-    tasks = [label.name for label in schema.labels]
-    torch.manual_seed(training.seed)
-    model = DERM(schema, upstream.model, tasks)
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
     identity = {
         "files": identify_files([*files, *items], data),
         "config": _identify_config(schema, upstream, training),
         "quarantine": {path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()},
     }
-    return fit(task, stream, training, environment, tasks=tasks, identity=identity, out=out, start=start, title=title)
+    return fit(
+        task,
+        stream,
+        training,
+        environment,
+        tasks=tasks,
+        identity=identity,
+        out=out,
+        start=start,
+        title=title,
+        begun=lambda: model.vocabulary.admit(seen),
+    )
 
 
 def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainConfig) -> dict[str, str]:
@@ -148,29 +178,31 @@ def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainCo
     return {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
 
 
-def _frequencies(
+def _survey(
     files: Sequence[Path], schema: Schema, upstream: UpstreamConfig, skip: Quarantine, *, started: bool
-) -> ItemFrequencies | None:
-    """What the contrastive loss needs; None if there is to be none. A day that goes on from a trained model may have no
-    positive: it teaches what it can. A first training without one is a mistake."""
+) -> tuple[ItemFrequencies | None, dict[str, Ints]]:
+    """What the contrastive loss needs, None if there is to be none; and the ids of all events, by owner. A day that
+    goes on from a trained model may have no positive: it teaches what it can. A first training without one is a
+    mistake."""
     label = upstream.loss.contrastive_label or schema.labels[0].name
     if not upstream.loss.contrastive_weight:
-        return None
-    frequencies = count_positives(files, schema, label, skip)
+        return None, read_ids(files, schema, skip) if own_ids(schema) else {}
+    seen = SeenIds()
+    frequencies = count_positives(files, schema, label, skip, seen)
     if frequencies is None and not started:
         raise DataError(
             f"label {label!r} is never 1 in {len(files)} files: contrast another label, give more events, or set "
             "loss.contrastive_weight = 0"
         )
-    return frequencies
+    return frequencies, seen.ids()
 
 
 def count_positives(
-    files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING
+    files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING, seen: SeenIds | None = None
 ) -> ItemFrequencies | None:
     """How often each item is the positive of a training row: Q of the logQ correction (papers.md section 4).
 
-    Exact counts, read file by file before training starts; None if no row is positive.
+    Exact counts, read file by file before training starts; None if no row is positive. `seen` gets the ids of all rows.
 
     Raises:
         DataError: what `EventStream` raises.
@@ -178,7 +210,7 @@ def count_positives(
     facts = schema.select(features=(), labels=(label,))
     ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for path in files:
-        stream = EventStream([path], facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip)
+        stream = EventStream([path], facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, transform=seen)
         items = [batch.item_ids[(batch.labels[:, 0] == 1) & batch.label_mask[:, 0]].numpy() for batch in stream]
         weights = np.concatenate([counts, np.ones(sum(map(len, items)), np.int64)])
         ids, inverse = np.unique(np.concatenate([ids, *items]), return_inverse=True)

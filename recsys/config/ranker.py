@@ -28,13 +28,15 @@ class NetworkConfig:
     entity_dropout: float | None = None
     """Probability with which a training row loses one series' vector, as if the entity were new. Left out: the first
     seed of every arm is trained without and with, the validation files choose, and the other seeds follow it."""
+    id_dropout: float = 0.0
+    """Share of the training rows whose user, and of those whose item, is read without its own id, as a new one is."""
 
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "projection_dim"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
         require(self.embedding_dim % 4 == 0, f"embedding_dim is {self.embedding_dim}; tables need a multiple of 4")
         require(all(width > 0 for width in self.hidden), f"hidden is {self.hidden}; use widths of 1 or more")
-        for name in ("dropout", "vector_dropout", "entity_dropout"):
+        for name in ("dropout", "vector_dropout", "entity_dropout", "id_dropout"):
             require(0 <= (getattr(self, name) or 0) < 1, f"{name} is {getattr(self, name)}; use 0 <= p < 1")
 
 

@@ -51,6 +51,9 @@ class ModelConfig:
     """Width of each of them: the vector has out_tokens * out_dim dimensions."""
     dropout: float = 0.0
     """Dropout inside the interaction modules."""
+    id_dropout: float = 0.1
+    """Share of the training rows whose user, and of those whose item, is read without its own id, as a new one is: what
+    a new one's vector is made of is learned from them (PinFM's share)."""
 
     def __post_init__(self) -> None:
         for name in ("token_dim", "tokens", "heads", "out_tokens", "out_dim"):
@@ -66,7 +69,8 @@ class ModelConfig:
             require(len(modules) > 0, "layers has a layer without modules; give each at least one")
             for module in modules:
                 require(module in INTERACTIONS, f"layers names {module!r}; use one of {', '.join(INTERACTIONS)}")
-        require(0 <= self.dropout < 1, f"dropout is {self.dropout}; use 0 <= dropout < 1")
+        for name in ("dropout", "id_dropout"):
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; use 0 <= {name} < 1")
 
     @property
     def vector_dim(self) -> int:

@@ -36,6 +36,8 @@ class Batch(Pipelineable):
     of every key of `sparse`; those of other owners are empty there, and nothing else has these rows. None: no items."""
     position: int = 0
     """Number of the batch in its stream, counted from 0 over all passes."""
+    epoch: int = 0
+    """The pass over the events that the batch is of, counted from 0."""
 
     def __len__(self) -> int:
         return self.user_ids.shape[0]

@@ -43,9 +43,10 @@ class UniformNegatives:
         items: the last rows of all items, at least one.
         schema: of the events.
         count: N, of a rank and step.
+        transform: applied to the events of a batch and to the drawn items, before they are put together. What it drops
+            of an item may hang on user, time and pass: a drawn one has another user each time.
         seed: of the training.
         rank: this process.
-        transform: applied to the events of a batch and to the drawn items, before they are put together.
 
     Raises:
         DataError: a row cannot be read, or has a value that its role forbids; names file and row.
@@ -56,10 +57,10 @@ class UniformNegatives:
         items: LastEvents,
         schema: Schema,
         count: int,
+        transform: Callable[[Batch], Batch],
         *,
         seed: int,
         rank: int = 0,
-        transform: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.items = len(items)
         """Items that are drawn from, over all ranks."""
@@ -75,10 +76,10 @@ class UniformNegatives:
     def __call__(self, batch: Batch) -> Batch:
         """The batch and N items drawn for it."""
         rng = np.random.default_rng((_STEP, *self._words, batch.position))
-        drawn = replace(take(self._rows, rng.integers(0, len(self._rows), self._count)), position=batch.position)
-        if self._transform is not None:
-            batch, drawn = self._transform(batch), self._transform(drawn)
-        return with_negatives(batch, drawn)
+        drawn = take(self._rows, rng.integers(0, len(self._rows), self._count))
+        drawn.user_ids = torch.from_numpy(rng.integers(2**63, size=self._count))
+        drawn.position, drawn.epoch = batch.position, batch.epoch
+        return with_negatives(self._transform(batch), self._transform(drawn))
 
 
 def take(batch: Batch, rows: Ints) -> Batch:

@@ -39,7 +39,8 @@ class Feature:
     """`id` (one integer or string), `ids` (a list), `sequence` (a list in time order, oldest first), `dense` (one
     number, true/false included), `vector` (a list of `width` numbers)."""
     rows: int = 0
-    """Rows of the embedding table (id, ids, sequence). An id in [0, rows) keeps its row; any other id is hashed."""
+    """Rows of the embedding table (id, ids, sequence). An id in [0, rows) keeps its row; any other id is hashed.
+    The table of an entity's own id has one more, for ids that own none: see `recsys.models.vocabulary`."""
     table: str = ""
     """Name of the embedding table; features of one owner that name the same table share it. Default: own table."""
     max_length: int = 0

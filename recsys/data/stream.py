@@ -206,7 +206,7 @@ class EventStream:
         except RowError as error:
             row = first + error.row
             raise _located(error, origins, row if order is None else int(order[row])) from None
-        batch.position = number
+        batch.position, batch.epoch = number, number // self.steps_per_epoch
         return batch if self._transform is None else self._transform(batch)
 
     def _pieces(self, epoch: int, start: int, end: int) -> Generator[Piece, None, None]:

@@ -29,6 +29,7 @@ from recsys.data.files import find_files
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
+from recsys.data.seen import Ints, read_ids
 from recsys.data.stream import EventStream
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
@@ -36,6 +37,7 @@ from recsys.downstream.validation import Validation, validate
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.folders import store_folder
 from recsys.models.dlrm import DLRM, RankerTask
+from recsys.models.vocabulary import Vocabulary
 from recsys.screening import screen
 from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
@@ -195,15 +197,16 @@ def train_ranker(
         EmbeddingStore(store_folder(out)), ranker.series, config.publish_delay_ms, once=ranker.once
     )
     schema = ranker_schema(config, data, (label,))
-    work = _Work(ranker.seed, label, schema, config, data, features, environment, skip)
+    seen = read_ids(find_files(data, config.train), schema, skip)
+    work = _Work(ranker.seed, label, schema, config, data, features, seen, environment, skip)
     results = {value: work.train(value) for value in entity_dropouts(ranker, config, out)}
-    tried = {value: min(result.scores) for value, result in results.items()}
+    tried = {value: min(result.scores) for value, (result, _) in results.items()}
     chosen = min(tried, key=tried.__getitem__)
-    model = results[chosen].model
-    logits, labels, mask, _ = predict(model, work.stream(config.validation), environment)
+    result, vocabulary = results[chosen]
+    logits, labels, mask, _ = work.predict(result.model, vocabulary, config.validation)
     found = validate(labels[mask].numpy(), logits[mask].numpy(), entity_dropout=chosen, tried=tried)
     found.save(ranker.validation(out))
-    logits, labels, mask, users = predict(model, work.stream(config.test), environment)
+    logits, labels, mask, users = work.predict(result.model, vocabulary, config.test)
     recalibrated = torch.from_numpy(found.recalibration(logits[:, 0].numpy()).astype(np.float32))
     write_predictions(ranker.path(out), recalibrated, labels[:, 0], mask[:, 0], users)
     return found.ne
@@ -219,12 +222,14 @@ class _Work:
     config: RankerSettings
     data: Path
     features: StoreFeatures
+    seen: dict[str, Ints]
+    """The ids of the training rows, by owner."""
     environment: Environment
     skip: Quarantine
 
-    def stream(self, patterns: tuple[str, ...], *, training: bool = False) -> EventStream:
+    def stream(self, patterns: tuple[str, ...], vocabulary: Vocabulary, *, training: bool = False) -> EventStream:
         """Rows of these files: in their order, or as they are trained on."""
-        settings = self.config.training
+        settings, dropout = self.config.training, self.config.network.id_dropout if training else 0.0
         return EventStream(
             find_files(self.data, patterns),
             self.schema,
@@ -233,26 +238,36 @@ class _Work:
             seed=self.seed,
             epochs=settings.epochs if training else 1,
             drop_last=training,
-            transform=self.features,
+            transform=lambda batch: self.features(vocabulary.resolve(batch, dropout, self.seed)),
             skip=self.skip,
         )
 
-    def train(self, entity_dropout: float) -> TrainResult:
-        """The model of the best epoch, and each epoch's validation NE."""
+    def train(self, entity_dropout: float) -> tuple[TrainResult, Vocabulary]:
+        """The model of the best epoch, each epoch's validation NE, and what ids the model knows."""
         torch.manual_seed(self.seed)  # the same start for every arm: see DLRM
         network = replace(self.config.network, entity_dropout=entity_dropout)
-        return fit(
-            RankerTask(DLRM(self.schema, network, self.features.specs), label_index=0),
-            self.stream(self.config.train, training=True),
+        ranking = DLRM(self.schema, network, self.features.specs)
+        vocabulary = ranking.vocabulary
+        result = fit(
+            RankerTask(ranking, label_index=0),
+            self.stream(self.config.train, vocabulary, training=True),
             replace(self.config.training, seed=self.seed),
             self.environment,
             tasks=(self.label,),
             title=None,
-            after_epoch=self._validation_ne,
+            begun=lambda: vocabulary.admit(self.seen),
+            after_epoch=lambda model: self._validation_ne(model, vocabulary),
         )
+        return result, vocabulary
 
-    def _validation_ne(self, model: nn.Module) -> float:
-        logits, labels, mask, _ = predict(model, self.stream(self.config.validation), self.environment)
+    def predict(
+        self, model: nn.Module, vocabulary: Vocabulary, patterns: tuple[str, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the model says of the rows of these files."""
+        return predict(model, self.stream(patterns, vocabulary), self.environment)
+
+    def _validation_ne(self, model: nn.Module, vocabulary: Vocabulary) -> float:
+        logits, labels, mask, _ = self.predict(model, vocabulary, self.config.validation)
         score = normalized_entropy(labels[mask].numpy(), logits[mask].numpy())
         if math.isnan(score) and not logits.isnan().any():
             raise DataError(

@@ -19,6 +19,7 @@ from recsys.data.batch import Batch
 from recsys.data.schema import Schema
 from recsys.models.dhen import DHEN
 from recsys.models.tokens import OwnerTokens
+from recsys.models.vocabulary import Vocabulary
 
 ENTITIES = ("user", "item")
 """Owners that have a tower and so vectors."""
@@ -56,6 +57,8 @@ class DERM(nn.Module):
         for task in tasks:
             schema.label(task)
         self.tasks = tuple(tasks)
+        self.vocabulary = Vocabulary(schema)
+        """Who owns the rows that users and items read by their own id; batches are to pass its `resolve`."""
         self.user = EntityTower(schema, "user", config)
         self.item = EntityTower(schema, "item", config)
         self.interaction = InteractionTower(schema, config, len(tasks))

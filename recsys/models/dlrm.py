@@ -20,6 +20,7 @@ from recsys.data.batch import Batch
 from recsys.data.schema import OWNERS, Schema
 from recsys.models.losses import TaskOutput, supervised_loss
 from recsys.models.tokens import bag_collection, checked_dense, dense_widths, pooled_tokens
+from recsys.models.vocabulary import Vocabulary, table_features
 
 _TABLE_INIT = 1e-2
 FEED = 2
@@ -68,10 +69,12 @@ class DLRM(nn.Module):
         names = [x.name for x in series]
         if len(set(names)) != len(names):
             raise ValueError(f"series are {names}; give each once")
-        sparse = tuple(x for x in schema.features if x.rows)
+        sparse = tuple(x for x in table_features(schema) if x.rows)
         widths = dense_widths(schema.features)
         if not (sparse or widths):
             raise ValueError("the ranker has no features: give the schema at least one, say the item id as kind 'id'")
+        self.vocabulary = Vocabulary(schema)
+        """Who owns the rows that users and items read by their own id; batches are to pass its `resolve`."""
         self.bags = bag_collection(sparse, config.embedding_dim, init=_TABLE_INIT)
         self.network = RankerNetwork([x.name for x in sparse], widths, config, series)
 

@@ -19,6 +19,7 @@ from recsys.data.batch import Batch
 from recsys.data.schema import Feature, Schema
 from recsys.models.jagged import JaggedLayout
 from recsys.models.sequence import SEQUENCE_TOKENS, SequenceEncoder
+from recsys.models.vocabulary import table_features
 
 TABLE_INIT = 0.05
 """Tables start uniform in +-TABLE_INIT (our choice)."""
@@ -34,7 +35,7 @@ class OwnerTokens(nn.Module):
 
     def __init__(self, schema: Schema, owners: tuple[str, ...], config: ModelConfig) -> None:
         super().__init__()
-        features = schema.owned_by(*owners)
+        features = table_features(schema, owners)
         elementwise = {(x.owner, x.table_name) for x in features if x.kind == "sequence"}
         single = tuple(x for x in features if x.rows and (x.owner, x.table_name) in elementwise)
         bagged = tuple(x for x in features if x.rows and x not in single)

@@ -52,7 +52,7 @@ from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, broadcast, process_group
 from recsys.train.trainer import TrainResult
-from recsys.upstream import screen_source, train_on
+from recsys.upstream import drawn_files, screen_source, train_on
 
 
 def refresh_upstream(
@@ -244,6 +244,8 @@ class _Refresh:
             data=self._data,
             out=plan.folder,
             start=self._out / plan.start if plan.start else None,
+            items=drawn_files(upstream, self._data) if plan.cold else (),
+            withdrawn=plan.withdrawn["item"],
             skip=skip,
             title=f"{upstream.name} {cycle.day}",
         )

@@ -65,9 +65,10 @@ def embed(
     for start in range(0, largest, batch_size):
         table = next(tables, None)
         if table is None:  # a rank that has run out joins in with a row that nobody keeps
-            batch = rows_to_batch(next(read_rows(spare, narrow, owner, 1)), narrow, spare, 0).to(device)
+            batch = rows_to_batch(next(read_rows(spare, narrow, owner, 1)), narrow, spare, 0)
         else:
-            batch = rows_to_batch(table, narrow, mine, start).to(device)
+            batch = rows_to_batch(table, narrow, mine, start)
+        batch = model.vocabulary.resolve(batch).to(device)
         vectors = (model.user_vector(batch) if owner == "user" else model.item_vector(batch)).float()
         ids = batch.user_ids if owner == "user" else batch.item_ids
         count = 0 if table is None else len(table)

@@ -227,7 +227,7 @@ def _content(known: _Known, rows: Path, owner: str, number: int, place: Place) -
 
 
 def load_tower(path: Path, upstream: UpstreamConfig, schema: Schema, owner: str, environment: Environment) -> DERM:
-    """A model that has its tower of this owner alone, with whole tables in this process.
+    """A model that has its tower and the vocabulary of this owner alone, with whole tables in this process.
 
     Raises:
         CheckpointError: the checkpoint is of another schema or config, or cannot be read.
@@ -235,6 +235,6 @@ def load_tower(path: Path, upstream: UpstreamConfig, schema: Schema, owner: str,
     model = DERM(schema, upstream.model, [label.name for label in schema.labels])
     tower = model.user if owner == "user" else model.item
     allocate(tower)
-    load_model(path, nn.ModuleDict({"model": model}), part=f"model.{owner}.")
+    load_model(path, nn.ModuleDict({"model": model}), parts=(f"model.{owner}.", f"model.vocabulary.tables.{owner}."))
     tower.to(environment.device)
     return model

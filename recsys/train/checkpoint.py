@@ -131,14 +131,14 @@ def restore(
     return progress, metrics
 
 
-def load_model(folder: Path, model: nn.Module, *, part: str = "") -> Loaded:
+def load_model(folder: Path, model: nn.Module, *, parts: tuple[str, ...] = ("",)) -> Loaded:
     """Load only the model from a checkpoint, say for inference.
 
     Args:
         folder: a checkpoint, or a folder of checkpoints whose newest is taken.
         model: a plain module, which gets whole tables (no process group needed, and any one rank may do it), or a
             sharded one, which gets this rank's shards (a collective then).
-        part: load only what is called by names that begin so; the rest of the model is left as it is.
+        parts: load only what is called by names that begin so; the rest of the model is left as it is.
 
     Returns:
         which checkpoint it was.
@@ -150,11 +150,11 @@ def load_model(folder: Path, model: nn.Module, *, part: str = "") -> Loaded:
     if path is None:
         raise CheckpointError(f"{folder}: no checkpoint there; train the model first")
     metadata, progress = _metadata(path), read_progress(path)
-    state = {"model": {key: value for key, value in model.state_dict().items() if key.startswith(part)}}
+    state = {"model": {key: value for key, value in model.state_dict().items() if key.startswith(parts)}}
     collective = any(isinstance(value, ShardedTensor) for value in state["model"].values())
-    _check_keys(path, state, metadata, prefixes=(f"model.{part}",), collective=collective)
+    _check_keys(path, state, metadata, prefixes=tuple(f"model.{part}" for part in parts), collective=collective)
     _load(path, state, no_dist=not collective)
-    model.load_state_dict(state["model"], strict=not part)
+    model.load_state_dict(state["model"], strict="" in parts)
     return Loaded(int(progress["step"]), progress["id"])
 
 

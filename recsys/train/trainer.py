@@ -185,6 +185,7 @@ def fit(
     out: Path | None = None,
     start: Path | None = None,
     title: str | None = "train",
+    begun: Callable[[], None] | None = None,
     after_epoch: Callable[[DistributedModelParallel], float] | None = None,
 ) -> TrainResult:
     """Train `task` on `stream`; where `out` has a checkpoint, continue from it to the same losses as if never stopped.
@@ -203,6 +204,7 @@ def fit(
         out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
         start: the checkpoint of another run to begin with its model, optimizer and random state, unless `out` has one.
         title: name of the run in the terminal; None: quiet.
+        begun: called once the model is what the training begins or goes on with, before the first batch is read.
         after_epoch: called with the model in evaluation mode after each epoch; returns a score, the same on every rank.
             The first epoch that does not lower it is the last; the model of the best one is returned. Not with `out`.
 
@@ -217,6 +219,8 @@ def fit(
     _check(stream, out, after_epoch)
     run = _prepare(task, stream, config, environment, tasks, identity or {}, out)
     resumed = run.begin(start)
+    if begun is not None:
+        begun()
     best = None if after_epoch is None else BestState(run.model, after_epoch)
     with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
         if start is None:  # else it is the same as that of the run it starts from

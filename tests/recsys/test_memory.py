@@ -62,7 +62,7 @@ def on_two_ranks(log: Path, out: Path) -> list[float]:
         embed_all(log, out / "small", 50)
     base, grown = peak(), []
     huge = replace(SMALL, model=replace(SMALL.model, token_dim=64))
-    with patch.object(sharding, "host_memory", return_value=64 * 2**30), pytest.raises(PlanError, match="450,000,000"):
+    with patch.object(sharding, "host_memory", return_value=64 * 2**30), pytest.raises(PlanError, match="450,000,001"):
         train(log, out / "huge", 450_000_000, huge)
     grown.append((peak() - base) / WHOLE)
     for work in (train, train, embed_all):

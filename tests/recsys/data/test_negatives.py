@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from recsys.data.batch import Batch
 from recsys.data.last_events import last_events
 from recsys.data.negatives import UniformNegatives, take, with_negatives
 from recsys.data.stream import EventStream
+from recsys.models.vocabulary import Vocabulary
 from tests.recsys.models.support import full_schema, random_batch
 from tests.recsys.refresh.example import SCHEMA, write_log
 
@@ -49,7 +51,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def drawing(log: list[Path], count: int = 5, *, seed: int = 0, rank: int = 0) -> UniformNegatives:
-    return UniformNegatives(last_events(log, SCHEMA, "item"), SCHEMA, count, seed=seed, rank=rank)
+    return UniformNegatives(last_events(log, SCHEMA, "item"), SCHEMA, count, lambda batch: batch, seed=seed, rank=rank)
 
 
 def test_every_item_is_drawn_as_often_as_any_other_with_its_last_row(log: list[Path]) -> None:
@@ -85,7 +87,7 @@ def test_a_stream_that_goes_on_draws_what_it_would_have_drawn(log: list[Path], s
         return EventStream(log, SCHEMA, transform=drawing(log), **options)
 
     whole = list(stream())
-    assert [batch.position for batch in whole] == list(range(6))
+    assert [(batch.position, batch.epoch) for batch in whole] == [(number, number // 3) for number in range(6)]
     assert len({tuple(batch.negatives.tolist()) for batch in whole}) == 6
     for position in range(6):
         resumed = stream()
@@ -109,13 +111,28 @@ def test_events_and_drawn_items_pass_the_same_transform(log: list[Path]) -> None
     seen = []
 
     def transform(batch: Batch) -> Batch:
-        seen.append((len(batch), batch.position))
+        seen.append((len(batch), batch.position, batch.epoch))
         return replace(batch, item_ids=batch.item_ids + 1)
 
     plain = drawing(log)
-    drawn = UniformNegatives(last_events(log, SCHEMA, "item"), SCHEMA, 5, seed=0, transform=transform)
-    events = replace(random_batch(SCHEMA, 2), position=7)
+    drawn = UniformNegatives(last_events(log, SCHEMA, "item"), SCHEMA, 5, transform, seed=0)
+    events = replace(random_batch(SCHEMA, 2), position=7, epoch=3)
     batch = drawn(events)
-    assert seen == [(2, 7), (5, 7)]
+    assert seen == [(2, 7, 3), (5, 7, 3)]
     assert torch.equal(batch.item_ids, events.item_ids + 1)
     assert torch.equal(batch.negatives, plain(events).negatives + 1)
+
+
+def test_ids_of_drawn_items_are_dropped_at_every_draw_anew(log: list[Path]) -> None:
+    """Of each item some draws read its own row and some the unknown one; what is drawn stays as it is."""
+    vocabulary, items = Vocabulary(SCHEMA), last_events(log, SCHEMA, "item")
+    vocabulary.admit({"user": np.empty(0, np.int64), "item": items.ids[:-1]})
+    drawn = UniformNegatives(items, SCHEMA, 900, partial(vocabulary.resolve, dropout=0.3, seed=1), seed=0)
+    batches = list(EventStream(log, SCHEMA, batch_size=30, transform=drawn))
+    ids = torch.cat([batch.negatives for batch in batches])
+    unknown = torch.cat([batch.sparse["item_id"].values()[-900:] == 30 for batch in batches])
+    assert unknown[ids == items.ids[-1]].all()
+    shares = [float(unknown[ids == item].float().mean()) for item in items.ids[:-1].tolist()]
+    assert all(0.1 < share < 0.5 for share in shares)
+    again = EventStream(log, SCHEMA, batch_size=30, transform=drawing(log, 900))
+    assert [batch.negatives.tolist() for batch in again] == [batch.negatives.tolist() for batch in batches]

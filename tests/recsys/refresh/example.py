@@ -103,9 +103,12 @@ def _narrowed(table: pa.Table, schema: Schema) -> pa.Table:
 
 
 def make_model(seed: int = 0, schema: Schema = SCHEMA) -> DERM:
-    """A model to shard, whose dense parameters are the same wherever it is made."""
+    """A model to shard, whose dense parameters are the same wherever it is made; it knows all of the log's ids."""
     torch.manual_seed(seed)
-    return DERM(schema, MODEL, ["click"])
+    model = DERM(schema, MODEL, ["click"])
+    users = np.array([*range(-10, 10), 2**62, -(2**63)])
+    model.vocabulary.admit({"user": users, "item": np.arange(9) * 3**30})
+    return model
 
 
 def plain_model(seed: int = 0, schema: Schema = SCHEMA) -> DERM:

@@ -8,9 +8,11 @@ import torch
 from embedding_store import EmbeddingStore
 from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
+from recsys.refresh.first import load_towers
 from recsys.train.distributed import Environment
 from tests.distributed import run_ranks
 from tests.recsys.refresh.daily_example import DAYS, PLAIN, daily_config, records, snapshots, start_run
+from tests.recsys.refresh.example import SCHEMA
 
 CONFIG = daily_config(study=True)
 
@@ -53,3 +55,11 @@ def test_two_ranks_embed_and_average_as_one(
         ids = tables[0].ids()
         first = [series.version(1).load().lookup(ids) for series in (one, both)]
         torch.testing.assert_close(first[0], first[1])
+    models = [
+        load_towers((folder / records(folder)[-1].checkpoint).parent, CONFIG.upstream, SCHEMA, environment)[0]
+        for folder in (alone, out)
+    ]
+    for owner in ("user", "item"):
+        owned = [model.vocabulary.tables[owner].get_extra_state() for model in models]
+        assert torch.equal(*owned)
+        assert owned[0].count_nonzero() >= 9
