@@ -134,19 +134,20 @@ def _lift(measured: Mapping[str, Any]) -> str:
 
 
 def _retrieval(entries: Sequence[Entry]) -> str:
-    found = [(entry.log, _of(entry)["retrieval"], _recalls(_of(entry)["retrieval"])) for entry in entries]
+    found = [(entry, _of(entry)["retrieval"], _recalls(_of(entry)["retrieval"])) for entry in entries]
     ways = [way for way in WAYS if any(way in recalls for _, _, recalls in found)]
     rows = [
         [
-            log,
+            entry.log,
+            entry.way,
             number(retrieval["users"], 0),
             percent(retrieval["positives_without_vector"], 0),
             *(_cutoffs(recalls.get(way)) for way in ways),
         ]
-        for log, retrieval, recalls in found
+        for entry, retrieval, recalls in found
     ]
     heading = f"## Retrieval: recall@{' / @'.join(map(str, CUTOFFS))} of the test positives, mean over users"
-    headings = ["log", "users", "positives without vector", *(WAYS[way] for way in ways)]
+    headings = ["log", "way", "users", "positives without vector", *(WAYS[way] for way in ways)]
     return f"{heading}\n\n{_table(headings, rows)}" if rows else ""
 
 

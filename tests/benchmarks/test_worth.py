@@ -68,7 +68,7 @@ def test_a_run_is_a_row_of_each_table(once: dict[str, Any], daily: dict[str, Any
     assert signed(configured["auc_lift"]) in lifts[3][3]
     assert len(lifts) == 4
     assert retrieval[0][-2:] == ["vectors", "popularity"]
-    assert retrieval[2:] == [["a log", "2,210", "1\N{NO-BREAK SPACE}%", "0.0712 / 0.2113", "0.0302 / 0.1191"]]
+    assert retrieval[2:] == [["a log", "once", "2,210", "1\N{NO-BREAK SPACE}%", "0.0712 / 0.2113", "0.0302 / 0.1191"]]
     assert [row[:3] for row in segments[2:]] == [
         ["a log", way, owner] for way in ("once", "daily") for owner in ("item", "user")
     ]
@@ -101,9 +101,9 @@ def test_rows_beside_retrieval_are_columns_where_a_report_has_them(once: dict[st
     }
     entries = [Entry(log="old", way="once", document=once), Entry(log="new", way="once", document=more)]
     _, (headings, _, old, new), _ = tables(worth_page(entries))
-    assert headings[3:] == ["vectors", "popularity", "iALS"]
-    assert old[3:] == ["0.0712 / 0.2113", "0.0302 / 0.1191", MISSING]
-    assert new[3:] == ["0.1250 / 0.7500", MISSING, "0.2500 / 0.5000"]
+    assert headings[4:] == ["vectors", "popularity", "iALS"]
+    assert old[4:] == ["0.0712 / 0.2113", "0.0302 / 0.1191", MISSING]
+    assert new[4:] == ["0.1250 / 0.7500", MISSING, "0.2500 / 0.5000"]
 
 
 def test_known_of_test_days_is_by_event(daily: dict[str, Any]) -> None:
