@@ -41,6 +41,7 @@ from recsys.refresh.days import (
 from recsys.refresh.embed import last_events, source_files
 from recsys.refresh.errors import StoreLostError
 from recsys.refresh.first import load_towers, publish_source, read_source, trained
+from recsys.refresh.prior import read_prior
 from recsys.refresh.publish import Content, Publication, Publisher, Timer, space_name
 from recsys.refresh.records import Ledger, Record, summary
 from recsys.screening import read_as_0, screen
@@ -122,8 +123,7 @@ class _Refresh:
             require_times(self._schema, upstream)
         # Before the series are opened, so that a model that does not fit the checkpoint makes none.
         records = broadcast(self._ledger.records(), environment)
-        offset = config.days.utc_offset_hours if config.days else 0.0
-        self._source = None if records else read_source(upstream, self._schema, data, out, environment, offset)
+        self._source = None if records else read_source(config, self._schema, data, out, environment)
         self._publisher = Publisher(out, config, environment)
         if records:
             self._check_store(records[-1])
@@ -289,6 +289,7 @@ class _Refresh:
                     every = self._all_days(cycle).values()
                     chosen = [*source_files(self._data, upstream.source, owner), *chain(*every)]
                 events[owner] = last_events(chosen, self._schema, owner, skip)
+        as_of = window(self._config.day_by_day(), cycle.day)[1]
         content = Content(
             model=model,
             schema=self._schema,
@@ -297,10 +298,10 @@ class _Refresh:
             utc_offset_hours=self._config.day_by_day().utc_offset_hours,
             fresh=anew,
             after_refused=self._after_refused,
+            prior=read_prior(self._config, self._schema, self._data, self._out, as_of, self._environment),
         )
         if not plan.cold or anew:
             return content, None
-        as_of = window(self._config.day_by_day(), cycle.day)[1]
         rotation, quality = align_spaces(self._publisher, content, as_of, plan.folder, self._environment)
         return replace(content, rotation=rotation), quality
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from torch import nn
 
-from recsys.config import UpstreamConfig
+from recsys.config import RefreshConfig, UpstreamConfig
 from recsys.data.schema import Schema
 from recsys.dates import number_of
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.embed import last_events, source_files
+from recsys.refresh.prior import read_prior
 from recsys.refresh.publish import Content, Publisher, Timer, space_name
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError, Loaded, load_model
@@ -33,30 +34,31 @@ class Source:
     """What the model was loaded from."""
 
 
-def read_source(
-    upstream: UpstreamConfig,
-    schema: Schema,
-    data: Path,
-    out: Path,
-    environment: Environment,
-    utc_offset_hours: float = 0.0,
-) -> Source:
-    """The newest checkpoint of an upstream's training, and all users and items of its source. A collective.
+def read_source(config: RefreshConfig, schema: Schema, data: Path, out: Path, environment: Environment) -> Source:
+    """The newest checkpoint of an upstream's training, all users and items of its source, and the items' prior there. A
+    collective.
 
     Raises:
         CheckpointError: the upstream has not been trained, or by another config.
         DataError: more rows cannot be read than the schema allows, naming the first.
     """
+    upstream = config.upstream
+    utc_offset_hours = config.days.utc_offset_hours if config.days else 0.0
     model, loaded = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
     skip = screen_source(upstream, schema, data, out, environment).quarantine
     events = {owner: last_events(source_files(data, upstream.source, owner), schema, owner, skip) for owner in ENTITIES}
     as_of = max(selected.as_of for selected in events.values())
     day = number_of(as_of - 1, utc_offset_hours)
-    return Source(
-        Content(model=model, schema=schema, events=events, day=day, utc_offset_hours=utc_offset_hours, fresh=True),
-        as_of,
-        loaded,
+    content = Content(
+        model=model,
+        schema=schema,
+        events=events,
+        day=day,
+        utc_offset_hours=utc_offset_hours,
+        fresh=True,
+        prior=read_prior(config, schema, data, out, as_of, environment),
     )
+    return Source(content, as_of, loaded)
 
 
 def publish_source(publisher: Publisher, source: Source, out: Path, upstream: str) -> bool:

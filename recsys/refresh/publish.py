@@ -26,9 +26,11 @@ from recsys.config import RefreshConfig
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
 from recsys.models.derm import DERM
+from recsys.prior import Prior
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
 from recsys.refresh.arms import ENTITIES, aggregations, series_of
 from recsys.refresh.embed import LastEvents, embed, gather
+from recsys.refresh.prior import prior_series, publish_prior
 from recsys.train.distributed import Environment, broadcast
 
 BATCH = 4096
@@ -76,6 +78,8 @@ class Content:
     """Carry over from the newest earlier snapshot even if it was refused, not from the newest that was not."""
     rotation: Tensor | None = None  # float32 [D, D]
     """Takes the vectors of the previous snapshots' space to this one's."""
+    prior: Prior | None = None
+    """Of the items, on rank 0."""
 
 
 class Timer:
@@ -115,9 +119,11 @@ class Publisher:
             for name in (name for pair in self._pairs.values() for name in pair):
                 self._store.create(name, dim=config.upstream.model.vector_dim, dtype=config.dtype, exist_ok=True)
                 activity_series(self._store, name)
+            prior_series(self._store, config.upstream.name)
         dist.barrier()
         self._series = {name: self._store.series(name) for pair in self._pairs.values() for name in pair}
         self._activity = {name: activity_series(self._store, name) for name in self._series}
+        self._prior = prior_series(self._store, config.upstream.name)
 
     @property
     def store(self) -> EmbeddingStore:
@@ -139,8 +145,8 @@ class Publisher:
     def publish(self, publication: Publication, content: Content, timer: Timer) -> bool:
         """Write every series that lacks its version, and tell whether one did. The others are left as they are.
 
-        The vectors of users and items are complete before either is committed. Rank 0's time goes to `embed`,
-        `aggregate` and `store`.
+        The vectors of users and items are complete before either is committed; the items' prior is there before them.
+        Rank 0's time goes to `embed`, `aggregate` and `store`.
 
         Raises:
             DataError: a row that cannot be read, naming file and row; nothing is published.
@@ -190,7 +196,7 @@ class Publisher:
     def expire(self) -> None:
         """Let the versions go that the config's retention allows, on rank 0, and delete what is not needed any more.
 
-        Their activity goes with them: none that a version which stays is read with.
+        Their activity and the items' priors go with them: none that a version which stays is read with.
         """
         keep = self._config.retention
         if keep.keeps_all or not self._environment.is_main:
@@ -205,6 +211,10 @@ class Publisher:
             activity.expire(keep_last=_count_since(activity, series.history()[0].as_of), dry_run=False)
             series.clean()
             activity.clean()
+        if self._prior.versions():
+            oldest = min(series.history()[0].as_of for series in self._series.values())
+            self._prior.expire(keep_last=_count_since(self._prior, oldest), dry_run=False)
+            self._prior.clean()
 
     def whole(self, publication: Publication) -> dict[str, bool]:
         """Series -> whether its snapshot was written whole, not as a delta."""
@@ -252,6 +262,8 @@ class Publisher:
             with timer("store"):
                 for writer in opened.values():
                     writer.finish()
+                if content.prior is not None:
+                    publish_prior(self._prior, content.prior, publication.as_of)
                 writers.close()
         if main:
             self.expired |= {name: writer.expired for name, writer in opened.items()}
