@@ -48,9 +48,9 @@ class Index:
 
     def search(
         self,
-        user_ids: Tensor,  # int64 [U]
+        queries: Tensor,  # float32 [U, D + 1], of `queries`
         k: int,
-        without: tuple[Tensor, Tensor] | None = None,  # int64 [P], rows of user_ids; int64 [P], ids of items
+        without: tuple[Tensor, Tensor] | None = None,  # int64 [P], rows of queries; int64 [P], ids of items
     ) -> Tensor:
         """Rows of `ids` of the k items of greatest score for each user, best first; every item is scored.
 
@@ -59,7 +59,7 @@ class Index:
         Returns:
             int64 [U, min(k, N)]; -1 where there are no more.
         """
-        return exact_top_k(self.queries(user_ids)[0], self.vectors, k, without=pairs_of(self.ids, without))
+        return exact_top_k(queries, self.vectors, k, without=pairs_of(self.ids, without))
 
 
 def build_index(

@@ -65,20 +65,22 @@ def factorise(log: Log, settings: Settings) -> Factors:
     """Factorise the positives of a log, each pair once; needs `implicit`."""
     from implicit.cpu.als import AlternatingLeastSquares
     from scipy.sparse import csr_matrix
+    from threadpoolctl import threadpool_limits
 
     chosen = log.only(log.positive)
     user_ids, users = np.unique(chosen.users, return_inverse=True)
     item_ids, items = np.unique(chosen.items, return_inverse=True)
     matrix = csr_matrix((np.ones(len(users), np.float32), (users, items)), shape=(len(user_ids), len(item_ids)))
     matrix.data[:] = 1.0  # a pair that came again was added up
-    model = AlternatingLeastSquares(
-        factors=settings.factors,
-        regularization=settings.regularization,
-        alpha=settings.alpha,
-        iterations=ITERATIONS,
-        random_state=0,
-    )
-    model.fit(matrix, show_progress=False)
+    with threadpool_limits(1, "blas"):  # its own threads are many: BLAS's would wait for them
+        model = AlternatingLeastSquares(
+            factors=settings.factors,
+            regularization=settings.regularization,
+            alpha=settings.alpha,
+            iterations=ITERATIONS,
+            random_state=0,
+        )
+        model.fit(matrix, show_progress=False)
     popularity = np.bincount(items).astype(np.float32)
     learned = (user_ids, model.user_factors, item_ids, model.item_factors, popularity)
     return Factors(*(torch.from_numpy(np.asarray(each)) for each in learned))

@@ -248,7 +248,7 @@ class _Study:
             yield "popularity_day", self._listed(lambda moment: _popular(moment.within(24)))
         if settings is not None:
             yield "ials", self._factorised(requests.learned, settings)
-        yield "prior", self._listed(lambda moment: _popular(moment.within(hours)))
+        yield "prior", self._scored_alone(hours, weight)
         yield "vectors", self._scored(hours, 0.0)
         yield "stored_prior", self._scored_by(self.vectors.stored_prior, 1.0)
         yield "fresh_prior", self._scored(self.hours, 1.0)
@@ -264,10 +264,24 @@ class _Study:
     def _scored_by(self, prior: Callable[[Moment], Prior], weight: float) -> Retriever:
         def retrieve(moment: Moment) -> tuple[Tensor, Tensor]:
             index = self.vectors.index(moment, prior(moment), weight)
-            rows = index.search(moment.users, max(self.k), moment.without)
+            queries, found = index.queries(moment.users)
+            rows = index.search(queries, max(self.k), moment.without)
             if not weight:  # all items have a score of 0
-                rows[~index.queries(moment.users)[1]] = -1
+                rows[~found] = -1
             return index.ids, rows
+
+        return retrieve
+
+    def _scored_alone(self, hours: float, weight: float) -> Retriever:
+        """As a user without a vector is served, for everybody."""
+
+        def retrieve(moment: Moment) -> tuple[Tensor, Tensor]:
+            index = self.vectors.index(moment, _prior(moment, hours), weight)
+            nobody = torch.zeros(len(moment.users), index.vectors.shape[1])
+            nobody[:, -1] = 1
+            if moment.without is None:
+                return index.ids, index.search(nobody[:1], max(self.k)).expand(len(nobody), -1)
+            return index.ids, index.search(nobody, max(self.k), moment.without)
 
         return retrieve
 
