@@ -14,6 +14,7 @@ CUTOFFS = (10, 50)
 WAYS = {
     "chosen": "vectors + prior",
     "vectors": "vectors",
+    "prior": "prior",
     "popularity": "popularity",
     "popularity_day": "popularity, last day",
     "ials": "iALS",
@@ -25,6 +26,9 @@ vectors that, of all a run compares, had the least normalized entropy (NE) on th
 below that without vectors. Daily: the newest vectors as of each event, averaged over the days as the recipe says. NE
 and calibration: without vectors → with them. Known: share of test events whose user, item had a vector. Time: of all
 stages, the preparation of the data included."""
+RETRIEVED = """\
+Vectors: u.v alone. Prior: the log of the items' newest positives, of the window that the validation days chose; with
+vectors: u.v / tau + weight x prior, the weight chosen there too. All of the same users, by days where the log has times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,31 +138,21 @@ def _lift(measured: Mapping[str, Any]) -> str:
 
 
 def _retrieval(entries: Sequence[Entry]) -> str:
-    found = [(entry, _of(entry)["retrieval"], _recalls(_of(entry)["retrieval"])) for entry in entries]
-    ways = [way for way in WAYS if any(way in recalls for _, _, recalls in found)]
+    found = [(entry, _of(entry)["retrieval"]) for entry in entries]
+    ways = [way for way in WAYS if any(way in retrieval["rows"] for _, retrieval in found)]
     rows = [
         [
             entry.log,
             entry.way,
             number(retrieval["users"], 0),
             percent(retrieval["positives_without_vector"], 0),
-            *(_cutoffs(recalls.get(way)) for way in ways),
+            *(_cutoffs(retrieval["rows"].get(way)) for way in ways),
         ]
-        for entry, retrieval, recalls in found
+        for entry, retrieval in found
     ]
     heading = f"## Retrieval: recall@{' / @'.join(map(str, CUTOFFS))} of the test positives, mean over users"
     headings = ["log", "way", "users", "positives without vector", *(WAYS[way] for way in ways)]
-    return f"{heading}\n\n{_table(headings, rows)}" if rows else ""
-
-
-def _recalls(retrieval: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
-    """Way -> recall@k -> value."""
-    if "rows" in retrieval:
-        return retrieval["rows"]
-    return {
-        way: {f"recall@{k}": retrieval[f"{prefix}recall@{k}"] for k in CUTOFFS}
-        for way, prefix in (("vectors", ""), ("popularity", "popularity_"))
-    }
+    return f"{heading}\n\n{RETRIEVED}\n\n{_table(headings, rows)}" if rows else ""
 
 
 def _cutoffs(recall: Mapping[str, float] | None) -> str:

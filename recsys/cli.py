@@ -199,6 +199,24 @@ def embed(*, config: Path, rows: Path, owner: Literal["user", "item"], data: Pat
     embed_rows(settings, rows, owner, data, out)
 
 
+def prior(*, config: Path, data: Path, out: Path, events: str = "") -> None:
+    """Count the items' prior anew and publish it, as of the newest event: between two cycles, every hour say.
+
+    Nothing is trained and nothing embedded. Retrieval with it beside the same vectors follows what is popular now.
+
+    Args:
+        config: The refresh's TOML config (recsys/config/refresh.py); [prior] says how far back is counted.
+        data: Folder of the prepared data.
+        out: Folder of the run.
+        events: Glob pattern of the files to count, relative to the data; left out: the source's and the days' files.
+    """
+    settings = RefreshConfig.load(config)
+    from recsys.refresh.counting import refresh_prior
+
+    snapshot = refresh_prior(settings, data, out, events=events)
+    print(f"{snapshot.series}: version {snapshot.version} of {snapshot.rows:,} items, as of {snapshot.as_of} ms")
+
+
 def daily(
     recipe: Annotated[str, tyro.conf.Positional],
     /,
@@ -269,7 +287,9 @@ def report(*, out: Path) -> None:
 
 def main() -> None:
     """Entry point. Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3."""
-    commands = {f.__name__: f for f in (demo, run, daily, tune, prepare, report, upstream, refresh, embed, downstream)}
+    commands = {
+        f.__name__: f for f in (demo, run, daily, tune, prepare, report, upstream, refresh, embed, prior, downstream)
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)
     except KeyboardInterrupt:

@@ -80,9 +80,12 @@ def drawn_files(upstream: UpstreamConfig, data: Path) -> list[Path]:
 
 
 def screen_source(
-    upstream: UpstreamConfig, schema: Schema, data: Path, out: Path, environment: Environment
+    upstream: UpstreamConfig, schema: Schema, data: Path, out: Path, environment: Environment | None
 ) -> Findings:
-    """Find what is wrong with the rows of an upstream's source. A collective; raises what `screen` raises."""
+    """Find what is wrong with the rows of an upstream's source. A collective where there are ranks.
+
+    Raises what `screen` raises.
+    """
     source = upstream.source
     parts = [Part(files=find_files(data, source.events), schema=schema)]
     for owner, patterns in (("user", source.users), ("item", source.items)):

@@ -7,7 +7,7 @@ Each job has one: an upstream, its refresh, rankers. `StudyConfig` composes them
 from recsys.config.aggregation import AGGREGATIONS, STUDIED
 from recsys.config.days import DaysConfig
 from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerSettings, RetrievalConfig
-from recsys.config.refresh import GateConfig, RefreshConfig, RefreshSettings, RetentionConfig
+from recsys.config.refresh import GateConfig, PriorConfig, RefreshConfig, RefreshSettings, RetentionConfig
 from recsys.config.rules import ConfigError
 from recsys.config.study import SpansConfig, StudyConfig
 from recsys.config.toml import Config, from_dict, override, parse_assignment, to_dict
@@ -26,6 +26,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "NetworkConfig",
+    "PriorConfig",
     "RankerConfig",
     "RankerSettings",
     "RefreshConfig",

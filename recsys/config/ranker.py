@@ -125,7 +125,7 @@ class RankerConfig(RankerSettings, Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
-    """Exact top-k by inner product of one upstream's user and item vectors."""
+    """Exact top-k by `u.v / temperature + weight * prior` of one upstream's vectors and the items' newest shares."""
 
     upstream: str = "ctr"
     """Whose vectors."""
@@ -133,6 +133,9 @@ class RetrievalConfig:
     """Label whose positives in the test files are to be found; empty: the first ranking task's."""
     k: tuple[int, ...] = (10, 50)
     """Cut-offs of recall."""
+    leave_out_seen: bool = False
+    """Leave out what a user was shown before, from what is retrieved and from what is to be found: where the same item
+    is not offered twice. In the feeds that we know items return."""
 
     def __post_init__(self) -> None:
         require(len(self.k) > 0 and min(self.k) > 0, f"k is {self.k}; give cut-offs of 1 or more")

@@ -55,6 +55,18 @@ class RetentionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """The items' prior, published as `item_<upstream>.prior`: the log of an item's share of the newest positives of the
+    contrastive label. Retrieval adds it to the inner product (recsys/downstream/retrieval.py)."""
+
+    hours: float = 72.0
+    """How far back from its time positives count; 0: all of them."""
+
+    def __post_init__(self) -> None:
+        require(self.hours >= 0, f"hours is {self.hours}; use more than 0, or 0: all positives count")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RefreshSettings:
     """One cycle: train on the new day, embed its entities, aggregate, publish, tag (papers.md section 1)."""
 
@@ -85,6 +97,8 @@ class RefreshSettings:
     """What a publish must pass to take the tag."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     """Which versions go."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    """The items' prior."""
     study: bool = False
     """Publish the paper's other ways of aggregation too, as `user_<upstream>.latest`, `.ma_0.2`, ...: for a report."""
 

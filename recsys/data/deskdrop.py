@@ -46,7 +46,8 @@ RECENT_HOURS = (3, 24, 48)
 
 _COLUMNS = ("timestamp", "eventType", "contentId", "personId", "sessionId", "userCountry")
 _SEED = 0
-_ROWS_PER_ID = 16  # ids are hashed into their table: so many rows that few share one
+_ROWS_PER_ID = 2  # of the tables that users and articles read by their own id
+_ROWS_PER_LISTED = 16  # of that of the histories, into which ids are hashed: so many that few share one
 
 Ints = NDArray[np.int64]
 
@@ -195,7 +196,7 @@ def _events(past: _Past, shown: _Views, viewed: NDArray[np.bool_], users: Ints) 
 
 
 def _schema(users: int, articles: int) -> Schema:
-    rows = _ROWS_PER_ID * articles
+    rows = _ROWS_PER_LISTED * articles
     listed: dict[str, Any] = {"owner": "user", "rows": rows, "table": "history_article", "max_length": LONGEST}
     return Schema(
         features=(
@@ -204,7 +205,7 @@ def _schema(users: int, articles: int) -> Schema:
             Feature(name="liked_articles", kind="ids", **listed),
             Feature(name="user_views", owner="user", kind="dense"),
             Feature(name="user_likes", owner="user", kind="dense"),
-            Feature(name="item_id", owner="item", kind="id", rows=rows),
+            Feature(name="item_id", owner="item", kind="id", rows=_ROWS_PER_ID * articles),
             Feature(name="article_views", owner="item", kind="dense"),
             Feature(name="article_likes", owner="item", kind="dense"),
             *(Feature(name=f"article_views_{hours}h", owner="item", kind="dense") for hours in RECENT_HOURS),

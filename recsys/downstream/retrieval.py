@@ -1,101 +1,102 @@
-"""Retrieval of items by inner product of one upstream's stored user and item vectors, and how much it finds.
+"""Retrieval of items by what the contrastive softmax learned: u.v / temperature + weight * prior.
 
-Thin and exact: every candidate is scored. The vectors of one query must come from one version of one space (papers.md
-section 1: version skew cost Pinterest the online gain of offline wins), so that is checked before anything is loaded.
+Stores and indexes search by inner product alone, so the prior becomes one more dimension: an item is
+[v / temperature, weight * prior], a user [u, 1]. `build_index` makes the items so, `Index.queries` the users; both can
+be given to any index of inner products.
+
+Nobody falls out. A user without a vector is [0, 1] and gets the items of the greatest prior; an item without one stands
+with the mean of those that have one, so that its inner product is the user's average, and with its own prior.
+
+The vectors of one query must come from one version of one space (papers.md section 1: version skew cost Pinterest the
+online gain of offline wins), so that is checked before anything is loaded. The prior has a time of its own, and should
+be newer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from embedding_store import Snapshot
-from recsys.evaluate.nearest import exact_top_k, recall_at_k
+from embedding_store import Snapshot, Table
+from recsys.evaluate.nearest import exact_top_k
+from recsys.prior import Prior
 
 
 class VersionSkewError(ValueError):
     """User and item snapshots that must not be compared: of different spaces, versions or event times."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrievalResult:
-    """Recall of the users' positives, beside what popularity alone finds."""
+@dataclass(frozen=True)
+class Index:
+    """Items that can be retrieved, as vectors whose inner product with a user's is the score."""
 
-    recall: dict[int, float]
-    """k -> mean over users of the share of their positives among the top k."""
-    popularity_recall: dict[int, float]
-    """The same when every user gets the most popular items."""
-    users: int
-    """Users with a positive: those the means are over."""
-    users_without_vector: float
-    """Share of them that the user snapshot does not hold; they retrieve nothing and count as recall 0."""
-    items: int
-    """Candidates: all items of the item snapshot."""
-    positives_without_vector: float
-    """Share of the positives whose item is no candidate; they count, and are never found."""
-    space: str
-    """Of both snapshots, like `version` and `as_of`."""
-    version: int
-    as_of: int
-    """Milliseconds since the epoch; 0 of a log without event times."""
+    ids: Tensor  # int64 [N], ascending
+    vectors: Tensor  # float32 [N, D + 1]
+    has_vector: Tensor  # bool [N]
+    users: Table
+
+    def queries(
+        self,
+        user_ids: Tensor,  # int64 [U]
+    ) -> tuple[Tensor, Tensor]:  # float32 [U, D + 1], bool [U]
+        """The users' side of the inner product, and who has a vector."""
+        vectors, found = self.users.lookup(user_ids)
+        return torch.cat([vectors, torch.ones(len(user_ids), 1)], dim=1), found  # zeros where there is no vector
+
+    def search(
+        self,
+        queries: Tensor,  # float32 [U, D + 1], of `queries`
+        k: int,
+        without: tuple[Tensor, Tensor] | None = None,  # int64 [P], rows of queries; int64 [P], ids of items
+    ) -> Tensor:
+        """Rows of `ids` of the k items of greatest score for each user, best first; every item is scored.
+
+        `without` are items that a user must not get, those it has seen say.
+
+        Returns:
+            int64 [U, min(k, N)]; -1 where there are no more.
+        """
+        return exact_top_k(queries, self.vectors, k, without=pairs_of(self.ids, without))
 
 
-def evaluate_retrieval(
+def build_index(
     user_snapshot: Snapshot,
     item_snapshot: Snapshot,
-    positives: tuple[np.ndarray, np.ndarray],  # user ids int64 [P], item ids int64 [P]
-    popularity: tuple[np.ndarray, np.ndarray],  # item ids int64 [I], counts [I]
-    k: Sequence[int] = (10, 50),
-) -> RetrievalResult:
-    """Retrieve from all items of one upstream for every user with a positive, and measure recall beside popularity.
-
-    Items a user saw before are not left out, neither here nor in the popularity list: in the feeds we know they return.
+    prior_snapshot: Snapshot,
+    *,
+    temperature: float,
+    weight: float = 1.0,
+) -> Index:
+    """The items that can be retrieved now: those with a vector, and those with an event in the prior's window, less
+    those that the prior says are withdrawn.
 
     Args:
         user_snapshot: of the series `user_<upstream>`.
-        item_snapshot: of the series `item_<upstream>`: same space, version and as_of.
-        positives: what the users turned out to want, all later than the snapshots' `as_of`; repeated pairs count once.
-        popularity: distinct items and how often each was a positive in the training events.
-        k: cut-offs.
+        item_snapshot: of `item_<upstream>`: same space, version and as_of.
+        prior_snapshot: of `item_<upstream>.prior`, the newest there is.
+        temperature: the upstream's `loss.temperature`.
+        weight: of the prior; the report of a run says which was best on validation days (`retrieval.weight`).
 
     Raises:
-        VersionSkewError: the snapshots differ in space, version or as_of.
-        ValueError: a cut-off < 1, or arrays that do not fit together.
+        VersionSkewError: the vectors' snapshots differ in space, version or as_of.
+        ValueError: a prior of more than one dimension.
     """
     check_same_version(user_snapshot, item_snapshot)
-    if not k or min(k) < 1:
-        raise ValueError(f"k is {tuple(k)}; give cut-offs of 1 or more")
-    for name, columns in (("positives", positives), ("popularity", popularity)):
-        if len(columns[0]) != len(columns[1]):
-            raise ValueError(f"{name} are columns of {len(columns[0])} and {len(columns[1])}; give two of one length")
-    pairs = np.unique(np.stack([np.asarray(column, dtype=np.int64) for column in positives], axis=1), axis=0)  # [P, 2]
-    user_ids, user_rows = np.unique(pairs[:, 0], return_inverse=True)
-    users, found = user_snapshot.load().lookup(torch.from_numpy(user_ids))
-    table = item_snapshot.load()
-    candidates = table.ids()
-    items, _ = table.lookup(candidates)
+    prior = Prior.load(prior_snapshot)
+    return index_of(user_snapshot.load(), item_snapshot.load(), prior, temperature=temperature, weight=weight)
 
-    retrieved = torch.full((len(user_ids), min(max(k), len(candidates))), -1)
-    retrieved[found] = exact_top_k(users[found].float(), items.float(), max(k))
-    popular = most_popular(*popularity, max(k))
-    item_ids, rows = torch.from_numpy(pairs[:, 1].copy()), torch.from_numpy(user_rows)
-    wanted = _positions(candidates, item_ids)
-    same_for_all = torch.arange(len(popular)).expand(len(user_ids), -1)
-    return RetrievalResult(
-        recall=recall_at_k(retrieved, rows, wanted, k),
-        popularity_recall=recall_at_k(same_for_all, rows, _positions(torch.from_numpy(popular), item_ids), k),
-        users=len(user_ids),
-        users_without_vector=float((~found).double().mean()),
-        items=len(candidates),
-        positives_without_vector=float((wanted < 0).double().mean()),
-        space=user_snapshot.space,
-        version=user_snapshot.version,
-        as_of=user_snapshot.as_of,
-    )
+
+def index_of(users: Table, items: Table, prior: Prior, *, temperature: float, weight: float) -> Index:
+    """`build_index` of tables of one version, and any prior."""
+    ids = torch.cat([items.ids(), prior.ids]).unique()
+    ids = ids[~torch.isin(ids, prior.withdrawn)]
+    vectors, found = items.lookup(ids)
+    mean = vectors[found].mean(0) if bool(found.any()) else torch.zeros(items.dim)
+    scaled = torch.where(found[:, None], vectors, mean) / temperature
+    return Index(ids, torch.cat([scaled, weight * prior.of(ids)[:, None]], dim=1), found, users)
 
 
 def check_same_version(user_snapshot: Snapshot, item_snapshot: Snapshot) -> None:
@@ -118,13 +119,27 @@ def most_popular(
     return np.asarray(item_ids, dtype=np.int64)[order[:k]]
 
 
-def _positions(ids: Tensor, wanted: Tensor) -> Tensor:
-    """Where each wanted id stands in `ids` (distinct); -1 where it does not: int64 [P]."""
+def positions(
+    ids: Tensor,  # int64 [N], distinct
+    wanted: Tensor,  # int64 [P]
+) -> Tensor:  # int64 [P]
+    """Where each wanted id stands in `ids`; -1 where it does not."""
     if not len(ids):
         return torch.full_like(wanted, -1)
     ascending, order = ids.sort()
     place = torch.searchsorted(ascending, wanted).clamp(max=len(ids) - 1)
     return torch.where(ascending[place] == wanted, order[place], -1)
+
+
+def pairs_of(
+    ids: Tensor,  # int64 [N], distinct
+    pairs: tuple[Tensor, Tensor] | None,  # int64 [P], rows of users; int64 [P], ids of items
+) -> tuple[Tensor, Tensor] | None:  # int64 [<= P], rows of users; int64 [<= P], rows of `ids`
+    """The pairs whose item is one of `ids`, by its row there: what `exact_top_k` leaves out."""
+    if pairs is None:
+        return None
+    rows = positions(ids, pairs[1])
+    return pairs[0][rows >= 0], rows[rows >= 0]
 
 
 def _describe(snapshot: Snapshot) -> str:

@@ -14,13 +14,21 @@ def exact_top_k(
     items: Tensor,  # float [N, D]
     k: int,
     chunk: int = 4096,
+    *,
+    without: tuple[Tensor, Tensor] | None = None,  # int64 [P] each: rows of users, rows of items
 ) -> Tensor:
     """For each user the rows of the `k` items of greatest inner product, best first; ties in any order.
 
     At most `chunk` users are scored against `chunk` items at a time, so memory does not grow with U x N.
 
+    Args:
+        users, items: the vectors.
+        k: how many.
+        chunk: see above.
+        without: pairs that are left out, each user row with an item row that it must not get.
+
     Returns:
-        int64 [U, min(k, N)], rows of `items`.
+        int64 [U, min(k, N)], rows of `items`; -1 where a user has fewer that are not left out.
 
     Raises:
         ValueError: k or chunk < 1, or widths D that differ.
@@ -38,11 +46,15 @@ def exact_top_k(
         rows = result.new_empty(len(block), 0)
         for first in range(0, len(items), chunk):
             scores = block @ items[first : first + chunk].T
+            if without is not None:
+                row, column = without[0] - start, without[1] - first
+                here = (row >= 0) & (row < scores.shape[0]) & (column >= 0) & (column < scores.shape[1])
+                scores[row[here], column[here]] = float("-inf")
             scores, columns = scores.topk(min(k, scores.shape[1]), dim=1)
             best, rows = torch.cat([best, scores], dim=1), torch.cat([rows, columns + first], dim=1)
             best, order = best.topk(min(k, best.shape[1]), dim=1)
             rows = rows.gather(1, order)
-        result[start : start + chunk] = rows
+        result[start : start + chunk] = torch.where(best == float("-inf"), -1, rows)
     return result
 
 
@@ -60,7 +72,16 @@ def recall_at_k(
     Returns:
         k -> recall; NaN without positives.
     """
-    found_at = torch.full((len(items),), np.iinfo(np.int64).max)
+    return mean_recall(user_rows, found_at(retrieved, user_rows, items), k)
+
+
+def found_at(
+    retrieved: Tensor,  # int64 [U, K], best first; -1: nothing at this place
+    user_rows: Tensor,  # int64 [P], rows of `retrieved`
+    items: Tensor,  # int64 [P], in the terms of `retrieved`; -1: can not be retrieved
+) -> Tensor:  # int64 [P]
+    """The place, from 0, at which each item was retrieved for its user; one beyond any cut-off where it was not."""
+    places = torch.full((len(items),), np.iinfo(np.int64).max)
     # chunks bound the [P, K] comparison
     for start in range(0, len(items), 65_536):
         part = slice(start, start + 65_536)
@@ -68,11 +89,20 @@ def recall_at_k(
         hit = (retrieved[user_rows[part]] == wanted) & (wanted >= 0)  # [p, K]
         if hit.shape[1]:
             place = hit.int().argmax(dim=1)
-            found_at[part] = torch.where(hit.any(dim=1), place, found_at[part])
-    positives = torch.bincount(user_rows)  # [<= U]
+            places[part] = torch.where(hit.any(dim=1), place, places[part])
+    return places
+
+
+def mean_recall(
+    users: Tensor,  # int64 [P], 0, 1, ...: whose positive it is
+    places: Tensor,  # int64 [P], see `found_at`
+    k: Sequence[int],
+) -> dict[int, float]:
+    """k -> mean over the users of the share of their positives at a place before k; NaN without positives."""
+    positives = torch.bincount(users)  # [<= U]
     has_any = positives > 0
     recall = {}
     for cut in k:
-        hits = torch.bincount(user_rows, weights=(found_at < cut).double(), minlength=len(positives))
+        hits = torch.bincount(users, weights=(places < cut).double(), minlength=len(positives))
         recall[cut] = float((hits[has_any] / positives[has_any]).mean())
     return recall

@@ -29,6 +29,7 @@ from recsys.refresh.align import AlignmentQuality
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.catalogue import Place, Told, as_tensors, tell, withdrawn_by, write_withdrawn
 from recsys.refresh.cold import align_spaces
+from recsys.refresh.counting import read_prior
 from recsys.refresh.days import (
     Cycle,
     again,
@@ -128,8 +129,7 @@ class _Refresh:
             require_times(self._schema, upstream)
         # Before the series are opened, so that a model that does not fit the checkpoint makes none.
         records = broadcast(self._ledger.records(), environment)
-        offset = config.days.utc_offset_hours if config.days else 0.0
-        self._source = None if records else read_source(upstream, self._schema, data, out, environment, offset)
+        self._source = None if records else read_source(config, self._schema, data, out, environment)
         self._publisher = Publisher(out, config, environment)
         if records:
             self._check_store(records[-1])
@@ -270,6 +270,7 @@ class _Refresh:
                 own = dict.fromkeys(own_files(self._data, upstream.source, owner) if anew else (), 0) | {**told.since}
                 found = last_events(chosen + told.of(owner), self._schema, owner, skip | told.skip, own)
                 events[owner] = found.without(withdrawn[owner])
+        end = window(self._config.day_by_day(), cycle.day)[1]
         content = Content(
             model=model,
             schema=self._schema,
@@ -280,6 +281,7 @@ class _Refresh:
             after_refused=self._after_refused,
             before=plan.along.before,
             withdrawn=as_tensors(withdrawn),
+            prior=read_prior(self._config, self._schema, self._data, self._out, end, self._environment),
         )
         if not plan.cold or anew:
             return content, None

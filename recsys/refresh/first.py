@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from recsys.config import UpstreamConfig
+from recsys.config import RefreshConfig, UpstreamConfig
 from recsys.data.files import find_files
 from recsys.data.last_events import last_events
 from recsys.data.schema import Schema
@@ -15,7 +15,8 @@ from recsys.dates import number_of
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
-from recsys.refresh.catalogue import NOBODY_WITHDRAWN, Told, Withdrawn, withdrawn_by, write_withdrawn
+from recsys.refresh.catalogue import NOBODY_WITHDRAWN, Told, Withdrawn, as_tensors, withdrawn_by, write_withdrawn
+from recsys.refresh.counting import read_prior
 from recsys.refresh.embed import own_files, source_files
 from recsys.refresh.publish import Content, Publisher, Timer, space_name
 from recsys.refresh.records import PUBLISHED, WITHDRAWN
@@ -39,20 +40,16 @@ class Source:
     """Who is withdrawn by the entity rows of the source."""
 
 
-def read_source(
-    upstream: UpstreamConfig,
-    schema: Schema,
-    data: Path,
-    out: Path,
-    environment: Environment,
-    utc_offset_hours: float = 0.0,
-) -> Source:
-    """The newest checkpoint of an upstream's training, and all users and items of its source. A collective.
+def read_source(config: RefreshConfig, schema: Schema, data: Path, out: Path, environment: Environment) -> Source:
+    """The newest checkpoint of an upstream's training, all users and items of its source, and the items' prior there. A
+    collective.
 
     Raises:
         CheckpointError: the upstream has not been trained, or by another config.
         DataError: more rows cannot be read than the schema allows, naming the first.
     """
+    upstream = config.upstream
+    utc_offset_hours = config.days.utc_offset_hours if config.days else 0.0
     model, loaded = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
     skip = screen_source(upstream, schema, data, out, environment).quarantine
     rows = {"user": upstream.source.users, "item": upstream.source.items}
@@ -70,6 +67,8 @@ def read_source(
         day=number_of(as_of - 1, utc_offset_hours),
         utc_offset_hours=utc_offset_hours,
         fresh=True,
+        withdrawn=as_tensors(withdrawn),
+        prior=read_prior(config, schema, data, out, as_of, environment),
     )
     return Source(content, as_of, loaded, withdrawn)
 

@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -27,9 +28,11 @@ from recsys.data.last_events import LastEvents
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
 from recsys.models.derm import DERM
+from recsys.prior import Prior
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
 from recsys.refresh.arms import ENTITIES, aggregations, series_of
 from recsys.refresh.embed import embed, gather
+from recsys.refresh.prior import prior_series, publish_prior, withdraw
 from recsys.train.distributed import Environment, broadcast
 
 BATCH = 4096
@@ -81,6 +84,8 @@ class Content:
     """Owner -> the entities that must not be in what is published; none of them is in `events`."""
     rotation: Tensor | None = None  # float32 [D, D]
     """Takes the vectors of the previous snapshots' space to this one's."""
+    prior: Prior | None = None
+    """Of the items, on rank 0."""
 
 
 class Timer:
@@ -120,9 +125,11 @@ class Publisher:
             for name in (name for pair in self._pairs.values() for name in pair):
                 self._store.create(name, dim=config.upstream.model.vector_dim, dtype=config.dtype, exist_ok=True)
                 activity_series(self._store, name)
+            prior_series(self._store, config.upstream.name)
         dist.barrier()
         self._series = {name: self._store.series(name) for pair in self._pairs.values() for name in pair}
         self._activity = {name: activity_series(self._store, name) for name in self._series}
+        self._prior = prior_series(self._store, config.upstream.name)
 
     @property
     def is_main(self) -> bool:
@@ -149,8 +156,8 @@ class Publisher:
     def publish(self, publication: Publication, content: Content, timer: Timer) -> bool:
         """Write every series that lacks its version, and tell whether one did. The others are left as they are.
 
-        The vectors of users and items are complete before either is committed. Rank 0's time goes to `embed`,
-        `aggregate` and `store`.
+        The vectors of users and items are complete before either is committed; the items' prior is there before them.
+        Rank 0's time goes to `embed`, `aggregate` and `store`.
 
         Raises:
             DataError: a row that cannot be read, naming file and row; nothing is published.
@@ -205,7 +212,7 @@ class Publisher:
     def expire(self, before: int) -> None:
         """Let the versions go that the config's retention allows, on rank 0, and delete what is not needed any more.
 
-        Their activity goes with them: none that a version which stays is read with.
+        Their activity and the items' priors go with them: none that a version which stays is read with.
 
         Args:
             before: the newest version before this time, ms, stays: a correction of the newest day goes on from it.
@@ -221,6 +228,10 @@ class Publisher:
             activity.expire(keep_last=_count_since(activity, series.history()[0].as_of), dry_run=False)
             series.clean()
             activity.clean()
+        if self._prior.versions():
+            oldest = min(series.history()[0].as_of for series in self._series.values())
+            self._prior.expire(keep_last=_count_since(self._prior, oldest), dry_run=False)
+            self._prior.clean()
 
     def whole(self, publication: Publication) -> dict[str, bool]:
         """Series -> whether its snapshot was written whole, not as a delta."""
@@ -270,9 +281,19 @@ class Publisher:
             with timer("store"):
                 for writer in opened.values():
                     writer.finish()
+                if main:
+                    self._publish_prior(content, publication.as_of)
                 writers.close()
         if main:
             self.expired |= {name: writer.expired for name, writer in opened.items()}
+
+    def _publish_prior(self, content: Content, as_of: int) -> None:
+        """The items' prior; and who is withdrawn, also where a later prior was published in between."""
+        withdrawn = content.withdrawn.get("item", torch.empty(0, dtype=torch.int64))
+        if content.prior is not None:
+            publish_prior(self._prior, content.prior.without(withdrawn), as_of)
+        if content.schema.withdrawn:
+            withdraw(self._prior, withdrawn)
 
     def _append(
         self,

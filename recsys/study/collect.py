@@ -10,28 +10,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embedding_store import EmbeddingStore, Snapshot
+from embedding_store import EmbeddingStore
 from recsys.config import RankerConfig, RankerSettings, StudyConfig, to_dict
 from recsys.data.files import check_files, find_files
 from recsys.data.quarantine import Quarantine
-from recsys.data.scan import Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS, HOUR_MS
 from recsys.downstream.features import PointInTimeSeries
 from recsys.downstream.ranking import Ranker, all_rankers, ranker_schema, read_predictions, screen_splits
-from recsys.downstream.retrieval import RetrievalResult, evaluate_retrieval
 from recsys.downstream.validation import Validation
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor.export import read_records
 from recsys.refresh.arms import arm_of
 from recsys.refresh.records import Ledger
-from recsys.screening import screen, summaries
+from recsys.screening import summaries
 from recsys.stages import read_stages
 from recsys.study.ablation import ablation_jobs
 from recsys.study.daily_report import DailyResults
 from recsys.study.oracle import oracle_scores
 from recsys.study.report import RunResults, SeriesRun, UpstreamRun
+from recsys.study.retrieval import collect_retrieval
 from recsys.study.scores import TaskScores
 from recsys.study.segments import OWNERS, assign
 from recsys.study.ways import study_job
@@ -67,7 +66,7 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
             for upstream in config.upstreams
             for owner in ("user", "item")
         },
-        retrieval=_retrieval(config, data, out, store, skip),
+        retrieval=collect_retrieval(config, config.rankers, data, out, skip),
         rows=split_rows(config.rankers, data, skip),
         screened=summaries(out),
         publish_delay_ms=config.rankers.publish_delay_ms if ranker_schema(config.rankers, data, ()).timed else None,
@@ -202,40 +201,6 @@ def _series_run(
         dtype=snapshot.dtype,
         coverage=float(found.double().mean()),
     )
-
-
-def _retrieval(
-    config: StudyConfig, data: Path, out: Path, store: EmbeddingStore, skip: Quarantine
-) -> RetrievalResult | None:
-    if config.retrieval is None:
-        return None
-    rankers = config.rankers
-    label = config.retrieval.label or next(iter(rankers.tasks.values()))
-    pair = [store.series(f"{owner}_{config.retrieval.upstream}") for owner in ("user", "item")]
-    snapshots: list[Snapshot] = [series.latest(refused=False) for series in pair]
-    if label not in rankers.tasks.values():  # else it was screened with the rankers' rows
-        facts = ranker_schema(rankers, data, (label,)).select(features=())
-        parts = [Part(files=find_files(data, patterns), schema=facts) for patterns in (rankers.train, rankers.test)]
-        skip = screen(out, "retrieval", parts, data).quarantine
-    popular = np.unique(_positives(rankers, data, rankers.train, label, skip)[1], return_counts=True)
-    # As in the rankers' join: an event earlier than that may have taught the upstream what it is asked for.
-    visible_from = max(snapshot.as_of for snapshot in snapshots) + rankers.publish_delay_ms
-    positives = _positives(rankers, data, rankers.test, label, skip, visible_from)
-    if not len(positives[0]):
-        return None
-    return evaluate_retrieval(snapshots[0], snapshots[1], positives, popular, config.retrieval.k)
-
-
-def _positives(
-    rankers: RankerSettings, data: Path, patterns: tuple[str, ...], label: str, skip: Quarantine, since: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """User and item ids of the rows from time `since` on whose label exists and is 1."""
-    users, items = [], []
-    for batch in _facts(rankers, data, patterns, skip, (label,)):
-        chosen = (batch.labels[:, 0] == 1) & batch.label_mask[:, 0] & (batch.timestamps >= since)
-        users.append(batch.user_ids[chosen].numpy())
-        items.append(batch.item_ids[chosen].numpy())
-    return np.concatenate(users), np.concatenate(items)
 
 
 def split_rows(rankers: RankerSettings, data: Path, skip: Quarantine) -> dict[str, int]:

@@ -79,15 +79,24 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     store.<series>.dtype                    str; as stored
     store.<series>.coverage                 number; share of test events whose entity has a vector
     retrieval.recall@<k>                    number; mean over users of the share of their test positives among the
-                                            top k by inner product; all of `retrieval` is absent if it was not run
-    retrieval.popularity_recall@<k>         number; the same when everybody gets the most frequent training positives
+                                            top k of row `chosen`; all of `retrieval` is absent if it was not run
+    retrieval.popularity_recall@<k>         number; that of row `popularity`
+    retrieval.rows.<row>.recall@<k>         number; by way to retrieve, see recsys/study/retrieval.py: popularity,
+                                            popularity_day, ials, prior, vectors, stored_prior, fresh_prior, chosen
+    retrieval.validation.<row>.recall@<k>   number; the same on the validation days, by which weight, window and the
+                                            settings of iALS were chosen; empty without such days
+    retrieval.hours                         number; chosen window of the prior, 0: everything
+    retrieval.weight                        number; chosen weight of the prior
+    retrieval.ials                          str; chosen settings of iALS; empty: it was not run, for want of the extra
+    retrieval.days                          int; times at which vectors and prior were read: days, 1 without event times
     retrieval.users                         int; test users with a positive
-    retrieval.users_without_vector          number; share of them; they count as recall 0
-    retrieval.items                         int; candidates: all items of the snapshot
-    retrieval.positives_without_vector      number; share of test positives that are no candidates, hence never found
-    retrieval.version                       int; of both snapshots
+    retrieval.users_without_vector          number; share of their days on which they had none: the prior alone counts
+    retrieval.items                         int; candidates of the last day: with a vector, or an event in the window
+    retrieval.positives_without_vector      number; share of test positives whose item had no vector
+    retrieval.positives_not_retrievable     number; share of test positives that were no candidates, hence never found
+    retrieval.version                       int; of the vectors of the last day
     retrieval.as_of                         str; ISO 8601, UTC; null without event times
-    retrieval.space                         str; of both snapshots: whose vectors
+    retrieval.space                         str; whose vectors
 
 With several `upstream_seeds`, what is below `upstreams`, `store` and `retrieval` is of the first one.
 
@@ -108,10 +117,10 @@ import numpy as np
 
 from recsys.atomic import write_text
 from recsys.dates import UNTIMED
-from recsys.downstream.retrieval import RetrievalResult
 from recsys.evaluate.metrics import roc_auc
 from recsys.study.environment import commit, hardware
 from recsys.study.report_page import render_page
+from recsys.study.retrieval import RetrievalResult
 from recsys.study.scores import REFERENCE, ReportError, TaskScores, measure_arms, require
 from recsys.study.segments import measure_segments
 
@@ -277,16 +286,27 @@ def _upstream(run: UpstreamRun) -> dict[str, Any]:
 
 def _retrieval(result: RetrievalResult) -> dict[str, Any]:
     return {
-        **{f"recall@{k}": value for k, value in result.recall.items()},
-        **{f"popularity_recall@{k}": value for k, value in result.popularity_recall.items()},
+        **_recalls(result.rows["chosen"]),
+        **{f"popularity_{key}": value for key, value in _recalls(result.rows["popularity"]).items()},
+        "rows": {name: _recalls(recall) for name, recall in result.rows.items()},
+        "validation": {name: _recalls(recall) for name, recall in result.validation.items()},
+        "hours": result.hours,
+        "weight": result.weight,
+        "ials": result.ials,
+        "days": result.days,
         "users": result.users,
         "users_without_vector": result.users_without_vector,
         "items": result.items,
         "positives_without_vector": result.positives_without_vector,
+        "positives_not_retrievable": result.positives_not_retrievable,
         "version": result.version,
         "as_of": _iso(result.as_of),
         "space": result.space,
     }
+
+
+def _recalls(recall: Mapping[int, float]) -> dict[str, float]:
+    return {f"recall@{k}": value for k, value in recall.items()}
 
 
 def _iso(as_of: int) -> str | None:

@@ -15,7 +15,7 @@ from recsys.study.daily_page import shown_arms
 from recsys.study.findings import daily_headline, findings, method_title
 from recsys.study.headline import arm_title, best_arm, drawn, headline
 from recsys.study.payoff import calibration_line, payoff_note, segment_line
-from recsys.study.report_page import POPULATIONS, retrieval_cutoffs
+from recsys.study.report_page import NO_IALS, POPULATIONS, retrieval_cutoffs, retrieval_titles
 
 COLORS = {"up": "green", "down": "red", "unclear": "yellow"}
 
@@ -174,10 +174,13 @@ def _ablation(heading: str, arms: Mapping[str, Any], report: Mapping[str, Any], 
 def _retrieval(report: Mapping[str, Any]) -> Table:
     found = report["retrieval"]
     table = _table(f"Retrieval, space {escape(found['space'])} · {number(found['users'], 0)} users")
-    for heading in ("cut-off", "recall", "popularity"):
-        table.add_column(heading, justify="right")
+    table.add_column("by")
     for k in retrieval_cutoffs(report):
-        table.add_row(f"top {k}", number(found[f"recall@{k}"]), number(found[f"popularity_recall@{k}"]))
+        table.add_column(f"recall@{k}", justify="right")
+    for row, heading in retrieval_titles(report).items():
+        cells = (number(found["rows"][row][f"recall@{k}"]) for k in retrieval_cutoffs(report))
+        table.add_row(escape(heading), *cells, style="bold" if row == "chosen" else None)
+    table.caption = None if found["ials"] else NO_IALS
     return table
 
 

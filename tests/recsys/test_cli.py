@@ -67,7 +67,19 @@ def test_help_is_quick_and_names_every_command() -> None:
     command, folder = [sys.executable, "-c", code, "--help"], Path(cli.__file__).parents[1]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.rstrip().endswith("False")
-    for name in ("demo", "run", "daily", "tune", "prepare", "report", "upstream", "refresh", "embed", "downstream"):
+    for name in (
+        "demo",
+        "run",
+        "daily",
+        "tune",
+        "prepare",
+        "report",
+        "upstream",
+        "refresh",
+        "embed",
+        "prior",
+        "downstream",
+    ):
         assert f" {name} " in done.stdout
 
 

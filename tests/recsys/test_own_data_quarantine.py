@@ -125,7 +125,7 @@ def test_a_label_that_no_ranker_predicts_is_screened_for_the_retrieval(
     assert results.retrieval is not None
     assert found.retrieval is not None
     assert 0 < results.retrieval.users < found.retrieval.users
-    assert results.screened["retrieval"] == {"rows": 900, "quarantined": 2, "read_as_0": {}}
+    assert results.screened["retrieval"] == {"rows": 1200, "quarantined": 3, "read_as_0": {}}
 
 
 def test_too_many_are_refused_before_a_ranker_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

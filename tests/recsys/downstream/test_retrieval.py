@@ -1,20 +1,21 @@
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from embedding_store import EmbeddingStore, Snapshot
-from recsys.downstream.retrieval import VersionSkewError, evaluate_retrieval, most_popular
+from recsys.downstream.retrieval import VersionSkewError, build_index, most_popular, positions
+from recsys.prior import WITHDRAWN
 
 LAST = np.iinfo(np.int64).max
 
 
-@pytest.fixture
-def publish(tmp_path):
+def writer_into(folder: Any) -> Any:
     """Publishes a snapshot of a series, making the series first."""
-    store = EmbeddingStore(tmp_path)
+    store = EmbeddingStore(folder)
 
     def write(name: str, ids: Any, vectors: Any, *, space: str = "ctr-1", as_of: int = 1000) -> Snapshot:
         vectors = torch.as_tensor(vectors, dtype=torch.float32)
@@ -26,45 +27,73 @@ def publish(tmp_path):
     return write
 
 
-def test_evaluation_worked_by_hand(publish):
-    users = publish("user_ctr", [10, -20], [[1.0, 0.0], [0.0, 1.0]])
-    items = publish("item_ctr", [5, LAST, 7], [[1.0, 0.1], [0.1, 1.0], [0.5, 0.5]])
-    # 10 wants 5 (twice) and 99 (no vector), -20 wants the last id, 30 has no vector and wants 7
-    positives = np.array([10, 10, 10, -20, 30]), np.array([5, 5, 99, LAST, 7])
-    popularity = np.array([7, 99, 5]), np.array([4, 9, 4])
-    found = evaluate_retrieval(users, items, positives, popularity, k=(1, 2))
-    assert found.recall == {1: pytest.approx((0.5 + 1 + 0) / 3), 2: pytest.approx((0.5 + 1 + 0) / 3)}
-    assert found.popularity_recall == {1: pytest.approx(0.5 / 3), 2: pytest.approx(1 / 3)}  # 99, then 5 before 7
-    assert (found.users, found.items) == (3, 3)
-    assert found.users_without_vector == pytest.approx(1 / 3)
-    assert found.positives_without_vector == pytest.approx(1 / 4)
-    assert (found.space, found.version, found.as_of) == ("ctr-1", 1, 1000)
+@pytest.fixture
+def publish(tmp_path):
+    return writer_into(tmp_path)
 
 
-def test_planted_factors_are_found_far_better_than_by_popularity(publish):
+def test_scores_worked_by_hand(publish):
+    users = publish("user_ctr", [10], [[1.0, 2.0]])
+    items = publish("item_ctr", [5, LAST], [[1.0, 0.0], [0.0, 1.0]])
+    prior = publish("item_ctr.prior", [5, 9], [[-2.0], [-1.0]])
+    index = build_index(users, items, prior, temperature=0.5, weight=3.0)
+    assert index.ids.tolist() == [5, 9, LAST]  # 9 is alive without a vector
+    assert index.has_vector.tolist() == [True, False, True]
+    queries, found = index.queries(torch.tensor([10, 11]))
+    assert found.tolist() == [True, False]
+    # 1 / 0.5 - 3 * 2; the mean of 1 and 2, over 0.5, - 3 * 1; 2 / 0.5 - 3 * the least prior
+    assert (queries @ index.vectors.T).tolist() == [[-4.0, 0.0, -2.0], [-6.0, -3.0, -6.0]]
+    assert index.search(queries, 2).tolist()[0] == [1, 2]
+    without = torch.tensor([0, 0]), torch.tensor([9, 12345])
+    assert index.search(queries[:1], 3, without).tolist() == [[2, 0, -1]]
+
+
+@given(st.integers(0, 5), st.integers(0, 7), st.integers(0, 7), st.floats(0.05, 2), st.floats(0, 4), st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_inner_products_are_the_formula(tmp_path_factory, users, items, priors, temperature, weight, seed):
+    """Of any users, items with and without a vector, with and without a prior."""
+    rng = np.random.default_rng(seed)
+    write = writer_into(tmp_path_factory.mktemp("store"))
+    user_ids, item_ids, prior_ids = (rng.choice(10, n, replace=False) for n in (users, items, priors))
+    u, v, b = (rng.normal(size=(n, d)).astype(np.float32) for n, d in ((users, 3), (items, 3), (priors, 1)))
+    snapshots = write("user_c", user_ids, u), write("item_c", item_ids, v), write("item_c.prior", prior_ids, b)
+    index = build_index(*snapshots, temperature=temperature, weight=weight)
+    assert index.ids.tolist() == sorted({*item_ids.tolist(), *prior_ids.tolist()})
+    scores = (index.queries(torch.arange(10))[0] @ index.vectors.T).numpy()
+    for user in range(10):
+        vector = u[user_ids == user].sum(0)
+        average = np.mean(v @ vector) if items else 0.0
+        for column, item in enumerate(index.ids.tolist()):
+            product = v[item_ids == item][0] @ vector if item in item_ids else average
+            share = b[prior_ids == item][0, 0] if item in prior_ids else b.min() if priors else 0.0
+            assert scores[user, column] == pytest.approx(product / temperature + weight * share, abs=1e-3)
+
+
+def test_who_is_new_gets_what_is_popular(publish):
     rng = np.random.default_rng(0)
-    users, items = (torch.from_numpy(rng.normal(size=(n, 8))).float() for n in (200, 1000))
-    wanted = (users @ items.T).topk(5, dim=1).indices.flatten().numpy()
-    found = evaluate_retrieval(
-        publish("user_ctr", np.arange(200), users),
-        publish("item_ctr", np.arange(1000), items),
-        (np.repeat(np.arange(200), 5), wanted),
-        np.unique(wanted, return_counts=True),
-    )
-    assert found.recall == {10: 1.0, 50: 1.0}
-    assert found.popularity_recall[10] < 0.2
+    users = publish("user_ctr", [1], rng.normal(size=(1, 4)))
+    items = publish("item_ctr", np.arange(50), rng.normal(size=(50, 4)))
+    counts = rng.permutation(60)
+    prior = publish("item_ctr.prior", np.arange(60), np.log1p(counts)[:, None])
+    index = build_index(users, items, prior, temperature=0.1, weight=0.7)
+    found = index.ids[index.search(index.queries(torch.tensor([777]))[0], 60)[0]]
+    assert found.tolist() == most_popular(np.arange(60), counts, 60).tolist()
 
 
-def test_nothing_to_find_gives_nan_and_no_candidates_give_zero(publish):
-    users, items = publish("user_ctr", [1], [[1.0, 0.0]]), publish("item_ctr", [2], [[1.0, 0.0]])
-    none = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    found = evaluate_retrieval(users, items, none, none)
-    assert math.isnan(found.recall[10])
-    assert math.isnan(found.users_without_vector)
-    empty = publish("item_empty", [], torch.zeros(0, 2))
-    found = evaluate_retrieval(users, empty, (np.array([1]), np.array([2])), none)
-    assert found.recall == found.popularity_recall == {10: 0.0, 50: 0.0}
-    assert found.positives_without_vector == 1.0
+def test_what_is_withdrawn_is_gone_at_once(publish):
+    users, items = publish("user_ctr", [1], [[1.0]]), publish("item_ctr", [2, 3], [[1.0], [2.0]])
+    prior = publish("item_ctr.prior", [2, 3, 4, 99], [[-3.0], [WITHDRAWN], [-2.0], [WITHDRAWN]])
+    index = build_index(users, items, prior, temperature=1.0)
+    assert index.ids.tolist() == [2, 4]
+    assert index.ids[index.search(index.queries(torch.tensor([1]))[0], 5)].tolist() == [[4, 2]]  # 1 - 2, 1 - 3
+
+
+def test_nothing_to_retrieve_from(publish):
+    empty = [
+        publish(name, [], torch.zeros(0, dim)) for name, dim in (("user_e", 2), ("item_e", 2), ("item_e.prior", 1))
+    ]
+    index = build_index(*empty, temperature=1.0)
+    assert index.search(index.queries(torch.tensor([1, 2]))[0], 3).shape == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -78,21 +107,16 @@ def test_nothing_to_find_gives_nan_and_no_candidates_give_zero(publish):
 def test_version_skew_is_refused_before_anything_is_loaded(publish, monkeypatch, versions, facts, message):
     users = publish("user_ctr", [1], [[1.0]])
     items = [publish("item_ctr", [2], [[1.0]], **facts) for _ in range(versions)][-1]
+    prior = publish("item_ctr.prior", [2], [[1.0]])
     monkeypatch.setattr(Snapshot, "load", lambda self: pytest.fail("loaded"))
-    pair = np.array([1]), np.array([2])
     with pytest.raises(VersionSkewError, match=message):
-        evaluate_retrieval(users, items, pair, pair)
-
-
-def test_arguments_are_checked(publish):
-    users, items = publish("user_ctr", [1], [[1.0]]), publish("item_ctr", [2], [[1.0]])
-    pair = np.array([1]), np.array([2])
-    for k in ((), (10, 0)):
-        with pytest.raises(ValueError, match=r"give cut-offs of 1 or more"):
-            evaluate_retrieval(users, items, pair, pair, k=k)
-    with pytest.raises(ValueError, match=r"popularity are columns of 2 and 1; give two of one length"):
-        evaluate_retrieval(users, items, pair, (np.array([1, 2]), np.array([3])))
+        build_index(users, items, prior, temperature=0.1)
 
 
 def test_popularity_breaks_ties_by_id():
     assert most_popular(np.array([9, -3, 4, 8]), np.array([1, 2, 2, 5]), 3).tolist() == [8, -3, 4]
+
+
+def test_positions_among_ids_in_any_order():
+    assert positions(torch.tensor([9, -3, LAST]), torch.tensor([LAST, 4, 9, -3])).tolist() == [2, -1, 0, 1]
+    assert positions(torch.tensor([], dtype=torch.int64), torch.tensor([1])).tolist() == [-1]

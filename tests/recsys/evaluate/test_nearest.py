@@ -48,3 +48,22 @@ def test_recall_equals_sets(positives, width, seed):
             wanted = set(pairs[pairs[:, 0] == user, 1])
             shares.append(len(wanted & set(retrieved[user, :k])) / len(wanted))
         assert recall == pytest.approx(np.mean(shares)) if shares else math.isnan(recall)
+
+
+@given(
+    st.integers(0, 6), st.integers(0, 20), st.integers(1, 25), st.integers(1, 7), st.integers(0, 40), st.integers(0, 99)
+)
+@settings(max_examples=60, deadline=None)
+def test_pairs_that_are_left_out_are_not_found(users, items, k, chunk, pairs, seed):
+    generator = torch.Generator().manual_seed(seed)
+    left, right = torch.randn(users, 4, generator=generator), torch.randn(items, 4, generator=generator)
+    count = pairs if users and items else 0
+    without = (
+        torch.randint(max(users, 1), (count,), generator=generator),
+        torch.randint(max(items, 1), (count,), generator=generator),
+    )
+    scores = left @ right.T
+    scores[without] = float("-inf")
+    best, wanted = scores.sort(dim=1, descending=True)
+    wanted[best == float("-inf")] = -1
+    assert torch.equal(exact_top_k(left, right, k, chunk, without=without), wanted[:, :k])

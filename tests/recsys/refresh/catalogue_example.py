@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import torch
 
 from recsys.config import RefreshConfig
+from recsys.downstream.retrieval import build_index
 from recsys.refresh.days import window
-from tests.recsys.refresh.daily_example import DAILY, daily_config, series
+from tests.recsys.refresh.daily_example import DAILY, PLAIN, daily_config, series
 from tests.recsys.refresh.example import SCHEMA, lists, user_rows
 
 DAYS_AND_ROWS = replace(DAILY, users="rows/{day}/users*.parquet", items="rows/{day}/items*.parquet")
@@ -55,6 +56,17 @@ def new_users(ids: list[int], time: int) -> pa.Table:
 def has(out: Path, ids: list[int], name: str = "item_ctr") -> list[bool]:
     """Which of these the snapshot has that readers follow."""
     return series(out, name).tagged("prod").load().lookup(torch.tensor(ids))[1].tolist()
+
+
+def offered(out: Path, ids: list[int]) -> list[bool]:
+    """Which of these items are retrieved, by users with a vector and without: those that have one, neither more nor
+    less."""
+    pair = [series(out, name).tagged("prod") for name in PLAIN]
+    index = build_index(*pair, series(out, "item_ctr.prior").latest(), temperature=0.1)
+    rows = index.search(index.queries(torch.tensor([-10, 12345]))[0], len(index.ids))
+    found = [[id_ in index.ids[row].tolist() for id_ in ids] for row in rows]
+    assert found[0] == found[1] == has(out, ids)
+    return found[0]
 
 
 def active(out: Path, ids: list[int], name: str = "item_ctr") -> list[float]:

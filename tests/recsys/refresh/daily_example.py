@@ -15,6 +15,7 @@ import torch
 from embedding_store import EmbeddingStore, Series
 from recsys.config import DaysConfig, RefreshConfig, SpansConfig, StudyConfig, TrainConfig
 from recsys.folders import store_folder
+from recsys.prior import Prior
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
 from recsys.refresh.records import Ledger, Record
@@ -93,6 +94,11 @@ def contents(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in store.list():
         if name.endswith(".activity"):
+            continue
+        if name.endswith(".prior"):
+            for as_of in {snapshot.as_of for snapshot in store.series(name).history()}:
+                prior = Prior.load(store.series(name).as_of(as_of))
+                found[name, as_of] = prior.ids.tolist(), prior.values.tolist()
             continue
         series, activity = store.series(name), store.series(f"{name}.activity")
         found[name, "tags"] = series.tags()

@@ -16,7 +16,17 @@ from recsys.refresh import cycle as cycle_module
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
 from recsys.train.distributed import Environment
-from tests.recsys.refresh.catalogue_example import FLAGGED, active, config, deliver, has, item_rows, new_users, noon
+from tests.recsys.refresh.catalogue_example import (
+    FLAGGED,
+    active,
+    config,
+    deliver,
+    has,
+    item_rows,
+    new_users,
+    noon,
+    offered,
+)
 from tests.recsys.refresh.daily_example import (
     DAILY,
     DAYS,
@@ -134,17 +144,17 @@ def test_who_is_withdrawn_stays_out(run: tuple[Path, Path]) -> None:
         assert 0 in pq.read_table(data / "days" / day)["item_id"].to_pylist()
     flagged(data, DAYS[2], [0, 555, 556], [1, 1, 0])
     flagged(data, DAYS[4], [0], [0])
-    assert has(out, [0]) == [True]
+    assert offered(out, [0]) == [True]
     refresh(CONFIG, data, out)
-    assert has(out, [0, 555, 556]) == [False, False, True]
+    assert offered(out, [0, 555, 556]) == [False, False, True]
     assert records(out)[-1].expired["item_ctr"] == 1
     refresh(CONFIG, data, out)
-    assert has(out, [0, 555, 556]) == [False, False, True], "its events do not bring it back"
+    assert offered(out, [0, 555, 556]) == [False, False, True], "its events do not bring it back"
     flagged(data, DAYS[3], [556], [1])
     assert refresh(CONFIG, data, out) == [DAYS[3]]
-    assert has(out, [0, 555, 556]) == [False] * 3
+    assert offered(out, [0, 555, 556]) == [False] * 3
     refresh(CONFIG, data, out)
-    assert has(out, [0, 555, 556]) == [True, False, False], "a row does"
+    assert offered(out, [0, 555, 556]) == [True, False, False], "a row does"
 
 
 def test_a_cold_retrain_knows_all_rows(run: tuple[Path, Path]) -> None:
@@ -156,7 +166,7 @@ def test_a_cold_retrain_knows_all_rows(run: tuple[Path, Path]) -> None:
     write_day(data, DAYS[3])
     assert refresh(CONFIG, data, out, cold=True) == [DAYS[3]]
     assert snapshots(out, "item_ctr")[-1][2] == "ctr-2"
-    assert has(out, [0, 555, 1 * 3**30]) == [False, True, True]
+    assert offered(out, [0, 555, 1 * 3**30]) == [False, True, True]
 
 
 def test_a_catalogue_without_events_is_the_first_publication(tmp_path: Path, environment: Environment) -> None:
@@ -168,11 +178,11 @@ def test_a_catalogue_without_events_is_the_first_publication(tmp_path: Path, env
     source = replace(CONFIG.upstream.source, items=("items/*.parquet",))
     start = replace(CONFIG, upstream=replace(CONFIG.upstream, source=source))
     assert refresh_upstream(start, data, out) == []
-    assert has(out, ids) == [True] * 300 + [False]
+    assert offered(out, ids) == [True] * 300 + [False]
     table = series(out, "item_ctr").latest().load()
     torch.testing.assert_close(table.lookup(torch.tensor(ids[:300]))[0].norm(dim=1), torch.ones(300))
     assert refresh(start, data, out) == DAYS[:1]
-    assert has(out, ids) == [True] * 300 + [False], "who is withdrawn by the source stays out too"
+    assert offered(out, ids) == [True] * 300 + [False], "who is withdrawn by the source stays out too"
 
 
 BAD = {

@@ -60,7 +60,7 @@ def refresh_and_die(log: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, be
 
     def put_or_die(storage: LocalStorage, path: str, data: bytes) -> None:
         nonlocal count
-        count += path.startswith("manifests/") and ".activity" not in storage.locate(path)
+        count += path.startswith("manifests/") and not any(x in storage.locate(path) for x in (".activity", ".prior"))
         if count == before_commit:
             raise KilledError
         put(storage, path, data)

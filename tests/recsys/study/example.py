@@ -7,13 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from recsys.downstream.retrieval import RetrievalResult
 from recsys.downstream.validation import Validation
 from recsys.study.report import RunResults, SeriesRun, UpstreamRun
+from recsys.study.retrieval import RetrievalResult
 from recsys.study.scores import TaskScores
 
 ARMS = ("none", "ctr_user", "ctr_user_item", "ctr_cvr_user_item")
 SEEDS = (0, 1, 2)
+RECALLS = {
+    "popularity": {10: 0.0302, 50: 0.1191},
+    "popularity_day": {10: 0.0355, 50: 0.1301},
+    "ials": {10: 0.0401, 50: 0.1402},
+    "prior": {10: 0.0377, 50: 0.1333},
+    "vectors": {10: 0.0512, 50: 0.1713},
+    "stored_prior": {10: 0.0533, 50: 0.1777},
+    "fresh_prior": {10: 0.0699, 50: 0.2002},
+    "chosen": {10: 0.0712, 50: 0.2113},
+}
+"""Of a retrieval, by row."""
 
 
 def example_task(
@@ -108,12 +119,17 @@ def example_results(**changes: Any) -> RunResults:
         upstreams={"ctr": example_upstream("is_click"), "cvr": example_upstream("is_buy", 800)},
         series=series,
         retrieval=RetrievalResult(
-            recall={10: 0.0712, 50: 0.2113},
-            popularity_recall={10: 0.0302, 50: 0.1191},
+            rows=RECALLS,
+            validation={row: {k: value + 0.01 for k, value in recall.items()} for row, recall in RECALLS.items()},
+            hours=24.0,
+            weight=1.5,
+            ials="16 factors, regularization 10, alpha 1",
+            days=2,
             users=2210,
             users_without_vector=0.081,
             items=7412,
             positives_without_vector=0.012,
+            positives_not_retrievable=0.004,
             space="ctr-1",
             version=1,
             as_of=19_000 * day,

@@ -178,7 +178,8 @@ def test_page_is_self_contained_and_complete(full, tmp_path):
         f"{100 * best['auc_lift']:+.2f}",
         "one surface alone (2,500 test events)",
         "How far to the oracle",
-        "top 50",
+        "recall at 50",
+        "u.v / tau + 1.5 x newest prior, 24 hours",
         "0.1191",
         "item_cvr",
         "64 × float16",  # noqa: RUF001

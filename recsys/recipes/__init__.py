@@ -1,0 +1,71 @@
+"""Named complete configs: each is a plain function that returns the `StudyConfig` of one data set's way to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from recsys.config import StudyConfig
+from recsys.data.deskdrop import prepare_deskdrop
+from recsys.data.errors import DataError
+from recsys.data.kuairand import prepare_kuairand
+from recsys.data.movielens import prepare_movielens_1m, prepare_movielens_100k
+from recsys.data.synthetic import prepare_synthetic
+from recsys.recipes.logs import deskdrop, deskdrop_daily, kuairand, kuairand_daily, movielens_1m, movielens_100k
+from recsys.recipes.market import demo, synthetic, synthetic_daily, synthetic_daily_small, synthetic_small
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set: how to prepare it, and the config that reads what was prepared."""
+
+    config: Callable[[], StudyConfig]
+    write: Callable[[Path, Path], None]
+    needs_source: bool = True
+
+    def check_source(self, source: Path | None) -> None:
+        """Raise DataError where files are needed and no folder of them is given."""
+        if self.needs_source and source is None:
+            raise DataError("the folder of the raw files is missing: give it with --source (prepare) or --data (run)")
+
+    def prepare(self, source: Path | None, out: Path) -> None:
+        """Turn raw files in `source` into events and schemas in `out`.
+
+        Raises:
+            DataError: there is no source, or its files are not what they should be.
+        """
+        self.check_source(source)
+        self.write(source or Path(), out)
+
+
+RECIPES: dict[str, Recipe] = {
+    "kuairand": Recipe(kuairand, prepare_kuairand),
+    "deskdrop": Recipe(deskdrop, prepare_deskdrop),
+    "movielens-1m": Recipe(movielens_1m, prepare_movielens_1m),
+    "movielens-100k": Recipe(movielens_100k, prepare_movielens_100k),
+    "synthetic": Recipe(synthetic, lambda _, out: prepare_synthetic(out), needs_source=False),
+    "demo": Recipe(demo, lambda _, out: prepare_synthetic(out, events_per_day=12_000), needs_source=False),
+    "synthetic-small": Recipe(
+        synthetic_small,
+        lambda _, out: prepare_synthetic(out, users=600, items=200, events_per_day=2000),
+        needs_source=False,
+    ),
+}
+"""Names for `recsys run` and `recsys prepare`."""
+
+DAILY: dict[str, Recipe] = {
+    "kuairand": Recipe(kuairand_daily, prepare_kuairand),
+    "deskdrop": Recipe(deskdrop_daily, prepare_deskdrop),
+    "synthetic": Recipe(
+        synthetic_daily,
+        lambda _, out: prepare_synthetic(out, days=30, events_per_day=15_000, drift=0.2),
+        needs_source=False,
+    ),
+    "synthetic-small": Recipe(
+        synthetic_daily_small,
+        lambda _, out: prepare_synthetic(out, users=600, items=200, days=10, events_per_day=2000, upstream_days=4),
+        needs_source=False,
+    ),
+}
+"""Names for `recsys daily`."""

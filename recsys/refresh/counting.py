@@ -1,0 +1,138 @@
+"""Count the prior of items (recsys/prior.py) in a log's newest hours: for every cycle, and between cycles by
+`recsys prior`, which trains and embeds nothing, so that it can be had every hour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from embedding_store import EmbeddingStore, Snapshot
+from recsys.config import RefreshConfig, UpstreamConfig
+from recsys.data.errors import DataError
+from recsys.data.files import find_files
+from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.scan import Findings, Part, Window
+from recsys.data.schema import Schema
+from recsys.data.stream import EventStream
+from recsys.dates import DAY_MS, HOUR_MS
+from recsys.folders import store_folder
+from recsys.prior import Prior
+from recsys.refresh.days import find_days, window
+from recsys.refresh.prior import prior_series, publish_prior, withdrawn_items
+from recsys.screening import screen
+from recsys.source import upstream_schema
+from recsys.train.distributed import Environment, broadcast
+from recsys.upstream import screen_source
+
+_SCAN_ROWS = 65_536
+"""Rows of ids, times and labels that are read at once."""
+
+
+class Events(NamedTuple):
+    """Files that may hold events of the window, and what of them nobody reads."""
+
+    files: Sequence[Path]
+    found: Findings
+
+
+def refresh_prior(config: RefreshConfig, data: Path, out: Path, *, events: str = "") -> Snapshot:
+    """Count the prior anew and publish it, as of the newest event.
+
+    Args:
+        config: of the upstream's refresh: its contrastive label, and how far back is counted.
+        data: folder of the events.
+        out: folder of the run, whose store is written to.
+        events: glob pattern of the files to count, relative to `data`; empty: the source's and the days' files.
+
+    Returns:
+        what was published.
+
+    Raises:
+        DataError: a file that cannot be read, no event, or none later than the prior that is there.
+        StoreError: the store refuses it.
+    """
+    upstream, schema = config.upstream, upstream_schema(config.upstream, data)
+    if events:
+        facts, files = _facts(schema, upstream), find_files(data, (events,))
+        read = [Events(files, screen(out, f"prior-{upstream.name}", [Part(files=files, schema=facts)], data))]
+    else:
+        read = list(_newest_events(config, schema, data, out, None))
+    as_of = max(each.found.newest for each in read)
+    prior = count_prior(read, schema, upstream, hours=config.prior.hours, as_of=as_of)
+    series = prior_series(EmbeddingStore(store_folder(out)), upstream.name)
+    published = publish_prior(series, prior.without(withdrawn_items(series)), as_of)
+    if published is None:
+        raise DataError(
+            f"the newest event is of {as_of} ms, but series {series.name!r} is as of {series.latest().as_of} ms: give "
+            "newer events with --events"
+        )
+    return published
+
+
+def read_prior(
+    config: RefreshConfig, schema: Schema, data: Path, out: Path, as_of: int, environment: Environment
+) -> Prior | None:
+    """The prior as of a time, of the source's and the days' files up to it; on rank 0. A collective.
+
+    Raises:
+        DataError: the source cannot be read. A day that came again and cannot be read is left out.
+    """
+    read = list(_newest_events(config, schema, data, out, environment, as_of))
+    if not environment.is_main:
+        return None
+    return count_prior(read, schema, config.upstream, hours=config.prior.hours, as_of=as_of)
+
+
+def count_prior(read: Sequence[Events], schema: Schema, upstream: UpstreamConfig, *, hours: float, as_of: int) -> Prior:
+    """The prior of the events of (as_of - hours, as_of]; 0 hours: of all up to then."""
+    files = [path for each in read for path in each.files]
+    skip = NOTHING
+    for each in read:
+        skip |= each.found.quarantine
+    return _count(files, _facts(schema, upstream), skip, as_of - hours * HOUR_MS if hours else -np.inf, as_of)
+
+
+def _count(files: Sequence[Path], facts: Schema, skip: Quarantine, after: float, until: int) -> Prior:
+    items, positive = [np.empty(0, np.int64)], [np.empty(0, bool)]
+    for batch in EventStream(files, facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip):
+        counted = (batch.timestamps > after) & (batch.timestamps <= until)
+        items.append(batch.item_ids[counted].numpy())
+        positive.append(((batch.labels[:, 0] == 1) & batch.label_mask[:, 0])[counted].numpy())
+    return Prior.count(np.concatenate(items), np.concatenate(positive))
+
+
+def _facts(schema: Schema, upstream: UpstreamConfig) -> Schema:
+    """Ids, times and the contrastive label alone."""
+    return schema.select(features=(), labels=(upstream.loss.contrastive_label or schema.labels[0].name,))
+
+
+def _newest_events(
+    config: RefreshConfig,
+    schema: Schema,
+    data: Path,
+    out: Path,
+    environment: Environment | None,
+    as_of: int | None = None,
+) -> Iterator[Events]:
+    """The days that reach into the window, and the source where it may. A collective where there are ranks."""
+    name, hours = config.upstream.name, config.prior.hours
+    there = find_days(data, config.days) if config.days is not None else {}
+    if environment is not None:
+        there = broadcast(there, environment)
+    spans = {day: window(config.day_by_day(), day) for day in there}
+    newest = max((end for _, end in spans.values()), default=0) if as_of is None else as_of
+    earliest = newest if as_of is not None else newest - DAY_MS  # the newest event may be the first of its day
+    after = earliest - hours * HOUR_MS if hours else -np.inf
+    reached = [day for day, (start, end) in spans.items() if end > after and start < newest]
+    if not reached or config.days is None or window(config.days, config.days.first)[0] > after:
+        files = find_files(data, config.upstream.source.events)
+        yield Events(files, screen_source(config.upstream, schema, data, out, environment))
+    for day in reached:
+        part = Part(files=there[day], schema=schema, window=Window(day, *spans[day]))
+        try:
+            yield Events(part.files, screen(out, f"{name}-{day}", [part], data, environment))
+        except DataError as error:
+            print(f"prior of {name}: day {day} is left out: {error}", flush=True)

@@ -1,0 +1,397 @@
+"""What retrieval from an upstream's vectors finds of the test days' positives, beside what simpler ways find.
+
+Every day's requests are answered with what was known when the day began: the newest vectors that were visible then, and
+a prior of the log's events strictly before it, as a store that publishes it daily would have had it. The weight of the
+prior and its window are chosen on the validation days; so are the settings of iALS. Rows, of the same users:
+
+popularity      everybody gets the most frequent positives of the training events
+popularity_day  those of the last 24 hours; absent without event times
+ials            matrix factorisation of the source's and the rankers' positives; who is new gets its most popular items;
+                absent without the extra `study`
+prior           the prior alone, of the chosen window
+vectors         u.v alone; a user without a vector gets nothing
+stored_prior    u.v / temperature + the prior that was published with the vectors
+fresh_prior     u.v / temperature + the prior of the newest events, `refresh.prior.hours` of them
+chosen          u.v / temperature + weight * the prior of the newest events, weight and window chosen
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedding_store import EmbeddingStore, SeriesNotFoundError, Snapshot, Table, VersionNotFoundError
+from recsys.config import RankerSettings, StudyConfig, UpstreamConfig
+from recsys.data.errors import DataError
+from recsys.data.files import find_files
+from recsys.data.quarantine import Quarantine
+from recsys.data.scan import Part
+from recsys.data.schema import Schema
+from recsys.data.stream import EventStream
+from recsys.dates import HOUR_MS
+from recsys.downstream.ranking import ranker_schema
+from recsys.downstream.retrieval import Index, check_same_version, index_of, most_popular, pairs_of, positions
+from recsys.evaluate.nearest import exact_top_k, found_at, mean_recall
+from recsys.folders import store_folder
+from recsys.prior import Prior
+from recsys.screening import screen
+from recsys.source import upstream_schema
+from recsys.study import als
+from recsys.study.moments import Log, Moment, moments
+from recsys.upstream import screen_source
+
+HOURS = (6.0, 24.0, 72.0, 168.0, 0.0)
+"""Windows of the prior to choose from; 0: everything."""
+WEIGHTS = (0.5, 0.75, 1.0, 1.5, 3.0, 16.0)
+"""Weights of the prior to choose from; the greatest leaves next to nothing of the vectors."""
+CHOOSING = 2_000
+"""Users of the validation days that the choice is made by, at most."""
+_SCAN_ROWS = 65_536
+"""Rows of ids, times and labels that are read at once."""
+
+Recall = Mapping[int, float]
+Retriever = Callable[[Moment], tuple[Tensor, Tensor]]
+"""A moment -> candidates int64 [N], and rows of them for each of its users, best first, int64 [U, K]; -1: nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalResult:
+    """Recall of the users' positives by row; see the top of this module."""
+
+    rows: Mapping[str, Recall]
+    """Row -> k -> mean over users of the share of their test positives among the top k."""
+    validation: Mapping[str, Recall]
+    """The same of those users of the validation days that the choice was made by; empty without such days."""
+    hours: float
+    """Chosen window of the prior; 0: everything."""
+    weight: float
+    """Chosen weight of the prior."""
+    ials: str = ""
+    """Chosen settings of iALS; empty: it was not run."""
+    days: int
+    """Moments at which requests were answered."""
+    users: int
+    """Users with a positive: those the means are over."""
+    users_without_vector: float
+    """Share of their requests at whose time they had no vector: they get the items of the greatest prior."""
+    items: int
+    """Candidates at the last moment: items with a vector, or with an event in the window."""
+    positives_without_vector: float
+    """Share of the positives whose item had no vector; it stands with the mean vector and its prior."""
+    positives_not_retrievable: float
+    """Share of the positives whose item was no candidate; they count, and are never found."""
+    space: str
+    """Of the vectors at the last moment, like `version` and `as_of`."""
+    version: int
+    as_of: int
+    """Milliseconds since the epoch; 0 of a log without event times."""
+
+
+def collect_retrieval(
+    config: StudyConfig, rankers: RankerSettings, data: Path, out: Path, skip: Quarantine
+) -> RetrievalResult | None:
+    """Measure retrieval on the rankers' test events.
+
+    Args:
+        config: of the study.
+        rankers: whose train, validation and test events are the log.
+        data: folder of the events.
+        out: folder of the run, whose store is read.
+        skip: rows that are left out, of those screened for the rankers.
+
+    Returns:
+        None if the study wants none, or no test positive comes after the vectors.
+
+    Raises:
+        VersionSkewError: user and item snapshots do not belong together.
+        DataError: there is no prior in the store.
+    """
+    wanted = config.retrieval
+    if wanted is None:
+        return None
+    logs, timed = _logs(config, rankers, data, out, skip)
+    (upstream,) = (each for each in config.trainings() if each.name == wanted.upstream)
+    vectors = _Vectors(EmbeddingStore(store_folder(out)), upstream, rankers.publish_delay_ms, timed=timed)
+    source = _source(config, upstream, rankers, data, out) if als.is_installed() or wanted.leave_out_seen else None
+    days = config.refresh.days
+
+    def requests(split: str, before: Sequence[Log], most: int | None = None) -> _Requests:
+        each = moments(
+            logs[split],
+            Log.join(before),
+            timed=timed,
+            since=vectors.since,
+            origin=None if days is None else rankers.publish_delay_ms - round(days.utc_offset_hours * HOUR_MS),
+            shown=source if wanted.leave_out_seen else None,
+            most=most,
+        )
+        return _Requests(list(each), Log.join([*before, *([source] if source is not None else [])]))
+
+    validation = requests("validation", [logs["train"]], CHOOSING)
+    test = requests("test", [logs["train"], logs["validation"]])
+    if not test.moments:
+        return None
+    study = _Study(vectors, logs["train"], tuple(wanted.k), config.refresh.prior.hours, timed=timed)
+    return study.result(validation, test)
+
+
+@dataclass(frozen=True)
+class _Requests:
+    """Those of one split."""
+
+    moments: Sequence[Moment]
+    learned: Log
+    """What iALS learns from, to answer them."""
+
+
+class _Vectors:
+    """The upstream's vectors as they were visible at a time."""
+
+    def __init__(self, store: EmbeddingStore, upstream: UpstreamConfig, delay: int, *, timed: bool) -> None:
+        self._users, self._items = (store.series(f"{owner}_{upstream.name}") for owner in ("user", "item"))
+        self._store, self._upstream, self._delay, self._timed = store, upstream, delay, timed
+        self._open: dict[int, tuple[Table, Table, Tensor]] = {}
+        self._users.latest(refused=False)  # raises where there is none
+        self.since = self._users.history(refused=False)[0].as_of + delay
+        """From when on there are vectors, ms."""
+        self.temperature = upstream.loss.temperature
+
+    def snapshots(self, moment: Moment) -> tuple[Snapshot, Snapshot]:
+        """Of users and items. Raises VersionSkewError if they are not of one version."""
+        if self._timed:
+            pair = tuple(series.as_of(moment.time - self._delay) for series in (self._users, self._items))
+        else:
+            pair = tuple(series.latest(refused=False) for series in (self._users, self._items))
+        check_same_version(*pair)
+        return pair[0], pair[1]
+
+    def index(self, moment: Moment, prior: Prior, weight: float) -> Index:
+        """The items that could be retrieved at a moment."""
+        users, items, withdrawn = self._opened(moment)
+        return index_of(users, items, prior.without(withdrawn), temperature=self.temperature, weight=weight)
+
+    def withdrawn(self, moment: Moment) -> Tensor:  # int64 [W]
+        """The items that could not be, whoever retrieves."""
+        return self._opened(moment)[2]
+
+    def stored_prior(self, moment: Moment) -> Prior:
+        """The one that was published with the vectors. Raises DataError if there is none."""
+        name = f"item_{self._upstream.name}.prior"
+        as_of = self.snapshots(moment)[1].as_of
+        try:
+            return Prior.load(self._store.series(name).as_of(as_of))
+        except (SeriesNotFoundError, VersionNotFoundError) as error:
+            raise DataError(
+                f"series {name!r} has no prior as of {as_of} ms, when the vectors were published: {error}. Publish one "
+                f"with `recsys prior --config OUT/configs/refresh-{self._upstream.name}.toml`"
+            ) from None
+
+    def _opened(self, moment: Moment) -> tuple[Table, Table, Tensor]:
+        users, items = self.snapshots(moment)
+        if users.version not in self._open:  # moments ascend: earlier ones are done with
+            self._open = {users.version: (users.load(), items.load(), self.stored_prior(moment).withdrawn)}
+        return self._open[users.version]
+
+
+@dataclass(frozen=True)
+class _Study:
+    """All ways to retrieve, and what they find."""
+
+    vectors: _Vectors
+    training: Log
+    k: tuple[int, ...]
+    hours: float
+    """Configured window of the prior."""
+    timed: bool
+
+    def result(self, validation: _Requests, test: _Requests) -> RetrievalResult:
+        """Choose on the validation days, measure once on the test days."""
+        hours, weight = self._choose(validation.moments)
+        settings = self._choose_als(validation)
+        rows = {
+            split: {name: self._measure(requests, way) for name, way in self._ways(requests, hours, weight, settings)}
+            for split, requests in (("validation", validation), ("test", test))
+            if requests.moments
+        }
+        return RetrievalResult(
+            rows=rows["test"],
+            validation=rows.get("validation", {}),
+            hours=hours,
+            weight=weight,
+            ials="" if settings is None else settings.text,
+            **self._facts(test.moments, hours, weight),
+        )
+
+    def _choose(self, requests: Sequence[Moment]) -> tuple[float, float]:
+        """Window and weight of the greatest recall, the mean over the cut-offs; what is configured, and 1, without
+        validation requests."""
+        if not requests:
+            return self.hours, 1.0
+        grid = product(HOURS if self.timed else (0.0,), WEIGHTS)
+        return max(grid, key=lambda each: _mean(measure(requests, self._scored(*each), self.k)))
+
+    def _choose_als(self, requests: _Requests) -> als.Settings | None:
+        if not als.is_installed():
+            return None
+        if not requests.moments:
+            return als.GRID[0]
+
+        def recall(settings: als.Settings) -> float:
+            return _mean(self._measure(requests, self._factorised(requests.learned, settings)))
+
+        return max(als.GRID, key=recall)
+
+    def _ways(
+        self, requests: _Requests, hours: float, weight: float, settings: als.Settings | None
+    ) -> Iterator[tuple[str, Retriever]]:
+        """Row -> how it retrieves, in the order of the report."""
+        yield "popularity", self._listed(lambda _: _popular(self.training))
+        if self.timed:
+            yield "popularity_day", self._listed(lambda moment: _popular(moment.within(24)))
+        if settings is not None:
+            yield "ials", self._factorised(requests.learned, settings)
+        yield "prior", self._scored_alone(hours, weight)
+        yield "vectors", self._scored(hours, 0.0)
+        yield "stored_prior", self._scored_by(self.vectors.stored_prior, 1.0)
+        yield "fresh_prior", self._scored(self.hours, 1.0)
+        yield "chosen", self._scored(hours, weight)
+
+    def _measure(self, requests: _Requests, way: Retriever) -> dict[int, float]:
+        return measure(requests.moments, way, self.k)
+
+    def _scored(self, hours: float, weight: float) -> Retriever:
+        """By the vectors and the newest prior."""
+        return self._scored_by(lambda moment: _prior(moment, hours), weight)
+
+    def _scored_by(self, prior: Callable[[Moment], Prior], weight: float) -> Retriever:
+        def retrieve(moment: Moment) -> tuple[Tensor, Tensor]:
+            index = self.vectors.index(moment, prior(moment), weight)
+            queries, found = index.queries(moment.users)
+            rows = index.search(queries, max(self.k), moment.without)
+            if not weight:  # all items have a score of 0
+                rows[~found] = -1
+            return index.ids, rows
+
+        return retrieve
+
+    def _scored_alone(self, hours: float, weight: float) -> Retriever:
+        """As a user without a vector is served, for everybody."""
+
+        def retrieve(moment: Moment) -> tuple[Tensor, Tensor]:
+            index = self.vectors.index(moment, _prior(moment, hours), weight)
+            nobody = torch.zeros(len(moment.users), index.vectors.shape[1])
+            nobody[:, -1] = 1
+            if moment.without is None:
+                return index.ids, index.search(nobody[:1], max(self.k)).expand(len(nobody), -1)
+            return index.ids, index.search(nobody, max(self.k), moment.without)
+
+        return retrieve
+
+    def _listed(self, order: Callable[[Moment], Tensor]) -> Retriever:
+        """The same list for everybody, less what one must not get."""
+
+        def retrieve(moment: Moment) -> tuple[Tensor, Tensor]:
+            ids = order(moment)
+            ids = ids[~torch.isin(ids, self.vectors.withdrawn(moment))]
+            if moment.without is None:
+                return ids, torch.arange(min(max(self.k), len(ids))).expand(len(moment.users), -1)
+            scores = -torch.arange(len(ids), dtype=torch.float32)[:, None]
+            everybody = torch.ones(len(moment.users), 1)
+            return ids, exact_top_k(everybody, scores, max(self.k), without=pairs_of(ids, moment.without))
+
+        return retrieve
+
+    def _factorised(self, log: Log, settings: als.Settings) -> Retriever:
+        factors = als.factorise(log, settings)
+
+        def retrieve(moment: Moment) -> tuple[Tensor, Tensor]:
+            stays = ~torch.isin(factors.item_ids, self.vectors.withdrawn(moment))
+            ids, (users, items) = factors.item_ids[stays], factors.index(moment.users)
+            return ids, exact_top_k(users, items[stays], max(self.k), without=pairs_of(ids, moment.without))
+
+        return retrieve
+
+    def _facts(self, requests: Sequence[Moment], hours: float, weight: float) -> dict[str, Any]:
+        """What there was to retrieve from."""
+        no_vector: list[Tensor] = []
+        unknown: list[Tensor] = []
+        for moment in requests:
+            index = self.vectors.index(moment, _prior(moment, hours), weight)
+            place = positions(index.ids, moment.items)
+            has_vector = torch.cat([index.has_vector, torch.tensor([False])])
+            no_vector.append(torch.stack([~has_vector[place], place < 0]))  # of no candidate it is the last one
+            unknown.append(~index.queries(moment.users)[1])
+        users, _ = self.vectors.snapshots(requests[-1])
+        shares = torch.cat(no_vector, dim=1).double().mean(dim=1)
+        return {
+            "days": len(requests),
+            "users": len(torch.cat([moment.users for moment in requests]).unique()),
+            "users_without_vector": float(torch.cat(unknown).double().mean()),
+            "items": len(index.ids),
+            "positives_without_vector": float(shares[0]),
+            "positives_not_retrievable": float(shares[1]),
+            "space": users.space,
+            "version": users.version,
+            "as_of": users.as_of,
+        }
+
+
+def measure(requests: Sequence[Moment], way: Retriever, k: Sequence[int]) -> dict[int, float]:
+    """k -> mean over users of the share of their positives, of all moments, that were among the first k then."""
+    users, places = [], []
+    for moment in requests:
+        ids, rows = way(moment)
+        places.append(found_at(rows, moment.rows, positions(ids, moment.items)))
+        users.append(moment.users[moment.rows])
+    return mean_recall(torch.cat(users).unique(return_inverse=True)[1], torch.cat(places), k)
+
+
+def _mean(recall: Recall) -> float:
+    return sum(recall.values()) / len(recall)
+
+
+def _prior(moment: Moment, hours: float) -> Prior:
+    known = moment.within(hours)
+    return Prior.count(known.items, known.positive)
+
+
+def _popular(log: Log) -> Tensor:
+    """Ids of the items with an event, those with the most positives first."""
+    ids, rows = np.unique(log.items, return_inverse=True)
+    return torch.from_numpy(most_popular(ids, np.bincount(rows[log.positive], minlength=len(ids)), len(ids)))
+
+
+def _logs(
+    config: StudyConfig, rankers: RankerSettings, data: Path, out: Path, skip: Quarantine
+) -> tuple[dict[str, Log], bool]:
+    """Split -> its events with the label that is to be found, and whether they have times."""
+    assert config.retrieval is not None
+    label = config.retrieval.label or next(iter(rankers.tasks.values()))
+    schema = ranker_schema(rankers, data, (label,)).select(features=())
+    splits = {name: find_files(data, getattr(rankers, name)) for name in ("train", "validation", "test")}
+    if label not in rankers.tasks.values():  # else it was screened with the rankers' rows
+        parts = [Part(files=files, schema=schema) for files in splits.values()]
+        skip = screen(out, "retrieval", parts, data).quarantine
+    return {name: _read(files, schema, skip) for name, files in splits.items()}, schema.timed
+
+
+def _source(config: StudyConfig, upstream: UpstreamConfig, rankers: RankerSettings, data: Path, out: Path) -> Log:
+    """What the upstream learned from, with the label that is to be found, or else the one that it contrasts."""
+    assert config.retrieval is not None
+    schema = upstream_schema(upstream, data)
+    names = [label.name for label in schema.labels]
+    wanted = config.retrieval.label or next(iter(rankers.tasks.values()))
+    label = wanted if wanted in names else upstream.loss.contrastive_label or names[0]
+    skip = screen_source(upstream, schema, data, out, None).quarantine
+    return _read(find_files(data, upstream.source.events), schema.select(features=(), labels=(label,)), skip)
+
+
+def _read(files: Sequence[Path], schema: Schema, skip: Quarantine) -> Log:
+    return Log.read(EventStream(files, schema, batch_size=_SCAN_ROWS, drop_last=False, skip=skip))
