@@ -28,7 +28,8 @@ and calibration: without vectors → with them. Known: share of test events whos
 stages, the preparation of the data included."""
 RETRIEVED = """\
 Vectors: u.v alone. Prior: the log of the items' newest positives, of the window that the validation days chose; with
-vectors: u.v / tau + weight x prior, the weight chosen there too. All of the same users, by days where the log has times."""
+vectors: u.v / tau + weight x prior, the weight chosen there too. All of the same users, day by day where the log has
+times."""
 
 
 @dataclass(frozen=True, kw_only=True)
