@@ -11,7 +11,7 @@ from recsys.config.refresh import GateConfig, PriorConfig, RefreshConfig, Refres
 from recsys.config.rules import ConfigError
 from recsys.config.study import SpansConfig, StudyConfig
 from recsys.config.toml import Config, from_dict, override, parse_assignment, to_dict
-from recsys.config.training import TrainConfig
+from recsys.config.training import RankerTrainConfig, TrainConfig
 from recsys.config.upstream import INTERACTIONS, LossConfig, ModelConfig, SourceConfig, UpstreamConfig
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "PriorConfig",
     "RankerConfig",
     "RankerSettings",
+    "RankerTrainConfig",
     "RefreshConfig",
     "RefreshSettings",
     "RetentionConfig",

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from recsys.config.rules import NO_STUDY, check_seeds, is_word, require
 from recsys.config.toml import Config
-from recsys.config.training import TrainConfig
+from recsys.config.training import RankerTrainConfig
 from recsys.dates import HOUR_MS
 
 
@@ -65,8 +65,8 @@ class RankerSettings:
     """Every arm is trained once a seed; figures are means, intervals cover the seeds' mean prediction."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """The network."""
-    training: TrainConfig = field(default_factory=TrainConfig)
-    """The training runs; `epochs` is the greatest number, the validation files choose the best."""
+    training: RankerTrainConfig = field(default_factory=RankerTrainConfig)
+    """The training runs."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):

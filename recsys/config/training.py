@@ -1,4 +1,4 @@
-"""One training run of any model."""
+"""Training runs."""
 
 from __future__ import annotations
 
@@ -38,3 +38,11 @@ class TrainConfig:
         require(0 <= self.seed < SEEDS, f"seed is {self.seed}; use 0 <= seed < 2^32")
         for name in ("sparse_lr", "dense_lr"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerTrainConfig(TrainConfig):
+    """The training run of a ranker, which may be given more passes than it needs."""
+
+    epochs: int = 4
+    """Passes over the events, at most: the validation files choose the best."""

@@ -10,6 +10,7 @@ from recsys.config import (
     ModelConfig,
     NetworkConfig,
     RankerSettings,
+    RankerTrainConfig,
     RefreshSettings,
     RetrievalConfig,
     SourceConfig,
@@ -42,7 +43,6 @@ def kuairand() -> StudyConfig:
             tasks={"ctr": "is_click", "cvr": "long_view", "long_view": "long_view_any"},
             publish_delay_ms=0,
             network=NetworkConfig(embedding_dim=8),
-            training=TrainConfig(epochs=4),
         )
 
     return StudyConfig(
@@ -219,7 +219,7 @@ def _movielens(name: str, note: str) -> StudyConfig:
             test=events("test"),
             tasks={"ctr": "like"},
             publish_delay_ms=0,
-            training=TrainConfig(epochs=6),
+            training=RankerTrainConfig(epochs=6),
         ),
         retrieval=RetrievalConfig(upstream="ctr"),
     )

@@ -45,7 +45,6 @@ def synthetic() -> StudyConfig:
             tasks={"ctr": "click", "cvr": "conversion"},
             features=tuple(features.split()),
             publish_delay_ms=0,
-            training=TrainConfig(epochs=4),
         )
 
     return StudyConfig(

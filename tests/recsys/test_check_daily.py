@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.checks import check_daily
-from recsys.config import ConfigError, RankerSettings, StudyConfig, TrainConfig
+from recsys.config import ConfigError, RankerSettings, RankerTrainConfig, StudyConfig
 from recsys.data.errors import DataError
 from recsys.data.synthetic import prepare_synthetic
 from recsys.recipes import synthetic_daily_small
@@ -20,7 +20,7 @@ RANKERS = RankerSettings(
     validation=("b",),
     test=("c",),
     tasks={"ctr": "click"},
-    training=TrainConfig(batch_size=8),
+    training=RankerTrainConfig(batch_size=8),
 )
 CONFIG = replace(daily_study(), rankers=RANKERS, ranks=3)
 

@@ -15,6 +15,7 @@ from recsys.config import (
     DaysConfig,
     LossConfig,
     RankerSettings,
+    RankerTrainConfig,
     RefreshSettings,
     RetrievalConfig,
     StudyConfig,
@@ -55,7 +56,7 @@ RANKERS = RankerSettings(
     validation=("test/a.parquet",),
     test=("test/b.parquet",),
     tasks={"ctr": "click"},
-    training=SMALL,
+    training=RankerTrainConfig(batch_size=8),
 )
 
 
@@ -108,14 +109,14 @@ def test_the_recipe_fits_the_market(tmp_path: Path) -> None:
             "'ctr' has 60 rows, less than one step of 8 ranks x 8: lower upstreams.ctr.training.batch_size or ranks",
         ),
         (
-            run(rankers=replace(RANKERS, training=TrainConfig(batch_size=61))),
+            run(rankers=replace(RANKERS, training=RankerTrainConfig(batch_size=61))),
             ConfigError,
             "rankers.train has 60 rows, less than one step of 61: lower rankers.training.batch_size",
         ),
         (run(rankers=replace(RANKERS, features=("nope",))), SchemaError, "unknown feature 'nope'"),
         (run(rankers=replace(RANKERS, tasks={"ctr": "like"})), SchemaError, "unknown label 'like'"),
         (run(fragment=replace(RANKERS, features=("nope",))), SchemaError, "unknown feature 'nope'"),
-        (run(fragment=replace(RANKERS, training=TrainConfig())), ConfigError, "fragment.train has 60 rows"),
+        (run(fragment=replace(RANKERS, training=RankerTrainConfig())), ConfigError, "fragment.train has 60 rows"),
         (
             run(rankers=replace(RANKERS, validation=("test/*.parquet",))),
             ConfigError,

@@ -163,6 +163,16 @@ def test_a_saved_config_names_every_value(tmp_path: Path) -> None:
     assert "retrieval" not in document
 
 
+def test_what_is_left_out_of_a_rankers_training_is_a_rankers_default() -> None:
+    document = to_dict(SMALL)
+    document["rankers"]["training"] = {"batch_size": 8}
+    document["upstreams"][0]["training"] = {"batch_size": 8}
+    read = from_dict(StudyConfig, document)
+    assert read.rankers.training.epochs == SMALL.rankers.training.epochs > 1
+    assert read.upstreams[0].training.epochs == SMALL.upstreams[0].training.epochs == TrainConfig().epochs
+    assert from_dict(StudyConfig, to_dict(read)) == read
+
+
 def test_integers_serve_as_numbers() -> None:
     assert FULL.upstreams[0].training.sparse_lr == 1
     document = to_dict(FULL)

@@ -19,6 +19,7 @@ from recsys.config import (
     ModelConfig,
     NetworkConfig,
     RankerConfig,
+    RankerTrainConfig,
     RefreshConfig,
     SpansConfig,
     StudyConfig,
@@ -55,7 +56,7 @@ def config(**gates: float) -> StudyConfig:
             whole.rankers,
             seeds=(0,),
             network=NetworkConfig(embedding_dim=4, hidden=(8,)),
-            training=TrainConfig(batch_size=64),
+            training=RankerTrainConfig(epochs=1, batch_size=64),
         ),
         refresh=replace(
             whole.refresh,

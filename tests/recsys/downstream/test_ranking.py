@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from embedding_store import EmbeddingStore
-from recsys.config import ConfigError, NetworkConfig, RankerSettings, TrainConfig
+from recsys.config import ConfigError, NetworkConfig, RankerSettings, RankerTrainConfig, TrainConfig
 from recsys.data.convert import table_rows
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
@@ -50,7 +50,7 @@ RANKERS = RankerSettings(
     features=("user_id", "country", "price", "hour", "item_id"),
     seeds=(0, 1),
     network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,), entity_dropout=0.0),
-    training=TrainConfig(epochs=2, batch_size=64, shuffle_batches=2),
+    training=RankerTrainConfig(epochs=2, batch_size=64, shuffle_batches=2),
 )
 CONFIG = ranker_job("tasks", RANKERS, ablation_arms(["ctr"]))
 NONE = Ranker("tasks", "ctr", "none", (), 0)
