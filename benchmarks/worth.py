@@ -136,7 +136,14 @@ def _planned(name: str, way: str, recipes: dict[str, Recipe], options: Options) 
 
 
 def start(run: Run, options: Options) -> int:
-    """Run the command to its end, in a process of its own, whose memory is its own; its exit code."""
+    """Run the command to its end, in a process of its own, whose memory is its own.
+
+    Returns:
+        its exit code.
+
+    Raises:
+        SystemExit: Ctrl-C.
+    """
     source = ["--data", str(run.source)] if run.source else []
     changes = [word for assignment in options.set_ for word in ("--set", assignment)]
     command = [
@@ -154,8 +161,8 @@ def start(run: Run, options: Options) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            process.wait()  # it has met Ctrl-C too, and has ranks to stop
-            raise
+            process.wait()  # it has met Ctrl-C too, has ranks to stop, and says how to go on
+            raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
