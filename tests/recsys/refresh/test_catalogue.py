@@ -51,7 +51,7 @@ def test_rows_get_a_vector_in_the_cycle_of_their_day(run: tuple[Path, Path]) -> 
     deliver(data, DAYS[2], item_rows(NEW, LAST))
     deliver(data, DAYS[2], new_users([900], noon(DAYS[2])), "users")
     assert refresh(CONFIG, data, out) == [DAYS[2]]
-    assert has(out, NEW) == [True] * 3
+    assert offered(out, NEW) == [True] * 3
     assert has(out, [900], "user_ctr") == [True]
     assert len(snapshots(out, "item_ctr")) == 4, "in the same snapshot as those with events"
     assert active(out, NEW) == [day_number(DAYS[2])] * 3, "since the day they came, though they know of an older time"

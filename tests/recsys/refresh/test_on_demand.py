@@ -80,6 +80,17 @@ def test_new_items_have_vectors_at_once(run: tuple[Path, Path], capsys: pytest.C
     assert has(out, [900], "user_ctr") + has(out, NEW) == [True] * 4
 
 
+def test_only_who_was_in_training_is_known_by_id(run: tuple[Path, Path]) -> None:
+    """Of items alike, one of them with events: it has a vector of its own, and the new ones are what their rows say."""
+    data, out = run
+    alike = item_rows(NEW[:1], LAST).take(pa.array([0] * 3)).set_column(1, "item_id", pa.array([0, *NEW[:2]]))
+    embed_rows(replace(CONFIG, aggregation="latest"), write(data, alike), "item", data, out)
+    (known, new, new_too), there = series(out, "item_ctr").latest().load().lookup(torch.tensor([0, *NEW[:2]]))
+    assert there.all()
+    assert torch.equal(new, new_too)
+    assert not torch.allclose(known, new, atol=1e-4)
+
+
 def test_the_days_go_on_from_them(run: tuple[Path, Path], tmp_path: Path) -> None:
     """And so does a correction of the day before them; and the vectors are those of rows that came with the day."""
     data, out = run
