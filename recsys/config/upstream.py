@@ -35,7 +35,7 @@ class SourceConfig:
 class ModelConfig:
     """DERM: three towers with DHEN backbones (papers.md section 1; sizes are our choice, the paper names none)."""
 
-    token_dim: int = 32
+    token_dim: int = 16
     """Width d of every token and of every embedding table."""
     layers: tuple[tuple[str, ...], ...] = (("masknet", "mlp"), ("transformer", "mlp"))
     """Interaction modules of each DHEN layer, side by side: masknet, dcnv2, transformer, mlp."""
@@ -45,9 +45,9 @@ class ModelConfig:
     """Attention heads of every Transformer; divides `token_dim`."""
     sequence_layers: int = 1
     """Transformer layers over each sequence feature."""
-    out_tokens: int = 2
+    out_tokens: int = 4
     """Tokens of the entity vector; flattened and L2-normalised."""
-    out_dim: int = 32
+    out_dim: int = 16
     """Width of each of them: the vector has out_tokens * out_dim dimensions."""
     dropout: float = 0.0
     """Dropout inside the interaction modules."""
@@ -84,8 +84,8 @@ class LossConfig:
 
     contrastive_label: str = ""
     """Label whose positives are contrasted; empty: the first task."""
-    contrastive_weight: float = 1.0
-    """Factor of the contrastive term; the paper reports a plain sum (1.0). 0 turns it off."""
+    contrastive_weight: float = 0.1
+    """Factor of the contrastive term; our choice, the paper reports a plain sum (1.0). 0 turns it off."""
     temperature: float = 0.1
     """tau in softmax(u.p / tau - log Q(p)); our choice, the paper names none."""
     uniform_negatives: int = 0

@@ -7,7 +7,6 @@ from dataclasses import replace
 from recsys.config import (
     DaysConfig,
     LossConfig,
-    ModelConfig,
     NetworkConfig,
     RankerSettings,
     RankerTrainConfig,
@@ -30,7 +29,6 @@ def kuairand() -> StudyConfig:
         users=("history/users/*.parquet",),
         items=("history/items/*.parquet",),
     )
-    model = ModelConfig(token_dim=16, out_tokens=4, out_dim=16)
     training = TrainConfig(epochs=2, batch_size=512)
     days = "impressions/events/2022-{}/{}/*.parquet"
 
@@ -56,16 +54,14 @@ def kuairand() -> StudyConfig:
                 name="ctr",
                 source=source,
                 tasks=("long_view",),
-                model=model,
-                loss=LossConfig(contrastive_label="long_view", contrastive_weight=0.1),
+                loss=LossConfig(contrastive_label="long_view"),
                 training=training,
             ),
             UpstreamConfig(
                 name="cvr",
                 source=source,
                 tasks=("is_like", "long_view"),
-                model=model,
-                loss=LossConfig(contrastive_label="is_like", contrastive_weight=0.1),
+                loss=LossConfig(contrastive_label="is_like"),
                 training=replace(training, seed=1),
             ),
         ),
@@ -207,8 +203,6 @@ def _movielens(name: str, note: str) -> StudyConfig:
                     users=("ratings/users/*.parquet",),
                     items=("ratings/items/*.parquet",),
                 ),
-                model=ModelConfig(token_dim=16, out_tokens=4, out_dim=16),
-                loss=LossConfig(contrastive_weight=0.1),
                 training=TrainConfig(epochs=3, batch_size=512),
             ),
         ),

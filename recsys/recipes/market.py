@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from recsys.config import (
     DaysConfig,
-    LossConfig,
-    ModelConfig,
     RankerSettings,
     RefreshSettings,
     RetrievalConfig,
@@ -29,7 +27,6 @@ def synthetic() -> StudyConfig:
         users=("market/users/*.parquet",),
         items=("market/items/*.parquet",),
     )
-    model = ModelConfig(token_dim=16, out_tokens=4, out_dim=16)
     features = (
         "user_id country age_bucket device user_interest user_impressions user_clicks item_id category brand price "
         "item_impressions item_clicks item_age_days hour surface position"
@@ -58,16 +55,12 @@ def synthetic() -> StudyConfig:
                 name="ctr",
                 source=source,
                 tasks=("click",),
-                model=model,
-                loss=LossConfig(contrastive_weight=0.1),
                 training=TrainConfig(epochs=3, batch_size=256, sparse_lr=0.1),
             ),
             UpstreamConfig(
                 name="cvr",
                 source=source,
                 tasks=("conversion", "click"),
-                model=model,
-                loss=LossConfig(contrastive_weight=0.1),
                 training=TrainConfig(epochs=3, batch_size=256, sparse_lr=0.1, seed=1),
             ),
         ),
