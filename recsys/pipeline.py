@@ -77,7 +77,9 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
         progress.begin(why, done=is_done(out, stage_name(rankers)))
         job("downstream", stage_name(rankers), rankers, data, out, ranks)
     progress.begin("report: lifts with intervals, from 1,000 draws of users")
+    start = time.monotonic()
     report = build_report(collect_results(study, data, out))
+    report["seconds"]["report"] = time.monotonic() - start
     write_report(report, out)
     print_summary(report)
     print(f"report: {out / 'report.html'} (figures: {out / 'report.json'}; all tables: recsys report --out {out})")

@@ -70,7 +70,9 @@ def report(config: StudyConfig, data: Path, out: Path) -> None:
         folder = Ledger(out, name).folder
         export.write_metrics(folder, name)
         quality_page.write_pages(folder, name)
+    start = time.monotonic()
     document = build_daily(collect_daily(config, data, out))
+    document["seconds"]["report"] = time.monotonic() - start
     write_daily(document, out)
     print_daily(document)
     print(f"\nreport: {out / 'daily.html'}  (figures: {out / 'daily.json'})")

@@ -121,6 +121,7 @@ def test_follow_a_folder_to_the_report(
         "rankers-daily": 2,
         "upstream-ctr": 0,
     }
+    assert report["seconds"]["report"] > 0
     assert report["rows"] == {"train": 299, "validation": 300, "test": 599}
     assert "Rows that were left out: 1 of 300 in ctr-2024-01-03" in (out / "daily.html").read_text()
     assert set(report["aggregation"]) == {"latest", "ma_0.2", "ma_0.5", "ma_0.8", "average"}
