@@ -23,11 +23,12 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_log(tmp_path_factory.mktemp("log"))
 
 
-@pytest.fixture(scope="module")
-def two_days(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -> tuple[Path, Path]:
+@pytest.fixture(scope="session")
+def two_days(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Data and run after two days, pages drawn; no test changes them."""
-    data, out = start_run(tmp_path_factory.mktemp("two_days"), DAYS[:2], environment)
-    assert refresh(daily_config(), data, out, every=True) == DAYS[:2]
+    with process_group() as environment:
+        data, out = start_run(tmp_path_factory.mktemp("two_days"), DAYS[:2], environment)
+        assert refresh(daily_config(), data, out, every=True) == DAYS[:2]
     return data, out
 
 

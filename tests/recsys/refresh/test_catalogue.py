@@ -3,15 +3,19 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recsys.config import GateConfig
+from recsys.config import GateConfig, LossConfig, RefreshConfig
+from recsys.data.batch import Batch
 from recsys.data.errors import ClockSkewError, DataError
 from recsys.dates import DAY_MS, day_number
+from recsys.models.derm import DermOutput
+from recsys.models.losses import DermLoss
 from recsys.refresh import cycle as cycle_module
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
@@ -65,17 +69,20 @@ def test_rows_get_a_vector_in_the_cycle_of_their_day(run: tuple[Path, Path]) -> 
     assert has(out, NEW) == [True] * 3
 
 
-@pytest.mark.parametrize(("ahead", "same"), [(-DAY_MS, True), (DAY_MS - 1, False)])
-def test_of_row_and_event_the_last_counts(run: tuple[Path, Path], tmp_path: Path, ahead: int, same: bool) -> None:
+def test_of_row_and_event_the_last_counts(run: tuple[Path, Path], tmp_path: Path) -> None:
     data, out = run
-    without = Path(shutil.copytree(out, tmp_path / "without"))
     write_day(data, DAYS[2])
-    refresh(CONFIG, data, without)
-    deliver(data, DAYS[2], item_rows([0], window(DAILY, DAYS[2])[0] + ahead, seed=8))
-    refresh(CONFIG, data, out)
     assert 0 in pq.read_table(data / "days" / DAYS[2])["item_id"].to_pylist()
-    vectors = [series(folder, "item_ctr").latest().load().lookup(torch.tensor([0]))[0] for folder in (out, without)]
-    assert torch.equal(*vectors) == same
+    start, found = window(DAILY, DAYS[2])[0], []
+    for number, time in enumerate((None, start - DAY_MS, start + DAY_MS - 1)):
+        if time is not None:
+            deliver(data, DAYS[2], item_rows([0], time, seed=8))
+        folder = Path(shutil.copytree(out, tmp_path / f"out-{number}"))
+        refresh(CONFIG, data, folder)
+        found.append(series(folder, "item_ctr").latest().load().lookup(torch.tensor([0]))[0])
+    without, earlier, later = found
+    assert torch.equal(earlier, without)
+    assert not torch.equal(later, without)
 
 
 def test_rows_that_come_late(run: tuple[Path, Path]) -> None:
@@ -135,38 +142,77 @@ def flagged(data: Path, day: str, ids: list[int], gone: list[int]) -> None:
     deliver(data, day, item_rows(ids, noon(day), gone=gone))
 
 
-def test_who_is_withdrawn_stays_out(run: tuple[Path, Path]) -> None:
-    """Item 0 has events on every day."""
+Drawn = list[tuple[int, set[int]]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """Of each step of a training that draws negatives: how many items there are, and those that were drawn."""
+    steps, forward = Drawn(), DermLoss.forward
+
+    def spy(self: DermLoss, output: DermOutput, batch: Batch) -> Any:
+        assert batch.negatives is not None
+        assert len(batch.negatives) == 32
+        steps.append((self.items, set(batch.negatives.tolist())))
+        return forward(self, output, batch)
+
+    monkeypatch.setattr(DermLoss, "forward", spy)
+    return steps
+
+
+def drawing(refresh: RefreshConfig) -> RefreshConfig:
+    return replace(refresh, upstream=replace(refresh.upstream, loss=LossConfig(uniform_negatives=32)))
+
+
+def items_of(data: Path, day: str) -> set[int]:
+    return set(pq.read_table(data / "days" / day)["item_id"].to_pylist())
+
+
+def test_who_is_withdrawn_stays_out(run: tuple[Path, Path], drawn: Drawn) -> None:
+    """Item 0 has events on every day. Nor is it drawn as a negative, once the day of its row is over."""
     data, out = run
     FLAGGED.save(data / "schema.toml")
     for day in DAYS[2:5]:
         write_day(data, day)
-        assert 0 in pq.read_table(data / "days" / day)["item_id"].to_pylist()
+        assert 0 in items_of(data, day)
     flagged(data, DAYS[2], [0, 555, 556], [1, 1, 0])
     flagged(data, DAYS[4], [0], [0])
-    assert offered(out, [0]) == [True]
-    refresh(CONFIG, data, out)
+    assert has(out, [0]) == [True]
+    refresh(drawing(CONFIG), data, out)
     assert offered(out, [0, 555, 556]) == [False, False, True]
     assert records(out)[-1].expired["item_ctr"] == 1
-    refresh(CONFIG, data, out)
+    refresh(drawing(CONFIG), data, out)
     assert offered(out, [0, 555, 556]) == [False, False, True], "its events do not bring it back"
+    alive = items_of(data, DAYS[2]), items_of(data, DAYS[3]) - {0}
+    assert [count for count, _ in drawn] == [len(alive[0])] * 3 + [len(alive[1])] * 3
+    assert tuple(set().union(*(items for _, items in drawn[start : start + 3])) for start in (0, 3)) == alive
     flagged(data, DAYS[3], [556], [1])
-    assert refresh(CONFIG, data, out) == [DAYS[3]]
+    assert refresh(drawing(CONFIG), data, out) == [DAYS[3]]
     assert offered(out, [0, 555, 556]) == [False] * 3
-    refresh(CONFIG, data, out)
+    refresh(drawing(CONFIG), data, out)
     assert offered(out, [0, 555, 556]) == [True, False, False], "a row does"
 
 
-def test_a_cold_retrain_knows_all_rows(run: tuple[Path, Path]) -> None:
+def test_a_cold_retrain_knows_all_rows(run: tuple[Path, Path], drawn: Drawn) -> None:
+    """And draws from those of the source."""
     data, out = run
     FLAGGED.save(data / "schema.toml")
+    (data / "items").mkdir()
+    pq.write_table(item_rows([777], LAST, gone=[0]), data / "items/part-0.parquet")
+    source = replace(CONFIG.upstream.source, items=("items/*.parquet",))
+    settings = drawing(replace(CONFIG, upstream=replace(CONFIG.upstream, source=source)))
     write_day(data, DAYS[2])
     flagged(data, DAYS[2], [0, 555], [1, 0])
-    refresh(CONFIG, data, out)
+    refresh(settings, data, out)
+    assert 777 not in set().union(*(items for _, items in drawn))
+    drawn.clear()
     write_day(data, DAYS[3])
-    assert refresh(CONFIG, data, out, cold=True) == [DAYS[3]]
+    assert refresh(settings, data, out, cold=True) == [DAYS[3]]
     assert snapshots(out, "item_ctr")[-1][2] == "ctr-2"
-    assert offered(out, [0, 555, 1 * 3**30]) == [False, True, True]
+    assert offered(out, [0, 555, 777, 1 * 3**30]) == [False, True, True, True]
+    every = set().union(*(items for _, items in drawn))
+    assert 777 in every
+    assert 0 not in every
 
 
 def test_a_catalogue_without_events_is_the_first_publication(tmp_path: Path, environment: Environment) -> None:
@@ -200,22 +246,21 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
 def test_bad_rows_are_refused_before_anything_is_trained(
-    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, name: str
+    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = run
-    table, message = BAD[name]
     before = contents(out)
     write_day(data, DAYS[2])
-    path = deliver(data, DAYS[2], table)
     replace(SCHEMA, max_bad_rows=0.0).save(data / "schema.toml")
-    with monkeypatch.context() as patch:
-        patch.setattr(cycle_module, "train_on", lambda *_, **__: pytest.fail("it was trained"))
-        with pytest.raises(ClockSkewError if name == "from tomorrow" else DataError, match=message):
-            refresh(CONFIG, data, out)
-    assert contents(out) == before
-    path.unlink()
+    for name, (table, message) in BAD.items():
+        path = deliver(data, DAYS[2], table)
+        with monkeypatch.context() as patch:
+            patch.setattr(cycle_module, "train_on", lambda *_, name=name, **__: pytest.fail(f"{name}: it was trained"))
+            with pytest.raises(ClockSkewError if name == "from tomorrow" else DataError, match=message):
+                refresh(CONFIG, data, out)
+        assert contents(out) == before, name
+        path.unlink()
     assert refresh(CONFIG, data, out) == [DAYS[2]]
 
 

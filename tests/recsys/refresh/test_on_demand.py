@@ -51,6 +51,7 @@ from tests.recsys.refresh.test_kills import _kill_at
 
 CONFIG = config()
 NEW = [555, 556, 557]
+KILLED = -signal.SIGKILL
 pytestmark = pytest.mark.usefixtures("no_pages")
 
 
@@ -103,16 +104,17 @@ def test_the_days_go_on_from_them(run: tuple[Path, Path], tmp_path: Path) -> Non
     write_day(data, DAYS[2])
     refresh(CONFIG, data, out)
     assert snapshots(out, "item_ctr")[-1][:2] == (6, noon(DAYS[3]) + 1)
+    path = deliver(data, DAYS[1], item_rows(NEW, noon(DAYS[1])))
+    refresh(CONFIG, data, with_day, every=True)
+    ids = torch.tensor(NEW)
+    tables = [series(folder, "item_ctr").latest().load() for folder in (out, with_day)]
+    assert torch.equal(tables[0].lookup(ids)[0], tables[1].lookup(ids)[0])
+    path.unlink()
     write_day(data, DAYS[3])
     refresh(CONFIG, data, out)
     assert snapshots(out, "item_ctr")[-1][:2] == (7, window(DAILY, DAYS[3])[1])
     assert has(out, NEW) == [True] * 3
     assert [record.between for record in records(out)] == [0, 1, 1, 1]
-    deliver(data, DAYS[1], item_rows(NEW, noon(DAYS[1])))
-    refresh(CONFIG, data, with_day, every=True)
-    ids = torch.tensor(NEW)
-    tables = [series(folder, "item_ctr").latest().load() for folder in (out, with_day)]
-    assert torch.equal(tables[0].lookup(ids)[0], tables[1].lookup(ids)[0])
 
 
 def test_after_a_refused_day_and_a_rollback(run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,10 +190,9 @@ def test_no_rows_are_nothing_to_do(run: tuple[Path, Path], capsys: pytest.Captur
         embed_rows(CONFIG, data / "none.parquet", "item", data, out)
 
 
-def _embed(data: Path, out: Path, step: int | None) -> None:
+def _embed_and_die(data: Path, out: Path, step: int) -> None:
     torch.set_num_threads(1)
-    if step is not None:
-        _kill_at(step)
+    _kill_at(step)
     embed_rows(CONFIG, data / "new.parquet", "item", data, out)
 
 
@@ -212,13 +213,13 @@ def start() -> Callable[..., int]:
 def test_killed_at_each_durable_step(run: tuple[Path, Path], start: Callable[..., int], tmp_path: Path) -> None:
     """Given again it ends with the same store."""
     data, out = run
-    write(data, item_rows(NEW, LAST))
+    rows = write(data, item_rows(NEW, LAST))
     whole = Path(shutil.copytree(out, tmp_path / "whole"))
-    assert start(_embed, data, whole, None) == 0
+    embed_rows(CONFIG, rows, "item", data, whole)
     expected, step, kills = contents(whole), 1, 0
-    while start(_embed, data, broken := Path(shutil.copytree(out, tmp_path / f"out-{step}")), step) == -signal.SIGKILL:
+    while start(_embed_and_die, data, broken := Path(shutil.copytree(out, tmp_path / f"{step}")), step) == KILLED:
         kills += 1
-        assert start(_embed, data, broken, None) == 0
+        embed_rows(CONFIG, rows, "item", data, broken)
         assert contents(broken) == expected, f"killed at step {step}"
         assert len(list((broken / "daily/ctr/between").glob("*.json"))) == 1
         step += 3
