@@ -34,7 +34,7 @@ SCHEMA = Schema(
 )
 UNTIMED = replace(SCHEMA, features=tuple(replace(feature, time="") for feature in SCHEMA.features), timestamp="")
 """Of the same log without times."""
-MODEL = ModelConfig(token_dim=8, layers=(("masknet", "mlp"),), tokens=2, out_tokens=2, out_dim=4)
+MODEL = ModelConfig(token_dim=8, layers=(("mlp",),), tokens=2, out_tokens=2, out_dim=4)
 SOURCE = SourceConfig(schema="schema.toml", events=("events/*.parquet",), users=("users/*.parquet",))
 CONFIG = StudyConfig(
     name="tiny",
