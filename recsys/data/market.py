@@ -250,10 +250,11 @@ def _shown(
     on_sale = np.flatnonzero(_alive(people.item_popularity, people.item_days, day))
     chosen = np.empty((len(user), POSITIONS), np.int64)
     for rows in _chunks(len(user), len(on_sale)):
-        match = _taste(people, mind, user[rows], surface[rows]) @ people.item_taste[on_sale].T  # [r, items]
+        wanted, offered = _taste(people, mind, user[rows], surface[rows]), people.item_taste[on_sale]
+        match = wanted.astype(np.float32) @ offered.astype(np.float32).T  # [r, items]
         # A race of exponential waiting times: whoever is fastest comes first.
         waiting = rng.standard_exponential(match.shape, dtype=np.float32)
-        waiting = waiting * np.exp(-_attraction(people, on_sale, surface[rows], match))
+        waiting *= np.exp(-_attraction(people, on_sale, surface[rows], match))
         first = np.argpartition(waiting, POSITIONS, axis=1)[:, :POSITIONS]
         order = np.argsort(np.take_along_axis(waiting, first, axis=1), axis=1)
         chosen[rows] = on_sale[np.take_along_axis(first, order, axis=1)]
@@ -271,11 +272,11 @@ def _attraction(
     people: Population,
     on_sale: NDArray[np.int64],  # [I]
     surface: NDArray[np.int64],  # [R]
-    taste_match: NDArray[np.float64],  # [R, I]
-) -> NDArray[np.float64]:  # [R, I]
+    taste_match: NDArray[np.floating],  # [R, I]
+) -> NDArray[np.floating]:  # [R, I], of the same dtype
     """Logarithm of an item's weight in what a surface shows."""
-    popularity = np.array(_POPULARITY_POWER)[surface][:, None] * np.log(people.item_popularity[on_sale])
-    return popularity + np.array(_TRUST)[surface][:, None] * taste_match
+    power, trust = (np.array(each, taste_match.dtype)[surface][:, None] for each in (_POPULARITY_POWER, _TRUST))
+    return power * np.log(people.item_popularity[on_sale]).astype(taste_match.dtype) + trust * taste_match
 
 
 def _click_logit(
