@@ -90,7 +90,7 @@ class LossConfig:
     """tau in softmax(u.p / tau - log Q(p)); our choice, the paper names none."""
     uniform_negatives: int = 0
     """Items that every rank draws uniformly from all of the source's (a day's) for every step, as candidates beside the
-    items of the batches' positives (Yang et al. 2020); 0: none."""
+    items of the batches' positives (Yang et al. 2020), less those that were withdrawn before; 0: none."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"temperature is {self.temperature}; use more than 0")
