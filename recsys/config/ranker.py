@@ -25,9 +25,8 @@ class NetworkConfig:
     """Dropout in the top MLP."""
     vector_dropout: float = 0.3
     """Dropout of what the ranker makes of the vectors, in front of the layer that starts at zero."""
-    entity_dropout: float | None = None
-    """Probability with which a training row loses one series' vector, as if the entity were new. Left out: the first
-    seed of every arm is trained without and with, the validation files choose, and the other seeds follow it."""
+    entity_dropout: float = 0.0
+    """Probability with which a training row loses one series' vector, as if the entity were new."""
     id_dropout: float = 0.0
     """Share of the training rows whose user, and of those whose item, is read without its own id, as a new one is."""
 
@@ -37,7 +36,7 @@ class NetworkConfig:
         require(self.embedding_dim % 4 == 0, f"embedding_dim is {self.embedding_dim}; tables need a multiple of 4")
         require(all(width > 0 for width in self.hidden), f"hidden is {self.hidden}; use widths of 1 or more")
         for name in ("dropout", "vector_dropout", "entity_dropout", "id_dropout"):
-            require(0 <= (getattr(self, name) or 0) < 1, f"{name} is {getattr(self, name)}; use 0 <= p < 1")
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; use 0 <= p < 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class RankerSettings:
     train: tuple[str, ...]
     """Glob patterns of the Parquet files to train on."""
     validation: tuple[str, ...]
-    """Files that choose the number of epochs."""
+    """Files that choose the number of epochs, and whether an arm reads its vectors."""
     test: tuple[str, ...]
     """Files the result is measured on, once."""
     tasks: dict[str, str]

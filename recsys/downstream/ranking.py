@@ -35,6 +35,7 @@ from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.validation import Validation, validate
 from recsys.evaluate.metrics import normalized_entropy
+from recsys.evaluate.recalibration import fit_recalibration
 from recsys.folders import store_folder
 from recsys.models.dlrm import DLRM, RankerTask
 from recsys.models.vocabulary import Vocabulary
@@ -43,9 +44,6 @@ from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.predict import predict
 from recsys.train.trainer import TrainResult, fit
-
-ENTITY_DROPOUTS = (0.0, 0.3)
-"""Tried on the validation rows where `NetworkConfig.entity_dropout` is None."""
 
 
 @dataclass(frozen=True)
@@ -186,25 +184,26 @@ def train_ranker(
     environment: Environment,
     skip: Quarantine = NOTHING,
 ) -> float:
-    """Train one ranker, choose epoch and entity dropout by validation NE, recalibrate it on the validation rows,
-    predict the test rows once and write them.
+    """Train one ranker, choose by validation NE its epoch and whether it reads vectors at all, recalibrate it on the
+    validation rows, predict the test rows once and write them.
 
     Returns:
         its validation NE.
     """
     label = config.tasks[ranker.task]
-    features = StoreFeatures(
-        EmbeddingStore(store_folder(out)), ranker.series, config.publish_delay_ms, once=ranker.once
-    )
+    store = EmbeddingStore(store_folder(out))
+    features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once)
     schema = ranker_schema(config, data, (label,))
     seen = read_ids(find_files(data, config.train), schema, skip)
     work = _Work(ranker.seed, label, schema, config, data, features, seen, environment, skip)
-    results = {value: work.train(value) for value in entity_dropouts(ranker, config, out)}
-    tried = {value: min(result.scores) for value, (result, _) in results.items()}
+    bare = replace(work, features=StoreFeatures(store, ()))
+    works = {reads: work if reads else bare for reads in readings(ranker, config, out)}
+    results = {reads: each.train() for reads, each in works.items()}
+    tried = {reads: min(result.scores) for reads, (result, _) in results.items()}
     chosen = min(tried, key=tried.__getitem__)
-    result, vocabulary = results[chosen]
+    work, (result, vocabulary) = works[chosen], results[chosen]
     logits, labels, mask, _ = work.predict(result.model, vocabulary, config.validation)
-    found = validate(labels[mask].numpy(), logits[mask].numpy(), entity_dropout=chosen, tried=tried)
+    found = validate(labels[mask].numpy(), logits[mask].numpy(), reads=chosen, tried=tried)
     found.save(ranker.validation(out))
     logits, labels, mask, users = work.predict(result.model, vocabulary, config.test)
     recalibrated = torch.from_numpy(found.recalibration(logits[:, 0].numpy()).astype(np.float32))
@@ -222,6 +221,7 @@ class _Work:
     config: RankerSettings
     data: Path
     features: StoreFeatures
+    """The vectors that the ranker reads."""
     seen: dict[str, Ints]
     """The ids of the training rows, by owner."""
     environment: Environment
@@ -242,11 +242,10 @@ class _Work:
             skip=self.skip,
         )
 
-    def train(self, entity_dropout: float) -> tuple[TrainResult, Vocabulary]:
+    def train(self) -> tuple[TrainResult, Vocabulary]:
         """The model of the best epoch, each epoch's validation NE, and what ids the model knows."""
         torch.manual_seed(self.seed)  # the same start for every arm: see DLRM
-        network = replace(self.config.network, entity_dropout=entity_dropout)
-        ranking = DLRM(self.schema, network, self.features.specs)
+        ranking = DLRM(self.schema, self.config.network, self.features.specs)
         vocabulary = ranking.vocabulary
         result = fit(
             RankerTask(ranking, label_index=0),
@@ -268,7 +267,10 @@ class _Work:
 
     def _validation_ne(self, model: nn.Module, vocabulary: Vocabulary) -> float:
         logits, labels, mask, _ = self.predict(model, vocabulary, self.config.validation)
-        score = normalized_entropy(labels[mask].numpy(), logits[mask].numpy())
+        known, said = labels[mask].numpy(), logits[mask].numpy()
+        score = normalized_entropy(known, said)
+        if math.isfinite(score):
+            return normalized_entropy(known, fit_recalibration(known, said)(said))  # as it will be judged
         if math.isnan(score) and not logits.isnan().any():
             raise DataError(
                 f"the validation files {', '.join(self.config.validation)} do not hold both a 0 and a 1 of label "
@@ -277,15 +279,15 @@ class _Work:
         return score
 
 
-def entity_dropouts(ranker: Ranker, config: RankerSettings, out: Path) -> tuple[float, ...]:
-    """The values that a ranker is to be trained with: the config's; else what the first seed of its arm has chosen, or
-    all that there are to choose from."""
-    if not ranker.series or config.network.entity_dropout is not None:
-        return (config.network.entity_dropout or 0.0,)
+def readings(ranker: Ranker, config: RankerSettings, out: Path) -> tuple[bool, ...]:
+    """Whether a ranker is to be trained with its vectors, without any, or both, of which the validation rows choose: so
+    vectors that do not pay there do no harm elsewhere. Later seeds follow the first one of their arm."""
     first = replace(ranker, seed=config.seeds[0])
+    if not ranker.series:
+        return (False,)
     if ranker != first and first.path(out).is_file():
-        return (Validation.load(first.validation(out)).entity_dropout,)
-    return ENTITY_DROPOUTS
+        return (Validation.load(first.validation(out)).reads,)
+    return (True, False)
 
 
 def write_predictions(path: Path, logits: Tensor, labels: Tensor, mask: Tensor, users: Tensor) -> None:

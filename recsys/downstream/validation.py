@@ -30,10 +30,10 @@ class Validation:
     bias: float
     rows: int
     positives: int
-    entity_dropout: float
-    """That it was trained with."""
+    reads: bool
+    """Whether it reads the vectors of its arm."""
     tried: Mapping[str, float] = field(default_factory=dict)
-    """Entity dropout -> NE before recalibration, for every value that was tried."""
+    """NE before recalibration of what was tried, `with` vectors and `without`."""
 
     @property
     def recalibration(self) -> Recalibration:
@@ -54,8 +54,8 @@ def validate(
     labels: np.ndarray,  # [N], 0 or 1
     logits: np.ndarray,  # [N]
     *,
-    entity_dropout: float,
-    tried: Mapping[float, float],
+    reads: bool,
+    tried: Mapping[bool, float],
 ) -> Validation:
     """Fit the recalibration on these rows, and measure on them what comes of it."""
     fitted = fit_recalibration(labels, logits)
@@ -69,6 +69,6 @@ def validate(
         bias=fitted.bias,
         rows=len(labels),
         positives=int(np.sum(labels == 1)),
-        entity_dropout=entity_dropout,
-        tried={str(value): ne for value, ne in tried.items()},
+        reads=reads,
+        tried={"with" if way else "without": ne for way, ne in tried.items()},
     )

@@ -130,7 +130,7 @@ class VectorFeatures(nn.Module):
         super().__init__()
         self.dims = [x.dim for x in series]
         self.couples = _couples(series)
-        self.entity_dropout = config.entity_dropout or 0.0
+        self.entity_dropout = config.entity_dropout
         width, count = config.projection_dim, len(series)
         same = config.embedding_dim == width
         self.widen = nn.Identity() if same else nn.Linear(config.embedding_dim, width, bias=False)

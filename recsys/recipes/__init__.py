@@ -45,7 +45,7 @@ RECIPES: dict[str, Recipe] = {
     "movielens-1m": Recipe(movielens_1m, prepare_movielens_1m),
     "movielens-100k": Recipe(movielens_100k, prepare_movielens_100k),
     "synthetic": Recipe(synthetic, lambda _, out: prepare_synthetic(out), needs_source=False),
-    "demo": Recipe(demo, lambda _, out: prepare_synthetic(out, events_per_day=12_000), needs_source=False),
+    "demo": Recipe(demo, lambda _, out: prepare_synthetic(out), needs_source=False),
     "synthetic-small": Recipe(
         synthetic_small,
         lambda _, out: prepare_synthetic(out, users=600, items=200, events_per_day=2000),

@@ -45,7 +45,7 @@ def daily_headline(document: Mapping[str, Any]) -> str:
     if not daily or daily.get("auc_lift") is None:
         return "Nothing could be measured: the test events hold one class only, or no ranker read refreshed vectors."
     if daily.get("pays") is False:
-        known, without = (number(arm["validation"]["ne"]) for arm in (daily, document["baseline"]))
+        known, without = (number(daily["validation"]["tried"][way]) for way in ("with", "without"))
         return (
             f"Vectors refreshed daily do not pay: on the validation rows the {title(document['task'])} ranker's "
             f"normalized entropy is {known} with them and {without} without."

@@ -10,17 +10,21 @@ from recsys.study.segments import OWNERS, SEGMENTS
 
 
 def unpaid(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Arms whose normalized entropy on the validation rows is not below that without vectors."""
+    """Arms whose vectors do not lower the normalized entropy on the validation rows, so that none of them is read."""
     return [arm for arm, measured in arms.items() if measured.get("pays") is False]
 
 
 def payoff_note(arms: Mapping[str, Mapping[str, Any]], arm_title: Callable[[str], str]) -> str:
     """The arms of a task that do not pay, in a sentence; empty if all do, or nobody knows."""
-    named = [f"{arm_title(arm)} ({number(arms[arm]['validation']['ne'])})" for arm in unpaid(arms)]
-    if not named:
+    tried = {arm_title(arm): arms[arm]["validation"]["tried"] for arm in unpaid(arms)}
+    if not tried:
         return ""
-    without = number(arms["none"]["validation"]["ne"])
-    return f"Does not pay on the validation rows (normalized entropy {without} without vectors): {', '.join(named)}."
+    without = number(next(iter(tried.values()))["without"])
+    named = ", ".join(f"{arm} ({number(ne['with'])})" for arm, ne in tried.items())
+    return (
+        f"Does not pay on the validation rows, so the ranker reads none of it (normalized entropy {without} without "
+        f"vectors): {named}."
+    )
 
 
 def segment_line(report: Mapping[str, Any], task: str, arm: str) -> str:

@@ -37,8 +37,11 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     tasks.<task>.<arm>.validation.calibration  number; after the recalibration that was fitted on these rows, and
                                             that all figures are of
     tasks.<task>.<arm>.validation.raw_calibration  number; before it
-    tasks.<task>.<arm>.validation.entity_dropout  list of numbers; that each seed was trained with
-    tasks.<task>.<arm>.pays                 bool; whether validation.ne is below that of `none`; not in `none`
+    tasks.<task>.<arm>.validation.reads     list of bool; whether each seed's ranker reads the arm's vectors
+    tasks.<task>.<arm>.validation.tried.with  number; the first seed's normalized entropy, before it is recalibrated; not
+                                            in `none`
+    tasks.<task>.<arm>.validation.tried.without  number; the same without vectors: the lower of the two decides
+    tasks.<task>.<arm>.pays                 bool; whether any seed reads them; not in `none`
     tasks.<task>.<arm>.seeds                list of int; training seeds
     tasks.<task>.<arm>.rows                 int; test events for which the label exists
     tasks.<task>.<arm>.positives            int; of them

@@ -116,11 +116,11 @@ def _validation(found: Mapping[str, Sequence[Validation]], arm: str) -> dict[str
         name: float(np.mean([getattr(seed, name) for seed in found[arm]]))
         for name in ("ne", "auc", "calibration", "raw_calibration")
     }
-    figures["entity_dropout"] = [seed.entity_dropout for seed in found[arm]]
+    figures["reads"] = [seed.reads for seed in found[arm]]
     if arm == REFERENCE:
         return {"validation": figures}
-    without = float(np.mean([seed.ne for seed in found[REFERENCE]]))
-    return {"validation": figures, "pays": bool(figures["ne"] < without)}
+    figures["tried"] = dict(found[arm][0].tried)
+    return {"validation": figures, "pays": any(figures["reads"])}
 
 
 def require(condition: bool, message: str) -> None:

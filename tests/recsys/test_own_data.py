@@ -69,7 +69,7 @@ CONFIG = StudyConfig(
         tasks={"ctr": "opened", "cvr": "bought"},
         publish_delay_ms=3_600_000,
         seeds=(0, 1),
-        network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,), entity_dropout=0.0),
+        network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
         training=RankerTrainConfig(epochs=1, batch_size=64),
     ),
     retrieval=RetrievalConfig(upstream="open", k=(5,)),

@@ -20,10 +20,8 @@ from recsys.data.schema import Schema, SchemaError
 from recsys.data.synthetic import market_split, prepare_synthetic
 from recsys.downstream import ranking
 from recsys.downstream.ranking import (
-    ENTITY_DROPOUTS,
     Ranker,
     all_rankers,
-    entity_dropouts,
     ranker_schema,
     read_predictions,
     train_ranker,
@@ -49,7 +47,7 @@ RANKERS = RankerSettings(
     publish_delay_ms=0,
     features=("user_id", "country", "price", "hour", "item_id"),
     seeds=(0, 1),
-    network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,), entity_dropout=0.0),
+    network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
     training=RankerTrainConfig(epochs=2, batch_size=64, shuffle_batches=2),
 )
 CONFIG = ranker_job("tasks", RANKERS, ablation_arms(["ctr"]))
@@ -129,17 +127,38 @@ def test_predictions_are_calibrated_on_the_validation_rows(data: Path, out: Path
         assert (kept.rows, kept.positives) == (len(labels), labels.sum())
 
 
-def test_the_first_seed_chooses_the_entity_dropout_of_its_arm(data: Path, out: Path, environment: Environment) -> None:
-    open_choice = replace(RANKERS, network=replace(RANKERS.network, entity_dropout=None))
+def clicks_of_training(data: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Users of the training rows, how much more often than all each clicks there, and when the validation begins."""
+    rows = pa.concat_tables([pq.ParquetFile(path).read() for path in find_files(data, SPLIT.train)])
+    users, where = np.unique(rows["user_id"].to_numpy(), return_inverse=True)
+    clicks = rows["click"].to_numpy().astype(float)
+    rate = np.bincount(where, clicks) / np.bincount(where) - clicks.mean()
+    return torch.from_numpy(users), torch.from_numpy(rate).float(), int(rows["timestamp"].to_numpy().max()) + 1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_arm_reads_its_vectors_where_they_pay(
+    data: Path, tmp_path: Path, environment: Environment, turned: bool
+) -> None:
+    """They tell who clicks in the training rows; where they are turned round for the validation rows, none is read and
+    the ranker is the one without. The second seed follows the first."""
+    users, rate, validation = clicks_of_training(data)
+    series = EmbeddingStore(store_folder(tmp_path)).create("user_ctr", dim=6)
+    for as_of, sign in ((0, 1), (validation, -1))[: 1 + turned]:
+        with series.write(as_of=as_of, space="ctr-1") as writer:
+            writer.append(users, sign * 8 * rate.unsqueeze(1).expand(-1, 6))
     for ranker in (NONE, USER, replace(USER, seed=1)):
-        train_ranker(ranker, open_choice, data, out, environment)
-    none, first, second = (Validation.load(ranker.validation(out)) for ranker in (NONE, USER, replace(USER, seed=1)))
-    assert {float(value) for value in first.tried} == set(ENTITY_DROPOUTS)
-    assert first.tried[str(first.entity_dropout)] == min(first.tried.values())
-    assert list(second.tried) == [str(first.entity_dropout)]
-    assert list(none.tried) == ["0.0"]
-    fixed = replace(RANKERS, network=replace(RANKERS.network, entity_dropout=0.2))
-    assert entity_dropouts(USER, fixed, out) == (0.2,), "a number in the config is not questioned"
+        train_ranker(ranker, RANKERS, data, tmp_path, environment)
+    none, first, second = (
+        Validation.load(ranker.validation(tmp_path)) for ranker in (NONE, USER, replace(USER, seed=1))
+    )
+    assert list(none.tried) == ["without"]
+    assert first.tried["without"] == none.tried["without"]
+    assert first.reads is (first.tried["with"] < first.tried["without"]) is not turned
+    assert list(second.tried) == [("with", "without")[turned]]
+    assert second.reads is first.reads
+    without, read = (read_predictions(ranker.path(tmp_path))["logits"] for ranker in (NONE, USER))
+    assert np.array_equal(without, read) is turned
 
 
 def test_vectors_of_noise_do_no_significant_harm(data: Path, tmp_path: Path, environment: Environment) -> None:

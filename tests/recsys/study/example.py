@@ -50,10 +50,10 @@ def example_task(
     )
 
 
-def example_validation(ne: float) -> Validation:
+def example_validation(ne: float, *, reads: bool = True) -> Validation:
     """A ranker's figures on its validation rows."""
     figures = {"auc": 0.7, "calibration": 1.0, "raw_calibration": 0.93, "scale": 0.9, "bias": 0.1}
-    return Validation(ne=ne, rows=1000, positives=300, entity_dropout=0.3, tried={"0.0": 0.9, "0.3": ne}, **figures)
+    return Validation(ne=ne, rows=1000, positives=300, reads=reads, tried={"with": ne, "without": 0.9}, **figures)
 
 
 def example_facts(rows: int, arms: tuple[str, ...]) -> dict[str, Any]:

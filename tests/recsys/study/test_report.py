@@ -324,20 +324,22 @@ def test_headline_says_what_the_interval_allows(lift, bounds, opening):
 def test_an_arm_that_does_not_pay_is_named_and_not_sold(tmp_path: Path) -> None:
     """The arm of the greatest lift on the test rows did no better than none on the validation rows."""
     scores = example_task()
-    worse = {**scores.validation, ARMS[3]: [example_validation(0.9001)] * 3}
+    worse = {**scores.validation, ARMS[3]: [example_validation(0.9001, reads=False)] * 3}
     report = build_report(example_results(tasks={"ctr": replace(scores, validation=worse)}), samples=20)
     arms = report["tasks"]["ctr"]
     assert [arms[arm].get("pays") for arm in ARMS] == [None, True, True, False]
     assert arms[ARMS[3]]["auc_lift"] > arms[ARMS[2]]["auc_lift"]
     assert "(CTR user + item) raised" in headline(report)
-    named = "Does not pay on the validation rows (normalized entropy 0.9000 without vectors): "
-    named += "CTR + CVR, user + item (0.9001)."
+    named = (
+        "Does not pay on the validation rows, so the ranker reads none of it (normalized entropy 0.9000 without "
+        "vectors): CTR + CVR, user + item (0.9001)."
+    )
     assert named in " ".join(Page(render_page(report)).text.split())
     for show in (print_report, print_summary):
         out = io.StringIO()
         show(report, Console(file=out, width=200))
         assert f"CTR: {named}" in out.getvalue()
-    noise = dict.fromkeys(ARMS, [example_validation(0.9)] * 3)
+    noise = dict.fromkeys(ARMS, [example_validation(0.9, reads=False)] * 3)
     none_pays = build_report(example_results(tasks={"ctr": replace(scores, validation=noise)}), samples=20)
     assert headline(none_pays).startswith("No set of stored vectors pays: on the validation rows")
     assert Page(render_page(none_pays)).text.count("best arm") == 0
