@@ -1,5 +1,6 @@
 """What holds for all tests: none depends on how fast the machine is, nor on what else runs there."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,3 +21,8 @@ settings.load_profile("any machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start jobs come first: a long one that came last would run alone."""
     items.sort(key=lambda item: item.path.is_relative_to(TESTS / "embedding_store"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection of garbage need not look through it again and again."""
+    gc.freeze()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 
+PRELOADED = ["recsys.refresh.cycle", "sklearn.metrics", "pytest", "hypothesis.strategies"]
+"""The first brings torch, torchrec and the store; the last two are what the files of tests import themselves."""
+
 
 def forkserver() -> ForkServerContext:
     """Where such processes start. They have the environment that the first of them was started in."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["recsys.refresh.cycle"])  # and with it torch, torchrec and the store
+    context.set_forkserver_preload(PRELOADED)
     return context

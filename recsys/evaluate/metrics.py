@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 from scipy.special import expit
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from recsys.evaluate.entropy import relative_to_rate
 
@@ -25,6 +24,8 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     Returns:
         0.5 for random scores, 1.0 for perfect ones, NaN unless both classes are present.
     """
+    from sklearn.metrics import roc_auc_score  # a second to import, that every rank would wait for
+
     return float(roc_auc_score(labels, scores)) if _both_classes(labels) else math.nan
 
 
@@ -38,6 +39,8 @@ def pr_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     Returns:
         The positive rate for random scores, 1.0 for perfect ones, NaN unless both classes are present.
     """
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(labels, scores)) if _both_classes(labels) else math.nan
 
 

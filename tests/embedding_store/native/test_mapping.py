@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 import warnings
@@ -320,7 +321,7 @@ def test_a_fork_amid_mapping_and_looking_up_leaves_a_child_that_can(tmp_path: Pa
     # Torch keeps a mutex with every view, which a fork does not renew: the tensors of a loaded table are no views.
     storage, layout = table.storage.clone(), table.layout.clone()
     mapped_layout = layout_in(Mapping.open(files), table)
-    stop = threading.Event()
+    stop, busy = threading.Event(), threading.Event()
 
     def look_up() -> Tensor:
         mapping = Mapping.open(files)
@@ -329,22 +330,27 @@ def test_a_fork_amid_mapping_and_looking_up_leaves_a_child_that_can(tmp_path: Pa
         return vectors
 
     def map_and_look_up() -> None:
-        while not stop.is_set():
+        while busy.wait() and not stop.is_set():
             look_up()
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # OpenMP's threads do not live in a child
+    moment = random.Random(0)
     threads = [threading.Thread(target=map_and_look_up) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(200):
+            busy.set()
+            time.sleep(moment.uniform(0, 0.002))
             child = os.fork()
             if child == 0:
                 end_child(lambda: torch.equal(look_up(), table.vectors[:8]))
+            busy.clear()  # the child has the cores to itself
             assert finish(child) == 0
     finally:
         stop.set()
+        busy.set()
         for thread in threads:
             thread.join()
         torch.set_num_threads(before)

@@ -29,6 +29,7 @@ from embedding_store import (
     VersionNotFoundError,
 )
 from tests.distributed import run_ranks
+from tests.embedding_store.helpers import QUICK_COMPILE
 
 DIMS = {"user_ctr": 3, "user_cvr": 2}
 IDS = torch.tensor([[-5, 7, 1], [2**62, 7, 3]])
@@ -363,7 +364,9 @@ def test_runs_without_python(both: EmbeddingStore, tmp_path: Path):
     ranker = make_ranker(both).eval()
     batch = {0: torch.export.Dim.DYNAMIC}
     program = torch.export.export(ranker, (IDS[0], IDS[1]), dynamic_shapes=(batch, batch))
-    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "ranker.pt2"))
+    package = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "ranker.pt2"), inductor_configs=QUICK_COMPILE
+    )
     loaded = torch._inductor.aoti_load_package(package)
     for ids in (IDS.flatten(), IDS[0]):
         torch.testing.assert_close(loaded(ids, ids), ranker(ids, ids))
