@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 
 from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
+from recsys.data.batch import Batch
 from recsys.data.entities import entity_parts, withdrawn_after
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
@@ -142,18 +143,6 @@ def train_on(
         last, seed = last_events([*files, *items], schema, "item", skip).without(withdrawn), training.seed
         if len(last):
             negatives = UniformNegatives(last, schema, count, resolve, seed=seed, rank=environment.rank)
-    stream = EventStream(
-        files,
-        schema,
-        batch_size=training.batch_size,
-        rank=environment.rank,
-        world_size=environment.world_size,
-        shuffle_batches=training.shuffle_batches,
-        seed=training.seed,
-        epochs=training.epochs,
-        transform=negatives or resolve,
-        skip=skip,
-    )
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
     identity = {
         "files": identify_files([*files, *items], data),
@@ -162,7 +151,7 @@ def train_on(
     }
     return fit(
         task,
-        stream,
+        _stream(files, schema, training, environment, negatives or resolve, skip),
         training,
         environment,
         tasks=tasks,
@@ -171,6 +160,29 @@ def train_on(
         start=start,
         title=title,
         begun=lambda: model.vocabulary.admit(seen),
+    )
+
+
+def _stream(
+    files: Sequence[Path],
+    schema: Schema,
+    training: TrainConfig,
+    environment: Environment,
+    transform: Callable[[Batch], Batch],
+    skip: Quarantine,
+) -> EventStream:
+    """This rank's batches of a training."""
+    return EventStream(
+        files,
+        schema,
+        batch_size=training.batch_size,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        shuffle_batches=training.shuffle_batches,
+        seed=training.seed,
+        epochs=training.epochs,
+        transform=transform,
+        skip=skip,
     )
 
 

@@ -22,10 +22,8 @@ FLAGGED = replace(SCHEMA, withdrawn="gone")
 
 
 def config(**refresh: Any) -> RefreshConfig:
-    """The daily refresh, with rows of entities; no checkpoint but the last."""
-    plain = daily_config(**refresh)
-    training = replace(plain.upstream.training, checkpoint_every=0)
-    return replace(plain, upstream=replace(plain.upstream, training=training), days=DAYS_AND_ROWS)
+    """The daily refresh, with rows of entities."""
+    return replace(daily_config(**refresh), days=DAYS_AND_ROWS)
 
 
 def noon(day: str) -> int:

@@ -10,7 +10,7 @@ from tests.recsys.refresh.daily_example import DAYS, daily_config, refresh, star
 from tests.recsys.refresh.example import write_log
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def environment() -> Iterator[Environment]:
     """This process as the only rank."""
     with process_group() as running:
@@ -23,12 +23,11 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_log(tmp_path_factory.mktemp("log"))
 
 
-@pytest.fixture(scope="session")
-def two_days(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+@pytest.fixture(scope="package")
+def two_days(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -> tuple[Path, Path]:
     """Data and run after two days, pages drawn; no test changes them."""
-    with process_group() as environment:
-        data, out = start_run(tmp_path_factory.mktemp("two_days"), DAYS[:2], environment)
-        assert refresh(daily_config(), data, out, every=True) == DAYS[:2]
+    data, out = start_run(tmp_path_factory.mktemp("two_days"), DAYS[:2], environment)
+    assert refresh(daily_config(), data, out, every=True) == DAYS[:2]
     return data, out
 
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,18 @@ from recsys.refresh import cycle
 from recsys.refresh.cycle import refresh_upstream
 from recsys.train.distributed import Environment
 from tests.processes import forkserver
-from tests.recsys.refresh.catalogue_example import DAYS_AND_ROWS, FLAGGED, deliver, has, item_rows, noon
+from tests.recsys.refresh.catalogue_example import FLAGGED, config, deliver, has, item_rows, noon
 from tests.recsys.refresh.daily_example import (
     DAYS,
     PLAIN,
     change,
     contents,
-    daily_config,
     records,
     start_run,
     write_day,
 )
 
-CONFIG = replace(daily_config(time_to_live_days=2), days=DAYS_AND_ROWS)
+CONFIG = config(time_to_live_days=2)
 GAPS = (1, 2, 3, 5, 7, 11, 4, 13, 6, 17, 9, 19, 8, 23, 10, 29)
 """Durable steps between one kill and the next."""
 

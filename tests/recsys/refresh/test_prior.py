@@ -20,7 +20,7 @@ from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
 from recsys.refresh.prior import prior_series, publish_prior
 from recsys.train.distributed import Environment
-from tests.recsys.refresh.daily_example import DAILY, DAYS, change, daily_config, refresh, series, start_run, write_day
+from tests.recsys.refresh.daily_example import DAILY, DAYS, change, daily_config, refresh, series, write_day
 from tests.recsys.refresh.example import LAST, REFRESH, UNTIMED, save_checkpoint, write_log
 
 pytestmark = pytest.mark.usefixtures("no_pages")
@@ -72,18 +72,19 @@ def test_a_log_without_times_counts_all_of_it(tmp_path: Path, environment: Envir
     assert Prior.load(priors(out).latest()).values.tolist() == whole.values.tolist()
 
 
-def test_it_comes_with_each_day_and_counts_its_hours(tmp_path: Path, environment: Environment) -> None:
-    data, out = start_run(tmp_path, DAYS[:2], environment)
-    config = daily_config(prior=PriorConfig(hours=36))
-    assert refresh(config, data, out, every=True) == DAYS[:2]
-    ends = [window(DAILY, day)[1] for day in DAYS[:2]]
-    assert [snapshot.as_of for snapshot in priors(out).history()] == [LAST, *ends]
+def test_it_comes_with_each_day_and_counts_its_hours(run: tuple[Path, Path]) -> None:
+    data, out = run
+    ends = [window(DAILY, day)[1] for day in DAYS]
+    assert [snapshot.as_of for snapshot in priors(out).history()] == [LAST, *ends[:2]]
     both = [of_day(data, day) for day in DAYS[:2]]
-    assert_newest_is(out, counted(*both, after=ends[1] - 36 * 3_600_000), ends[1])
+    assert_newest_is(out, counted(source(data), *both, after=ends[1] - 72 * 3_600_000), ends[1])
     write_day(data, DAYS[2])
-    config = replace(config, prior=PriorConfig(hours=0))
-    assert refresh(config, data, out) == [DAYS[2]]
-    assert_newest_is(out, counted(source(data), *both, of_day(data, DAYS[2])), window(DAILY, DAYS[2])[1])
+    assert refresh(daily_config(prior=PriorConfig(hours=36)), data, out) == [DAYS[2]]
+    third = of_day(data, DAYS[2])
+    assert_newest_is(out, counted(*both, third, after=ends[2] - 36 * 3_600_000), ends[2])
+    write_day(data, DAYS[3])
+    assert refresh(daily_config(prior=PriorConfig(hours=0)), data, out) == [DAYS[3]]
+    assert_newest_is(out, counted(source(data), *both, third, of_day(data, DAYS[3])), ends[3])
 
 
 def test_between_cycles_it_is_counted_without_training(run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,20 +111,17 @@ def test_between_cycles_it_is_counted_without_training(run: tuple[Path, Path], m
     assert priors(out).latest().as_of == ahead
 
 
-def test_a_day_that_came_again_unreadable_is_left_out(run: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
-    data, out = run
-    change(data / f"days/{DAYS[0]}/part-0.parquet", {row: {"item_id": None} for row in range(20)})
-    write_day(data, DAYS[2])
-    assert refresh(daily_config(), data, out) == [DAYS[2]]
-    assert f"prior of ctr: day {DAYS[0]} is left out: " in capsys.readouterr().out
-    assert_newest_is(out, counted(*(of_day(data, day) for day in DAYS[1:3])), window(DAILY, DAYS[2])[1])
-
-
-def test_priors_go_with_the_vectors(run: tuple[Path, Path]) -> None:
+def test_priors_go_with_the_vectors_and_lack_what_cannot_be_read(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture
+) -> None:
+    """A day that came again, too late, unreadable."""
     data, out = run
     assert len(priors(out).history()) == 3
+    change(data / f"days/{DAYS[0]}/part-0.parquet", {row: {"item_id": None} for row in range(20)})
     write_day(data, DAYS[2])
     assert refresh(daily_config(retention=RetentionConfig(keep_last=1)), data, out) == [DAYS[2]]
+    assert f"prior of ctr: day {DAYS[0]} is left out: " in capsys.readouterr().out
+    assert_newest_is(out, counted(*(of_day(data, day) for day in DAYS[1:3])), window(DAILY, DAYS[2])[1])
     times = [snapshot.as_of for snapshot in series(out, "item_ctr").history()]
     assert [snapshot.as_of for snapshot in priors(out).history()] == times
     assert len(times) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +21,10 @@ from recsys.data.schema import Feature, Label, Schema
 from recsys.dates import DAY_MS
 from recsys.folders import store_folder
 from recsys.prior import Prior
-from recsys.refresh.prior import prior_series, publish_prior
-from recsys.study import als
-from recsys.study.moments import Log
-from recsys.study.retrieval import RetrievalResult, collect_retrieval
+from recsys.refresh.prior import prior_series, publish_prior, withdraw
+from recsys.study import als, retrieval
+from recsys.study.moments import Log, Moment
+from recsys.study.retrieval import RetrievalResult, Retriever, collect_retrieval
 
 USERS, ITEMS, DAYS, PER_DAY, TAU = 150, 120, 8, 1500, 0.35
 NEW_USERS, NEW_ITEMS = 15, 10
@@ -96,8 +98,13 @@ def collect(world: tuple[Path, Path], config: StudyConfig = CONFIG, data: Path |
     return found
 
 
-def test_taste_and_what_is_popular_now_find_most(world: tuple[Path, Path]) -> None:
-    found = collect(world)
+@pytest.fixture(scope="module")
+def result(world: tuple[Path, Path]) -> RetrievalResult:
+    return collect(world)
+
+
+def test_taste_and_what_is_popular_now_find_most(result: RetrievalResult) -> None:
+    found = result
     for k in (5, 20):
         at = {row: recall[k] for row, recall in found.rows.items()}
         assert at["chosen"] > 1.1 * max(at["prior"], at["vectors"], at["ials"], at["popularity"], at["popularity_day"])
@@ -129,7 +136,9 @@ def test_what_is_new_is_retrieved_as_by_popularity(world: tuple[Path, Path], tmp
     assert found.rows["chosen"] == found.rows["prior"]
 
 
-def test_later_labels_do_not_change_what_is_retrieved(world: tuple[Path, Path], tmp_path: Path) -> None:
+def test_later_labels_do_not_change_what_is_retrieved(
+    world: tuple[Path, Path], result: RetrievalResult, tmp_path: Path
+) -> None:
     """The last day's labels, shuffled, move neither the choice nor what the day before was answered with."""
     for number in range(DAYS):
         table = pq.read_table(world[0] / f"day={number}/a.parquet", partitioning=None)
@@ -141,27 +150,54 @@ def test_later_labels_do_not_change_what_is_retrieved(world: tuple[Path, Path], 
     SCHEMA.save(tmp_path / "schema.toml")
     one_day = replace(CONFIG, rankers=replace(CONFIG.rankers, test=("day=6/*.parquet",)))
     assert collect(world, one_day, tmp_path) == collect(world, one_day)
-    shuffled, true = collect(world, data=tmp_path), collect(world)
+    shuffled, true = collect(world, data=tmp_path), result
     assert (shuffled.hours, shuffled.weight, shuffled.ials) == (true.hours, true.weight, true.ials)
     assert shuffled.validation == true.validation
     assert shuffled.rows["prior"][5] < 0.9 * true.rows["prior"][5]  # had it known them, it would have found them
 
 
-def test_what_was_shown_can_be_left_out(world: tuple[Path, Path]) -> None:
+def test_what_was_shown_can_be_left_out(world: tuple[Path, Path], result: RetrievalResult) -> None:
     config = replace(CONFIG, retrieval=replace(CONFIG.retrieval, leave_out_seen=True))
-    found, every = collect(world, config), collect(world)
-    assert found.users <= every.users
-    assert found.rows["chosen"] != every.rows["chosen"]
+    found = collect(world, config)
+    assert found.users <= result.users
+    assert found.rows["chosen"] != result.rows["chosen"]
     assert found.rows["chosen"][5] > found.rows["popularity"][5]
 
 
-def test_without_the_library_there_is_no_row_of_it(world: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    with_it = collect(world)
+def test_without_the_library_there_is_no_row_of_it(
+    world: tuple[Path, Path], result: RetrievalResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(als, "is_installed", lambda: False)
     without = collect(world)
     assert "ials" not in without.rows
     assert without.ials == ""
-    assert without.rows == {row: recall for row, recall in with_it.rows.items() if row != "ials"}
+    assert without.rows == {row: recall for row, recall in result.rows.items() if row != "ials"}
+
+
+def test_no_way_retrieves_what_is_withdrawn(
+    world: tuple[Path, Path], result: RetrievalResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The items that were chosen most often."""
+    data, out = world[0], Path(shutil.copytree(world[1], tmp_path / "run"))
+    tables = [pq.read_table(path, partitioning=None) for path in sorted(data.glob("day=*/a.parquet"))]
+    chosen = np.concatenate([table["item_id"].to_numpy()[table["click"].to_numpy() == 1] for table in tables])
+    popular = torch.from_numpy(np.sort(np.argsort(-np.bincount(chosen))[:20]))
+    withdraw(prior_series(EmbeddingStore(store_folder(out)), "ctr"), popular)
+    measure, ways = retrieval.measure, []
+
+    def checked(requests: Sequence[Moment], way: Retriever, k: Sequence[int]) -> dict[int, float]:
+        ways.append(way)
+        for moment in requests:
+            ids, rows = way(moment)
+            assert not torch.isin(ids[rows[rows >= 0]], popular).any()
+        return measure(requests, way, k)
+
+    monkeypatch.setattr(retrieval, "measure", checked)
+    found = collect((data, out))
+    assert len(ways) > 2 * len(found.rows)
+    assert found.rows.keys() == result.rows.keys()
+    assert found.items == result.items - 20
+    assert found.positives_not_retrievable > 0.25
 
 
 def test_a_store_without_a_prior_says_so(world: tuple[Path, Path], tmp_path: Path) -> None:
