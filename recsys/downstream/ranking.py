@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -33,7 +33,7 @@ from recsys.data.seen import Ints, read_ids
 from recsys.data.stream import EventStream
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.validation import Validation, validate
+from recsys.downstream.validation import REFERENCE, Validation, named, validate
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.evaluate.recalibration import fit_recalibration
 from recsys.folders import store_folder
@@ -195,20 +195,35 @@ def train_ranker(
     features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once)
     schema = ranker_schema(config, data, (label,))
     seen = read_ids(find_files(data, config.train), schema, skip)
-    work = _Work(ranker.seed, label, schema, config, data, features, seen, environment, skip)
-    bare = replace(work, features=StoreFeatures(store, ()))
-    works = {reads: work if reads else bare for reads in readings(ranker, config, out)}
-    results = {reads: each.train() for reads, each in works.items()}
-    tried = {reads: min(result.scores) for reads, (result, _) in results.items()}
+    work = _Work(ranker.seed, label, schema, config, data, out, features, seen, environment, skip)
+    works = {True: work, False: replace(work, features=StoreFeatures(store, ()))}
+    reference = _finished(ranker, out)
+    results, tried = {}, {}
+    for reads in readings(ranker, config, out):
+        if reads or reference is None:
+            results[reads] = works[reads].train()
+            tried[reads] = min(results[reads][0].scores)
+        else:
+            tried[reads] = reference.tried["without"]
     chosen = min(tried, key=tried.__getitem__)
-    work, (result, vocabulary) = works[chosen], results[chosen]
-    logits, labels, mask, _ = work.predict(result.model, vocabulary, config.validation)
-    found = validate(labels[mask].numpy(), logits[mask].numpy(), reads=chosen, tried=tried)
-    found.save(ranker.validation(out))
-    logits, labels, mask, users = work.predict(result.model, vocabulary, config.test)
-    recalibrated = torch.from_numpy(found.recalibration(logits[:, 0].numpy()).astype(np.float32))
-    write_predictions(ranker.path(out), recalibrated, labels[:, 0], mask[:, 0], users)
-    return found.ne
+    if reference is not None and not chosen:
+        replace(reference, tried=named(tried)).save(ranker.validation(out))
+        write_predictions(ranker.path(out), **read_predictions(_reference(ranker).path(out)))
+        return reference.ne
+    return works[chosen].write(ranker, *results[chosen], tried)
+
+
+def _reference(ranker: Ranker) -> Ranker:
+    """The ranker of the same task and seed that reads no vectors."""
+    return replace(ranker, arm=REFERENCE, series=(), once=False)
+
+
+def _finished(ranker: Ranker, out: Path) -> Validation | None:
+    """What the ranker without vectors came to, if this is another one and that one is done: it is not trained again."""
+    reference = _reference(ranker)
+    if reference == ranker or not reference.path(out).is_file():
+        return None
+    return Validation.load(reference.validation(out))
 
 
 @dataclass(frozen=True)
@@ -220,6 +235,7 @@ class _Work:
     schema: Schema
     config: RankerSettings
     data: Path
+    out: Path
     features: StoreFeatures
     """The vectors that the ranker reads."""
     seen: dict[str, Ints]
@@ -259,6 +275,23 @@ class _Work:
         )
         return result, vocabulary
 
+    def write(self, ranker: Ranker, result: TrainResult, vocabulary: Vocabulary, tried: Mapping[bool, float]) -> float:
+        """Recalibrate a model on the validation rows, predict the test rows once and write both; its validation NE."""
+        logits, labels, mask, _ = self.predict(result.model, vocabulary, self.config.validation)
+        reads = bool(self.features.specs)
+        found = validate(labels[mask].numpy(), logits[mask].numpy(), reads=reads, tried=tried)
+        found.save(ranker.validation(self.out))
+        logits, labels, mask, users = self.predict(result.model, vocabulary, self.config.test)
+        recalibrated = found.recalibration(logits[:, 0].numpy()).astype(np.float32)
+        write_predictions(
+            ranker.path(self.out),
+            logits=recalibrated,
+            labels=labels[:, 0].numpy(),
+            mask=mask[:, 0].numpy(),
+            users=users.numpy(),
+        )
+        return found.ne
+
     def predict(
         self, model: nn.Module, vocabulary: Vocabulary, patterns: tuple[str, ...]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -290,10 +323,10 @@ def readings(ranker: Ranker, config: RankerSettings, out: Path) -> tuple[bool, .
     return (True, False)
 
 
-def write_predictions(path: Path, logits: Tensor, labels: Tensor, mask: Tensor, users: Tensor) -> None:
+def write_predictions(path: Path, *, logits: NDArray, labels: NDArray, mask: NDArray, users: NDArray) -> None:
     """Keep a ranker's recalibrated test predictions, all [N] in the files' order, whole or not at all."""
     with whole_file(path) as file:
-        np.savez(file, logits=logits.numpy(), labels=labels.numpy(), mask=mask.numpy(), users=users.numpy())
+        np.savez(file, logits=logits, labels=labels, mask=mask, users=users)
 
 
 def read_predictions(path: Path) -> dict[str, NDArray]:

@@ -13,6 +13,9 @@ from recsys.atomic import write_json
 from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
 from recsys.evaluate.recalibration import Recalibration, fit_recalibration
 
+REFERENCE = "none"
+"""The arm that reads no vectors, which the others are held against."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
@@ -33,7 +36,7 @@ class Validation:
     reads: bool
     """Whether it reads the vectors of its arm."""
     tried: Mapping[str, float] = field(default_factory=dict)
-    """NE before recalibration of what was tried, `with` vectors and `without`."""
+    """NE of what was tried, `with` vectors and `without`."""
 
     @property
     def recalibration(self) -> Recalibration:
@@ -70,5 +73,10 @@ def validate(
         rows=len(labels),
         positives=int(np.sum(labels == 1)),
         reads=reads,
-        tried={"with" if way else "without": ne for way, ne in tried.items()},
+        tried=named(tried),
     )
+
+
+def named(tried: Mapping[bool, float]) -> dict[str, float]:
+    """What was tried, in words: reading vectors or not -> NE."""
+    return {"with" if reads else "without": ne for reads, ne in tried.items()}

@@ -54,11 +54,12 @@ from typing import Any
 
 from recsys.atomic import write_text
 from recsys.config import STUDIED
+from recsys.downstream.validation import REFERENCE
 from recsys.evaluate.bootstrap import Resampled
 from recsys.study.daily_page import render_daily
 from recsys.study.environment import commit, hardware
 from recsys.study.report import load_document, plain
-from recsys.study.scores import REFERENCE, ReportError, TaskScores, measure_arms, resample_arms
+from recsys.study.scores import ReportError, TaskScores, measure_arms, resample_arms
 from recsys.study.segments import measure_segments
 
 FORMAT_VERSION = 1

@@ -38,8 +38,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
                                             that all figures are of
     tasks.<task>.<arm>.validation.raw_calibration  number; before it
     tasks.<task>.<arm>.validation.reads     list of bool; whether each seed's ranker reads the arm's vectors
-    tasks.<task>.<arm>.validation.tried.with  number; the first seed's normalized entropy, before it is recalibrated; not
-                                            in `none`
+    tasks.<task>.<arm>.validation.tried.with  number; the first seed's normalized entropy; not in `none`
     tasks.<task>.<arm>.validation.tried.without  number; the same without vectors: the lower of the two decides
     tasks.<task>.<arm>.pays                 bool; whether any seed reads them; not in `none`
     tasks.<task>.<arm>.seeds                list of int; training seeds
@@ -120,11 +119,12 @@ import numpy as np
 
 from recsys.atomic import write_text
 from recsys.dates import UNTIMED
+from recsys.downstream.validation import REFERENCE
 from recsys.evaluate.metrics import roc_auc
 from recsys.study.environment import commit, hardware
 from recsys.study.report_page import render_page
 from recsys.study.retrieval import RetrievalResult
-from recsys.study.scores import REFERENCE, ReportError, TaskScores, measure_arms, require
+from recsys.study.scores import ReportError, TaskScores, measure_arms, require
 from recsys.study.segments import measure_segments
 
 FORMAT_VERSION = 1

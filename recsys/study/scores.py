@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from recsys.downstream.validation import Validation
+from recsys.downstream.validation import REFERENCE, Validation
 from recsys.evaluate.bootstrap import METRICS, Resampled, resample
 from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
-
-REFERENCE = "none"
 
 
 class ReportError(ValueError):

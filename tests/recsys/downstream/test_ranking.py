@@ -136,9 +136,9 @@ def clicks_of_training(data: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
     return torch.from_numpy(users), torch.from_numpy(rate).float(), int(rows["timestamp"].to_numpy().max()) + 1
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("turned", "begin"), [(False, NONE), (True, NONE), (True, USER)])
 def test_an_arm_reads_its_vectors_where_they_pay(
-    data: Path, tmp_path: Path, environment: Environment, turned: bool
+    data: Path, tmp_path: Path, environment: Environment, turned: bool, begin: Ranker
 ) -> None:
     """They tell who clicks in the training rows; where they are turned round for the validation rows, none is read and
     the ranker is the one without. The second seed follows the first."""
@@ -147,7 +147,7 @@ def test_an_arm_reads_its_vectors_where_they_pay(
     for as_of, sign in ((0, 1), (validation, -1))[: 1 + turned]:
         with series.write(as_of=as_of, space="ctr-1") as writer:
             writer.append(users, sign * 8 * rate.unsqueeze(1).expand(-1, 6))
-    for ranker in (NONE, USER, replace(USER, seed=1)):
+    for ranker in (begin, NONE if begin is USER else USER, replace(USER, seed=1)):
         train_ranker(ranker, RANKERS, data, tmp_path, environment)
     none, first, second = (
         Validation.load(ranker.validation(tmp_path)) for ranker in (NONE, USER, replace(USER, seed=1))
@@ -236,7 +236,7 @@ def test_finished_rankers_are_not_trained_again(
     config = replace(CONFIG, tasks={"ctr": "click"})
     done = [NONE, replace(USER, seed=1)]
     for ranker in done:
-        write_predictions(ranker.path(out), *(torch.zeros(1) for _ in range(4)))
+        write_predictions(ranker.path(out), **dict.fromkeys(("logits", "labels", "mask", "users"), np.zeros(1)))
     leftover = USER.path(out).with_name(".ctr_user-0.npz.123.npz")
     leftover.write_bytes(b"half")  # of a process that was killed while writing
     trained: list[Ranker] = []
@@ -278,18 +278,18 @@ def test_ranks_share_the_rankers(
 
 def test_written_predictions_are_read_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "deep/er/file-0.npz"
-    values = (
-        torch.tensor([0.5, -1e9]),
-        torch.tensor([0.0, 1.0]),
-        torch.tensor([True, False]),
-        torch.tensor([2**62, -1]),
-    )
-    write_predictions(path, *values)
+    values = {
+        "logits": np.array([0.5, -1e9], np.float32),
+        "labels": np.array([0.0, 1.0], np.float32),
+        "mask": np.array([True, False]),
+        "users": np.array([2**62, -1]),
+    }
+    write_predictions(path, **values)
     found = read_predictions(path)
-    assert list(found) == ["logits", "labels", "mask", "users"]
-    for value, name in zip(values, found, strict=True):
-        assert np.array_equal(found[name], value.numpy())
-        assert found[name].dtype == value.numpy().dtype
+    assert list(found) == list(values)
+    for name, value in values.items():
+        assert np.array_equal(found[name], value)
+        assert found[name].dtype == value.dtype
     assert [file.name for file in path.parent.iterdir()] == ["file-0.npz"]
 
 
