@@ -35,7 +35,7 @@ from tests.recsys.test_config import FULL, SMALL
         ("upstreams.0.source.events", ["a", 3], "upstreams.ctr.source.events.1 is 3; it must be a string"),
         ("upstreams.0.model.layers", ["mlp"], "upstreams.ctr.model.layers.0 is 'mlp'; it must be a list"),
         ("upstreams.0.model", 5, "upstreams.ctr.model is 5; it must be a table"),
-        ("upstreams.0.model.heads", 3, "upstreams.ctr.model.heads is 3; it must divide token_dim = 32"),
+        ("upstreams.0.model.heads", 3, "upstreams.ctr.model.heads is 3; it must divide token_dim = 16"),
         ("upstreams.0.name", 3, "upstreams.0.name is 3; it must be a string"),
         ("upstreams.0.name", "", "upstreams.0.name is ''; use up to 100"),
         ("upstreams", {"name": "ctr"}, "upstreams is {'name': 'ctr'}; it must be a list"),
