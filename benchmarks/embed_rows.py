@@ -35,6 +35,7 @@ from recsys.data.synthetic import prepare_synthetic
 from recsys.folders import store_folder, upstream_folder
 from recsys.models.derm import DERM
 from recsys.recipes import synthetic
+from recsys.refresh.aggregator import ACTIVITY_DIM, activity_name
 from recsys.refresh.publish import Publication
 from recsys.refresh.records import PUBLISHED
 from recsys.source import upstream_schema
@@ -105,13 +106,13 @@ def publish(upstream: UpstreamConfig, entities: int, out: Path) -> None:
     store, dim, as_of = EmbeddingStore(store_folder(out)), upstream.model.vector_dim, 1_000_000
     names = [f"{owner}_{upstream.name}" for owner in ("user", "item")]
     for name in names:
-        activity = store.create(f"{name}.activity", dim=2, dtype="float32")
+        activity = store.create(activity_name(name), dim=ACTIVITY_DIM, dtype="float32")
         vectors = store.create(name, dim=dim, dtype="float16")
         with activity.write(as_of=as_of, space="ctr-1") as days, vectors.write(as_of=as_of, space="ctr-1") as writer:
             for start in range(0, entities, CHUNK):
                 ids = torch.arange(start, min(entities, start + CHUNK)) * 7_919 - 2**40
                 writer.append(ids, nn.functional.normalize(torch.randn(len(ids), dim), dim=1))
-                days.append(ids, torch.tensor([[0.0, 1.0]]).repeat(len(ids), 1))
+                days.append(ids, torch.tensor([[0.0, 1.0, 1.0]]).repeat(len(ids), 1))
         vectors.tag("prod", 1)
     versions = dict.fromkeys(names, 1)
     first = Publication(key={}, as_of=as_of, space="ctr-1", versions=versions, tags=dict.fromkeys(names), done=True)
