@@ -33,7 +33,6 @@ STRAYS: dict[int, tuple[int, dict[str, Any]]] = {
 """Day -> a row that cannot be read, and why not."""
 STUDY = replace(
     CONFIG,
-    upstream_seeds=(0,),
     rankers=replace(CONFIG.rankers, training=replace(CONFIG.rankers.training, shuffle_batches=0)),
     upstreams=(replace(CONFIG.upstreams[0], training=replace(CONFIG.upstreams[0].training, shuffle_batches=0)),),
 )

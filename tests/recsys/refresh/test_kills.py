@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ from tests.recsys.refresh.daily_example import (
     write_day,
 )
 
-CONFIG = config(time_to_live_days=2)
+DAILY = config(time_to_live_days=2)
+TRAINING = replace(DAILY.upstream.training, checkpoint_every=2)
+CONFIG = replace(DAILY, upstream=replace(DAILY.upstream, training=TRAINING))
+"""With a checkpoint within each day's training too."""
 GAPS = (1, 2, 3, 5, 7, 11, 4, 13, 6, 17, 9, 19, 8, 23, 10, 29)
 """Durable steps between one kill and the next."""
 
