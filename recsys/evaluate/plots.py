@@ -220,7 +220,6 @@ def _share(value: float, _position: float) -> str:
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
 
 
@@ -256,7 +255,10 @@ def _legend(axes: Axes) -> None:
 def svg(figure: Figure) -> str:
     """A figure as text, in the fonts of the page that shows it; the same figure gives the same bytes."""
     buffer = io.StringIO()
+    for part in (figure, *figure.axes):
+        part.patch.set_visible(False)  # the page's ground is to be seen
     with matplotlib.rc_context({"svg.hashsalt": "recsys"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        # not `savefig`, which draws a figure with a layout twice
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     document = buffer.getvalue()
     return document[document.index("<svg") :].replace("<defs>", f"<defs><style>{FONT}</style>", 1)

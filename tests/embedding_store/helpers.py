@@ -12,9 +12,6 @@ import torch
 
 from embedding_store import Series, Snapshot
 
-QUICK_COMPILE = {"aot_inductor.precompile_headers": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
-"""AOTInductor's options where one program is compiled, and its speed does not matter."""
-
 
 def publish(
     series: Series, as_of: int, ids: list[int], vectors: torch.Tensor | None = None, **options: Any

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from embedding_store.native import ops
-from tests.embedding_store.helpers import QUICK_COMPILE
 from tests.embedding_store.small_table import small_table
 
 TABLE = small_table(range(0, 200, 2), 8, "int8")
@@ -73,14 +72,3 @@ def test_export_takes_any_batch_size_and_survives_a_file(ranker: Ranker, tmp_pat
     loaded = torch.export.load(tmp_path / "ranker.pt2").module()
     for rows in (5, 2, 64):
         torch.testing.assert_close(loaded(*batch(rows)), ranker(*batch(rows)))
-
-
-def test_aot_inductor_runs_the_op_without_python(ranker: Ranker, tmp_path: Path):
-    with torch.no_grad():
-        program = torch.export.export(ranker, batch(5), dynamic_shapes=dynamic_shapes())
-        path = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(tmp_path / "ranker.pt2"), inductor_configs=QUICK_COMPILE
-        )
-        loaded = torch._inductor.aoti_load_package(path)
-        for rows in (5, 2, 64):
-            torch.testing.assert_close(loaded(*batch(rows)), ranker(*batch(rows)))

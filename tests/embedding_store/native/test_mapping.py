@@ -340,7 +340,7 @@ def test_a_fork_amid_mapping_and_looking_up_leaves_a_child_that_can(tmp_path: Pa
     for thread in threads:
         thread.start()
     try:
-        for _ in range(200):
+        for _ in range(120):
             busy.set()
             time.sleep(moment.uniform(0, 0.002))
             child = os.fork()

@@ -29,12 +29,13 @@ from embedding_store import (
     VersionNotFoundError,
 )
 from tests.distributed import run_ranks
-from tests.embedding_store.helpers import QUICK_COMPILE
 
 DIMS = {"user_ctr": 3, "user_cvr": 2}
 IDS = torch.tensor([[-5, 7, 1], [2**62, 7, 3]])
 """user_ctr has 7, -5, 2**62; user_cvr has 7 and 1; neither has 3."""
 STORED = {"user_ctr": [7, -5, 2**62], "user_cvr": [7, 1]}
+QUICK_COMPILE = {"aot_inductor.precompile_headers": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
+"""AOTInductor's options where one program is compiled, and its speed does not matter."""
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
 
