@@ -35,7 +35,9 @@ demo: install
 	$(BIN)/recsys demo $(if $(FULL),--full --out runs/demo-full,--out runs/demo)
 
 # Files of tests side by side, a process a core, in the order of tests/conftest.py; more than four would mostly wait for
-# each other's ranks.
+# each other's ranks. Bytecode is kept even where the shell says otherwise: each of a few hundred processes would compile
+# the whole package anew.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: install
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
