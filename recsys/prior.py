@@ -8,6 +8,7 @@ taste. It also says who must not be retrieved: an item that is withdrawn.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from embedding_store import Snapshot
 
+UNSEEN = -math.log(2)
+"""Added to the least value there is for an item without an event: who was shown and not chosen is at least there."""
 WITHDRAWN = -1e9
 """Stored as the value of an item that is withdrawn: the log of no share at all, -inf, is none that a store takes."""
 
@@ -68,8 +71,8 @@ class Prior:
         self,
         ids: Tensor,  # int64 [n]
     ) -> Tensor:  # float32 [n]
-        """The items' values; of an item without an event the least one, and 0 where no item has any."""
+        """The items' values; of an item without an event half of the least share, and 0 where no item has any."""
         if not len(self.ids):
             return torch.zeros(len(ids))
         place = torch.searchsorted(self.ids, ids).clamp_(max=len(self.ids) - 1)
-        return torch.where(self.ids[place] == ids, self.values[place], self.values.min())
+        return torch.where(self.ids[place] == ids, self.values[place], self.values.min() + UNSEEN)

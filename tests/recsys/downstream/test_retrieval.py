@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,13 @@ def test_scores_worked_by_hand(publish):
     assert index.has_vector.tolist() == [True, False, True]
     queries, found = index.queries(torch.tensor([10, 11]))
     assert found.tolist() == [True, False]
-    # 1 / 0.5 - 3 * 2; the mean of 1 and 2, over 0.5, - 3 * 1; 2 / 0.5 - 3 * the least prior
-    assert (queries @ index.vectors.T).tolist() == [[-4.0, 0.0, -2.0], [-6.0, -3.0, -6.0]]
-    assert index.search(queries, 2).tolist()[0] == [1, 2]
+    # 1 / 0.5 - 3 * 2; the mean of 1 and 2, over 0.5, - 3 * 1; 2 / 0.5 - 3 * (the least prior + log 2)
+    unseen = 3 * math.log(2)
+    want = torch.tensor([[-4.0, 0.0, -2.0 - unseen], [-6.0, -3.0, -6.0 - unseen]])
+    torch.testing.assert_close(queries @ index.vectors.T, want)
+    assert index.search(queries, 2).tolist()[0] == [1, 0]
     without = torch.tensor([0, 0]), torch.tensor([9, 12345])
-    assert index.search(queries[:1], 3, without).tolist() == [[2, 0, -1]]
+    assert index.search(queries[:1], 3, without).tolist() == [[0, 2, -1]]
 
 
 @given(st.integers(0, 5), st.integers(0, 7), st.integers(0, 7), st.floats(0.05, 2), st.floats(0, 4), st.integers(0, 99))
@@ -65,7 +68,7 @@ def test_inner_products_are_the_formula(tmp_path_factory, users, items, priors, 
         average = np.mean(v @ vector) if items else 0.0
         for column, item in enumerate(index.ids.tolist()):
             product = v[item_ids == item][0] @ vector if item in item_ids else average
-            share = b[prior_ids == item][0, 0] if item in prior_ids else b.min() if priors else 0.0
+            share = b[prior_ids == item][0, 0] if item in prior_ids else b.min() - math.log(2) if priors else 0.0
             assert scores[user, column] == pytest.approx(product / temperature + weight * share, abs=1e-3)
 
 
