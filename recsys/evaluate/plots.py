@@ -255,8 +255,8 @@ def _legend(axes: Axes) -> None:
 def svg(figure: Figure) -> str:
     """A figure as text, in the fonts of the page that shows it; the same figure gives the same bytes."""
     buffer = io.StringIO()
-    for part in (figure, *figure.axes):
-        part.patch.set_visible(False)  # the page's ground is to be seen
+    for ground in (figure.patch, *(axes.patch for axes in figure.axes)):
+        ground.set_visible(False)  # the page's ground is to be seen
     with matplotlib.rc_context({"svg.hashsalt": "recsys"}):
         # not `savefig`, which draws a figure with a layout twice
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
