@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import date, timedelta
 
+import numpy as np
+
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 UNTIMED = 0
@@ -41,3 +43,12 @@ def day_span(day: str, utc_offset_hours: float = 0.0) -> tuple[int, int]:
 def number_of(time: int, utc_offset_hours: float = 0.0) -> int:
     """The number of the day that a time in ms is of."""
     return (time + round(utc_offset_hours * HOUR_MS)) // DAY_MS
+
+
+def iso(time: int) -> str | None:
+    """A time in ms as ISO 8601, UTC; None of a log without event times."""
+    if time == UNTIMED:
+        return None
+    return (
+        f"{np.datetime64(time, 'ms')}Z"  # numpy's years go beyond 9999: a wrong unit of time shows instead of crashing
+    )

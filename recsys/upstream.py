@@ -140,22 +140,23 @@ def train_on(
     resolve = partial(model.vocabulary.resolve, dropout=upstream.model.id_dropout, seed=training.seed)
     negatives, count = None, upstream.loss.uniform_negatives
     if frequencies is not None and count:
-        last, seed = last_events([*files, *items], schema, "item", skip).without(withdrawn), training.seed
-        if len(last):
-            negatives = UniformNegatives(last, schema, count, resolve, seed=seed, rank=environment.rank)
+        last = last_events([*files, *items], schema, "item", skip).without(withdrawn)
+        rank, seed = environment.rank, training.seed
+        negatives = UniformNegatives(last, schema, count, resolve, seed=seed, rank=rank) if len(last) else None
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
-    identity = {
-        "files": identify_files([*files, *items], data),
-        "config": _identify_config(schema, upstream, training),
-        "quarantine": {path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()},
-    }
     return fit(
         task,
         _stream(files, schema, training, environment, negatives or resolve, skip),
         training,
         environment,
         tasks=tasks,
-        identity=identity,
+        identity={
+            "files": identify_files([*files, *items], data),
+            "config": _identify_config(schema, upstream, training),
+            "quarantine": {
+                path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()
+            },
+        },
         out=out,
         start=start,
         title=title,

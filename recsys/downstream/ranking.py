@@ -3,8 +3,8 @@
 This is what `launchers/downstream.py` starts. Each trained ranker leaves one file of test predictions, beside what it
 came to on the validation rows, so a run that was stopped goes on with the rankers that are missing.
 
-The validation rows choose three things, the test rows none: the epoch, how many vectors are dropped while training
-(where the config leaves it open), and the recalibration that is applied to the predictions.
+The validation rows choose three things, the test rows none: the epoch, whether the ranker reads its arm's vectors at
+all, and the recalibration that is applied to the predictions.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
     """Train every ranker of a job that has not left its predictions yet.
 
     The rankers are many and small: each rank of the job trains its share of them alone, all seeds of an arm one after
-    the other, since the later ones take the entity dropout that the first one chose.
+    the other, since the later ones read the vectors if the first one does.
 
     Args:
         config: of the job.

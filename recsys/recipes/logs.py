@@ -84,7 +84,6 @@ def kuairand_daily() -> StudyConfig:
         upstreams=config.upstreams[:1],
         rankers=replace(config.rankers, tasks={"ctr": "is_click"}, publish_delay_ms=RankerSettings.publish_delay_ms),
         fragment=None,
-        retrieval=None,
         refresh=RefreshSettings(
             days=DaysConfig(
                 events="impressions/events/{day}/*/*.parquet",
@@ -149,7 +148,6 @@ def deskdrop_daily() -> StudyConfig:
         "event's own time.",
         upstreams=(replace(first, source=source),),
         rankers=replace(config.rankers, tasks={"ctr": "view"}, publish_delay_ms=RankerSettings.publish_delay_ms),
-        retrieval=None,
         refresh=RefreshSettings(
             days=DaysConfig(
                 events="views/events/{day}/*.parquet",

@@ -102,7 +102,6 @@ def synthetic_daily() -> StudyConfig:
         upstreams=config.upstreams[:1],
         rankers=replace(config.rankers, tasks={"ctr": "click"}, publish_delay_ms=RankerSettings.publish_delay_ms),
         fragment=None,
-        retrieval=None,
         refresh=RefreshSettings(
             days=DaysConfig(
                 events="market/events/{day}/*/*.parquet",

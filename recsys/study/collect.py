@@ -78,14 +78,16 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
     )
 
 
+@without_notices()
 def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
     """Read predictions and the days' records of a replay, as far as it went.
 
     Raises:
         FileNotFoundError: a stage has not left its result.
-        DataError: a split has no day at all.
+        DataError: a split has no day at all, or there is no prior in the store.
     """
     job = study_job(config, data)
+    skip = screen_splits(job, data, out).quarantine
     first, stages = config.upstreams[0], read_stages(out)
     return DailyResults(
         name=config.name,
@@ -93,8 +95,9 @@ def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
         tasks=job_scores(job, data, out, _offset(config)),
         upstream=first.name,
         records=read_records(Ledger(out, first.name).folder),
+        retrieval=collect_retrieval(config, job, data, out, skip),
         configured=arm_of(config.refresh),
-        rows=split_rows(job, data, screen_splits(job, data, out).quarantine),
+        rows=split_rows(job, data, skip),
         screened=summaries(out),
         publish_delay_ms=job.publish_delay_ms,
         seconds={name: stage["seconds"] for name, stage in stages.items()},

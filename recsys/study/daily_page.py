@@ -14,6 +14,7 @@ from recsys.study.findings import OWNERS, daily_headline, findings, method_title
 from recsys.study.headline import best_arm
 from recsys.study.payoff import payoff_note
 from recsys.study.report_page import data_notes, without_none
+from recsys.study.retrieval_report import retrieval_table
 from recsys.study.segments import DEFINITION
 
 
@@ -36,6 +37,7 @@ def render_daily(document: Mapping[str, Any]) -> str:
         method_title=method_title,
         payoff_notes={task: payoff_note(measured, method_title) for task, measured in document["tasks"].items()},
         segment_definition=DEFINITION,
+        retrieval=retrieval_table(document),
         over_latest={arm: document["comparisons"].get(f"{arm}_over_latest") for arm in arms},
         lift_image=_lift_image(arms),
         difference_image=_difference_image(document),

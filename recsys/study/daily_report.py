@@ -25,6 +25,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     comparisons.<a>_over_<b>.auc_lift_ci95  [low, high]; paired bootstrap over users and seeds
     tasks.<task>.<arm>.*                    as in report.json
     segments.<task>.*                       as in report.json, of `none`, the configured arm and `once`
+    retrieval.*                             as in report.json: each day from the vectors and the prior of its own time
 
     coverage.<day>.<series>.by_event        number; share of the day's events whose entity the snapshot before had
     coverage.<day>.<series>.by_entity       number; the same by distinct entity
@@ -59,6 +60,8 @@ from recsys.evaluate.bootstrap import Resampled
 from recsys.study.daily_page import render_daily
 from recsys.study.environment import commit, hardware
 from recsys.study.report import load_document, plain
+from recsys.study.retrieval import RetrievalResult
+from recsys.study.retrieval_report import retrieval_document
 from recsys.study.scores import ReportError, TaskScores, measure_arms, resample_arms
 from recsys.study.segments import measure_segments
 
@@ -78,6 +81,8 @@ class DailyResults:
     """The rankers' test predictions, arms `none`, ways of aggregation, `once`; the first task is the study's."""
     records: Sequence[Mapping[str, Any]]
     """`days/<day>.json` of every day, oldest first."""
+    retrieval: RetrievalResult | None = None
+    """From the configured arm's vectors."""
     configured: str = "ma_0.8"
     """The arm whose series is the plain one."""
     rows: Mapping[str, int]
@@ -141,6 +146,7 @@ def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) ->
         "comparisons": _comparisons(drawn[task], results.configured),
         "tasks": tasks,
         **({"segments": segments} if segments else {}),
+        **({"retrieval": retrieval_document(results.retrieval)} if results.retrieval else {}),
         **_by_day(results.records),
         "time_shares": _time_shares(results.records),
         "seconds": results.seconds,

@@ -80,25 +80,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     store.<series>.dim                      int; of a vector
     store.<series>.dtype                    str; as stored
     store.<series>.coverage                 number; share of test events whose entity has a vector
-    retrieval.recall@<k>                    number; mean over users of the share of their test positives among the
-                                            top k of row `chosen`; all of `retrieval` is absent if it was not run
-    retrieval.popularity_recall@<k>         number; that of row `popularity`
-    retrieval.rows.<row>.recall@<k>         number; by way to retrieve, see recsys/study/retrieval.py: popularity,
-                                            popularity_day, ials, prior, vectors, stored_prior, fresh_prior, chosen
-    retrieval.validation.<row>.recall@<k>   number; the same on the validation days, by which weight, window and the
-                                            settings of iALS were chosen; empty without such days
-    retrieval.hours                         number; chosen window of the prior, 0: everything
-    retrieval.weight                        number; chosen weight of the prior
-    retrieval.ials                          str; chosen settings of iALS; empty: it was not run, for want of the extra
-    retrieval.days                          int; times at which vectors and prior were read: days, 1 without event times
-    retrieval.users                         int; test users with a positive
-    retrieval.users_without_vector          number; share of their days on which they had none: the prior alone counts
-    retrieval.items                         int; candidates of the last day: with a vector, or an event in the window
-    retrieval.positives_without_vector      number; share of test positives whose item had no vector
-    retrieval.positives_not_retrievable     number; share of test positives that were no candidates, hence never found
-    retrieval.version                       int; of the vectors of the last day
-    retrieval.as_of                         str; ISO 8601, UTC; null without event times
-    retrieval.space                         str; whose vectors
+    retrieval.*                             see recsys/study/retrieval_report.py; absent if it was not run
 
 With several `upstream_seeds`, what is below `upstreams`, `store` and `retrieval` is of the first one.
 
@@ -118,12 +100,13 @@ from typing import Any
 import numpy as np
 
 from recsys.atomic import write_text
-from recsys.dates import UNTIMED
+from recsys.dates import iso
 from recsys.downstream.validation import REFERENCE
 from recsys.evaluate.metrics import roc_auc
 from recsys.study.environment import commit, hardware
 from recsys.study.report_page import render_page
 from recsys.study.retrieval import RetrievalResult
+from recsys.study.retrieval_report import retrieval_document
 from recsys.study.scores import ReportError, TaskScores, measure_arms, require
 from recsys.study.segments import measure_segments
 
@@ -222,8 +205,8 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         **({"fragment": fragment} if fragment else {}),
         **({"oracle": oracle} if oracle else {}),
         "upstreams": {name: _upstream(run) for name, run in results.upstreams.items()},
-        "store": {name: {**asdict(run), "as_of": _iso(run.as_of)} for name, run in results.series.items()},
-        **({"retrieval": _retrieval(results.retrieval)} if results.retrieval else {}),
+        "store": {name: {**asdict(run), "as_of": iso(run.as_of)} for name, run in results.series.items()},
+        **({"retrieval": retrieval_document(results.retrieval)} if results.retrieval else {}),
         "seconds": results.seconds,
         "peak_rss_bytes": results.peak_rss_bytes,
         "config": results.config,
@@ -285,39 +268,6 @@ def _upstream(run: UpstreamRun) -> dict[str, Any]:
         "auc": {key[len("auc.") :]: value for key, value in last.items() if key.startswith("auc.")},
         "curves": rows[::-1][::every][::-1],  # counted from the end, so that the last point stays
     }
-
-
-def _retrieval(result: RetrievalResult) -> dict[str, Any]:
-    return {
-        **_recalls(result.rows["chosen"]),
-        **{f"popularity_{key}": value for key, value in _recalls(result.rows["popularity"]).items()},
-        "rows": {name: _recalls(recall) for name, recall in result.rows.items()},
-        "validation": {name: _recalls(recall) for name, recall in result.validation.items()},
-        "hours": result.hours,
-        "weight": result.weight,
-        "ials": result.ials,
-        "days": result.days,
-        "users": result.users,
-        "users_without_vector": result.users_without_vector,
-        "items": result.items,
-        "positives_without_vector": result.positives_without_vector,
-        "positives_not_retrievable": result.positives_not_retrievable,
-        "version": result.version,
-        "as_of": _iso(result.as_of),
-        "space": result.space,
-    }
-
-
-def _recalls(recall: Mapping[int, float]) -> dict[str, float]:
-    return {f"recall@{k}": value for k, value in recall.items()}
-
-
-def _iso(as_of: int) -> str | None:
-    if as_of == UNTIMED:
-        return None
-    return (
-        f"{np.datetime64(as_of, 'ms')}Z"  # numpy's years go beyond 9999: a wrong unit of time shows instead of crashing
-    )
 
 
 def plain(value: Any) -> Any:

@@ -13,9 +13,9 @@ from recsys.evaluate.flow import Model, flow_plot
 from recsys.evaluate.html import image, render
 from recsys.study.headline import arm_title, best_arm, drawn, headline, series_read
 from recsys.study.payoff import payoff_note
+from recsys.study.retrieval_report import retrieval_table
 from recsys.study.segments import DEFINITION
 
-NO_IALS = "iALS was not run: it needs pip install 'recsys-derm[study]'."
 POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
 
 
@@ -42,40 +42,13 @@ def render_page(report: Mapping[str, Any]) -> str:
         arm_title=titled,
         payoff_notes={task: payoff_note(arms, titled) for task, arms in report["tasks"].items()},
         segment_definition=DEFINITION,
-        cutoffs=retrieval_cutoffs(report),
-        retrieval_titles=retrieval_titles(report),
-        no_ials=NO_IALS,
+        retrieval=retrieval_table(report),
         flow_image=_flow_image(report),
         lift_images={task: _lift_image(report, task) for task in report["tasks"]},
         gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
         curve_images={name: _curve_images(name, run) for name, run in report["upstreams"].items()},
         config=tomli_w.dumps(without_none(report["config"])),
     )
-
-
-def retrieval_cutoffs(report: Mapping[str, Any]) -> list[str]:
-    """The k of every `recall@k` in the report, in its order."""
-    return [key.removeprefix("recall@") for key in report.get("retrieval", {}) if key.startswith("recall@")]
-
-
-def retrieval_titles(report: Mapping[str, Any]) -> dict[str, str]:
-    """Row of the retrieval -> what it is called, in its order; empty without retrieval."""
-    if "retrieval" not in report:
-        return {}
-    found = report["retrieval"]
-    window = f"{found['hours']:g} hours" if found["hours"] else "all times"
-    configured = report["config"].get("refresh", {}).get("prior", {}).get("hours")
-    titles = {
-        "popularity": "popularity, all of training",
-        "popularity_day": "popularity, last 24 hours",
-        "ials": f"iALS, {found['ials']}",
-        "prior": f"prior alone, {window}",
-        "vectors": "u.v alone",
-        "stored_prior": "u.v / tau + prior of the vectors' time",
-        "fresh_prior": f"u.v / tau + newest prior{f', {configured:g} hours' if configured else ''}",
-        "chosen": f"u.v / tau + {found['weight']:g} x newest prior, {window}",
-    }
-    return {row: titles[row] for row in found["rows"]}
 
 
 def data_notes(report: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,8 @@ from recsys.study.daily_page import shown_arms
 from recsys.study.findings import daily_headline, findings, method_title
 from recsys.study.headline import arm_title, best_arm, drawn, headline
 from recsys.study.payoff import calibration_line, payoff_note, segment_line
-from recsys.study.report_page import NO_IALS, POPULATIONS, retrieval_cutoffs, retrieval_titles
+from recsys.study.report_page import POPULATIONS
+from recsys.study.retrieval_report import RetrievalTable, retrieval_table
 
 COLORS = {"up": "green", "down": "red", "unclear": "yellow"}
 
@@ -31,8 +32,8 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             )
     for line in _ranker_lines(report):
         console.print(escape(line))
-    if "retrieval" in report:
-        console.print(_retrieval(report))
+    if retrieval := retrieval_table(report):
+        console.print(_retrieval(retrieval))
     if report["store"]:
         console.print(_series(report["store"]))
     stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in report["seconds"].items())
@@ -75,6 +76,8 @@ def print_daily(document: Mapping[str, Any], console: Console | None = None) -> 
             console.print(escape(line))
         if known := calibration_line(arms.get(document["configured"], {})):
             console.print(escape(f"{title(task)} calibration: {known}"))
+    if retrieval := retrieval_table(document):
+        console.print(_retrieval(retrieval))
     for heading, text in findings(document).items():
         console.print(f"[bold]{escape(heading)}.[/bold] {escape(text)}")
     shares = " · ".join(f"{stage} {percent(share, 0)}" for stage, share in document["time_shares"].items())
@@ -171,16 +174,16 @@ def _ablation(heading: str, arms: Mapping[str, Any], report: Mapping[str, Any], 
     return table
 
 
-def _retrieval(report: Mapping[str, Any]) -> Table:
-    found = report["retrieval"]
+def _retrieval(shown: RetrievalTable) -> Table:
+    found = shown.found
     table = _table(f"Retrieval, space {escape(found['space'])} · {number(found['users'], 0)} users")
     table.add_column("by")
-    for k in retrieval_cutoffs(report):
+    for k in shown.cutoffs:
         table.add_column(f"recall@{k}", justify="right")
-    for row, heading in retrieval_titles(report).items():
-        cells = (number(found["rows"][row][f"recall@{k}"]) for k in retrieval_cutoffs(report))
+    for row, heading in shown.titles.items():
+        cells = (number(found["rows"][row][f"recall@{k}"]) for k in shown.cutoffs)
         table.add_row(escape(heading), *cells, style="bold" if row == "chosen" else None)
-    table.caption = None if found["ials"] else NO_IALS
+    table.caption = shown.note or None
     return table
 
 

@@ -129,6 +129,8 @@ def test_follow_a_folder_to_the_report(
         assert np.isfinite(arm["auc_lift"])
         assert arm["auc_lift_ci95"][0] <= arm["auc_lift_ci95"][1]
     assert {"daily", "once"} <= set(report["cadence"])
+    assert report["retrieval"]["days"] == 3  # two of 24 hours from when the newest vectors are to be read on
+    assert report["retrieval"]["version"] == records[-2].versions["item_ctr"]
     assert "</html>" in (out / "daily.html").read_text()
     assert (out / "daily/ctr/item_ctr/quality.html").is_file()
     predictions = sorted((out / "downstream/daily/ctr").glob("*.npz"))

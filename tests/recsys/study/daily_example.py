@@ -12,7 +12,7 @@ import numpy as np
 from recsys.config import STUDIED
 from recsys.study.daily_report import DailyResults
 from recsys.study.scores import TaskScores
-from tests.recsys.study.example import SEEDS, example_facts
+from tests.recsys.study.example import SEEDS, example_facts, example_retrieval
 
 PAPERS_ORDER = {"latest": 0.02, "ma_0.2": 0.03, "ma_0.5": 0.06, "ma_0.8": 0.09, "average": 0.04, "once": 0.0}
 DAYS = tuple((date(2024, 2, 26) + timedelta(days=day)).isoformat() for day in range(12) if day != 6)
@@ -75,6 +75,7 @@ def example_daily(**changes: Any) -> DailyResults:
         upstream="ctr",
         tasks={"ctr": example_scores(PAPERS_ORDER), "cvr": example_scores(PAPERS_ORDER, 1500, seed=1)},
         records=example_records(),
+        retrieval=example_retrieval(),
         rows={"train": 160_000, "validation": 40_000, "test": 4_000},
         screened={f"ctr-{DAYS[1]}": {"rows": 20_100, "quarantined": 1, "read_as_0": {"price": 60}}},
         publish_delay_ms=21_600_000,

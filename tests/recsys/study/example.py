@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.dates import DAY_MS
 from recsys.downstream.validation import Validation
 from recsys.study.report import RunResults, SeriesRun, UpstreamRun
 from recsys.study.retrieval import RetrievalResult
@@ -25,6 +26,26 @@ RECALLS = {
     "chosen": {10: 0.0712, 50: 0.2113},
 }
 """Of a retrieval, by row."""
+
+
+def example_retrieval() -> RetrievalResult:
+    """A retrieval with every row there can be."""
+    return RetrievalResult(
+        rows=RECALLS,
+        validation={row: {k: value + 0.01 for k, value in recall.items()} for row, recall in RECALLS.items()},
+        hours=24.0,
+        weight=1.5,
+        ials="16 factors, regularization 10, alpha 1",
+        days=2,
+        users=2210,
+        users_without_vector=0.081,
+        items=7412,
+        positives_without_vector=0.012,
+        positives_not_retrievable=0.004,
+        space="ctr-1",
+        version=1,
+        as_of=19_000 * DAY_MS,
+    )
 
 
 def example_task(
@@ -118,22 +139,7 @@ def example_results(**changes: Any) -> RunResults:
         },
         upstreams={"ctr": example_upstream("is_click"), "cvr": example_upstream("is_buy", 800)},
         series=series,
-        retrieval=RetrievalResult(
-            rows=RECALLS,
-            validation={row: {k: value + 0.01 for k, value in recall.items()} for row, recall in RECALLS.items()},
-            hours=24.0,
-            weight=1.5,
-            ials="16 factors, regularization 10, alpha 1",
-            days=2,
-            users=2210,
-            users_without_vector=0.081,
-            items=7412,
-            positives_without_vector=0.012,
-            positives_not_retrievable=0.004,
-            space="ctr-1",
-            version=1,
-            as_of=19_000 * day,
-        ),
+        retrieval=example_retrieval(),
         rows={"train": 160_000, "validation": 40_000, "test": 4_000},
         screened={"upstream-ctr": {"rows": 400_000, "quarantined": 3, "read_as_0": {"price": 1_200}}},
         publish_delay_ms=21_600_000,
