@@ -11,9 +11,9 @@ from recsys.config.rules import SEEDS, require
 class TrainConfig:
     """One training run of any model."""
 
-    epochs: int = 1
+    epochs: int = 2
     """Passes over the events."""
-    batch_size: int = 1024
+    batch_size: int = 512
     """Rows a rank and step."""
     sparse_lr: float = 0.02
     """Learning rate of the tables (fused row-wise Adagrad)."""
@@ -46,3 +46,5 @@ class RankerTrainConfig(TrainConfig):
 
     epochs: int = 4
     """Passes over the events, at most: the validation files choose the best."""
+    batch_size: int = 1024
+    """Rows of a step; a ranker is trained by one rank."""

@@ -7,9 +7,7 @@ from dataclasses import replace
 from recsys.config import (
     DaysConfig,
     LossConfig,
-    NetworkConfig,
     RankerSettings,
-    RankerTrainConfig,
     RefreshSettings,
     RetrievalConfig,
     SourceConfig,
@@ -29,7 +27,6 @@ def kuairand() -> StudyConfig:
         users=("history/users/*.parquet",),
         items=("history/items/*.parquet",),
     )
-    training = TrainConfig(epochs=2, batch_size=512)
     days = "impressions/events/2022-{}/{}/*.parquet"
 
     def ranking(tab: str) -> RankerSettings:
@@ -40,7 +37,6 @@ def kuairand() -> StudyConfig:
             test=(days.format("05-0[78]", tab),),
             tasks={"ctr": "is_click", "cvr": "long_view", "long_view": "long_view_any"},
             publish_delay_ms=0,
-            network=NetworkConfig(embedding_dim=8),
         )
 
     return StudyConfig(
@@ -55,14 +51,13 @@ def kuairand() -> StudyConfig:
                 source=source,
                 tasks=("long_view",),
                 loss=LossConfig(contrastive_label="long_view"),
-                training=training,
             ),
             UpstreamConfig(
                 name="cvr",
                 source=source,
                 tasks=("is_like", "long_view"),
                 loss=LossConfig(contrastive_label="is_like"),
-                training=replace(training, seed=1),
+                training=TrainConfig(seed=1),
             ),
         ),
         rankers=ranking("*"),
@@ -201,7 +196,6 @@ def _movielens(name: str, note: str) -> StudyConfig:
                     users=("ratings/users/*.parquet",),
                     items=("ratings/items/*.parquet",),
                 ),
-                training=TrainConfig(epochs=3, batch_size=512),
             ),
         ),
         rankers=RankerSettings(
@@ -211,7 +205,6 @@ def _movielens(name: str, note: str) -> StudyConfig:
             test=events("test"),
             tasks={"ctr": "like"},
             publish_delay_ms=0,
-            training=RankerTrainConfig(epochs=6),
         ),
         retrieval=RetrievalConfig(upstream="ctr"),
     )

@@ -44,11 +44,12 @@ SPACE: Space = {
     "rankers.network.dropout": (0.0, 0.1, 0.2),
     "rankers.network.id_dropout": (0.0, 0.1),
     "rankers.network.vector_dropout": (0.0, 0.3, 0.6),
-    "rankers.training.sparse_lr": Range(0.01, 0.2),
+    "rankers.network.entity_dropout": (0.0, 0.1, 0.3),
+    "rankers.training.sparse_lr": Range(0.003, 0.2),
     "rankers.training.dense_lr": Range(3e-4, 3e-3),
     "rankers.training.batch_size": (512, 1024, 2048),
 }
-"""Neither the rankers' epochs nor their entity dropout are among them: the validation files choose both anyway."""
+"""The rankers' epochs are not among them: the validation files choose those anyway."""
 
 
 def split_assignments(assignments: tuple[str, ...]) -> tuple[dict[str, Choices | Range], tuple[str, ...]]:
