@@ -48,3 +48,5 @@ class RankerTrainConfig(TrainConfig):
     """Passes over the events, at most: the validation files choose the best."""
     batch_size: int = 1024
     """Rows of a step; a ranker is trained by one rank."""
+    sparse_lr: float = 0.005
+    """Learning rate of the tables. A ranker's own ids have fewer events than an upstream's, and are learned by heart."""
