@@ -49,4 +49,4 @@ class RankerTrainConfig(TrainConfig):
     batch_size: int = 1024
     """Rows of a step; a ranker is trained by one rank."""
     sparse_lr: float = 0.005
-    """Learning rate of the tables. A ranker's own ids have fewer events than an upstream's, and are learned by heart."""
+    """Learning rate of the tables. A ranker's ids have fewer events than an upstream's and overfit sooner."""
