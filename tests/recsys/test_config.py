@@ -19,6 +19,7 @@ from recsys.config import (
     NetworkConfig,
     RankerConfig,
     RankerSettings,
+    RankerTrainConfig,
     RefreshSettings,
     RetentionConfig,
     RetrievalConfig,
@@ -153,6 +154,21 @@ def test_vectors_of_days_are_read_only_once_a_cycle_can_have_published_them() ->
     assert RANKERS.publish_delay_ms == 6 * 3_600_000
     assert {recipe.config().rankers.publish_delay_ms for recipe in DAILY.values()} == {6 * 3_600_000}
     assert {recipe.config().rankers.publish_delay_ms for recipe in RECIPES.values()} == {0}
+
+
+def test_recipes_have_the_defaults() -> None:
+    """One table of defaults: a recipe says what is read and split how. Those made to be short are exceptions."""
+    short = {"demo", "synthetic-small"}
+    for name, recipe in (*RECIPES.items(), *DAILY.items()):
+        study = recipe.config()
+        for upstream in () if name in short else study.upstreams:
+            assert upstream.model == ModelConfig()
+            assert upstream.loss == LossConfig(contrastive_label=upstream.loss.contrastive_label)
+            assert upstream.training == TrainConfig(seed=upstream.training.seed)
+        for rankers in filter(None, (study.rankers, study.fragment)):
+            assert rankers.network == NetworkConfig()
+            assert name in short or rankers.training == RankerTrainConfig()
+        assert study.refresh == RefreshSettings(days=study.refresh.days, study=study.refresh.study)
 
 
 def test_a_saved_config_names_every_value(tmp_path: Path) -> None:
