@@ -44,8 +44,8 @@ class TrainConfig:
 class RankerTrainConfig(TrainConfig):
     """The training run of a ranker, which may be given more passes than it needs."""
 
-    epochs: int = 4
-    """Passes over the events, at most: the validation files choose the best."""
+    epochs: int = 8
+    """Passes over the events, at most: the validation files choose the best, and after one that is worse none is made."""
     batch_size: int = 1024
     """Rows of a step; a ranker is trained by one rank."""
     sparse_lr: float = 0.005
