@@ -45,7 +45,7 @@ class RankerTrainConfig(TrainConfig):
     """The training run of a ranker, which may be given more passes than it needs."""
 
     epochs: int = 8
-    """Passes over the events, at most: the validation files choose the best, and after one that is worse none is made."""
+    """Passes over the events, at most: the validation files choose the best, and one that is worse is the last."""
     batch_size: int = 1024
     """Rows of a step; a ranker is trained by one rank."""
     sparse_lr: float = 0.005
