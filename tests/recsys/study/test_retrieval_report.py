@@ -59,6 +59,6 @@ def test_both_reports_show_every_row(
 def test_what_was_not_run_is_not_shown() -> None:
     document = build_daily(example_daily(retrieval=None), samples=5)
     assert retrieval_table(document) is None
-    assert "Recall at k" not in render_daily(document)
+    assert "Recall at k" not in render_daily(document | {"days": {}})
     document = build_daily(example_daily(retrieval=replace(example_retrieval(), ials="")), samples=5)
-    assert "needs pip install" in render_daily(document)
+    assert "needs pip install" in render_daily(document | {"days": {}})  # whose plots would take longest
