@@ -143,7 +143,7 @@ def prepare_synthetic(
     items: int = 1000,
     days: int = DAYS,
     past_days: int = PAST_DAYS,
-    events_per_day: int = 17_000,
+    events_per_day: int = 18_000,
     upstream_days: int = UPSTREAM_DAYS,
     drift: float = DRIFT,
     seed: int = 0,
