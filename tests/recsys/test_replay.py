@@ -138,7 +138,10 @@ def test_follow_a_folder_to_the_report(
         f"{arm}-0" for arm in ("none", "latest", "ma_0.2", "ma_0.5", "ma_0.8", "average", "once")
     )
     written = [path.stat().st_mtime_ns for path in predictions]
+    reported = []
+    monkeypatch.setattr(replay, "report", lambda *run: reported.append(run))
     assert replay.run_daily(opened, out) == [f"{DAYS[-1]}: {gate}" for gate in records[-1].gates]
+    assert reported == [(opened.study, data, out)]
     assert [path.stat().st_mtime_ns for path in predictions] == written
     assert [record.key for record in Ledger(out, "ctr").records()] == [record.key for record in records]
 
