@@ -53,7 +53,7 @@ def ranker() -> Ranker:
 
 
 def test_compile_has_no_graph_break_and_gives_the_same_gradients(ranker: Ranker):
-    # Traced once for any size. The C++ that Inductor makes of it is compiled where the layer is tested, with AOTInductor.
+    # Traced once for any size; the C++ that Inductor makes is compiled where the layer is tested.
     compiled = torch.compile(ranker, fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (4, 9):
         ids, bag_ids, offsets, weights = batch(rows)
