@@ -11,8 +11,8 @@ from recsys.config.rules import SEEDS, require
 class TrainConfig:
     """One training run of any model."""
 
-    epochs: int = 2
-    """Passes over the events."""
+    epochs: int = 4
+    """Passes over the events, at most: events that are held out choose the best, and one that is worse is the last."""
     batch_size: int = 512
     """Rows a rank and step."""
     sparse_lr: float = 0.02

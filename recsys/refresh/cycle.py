@@ -248,7 +248,7 @@ class _Refresh:
             withdrawn=plan.withdrawn["item"],
             skip=skip,
             title=f"{upstream.name} {cycle.day}",
-        )
+        ).result
 
     def _content(
         self, plan: Plan, files: dict[str, list[Path]], cycle: Cycle, skip: Quarantine, told: Told, timer: Timer

@@ -260,6 +260,7 @@ def test_integers_serve_as_numbers() -> None:
             "spans.test is .*; choose days from refresh.days.first = 2024-02-28 to",
         ),
         (lambda: replace(SPANS, validation=SPANS.train), "must follow one another without a common day"),
+        (lambda: UpstreamConfig(name="x", source=SOURCE, held_out=0.6), "held_out is 0.6; use a share from 0 to 0.5"),
         (lambda: replace(DAYS, epochs=0), "epochs is 0; use 1 or more"),
         (lambda: replace(DAYS, batch_size=-1), "batch_size is -1; use 1 or more, or 0"),
         (lambda: replace(SMALL).daily(), r"refresh.days or spans is missing: say in \[refresh.days\] where"),
