@@ -14,10 +14,11 @@ from torch import nn
 
 from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
+from recsys.config.training import STEPS
 from recsys.data.batch import Batch
 from recsys.data.entities import entity_parts, withdrawn_after
 from recsys.data.errors import DataError
-from recsys.data.files import find_files
+from recsys.data.files import check_files, find_files
 from recsys.data.held_out import ALL_TRAIN, HeldOut, HeldOutBatches, hold_out
 from recsys.data.last_events import last_events
 from recsys.data.negatives import UniformNegatives
@@ -142,6 +143,7 @@ def train_on(
     items: Sequence[Path] = (),
     withdrawn: Collection[int] = (),
     skip: Quarantine = NOTHING,
+    steps: int = STEPS,
 ) -> Trained:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
 
@@ -162,17 +164,28 @@ def train_on(
         items: items' own rows, of which, and of the events, the last ones are what `loss.uniform_negatives` draws from.
         withdrawn: items that are not drawn.
         skip: rows that are left out.
+        steps: that a pass is to have, where no batch size is given.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
     tasks = [label.name for label in schema.labels]
+    given = training
     torch.manual_seed(training.seed)
     model = DERM(schema, upstream.model, tasks)
     held = ALL_TRAIN
     if training.epochs > 1 and upstream.held_out and start is None:
         held = hold_out(files, schema, upstream.held_out, skip)
     left_out = skip | held.rows
+    rows = check_files(files, schema) - left_out.count(files)
+    training = training.sized(rows // environment.world_size, steps)
+    if title and environment.is_main and not given.batch_size:
+        kept = f", {held.count:,} of them held out" if held.count else ""
+        print(
+            f"{title}: {rows + held.count:,} rows{kept}, so batches of {training.batch_size} a rank: "
+            f"{training.steps(rows // environment.world_size)} a pass",
+            flush=True,
+        )
     frequencies, seen = _survey(files, schema, upstream, left_out, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
@@ -192,7 +205,7 @@ def train_on(
         tasks=tasks,
         identity={
             "files": identify_files([*files, *items], data),
-            "config": _identify_config(schema, upstream, training),
+            "config": _identify_config(schema, upstream, given),  # other ranks may need other batches
             "quarantine": {
                 path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()
             },
