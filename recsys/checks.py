@@ -135,11 +135,11 @@ def _check_upstream(upstream: UpstreamConfig, ranks: int, data: Path) -> None:
         if not schema.owned_by(owner):
             raise ConfigError(f"upstream {upstream.name!r} has no {owner} feature: its {owner} tower needs one")
     rows = check_files(find_files(data, upstream.source.events), schema)
-    needed = upstream.training.batch_size * ranks
-    if rows < needed:
+    size = upstream.training.batch_size or 1
+    if rows < size * ranks:
         raise ConfigError(
-            f"upstream {upstream.name!r} has {rows} rows, less than one step of {ranks} ranks x "
-            f"{upstream.training.batch_size}: lower upstreams.{upstream.name}.training.batch_size or ranks"
+            f"upstream {upstream.name!r} has {rows} rows, less than one step of {ranks} ranks x {size}: lower ranks"
+            + (f", or leave out upstreams.{upstream.name}.training.batch_size" if size > 1 else "")
         )
     for owner, patterns in (("user", upstream.source.users), ("item", upstream.source.items)):
         # With the events: the refresh reads both as one log.
@@ -177,7 +177,7 @@ def _check_rankers(
     batch_size = rankers.training.batch_size
     if rows["train"] < batch_size:
         raise ConfigError(
-            f"{name}.train has {rows['train']} rows, less than one step of {batch_size}: lower "
+            f"{name}.train has {rows['train']} rows, less than one step of {batch_size}: leave out "
             f"{name}.training.batch_size, or give more events"
         )
     _check_disjoint(

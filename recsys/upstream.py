@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
+from recsys.config.training import STEPS
 from recsys.data.batch import Batch
 from recsys.data.entities import entity_parts, withdrawn_after
 from recsys.data.errors import DataError
-from recsys.data.files import find_files
+from recsys.data.files import check_files, find_files
+from recsys.data.held_out import ALL_TRAIN, HeldOut, HeldOutBatches, hold_out
 from recsys.data.last_events import last_events
 from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING, Quarantine
@@ -23,15 +27,17 @@ from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
 from recsys.data.seen import SCAN_ROWS, Ints, SeenIds, read_ids
 from recsys.data.stream import EventStream
+from recsys.evaluate.metrics import normalized_entropy
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
-from recsys.models.vocabulary import own_ids
+from recsys.models.vocabulary import Vocabulary, own_ids
 from recsys.screening import screen
 from recsys.source import upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
+from recsys.train.predict import predict
 from recsys.train.trainer import TrainResult, fit
 
 _WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.withdrawn", "schema.max_bad_rows")
@@ -57,7 +63,7 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
         items = drawn_files(upstream, data)
-        result = train_on(
+        trained = train_on(
             files,
             schema,
             upstream,
@@ -71,8 +77,36 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
             skip=skip,
         )
         if environment.is_main:
-            record = {"steps": result.steps, "input_wait_fraction": result.input_wait_fraction}
-            write_json(folder / "result.json", record)
+            write_json(folder / "result.json", trained.record())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A training that has come to its end."""
+
+    result: TrainResult
+    batch_size: int
+    """Rows a rank and step."""
+    most: int
+    """Passes it could have made."""
+    held_out: int
+    """Events that chose the pass; 0: none did."""
+
+    def record(self) -> dict[str, Any]:
+        """For result.json, see `recsys.study.report`."""
+        scores = self.result.scores
+        return {
+            "steps": self.result.steps,
+            "input_wait_fraction": self.result.input_wait_fraction,
+            "batch_size": self.batch_size,
+            "passes": {
+                "done": len(scores) or self.most,
+                "most": self.most,
+                "best": int(np.argmin(scores)) + 1 if scores else self.most,
+                "held_out": self.held_out,
+                "validation_ne": list(scores),
+            },
+        }
 
 
 def drawn_files(upstream: UpstreamConfig, data: Path) -> list[Path]:
@@ -109,8 +143,11 @@ def train_on(
     items: Sequence[Path] = (),
     withdrawn: Collection[int] = (),
     skip: Quarantine = NOTHING,
-) -> TrainResult:
+    steps: int = STEPS,
+) -> Trained:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
+
+    Where it begins from its own and may make several passes, events that are held out choose the best one.
 
     A collective. Where `out` has a checkpoint, continue from that.
 
@@ -127,14 +164,29 @@ def train_on(
         items: items' own rows, of which, and of the events, the last ones are what `loss.uniform_negatives` draws from.
         withdrawn: items that are not drawn.
         skip: rows that are left out.
+        steps: that a pass is to have, where no batch size is given.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
     tasks = [label.name for label in schema.labels]
+    given = training
     torch.manual_seed(training.seed)
     model = DERM(schema, upstream.model, tasks)
-    frequencies, seen = _survey(files, schema, upstream, skip, started=start is not None)
+    held = ALL_TRAIN
+    if training.epochs > 1 and upstream.held_out and start is None:
+        held = hold_out(files, schema, upstream.held_out, skip)
+    left_out = skip | held.rows
+    rows = check_files(files, schema) - left_out.count(files)
+    training = training.sized(rows // environment.world_size, steps)
+    if title and environment.is_main and not given.batch_size:
+        kept = f", {held.count:,} of them held out" if held.count else ""
+        print(
+            f"{title}: {rows + held.count:,} rows{kept}, so batches of {training.batch_size} a rank: "
+            f"{training.steps(rows // environment.world_size)} a pass",
+            flush=True,
+        )
+    frequencies, seen = _survey(files, schema, upstream, left_out, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
     resolve = partial(model.vocabulary.resolve, dropout=upstream.model.id_dropout, seed=training.seed)
@@ -144,15 +196,16 @@ def train_on(
         rank, seed = environment.rank, training.seed
         negatives = UniformNegatives(last, schema, count, resolve, seed=seed, rank=rank) if len(last) else None
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
-    return fit(
+    judge = _Judge(files, schema, held, model.vocabulary, environment) if held.count else None
+    result = fit(
         task,
-        _stream(files, schema, training, environment, negatives or resolve, skip),
+        _stream(files, schema, training, environment, negatives or resolve, left_out),
         training,
         environment,
         tasks=tasks,
         identity={
             "files": identify_files([*files, *items], data),
-            "config": _identify_config(schema, upstream, training),
+            "config": _identify_config(schema, upstream, given),  # other ranks may need other batches
             "quarantine": {
                 path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()
             },
@@ -161,7 +214,30 @@ def train_on(
         start=start,
         title=title,
         begun=lambda: model.vocabulary.admit(seen),
+        after_epoch=judge,
     )
+    return Trained(result=result, batch_size=training.batch_size, most=training.epochs, held_out=held.count)
+
+
+class _Judge:
+    """Scores a model by the events that are held out: their normalized entropy, mean over tasks. A collective."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        schema: Schema,
+        held: HeldOut,
+        vocabulary: Vocabulary,
+        environment: Environment,
+    ) -> None:
+        self._judged, self._environment = held.judged, environment
+        rank, world_size, transform = environment.rank, environment.world_size, vocabulary.resolve
+        self._batches = HeldOutBatches(files, schema, held, rank=rank, world_size=world_size, transform=transform)
+
+    def __call__(self, model: nn.Module) -> float:
+        logits, labels, mask, _ = (x.numpy() for x in predict(model, self._batches, self._environment))
+        tasks = [(labels[mask[:, task], task], logits[mask[:, task], task]) for task in self._judged]
+        return float(np.mean([normalized_entropy(*task) for task in tasks]))
 
 
 def _stream(
@@ -190,7 +266,7 @@ def _stream(
 def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainConfig) -> dict[str, str]:
     """Everything that a model depends on but its events and the number of ranks, as key -> value."""
     settings = {"model": asdict(upstream.model), "loss": asdict(upstream.loss), "training": asdict(training)}
-    config = flatten({"schema": asdict(schema), **settings})
+    config = flatten({"schema": asdict(schema), **settings, "held_out": upstream.held_out})
     return {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
 
 

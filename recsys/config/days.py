@@ -9,6 +9,8 @@ from pathlib import Path
 from recsys.config.rules import require
 from recsys.dates import dates, is_date
 
+DAY_STEPS = 16
+"""That a day's pass has at least, where no batch size is given and the rows allow it."""
 DAY = "{day}"
 """What stands for the day in a pattern of `DaysConfig`."""
 
@@ -35,7 +37,8 @@ class DaysConfig:
     epochs: int = 1
     """Passes over a new day."""
     batch_size: int = 0
-    """Rows a rank and step when training on a day; 0: the upstream's own. Of a day that has fewer, all are one step."""
+    """Rows a rank and step when training on a day; 0: the upstream's own, or, where it has none, as many as leave the
+    day 16 steps, within the bounds of `training.batch_size`. Of a day that has fewer, all are one step."""
 
     def __post_init__(self) -> None:
         for name in ("events", "users", "items"):
@@ -53,7 +56,10 @@ class DaysConfig:
             check_day(self.last, "last")
             require(self.first <= self.last, f"first is {self.first}, after last = {self.last}: swap them")
         require(self.epochs > 0, f"epochs is {self.epochs}; use 1 or more")
-        require(self.batch_size >= 0, f"batch_size is {self.batch_size}; use 1 or more, or 0: the upstream's own")
+        require(
+            self.batch_size >= 0,
+            f"batch_size is {self.batch_size}; use 1 or more, or 0: the upstream's own, or what the day's rows allow",
+        )
 
     def pattern(self, day: str, what: str = "events") -> str:
         """Glob pattern of this day's files, relative to the data folder: of its `events`, `users` or `items`."""

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from recsys.config.rules import SEEDS, require
+
+STEPS = 200
+"""That a pass has at least, where no batch size is given and the rows allow it."""
+SMALLEST = 64
+"""Batch size that is not fallen below where none is given; fewer rows are one step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run of any model."""
 
-    epochs: int = 2
-    """Passes over the events."""
-    batch_size: int = 512
-    """Rows a rank and step."""
+    LARGEST: ClassVar[int] = 512
+    """Batch size that is not exceeded where none is given."""
+    epochs: int = 4
+    """Passes over the events, at most: events that are held out choose the best, and one that is worse is the last."""
+    batch_size: int = 0
+    """Rows a rank and step. 0: as many as leave a pass 200 steps, rounded down to a power of two; but 64 at least, and
+    512 (a ranker: 1,024) at most."""
     sparse_lr: float = 0.02
     """Learning rate of the tables (fused row-wise Adagrad)."""
     dense_lr: float = 1e-3
@@ -31,22 +40,36 @@ class TrainConfig:
     """Seed of initialisation, shuffling and dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_every"):
+        for name in ("epochs", "log_every"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
+        require(self.batch_size >= 0, f"batch_size is {self.batch_size}; use 1 or more, or 0: what the rows allow")
         for name in ("shuffle_batches", "checkpoint_every", "weight_decay"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
         require(0 <= self.seed < SEEDS, f"seed is {self.seed}; use 0 <= seed < 2^32")
         for name in ("sparse_lr", "dense_lr"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")
 
+    def sized(self, rows: int, steps: int = STEPS) -> Self:
+        """The same with a batch size: the given one, or what so many rows a rank allow.
+
+        Args:
+            rows: a rank's share of the rows.
+            steps: that a pass over them is to have.
+        """
+        wanted = max(SMALLEST, min(self.LARGEST, rows // steps))
+        return replace(self, batch_size=self.batch_size or 1 << (wanted.bit_length() - 1))
+
+    def steps(self, rows: int) -> int:
+        """Steps of a pass over so many rows a rank, with the batch size of `sized`."""
+        return max(1, rows // self.batch_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankerTrainConfig(TrainConfig):
-    """The training run of a ranker, which may be given more passes than it needs."""
+    """The training run of a ranker, by one rank; it may be given more passes than it needs."""
 
+    LARGEST: ClassVar[int] = 1024
     epochs: int = 8
     """Passes over the events, at most: the validation files choose the best, and one that is worse is the last."""
-    batch_size: int = 1024
-    """Rows of a step; a ranker is trained by one rank."""
     sparse_lr: float = 0.005
     """Learning rate of the tables. A ranker's ids have fewer events than an upstream's and overfit sooner."""

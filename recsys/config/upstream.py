@@ -124,10 +124,15 @@ class UpstreamConfig(Config):
     """The loss."""
     training: TrainConfig = field(default_factory=TrainConfig)
     """The training run."""
+    held_out: float = 0.05
+    """Share of the source's events, at most 100,000, that none of `training.epochs` passes trains on: after each pass
+    their normalized entropy, mean over tasks, says whether it was the last. All train, and every pass is made, where
+    this is 0, where there is but one pass, and where a twentieth of the events would tell too little."""
 
     def __post_init__(self) -> None:
         require(
             is_word(self.name),
             f"name is {self.name!r}; use up to 100 of a-z, A-Z, 0-9 and _ (it becomes part of series' names)",
         )
+        require(0 <= self.held_out <= 0.5, f"held_out is {self.held_out}; use a share from 0 to 0.5")
         require(len(set(self.tasks)) == len(self.tasks), f"tasks is {self.tasks}; name each label once")

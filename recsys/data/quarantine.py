@@ -21,8 +21,10 @@ class Quarantine:
     rows: Mapping[Path, Rows]  # [n] each, ascending, counted from 0 within the file
 
     def __or__(self, other: Quarantine) -> Quarantine:
-        """Both, of different files."""
-        return Quarantine({**self.rows, **other.rows})
+        """Both."""
+        shared = self.rows.keys() & other.rows.keys()
+        both = {file: np.union1d(self.rows[file], other.rows[file]) for file in shared}
+        return Quarantine({**self.rows, **other.rows, **both})
 
     def of(self, file: Path) -> Rows:
         """Those of a file."""

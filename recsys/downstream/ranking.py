@@ -25,7 +25,7 @@ from embedding_store import EmbeddingStore
 from recsys.atomic import whole_file
 from recsys.config import ConfigError, RankerConfig, RankerSettings
 from recsys.data.errors import DataError
-from recsys.data.files import find_files
+from recsys.data.files import check_files, find_files
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
@@ -122,6 +122,7 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
         skip = screen_splits(config, data, out).quarantine
         series = list(dict.fromkeys(name for ranker in rankers for name in ranker.series))
         _check_visible(series, config, data, out, skip)
+        config = sized(config, data, skip, told=part == 0)
         arms = [list(seeds) for _, seeds in groupby(enumerate(rankers, start=1), key=lambda x: (x[1].task, x[1].arm))]
         for number, ranker in (each for arm in arms[part::parts] for each in arm):
             if ranker.path(out).is_file():
@@ -129,6 +130,20 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
             score = train_ranker(ranker, config, data, out, environment, skip)
             which = f"{ranker.job}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
             print(f"ranker {number}/{len(rankers)} {which}: validation ne {score:.4f}", flush=True)
+
+
+def sized(config: RankerConfig, data: Path, skip: Quarantine, *, told: bool) -> RankerConfig:
+    """The same with a batch size, which is that of the rows where none is given; where it is not, that can be `told`.
+
+    Raises:
+        DataError: what `check_files` raises.
+    """
+    files, schema = find_files(data, config.train), ranker_schema(config, data, tuple(config.tasks.values()))
+    rows, training = check_files(files, schema) - skip.count(files), config.training
+    training = training.sized(rows)
+    if told and not config.training.batch_size:
+        print(f"rankers: {rows:,} rows, so batches of {training.batch_size}: {training.steps(rows)} a pass", flush=True)
+    return replace(config, training=training)
 
 
 def screen_splits(config: RankerConfig, data: Path, out: Path) -> Findings:
@@ -279,7 +294,14 @@ class _Work:
         """Recalibrate a model on the validation rows, predict the test rows once and write both; its validation NE."""
         logits, labels, mask, _ = self.predict(result.model, vocabulary, self.config.validation)
         reads = bool(self.features.specs)
-        found = validate(labels[mask].numpy(), logits[mask].numpy(), reads=reads, tried=tried)
+        found = validate(
+            labels[mask].numpy(),
+            logits[mask].numpy(),
+            reads=reads,
+            tried=tried,
+            passes=result.scores,
+            most_passes=self.config.training.epochs,
+        )
         found.save(ranker.validation(self.out))
         logits, labels, mask, users = self.predict(result.model, vocabulary, self.config.test)
         recalibrated = found.recalibration(logits[:, 0].numpy()).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,10 @@ class Validation:
     """Whether it reads the vectors of its arm."""
     tried: Mapping[str, float] = field(default_factory=dict)
     """NE of what was tried, `with` vectors and `without`."""
+    passes: Sequence[float] = ()
+    """NE after each pass over the training rows; the best one's model was kept."""
+    most_passes: int = 0
+    """How many there could have been."""
 
     @property
     def recalibration(self) -> Recalibration:
@@ -59,6 +63,8 @@ def validate(
     *,
     reads: bool,
     tried: Mapping[bool, float],
+    passes: Sequence[float] = (),
+    most_passes: int = 0,
 ) -> Validation:
     """Fit the recalibration on these rows, and measure on them what comes of it."""
     fitted = fit_recalibration(labels, logits)
@@ -74,6 +80,8 @@ def validate(
         positives=int(np.sum(labels == 1)),
         reads=reads,
         tried=named(tried),
+        passes=list(passes),
+        most_passes=most_passes,
     )
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch.distributed as dist
 
 from recsys.config import RefreshConfig
+from recsys.config.days import DAY_STEPS
+from recsys.config.training import STEPS
 from recsys.data.files import find_files
 from recsys.data.last_events import last_events
 from recsys.data.quarantine import Quarantine
@@ -52,8 +54,7 @@ from recsys.source import upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, broadcast, process_group
-from recsys.train.trainer import TrainResult
-from recsys.upstream import drawn_files, screen_source, train_on
+from recsys.upstream import Trained, drawn_files, screen_source, train_on
 
 
 def refresh_upstream(
@@ -174,12 +175,13 @@ class _Refresh:
         published = plan.folder / PUBLICATION
         publication = self._publisher.decide(published, {**plan.key, **plan.along.key}, plan.along.as_of, plan.space)
         with timer("train"):
-            result = self._train(plan, [path for day in cycle.days for path in files[day]], cycle, skip)
+            trained = self._train(plan, [path for day in cycle.days for path in files[day]], cycle, skip)
         if broadcast(self._changed(cycle, plan), self._environment):
             return None
         content, alignment = self._content(plan, files, cycle, skip, told, timer)
         prepared = timer.seconds["embed"]
         self._publisher.publish(publication, content, timer)
+        result = trained.result
         speeds = {"train": result.samples_per_second, "embed": rate(content, timer.seconds["embed"] - prepared)}
         record = None
         if main:
@@ -190,7 +192,12 @@ class _Refresh:
                 else:
                     self._publisher.move_tags(publication, published)
             figures = {"gates": reasons, "tagged": not reasons, "quality": measured, "events": found.readable}
-            figures |= {"rows_per_second": speeds, "shortfall": result.shortfall, "read_as_0": read_as_0(found)}
+            figures |= {
+                "rows_per_second": speeds,
+                "shortfall": result.shortfall,
+                "batch_size": trained.batch_size,
+                "read_as_0": read_as_0(found),
+            }
             figures["quarantined"] = {day: len(each.bad) for day, each in screened.items() if each.bad} | told.bad
             record = self._record(cycle, plan, publication, content, timer, figures, alignment)
             self._ledger.write(record)
@@ -227,7 +234,7 @@ class _Refresh:
             skip |= self._screen(day, files).quarantine
         return skip
 
-    def _train(self, plan: Plan, files: list[Path], cycle: Cycle, skip: Quarantine) -> TrainResult:
+    def _train(self, plan: Plan, files: list[Path], cycle: Cycle, skip: Quarantine) -> Trained:
         """Train, or go on training."""
         upstream = self._upstream
         days, training = self._config.day_by_day(), upstream.training
@@ -248,6 +255,7 @@ class _Refresh:
             withdrawn=plan.withdrawn["item"],
             skip=skip,
             title=f"{upstream.name} {cycle.day}",
+            steps=STEPS if plan.cold else DAY_STEPS,
         )
 
     def _content(

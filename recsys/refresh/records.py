@@ -84,6 +84,8 @@ class Record:
     """Why the tag did not move; empty: it did."""
     tagged: bool
     """Whether the tag moved."""
+    batch_size: int = 0
+    """Rows a rank and step; 0 in records of an earlier version."""
     shortfall: str = ""
     """What became of events that were less than a batch; empty: they were more."""
     quality: dict[str, Any]

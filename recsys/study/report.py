@@ -67,6 +67,12 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     upstreams.<name>.steps                  int; optimizer steps
     upstreams.<name>.samples_per_second     number; over all ranks, median of the logged windows
     upstreams.<name>.input_wait_fraction    number; share of the training time spent waiting for input
+    upstreams.<name>.batch_size             int; rows a rank and step
+    upstreams.<name>.passes.done            int; passes over its events, the last one too
+    upstreams.<name>.passes.most            int; those that its config allows
+    upstreams.<name>.passes.best            int; number of the one whose model was kept
+    upstreams.<name>.passes.held_out        int; events that chose it; 0: none did, the last was kept
+    upstreams.<name>.passes.validation_ne   list; normalized entropy of these after each pass, mean over tasks
     upstreams.<name>.loss                   number; last logged
     upstreams.<name>.ne.<task>              number; normalized entropy of training rows, last logged
     upstreams.<name>.auc.<task>             number; ROC-AUC of training rows, last logged
@@ -121,6 +127,9 @@ class UpstreamRun:
     steps: int
     samples_per_second: float
     input_wait_fraction: float
+    batch_size: int
+    passes: Mapping[str, Any]
+    """`done`, `most`, `best`, `held_out`, `validation_ne`."""
     curves: Sequence[Mapping[str, float]]
     """Rows of its metrics.jsonl: step, loss, `loss.<part>`, `ne.<task>`, `auc.<task>`; other keys are left out."""
 
@@ -263,6 +272,8 @@ def _upstream(run: UpstreamRun) -> dict[str, Any]:
         "steps": run.steps,
         "samples_per_second": run.samples_per_second,
         "input_wait_fraction": run.input_wait_fraction,
+        "batch_size": run.batch_size,
+        "passes": dict(run.passes),
         "loss": last.get("loss"),
         "ne": {key[len("ne.") :]: value for key, value in last.items() if key.startswith("ne.")},
         "auc": {key[len("auc.") :]: value for key, value in last.items() if key.startswith("auc.")},

@@ -1,9 +1,9 @@
-"""Keeping the best of several epochs in memory."""
+"""Which of several passes was the best, and the model as it was after that one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -13,18 +13,28 @@ from torchrec.distributed import DistributedModelParallel
 from recsys.train.running_metrics import LossError
 
 
-class BestState:
-    """The model's weights after the epoch with the lowest score.
+class BestPass:
+    """The scores of the passes so far.
 
     Args:
         model: as it is being trained; changed by `restore`.
         score: of the model in evaluation mode; lower is better.
+        keeps: whether the best pass's weights are kept here, in memory, or by the caller.
+        scores: of the passes before this process, if any.
     """
 
-    def __init__(self, model: DistributedModelParallel, score: Callable[[DistributedModelParallel], float]) -> None:
-        self.scores: list[float] = []
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        score: Callable[[DistributedModelParallel], float],
+        *,
+        keeps: bool,
+        scores: Iterable[float] = (),
+    ) -> None:
+        self.scores = list(scores)
         self._model = model
         self._score = score
+        self._keeps = keeps
         self._kept: list[Tensor] = []
 
     def evaluate(self) -> bool:
@@ -36,14 +46,14 @@ class BestState:
             raise LossError(f"the score after epoch {len(self.scores) + 1} is {score}: lower the learning rates")
         improved = score < min(self.scores, default=math.inf)
         self.scores.append(score)
-        if improved:
+        if improved and self._keeps:
             self._kept = [tensor.detach().clone() for tensor in _local_tensors(self._model)]
         return improved
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Bring the model back to its best epoch."""
-        for tensor, kept in zip(_local_tensors(self._model), self._kept, strict=bool(self._kept)):
+        """Bring the model back to its best pass."""
+        for tensor, kept in zip(_local_tensors(self._model), self._kept, strict=True):
             tensor.copy_(kept)
 
 

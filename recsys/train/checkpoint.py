@@ -52,6 +52,11 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def at(folder: Path, step: int) -> Path:
+    """The checkpoint in `folder` after so many steps."""
+    return folder / f"step-{step:08d}"
+
+
 def save(
     folder: Path,
     step: int,
@@ -62,6 +67,7 @@ def save(
     progress: Mapping[str, Any],
     environment: Environment,
     keep: int = 2,
+    protected: int = 0,
 ) -> Path:
     """Write `folder/step-<number>` and delete all but the newest `keep`. A collective: every rank calls it.
 
@@ -74,11 +80,12 @@ def save(
         progress: what JSON can say about the run so far, equal on every rank.
         environment: this rank.
         keep: how many checkpoints to leave.
+        protected: the step of one more to leave.
 
     Raises:
         torch.distributed.checkpoint.api.CheckpointException: a rank could not write (a full disk, say); on every rank.
     """
-    final = folder / f"step-{step:08d}"
+    final = at(folder, step)
     unfinished = final.with_suffix(".tmp")
     if environment.is_main:
         for rubbish in folder.glob("step-*.tmp"):  # of runs that were killed while writing
@@ -91,10 +98,13 @@ def save(
     if environment.is_main:
         facts = {"step": step, "world_size": environment.world_size, "id": uuid.uuid4().hex}
         _write(unfinished / PROGRESS, json.dumps({**progress, **facts}))
+        if final.exists():  # written before the pass that ended with this step was judged
+            shutil.rmtree(final)
         unfinished.rename(final)
         _sync(folder)
         for old in _checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            if old != at(folder, protected):
+                shutil.rmtree(old)
     dist.barrier()
     return final
 

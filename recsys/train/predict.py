@@ -15,8 +15,18 @@ from recsys.train.distributed import Environment
 from recsys.train.running_metrics import TaskOutput
 
 
-class Stream(Protocol):
-    """What training needs of an event stream; every rank has its own, with as many batches as the others'."""
+class Batches(Protocol):
+    """Batches that can be read again."""
+
+    def seek(self, position: int) -> None:
+        """Continue with the batch of this number."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Stream(Batches, Protocol):
+    """What training needs of an event stream; every rank has its own, with as many batches as the others'. A batch's
+    number is counted over all passes."""
 
     @property
     def wait_seconds(self) -> float:
@@ -34,11 +44,6 @@ class Stream(Protocol):
     def shortfall(self) -> str:
         """What became of events that are less than a batch of every rank; empty: they are more."""
 
-    def seek(self, position: int) -> None:
-        """Continue with the batch of this number, counted over all passes."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
 
 def loss_forward(
     model: nn.Module, environment: Environment
@@ -53,14 +58,14 @@ def loss_forward(
     return forward
 
 
-def device_batches(stream: Stream, environment: Environment) -> Iterator[Batch]:
+def device_batches(stream: Batches, environment: Environment) -> Iterator[Batch]:
     """The stream's batches, in page-locked memory where they are to be copied to a GPU beside its computing."""
     if environment.device.type == "cuda":
         return (batch.pin_memory() for batch in stream)
     return iter(stream)
 
 
-def predict(model: nn.Module, stream: Stream, environment: Environment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def predict(model: nn.Module, stream: Batches, environment: Environment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run a task over every batch of a stream, without training. A collective: every rank calls it.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,10 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.config import TrainConfig
+from recsys.data.batch import Batch
 from recsys.identity import code_version, differences
 from recsys.train import checkpoint
-from recsys.train.best import BestState
+from recsys.train.best import BestPass
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
@@ -45,7 +46,7 @@ class TrainResult:
     metrics: dict[str, float]
     """The last logged figures; keys as in `recsys.train.running_metrics.Metrics.take_window`."""
     scores: tuple[float, ...]
-    """What `after_epoch` returned, epoch by epoch."""
+    """What `after_epoch` returned, epoch by epoch, those before a resume included."""
     shortfall: str
     """What became of events that were less than a batch of every rank; empty: they were more."""
 
@@ -70,6 +71,10 @@ class _Run:
     """Batches of the stream consumed."""
     record: dict[str, float] = field(default_factory=dict)
     """The last logged figures."""
+    scores: list[float] = field(default_factory=list)
+    """Of the passes that have been judged."""
+    best_step: int = 0
+    """The step after which the best of them ended."""
 
     @property
     def checkpoints(self) -> Path | None:
@@ -77,7 +82,7 @@ class _Run:
 
     @property
     def finished(self) -> bool:
-        return self.position >= self.total_steps
+        return self.settled or self.position >= self.total_steps
 
     @property
     def left_in_epoch(self) -> int:
@@ -85,7 +90,17 @@ class _Run:
 
     @property
     def last_step(self) -> int:
-        return self.step + self.total_steps - self.position
+        return self.step if self.settled else self.step + self.total_steps - self.position
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last pass that was judged is not the best one."""
+        return bool(self.scores) and self.scores.index(min(self.scores)) < len(self.scores) - 1
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether a pass has ended that has no score yet."""
+        return not self.settled and len(self.scores) < self.position // self.steps_per_epoch
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now."""
@@ -109,6 +124,7 @@ class _Run:
         )
         self.metrics.load_state(sums, progress["parts"])
         self.step, self.record = progress["step"], progress["record"]
+        self.scores, self.best_step = progress.get("scores", []), progress.get("best_step", 0)
         # The same share of the passes, where another number of ranks cuts the events into other batches.
         self.position = round(progress["position"] * self.steps_per_epoch / progress["steps_per_epoch"])
         moved = progress["steps_per_epoch"] != self.steps_per_epoch
@@ -135,6 +151,8 @@ class _Run:
             "position": self.position,
             "steps_per_epoch": self.steps_per_epoch,
             "record": self.record,
+            "scores": self.scores,
+            "best_step": self.best_step,
             "parts": self.metrics.parts,
             "identity": self.identity,
             "code": code_version(),
@@ -147,9 +165,28 @@ class _Run:
             metrics=self.metrics.state(),
             progress=progress,
             environment=self.environment,
+            protected=self.best_step,
         )
 
-    def result(self, clock: Clock, best: BestState | None, shortfall: str) -> TrainResult:
+    def judge(self, best: BestPass) -> str:
+        """Score the pass that has ended; what to say of it. The first one that is not the best so far is the last: the
+        model is that of the best again. Where checkpoints are kept, the best pass's is one, and brings it back."""
+        improved = best.evaluate()
+        self.scores = best.scores
+        if improved:
+            self.best_step = self.step
+        elif self.checkpoints is None:
+            best.restore()
+        else:
+            kept = checkpoint.at(self.checkpoints, self.best_step)
+            checkpoint.restore(kept, model=self.model, optimizer=self.optimizer, environment=self.environment)
+        if self.checkpoints is not None:
+            self.save()
+        most, score = self.total_steps // self.steps_per_epoch, self.scores[-1]
+        verdict = "the best so far" if improved else f"no better than {min(self.scores):.4f}: this was the last"
+        return f"pass {len(self.scores)} of at most {most}: validation ne {score:.4f}, {verdict}"
+
+    def result(self, clock: Clock, shortfall: str) -> TrainResult:
         """What the run leaves behind."""
         return TrainResult(
             model=self.model,
@@ -157,7 +194,7 @@ class _Run:
             samples_per_second=clock.samples_per_second,
             input_wait_fraction=clock.input_wait_fraction,
             metrics=self.record,
-            scores=() if best is None else tuple(best.scores),
+            scores=tuple(self.scores),
             shortfall=shortfall,
         )
 
@@ -206,7 +243,8 @@ def fit(
         title: name of the run in the terminal; None: quiet.
         begun: called once the model is what the training begins or goes on with, before the first batch is read.
         after_epoch: called with the model in evaluation mode after each epoch; returns a score, the same on every rank.
-            The first epoch that does not lower it is the last; the model of the best one is returned. Not with `out`.
+            The first epoch that does not lower it is the last; the model of the best one is returned, and is what the
+            newest checkpoint in `out` holds.
 
     Raises:
         PlanError: the tables do not fit the ranks.
@@ -214,14 +252,17 @@ def fit(
             another model; names what differs.
         LossError: the loss or a score is not finite; no checkpoint of it is written.
         Interrupted: SIGINT or SIGTERM; the last checkpoint stands.
-        ValueError: the stream has no batch, or `after_epoch` is given with `out`.
+        ValueError: the stream has no batch.
     """
-    _check(stream, out, after_epoch)
+    if stream.total_steps == 0:
+        raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
     run = _prepare(task, stream, config, environment, tasks, identity or {}, out)
     resumed = run.begin(start)
     if begun is not None:
         begun()
-    best = None if after_epoch is None else BestState(run.model, after_epoch)
+    best = None
+    if after_epoch is not None:
+        best = BestPass(run.model, after_epoch, keeps=out is None, scores=run.scores)
     with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
         if start is None:  # else it is the same as that of the run it starts from
             log.say(plan_table(run.model))
@@ -233,9 +274,7 @@ def fit(
             if stop.received is not None:  # another rank was stopped first, and this one missed it in a collective
                 raise run.interrupted(stop) from None
             raise
-    if best is not None:
-        best.restore()
-    return run.result(clock, best, stream.shortfall)
+    return run.result(clock, stream.shortfall)
 
 
 def _prepare(
@@ -262,7 +301,7 @@ def _prepare(
     )
 
 
-def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: BestState | None) -> Clock:
+def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: BestPass | None) -> Clock:
     """Train until the stream ends, or an epoch does not improve on the best."""
     pipeline = TrainPipelineSparseDist(
         run.model,
@@ -274,38 +313,43 @@ def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: BestS
     run.model.train()
     stream.seek(run.position)
     batches, clock = device_batches(stream, run.environment), Clock(stream)
-    while not run.finished:
-        epoch = islice(batches, run.left_in_epoch)  # the pipeline reads ahead, but not beyond the epoch
-        for _ in range(run.left_in_epoch):
-            loss, output = pipeline.progress(epoch)
-            run.step, run.position = run.step + 1, run.position + 1
-            run.metrics.update(run.step, loss, output)
-            clock.tick(output.logits.shape[0] * run.environment.world_size)
-            logs, saves = run.due(run.config.log_every), run.out is not None and run.due(run.config.checkpoint_every)
-            if logs or saves:
-                run.metrics.fold()
-            if logs:
-                run.record = {"epoch": run.position / run.steps_per_epoch, **run.metrics.take_window(clock.window())}
-                log.write(run.step, run.record)
-            if saves:
-                with clock.paused():
-                    run.save()
-            if stop.received is not None and not run.finished:
-                raise run.interrupted(stop)
+    while not run.finished or (best is not None and run.unjudged):
+        if best is None or not run.unjudged:  # else it was stopped between the last step of a pass and its score
+            _pass(run, pipeline, batches, clock, log, stop, judged=best is not None)
         if best is not None:
             pipeline.detach()  # give the model its own forward back
             with clock.paused():
-                improved = best.evaluate()
-            if not improved:
-                break
+                log.say(run.judge(best))
     pipeline.detach()
     return clock
 
 
-def _check(stream: Stream, out: Path | None, after_epoch: object) -> None:
-    if stream.total_steps == 0:
-        raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
-    if out is not None and after_epoch is not None:
-        raise ValueError(
-            f"out is {str(out)!r} and after_epoch is given: the best epoch is not part of a checkpoint; leave out one"
-        )
+def _pass(
+    run: _Run,
+    pipeline: TrainPipelineSparseDist,
+    batches: Iterator[Batch],
+    clock: Clock,
+    log: RunLog,
+    stop: StopSignals,
+    *,
+    judged: bool,
+) -> None:
+    """Train what is left of a pass. The checkpoint at the end of one that is `judged` is not written here."""
+    epoch = islice(batches, run.left_in_epoch)  # the pipeline reads ahead, but not beyond the epoch
+    for left in reversed(range(run.left_in_epoch)):
+        loss, output = pipeline.progress(epoch)
+        run.step, run.position = run.step + 1, run.position + 1
+        run.metrics.update(run.step, loss, output)
+        clock.tick(output.logits.shape[0] * run.environment.world_size)
+        logs = run.due(run.config.log_every)
+        saves = run.out is not None and (left > 0 or not judged) and run.due(run.config.checkpoint_every)
+        if logs or saves or (judged and not left):
+            run.metrics.fold()
+        if logs:
+            run.record = {"epoch": run.position / run.steps_per_epoch, **run.metrics.take_window(clock.window())}
+            log.write(run.step, run.record)
+        if saves:
+            with clock.paused():
+                run.save()
+        if stop.received is not None and not run.finished:
+            raise run.interrupted(stop)

@@ -36,7 +36,7 @@ SPACE: Space = {
     "upstreams.*.loss.contrastive_weight": Range(0.01, 1.0),
     "upstreams.*.loss.temperature": Range(0.03, 0.3),
     "upstreams.*.loss.uniform_negatives": (0, 512),
-    "upstreams.*.training.epochs": (1, 2, 3),
+    "upstreams.*.training.epochs": (1, 2, 4),
     "upstreams.*.training.batch_size": (256, 512, 1024),
     "upstreams.*.training.sparse_lr": Range(0.01, 0.2),
     "upstreams.*.training.dense_lr": Range(3e-4, 3e-3),

@@ -106,17 +106,21 @@ def test_the_recipe_fits_the_market(tmp_path: Path) -> None:
         (
             run(ranks=8),
             ConfigError,
-            "'ctr' has 60 rows, less than one step of 8 ranks x 8: lower upstreams.ctr.training.batch_size or ranks",
+            "'ctr' has 60 rows, less than one step of 8 ranks x 8: lower ranks, or leave out upstreams.ctr.training",
         ),
         (
             run(rankers=replace(RANKERS, training=RankerTrainConfig(batch_size=61))),
             ConfigError,
-            "rankers.train has 60 rows, less than one step of 61: lower rankers.training.batch_size",
+            "rankers.train has 60 rows, less than one step of 61: leave out rankers.training.batch_size",
         ),
         (run(rankers=replace(RANKERS, features=("nope",))), SchemaError, "unknown feature 'nope'"),
         (run(rankers=replace(RANKERS, tasks={"ctr": "like"})), SchemaError, "unknown label 'like'"),
         (run(fragment=replace(RANKERS, features=("nope",))), SchemaError, "unknown feature 'nope'"),
-        (run(fragment=replace(RANKERS, training=RankerTrainConfig())), ConfigError, "fragment.train has 60 rows"),
+        (
+            run(fragment=replace(RANKERS, training=RankerTrainConfig(batch_size=61))),
+            ConfigError,
+            "fragment.train has 60 rows",
+        ),
         (
             run(rankers=replace(RANKERS, validation=("test/*.parquet",))),
             ConfigError,

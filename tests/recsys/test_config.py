@@ -220,12 +220,13 @@ def test_integers_serve_as_numbers() -> None:
         (lambda: LossConfig(uniform_negatives=-1), "uniform_negatives is -1; use 0 or more"),
         *(
             (lambda name=name: TrainConfig(**{name: 0}), f"{name} is 0; use 1 or more")
-            for name in ("epochs", "batch_size", "log_every")
+            for name in ("epochs", "log_every")
         ),
         *(
             (lambda name=name: TrainConfig(**{name: -1}), f"{name} is -1; use 0 or more")
             for name in ("shuffle_batches", "checkpoint_every", "weight_decay")
         ),
+        (lambda: TrainConfig(batch_size=-1), "batch_size is -1; use 1 or more, or 0: what the rows allow"),
         (lambda: TrainConfig(seed=-1), r"seed is -1; use 0 <= seed < 2\^32"),
         (lambda: TrainConfig(seed=2**32), "seed is 4294967296; use"),
         (lambda: TrainConfig(sparse_lr=0), "sparse_lr is 0; use more than 0"),
@@ -260,6 +261,7 @@ def test_integers_serve_as_numbers() -> None:
             "spans.test is .*; choose days from refresh.days.first = 2024-02-28 to",
         ),
         (lambda: replace(SPANS, validation=SPANS.train), "must follow one another without a common day"),
+        (lambda: UpstreamConfig(name="x", source=SOURCE, held_out=0.6), "held_out is 0.6; use a share from 0 to 0.5"),
         (lambda: replace(DAYS, epochs=0), "epochs is 0; use 1 or more"),
         (lambda: replace(DAYS, batch_size=-1), "batch_size is -1; use 1 or more, or 0"),
         (lambda: replace(SMALL).daily(), r"refresh.days or spans is missing: say in \[refresh.days\] where"),
@@ -339,3 +341,14 @@ def test_any_text_survives_toml(tmp_path_factory: pytest.TempPathFactory, text: 
     config = replace(SMALL, name=text, note=text)
     config.save(path)
     assert StudyConfig.load(path) == config
+
+
+@pytest.mark.parametrize(
+    ("rows", "upstream", "ranker"),
+    [(0, 64, 64), (12_799, 64, 64), (25_600, 128, 128), (40_000, 128, 128), (102_400, 512, 512), (10**8, 512, 1024)],
+)
+def test_a_batch_size_that_is_left_out_is_what_the_rows_allow(rows: int, upstream: int, ranker: int) -> None:
+    assert TrainConfig().sized(rows).batch_size == upstream
+    assert RankerTrainConfig().sized(rows).batch_size == ranker
+    assert TrainConfig(batch_size=7).sized(rows) == TrainConfig(batch_size=7)
+    assert TrainConfig().sized(rows, steps=16).batch_size >= upstream

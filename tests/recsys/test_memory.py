@@ -46,7 +46,9 @@ def peak() -> int:
 def train(log: Path, out: Path, rows: int, upstream: UpstreamConfig = SMALL) -> int:
     files = find_files(log, SOURCE.events)
     environment = current_environment()
-    return train_on(files, schema(rows), upstream, upstream.training, environment, data=log, out=out, title=None).steps
+    return train_on(
+        files, schema(rows), upstream, upstream.training, environment, data=log, out=out, title=None
+    ).result.steps
 
 
 def embed_all(log: Path, out: Path, rows: int) -> int:

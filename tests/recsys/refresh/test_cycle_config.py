@@ -101,7 +101,7 @@ def test_days_have_passes_and_a_batch_of_their_own(run: tuple[Path, Path], monke
 
     def counted(*args: object, **options: object) -> object:
         result = train(*args, **options)  # type: ignore[arg-type]
-        steps.append(result.steps)
+        steps.append(result.result.steps)
         return result
 
     monkeypatch.setattr(cycle_module, "train_on", counted)

@@ -108,7 +108,9 @@ def example_upstream(task: str, steps: int = 1200) -> UpstreamRun:
                 "samples_per_second": 21_000.0,
             }
         )
-    return UpstreamRun(steps=steps, samples_per_second=20_650.3, input_wait_fraction=0.013, curves=curves)
+    passes = {"done": 2, "most": 4, "best": 1, "held_out": 900, "validation_ne": [0.91, 0.92]}
+    speed = {"samples_per_second": 20_650.3, "input_wait_fraction": 0.013}
+    return UpstreamRun(steps=steps, **speed, batch_size=512, passes=passes, curves=curves)
 
 
 def example_results(**changes: Any) -> RunResults:

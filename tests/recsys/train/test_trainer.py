@@ -8,11 +8,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.train.checkpoint import latest, load_model, read_progress
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted
 from recsys.train.predict import predict
 from recsys.train.running_metrics import LossError
-from recsys.train.trainer import fit
+from recsys.train.trainer import TrainResult, fit
 from tests.recsys.train.toy import TASKS, ListStream, Output, make_stream, make_task, plain_task, whole_state
 
 CONFIG = TrainConfig(batch_size=32, log_every=1, checkpoint_every=4, sparse_lr=0.1, dense_lr=0.01)
@@ -122,6 +123,56 @@ def test_best_epoch_is_kept(environment: Environment):
     assert not torch.equal(states[1], states[2])
 
 
+SCORES = (0.5, 0.25, 0.75)
+STOPS = {"within the second pass": 10, "at its end, before its score": 13, "in the third": 16}
+
+
+def judged(out: Path, environment: Environment, scores: list[float], stop_at: int | None = None) -> TrainResult:
+    """At most four passes of six steps, of which the second is the best."""
+    left = iter(scores)
+    stream = make_stream(6, epochs=4, stop_at=stop_at)
+    return fit(make_task(), stream, CONFIG, environment, tasks=TASKS, out=out, after_epoch=lambda model: next(left))
+
+
+@pytest.fixture(scope="module")
+def whole(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
+    out = tmp_path_factory.mktemp("whole")
+    return out, judged(out, environment, [*SCORES, 0.1])
+
+
+def test_the_newest_checkpoint_is_of_the_best_pass(
+    environment: Environment, whole: tuple[Path, TrainResult], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out, result = whole
+    two = fit(make_task(), make_stream(6, epochs=2), CONFIG, environment, tasks=TASKS, out=tmp_path, title=None)
+    model = plain_task(seed=4)
+    load_model(out / "checkpoints", model)
+    for name, value in whole_state(two.model).items():
+        assert torch.equal(whole_state(result.model)[name], value), name
+        assert torch.equal(model.state_dict()[name], value), name
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())][-1] == "step-00000018"
+    again = judged(out, environment, [])  # nothing is left to be trained or scored
+    assert (again.steps, again.scores) == (18, SCORES)
+    assert "pass 3 of" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stopped_run_is_judged_as_the_whole_one(
+    environment: Environment, whole: tuple[Path, TrainResult], tmp_path: Path, stop: str
+):
+    _, result = whole
+    with pytest.raises(Interrupted):
+        judged(tmp_path, environment, list(SCORES), stop_at=STOPS[stop])
+    newest = latest(tmp_path / "checkpoints")
+    assert newest is not None
+    known = len(read_progress(newest)["scores"])
+    resumed = judged(tmp_path, environment, [*SCORES[known:]])
+    assert resumed.scores == result.scores == SCORES
+    assert resumed.steps == result.steps == 18
+    for name, value in whole_state(result.model).items():
+        assert torch.equal(whole_state(resumed.model)[name], value), name
+
+
 class DenseTask(torch.nn.Module):
     """No embedding table at all."""
 
@@ -179,18 +230,8 @@ def test_score_that_is_not_finite(environment: Environment, score: float):
         )
 
 
-def test_impossible_requests_say_what_to_do(environment: Environment, tmp_path: Path):
+def test_impossible_requests_say_what_to_do(environment: Environment):
     with pytest.raises(ValueError, match="no batch for this rank: give it a row for every rank"):
         fit(make_task(), ListStream([]), CONFIG, environment, tasks=TASKS)
-    with pytest.raises(ValueError, match="leave out one"):
-        fit(
-            make_task(),
-            make_stream(2),
-            CONFIG,
-            environment,
-            tasks=TASKS,
-            out=tmp_path,
-            after_epoch=lambda model: 0.0,
-        )
     with pytest.raises(ValueError, match="no batch"):
         predict(make_task(), ListStream([]), environment)

@@ -110,7 +110,7 @@ def test_a_search_goes_on_and_never_asks_for_the_test_files(
     assert {row["state"] for row in trials} == {"done", "failed"}
     for row in trials:
         too_many = row["settings"]["upstreams.*.training.batch_size"] == 1_000_000
-        assert ("lower upstreams.open.training.batch_size" in row["reason"]) == too_many
+        assert ("leave out upstreams.open.training.batch_size" in row["reason"]) == too_many
         assert (row["score"] is None) == too_many
     scores = [row["score"] for row in trials if row["score"] is not None]
     assert document(folder)["best"] == next(row["number"] for row in trials if row["score"] == min(scores))

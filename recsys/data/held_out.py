@@ -1,0 +1,139 @@
+"""Events that are held out of a training, to choose the number of passes by.
+
+Whether one is held out is a function of its user, its item and its time alone: equal on every rank, after a restart and
+for an event that is there twice, and no file has to be written for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recsys.data.batch import Batch
+from recsys.data.convert import to_batch
+from recsys.data.files import read_footers
+from recsys.data.hashing import splitmix64
+from recsys.data.quarantine import NOTHING, Quarantine, places
+from recsys.data.schema import Schema
+from recsys.data.seen import SCAN_ROWS
+from recsys.data.stream import EventStream, read_group
+from recsys.data.strings import ColumnReader
+
+MOST = 100_000
+"""Events that are held out at most: more would cost time and say the same."""
+LEAST = 20
+"""A label has so many of 0 and of 1 among them, or it is not judged by."""
+_BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which events are held out; the same on every rank."""
+
+    rows: Quarantine
+    """For the training to leave out, beside those that nobody reads."""
+    judged: tuple[int, ...]
+    """The labels, by their number in the schema, that have enough of both kinds among them."""
+    count: int
+    """How many they are."""
+
+
+ALL_TRAIN = HeldOut(NOTHING, (), 0)
+"""None is held out."""
+
+
+def hold_out(files: Sequence[Path], schema: Schema, share: float, skip: Quarantine = NOTHING) -> HeldOut:
+    """Choose this share of the events, at most MOST; or none where they would not tell one model from another.
+
+    Ids, times and labels of all events are read.
+
+    Raises:
+        DataError: what `EventStream` raises.
+    """
+    stream = EventStream(files, schema.select(features=()), batch_size=SCAN_ROWS, drop_last=False, skip=skip)
+    share = min(share, MOST / max(1, stream.rows))
+    found, start, counts = [], 0, np.zeros((len(schema.labels), 2), np.int64)
+    for batch in stream:
+        rows = np.flatnonzero(_draws(batch) < np.uint64(share * 2**64))
+        valid, positive = batch.label_mask.numpy()[rows], batch.labels.numpy()[rows] > 0.5
+        counts += np.stack([(valid & ~positive).sum(0), (valid & positive).sum(0)], axis=1)
+        found.append(start + rows)
+        start += len(batch)
+    judged = tuple(np.flatnonzero(counts.min(1) >= LEAST).tolist())
+    if not judged:
+        return ALL_TRAIN
+    chosen, starts = np.concatenate(found), np.cumsum([0, *stream.file_rows])
+    by_file = {
+        path: places(chosen[(chosen >= first) & (chosen < end)] - first, skip.of(path))
+        for path, first, end in zip(files, starts[:-1], starts[1:], strict=True)
+    }
+    return HeldOut(Quarantine(by_file), judged, len(chosen))
+
+
+class HeldOutBatches:
+    """One rank's share of the events that are held out: as many batches as every other's, as long as theirs.
+
+    Memory: the rows of the share.
+
+    Args:
+        files: the events.
+        schema: what to read of them.
+        held: which.
+        rank: this process.
+        world_size: processes that share them; fewer events than that at the end are left out.
+        transform: applied to every batch.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        schema: Schema,
+        held: HeldOut,
+        *,
+        rank: int,
+        world_size: int,
+        transform: Callable[[Batch], Batch],
+    ) -> None:
+        size = held.count // world_size
+        self._rows = _read(files, schema, held.rows, rank * size, (rank + 1) * size)
+        self._schema, self._transform = schema, transform
+        self._next = 0
+
+    def seek(self, position: int) -> None:
+        """Continue with the batch of this number."""
+        self._next = position
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from `seek`'s on."""
+        for start in range(self._next * _BATCH_ROWS, self._rows.num_rows, _BATCH_ROWS):
+            yield self._transform(to_batch(self._rows.slice(start, _BATCH_ROWS), self._schema))
+
+
+def _draws(batch: Batch) -> NDArray[np.uint64]:
+    """A number for each event, uint64 [B]."""
+    draws = splitmix64(batch.user_ids.numpy().view(np.uint64))
+    for part in (batch.item_ids, batch.timestamps):
+        draws = splitmix64(draws ^ part.numpy().view(np.uint64))
+    return draws
+
+
+def _read(files: Sequence[Path], schema: Schema, chosen: Quarantine, first: int, end: int) -> pa.Table:
+    """Those of the chosen rows that are number [first, end) among them."""
+    footers, pieces, before = read_footers(files, schema), [], 0
+    readers = {name: ColumnReader(kind) for name, kind in footers.types.items()}
+    for group in footers.row_groups:
+        rows = chosen.within(group)
+        wanted = rows[max(0, first - before) : max(0, end - before)]
+        before += len(rows)
+        if not len(wanted):
+            continue
+        for piece in read_group(group, int(wanted[0]), int(wanted[-1]) + 1, readers):
+            here = group.first_row + wanted - piece.row
+            here = here[(here >= 0) & (here < piece.data.num_rows)]
+            pieces.append(piece.data.take(pa.array(here)))
+    return pa.Table.from_batches(pieces)
