@@ -279,7 +279,14 @@ class _Work:
         """Recalibrate a model on the validation rows, predict the test rows once and write both; its validation NE."""
         logits, labels, mask, _ = self.predict(result.model, vocabulary, self.config.validation)
         reads = bool(self.features.specs)
-        found = validate(labels[mask].numpy(), logits[mask].numpy(), reads=reads, tried=tried)
+        found = validate(
+            labels[mask].numpy(),
+            logits[mask].numpy(),
+            scores=result.scores,
+            most_passes=self.config.training.epochs,
+            reads=reads,
+            tried=tried,
+        )
         found.save(ranker.validation(self.out))
         logits, labels, mask, users = self.predict(result.model, vocabulary, self.config.test)
         recalibrated = found.recalibration(logits[:, 0].numpy()).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,10 @@ class Validation:
     bias: float
     rows: int
     positives: int
+    best_pass: int = 0
+    """The pass over the training rows, from 1 on, after which the normalized entropy was least; 0: nobody knows."""
+    most_passes: int = 0
+    """How many it could have made."""
     reads: bool
     """Whether it reads the vectors of its arm."""
     tried: Mapping[str, float] = field(default_factory=dict)
@@ -57,10 +61,12 @@ def validate(
     labels: np.ndarray,  # [N], 0 or 1
     logits: np.ndarray,  # [N]
     *,
+    scores: Sequence[float],
+    most_passes: int,
     reads: bool,
     tried: Mapping[bool, float],
 ) -> Validation:
-    """Fit the recalibration on these rows, and measure on them what comes of it."""
+    """Fit the recalibration on these rows, and measure on them what comes of it; `scores`: their entropy by pass."""
     fitted = fit_recalibration(labels, logits)
     recalibrated = fitted(logits)
     return Validation(
@@ -72,6 +78,8 @@ def validate(
         bias=fitted.bias,
         rows=len(labels),
         positives=int(np.sum(labels == 1)),
+        best_pass=int(np.argmin(scores)) + 1,
+        most_passes=most_passes,
         reads=reads,
         tried=named(tried),
     )

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 from recsys.config import GateConfig
 from recsys.monitor.quality import Quality, SeriesQuality
+from recsys.monitor.skew import Worth
+
+ENOUGH = 100
+"""Positives, and negatives, of a day below which its ROC-AUC says too little to stop anything: a quiet Sunday's."""
 
 
 def check(quality: Quality, gates: GateConfig) -> list[str]:
@@ -22,12 +26,24 @@ def check(quality: Quality, gates: GateConfig) -> list[str]:
         if measured.coverage is not None  # the variants have none
         for reason in _refused(measured, gates)
     ]
+    if quality.pair:
+        reasons += _no_better_than_chance(quality.pair.worth, gates)
     loss = quality.pair.skew.loss if quality.pair else None
     if loss is not None and loss > gates.max_skew:
         reasons.append(
             f"a pair of new and old vectors loses {loss:.2%} of its ROC-AUC; gates.max_skew allows {gates.max_skew:.2%}"
         )
     return reasons
+
+
+def _no_better_than_chance(worth: Worth, gates: GateConfig) -> Iterator[str]:
+    enough = min(worth.positives, worth.negatives) >= ENOUGH
+    if gates.min_auc and enough and worth.auc is not None and worth.auc <= gates.min_auc:
+        yield (
+            f"the inner product of users and items ranks the day's events ({worth.positives:,} positive of "
+            f"{worth.positives + worth.negatives:,}) at a ROC-AUC of {worth.auc:.4f}; gates.min_auc asks for more than "
+            f"{gates.min_auc:.4f}"
+        )
 
 
 def _refused(measured: SeriesQuality, gates: GateConfig) -> Iterator[str]:

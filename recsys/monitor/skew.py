@@ -1,10 +1,11 @@
 """What it costs when users and items are read of different versions, and when both are old.
 
-The inner product of a user's and an item's vector is scored against the day's label. Two things are asked of it:
+The inner product of a user's and an item's vector is scored against the day's label. Three things are asked of it:
 
 - skew: users of version X against items of X, X-1, X-2 and the other way round (papers.md section 1: skew cost
   Pinterest the online gain of offline wins);
-- ageing: both sides a number of days old, that is the cost of publishing nothing.
+- ageing: both sides a number of days old, that is the cost of publishing nothing;
+- whether it ranks the day's events better than chance at all.
 
 Version X has learned from these very events, the ones before it have not. So age 0 flatters itself: a loss against it
 is an upper bound, and age 1 is what the day's traffic really read.
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from embedding_store import Snapshot, Table
 from recsys.dates import DAY_MS
-from recsys.evaluate.bootstrap import Interval, paired_bootstrap
+from recsys.evaluate.bootstrap import Interval, paired_bootstrap, resample
 from recsys.evaluate.metrics import roc_auc
 from recsys.evaluate.nearest import exact_top_k, recall_at_k
 from recsys.monitor.sample import draw, sample_ids
@@ -80,9 +81,24 @@ class Age:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Worth:
+    """How well the inner product ranks the day's events: 0.5 is chance."""
+
+    auc: float | None
+    """ROC-AUC of the vectors about to be served, on the events that have both."""
+    positives: int
+    negatives: int
+    read_auc: float | None
+    """Of those before, which have not learned from these events, on the events that have both of them."""
+    read_auc_ci95: tuple[float, float] | None
+    """Its 95 % interval, by a bootstrap over users."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairQuality:
     """Users against items."""
 
+    worth: Worth
     skew: Skew
     ageing: tuple[Age, ...]
     """One for each of `DAYS`."""
@@ -166,8 +182,28 @@ def measure_pair(
     versions = Versions(users, items, judged)
     positive = mask & (labels == 1)
     return PairQuality(
+        worth=_measure_worth(versions, judged, seed),
         skew=_measure_skew(versions, judged, user_ids[positive], item_ids[positive], seed),
         ageing=tuple(_measure_age(versions, days, len(chosen)) for days in DAYS),
+    )
+
+
+def _measure_worth(versions: Versions, judged: Judged, seed: int) -> Worth:
+    nobody = np.zeros(len(judged.labels), bool)
+    rows, read = (versions.found(age) if age < len(versions.pairs) else nobody for age in (0, 1))
+    positives = int((judged.labels[rows] == 1).sum())
+    read_auc, bounds = versions.auc(1, 1, read) if read.any() else None, None
+    if read_auc is not None:
+        labels, users, scores = judged.labels[read], judged.users.numpy()[read], versions.scores(1, 1, read)
+        draws = resample(labels, users, scores, metrics=("auc",), samples=DRAWS, seed=seed)["auc"].draws
+        draws = draws[np.isfinite(draws)]
+        bounds = (float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))) if len(draws) else None
+    return Worth(
+        auc=versions.auc(0, 0, rows) if rows.any() else None,
+        positives=positives,
+        negatives=int(rows.sum()) - positives,
+        read_auc=read_auc,
+        read_auc_ci95=bounds,
     )
 
 
