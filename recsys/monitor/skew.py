@@ -27,6 +27,7 @@ from recsys.evaluate.bootstrap import Interval, paired_bootstrap, resample
 from recsys.evaluate.metrics import roc_auc
 from recsys.evaluate.nearest import exact_top_k, recall_at_k
 from recsys.monitor.sample import draw, sample_ids
+from recsys.monitor.worth import Worth
 
 AGES = (0, 1, 2)
 """Versions behind the newest, of either side."""
@@ -78,20 +79,6 @@ class Age:
     """What the day's traffic really read, one day old, on the same events."""
     covered: float | None
     """Share of the labelled events that it has both vectors for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worth:
-    """How well the inner product ranks the day's events: 0.5 is chance."""
-
-    auc: float | None
-    """ROC-AUC of the vectors about to be served, on the events that have both."""
-    positives: int
-    negatives: int
-    read_auc: float | None
-    """Of those before, which have not learned from these events, on the events that have both of them."""
-    read_auc_ci95: tuple[float, float] | None
-    """Its 95 % interval, by a bootstrap over users."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,22 +176,31 @@ def measure_pair(
 
 
 def _measure_worth(versions: Versions, judged: Judged, seed: int) -> Worth:
-    nobody = np.zeros(len(judged.labels), bool)
-    rows, read = (versions.found(age) if age < len(versions.pairs) else nobody for age in (0, 1))
+    (auc, bounds, rows), (read_auc, read_bounds, _) = (_ranked(versions, judged, age, seed) for age in (0, 1))
     positives = int((judged.labels[rows] == 1).sum())
-    read_auc, bounds = versions.auc(1, 1, read) if read.any() else None, None
-    if read_auc is not None:
-        labels, users, scores = judged.labels[read], judged.users.numpy()[read], versions.scores(1, 1, read)
-        draws = resample(labels, users, scores, metrics=("auc",), samples=DRAWS, seed=seed)["auc"].draws
-        draws = draws[np.isfinite(draws)]
-        bounds = (float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))) if len(draws) else None
     return Worth(
-        auc=versions.auc(0, 0, rows) if rows.any() else None,
+        auc=auc,
+        auc_ci95=bounds,
         positives=positives,
         negatives=int(rows.sum()) - positives,
         read_auc=read_auc,
-        read_auc_ci95=bounds,
+        read_auc_ci95=read_bounds,
     )
+
+
+def _ranked(
+    versions: Versions, judged: Judged, age: int, seed: int
+) -> tuple[float | None, tuple[float, float] | None, np.ndarray]:
+    """ROC-AUC of a version, its 95 % interval, and the judged events that it has both vectors of: bool [n]."""
+    rows = versions.found(age) if age < len(versions.pairs) else np.zeros(len(judged.labels), bool)
+    auc = versions.auc(age, age, rows) if rows.any() else None
+    if auc is None:
+        return None, None, rows
+    labels, users, scores = judged.labels[rows], judged.users.numpy()[rows], versions.scores(age, age, rows)
+    draws = resample(labels, users, scores, metrics=("auc",), samples=DRAWS, seed=seed)["auc"].draws
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, (0.025, 0.975)) if len(draws) else (math.nan, math.nan)
+    return auc, (float(low), float(high)) if len(draws) else None, rows
 
 
 def _measure_skew(versions: Versions, judged: Judged, users: Tensor, items: Tensor, seed: int) -> Skew:

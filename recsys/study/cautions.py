@@ -6,7 +6,7 @@ calibration  mean prediction beyond 0.9 .. 1.1 of the mean label
 seeds        trainings of the same ranker differ by more than the vectors are worth
 positives    too few positives to tell
 coverage     less than half of the events have an item with a vector
-chance       the inner product of a pair ranks the last day's events no better than chance
+chance       the inner product of a pair ranks the last days' events no better than chance
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from recsys.downstream.validation import REFERENCE
 from recsys.evaluate.wording import number, percent, title
+from recsys.monitor.worth import ranking
 from recsys.study.arms import arm_title
 from recsys.study.coverage import HALF, covered_by_day
 from recsys.study.findings import method_title
@@ -26,10 +27,6 @@ Arms = Mapping[str, Mapping[str, Any]]
 Caution = dict[str, str]
 Found = tuple[str, dict[str, str]] | None
 """What to say, with {} for the arms that it is said of, and what to say of each."""
-
-
-CHANCE = 0.5
-"""ROC-AUC of who knows nothing."""
 
 
 def cautions(report: Mapping[str, Any]) -> list[Caution]:
@@ -56,16 +53,11 @@ def daily_cautions(document: Mapping[str, Any]) -> list[Caution]:
             "new items with the days ([refresh.days] items), or between them (recsys embed)"
         )
         found.append(_caution("coverage", series, text))
-    last = list(document["days"].values())[-1:]
-    for measured in (day.get("inner_product", {}) for day in last):
-        low, high = measured.get("auc_ci95", (None, None))
-        if low is not None and low <= CHANCE:
-            text = (
-                f"the inner product of {document['upstream']}'s users and items ranked the last day's events at a "
-                f"ROC-AUC of {number(measured['auc'], 3)} ({number(low, 3)} to {number(high, 3)}), read as that day's "
-                "traffic could: no better than chance"
-            )
-            found.append(_caution("chance", document["upstream"], text))
+    measured = [day.get("inner_product", {}) for day in document["days"].values()]
+    known = ranking([(each.get("auc"), each.get("auc_ci95")) for each in measured])
+    if known is not None and known.is_chance:
+        text = f"the inner product of {document['upstream']}'s users and items, as it could be read, {known}"
+        found.append(_caution("chance", document["upstream"], text))
     return found
 
 

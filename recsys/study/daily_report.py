@@ -68,6 +68,7 @@ from recsys.config import STUDIED
 from recsys.downstream.validation import REFERENCE
 from recsys.evaluate.bootstrap import Resampled
 from recsys.monitor.skew import CUT_OFF
+from recsys.monitor.worth import read_by
 from recsys.study.cautions import daily_cautions
 from recsys.study.daily_page import render_daily
 from recsys.study.environment import commit, hardware
@@ -209,7 +210,7 @@ def _by_day(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         parts["days"][day] = {
             "versions": record["versions"],
             "events": record["quality"]["events"],
-            "inner_product": _inner_product(record["quality"].get("pair") or {}),
+            "inner_product": _inner_product(record),
             "gates": record["gates"],
             "seconds": record["seconds"],
         }
@@ -227,14 +228,11 @@ def _by_day(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _inner_product(pair: Mapping[str, Any]) -> dict[str, Any]:
+def _inner_product(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a day's traffic could get by the inner product of what it could read: of the version before the day's."""
-    worth, recall = pair.get("worth", {}), pair.get("skew", {}).get("recall", [[None] * 2] * 2)
-    return {
-        "auc": worth.get("read_auc"),
-        "auc_ci95": worth.get("read_auc_ci95") or [None, None],
-        f"recall@{CUT_OFF}": recall[1][1],
-    }
+    auc, bounds = read_by(record)
+    recall = (record["quality"].get("pair") or {}).get("skew", {}).get("recall", [[None] * 2] * 2)
+    return {"auc": auc, "auc_ci95": bounds or [None, None], f"recall@{CUT_OFF}": recall[1][1]}
 
 
 def _time_shares(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
