@@ -34,6 +34,11 @@ def day_number(day: str) -> int:
     return (date.fromisoformat(day) - date(1970, 1, 1)).days
 
 
+def iso_day(number: int) -> str:
+    """The ISO date of a day's number."""
+    return str(np.datetime64(number, "D"))
+
+
 def day_span(day: str, utc_offset_hours: float = 0.0) -> tuple[int, int]:
     """[start, end) of a day in ms, in the time zone this many hours before UTC."""
     start = day_number(day) * DAY_MS - round(utc_offset_hours * HOUR_MS)

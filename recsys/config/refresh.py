@@ -16,10 +16,15 @@ DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """What a publish must pass to take the tag; a snapshot that does not stays, untagged. The defaults let all pass."""
+    """What a publish must pass to take the tag; a snapshot that does not stays, untagged. The defaults refuse what
+    nobody should read: vectors that hardly any event could, and those that rank it the wrong way round."""
 
-    min_coverage: float = 0.0
-    """Least share of the day's events whose entity the previous snapshot had, of users and of items."""
+    min_coverage: float = 0.05
+    """Least share of the day's events whose entity the previous snapshot had, of users and of items; a quiet day must
+    miss it by more than its few events may by chance. 0: any."""
+    min_auc: float = 0.5
+    """ROC-AUC below which, by more than chance, the inner product of users and items must not rank the day's events for
+    the contrastive label; 0: any. 0.5 is that of no knowledge. Asked of days with a hundred positives and negatives."""
     max_drift: float = 2.0
     """Greatest 1 - median cosine of the day's entities that the previous snapshot has too (an absent entity keeps its
     vector; its cosine of 1 would hide a jump)."""
@@ -27,7 +32,7 @@ class GateConfig:
     """Greatest relative ROC-AUC loss when one side of the pair is a version behind; the worse of both directions."""
 
     def __post_init__(self) -> None:
-        for name, most in (("min_coverage", 1.0), ("max_drift", 2.0), ("max_skew", 1.0)):
+        for name, most in (("min_coverage", 1.0), ("min_auc", 1.0), ("max_drift", 2.0), ("max_skew", 1.0)):
             value = getattr(self, name)
             require(0 <= value <= most, f"{name} is {value}; use a number from 0 to {most:g}")
 

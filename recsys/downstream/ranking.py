@@ -297,10 +297,10 @@ class _Work:
         found = validate(
             labels[mask].numpy(),
             logits[mask].numpy(),
+            scores=result.scores,
+            most_passes=self.config.training.epochs,
             reads=reads,
             tried=tried,
-            passes=result.scores,
-            most_passes=self.config.training.epochs,
         )
         found.save(ranker.validation(self.out))
         logits, labels, mask, users = self.predict(result.model, vocabulary, self.config.test)

@@ -33,14 +33,14 @@ class Validation:
     bias: float
     rows: int
     positives: int
+    best_pass: int = 0
+    """The pass over the training rows, from 1 on, after which the normalized entropy was least; 0: nobody knows."""
+    most_passes: int = 0
+    """How many it could have made."""
     reads: bool
     """Whether it reads the vectors of its arm."""
     tried: Mapping[str, float] = field(default_factory=dict)
     """NE of what was tried, `with` vectors and `without`."""
-    passes: Sequence[float] = ()
-    """NE after each pass over the training rows; the best one's model was kept."""
-    most_passes: int = 0
-    """How many there could have been."""
 
     @property
     def recalibration(self) -> Recalibration:
@@ -61,12 +61,12 @@ def validate(
     labels: np.ndarray,  # [N], 0 or 1
     logits: np.ndarray,  # [N]
     *,
+    scores: Sequence[float],
+    most_passes: int,
     reads: bool,
     tried: Mapping[bool, float],
-    passes: Sequence[float] = (),
-    most_passes: int = 0,
 ) -> Validation:
-    """Fit the recalibration on these rows, and measure on them what comes of it."""
+    """Fit the recalibration on these rows, and measure on them what comes of it; `scores`: their entropy by pass."""
     fitted = fit_recalibration(labels, logits)
     recalibrated = fitted(logits)
     return Validation(
@@ -78,10 +78,10 @@ def validate(
         bias=fitted.bias,
         rows=len(labels),
         positives=int(np.sum(labels == 1)),
+        best_pass=int(np.argmin(scores)) + 1,
+        most_passes=most_passes,
         reads=reads,
         tried=named(tried),
-        passes=list(passes),
-        most_passes=most_passes,
     )
 
 

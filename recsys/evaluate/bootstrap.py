@@ -20,7 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-METRICS = ("auc", "pr_auc")
+from recsys.evaluate.entropy import relative_to_rate
+
+METRICS = ("auc", "pr_auc", "ne")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def paired_bootstrap(
         user_ids: whom each row belongs to; any integers.
         baseline_scores: one score a row, or one line of them for each of S training seeds.
         variant_scores: the other model's, seed by seed beside the baseline's.
-        metric: "auc" (ROC-AUC) or "pr_auc" (average precision).
+        metric: "auc" (ROC-AUC), "pr_auc" (average precision), or "ne" (normalized entropy of logits: less is better).
         samples: bootstrap draws.
         seed: of the draws; the same seed gives the same interval.
 
@@ -136,11 +138,15 @@ class RankedScores:
         self._below = np.searchsorted(negatives, positives, side="left")
         self._level = np.searchsorted(negatives, positives, side="right")
         self._positives_below = np.searchsorted(positives, positives, side="left")
+        z, y = np.asarray(scores, np.float64), labels == 1
+        self._loss = np.bincount(users, np.logaddexp(0.0, z) - y * z)  # [U], as the next: summed over a user's rows
+        self._rows, self._positives = np.bincount(users), np.bincount(users, y)
 
     def metrics(self, user_weights: np.ndarray, names: tuple[str, ...]) -> list[float]:
         """Metrics in which row i counts `user_weights[users[i]]` times (float64 [U]); NaN if a class has no weight.
 
-        Equal to scikit-learn's roc_auc_score and average_precision_score with that `sample_weight`.
+        Equal to scikit-learn's roc_auc_score and average_precision_score with that `sample_weight`; `ne` to
+        `normalized_entropy` of rows that are there so many times.
         """
         weights = user_weights[self._users[0]]
         negatives = _cumulative(user_weights[self._users[1]])  # [negatives + 1]
@@ -156,6 +162,11 @@ class RankedScores:
             hits = total - _cumulative(weights)[self._positives_below]
             retrieved = hits + (negatives[-1] - below)
             result["pr_auc"] = np.sum(weights * hits / np.maximum(retrieved, 1e-300)) / total
+        if "ne" in names:
+            loss, rows, positives = (
+                np.sum(user_weights[: len(x)] * x) for x in (self._loss, self._rows, self._positives)
+            )
+            result["ne"] = relative_to_rate(loss / rows, positives / rows)
         return [float(result[name]) for name in names]
 
 

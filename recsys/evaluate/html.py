@@ -27,6 +27,7 @@ def render(package: str, template: str, **context: Any) -> str:
     )
     helpers = (
         wording.number,
+        wording.change,
         wording.percent,
         wording.interval,
         wording.duration,

@@ -99,10 +99,16 @@ def mean_recall(
     k: Sequence[int],
 ) -> dict[int, float]:
     """k -> mean over the users of the share of their positives at a place before k; NaN without positives."""
-    positives = torch.bincount(users)  # [<= U]
+    return {cut: float(recall_by_user(users, places, cut).mean()) for cut in k}
+
+
+def recall_by_user(
+    users: Tensor,  # int64 [P]
+    places: Tensor,  # int64 [P]
+    cut: int,
+) -> Tensor:  # float64 [<= U], of users with a positive
+    """The share of each user's positives at a place before `cut`; arguments as of `mean_recall`."""
+    positives = torch.bincount(users)
     has_any = positives > 0
-    recall = {}
-    for cut in k:
-        hits = torch.bincount(users, weights=(places < cut).double(), minlength=len(positives))
-        recall[cut] = float((hits[has_any] / positives[has_any]).mean())
-    return recall
+    hits = torch.bincount(users, weights=(places < cut).double(), minlength=len(positives))
+    return hits[has_any] / positives[has_any]

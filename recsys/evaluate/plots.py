@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -13,12 +13,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from recsys.evaluate.wording import percent
 
 INK, FAINT, GRID = "#1b2733", "#5d6b7a", "#e3e8ee"
 FONT = "text { font-family: system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif !important }"
-COLORS = ("#0b6e99", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900")
+COLORS = ("#0b6e99", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900", "#3c4f76", "#c2559b", "#2a9d9a")
+CONTRASTIVE = "contrastive"
+"""The part of a loss that is of no task."""
 STYLE: Any = {
     "font.family": ["sans-serif"],
     "font.size": 9.5,
@@ -58,7 +61,7 @@ def lift_plot(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], over: str =
         axes.set_ylim(len(arms) - 0.4, -0.6)  # first arm on top
         low, high = axes.get_xlim()
         axes.set_xlim(low, high + 0.17 * (high - low))  # room for the last figure
-        axes.xaxis.set_major_formatter(_tick)
+        _share_ticks(axes, figure.get_figwidth(), arms)
         axes.set_xlabel(f"ROC-AUC lift over {over}, 95 % interval", loc="right")
         if len(groups) > 1:
             figure.legend(loc="outside upper left", ncols=len(groups), frameon=False, labelcolor=FAINT)
@@ -89,33 +92,53 @@ def gap_plot(gap_closed: Mapping[str, float | None]) -> str:
         axes.set_yticks(range(len(arms)), arms)
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.set_xlim(min(0.0, *values) * 1.1, max(1.0, *values) * 1.02)
-        axes.xaxis.set_major_formatter(_tick)
+        _share_ticks(axes, figure.get_figwidth(), arms)
         axes.set_xlabel("ROC-AUC gap to the oracle closed")
         return svg(figure)
 
 
-def curve_plot(rows: Sequence[Mapping[str, float | None]], metric: str) -> str:
-    """One training metric over steps: the key `metric` and every `metric.<task>`, each a line of its own.
+def loss_colors(names: Iterable[str]) -> dict[str, str]:
+    """A color for each part of a loss, the same in every plot that is given them; the whole loss is in ink."""
+    tasks = [name for name in dict.fromkeys(names) if name not in (CONTRASTIVE, "")]
+    known = dict(zip(tasks, COLORS[1:] * len(tasks), strict=False))
+    return {**known, CONTRASTIVE: COLORS[0], "": INK}
+
+
+def curve_plots(rows: Sequence[Mapping[str, float | None]], colors: Mapping[str, str]) -> dict[str, str]:
+    """Training metrics over steps, title -> plot; those that no row has are left out.
+
+    The contrastive loss and the whole have plots of their own: beside them the tasks' curves would be flat.
 
     Args:
-        rows: each with `step`; rows without a value for a line are left out of it.
-        metric: `loss`, `ne` or `auc`.
-
-    Returns:
-        An empty string if no row has the metric.
+        rows: each with `step`, and `loss`, `loss.<part>`, `ne.<task>`, `auc.<task>` where there is a value.
+        colors: of the parts, from `loss_colors`.
     """
-    keys = [key for key in dict.fromkeys(k for row in rows for k in row) if key.partition(".")[0] == metric]
-    if not keys:
-        return ""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    named = {key: key.partition(".")[::2] for key in keys}
+    tasks = [key for key, (metric, part) in named.items() if metric == "loss" and part not in ("", CONTRASTIVE)]
+    wanted = {
+        "Loss by task": tasks,
+        "Contrastive loss": [key for key in keys if key == f"loss.{CONTRASTIVE}"],
+        "Whole loss": [key for key in keys if key == "loss"],
+        "Normalized entropy": [key for key in keys if named[key][0] == "ne"],
+        "ROC-AUC": [key for key in keys if named[key][0] == "auc"],
+    }
+    return {title: _curves(rows, lines, title, colors) for title, lines in wanted.items() if lines}
+
+
+def _curves(
+    rows: Sequence[Mapping[str, float | None]], keys: Sequence[str], title: str, colors: Mapping[str, str]
+) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(3.3, 2.1)
         axes.grid()
-        for key, color in zip(keys, COLORS * len(keys), strict=False):
+        for key in keys:
+            part = key.partition(".")[2]
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.6, label=key.partition(".")[2] or "total")
-        axes.set_title({"loss": "Loss", "ne": "Normalized entropy", "auc": "ROC-AUC"}[metric], loc="left", fontsize=10)
+            axes.plot(*zip(*points, strict=True), color=colors[part], linewidth=1.6, label=part)
+        axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step")
-        if keys != [metric]:
+        if not {key.partition(".")[2] for key in keys} <= {"", CONTRASTIVE}:  # which the title names
             _legend(axes)
         return svg(figure)
 
@@ -128,6 +151,7 @@ def days_plot(
     bands: Sequence[tuple[str, str]] = (),
     unit: str = "",
     floor: float | None = None,
+    wide: bool = False,
 ) -> str:
     """Figures over days, one line a name; a day without a value interrupts its line.
 
@@ -138,6 +162,7 @@ def days_plot(
         bands: pairs of names between which the ground is tinted, the widest first; their lines are not drawn.
         unit: "%" for fractions.
         floor: where the vertical axis starts; None: below the least value.
+        wide: whether it stands alone, with room for longer names.
 
     Returns:
         An empty string if no line has a value.
@@ -150,7 +175,7 @@ def days_plot(
         return ""
     with matplotlib.rc_context(STYLE):
         aside = len(drawn) > 3  # so many names would hide the lines
-        figure, axes = _figure(3.3, 2.6 if aside else 2.1)
+        figure, axes = _figure(4.8 if wide else 3.3, 2.6 if aside else 2.1)
         axes.grid()
         for low, high in bands:
             axes.fill_between(at, values[low], values[high], color=COLORS[0], alpha=0.16, linewidth=0)
@@ -240,7 +265,15 @@ def _intervals(axes: Axes, rows: Sequence[float], entries: Sequence[Mapping[str,
             va="center",
             fontsize=8.5,
             color=color,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},  # where it stands on the line at zero
         )
+
+
+def _share_ticks(axes: Axes, width: float, names: Sequence[str]) -> None:
+    """As many shares below a plot `width` inches wide as find room beside the names of its rows."""
+    room = width - 0.3 - 0.075 * max(map(len, names))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=max(1, int(room / 0.72)), steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(_tick)
 
 
 def _tick(value: float, _position: float) -> str:

@@ -14,6 +14,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return MISSING if value is None else f"{value:,.{digits}f}"
 
 
+def change(value: float | None, digits: int = 4) -> str:
+    """A difference: +0.0130; a true minus sign for negative ones."""
+    return MISSING if value is None else f"{value:+.{digits}f}".replace("-", "−")  # noqa: RUF001
+
+
 def percent(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
     """A fraction as a percentage: 0.021 -> 2.10 %, or +2.10 % when signed; a true minus sign for negative ones."""
     if value is None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from recsys.config import GateConfig
 from recsys.monitor.quality import Quality, SeriesQuality
+from recsys.monitor.worth import NORMAL, Worth
+
+ENOUGH = 100
+"""Positives, and negatives, of a day below which its ROC-AUC says too little to stop anything."""
 
 
 def check(quality: Quality, gates: GateConfig) -> list[str]:
@@ -13,7 +18,8 @@ def check(quality: Quality, gates: GateConfig) -> list[str]:
 
     The publish is held against what the tag points to, which after a refusal is older than the previous snapshot: else
     a jump would take the tag a day late. What could not be measured stops nothing: a first snapshot has nothing to be
-    held against. Coverage and drift are asked of the pair's two series, not of a study's variants.
+    held against. Nor does what a quiet day's few events may show by chance, in coverage and ROC-AUC. Coverage and drift
+    are asked of the pair's two series, not of a study's variants.
     """
     quality = quality.tagged or quality
     reasons = [
@@ -22,6 +28,8 @@ def check(quality: Quality, gates: GateConfig) -> list[str]:
         if measured.coverage is not None  # the variants have none
         for reason in _refused(measured, gates)
     ]
+    if quality.pair:
+        reasons += _ranks_worse(quality.pair.worth, gates)
     loss = quality.pair.skew.loss if quality.pair else None
     if loss is not None and loss > gates.max_skew:
         reasons.append(
@@ -30,9 +38,21 @@ def check(quality: Quality, gates: GateConfig) -> list[str]:
     return reasons
 
 
+def _ranks_worse(worth: Worth, gates: GateConfig) -> Iterator[str]:
+    enough = min(worth.positives, worth.negatives) >= ENOUGH
+    if enough and worth.auc_ci95 is not None and worth.auc_ci95[1] < gates.min_auc:
+        low, high = worth.auc_ci95
+        yield (
+            f"the inner product of users and items ranks the day's events ({worth.positives:,} of "
+            f"{worth.positives + worth.negatives:,} positive) at a ROC-AUC of {worth.auc:.4f} ({low:.4f} to "
+            f"{high:.4f}); gates.min_auc asks for {gates.min_auc:.4f}"
+        )
+
+
 def _refused(measured: SeriesQuality, gates: GateConfig) -> Iterator[str]:
-    covered = measured.coverage.by_event if measured.coverage else None
-    if covered is not None and covered < gates.min_coverage:
+    coverage = measured.coverage
+    covered = coverage.by_event if coverage else None
+    if coverage and covered is not None and _at_most(covered, coverage.events) < gates.min_coverage:
         yield (
             f"the snapshot before had a vector for {covered:.2%} of the day's events; "
             f"gates.min_coverage asks for {gates.min_coverage:.2%}"
@@ -43,3 +63,10 @@ def _refused(measured: SeriesQuality, gates: GateConfig) -> Iterator[str]:
             f"the day's entities moved by 1 - median cosine = {1 - drift.day_cosine['0.5']:.4f} since version "
             f"{drift.version}; gates.max_drift allows {gates.max_drift:.4f}"
         )
+
+
+def _at_most(share: float, events: int) -> float:
+    """The upper end of the 95 % interval of a share of so many events (Wilson 1927)."""
+    spread = NORMAL**2 / events
+    half = NORMAL * math.sqrt(share * (1 - share) / events + spread / (4 * events))
+    return (share + spread / 2 + half) / (1 + spread)

@@ -14,7 +14,10 @@ from recsys.evaluate import plots
 from recsys.evaluate.html import image, render
 from recsys.monitor.export import Record, dead_dimensions, read_records
 from recsys.monitor.skew import CUT_OFF
+from recsys.monitor.worth import ranking, read_by
 
+HALF = 0.5
+"""Share of the day's events below which the coverage is remarked on."""
 OUTER, INNER = ("0.05", "0.95"), ("0.25", "0.75")
 """Quantiles that bound the tinted bands."""
 
@@ -65,12 +68,21 @@ def render_quality(records: Sequence[Record], series: str) -> str:
 
 
 def headline(rows: Sequence[Record]) -> str:
-    """How many publishes took the tag, and why the newest did not if it did not."""
+    """How many publishes took the tag, why the newest did not if it did not, and what the vectors are worth: first of
+    all if that is nothing."""
     passed, newest = sum(not row["gates"] for row in rows), rows[-1]
     version, count = newest["measured"]["version"], f"{passed} of {len(rows)} publishes passed"
+    tag = f"passed the gates ({count})"
     if newest["gates"]:
-        return f"Version {version} was kept from the tag: {newest['gates'][0]} ({count})."
-    return f"Version {version} passed the gates ({count})."
+        tag = f"was kept from the tag: {newest['gates'][0]} ({count})"
+    sentences = [f"Version {version} {tag}."]
+    if known := ranking([read_by(row) for row in rows]):
+        worth = f"By inner product it {known}{': retrieve nothing by it alone' if known.is_chance else ''}."
+        sentences.insert(0 if known.is_chance else 1, worth)
+    covered = _at(newest, "measured", "coverage", "by_event")
+    if covered is not None and covered < HALF:
+        sentences.append(f"On the last day {covered:.0%} of the events had a vector to read.")
+    return " ".join(sentences)
 
 
 def verdict_of(record: Record) -> str:

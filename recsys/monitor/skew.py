@@ -1,10 +1,11 @@
 """What it costs when users and items are read of different versions, and when both are old.
 
-The inner product of a user's and an item's vector is scored against the day's label. Two things are asked of it:
+The inner product of a user's and an item's vector is scored against the day's label. Three things are asked of it:
 
 - skew: users of version X against items of X, X-1, X-2 and the other way round (papers.md section 1: skew cost
   Pinterest the online gain of offline wins);
-- ageing: both sides a number of days old, that is the cost of publishing nothing.
+- ageing: both sides a number of days old, that is the cost of publishing nothing;
+- whether it ranks the day's events better than chance at all.
 
 Version X has learned from these very events, the ones before it have not. So age 0 flatters itself: a loss against it
 is an upper bound, and age 1 is what the day's traffic really read.
@@ -22,10 +23,11 @@ from torch import Tensor
 
 from embedding_store import Snapshot, Table
 from recsys.dates import DAY_MS
-from recsys.evaluate.bootstrap import Interval, paired_bootstrap
+from recsys.evaluate.bootstrap import Interval, paired_bootstrap, resample
 from recsys.evaluate.metrics import roc_auc
 from recsys.evaluate.nearest import exact_top_k, recall_at_k
 from recsys.monitor.sample import draw, sample_ids
+from recsys.monitor.worth import Worth
 
 AGES = (0, 1, 2)
 """Versions behind the newest, of either side."""
@@ -83,6 +85,7 @@ class Age:
 class PairQuality:
     """Users against items."""
 
+    worth: Worth
     skew: Skew
     ageing: tuple[Age, ...]
     """One for each of `DAYS`."""
@@ -166,9 +169,38 @@ def measure_pair(
     versions = Versions(users, items, judged)
     positive = mask & (labels == 1)
     return PairQuality(
+        worth=_measure_worth(versions, judged, seed),
         skew=_measure_skew(versions, judged, user_ids[positive], item_ids[positive], seed),
         ageing=tuple(_measure_age(versions, days, len(chosen)) for days in DAYS),
     )
+
+
+def _measure_worth(versions: Versions, judged: Judged, seed: int) -> Worth:
+    (auc, bounds, rows), (read_auc, read_bounds, _) = (_ranked(versions, judged, age, seed) for age in (0, 1))
+    positives = int((judged.labels[rows] == 1).sum())
+    return Worth(
+        auc=auc,
+        auc_ci95=bounds,
+        positives=positives,
+        negatives=int(rows.sum()) - positives,
+        read_auc=read_auc,
+        read_auc_ci95=read_bounds,
+    )
+
+
+def _ranked(
+    versions: Versions, judged: Judged, age: int, seed: int
+) -> tuple[float | None, tuple[float, float] | None, np.ndarray]:
+    """ROC-AUC of a version, its 95 % interval, and the judged events that it has both vectors of: bool [n]."""
+    rows = versions.found(age) if age < len(versions.pairs) else np.zeros(len(judged.labels), bool)
+    auc = versions.auc(age, age, rows) if rows.any() else None
+    if auc is None:
+        return None, None, rows
+    labels, users, scores = judged.labels[rows], judged.users.numpy()[rows], versions.scores(age, age, rows)
+    draws = resample(labels, users, scores, metrics=("auc",), samples=DRAWS, seed=seed)["auc"].draws
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, (0.025, 0.975)) if len(draws) else (math.nan, math.nan)
+    return auc, (float(low), float(high)) if len(draws) else None, rows
 
 
 def _measure_skew(versions: Versions, judged: Judged, users: Tensor, items: Tensor, seed: int) -> Skew:

@@ -10,12 +10,15 @@ from markupsafe import Markup
 
 from recsys.evaluate import plots
 from recsys.evaluate.html import image, render
-from recsys.study.findings import OWNERS, daily_headline, findings, method_title, series_of
-from recsys.study.headline import best_arm
+from recsys.monitor.skew import CUT_OFF
+from recsys.study.arms import judged_arm
+from recsys.study.cautions import daily_cautions
+from recsys.study.findings import OWNERS, findings, method_title, series_of
 from recsys.study.payoff import payoff_note
-from recsys.study.report_page import data_notes, without_none
+from recsys.study.report_page import data_notes, recall_image, without_none
 from recsys.study.retrieval_report import retrieval_table
 from recsys.study.segments import DEFINITION
+from recsys.study.verdict import judge_daily, parts_of
 
 
 def render_daily(document: Mapping[str, Any]) -> str:
@@ -24,20 +27,24 @@ def render_daily(document: Mapping[str, Any]) -> str:
     Args:
         document: what `recsys.study.daily_report` describes; parts that are absent are left out of the page.
     """
-    arms = shown_arms(document)
+    arms, verdict, retrieval = shown_arms(document), judge_daily(document), retrieval_table(document)
     return render(
         "recsys.study",
         "daily.html",
         report=document,
         data_notes=data_notes(document),
-        headline=daily_headline(document),
+        headline=verdict["sentence"],
+        parts=parts_of(verdict),
+        warnings=daily_cautions(document),
         findings=findings(document),
         arms=arms,
-        best=best_arm(document["aggregation"]),
+        best=judged_arm(document["aggregation"]),
         method_title=method_title,
         payoff_notes={task: payoff_note(measured, method_title) for task, measured in document["tasks"].items()},
         segment_definition=DEFINITION,
-        retrieval=retrieval_table(document),
+        retrieval=retrieval,
+        retrieval_sentence=verdict.get("retrieval", {}).get("sentence", ""),
+        recall_image=recall_image(retrieval),
         over_latest={arm: document["comparisons"].get(f"{arm}_over_latest") for arm in arms},
         lift_image=_lift_image(arms),
         difference_image=_difference_image(document),
@@ -76,7 +83,14 @@ def _day_images(document: Mapping[str, Any]) -> list[Markup]:
 
     coverage = {f"{owner}s": line("coverage", f"{owner}_{upstream}", "by_event") for owner in OWNERS}
     active = {f"{owner}s": line("activity", f"{owner}_{upstream}", "today") for owner in OWNERS}
+    measured = [entry.get("inner_product", {}) for entry in document["days"].values()]
+    auc = {"ROC-AUC": [each.get("auc") for each in measured]}
+    for at, bound in enumerate(("low", "high")):
+        auc[bound] = [each.get("auc_ci95", (None, None))[at] for each in measured]
+    recall = {"recall": [each.get(f"recall@{CUT_OFF}") for each in measured]}
     wanted: list[tuple[dict[str, list], str, dict[str, Any]]] = [
+        (auc, "Inner product: ROC-AUC", {"bands": [("low", "high")]}),
+        (recall, f"Inner product: recall at {CUT_OFF}", {"unit": "%", "floor": 0.0}),
         (coverage, "Day's events covered", {"unit": "%"}),
         (active, "Stored entities active that day", {"unit": "%", "floor": 0.0}),
     ]

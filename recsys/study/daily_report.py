@@ -26,6 +26,11 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     tasks.<task>.<arm>.*                    as in report.json
     segments.<task>.*                       as in report.json, of `none`, the configured arm and `once`
     retrieval.*                             as in report.json: each day from the vectors and the prior of its own time
+    verdict.sentence                        as in report.json
+    verdict.tasks.<task>.*                  as in report.json, of the configured arm
+    verdict.refresh.*                       whether to refresh daily: the same keys; absent without `cadence.once`
+    verdict.retrieval.*                     as in report.json
+    warnings                                as in report.json
 
     coverage.<day>.<series>.by_event        number; share of the day's events whose entity the snapshot before had
     coverage.<day>.<series>.by_entity       number; the same by distinct entity
@@ -36,6 +41,11 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     activity.<day>.<series>.days            number; median number of days on which a stored entity was active so far
     days.<day>.versions.<series>            int; published that day
     days.<day>.events                       int
+    days.<day>.inner_product.auc            number; ROC-AUC of the inner product of the vectors that the day's traffic
+                                            could read, which have not learned from it, for the contrastive label
+    days.<day>.inner_product.auc_ci95       [low, high]; bootstrap over users
+    days.<day>.inner_product.recall@10      number; recall of the day's positives by these vectors, among the items that
+                                            its neighbouring versions had too
     days.<day>.gates                        list of str; why the publish did not take the tag, empty if it did
     days.<day>.seconds.<stage>              number; of that day's cycle
     time_shares.<stage>                     number; share of all cycles' time: train, embed, aggregate, store, quality
@@ -57,13 +67,17 @@ from recsys.atomic import write_text
 from recsys.config import STUDIED
 from recsys.downstream.validation import REFERENCE
 from recsys.evaluate.bootstrap import Resampled
+from recsys.monitor.skew import CUT_OFF
+from recsys.monitor.worth import read_by
+from recsys.study.cautions import daily_cautions
 from recsys.study.daily_page import render_daily
 from recsys.study.environment import commit, hardware
+from recsys.study.found import RetrievalResult
 from recsys.study.report import load_document, plain
-from recsys.study.retrieval import RetrievalResult
 from recsys.study.retrieval_report import retrieval_document
 from recsys.study.scores import ReportError, TaskScores, measure_arms, resample_arms
 from recsys.study.segments import measure_segments
+from recsys.study.verdict import judge_daily
 
 FORMAT_VERSION = 1
 ONCE = "once"
@@ -153,7 +167,8 @@ def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) ->
         "peak_rss_bytes": results.peak_rss_bytes,
         "config": results.config,
     }
-    return plain(document)
+    document = plain(document)
+    return document | {"verdict": judge_daily(document), "warnings": daily_cautions(document)}
 
 
 def write_daily(document: Mapping[str, Any], folder: str | Path) -> None:
@@ -195,6 +210,7 @@ def _by_day(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         parts["days"][day] = {
             "versions": record["versions"],
             "events": record["quality"]["events"],
+            "inner_product": _inner_product(record),
             "gates": record["gates"],
             "seconds": record["seconds"],
         }
@@ -210,6 +226,13 @@ def _by_day(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
                 "neighbour_overlap": drift.get("neighbour_overlap"),
             }
     return parts
+
+
+def _inner_product(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a day's traffic could get by the inner product of what it could read: of the version before the day's."""
+    auc, bounds = read_by(record)
+    recall = (record["quality"].get("pair") or {}).get("skew", {}).get("recall", [[None] * 2] * 2)
+    return {"auc": auc, "auc_ci95": bounds or [None, None], f"recall@{CUT_OFF}": recall[1][1]}
 
 
 def _time_shares(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

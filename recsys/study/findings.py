@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 from statistics import median
 from typing import Any
 
-from recsys.evaluate.wording import interval, number, percent, title, verdict
+from recsys.evaluate.wording import number, percent, verdict
 
 PAPER = {"latest": 0.0002, "ma_0.2": 0.0003, "ma_0.5": 0.0006, "ma_0.8": 0.0009, "average": 0.0003}
 """Lifts by way of aggregation as the paper reports them (papers.md section 1)."""
@@ -37,34 +37,6 @@ def series_of(document: Mapping[str, Any], arm: str, owner: str) -> str:
     """The series that an arm reads: the plain one if the arm is the configured one."""
     plain = f"{owner}_{document['upstream']}"
     return plain if arm == document["configured"] else f"{plain}.{arm}"
-
-
-def daily_headline(document: Mapping[str, Any]) -> str:
-    """What daily refreshing was worth against never refreshing, and whether that may be chance."""
-    daily, once = (document["cadence"].get(name) for name in ("daily", "once"))
-    if not daily or daily.get("auc_lift") is None:
-        return "Nothing could be measured: the test events hold one class only, or no ranker read refreshed vectors."
-    if daily.get("pays") is False:
-        known, without = (number(daily["validation"]["tried"][way]) for way in ("with", "without"))
-        return (
-            f"Vectors refreshed daily do not pay: on the validation rows the {title(document['task'])} ranker's "
-            f"normalized entropy is {known} with them and {without} without."
-        )
-    moved = f"moved the {title(document['task'])} ranker's ROC-AUC by {percent(daily['auc_lift'], signed=True)}"
-    if not once or once.get("auc_lift") is None:
-        bounds = interval(daily["auc_lift_ci95"])
-        return f"Vectors refreshed daily {moved} against no vectors (95 % interval {bounds})."
-    found = document["comparisons"][f"{document['configured']}_over_once"]
-    by = f"{percent(found['auc_lift'], signed=True)} (95 % interval {interval(found['auc_lift_ci95'])})"
-    judged = {
-        "up": f"refreshing gained {by}",
-        "down": f"refreshing lost {by}",
-        "unclear": f"the difference of {by} may be chance",
-    }[verdict(found)]
-    return (
-        f"Vectors refreshed daily {moved} against no vectors, never refreshed ones by "
-        f"{percent(once['auc_lift'], signed=True)}: {judged}."
-    )
 
 
 def findings(document: Mapping[str, Any]) -> dict[str, str]:

@@ -26,17 +26,37 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     seconds.<stage>                         number; wall time of each stage; `report`: of measuring all this
     peak_rss_bytes                          int; greatest resident memory, summed over the processes alive at a time
 
+    verdict.sentence                        str; all answers in one sentence
+    verdict.tasks.<task>.answer             str; `yes`, `no` or `not clear`: is its ranker better with stored vectors?
+    verdict.tasks.<task>.arm                str; with which: of the arms that pay, the one of the least validation.ne;
+                                            null: none pays
+    verdict.tasks.<task>.what               str; what it is about, in words
+    verdict.tasks.<task>.brief              str; the figures that matter most
+    verdict.tasks.<task>.sentence           str; the answer with what decided it
+    verdict.tasks.<task>.reasons            list of {measure, says, text}: what each measure says by itself, see
+                                            recsys/study/verdict.py
+    verdict.retrieval.*                     should one retrieve by the vectors? The same keys, but for `arm`; absent if
+                                            retrieval was not run
+    warnings                                list of {kind, about, text}: what a reader must be warned of, see
+                                            recsys/study/cautions.py
+
     tasks.<task>.<arm>.auc                  number; ROC-AUC, mean over seeds
     tasks.<task>.<arm>.auc_by_seed          list of numbers; in the order of `seeds`
     tasks.<task>.<arm>.pr_auc               number; average precision, mean over seeds
     tasks.<task>.<arm>.ne                   number; normalized entropy, mean over seeds
+    tasks.<task>.<arm>.ne_by_seed           list of numbers
     tasks.<task>.<arm>.calibration          number; mean prediction / mean label, mean over seeds
+    tasks.<task>.<arm>.calibration_by_seed  list of numbers
     tasks.<task>.<arm>.calibration_by_day.<day>  number; the same of each test day; none without event times
     tasks.<task>.<arm>.validation.ne        number; on the validation rows, mean over seeds, as are the next three
     tasks.<task>.<arm>.validation.auc       number
     tasks.<task>.<arm>.validation.calibration  number; after the recalibration that was fitted on these rows, and
                                             that all figures are of
     tasks.<task>.<arm>.validation.raw_calibration  number; before it
+    tasks.<task>.<arm>.validation.rows      int; validation rows for which the label exists
+    tasks.<task>.<arm>.validation.positives  int; of them
+    tasks.<task>.<arm>.validation.passes.best  list of int; by seed, the pass over the training rows that they chose
+    tasks.<task>.<arm>.validation.passes.most  int; passes that were allowed
     tasks.<task>.<arm>.validation.reads     list of bool; whether each seed's ranker reads the arm's vectors
     tasks.<task>.<arm>.validation.tried.with  number; the first seed's normalized entropy; not in `none`
     tasks.<task>.<arm>.validation.tried.without  number; the same without vectors: the lower of the two decides
@@ -48,6 +68,9 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     tasks.<task>.<arm>.auc_lift             number; relative to arm `none`, a fraction: 0.02 is +2 %; not in `none`
     tasks.<task>.<arm>.auc_lift_ci95        [low, high]; paired bootstrap over users and `seeds`, and so over
                                             `upstream_seeds`, but over no other training of an upstream; not in `none`
+    tasks.<task>.<arm>.auc_gain             number; the same lift, absolute: 0.013 is 0.701 over 0.688; not in `none`
+    tasks.<task>.<arm>.ne_lift              number; relative, as auc_lift; below 0 is better; not in `none`
+    tasks.<task>.<arm>.ne_lift_ci95         [low, high]; not in `none`
     tasks.<task>.<arm>.pr_auc_lift          number; the same for PR-AUC; not in `none`
     tasks.<task>.<arm>.pr_auc_lift_ci95     [low, high]; not in `none`
     segments.<task>.<owner>.<segment>.rows  int; test rows of `new`, `tail`, `head` items (users), by how often they are
@@ -109,12 +132,14 @@ from recsys.atomic import write_text
 from recsys.dates import iso
 from recsys.downstream.validation import REFERENCE
 from recsys.evaluate.metrics import roc_auc
+from recsys.study.cautions import cautions
 from recsys.study.environment import commit, hardware
+from recsys.study.found import RetrievalResult
 from recsys.study.report_page import render_page
-from recsys.study.retrieval import RetrievalResult
 from recsys.study.retrieval_report import retrieval_document
 from recsys.study.scores import ReportError, TaskScores, measure_arms, require
 from recsys.study.segments import measure_segments
+from recsys.study.verdict import judge
 
 FORMAT_VERSION = 1
 CURVE_POINTS = 400
@@ -220,7 +245,8 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         "peak_rss_bytes": results.peak_rss_bytes,
         "config": results.config,
     }
-    return plain(report)
+    document = plain(report)
+    return document | {"verdict": judge(document), "warnings": cautions(document)}
 
 
 def write_report(report: Mapping[str, Any], folder: str | Path) -> None:

@@ -11,10 +11,12 @@ from markupsafe import Markup
 from recsys.evaluate import plots, wording
 from recsys.evaluate.flow import Model, flow_plot
 from recsys.evaluate.html import image, render
-from recsys.study.headline import arm_title, best_arm, drawn, headline, series_read
+from recsys.study.arms import arm_title, drawn, judged_arm, series_read
+from recsys.study.cautions import cautions
 from recsys.study.payoff import payoff_note
-from recsys.study.retrieval_report import retrieval_table
+from recsys.study.retrieval_report import RetrievalTable, retrieval_table
 from recsys.study.segments import DEFINITION
+from recsys.study.verdict import WAYS, judge, parts_of
 
 POPULATIONS = {"tasks": "all events", "fragment": "one surface alone"}
 
@@ -29,24 +31,30 @@ def render_page(report: Mapping[str, Any]) -> str:
     def titled(arm: str) -> str:
         return arm_title(arm, report["upstreams"])
 
+    verdict, retrieval = judge(report), retrieval_table(report)
+    colors = plots.loss_colors(_parts_of_losses(report["upstreams"]))
     return render(
         "recsys.study",
         "report.html",
         report=report,
         data_notes=data_notes(report),
-        headline=headline(report),
+        headline=verdict["sentence"],
+        parts=parts_of(verdict),
+        warnings=cautions(report),
         drawn=drawn(report),
         trainings=len(report.get("upstream_seeds", ())) or 1,
-        best={task: best_arm(arms) for task, arms in report["tasks"].items()},
+        best={task: judged_arm(arms) for task, arms in report["tasks"].items()},
         populations=POPULATIONS,
         arm_title=titled,
         payoff_notes={task: payoff_note(arms, titled) for task, arms in report["tasks"].items()},
         segment_definition=DEFINITION,
-        retrieval=retrieval_table(report),
+        retrieval=retrieval,
+        retrieval_sentence=verdict.get("retrieval", {}).get("sentence", ""),
+        recall_image=recall_image(retrieval),
         flow_image=_flow_image(report),
         lift_images={task: _lift_image(report, task) for task in report["tasks"]},
         gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
-        curve_images={name: _curve_images(name, run) for name, run in report["upstreams"].items()},
+        curve_images={name: _curve_images(name, run, colors) for name, run in report["upstreams"].items()},
         config=tomli_w.dumps(without_none(report["config"])),
     )
 
@@ -121,6 +129,26 @@ def _gap_image(report: Mapping[str, Any], task: str) -> Markup:
     return image(plots.gap_plot(titled), f"Share of the gap to the oracle that was closed, {wording.title(task)}")
 
 
-def _curve_images(name: str, run: Mapping[str, Any]) -> list[Markup]:
-    drawn = ((metric, plots.curve_plot(run["curves"], metric)) for metric in ("loss", "ne", "auc"))
-    return [image(svg, f"{metric} of upstream {name} over training steps") for metric, svg in drawn if svg]
+def _parts_of_losses(upstreams: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of all upstreams: the tasks, `contrastive`."""
+    keys = [key for run in upstreams.values() for row in run["curves"] for key in row]
+    return list(dict.fromkeys(key.partition(".")[2] for key in keys))
+
+
+def _curve_images(name: str, run: Mapping[str, Any], colors: Mapping[str, str]) -> list[Markup]:
+    drawn = plots.curve_plots(run["curves"], colors)
+    return [image(svg, f"{title} of upstream {name} over training steps") for title, svg in drawn.items()]
+
+
+def recall_image(table: RetrievalTable | None) -> Markup:
+    """Recall of the test days, by way to retrieve; nothing where there is one day."""
+    if table is None or len(by_day := table.found.get("by_day", {})) < 2:
+        return Markup()
+    k = table.cutoffs[-1]
+    lines = {
+        name: [rows.get(row, {}).get(f"recall@{k}") for rows in by_day.values()]
+        for row, name in {"chosen": "vectors and prior", "vectors": "the inner product alone", **WAYS}.items()
+    }
+    title = f"Recall at {k}"
+    svg = plots.days_plot(list(by_day), lines, title, unit="%", floor=0.0, wide=True)
+    return image(svg, f"{title} over the test days") if svg else Markup()

@@ -35,15 +35,16 @@ from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
-from recsys.dates import HOUR_MS
+from recsys.dates import HOUR_MS, iso_day, number_of
 from recsys.downstream.ranking import ranker_schema
 from recsys.downstream.retrieval import Index, check_same_version, index_of, most_popular, pairs_of, positions
-from recsys.evaluate.nearest import exact_top_k, found_at, mean_recall
+from recsys.evaluate.nearest import exact_top_k
 from recsys.folders import store_folder
 from recsys.prior import Prior
 from recsys.screening import screen
 from recsys.source import upstream_schema
 from recsys.study import als
+from recsys.study.found import Found, Recall, RetrievalResult, Retriever, find
 from recsys.study.moments import Log, Moment, moments
 from recsys.upstream import screen_source
 
@@ -55,43 +56,6 @@ CHOOSING = 2_000
 """Users of the validation days that the choice is made by, at most."""
 _SCAN_ROWS = 65_536
 """Rows of ids, times and labels that are read at once."""
-
-Recall = Mapping[int, float]
-Retriever = Callable[[Moment], tuple[Tensor, Tensor]]
-"""A moment -> candidates int64 [N], and rows of them for each of its users, best first, int64 [U, K]; -1: nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalResult:
-    """Recall of the users' positives by row; see the top of this module."""
-
-    rows: Mapping[str, Recall]
-    """Row -> k -> mean over users of the share of their test positives among the top k."""
-    validation: Mapping[str, Recall]
-    """The same of those users of the validation days that the choice was made by; empty without such days."""
-    hours: float
-    """Chosen window of the prior; 0: everything."""
-    weight: float
-    """Chosen weight of the prior."""
-    ials: str = ""
-    """Chosen settings of iALS; empty: it was not run."""
-    days: int
-    """Moments at which requests were answered."""
-    users: int
-    """Users with a positive: those the means are over."""
-    users_without_vector: float
-    """Share of their requests at whose time they had no vector: they get the items of the greatest prior."""
-    items: int
-    """Candidates at the last moment: items with a vector, or with an event in the window."""
-    positives_without_vector: float
-    """Share of the positives whose item had no vector; it stands with the mean vector and its prior."""
-    positives_not_retrievable: float
-    """Share of the positives whose item was no candidate; they count, and are never found."""
-    space: str
-    """Of the vectors at the last moment, like `version` and `as_of`."""
-    version: int
-    as_of: int
-    """Milliseconds since the epoch; 0 of a log without event times."""
 
 
 def collect_retrieval(
@@ -138,7 +102,8 @@ def collect_retrieval(
     test = requests("test", [logs["train"], logs["validation"]])
     if not test.moments:
         return None
-    study = _Study(vectors, logs["train"], tuple(wanted.k), config.refresh.prior.hours, timed=timed)
+    offset = days.utc_offset_hours if days else 0.0
+    study = _Study(vectors, logs["train"], tuple(wanted.k), config.refresh.prior.hours, timed, offset)
     return study.result(validation, test)
 
 
@@ -210,19 +175,24 @@ class _Study:
     hours: float
     """Configured window of the prior."""
     timed: bool
+    utc_offset_hours: float
+    """Of the time zone that days are counted in."""
 
     def result(self, validation: _Requests, test: _Requests) -> RetrievalResult:
         """Choose on the validation days, measure once on the test days."""
         hours, weight = self._choose(validation.moments)
         settings = self._choose_als(validation)
-        rows = {
-            split: {name: self._measure(requests, way) for name, way in self._ways(requests, hours, weight, settings)}
+        found = {
+            split: {name: find(requests.moments, way) for name, way in self._ways(requests, hours, weight, settings)}
             for split, requests in (("validation", validation), ("test", test))
             if requests.moments
         }
+        chosen = found["test"]["chosen"]
         return RetrievalResult(
-            rows=rows["test"],
-            validation=rows.get("validation", {}),
+            rows=self._recalls(found["test"]),
+            validation=self._recalls(found.get("validation", {})),
+            lead={row: chosen.lead_over(each, self.k) for row, each in found["test"].items() if row != "chosen"},
+            **self._by_day(test.moments, found["test"]),
             hours=hours,
             weight=weight,
             ials="" if settings is None else settings.text,
@@ -235,7 +205,7 @@ class _Study:
         if not requests:
             return self.hours, 1.0
         grid = product(HOURS if self.timed else (0.0,), WEIGHTS)
-        return max(grid, key=lambda each: _mean(measure(requests, self._scored(*each), self.k)))
+        return max(grid, key=lambda each: _mean(find(requests, self._scored(*each)).recall(self.k)))
 
     def _choose_als(self, requests: _Requests) -> als.Settings | None:
         if not als.is_installed():
@@ -244,7 +214,7 @@ class _Study:
             return als.GRID[0]
 
         def recall(settings: als.Settings) -> float:
-            return _mean(self._measure(requests, self._factorised(requests.learned, settings)))
+            return _mean(find(requests.moments, self._factorised(requests.learned, settings)).recall(self.k))
 
         return max(als.GRID, key=recall)
 
@@ -263,8 +233,19 @@ class _Study:
         yield "fresh_prior", self._scored(self.hours, 1.0)
         yield "chosen", self._scored(hours, weight)
 
-    def _measure(self, requests: _Requests, way: Retriever) -> dict[int, float]:
-        return measure(requests.moments, way, self.k)
+    def _recalls(self, found: Mapping[str, Found]) -> dict[str, Recall]:
+        return {row: each.recall(self.k) for row, each in found.items()}
+
+    def _by_day(self, requests: Sequence[Moment], found: Mapping[str, Found]) -> dict[str, Any]:
+        """`by_day` and `users_by_day` of the result."""
+        if not self.timed:
+            return {"by_day": {}, "users_by_day": {}}
+        days = [iso_day(number_of(moment.time, self.utc_offset_hours)) for moment in requests]
+        recalls = {row: each.by_moment(self.k) for row, each in found.items()}
+        return {
+            "by_day": {day: {row: each[at] for row, each in recalls.items()} for at, day in enumerate(days)},
+            "users_by_day": {day: len(moment.users) for day, moment in zip(days, requests, strict=True)},
+        }
 
     def _scored(self, hours: float, weight: float) -> Retriever:
         """By the vectors and the newest prior."""
@@ -341,16 +322,6 @@ class _Study:
             "version": users.version,
             "as_of": users.as_of,
         }
-
-
-def measure(requests: Sequence[Moment], way: Retriever, k: Sequence[int]) -> dict[int, float]:
-    """k -> mean over users of the share of their positives, of all moments, that were among the first k then."""
-    users, places = [], []
-    for moment in requests:
-        ids, rows = way(moment)
-        places.append(found_at(rows, moment.rows, positions(ids, moment.items)))
-        users.append(moment.users[moment.rows])
-    return mean_recall(torch.cat(users).unique(return_inverse=True)[1], torch.cat(places), k)
 
 
 def _mean(recall: Recall) -> float:

@@ -9,6 +9,10 @@ Keys:
                                     popularity_day, ials, prior, vectors, stored_prior, fresh_prior, chosen
     validation.<row>.recall@<k>     number; the same on the validation days, by which weight, window and the
                                     settings of iALS were chosen; empty without such days
+    lead.<row>.recall@<k>           [low, high]; of the recall of row `chosen` less that of another one: the 95 %
+                                    interval over users, by the normal distribution
+    by_day.<day>.<row>.recall@<k>   number; of the positives of that day alone; without event times there is none
+    users_by_day.<day>              int; test users with a positive on that day
     hours                           number; chosen window of the prior, 0: everything
     weight                          number; chosen weight of the prior
     ials                            str; chosen settings of iALS; empty: it was not run, for want of the extra
@@ -30,7 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recsys.dates import iso
-from recsys.study.retrieval import RetrievalResult
+from recsys.study.found import RetrievalResult
 
 NO_IALS = "iALS was not run: it needs pip install 'recsys-derm[study]'."
 
@@ -42,6 +46,9 @@ def retrieval_document(result: RetrievalResult) -> dict[str, Any]:
         **{f"popularity_{key}": value for key, value in _recalls(result.rows["popularity"]).items()},
         "rows": {name: _recalls(recall) for name, recall in result.rows.items()},
         "validation": {name: _recalls(recall) for name, recall in result.validation.items()},
+        "lead": {row: {f"recall@{k}": list(bounds) for k, bounds in lead.items()} for row, lead in result.lead.items()},
+        "by_day": {day: {row: _recalls(recall) for row, recall in rows.items()} for day, rows in result.by_day.items()},
+        "users_by_day": dict(result.users_by_day),
         "hours": result.hours,
         "weight": result.weight,
         "ials": result.ials,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.dates import iso_day
 from recsys.downstream.validation import REFERENCE, Validation
 from recsys.evaluate.bootstrap import METRICS, Resampled, resample
 from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
@@ -74,13 +75,14 @@ def measure_arms(
     arms: dict[str, dict[str, Any]] = {}
     resampled = resample_arms(scores, samples, seed) if resampled is None else resampled
     for arm, logits in scores.arms.items():
-        auc = [roc_auc(scores.labels, line) for line in logits]
+        by_seed = {
+            name: [metric(scores.labels, line) for line in logits]
+            for name, metric in {"auc": roc_auc, "ne": normalized_entropy, "calibration": calibration}.items()
+        }
         measured: dict[str, Any] = {
-            "auc": float(np.mean(auc)),
-            "auc_by_seed": auc,
+            **{name: float(np.mean(values)) for name, values in by_seed.items()},
+            **{f"{name}_by_seed": values for name, values in by_seed.items()},
             "pr_auc": float(np.mean([pr_auc(scores.labels, line) for line in logits])),
-            "ne": float(np.mean([normalized_entropy(scores.labels, line) for line in logits])),
-            "calibration": float(np.mean([calibration(scores.labels, line) for line in logits])),
             "calibration_by_day": _by_day(scores, logits),
             **_validation(scores.validation, arm),
             "seeds": list(scores.seeds),
@@ -92,6 +94,8 @@ def measure_arms(
             interval = resampled[arm][metric].lift_over(resampled[REFERENCE][metric])
             measured[f"{metric}_lift"] = interval.lift
             measured[f"{metric}_lift_ci95"] = [interval.low, interval.high]
+        if arm != REFERENCE:
+            measured["auc_gain"] = measured["auc"] - arms[REFERENCE]["auc"]
         arms[arm] = measured
     return arms
 
@@ -102,7 +106,7 @@ def _by_day(scores: TaskScores, logits: np.ndarray) -> dict[str, float]:
     for day in np.unique(scores.days) if scores.days is not None else ():
         rows = scores.days == day
         values = [calibration(scores.labels[rows], line[rows]) for line in logits]
-        found[str(np.datetime64(int(day), "D"))] = float(np.mean(values))
+        found[iso_day(int(day))] = float(np.mean(values))
     return found
 
 
@@ -114,6 +118,8 @@ def _validation(found: Mapping[str, Sequence[Validation]], arm: str) -> dict[str
         name: float(np.mean([getattr(seed, name) for seed in found[arm]]))
         for name in ("ne", "auc", "calibration", "raw_calibration")
     }
+    figures |= {name: getattr(found[arm][0], name) for name in ("rows", "positives")}
+    figures["passes"] = {"best": [seed.best_pass for seed in found[arm]], "most": found[arm][0].most_passes}
     figures["reads"] = [seed.reads for seed in found[arm]]
     if arm == REFERENCE:
         return {"validation": figures}

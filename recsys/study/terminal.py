@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,18 +11,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from recsys.evaluate.wording import delay, duration, moment, number, percent, points, size, title, verdict
+from recsys.study.arms import arm_title, drawn, judged_arm
+from recsys.study.cautions import Caution, cautions, daily_cautions
 from recsys.study.daily_page import shown_arms
-from recsys.study.findings import daily_headline, findings, method_title
-from recsys.study.headline import arm_title, best_arm, drawn, headline
+from recsys.study.findings import findings, method_title
 from recsys.study.payoff import calibration_line, payoff_note, segment_line
 from recsys.study.report_page import POPULATIONS
 from recsys.study.retrieval_report import RetrievalTable, retrieval_table
+from recsys.study.verdict import judge, judge_daily, parts_of
 
 COLORS = {"up": "green", "down": "red", "unclear": "yellow"}
 
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the headline and the tables of a report (`recsys.study.report` describes the document)."""
+    """Print the tables, the warnings and the verdict of a report (`recsys.study.report` describes the document)."""
     console = console or Console()
     console.print(f"\n[bold]{escape(report['name'])}[/bold]  {escape(report['note'])}")
     for part, population in POPULATIONS.items():
@@ -39,11 +41,11 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in report["seconds"].items())
     console.print(f"[dim]{escape(stages)} · peak memory {size(report['peak_rss_bytes'])}[/dim]")
     console.print(f"[dim]{_delay(report)}\nintervals over {drawn(report)}[/dim]")
-    console.print(f"[bold]{escape(headline(report))}[/bold]\n")
+    _judged(console, judge(report), cautions(report))
 
 
 def print_summary(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the lifts of a report in one table, arms by tasks, and the headline."""
+    """Print the lifts of a report in one table, arms by tasks, the warnings and the verdict."""
     console = console or Console()
     table = _table(escape(report["name"]))
     table.add_column("vectors read")
@@ -61,11 +63,11 @@ def print_summary(report: Mapping[str, Any], console: Console | None = None) -> 
     for task, arms in report["tasks"].items():
         for line in _payoff_lines(report, task, arms):
             console.print(escape(line))
-    console.print(f"[bold]{escape(headline(report))}[/bold]")
+    _judged(console, judge(report), cautions(report))
 
 
 def print_daily(document: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the tables and findings of a daily report (`recsys.study.daily_report` describes the document)."""
+    """Print the tables, findings, warnings and verdict of a daily report (described in `recsys.study.daily_report`)."""
     console = console or Console()
     console.print(f"\n[bold]{escape(document['name'])}[/bold]  {escape(document['note'])}")
     console.print(_aggregation(document))
@@ -83,7 +85,15 @@ def print_daily(document: Mapping[str, Any], console: Console | None = None) -> 
     shares = " · ".join(f"{stage} {percent(share, 0)}" for stage, share in document["time_shares"].items())
     memory = size(document["peak_rss_bytes"])
     console.print(f"[dim]of the cycles' time: {escape(shares)} · peak memory {memory}\n{_delay(document)}[/dim]")
-    console.print(f"[bold]{escape(daily_headline(document))}[/bold]\n")
+    _judged(console, judge_daily(document), daily_cautions(document))
+
+
+def _judged(console: Console, verdict: Mapping[str, Any], warnings: Iterable[Caution]) -> None:
+    """The warnings, and each answer with what decided it."""
+    for warning in warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning['text'])}")
+    for part in parts_of(verdict):
+        console.print(f"[bold]{escape(part['sentence'])}[/bold]")
 
 
 def _ranker_lines(report: Mapping[str, Any]) -> list[str]:
@@ -91,7 +101,7 @@ def _ranker_lines(report: Mapping[str, Any]) -> list[str]:
     lines = []
     for task, arms in report["tasks"].items():
         lines += _payoff_lines(report, task, arms)
-        for arm in dict.fromkeys(("none", best_arm(arms) or "none")):
+        for arm in dict.fromkeys(("none", judged_arm(arms) or "none")):
             if known := calibration_line(arms[arm]):
                 lines.append(f"{title(task)} calibration, {arm_title(arm, report['upstreams'])}: {known}")
     return lines
@@ -99,7 +109,7 @@ def _ranker_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _payoff_lines(report: Mapping[str, Any], task: str, arms: Mapping[str, Any]) -> list[str]:
     note = payoff_note(arms, lambda arm: arm_title(arm, report["upstreams"]))
-    arm = best_arm(arms)
+    arm = judged_arm(arms)
     return [*filter(None, (f"{title(task)}: {note}" if note else "", segment_line(report, task, arm) if arm else ""))]
 
 

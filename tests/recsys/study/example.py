@@ -9,8 +9,8 @@ import numpy as np
 
 from recsys.dates import DAY_MS
 from recsys.downstream.validation import Validation
+from recsys.study.found import RetrievalResult
 from recsys.study.report import RunResults, SeriesRun, UpstreamRun
-from recsys.study.retrieval import RetrievalResult
 from recsys.study.scores import TaskScores
 
 ARMS = ("none", "ctr_user", "ctr_user_item", "ctr_cvr_user_item")

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recsys.study.headline import headline
 from rich.console import Console
 
 import recsys.study.report as report_module
 from recsys.evaluate.metrics import calibration
 from recsys.study.environment import commit, hardware
-from recsys.study.headline import headline
 from recsys.study.report import build_report, load_report, write_report
 from recsys.study.report_page import render_page
 from recsys.study.scores import ReportError, TaskScores, measure_arms

@@ -23,8 +23,9 @@ from recsys.folders import store_folder
 from recsys.prior import Prior
 from recsys.refresh.prior import prior_series, publish_prior, withdraw
 from recsys.study import als, retrieval
+from recsys.study.found import Found, RetrievalResult, Retriever
 from recsys.study.moments import Log, Moment
-from recsys.study.retrieval import RetrievalResult, Retriever, collect_retrieval
+from recsys.study.retrieval import collect_retrieval
 
 USERS, ITEMS, DAYS, PER_DAY, TAU = 150, 120, 8, 1500, 0.35
 NEW_USERS, NEW_ITEMS = 15, 10
@@ -183,16 +184,16 @@ def test_no_way_retrieves_what_is_withdrawn(
     chosen = np.concatenate([table["item_id"].to_numpy()[table["click"].to_numpy() == 1] for table in tables])
     popular = torch.from_numpy(np.sort(np.argsort(-np.bincount(chosen))[:20]))
     withdraw(prior_series(EmbeddingStore(store_folder(out)), "ctr"), popular)
-    measure, ways = retrieval.measure, []
+    find, ways = retrieval.find, []
 
-    def checked(requests: Sequence[Moment], way: Retriever, k: Sequence[int]) -> dict[int, float]:
+    def checked(requests: Sequence[Moment], way: Retriever) -> Found:
         ways.append(way)
         for moment in requests:
             ids, rows = way(moment)
             assert not torch.isin(ids[rows[rows >= 0]], popular).any()
-        return measure(requests, way, k)
+        return find(requests, way)
 
-    monkeypatch.setattr(retrieval, "measure", checked)
+    monkeypatch.setattr(retrieval, "find", checked)
     found = collect((data, out))
     assert len(ways) > 2 * len(found.rows)
     assert found.rows.keys() == result.rows.keys()
