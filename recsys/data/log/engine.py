@@ -34,7 +34,7 @@ def engine(folder: Path, memory_gb: float) -> Iterator[Connection]:
         yield connection
     except duckdb.OutOfMemoryException as error:
         raise DataError(f"log.memory_gb is {memory_gb:g}, which is too little: {_line(error)}. Raise it") from None
-    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.InvalidConfigurationException) as error:
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise DataError(f"the log cannot be read: {_line(error)}") from None
     finally:
         connection.close()

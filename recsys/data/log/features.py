@@ -119,7 +119,8 @@ def _answer(connection: Connection, config: LogConfig, question: Question, answe
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(work, range(shares)))
     parts = literal(str(folder / "*.parquet"))
-    connection.execute(f"CREATE TABLE {question.name} AS SELECT * FROM read_parquet({parts}) ORDER BY key")
+    order = " ORDER BY key" if shares > 1 else ""  # one share is in order
+    connection.execute(f"CREATE TABLE {question.name} AS SELECT * FROM read_parquet({parts}){order}")
 
 
 def _user(config: LogConfig, past: Past, events: Columns, listed: NDArray[np.int64]) -> Columns:
@@ -135,8 +136,9 @@ def _item(config: LogConfig, past: Past, events: Columns) -> Columns:
     if "price" in events:
         prices = np.ma.filled(events["price"], np.nan)
         history = past.newest(~np.isnan(prices), prices, 1)
-        found["item_price"] = np.full(len(history.lengths), np.nan, np.float32)
-        found["item_price"][history.lengths > 0] = history.values
+        price = np.zeros(len(history.lengths), np.float32)
+        price[history.lengths > 0] = history.values
+        found["item_price"] = pa.array(price, mask=history.lengths == 0)
     return found
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_store import hash_keys
 from recsys.atomic import write_json
 from recsys.config import LogConfig
 from recsys.data.files import replacing_folder
@@ -67,14 +66,14 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
             raw = read_log(connection, config, folder)
             progress.begin("Checking every row")
             cleaned = clean(connection, config, raw, folder)
-            described = _describe(connection, config, folder)
+            described = describe(connection, config, folder)
             progress.begin(f"Labels and negatives of {cleaned.events:,} events")
             make_rows(connection, config)
             drawn = add_negatives(connection, config)
             splits = split(connection, config)
             rows = number(connection, "SELECT count(*) FROM rows")
             progress.begin(f"What was known before each of {rows:,} rows")
-            answers = make_features(connection, config, work, _listed(connection))
+            answers = make_features(connection, config, work, listed_ids(connection))
             progress.begin(f"Writing {len(splits.parts)} {'days' if splits.by_day else 'splits'} of events")
             found = columns(connection, config, described, answers)
             write_events(connection, found, splits.parts, answers, new / "events")
@@ -87,7 +86,7 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
     return prepared
 
 
-def _describe(connection: Connection, config: LogConfig, folder: Path) -> dict[str, Described]:
+def describe(connection: Connection, config: LogConfig, folder: Path) -> dict[str, Described]:
     """Features that are columns already, of each owner; and of the items since when each is there, and its category."""
     described = {owner: join_table(connection, config, owner, folder) for owner in ("user", "item")}
     described["context"] = describe_context(connection, config)
@@ -101,11 +100,13 @@ def _describe(connection: Connection, config: LogConfig, folder: Path) -> dict[s
     return described
 
 
-def _listed(connection: Connection) -> NDArray[np.int64]:
+def listed_ids(connection: Connection) -> NDArray[np.int64]:
     """What stands for each item in the histories: its id, or of a string the hash that readers make of it."""
     ids = connection.execute("SELECT item_id FROM items ORDER BY rowid").fetchnumpy()["item_id"]
     if ids.dtype == np.int64:
         return ids
+    from embedding_store import hash_keys  # it brings torch, which only strings need
+
     return hash_keys(ids.tolist()).numpy()
 
 

@@ -39,7 +39,7 @@ def scanned(files: Sequence[Path], *, options: str = "") -> tuple[str, bool]:
     strays = [file for file in files if not file.name.lower().endswith(_TEXT)]
     if strays:
         raise DataError(f"{strays[0]} is not named as {', '.join((*_PARQUET, *_TEXT))}: name it so, or leave it out")
-    return f"read_csv([{names}], header = true, union_by_name = true, filename = true{options})", True
+    return f"read_csv([{names}], header = true, filename = true{options})", True
 
 
 def check_columns(connection: Connection, files: Iterable[Path], wanted: Mapping[str, str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from recsys.config import LogConfig
 from recsys.config.log import SESSION, span_ms
-from recsys.data.log.engine import Connection, quoted
+from recsys.data.errors import DataError
+from recsys.data.log.engine import Connection, number, quoted
 
 
 def done(config: LogConfig, name: str) -> str:
@@ -22,7 +23,11 @@ def labels(config: LogConfig) -> tuple[str, ...]:
 
 
 def make_rows(connection: Connection, config: LogConfig) -> None:
-    """Make `chosen`: `e` (row of `events`), `u`, `i`, `t` and the labels of each event that makes a row, by time."""
+    """Make `chosen`: `e` (row of `events`), `u`, `i`, `t` and the labels of each event that makes a row, by time.
+
+    Raises:
+        DataError: no event makes a row.
+    """
     row = done(config, config.row_action)
     connection.execute(
         "CREATE TABLE first AS SELECT min(rowid) AS e FROM events WHERE "
@@ -44,6 +49,11 @@ def make_rows(connection: Connection, config: LogConfig) -> None:
         f"CREATE TABLE chosen AS SELECT rowid AS e, u, i, t, {', '.join(columns)} FROM events "
         "WHERE rowid IN (SELECT e FROM first) ORDER BY e"
     )
+    if not number(connection, "SELECT count(*) FROM chosen"):
+        raise DataError(
+            f"no row is of the action {config.value(config.row_action)!r}, actions.{config.row_action}, which makes the "
+            "rows: correct its value, or say of it what it follows and let another make them"
+        )
 
 
 def _credited(config: LogConfig, name: str) -> str:

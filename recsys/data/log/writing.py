@@ -96,21 +96,48 @@ def write_events(
 ) -> None:
     """Write `folder/<part>/part-0.parquet` of each part, in the order of the rows."""
 
-    def write(part: Part) -> None:
-        cursor = connection.cursor()
-        reader = cursor.sql(_query(connection.cursor(), found, part, answers)).to_arrow_reader(_READ_ROWS)
-        (folder / part.name).mkdir(parents=True)
-        with pq.ParquetWriter(folder / part.name / "part-0.parquet", reader.schema, write_page_checksum=True) as writer:
-            for batch in reader:
-                writer.write_table(pa.Table.from_batches([batch]), row_group_size=ROW_GROUP_ROWS)
+    def write(together: list[Part]) -> None:
+        cursor, left = connection.cursor(), iter(together)
+        reader = cursor.sql(_query(connection.cursor(), found, together, answers)).to_arrow_reader(_READ_ROWS)
+        part = next(left)
+        writer, row = _writer(folder / part.name, reader.schema), part.begin
+        for batch in reader:
+            rows = pa.Table.from_batches([batch])
+            while rows.num_rows:
+                if row == part.end:
+                    writer.close()
+                    part = next(left)
+                    writer = _writer(folder / part.name, reader.schema)
+                now = rows.slice(0, part.end - row)
+                writer.write_table(now, row_group_size=ROW_GROUP_ROWS)
+                rows, row = rows.slice(now.num_rows), row + now.num_rows
+        writer.close()
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(write, parts))
+        list(threads.map(write, _together(parts)))
 
 
-def _query(connection: Connection, found: Columns, part: Part, answers: Sequence[str]) -> str:
-    """SQL of a part's events. The bounds are said of every table that is in the rows' order, so that little is read."""
-    rows = f"rowid >= {part.begin} AND rowid < {part.end}"
+def _writer(folder: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    folder.mkdir(parents=True)
+    # Of the histories hardly a time is there twice in a row group: a dictionary would be made for nothing.
+    short = [field.name for field in schema if not pa.types.is_list(field.type)]
+    return pq.ParquetWriter(folder / "part-0.parquet", schema, use_dictionary=short, write_page_checksum=True)
+
+
+def _together(parts: Sequence[Part]) -> list[list[Part]]:
+    """Parts that are asked for at once: a question costs as much as some thousand rows."""
+    groups: list[list[Part]] = []
+    for part in parts:
+        if not groups or part.end - groups[-1][0].begin > _READ_ROWS:
+            groups.append([])
+        groups[-1].append(part)
+    return groups
+
+
+def _query(connection: Connection, found: Columns, parts: Sequence[Part], answers: Sequence[str]) -> str:
+    """SQL of the events of parts that follow one another. The bounds are said of every table that is in the rows' order, so that little is read."""
+    begin, end = parts[0].begin, parts[-1].end
+    rows = f"rowid >= {begin} AND rowid < {end}"
     first = number(connection, f"SELECT min(e) FROM rows WHERE {rows}")
     last = number(connection, f"SELECT max(e) FROM rows WHERE {rows}")
     joins = [f"(SELECT rowid AS r, * FROM rows WHERE {rows}) r"]
@@ -119,7 +146,7 @@ def _query(connection: Connection, found: Columns, part: Part, answers: Sequence
     joins += ["(SELECT rowid AS i, item_id FROM items) items ON items.i = r.i", "item_start ON item_start.i = r.i"]
     sql = " JOIN ".join(joins)
     for name in answers:
-        key, low, high = ("e", first, last) if name == "of_user" else ("r", part.begin, part.end - 1)
+        key, low, high = ("e", first, last) if name == "of_user" else ("r", begin, end - 1)
         sql += f" LEFT JOIN (SELECT * FROM {name} WHERE key >= {low} AND key <= {high}) {name} ON {name}.key = r.{key}"
     for owner in ("user", "item"):
         if any(column.startswith(f"{owner}_table.") for column in found.sql.values()):
