@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from recsys.config import RankerConfig, RefreshConfig, UpstreamConfig
+from recsys.config import ConfigError, RankerConfig, RefreshConfig, UpstreamConfig
 from recsys.refresh.errors import GateRefusedError
 
 # Rooms are imported inside the functions, once configs are read: `recsys --help` answers at once, so does a mistake in
@@ -20,20 +20,29 @@ from recsys.refresh.errors import GateRefusedError
 
 def prepare(
     dataset: Annotated[
-        Literal["kuairand", "deskdrop", "movielens-1m", "movielens-100k", "synthetic"], tyro.conf.Positional
+        Literal["log", "kuairand", "deskdrop", "movielens-1m", "movielens-100k", "synthetic"], tyro.conf.Positional
     ],
+    config: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
     *,
     out: Path,
     source: Path | None = None,
 ) -> None:
-    """Turn raw public files into events Parquet and a schema.
+    """Turn a log of your own, or raw public files, into events Parquet and a schema.
 
     Args:
-        dataset: Which data set; `synthetic` needs no source.
+        dataset: `log`: your own, see config. Or a public data set; `synthetic` needs no source.
+        config: Of a log: LOG.toml, which says what its columns and actions mean (recsys/config/log.py).
         out: Folder to write to.
-        source: Folder of the raw files.
+        source: Folder of the raw files; of a log the one that LOG.toml's paths are relative to, if not its own.
     """
+    if dataset == "log":
+        from recsys.data.log.command import prepare_command
+
+        prepare_command(config, source, out)
+        return
+    if config is not None:
+        raise ConfigError(f"{config}: only `recsys prepare log` takes a config; leave it out for {dataset}")
     from recsys.recipes import RECIPES
 
     RECIPES[dataset].prepare(source, out)

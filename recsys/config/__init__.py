@@ -6,6 +6,7 @@ Each job has one: an upstream, its refresh, rankers. `StudyConfig` composes them
 
 from recsys.config.aggregation import AGGREGATIONS, STUDIED
 from recsys.config.days import DaysConfig
+from recsys.config.log import ActionConfig, EntityTable, ItemTable, LogConfig, LogFiles, NegativesConfig, PastConfig
 from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerSettings, RetrievalConfig
 from recsys.config.refresh import GateConfig, PriorConfig, RefreshConfig, RefreshSettings, RetentionConfig
 from recsys.config.rules import ConfigError
@@ -18,14 +19,21 @@ __all__ = [
     "AGGREGATIONS",
     "INTERACTIONS",
     "STUDIED",
+    "ActionConfig",
     "ArmConfig",
     "Config",
     "ConfigError",
     "DaysConfig",
+    "EntityTable",
     "GateConfig",
+    "ItemTable",
+    "LogConfig",
+    "LogFiles",
     "LossConfig",
     "ModelConfig",
+    "NegativesConfig",
     "NetworkConfig",
+    "PastConfig",
     "PriorConfig",
     "RankerConfig",
     "RankerSettings",

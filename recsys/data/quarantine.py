@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,18 @@ class Quarantine:
 NONE: Rows = np.empty(0, dtype=np.int64)
 NOTHING = Quarantine({})
 """Every row is read."""
+
+
+def allowed(share: float, files: Collection[int]) -> int:
+    """How many rows of a part may be bad: this share of each file's, rounded up, but never all.
+
+    Rounded file by file, so that days of which each passes pass together too.
+
+    Args:
+        share: of the schema.
+        files: rows of each file.
+    """
+    return min(sum(ceil(share * rows) for rows in files), sum(files) - 1)
 
 
 def places(kept: Rows, gone: Rows) -> Rows:

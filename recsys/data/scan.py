@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 from recsys.data.convert import to_batch
 from recsys.data.errors import ClockSkewError, DataError, RowError
 from recsys.data.files import RowGroup, read_footers
-from recsys.data.quarantine import Quarantine, places
+from recsys.data.quarantine import Quarantine, allowed, places
 from recsys.data.schema import Feature, Schema
 from recsys.data.stream import EventStream, Piece, read_group
 from recsys.data.strings import ColumnReader
@@ -109,18 +108,6 @@ def join(findings: Sequence[Findings]) -> Findings:
         missing=missing,
         newest=max(found.newest for found in findings),
     )
-
-
-def allowed(share: float, files: Collection[int]) -> int:
-    """How many rows of a part may be bad: this share of each file's, rounded up, but never all.
-
-    Rounded file by file, so that days of which each passes pass together too.
-
-    Args:
-        share: of the schema.
-        files: rows of each file.
-    """
-    return min(sum(ceil(share * rows) for rows in files), sum(files) - 1)
 
 
 def scan(part: Part, rank: int = 0, world_size: int = 1) -> Findings:
