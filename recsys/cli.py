@@ -97,6 +97,22 @@ def check(
     print(f"{config}: nothing is wrong {files}")
 
 
+def config(kind: Annotated[str, tyro.conf.Positional] = "study", /) -> None:
+    """Print every key of a config with its default and its meaning, as TOML to start one of your own with.
+
+    Args:
+        kind: study, for `recsys run` and `recsys daily`; or that of a job: upstream, refresh, ranker.
+    """
+    from recsys.checks import KINDS
+    from recsys.config import ConfigError
+    from recsys.config.listing import listing
+    from recsys.mistakes import meant
+
+    if kind not in KINDS:
+        raise ConfigError(f"config {kind!r} is unknown{meant(kind, KINDS)}; use one of {', '.join(KINDS)}")
+    print(listing(KINDS[kind]), end="")
+
+
 def demo(
     *,
     out: Path,
@@ -319,7 +335,7 @@ def main() -> None:
     """Entry point. Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3."""
     commands = {
         f.__name__: f
-        for f in (demo, run, daily, check, tune, prepare, report, upstream, refresh, embed, prior, downstream)
+        for f in (demo, run, daily, check, config, tune, prepare, report, upstream, refresh, embed, prior, downstream)
     }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)
