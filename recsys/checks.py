@@ -1,25 +1,42 @@
-"""What can be seen to be wrong with a run before it starts: config against schemas, schemas against files."""
+"""What can be seen to be wrong with a run before it starts, all of it at once; `recsys check` asks for nothing else.
+
+Nothing here imports torch: the answer takes a second.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from recsys.config import ConfigError, RankerSettings, StudyConfig, UpstreamConfig
-from recsys.data.entities import check_rows, with_rows
+from recsys.config import (
+    Config,
+    DaysConfig,
+    RankerConfig,
+    RankerSettings,
+    Reading,
+    RefreshConfig,
+    RetrievalConfig,
+    StudyConfig,
+    UpstreamConfig,
+    assign,
+    read_document,
+)
 from recsys.data.errors import DataError
-from recsys.data.files import check_files, find_files
-from recsys.data.scan import Part, join, judge, scan
-from recsys.data.schema import Schema, entity_schema
-from recsys.downstream.ranking import ranker_schema
-from recsys.refresh.arms import ENTITIES
-from recsys.refresh.days import find_day, find_days, require_times, window
-from recsys.source import upstream_schema
-from recsys.study.ablation import ablation_jobs
+from recsys.fitting import SPLITS, Fit, Kept
+from recsys.mistakes import closest, meant
+from recsys.refresh.days import find_day
+from recsys.source import load_schema
 from recsys.study.ways import study_job
 
-SPLITS = ("train", "validation", "test")
+KINDS: Mapping[str, type[Config]] = {
+    "study": StudyConfig,
+    "upstream": UpstreamConfig,
+    "refresh": RefreshConfig,
+    "ranker": RankerConfig,
+}
+"""The configs that there are, by the name that `recsys config` knows them by."""
 
 
 def check_run(config: StudyConfig, data: Path, *, tested: bool = True) -> None:
@@ -31,20 +48,13 @@ def check_run(config: StudyConfig, data: Path, *, tested: bool = True) -> None:
         tested: whether the rankers' test files will be read; otherwise they are not looked at.
 
     Raises:
-        ConfigError: a name in the config that its schema lacks, or too few rows for one step on every rank.
+        ConfigError: a name in the config that its schema lacks, too few rows for one step on every rank, or mistakes of
+            several kinds.
         SchemaError, DataError: a schema or a file that does not fit.
     """
-    _check_times(config, data)
-    for upstream in config.upstreams:
-        _check_upstream(upstream, config.ranks, data)
-    for population, job in ablation_jobs(config).items():
-        name = "rankers" if population == "tasks" else population
-        splits = _check_rankers(name, job, data, SPLITS if tested else SPLITS[:-1])
-        for upstream in config.upstreams:
-            seen = {f"upstreams.{upstream.name}.source.events": find_files(data, upstream.source.events)}
-            _check_disjoint(seen, {f"{name}.{part}": files for part, files in splits.items()})
-    if config.retrieval is not None and config.retrieval.label:
-        ranker_schema(config.rankers, data, (config.retrieval.label,))
+    kept = Kept()
+    _Asked.by(config).check_run(data, kept, SPLITS if tested else SPLITS[:-1])
+    kept.tell()
 
 
 def check_daily(config: StudyConfig, data: Path, *, follow: bool = False) -> list[str]:
@@ -63,134 +73,155 @@ def check_daily(config: StudyConfig, data: Path, *, follow: bool = False) -> lis
         the days from `refresh.days.first` to `refresh.days.last` that are not there.
 
     Raises:
-        ConfigError: a name in the config that its schema lacks, or too few rows for one step on every rank.
+        ConfigError: a name in the config that its schema lacks, too few rows for one step on every rank, or mistakes of
+            several kinds.
         SchemaError, DataError: a schema or a file that does not fit, a source that reaches into the days, or no day.
     """
-    settings, _ = config.daily()
-    days = {day: find_day(data, settings, day) for day in settings.until(settings.last)}
-    there = {day: files for day, files in days.items() if files}
-    if not there and not follow:
-        raise DataError(
-            f"no day from {settings.first} to {settings.last} matches refresh.days.events = {settings.events!r} in "
-            f"{data}"
+    days, _ = config.daily()
+    kept, asked = Kept(), _Asked.by(config)
+    missing = asked.check_days(data, kept, follow=follow)
+    if not missing or (not follow and len(missing) < len(list(days.until(days.last)))):
+        with kept.at():
+            Fit(data=data, kept=kept).rankers("rankers", study_job(config, data))
+    asked.check_times(data, kept)
+    kept.tell()
+    return missing
+
+
+def check_config(
+    path: Path, data: Path | None = None, assignments: Sequence[str] = (), store: Path | None = None
+) -> Config:
+    """Check a TOML config of any kind, and if `data` are given what it names there.
+
+    Args:
+        path: of the config.
+        data: folder that its paths are relative to; None: schemas and files are not looked at.
+        assignments: `path=value` changes of the config.
+        store: folder of the store that rankers are to read; None: series are not looked for.
+
+    Returns:
+        the config, in which nothing is wrong.
+
+    Raises:
+        ConfigError, SchemaError, DataError: every mistake at once.
+    """
+    kept, reading, document = Kept(), Reading(), read_document(path)
+    with kept.at():
+        assign(document, assignments)
+    config = reading.build(kind_of(document), document)
+    kept.add(*reading.mistakes)
+    asked = _Asked.of(reading)
+    with kept.at():
+        if data is not None and not data.is_dir():
+            raise DataError(f"--data is {data}, which is no folder: give the one that the paths in {path} are below")
+        if data is not None:
+            asked.check_run(data, kept, SPLITS)
+            asked.check_days(data, kept)
+            if isinstance(config, StudyConfig) and config.spans is not None and not kept:
+                study_job(config, data)
+        if store is not None:
+            asked.check_series(store, kept)
+    kept.tell(path, data)
+    return config
+
+
+def kind_of(document: Mapping[str, Any]) -> type[Config]:
+    """The kind of config that a document is most likely to be: the one that knows most of its keys."""
+
+    def known(kind: type) -> int:
+        names = [entry.name for entry in fields(kind)]
+        return sum(closest(key, names) is not None for key in document)
+
+    return max(KINDS.values(), key=known)
+
+
+@dataclass(kw_only=True)
+class _Asked:
+    """What a config asks to be read, by the paths that it says so at."""
+
+    upstreams: dict[str, UpstreamConfig] = field(default_factory=dict)
+    rankers: dict[str, RankerSettings] = field(default_factory=dict)
+    retrieval: RetrievalConfig | None = None
+    days: DaysConfig | None = None
+    ranks: int = 1
+
+    @staticmethod
+    def by(study: StudyConfig) -> _Asked:
+        """A study."""
+        upstreams = {f"upstreams.{upstream.name}": upstream for upstream in study.upstreams}
+        fragment = {"fragment": study.fragment} if study.fragment else {}
+        return _Asked(
+            upstreams=upstreams,
+            rankers={"rankers": study.rankers, **fragment},
+            retrieval=study.retrieval,
+            days=study.refresh.days,
+            ranks=study.ranks,
         )
-    _check_times(config, data)
-    for upstream in config.upstreams:
-        _check_upstream(upstream, config.ranks, data)
-        _check_days(upstream, config, there, data)
-    if not follow or all(days.values()):
-        _check_rankers("rankers", study_job(config, data), data)
-    return [day for day, files in days.items() if not files]
 
+    @staticmethod
+    def of(reading: Reading) -> _Asked:
+        """Whatever there is of a config that may have mistakes; days that may be none are not looked for."""
+        asked = _Asked()
+        for path, part in reading.parts.items():
+            if isinstance(part, UpstreamConfig):
+                asked.upstreams[path] = part
+            elif isinstance(part, RankerSettings):
+                asked.rankers[path] = part
+            elif isinstance(part, RetrievalConfig):
+                asked.retrieval = part
+            elif isinstance(part, DaysConfig) and path not in reading.wrong:
+                asked.days = part
+            elif isinstance(part, StudyConfig):
+                asked.ranks = part.ranks
+        return asked
 
-def _check_days(upstream: UpstreamConfig, config: StudyConfig, there: Mapping[str, list[Path]], data: Path) -> None:
-    """The source and the days are one log: one schema, the days after the source, each with a row for every rank."""
-    settings, schema = config.daily()[0], upstream_schema(upstream, data)
-    source = find_files(data, upstream.source.events)
-    check_files([*source, *(path for files in there.values() for path in files)], schema)
-    for day, files in there.items():
-        rows = check_files(files, schema)
-        if rows < config.ranks:
-            raise ConfigError(f"day {day} has {rows} rows, less than one for each of {config.ranks} ranks: lower ranks")
-    for owner in ENTITIES:
-        for files in find_days(data, settings, f"{owner}s").values():
-            check_rows(with_rows(files), schema, owner, beside=source[:1])
-    newest = _newest(upstream, schema, data)
-    start, _ = window(settings, settings.first)
-    if newest > start:
-        raise DataError(
-            f"the newest row of upstreams.{upstream.name}.source is of {newest} ms, but refresh.days.first = "
-            f"{settings.first} begins at {start} ms: its first snapshots would know the days that follow. End the "
-            "source before"
-        )
+    def check_run(self, data: Path, kept: Kept, splits: Sequence[str]) -> None:
+        """What upstreams and rankers read, and that no row is in two places."""
+        fit = Fit(data=data, ranks=self.ranks, kept=kept)
+        seen = {path: fit.upstream(path, upstream, self.days) for path, upstream in self.upstreams.items()}
+        for path, rankers in self.rankers.items():
+            for split, files in fit.rankers(path, rankers, splits).items():
+                for source, events in seen.items():
+                    fit.disjoint(f"{source}.source.events", events, split, files)
+        self.check_times(data, kept)
+        wanted, rankers_ = self.retrieval, self.rankers.get("rankers")
+        if wanted is not None and wanted.label and rankers_ is not None and (data / rankers_.schema).is_file():
+            with kept.at("retrieval.label"):
+                load_schema(data / rankers_.schema, "rankers.schema").select(labels=(wanted.label,))
 
+    def check_times(self, data: Path, kept: Kept) -> None:
+        """That all logs have event times, or none."""
+        Fit(data=data, kept=kept).times(self.upstreams, self.rankers)
 
-def _newest(upstream: UpstreamConfig, schema: Schema, data: Path) -> int:
-    """Time of the newest row of a source whose ids and time can be read."""
-    source, found = upstream.source, []
-    for patterns, user, item in (
-        (source.events, schema.user_id, schema.item_id),
-        (source.users, schema.user_id, schema.user_id),  # entity rows have no other id
-        (source.items, schema.item_id, schema.item_id),
-    ):
-        if patterns:
-            facts = replace(schema, features=(), labels=(), user_id=user, item_id=item)
-            part = Part(files=find_files(data, patterns), schema=facts)
-            found.append(scan(part))
-            judge(part, found[-1])
-    return join(found).newest
+    def check_days(self, data: Path, kept: Kept, *, follow: bool = False) -> list[str]:
+        """The days that the upstreams are refreshed by; those that are not there, up to the last one."""
+        days = self.days
+        if days is None:
+            return []
+        found = {day: find_day(data, days, day) for day in days.until(days.last)} if days.last else {}
+        there = {day: files for day, files in found.items() if files}
+        with kept.at():
+            if found and not there and not follow:
+                raise DataError(
+                    f"no day from {days.first} to {days.last} matches refresh.days.events = {days.events!r} in {data}"
+                )
+        fit = Fit(data=data, ranks=self.ranks, kept=kept)
+        for path, upstream in self.upstreams.items():
+            fit.upstream(path, upstream, days)
+            fit.days(path, upstream, days, there)
+        return [day for day, files in found.items() if not files]
 
-
-def _check_upstream(upstream: UpstreamConfig, ranks: int, data: Path) -> None:
-    schema = upstream_schema(upstream, data)
-    names = [label.name for label in schema.labels]
-    if not names:
-        raise ConfigError(f"upstream {upstream.name!r} has no label to predict: add one to {upstream.source.schema}")
-    wanted = upstream.loss.contrastive_label
-    if wanted and wanted not in names:
-        raise ConfigError(
-            f"upstreams.{upstream.name}.loss.contrastive_label is {wanted!r}; use one of its tasks: {names}"
-        )
-    for owner in ("user", "item"):
-        if not schema.owned_by(owner):
-            raise ConfigError(f"upstream {upstream.name!r} has no {owner} feature: its {owner} tower needs one")
-    rows = check_files(find_files(data, upstream.source.events), schema)
-    size = upstream.training.batch_size or 1
-    if rows < size * ranks:
-        raise ConfigError(
-            f"upstream {upstream.name!r} has {rows} rows, less than one step of {ranks} ranks x {size}: lower ranks"
-            + (f", or leave out upstreams.{upstream.name}.training.batch_size" if size > 1 else "")
-        )
-    for owner, patterns in (("user", upstream.source.users), ("item", upstream.source.items)):
-        # With the events: the refresh reads both as one log.
-        check_files(find_files(data, (*upstream.source.events, *patterns)), entity_schema(schema, owner))
-
-
-def _check_times(config: StudyConfig, data: Path) -> None:
-    """Days need event times; and rankers and upstreams all have them, or none has: else an event would read every
-    snapshot, whatever its upstream has seen, or none at all."""
-    populations = {"rankers": config.rankers, **({"fragment": config.fragment} if config.fragment else {})}
-    for upstream in config.upstreams:
-        schema, source = upstream_schema(upstream, data), f"upstreams.{upstream.name}.source"
-        if config.refresh.days is not None:
-            require_times(schema, upstream)
-        for name, rankers in populations.items():
-            if ranker_schema(rankers, data, ()).timed == schema.timed:
-                continue
-            has, lacks = (source, name) if schema.timed else (name, source)
-            raise ConfigError(
-                f'the schema of {has} has event times, that of {lacks} has none (timestamp = ""): which events come '
-                "after what the upstream has seen cannot be told. Name the column of the times in the schema of "
-                f'{lacks}, or let both say timestamp = "" and give them disjoint rows'
-            )
-
-
-def _check_rankers(
-    name: str, rankers: RankerSettings, data: Path, parts: tuple[str, ...] = SPLITS
-) -> dict[str, list[Path]]:
-    """The files of each split."""
-    schema = ranker_schema(rankers, data, tuple(rankers.tasks.values()))
-    if not schema.features:
-        raise ConfigError(f"{name} has no feature: a ranker needs one, add it to {rankers.schema}")
-    splits = {part: find_files(data, getattr(rankers, part)) for part in parts}
-    rows = {part: check_files(files, schema) for part, files in splits.items()}
-    batch_size = rankers.training.batch_size
-    if rows["train"] < batch_size:
-        raise ConfigError(
-            f"{name}.train has {rows['train']} rows, less than one step of {batch_size}: leave out "
-            f"{name}.training.batch_size, or give more events"
-        )
-    _check_disjoint(
-        {f"{name}.{part}": splits[part] for part in ("train", "validation")},
-        {f"{name}.{part}": splits[part] for part in parts if part == "test"},
-    )
-    return splits
-
-
-def _check_disjoint(first: Mapping[str, list[Path]], second: Mapping[str, list[Path]]) -> None:
-    """A row is tested with a model that has not seen it, and read with vectors of an upstream that has not."""
-    for left, left_files in first.items():
-        for right, right_files in second.items():
-            shared = sorted(set(left_files) & set(right_files))
-            if shared:
-                raise ConfigError(f"{shared[0]} is both in {left} and in {right}: give each rows of its own")
+    def check_series(self, store: Path, kept: Kept) -> None:
+        """That the store has what rankers' arms read."""
+        series = sorted(path.parent.name for path in store.glob("*/series.json"))
+        if not series:
+            kept.add(f"--store is {store}, which holds no series: give the folder of a store, say runs/mine/store")
+            return
+        for job in self.rankers.values():
+            for arm in job.arms if isinstance(job, RankerConfig) else ():
+                for name in arm.series:
+                    if name not in series:
+                        kept.add(
+                            f"arms.{arm.name}.series names {name!r}, which {store} lacks{meant(name, series)}; "
+                            f"it has: {', '.join(series)}"
+                        )

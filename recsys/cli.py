@@ -76,6 +76,52 @@ def run(
     run_study(opened, out)
 
 
+def check(
+    config: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    data: Path | None = None,
+    store: Path | None = None,
+    set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
+) -> None:
+    """Tell every mistake in a config, and in the schemas and files that it names, at once; in a second or two.
+
+    What only reading every row can tell, `recsys run` tells before it trains anything.
+
+    Args:
+        config: A recipe's name, or the path of a TOML config: of a study, or of a job (OUT/configs of a run has them).
+        data: Folder that the config's paths are relative to; left out: schemas and files are not looked at.
+        store: Folder of the store that a ranker's config is to read: are its series there?
+        set_: Change one value of the config before it is checked, `path=value`; may be repeated.
+    """
+    if Path(config).is_file():
+        from recsys.checks import check_config
+
+        check_config(Path(config), data, set_, store)
+    else:
+        from recsys.recipes import check_recipe
+
+        check_recipe(config, data, set_)
+    files = "with the files" if data else "with the config; --data DIR looks at schemas and files too"
+    print(f"{config}: nothing is wrong {files}")
+
+
+def config(kind: Annotated[str, tyro.conf.Positional] = "study", /) -> None:
+    """Print every key of a config with its default and its meaning, as TOML to start one of your own with.
+
+    Args:
+        kind: study, for `recsys run` and `recsys daily`; or that of a job: upstream, refresh, ranker.
+    """
+    from recsys.checks import KINDS
+    from recsys.config import ConfigError
+    from recsys.config.listing import listing
+    from recsys.mistakes import meant
+
+    if kind not in KINDS:
+        raise ConfigError(f"config {kind!r} is unknown{meant(kind, KINDS)}; use one of {', '.join(KINDS)}")
+    print(listing(KINDS[kind]), end="")
+
+
 def demo(
     *,
     out: Path,
@@ -245,7 +291,7 @@ def daily(
         data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
         out: Folder of the run: store, checkpoints, daily.json, daily.html.
         follow: Wait for days that are not there yet, until the last one is.
-        set_: Change one value of the config, `path=value`; may be repeated: --set refresh.days.last=2022-05-01
+        set_: Change one value of the config, `path=value`; may be repeated: --set refresh.days.last=2022-05-08
     """
     from recsys.opening import open_study
     from recsys.recipes import DAILY
@@ -297,7 +343,8 @@ def report(*, out: Path) -> None:
 def main() -> None:
     """Entry point. Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3."""
     commands = {
-        f.__name__: f for f in (demo, run, daily, tune, prepare, report, upstream, refresh, embed, prior, downstream)
+        f.__name__: f
+        for f in (demo, run, daily, check, config, tune, prepare, report, upstream, refresh, embed, prior, downstream)
     }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import date, timedelta
 
 import numpy as np
+from numpy.typing import NDArray
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 UNTIMED = 0
 """The time of every event of a log without event times, and the `as_of` of what is made of one."""
+
+SECONDS = (10**9, 10**11)
+"""Numbers from 2001 to 5138 in seconds; in milliseconds they are of 1970 to 1973. Smaller ones may be a counter's."""
 
 
 def dates(first: str, last: str) -> Iterator[str]:
@@ -57,3 +62,24 @@ def iso(time: int) -> str | None:
     return (
         f"{np.datetime64(time, 'ms')}Z"  # numpy's years go beyond 9999: a wrong unit of time shows instead of crashing
     )
+
+
+def not_milliseconds(times: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """Which times [N] read as another unit's, or lie more than a day ahead of now; None: none does."""
+    if not len(times):
+        return None
+    latest = time.time_ns() // 1_000_000 + DAY_MS
+    strays = (times > latest) | ((times >= SECONDS[0]) & (times < SECONDS[1]))
+    return strays if strays.any() else None
+
+
+def misread(value: int) -> str:
+    """What a time that cannot be milliseconds most likely is, and the remedy."""
+    for unit, least, most, remedy in (
+        ("seconds", *SECONDS, "multiply it by 1,000"),
+        ("microseconds", 10**14, 10**17, "divide it by 1,000"),
+        ("nanoseconds", 10**17, 2**63, "divide it by 1,000,000"),
+    ):
+        if least <= value < most:
+            return f"{value}, which reads as {unit}; it must be milliseconds since 1970 UTC: {remedy} in the files"
+    return f"{value} ms ({np.datetime64(value, 'ms')} UTC), more than a day ahead of now: correct the clock or the unit"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recsys.atomic import write_json
+from recsys.checks import check_config
 from recsys.config import ConfigError, StudyConfig, override
 from recsys.identity import differences, identify_files
 from recsys.recipes import Recipe
@@ -64,7 +65,11 @@ def open_study(
         return Opened(study, prepared, lambda: entry.prepare(data, prepared))
     if not Path(recipe).is_file():
         raise ConfigError(f"recipe {recipe!r} is unknown; use {', '.join(recipes)}, or the path of a TOML config")
-    study = override(StudyConfig.load(recipe), assignments)
+    try:
+        study = override(StudyConfig.load(recipe), assignments)
+    except ConfigError:
+        check_config(Path(recipe), data, assignments)  # tells of schemas and files too
+        raise
     if data is None:
         raise ConfigError(f"--data is missing: give the folder that the paths in {recipe} are relative to")
     named = _named_files(study if tested else study.without_test(), data)

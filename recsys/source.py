@@ -1,22 +1,87 @@
-"""The schema that an upstream's source is read by. Nothing here imports torch."""
+"""The schemas that an upstream's source and rankers' events are read by. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from recsys.config import UpstreamConfig
+from recsys.config import ConfigError, RankerSettings, UpstreamConfig
 from recsys.data.errors import DataError
-from recsys.data.schema import Schema
+from recsys.data.schema import Schema, SchemaError
+from recsys.mistakes import meant
 
 
-def upstream_schema(upstream: UpstreamConfig, data: Path) -> Schema:
-    """The source's schema, narrowed to the features and tasks the upstream uses.
+def load_schema(path: Path, key: str) -> Schema:
+    """A schema as it is in its file, which the config names under this key.
 
     Raises:
-        SchemaError: the file is not a schema, or lacks a feature or label that the config names.
+        SchemaError: the file is not a schema.
         DataError: there is no such file.
     """
-    path = data / upstream.source.schema
     if not path.is_file():
-        raise DataError(f"{path}: no such schema; correct source.schema of upstream {upstream.name!r}, or --data")
-    return Schema.load(path).select(features=upstream.features or None, labels=upstream.tasks or None)
+        there = sorted(other.name for other in path.parent.glob("*.toml"))
+        like = meant(path.name, there)
+        raise DataError(f"{path}: no such schema{like}; correct {key} in the config, or --data")
+    return Schema.load(path)
+
+
+def upstream_schema(upstream: UpstreamConfig, data: Path, path: str = "") -> Schema:
+    """The source's schema, narrowed to the features and tasks the upstream uses.
+
+    Args:
+        upstream: its config.
+        data: folder that the config's paths are relative to.
+        path: of its config in a study's, with a dot at the end.
+
+    Raises:
+        SchemaError: the file is not a schema, or lacks features or labels that the config names.
+        DataError: there is no such file.
+    """
+    schema = load_schema(data / upstream.source.schema, f"{path}source.schema")
+    return _narrowed(schema, path, upstream.features or None, upstream.tasks or None)
+
+
+def ranker_schema(rankers: RankerSettings, data: Path, labels: tuple[str, ...], path: str = "") -> Schema:
+    """The rankers' schema, narrowed to their features and these labels.
+
+    Args:
+        rankers: their config.
+        data: folder that the config's paths are relative to.
+        labels: of the tasks that are asked for.
+        path: of their config in a study's, with a dot at the end.
+
+    Raises:
+        SchemaError: the file is not a schema, or lacks features or labels that the config names.
+        DataError: there is no such file.
+        ConfigError: a `publish_delay_ms` where there are no event times to hold it against.
+    """
+    file = data / rankers.schema
+    schema = load_schema(file, f"{path}schema")
+    if rankers.publish_delay_ms and not schema.timed:
+        raise ConfigError(
+            f"{path}publish_delay_ms is {rankers.publish_delay_ms}, but by {file} the rankers' events have no times "
+            '(timestamp = ""), so that none is later than a snapshot: set publish_delay_ms = 0'
+        )
+    return _narrowed(schema, path, rankers.features or None, tuple(dict.fromkeys(labels)))
+
+
+def _narrowed(schema: Schema, path: str, features: tuple[str, ...] | None, labels: tuple[str, ...] | None) -> Schema:
+    """The schema with these features and labels. Raises SchemaError with the key that names what is not there."""
+    mistakes = list[str]()
+    for key, narrow in (("features", {"features": features}), ("tasks", {"labels": labels})):
+        try:
+            schema.select(**narrow)
+        except SchemaError as error:
+            mistakes += [f"{path}{key}: {told}" for told in error.told]
+    if mistakes:
+        raise SchemaError(*mistakes)
+    return schema.select(features=features, labels=labels)
+
+
+def known_part(schema: Schema, features: tuple[str, ...], labels: tuple[str, ...]) -> Schema:
+    """The schema with those of these features and labels that it has; an empty tuple keeps all."""
+    known = {entry.name for entry in schema.features}, {entry.name for entry in schema.labels}
+    chosen = [
+        tuple(dict.fromkeys(name for name in names if name in there))
+        for names, there in zip((features, labels), known, strict=True)
+    ]
+    return schema.select(features=chosen[0] if features else None, labels=chosen[1] if labels else None)

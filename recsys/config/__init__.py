@@ -8,10 +8,11 @@ from recsys.config.aggregation import AGGREGATIONS, STUDIED
 from recsys.config.days import DaysConfig
 from recsys.config.log import ActionConfig, EntityTable, ItemTable, LogConfig, LogFiles, NegativesConfig, PastConfig
 from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerSettings, RetrievalConfig
+from recsys.config.reading import Reading, from_dict
 from recsys.config.refresh import GateConfig, PriorConfig, RefreshConfig, RefreshSettings, RetentionConfig
 from recsys.config.rules import ConfigError
 from recsys.config.study import SpansConfig, StudyConfig
-from recsys.config.toml import Config, from_dict, override, parse_assignment, to_dict
+from recsys.config.toml import Config, assign, override, parse_assignment, read_document, to_dict
 from recsys.config.training import RankerTrainConfig, TrainConfig
 from recsys.config.upstream import INTERACTIONS, LossConfig, ModelConfig, SourceConfig, UpstreamConfig
 
@@ -38,6 +39,7 @@ __all__ = [
     "RankerConfig",
     "RankerSettings",
     "RankerTrainConfig",
+    "Reading",
     "RefreshConfig",
     "RefreshSettings",
     "RetentionConfig",
@@ -47,8 +49,10 @@ __all__ = [
     "StudyConfig",
     "TrainConfig",
     "UpstreamConfig",
+    "assign",
     "from_dict",
     "override",
     "parse_assignment",
+    "read_document",
     "to_dict",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from recsys.mistakes import MistakesError, tell
+
 SEEDS = 2**32
 """Seeds are below this."""
 
@@ -12,14 +14,14 @@ NO_STUDY = "this is a study's, for `recsys run` and `recsys daily`; a job takes 
 """What to say of a study's config that is given to a job."""
 
 
-class ConfigError(ValueError):
-    """A config value that cannot work; the message names the field, the value and the remedy."""
+class ConfigError(MistakesError):
+    """Config values that cannot work; each sentence names the field, the value and the remedy."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ConfigError with this message unless the condition holds."""
+    """Tell a ConfigError with this message (see `recsys.mistakes`) unless the condition holds."""
     if not condition:
-        raise ConfigError(message)
+        tell(ConfigError(message))
 
 
 def check_seeds(seeds: Sequence[int], name: str) -> None:

@@ -1,17 +1,18 @@
-"""Configs from and to TOML: strictly, every mistake with the whole path to it, as `upstreams.ctr.model.heads`."""
+"""Configs from and to TOML, and changes of single values of them."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar
 
 import tomli_w
 
+from recsys.config.reading import from_dict, label
 from recsys.config.rules import ConfigError
+from recsys.mistakes import meant
 
 T = TypeVar("T")
 
@@ -31,26 +32,28 @@ class Config:
         """Read a TOML config.
 
         Raises:
-            ConfigError: no such file, no TOML, an unknown key, a wrong type or value; the message starts with the path.
+            ConfigError: no such file, no TOML, unknown keys, wrong types or values; each starts with the path.
         """
+        document = read_document(path)
         try:
-            return from_dict(cls, tomllib.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
-            raise ConfigError(f"{path}: {error}") from None
+            return from_dict(cls, document)
+        except ConfigError as error:
+            raise ConfigError(*(f"{path}: {told}" for told in error.told)) from None
+
+
+def read_document(path: str | Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises ConfigError, whose message starts with the path."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a TOML config") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}; correct the TOML there") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested dicts and lists that TOML can hold: without what is None."""
     return _without_none(asdict(config))
-
-
-def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:
-    """Build a config from nested dicts and lists.
-
-    Raises:
-        ConfigError: an unknown or a missing key, a wrong type or value; with the path to it.
-    """
-    return _build(kind, document, "")
 
 
 def override(config: T, assignments: tuple[str, ...]) -> T:
@@ -62,14 +65,7 @@ def override(config: T, assignments: tuple[str, ...]) -> T:
         ConfigError: no such path, or a value that does not fit.
     """
     document = to_dict(config)
-    for path, value in map(parse_assignment, assignments):
-        node: Any = document
-        *parents, last = path.split(".")
-        for key in parents:
-            node = _child(node, key, path)
-        if not isinstance(node, dict) or last not in node:
-            raise ConfigError(f"override {path!r}: no such key; see recsys/config/")
-        node[last] = value
+    assign(document, assignments)
     return from_dict(type(config), document)
 
 
@@ -84,71 +80,39 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
         return path, text
 
 
-def _build(kind: Any, value: Any, path: str) -> Any:
-    """`value` as an instance of `kind`, the annotation of the field at `path`."""
-    if is_dataclass(kind):
-        return _build_table(kind, _of_type(value, dict, path), path)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):  # of a type and None, which TOML cannot hold
-        (kind,) = (entry for entry in arguments if entry is not NoneType)
-        return _build(kind, value, path)
-    if origin is tuple:
-        entries = _of_type(value, list, path)
-        return tuple(_build(arguments[0], entry, _join(path, _label(entry, i))) for i, entry in enumerate(entries))
-    if origin is dict:
-        table = _of_type(value, dict, path)
-        return {key: _build(arguments[1], entry, _join(path, key)) for key, entry in table.items()}
-    return float(_of_type(value, float, path)) if kind is float else _of_type(value, kind, path)
+def assign(document: dict[str, Any], assignments: Sequence[str]) -> None:
+    """Change a document by `path=value` assignments; a path may name an entry of a list instead of its index.
 
-
-def _build_table(kind: Any, table: Mapping[str, Any], path: str) -> Any:
-    known = {entry.name: entry for entry in fields(kind)}
-    unknown = [_join(path, key) + _moved(kind, key) for key in table if key not in known]
-    if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)}; see recsys/config/ for every key and its meaning")
-    for name, entry in known.items():
-        if name not in table and entry.default is MISSING and entry.default_factory is MISSING:
-            raise ConfigError(f"{_join(path, name)} is missing; see recsys/config/ for every key and its meaning")
-    hints = get_type_hints(kind)
-    values = {key: _build(hints[key], value, _join(path, key)) for key, value in table.items()}
-    try:
-        return kind(**values)
-    except ConfigError as error:
-        raise ConfigError(_join(path, str(error))) from None
-
-
-def _moved(kind: type, key: str) -> str:
-    hint = getattr(kind, "MOVED", {}).get(key)
-    return f" ({hint})" if hint else ""
-
-
-def _of_type(value: Any, wanted: type, path: str) -> Any:
-    allowed = {float: (int, float), list: (list, tuple)}.get(wanted, (wanted,))
-    if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):  # to Python, true is an int
-        names = {dict: "a table", list: "a list", str: "a string", int: "an integer", float: "a number"}
-        names[bool] = "true or false"
-        raise ConfigError(f"{path} is {value!r}; it must be {names[wanted]}")
-    return value
-
-
-def _label(entry: Any, index: int) -> str:
-    """How an entry of a list is called in a path: by its name, if it has one."""
-    name = entry.get("name") if isinstance(entry, dict) else None
-    return name if isinstance(name, str) and name else str(index)
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
+    Raises:
+        ConfigError: an assignment without a value, or a path through something that is no table.
+    """
+    mistakes = list[str]()
+    for assignment in assignments:
+        try:
+            path, value = parse_assignment(assignment)
+            node: Any = document
+            *parents, last = path.split(".")
+            for key in parents:
+                node = _child(node, key, path)
+            if not isinstance(node, dict) or not last:
+                raise ConfigError(f"override {path!r}: no such key; `recsys config` lists every key")
+            node[last] = value
+        except ConfigError as error:
+            mistakes += error.told
+    if mistakes:
+        raise ConfigError(*mistakes)
 
 
 def _child(node: Any, key: str, path: str) -> Any:
     if isinstance(node, list):
         for index, entry in enumerate(node):
-            if key == str(index) or (isinstance(entry, dict) and key == entry.get("name")):
+            if key in (str(index), label(entry, index)):
                 return entry
-    elif isinstance(node, dict) and key in node:
-        return node[key]
-    raise ConfigError(f"override {path!r}: no {key!r} there; see recsys/config/")
+        known = [label(entry, index) for index, entry in enumerate(node)]
+        raise ConfigError(f"override {path!r}: no {key!r} there{meant(key, known)} (there are: {', '.join(known)})")
+    if isinstance(node, dict) and key:
+        return node.setdefault(key, {})
+    raise ConfigError(f"override {path!r}: no {key!r} there; `recsys config` lists every key")
 
 
 def _without_none(value: Any) -> Any:

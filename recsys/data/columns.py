@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema
+from recsys.mistakes import collecting, meant, tell
 
 INTEGER = pa.int64()
 STRING = pa.string()
@@ -115,28 +116,44 @@ def canonical_types(found: pa.Schema, schema: Schema) -> Mapping[str, pa.DataTyp
     """Column name -> canonical type, for the columns of `schema`; optional ones that are not there are left out.
 
     Raises:
-        DataError: a column is missing, has a type that its role cannot take, or serves two roles that differ.
+        DataError: columns that are missing, have a type that their role cannot take, or serve two roles that differ.
     """
     types: dict[str, pa.DataType] = {}
-    for column in expected_columns(schema):
-        index = found.get_all_field_indices(column.name)
-        if not index and column.optional:
-            continue
-        if len(index) != 1:
-            problem = "is missing" if not index else f"occurs {len(index)} times"
-            raise DataError(
-                f"column {column.name!r} {problem}; it is {column.role}, {column.wanted}. The columns are: "
-                f"{', '.join(found.names)}. Add it to the files, or correct or remove its name in the schema"
+    with collecting() as mistakes:
+        for column in expected_columns(schema):
+            if column.optional and column.name not in found.names:
+                continue
+            read_as = _read_as(column, found)
+            if read_as is not None:
+                types[column.name] = join_types(types.get(column.name, read_as), read_as, column.name)
+    if mistakes:
+        raise DataError(*mistakes)
+    return types
+
+
+def _read_as(column: Column, found: pa.Schema) -> pa.DataType | None:
+    """The canonical type of a column; None where it does not fit, of which a DataError is told."""
+    index = found.get_all_field_indices(column.name)
+    if len(index) != 1:
+        problem = "is missing" if not index else f"occurs {len(index)} times"
+        tell(
+            DataError(
+                f"column {column.name!r} {problem}{'' if index else meant(column.name, found.names)}; it is "
+                f"{column.role}, {column.wanted}. The columns are: {', '.join(found.names)}. Add it to the files, or "
+                "correct or remove its name in the schema"
             )
-        stored = found.field(index[0]).type
-        read_as = column.canonical(stored)
-        if read_as is None:
-            raise DataError(
+        )
+        return None
+    stored = found.field(index[0]).type
+    read_as = column.canonical(stored)
+    if read_as is None:
+        tell(
+            DataError(
                 f"column {column.name!r} has type {stored}; it is {column.role} and must be {column.wanted}. "
                 f"Cast it in the files, or correct its role in the schema"
             )
-        types[column.name] = join_types(types.get(column.name, read_as), read_as, column.name)
-    return types
+        )
+    return read_as
 
 
 def join_types(first: pa.DataType, second: pa.DataType, name: str) -> pa.DataType:

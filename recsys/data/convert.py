@@ -6,7 +6,6 @@ NumPy because it runs in the prefetch thread, where torch's thread pool would co
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -23,12 +22,9 @@ from recsys.data.errors import RowError
 from recsys.data.hashing import splitmix64
 from recsys.data.schema import SPARSE_KINDS, Feature, Label, Schema
 from recsys.data.strings import read_column
-from recsys.dates import DAY_MS, UNTIMED
+from recsys.dates import UNTIMED, misread, not_milliseconds
 
 AGE_BUCKETS = 32
-
-SECONDS = (10**9, 10**11)
-"""Numbers from 2001 to 5138 in seconds; in milliseconds they are of 1970 to 1973. Smaller ones may be a counter's."""
 
 Ints = NDArray[np.int64]
 Columns = Mapping[str, pa.Array]
@@ -174,32 +170,11 @@ def _timestamps(array: pa.Array, name: str) -> Ints:
         raise RowError(
             name, row, f"the event time is {times[row]}; it must be milliseconds since 1970 UTC, 0 or more: correct it"
         )
-    strays = _not_milliseconds(times)
+    strays = not_milliseconds(times)
     if strays is not None:
         row = _first(strays)
-        raise RowError(name, row, f"the event time is {_misread(int(times[row]))}")
+        raise RowError(name, row, f"the event time is {misread(int(times[row]))}")
     return times
-
-
-def _not_milliseconds(times: Ints) -> NDArray[np.bool_] | None:
-    """Which times read as another unit's, or lie more than a day ahead of now; None: none does."""
-    if not len(times):
-        return None
-    latest = time.time_ns() // 1_000_000 + DAY_MS
-    strays = (times > latest) | ((times >= SECONDS[0]) & (times < SECONDS[1]))
-    return strays if strays.any() else None
-
-
-def _misread(value: int) -> str:
-    """What a time that cannot be milliseconds most likely is, and the remedy."""
-    for unit, least, most, remedy in (
-        ("seconds", *SECONDS, "multiply it by 1,000"),
-        ("microseconds", 10**14, 10**17, "divide it by 1,000"),
-        ("nanoseconds", 10**17, 2**63, "divide it by 1,000,000"),
-    ):
-        if least <= value < most:
-            return f"{value}, which reads as {unit}; it must be milliseconds since 1970 UTC: {remedy} in the files"
-    return f"{value} ms ({np.datetime64(value, 'ms')} UTC), more than a day ahead of now: correct the clock or the unit"
 
 
 def _entity_ids(columns: Columns, name: str, rows: int) -> Ints:
@@ -263,10 +238,10 @@ def _ages(feature: Feature, columns: Columns, ids: _Ranges, timestamps: Ints) ->
     if feature.max_length:
         ranges = ranges.newest(feature.max_length)
     times = ranges.gather(times)
-    strays = _not_milliseconds(times)
+    strays = not_milliseconds(times)
     if strays is not None:
         element = _first(strays)
-        problem = f"an element of {feature.name!r} has time {_misread(int(times[element]))}"
+        problem = f"an element of {feature.name!r} has time {misread(int(times[element]))}"
         raise RowError(feature.time, ranges.row_of(element), problem)
     ages = np.repeat(timestamps, ranges.lengths)
     ages -= times

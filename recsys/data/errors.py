@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from recsys.mistakes import MistakesError
 
-class DataError(ValueError):
+
+class DataError(MistakesError):
     """Data that cannot be read as their schema says; the message names the place, what was found and the remedy."""
 
 

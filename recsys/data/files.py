@@ -17,8 +17,11 @@ from recsys.data.columns import canonical_types, join_types, with_defaults
 from recsys.data.errors import DataError
 from recsys.data.footers import KEPT_CHUNKS, Footer, read_footer
 from recsys.data.schema import Schema
+from recsys.mistakes import closest
 
 ROW_GROUP_ROWS = 16_384
+_SHOWN = 5
+"""Names of files that a message lists."""
 _WINDOW_CHUNKS = KEPT_CHUNKS // 2
 """Column chunks of files that are shuffled together; half, so that there is room for a second stream's."""
 
@@ -106,29 +109,56 @@ def find_files(root: Path, patterns: Sequence[str]) -> list[Path]:
         patterns: Glob patterns relative to it, say `market/events/2022-04-2*/**/*.parquet`.
 
     Raises:
-        DataError: `root` is no folder, or a pattern is absolute or matches no file.
+        DataError: `root` is no folder, or patterns that are absolute or match no file.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder: give the folder that holds the prepared data")
     found: dict[Path, None] = {}
+    wrong = list[str]()
     for pattern in patterns:
-        if not pattern or Path(pattern).is_absolute():
-            raise DataError(f"pattern {pattern!r} must be relative to the data folder {root}, say events/*.parquet")
-        matches = sorted(root.glob(pattern))
-        files = [path for path in matches if path.is_file()]
-        if not files:
-            what = f"only folders, such as {matches[0]}: end it with /*.parquet" if matches else "nothing"
-            raise DataError(f"pattern {pattern!r} matches {what} in {root}: prepare the data, or correct the pattern")
-        found.update(dict.fromkeys(files))
+        try:
+            found.update(dict.fromkeys(_matches(root, pattern)))
+        except DataError as error:
+            wrong += error.told
+    if wrong:
+        raise DataError(*wrong)
     return list(found)
+
+
+def _matches(root: Path, pattern: str) -> list[Path]:
+    if not pattern or Path(pattern).is_absolute():
+        raise DataError(f"pattern {pattern!r} must be relative to the data folder {root}, say events/*.parquet")
+    matches = sorted(root.glob(pattern))
+    files = [path for path in matches if path.is_file()]
+    if not files:
+        what = f"only folders, such as {matches[0]}: end it with /*.parquet" if matches else "nothing"
+        raise DataError(
+            f"pattern {pattern!r} matches {what} in {root}{'' if matches else _where_it_ends(root, pattern)}: prepare "
+            "the data, or correct the pattern"
+        )
+    return files
+
+
+def _where_it_ends(root: Path, pattern: str) -> str:
+    """Of a pattern that matches nothing, what is there instead of the first part of it that is not."""
+    *folders, _ = parts = Path(pattern).parts
+    there = max(count for count in range(len(parts)) if count == 0 or any(root.glob("/".join(folders[:count]))))
+    begun = "/".join(parts[:there])
+    names = sorted({path.name for path in root.glob(f"{begun}/*" if begun else "*")})
+    like = closest(parts[there], names)
+    if like:
+        return f" (did you mean {'/'.join((*parts[:there], like, *parts[there + 1 :]))!r}?)"
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f", where {begun or 'it'} holds {shown or 'nothing'}"
 
 
 def check_files(files: Sequence[Path], schema: Schema) -> int:
     """Check every file's footer against the schema and return the number of rows of all files.
 
     Raises:
-        DataError: naming the file: it cannot be opened, holds no row, lacks a column, or has one whose type does not
-            fit its role or differs in kind (integer, string) from that of an earlier file.
+        DataError: a sentence for each thing that is wrong, naming the first file of which it is: it cannot be opened,
+            holds no row, lacks a column, or has one whose type does not fit its role or differs in kind (integer,
+            string) from that of an earlier file.
     """
     return read_footers(files, schema).rows
 
@@ -140,13 +170,16 @@ def read_footers(files: Sequence[Path], schema: Schema) -> Footers:
     found: list[StoredFile] = []
     types: dict[str, pa.DataType] = {}
     common: set[str] = set()
+    wrong: dict[str, list[Path]] = {}
     for file in files:
-        footer = _read_footer(file)
         try:
+            footer = _read_footer(file)
             read_as = canonical_types(footer.schema, schema)
             types.update({name: join_types(types.get(name, kind), kind, name) for name, kind in read_as.items()})
         except DataError as error:
-            raise DataError(f"{file}: {error}") from None
+            for told in error.told:
+                wrong.setdefault(told, []).append(file)
+            continue
         common = common & set(read_as) if found else set(read_as)
         groups, first = [], 0
         for index, rows in enumerate(footer.group_rows):
@@ -154,22 +187,30 @@ def read_footers(files: Sequence[Path], schema: Schema) -> Footers:
                 groups.append(RowGroup(file, index, first, rows))
             first += rows
         found.append(StoredFile(tuple(groups), first, footer.chunks))
+    if wrong:
+        raise DataError(*(_of_files(told, of) for told, of in wrong.items()))
     # An optional column that some files lack is read from none.
     return Footers(tuple(found), with_defaults({name: types[name] for name in types if name in common}, schema))
+
+
+def _of_files(told: str, files: Sequence[Path]) -> str:
+    """What is wrong with a file, and with how many more."""
+    more = f" (and so in {len(files) - 1} more files)" if len(files) > 1 else ""
+    return f"{files[0]}{told if told.startswith(' ') else f': {told}'}{more}"
 
 
 def _read_footer(file: Path) -> Footer:
     try:
         footer = read_footer(file)
     except FileNotFoundError:
-        raise DataError(f"{file} does not exist: correct the path, or prepare the data") from None
+        raise DataError(" does not exist: correct the path, or prepare the data") from None
     except (pa.ArrowException, OSError) as error:
         size = file.stat().st_size if file.is_file() else 0
         raise DataError(
-            f"{file} ({size} bytes) is no readable Parquet file: {str(error).rstrip('.')}. Write it anew, or remove it"
+            f" ({size} bytes) is no readable Parquet file: {str(error).rstrip('.')}. Write it anew, or remove it"
         ) from None
     if not any(footer.group_rows):
-        raise DataError(f"{file} holds no rows: remove it, or write the rows it should have")
+        raise DataError(" holds no rows: remove it, or write the rows it should have")
     return footer
 
 

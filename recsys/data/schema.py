@@ -7,11 +7,15 @@ only place that decides which tower of an upstream model may see it.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
+
+from recsys.mistakes import MistakesError, closest, collecting, meant, tell
+
+T = TypeVar("T", "Feature", "Label")
 
 OWNERS = ("user", "item", "context", "interaction")
 KINDS = ("id", "ids", "sequence", "dense", "vector")
@@ -23,7 +27,7 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
 }
 
 
-class SchemaError(ValueError):
+class SchemaError(MistakesError):
     """A schema that contradicts itself, or data that contradict their schema."""
 
 
@@ -54,7 +58,8 @@ class Feature:
         where = f"feature {self.name!r}"
         _require(bool(self.name), "a feature has an empty name: give the Parquet column's name")
         _require(self.owner in OWNERS, f"{where}: owner is {self.owner!r}; use one of {', '.join(OWNERS)}")
-        _require(self.kind in KINDS, f"{where}: kind is {self.kind!r}; use one of {', '.join(KINDS)}")
+        if self.kind not in KINDS:
+            raise SchemaError(f"{where}: kind is {self.kind!r}; use one of {', '.join(KINDS)}")
         sparse = self.kind in SPARSE_KINDS
         _require(not sparse or self.rows > 0, f"{where}: rows is {self.rows}; a {self.kind} needs a table of >= 1 rows")
         _require(sparse or self.rows == 0, f"{where}: rows is {self.rows}; a {self.kind} has no table, leave it out")
@@ -176,28 +181,26 @@ class Schema:
         """The same schema with only the named features and labels (None keeps all).
 
         Raises:
-            SchemaError: a name is not in the schema; the message lists those that are.
+            SchemaError: names that are not in the schema; each sentence lists those that are.
         """
-        kept = self.features if features is None else tuple(self.feature(name) for name in features)
-        kept_labels = self.labels if labels is None else tuple(self.label(name) for name in labels)
+        with collecting() as found:
+            kept = self.features if features is None else _named(self.features, features, "feature")
+            kept_labels = self.labels if labels is None else _named(self.labels, labels, "label")
+        if found:
+            raise SchemaError(*found)
         outcomes = set(self.outcomes) | {x.name for x in self.labels} | {x.valid for x in self.labels if x.valid}
         outcomes -= {x.name for x in kept_labels} | {x.valid for x in kept_labels}
         return self._with(features=kept, labels=kept_labels, outcomes=tuple(sorted(outcomes)))
 
     def feature(self, name: str) -> Feature:
         """The feature of this name. Raises SchemaError listing the known names."""
-        for feature in self.features:
-            if feature.name == name:
-                return feature
-        known = ", ".join(feature.name for feature in self.features)
-        raise SchemaError(f"unknown feature {name!r}; the schema has: {known}")
+        (found,) = _named(self.features, (name,), "feature")
+        return found
 
     def label(self, name: str) -> Label:
         """The label of this name. Raises SchemaError listing the known names."""
-        for label in self.labels:
-            if label.name == name:
-                return label
-        raise SchemaError(f"unknown label {name!r}; the schema has: {', '.join(x.name for x in self.labels)}")
+        (found,) = _named(self.labels, (name,), "label")
+        return found
 
     def columns(self) -> tuple[str, ...]:
         """Every Parquet column a reader of this schema needs, each once."""
@@ -223,16 +226,23 @@ class Schema:
         """Read a schema TOML file.
 
         Raises:
-            SchemaError: not TOML, an unknown key, or a contradiction; the message starts with the path.
+            SchemaError: not TOML, unknown keys, or contradictions; each sentence starts with the path.
         """
         try:
             document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-            features = tuple(_build(Feature, x, "feature") for x in _entries(document, "feature", dict, "[[feature]]"))
-            labels = tuple(_build(Label, x, "label") for x in _entries(document, "label", dict, "[[label]]"))
-            outcomes = tuple(_entries(document, "outcomes", str, 'outcomes = ["play_time"]'))
-            return _build(Schema, {**document, "features": features, "labels": labels, "outcomes": outcomes}, "schema")
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, SchemaError) as error:
-            raise SchemaError(f"{path}: {error}") from None
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SchemaError(f"{path}: {error}; correct the TOML there") from None
+        with collecting() as found:
+            entries = {
+                "features": [_build(Feature, entry, "feature") for entry in _entries(document, "feature", dict)],
+                "labels": [_build(Label, entry, "label") for entry in _entries(document, "label", dict)],
+                "outcomes": _entries(document, "outcomes", str),
+            }
+            kept = {name: tuple(entry for entry in each if entry is not None) for name, each in entries.items()}
+            schema = _build(Schema, {**document, **kept}, "schema")
+        if found:
+            raise SchemaError(*(f"{path}: {told}" for told in found))
+        return schema
 
     def _with(self, **changes: Any) -> Schema:
         return Schema(**{**{f.name: getattr(self, f.name) for f in fields(self)}, **changes})
@@ -243,33 +253,46 @@ def entity_schema(schema: Schema, owner: str) -> Schema:
     return schema.select(features=tuple(feature.name for feature in schema.owned_by(owner)), labels=())
 
 
-def _entries(document: dict[str, Any], key: str, kind: type, example: str) -> list[Any]:
+def _named(entries: tuple[T, ...], names: tuple[str, ...], what: str) -> tuple[T, ...]:
+    """The entries of these names. Tells a SchemaError of every name that is not there."""
+    known = {entry.name: entry for entry in entries}
+    for name in names:
+        _require(name in known, f"unknown {what} {name!r}{meant(name, known)}; the schema has: {', '.join(known)}")
+    return tuple(known[name] for name in names if name in known)
+
+
+def _entries(document: dict[str, Any], key: str, kind: type) -> list[Any]:
     """Take a list of one type out of a TOML document."""
-    found = document.pop(key, [])
-    _require(isinstance(found, list) and all(isinstance(x, kind) for x in found), f"{key} is no list: write {example}")
-    return found
+    found, example = document.pop(key, []), f"[[{key}]]" if kind is dict else f'{key} = ["play_time"]'
+    fits = isinstance(found, list) and all(isinstance(entry, kind) for entry in found)
+    _require(fits, f"{key} is no list: write {example}")
+    return found if fits else []
 
 
 def _build(kind: type, entry: dict[str, Any], what: str) -> Any:
-    known = [f.name for f in fields(kind)]
-    unknown = sorted(set(entry) - set(known))
-    if unknown:
-        raise SchemaError(
-            f"{what} {entry.get('name', '')!r}: unknown key {unknown[0]!r}; known keys: {', '.join(known)}"
-        )
+    """The entry as an instance of `kind`; None where it cannot be one, which is told."""
+    where, known = f"{what} {entry.get('name', '')!r}", [f.name for f in fields(kind)]
+    for key in sorted(set(entry) - set(known)):
+        _require(False, f"{where}: unknown key {key!r}{meant(key, known)}; known keys: {', '.join(known)}")
+        entry = {closest(key, known) or "": entry[key], **entry}  # what was probably meant, for the rest of the checks
+    values = {key: value for key, value in entry.items() if key in known}
+    fits = True
     for field in fields(kind):
         wanted, words = _TYPES.get(str(field.type), (object, ""))
-        value = entry.get(field.name, "" if wanted is str else 0)
-        _require(
-            isinstance(value, wanted) and not isinstance(value, bool),
-            f"{what} {entry.get('name', '')!r}: {field.name} is {value!r}; use {words}",
-        )
-    try:
-        return kind(**entry)
-    except TypeError as error:
-        raise SchemaError(f"{what} {entry.get('name', '')!r}: {error}; known keys: {', '.join(known)}") from None
+        value = values.get(field.name, "" if wanted is str else 0)
+        right = isinstance(value, wanted) and not isinstance(value, bool)
+        _require(right, f"{where}: {field.name} is {value!r}; use {words}")
+        needed = field.default is MISSING and field.name not in values
+        _require(not needed, f"{where}: {field.name} is missing; give it, see README.md")
+        fits &= right and not needed
+    built = None
+    with collecting() as found:  # one that raises ends its own checks alone
+        built = kind(**values) if fits else None
+    for told in found:
+        tell(SchemaError(told))
+    return built
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise SchemaError(message)
+        tell(SchemaError(message))

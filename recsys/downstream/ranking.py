@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from embedding_store import EmbeddingStore
 from recsys.atomic import whole_file
-from recsys.config import ConfigError, RankerConfig, RankerSettings
+from recsys.config import RankerConfig, RankerSettings
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.quarantine import NOTHING, Quarantine
@@ -40,6 +40,7 @@ from recsys.folders import store_folder
 from recsys.models.dlrm import DLRM, RankerTask
 from recsys.models.vocabulary import Vocabulary
 from recsys.screening import screen
+from recsys.source import ranker_schema
 from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.predict import predict
@@ -67,26 +68,6 @@ class Ranker:
     def validation(self, out: Path) -> Path:
         """Where its figures on the validation rows go."""
         return self.path(out).with_suffix(".json")
-
-
-def ranker_schema(rankers: RankerSettings, data: Path, labels: tuple[str, ...]) -> Schema:
-    """The rankers' schema, narrowed to their features and these labels.
-
-    Raises:
-        SchemaError: the file is not a schema, or lacks a feature or label that the config names.
-        DataError: there is no such file.
-        ConfigError: a `publish_delay_ms` where there are no event times to hold it against.
-    """
-    path = data / rankers.schema
-    if not path.is_file():
-        raise DataError(f"{path}: no such schema; correct the rankers' `schema` in the config, or --data")
-    schema = Schema.load(path)
-    if rankers.publish_delay_ms and not schema.timed:
-        raise ConfigError(
-            f"publish_delay_ms is {rankers.publish_delay_ms}, but by {path} the rankers' events have no times "
-            '(timestamp = ""), so that none is later than a snapshot: set publish_delay_ms = 0'
-        )
-    return schema.select(features=rankers.features or None, labels=tuple(dict.fromkeys(labels)))
 
 
 def all_rankers(config: RankerConfig) -> Iterator[Ranker]:

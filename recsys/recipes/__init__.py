@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recsys.config import StudyConfig
+from recsys.config import ConfigError, StudyConfig, override
 from recsys.data.deskdrop import prepare_deskdrop
 from recsys.data.errors import DataError
 from recsys.data.kuairand import prepare_kuairand
 from recsys.data.movielens import prepare_movielens_1m, prepare_movielens_100k
 from recsys.data.synthetic import prepare_synthetic
+from recsys.mistakes import meant
 from recsys.recipes.logs import deskdrop, deskdrop_daily, kuairand, kuairand_daily, movielens_1m, movielens_100k
 from recsys.recipes.market import demo, synthetic, synthetic_daily, synthetic_daily_small, synthetic_small
 
@@ -69,3 +70,31 @@ DAILY: dict[str, Recipe] = {
     ),
 }
 """Names for `recsys daily`."""
+
+
+def check_recipe(name: str, source: Path | None, assignments: tuple[str, ...]) -> None:
+    """Check changes of a recipe, once or day by day, whichever they fit.
+
+    Args:
+        name: of the recipe.
+        source: folder of its raw files; None: not given.
+        assignments: `path=value` changes of its config.
+
+    Raises:
+        ConfigError: no such recipe, or changes that fit it neither way.
+        DataError: `source` is no folder.
+    """
+    found = [recipes[name] for recipes in (RECIPES, DAILY) if name in recipes]
+    if not found:
+        known = dict.fromkeys((*RECIPES, *DAILY))
+        raise ConfigError(f"recipe {name!r} is unknown{meant(name, known)}; use {', '.join(known)}, or a TOML config")
+    if source is not None and not source.is_dir():
+        raise DataError(f"--data is {source}, which is no folder: give the one with the raw files of {name}")
+    mistakes = list[ConfigError]()
+    for recipe in found:
+        try:
+            override(recipe.config(), assignments)
+        except ConfigError as error:
+            mistakes.append(error)
+    if len(mistakes) == len(found):
+        raise min(mistakes, key=lambda error: len(error.told))

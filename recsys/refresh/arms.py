@@ -7,8 +7,7 @@ An upstream's own way (`RefreshSettings.aggregation`) goes to `user_<name>` and 
 
 from __future__ import annotations
 
-from recsys.config import STUDIED, RefreshSettings
-from recsys.refresh.aggregate import Aggregation
+from recsys.config import RefreshSettings
 
 ENTITIES = ("user", "item")
 
@@ -16,21 +15,6 @@ ENTITIES = ("user", "item")
 def arm_of(refresh: RefreshSettings) -> str:
     """The upstream's own way, as an arm: `ma_0.8`."""
     return f"ma_{refresh.weight:g}" if refresh.aggregation == "ma" else refresh.aggregation
-
-
-def aggregations(refresh: RefreshSettings, *, study: bool) -> dict[str, Aggregation]:
-    """Arm -> what it does; the upstream's own first, the others of the table only for a `study`."""
-    own = {arm_of(refresh): (refresh.aggregation, refresh.weight)}
-    return {
-        arm: Aggregation(
-            method=method,
-            weight=weight,
-            time_to_live_days=refresh.time_to_live_days,
-            renormalise=refresh.renormalise,
-            delta_below=refresh.delta_below,
-        )
-        for arm, (method, weight) in (own | (STUDIED if study else {})).items()
-    }
 
 
 def series_of(arm: str, upstream: str, refresh: RefreshSettings) -> tuple[str, str]:

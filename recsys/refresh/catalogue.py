@@ -19,7 +19,8 @@ from torch import Tensor
 
 from recsys.atomic import write_json
 from recsys.config import DaysConfig, UpstreamConfig
-from recsys.data.entities import check_rows, entity_parts, with_rows, withdrawn_after
+from recsys.data.delivered import check_rows, with_rows
+from recsys.data.entities import entity_parts, withdrawn_after
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Window
 from recsys.data.schema import Schema

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from recsys.config import RefreshConfig, UpstreamConfig
-from recsys.data.entities import OTHER, with_rows
+from recsys.data.delivered import OTHER, with_rows
 from recsys.data.errors import DataError
 from recsys.data.last_events import NOBODY, LastEvents, last_events
 from recsys.data.schema import Schema

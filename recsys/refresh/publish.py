@@ -23,14 +23,15 @@ from torch import Tensor
 
 from embedding_store import EmbeddingStore, Series, TagMovedError
 from recsys.atomic import write_json
-from recsys.config import RefreshConfig
+from recsys.config import STUDIED, RefreshConfig, RefreshSettings
 from recsys.data.last_events import LastEvents
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
 from recsys.models.derm import DERM
 from recsys.prior import Prior
+from recsys.refresh.aggregate import Aggregation
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
-from recsys.refresh.arms import ENTITIES, aggregations, series_of
+from recsys.refresh.arms import ENTITIES, arm_of, series_of
 from recsys.refresh.embed import embed, gather
 from recsys.refresh.prior import prior_series, publish_prior, withdraw
 from recsys.train.distributed import Environment, broadcast
@@ -42,6 +43,21 @@ BATCH = 4096
 def space_name(upstream: str, generation: int = 1) -> str:
     """The vector space of an upstream's first training run; each retraining from scratch opens the next."""
     return f"{upstream}-{generation}"
+
+
+def aggregations(refresh: RefreshSettings, *, study: bool) -> dict[str, Aggregation]:
+    """Arm -> what it does; the upstream's own first, the others of the table only for a `study`."""
+    own = {arm_of(refresh): (refresh.aggregation, refresh.weight)}
+    return {
+        arm: Aggregation(
+            method=method,
+            weight=weight,
+            time_to_live_days=refresh.time_to_live_days,
+            renormalise=refresh.renormalise,
+            delta_below=refresh.delta_below,
+        )
+        for arm, (method, weight) in (own | (STUDIED if study else {})).items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,14 @@ from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS, HOUR_MS
 from recsys.downstream.features import PointInTimeSeries
-from recsys.downstream.ranking import Ranker, all_rankers, ranker_schema, read_predictions, screen_splits
+from recsys.downstream.ranking import Ranker, all_rankers, read_predictions, screen_splits
 from recsys.downstream.validation import Validation
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor.export import read_records
 from recsys.refresh.arms import arm_of
 from recsys.refresh.records import Ledger
 from recsys.screening import summaries
+from recsys.source import ranker_schema
 from recsys.stages import read_stages
 from recsys.study.ablation import ablation_jobs
 from recsys.study.daily_report import DailyResults

@@ -36,13 +36,12 @@ from recsys.data.scan import Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import HOUR_MS, iso_day, number_of
-from recsys.downstream.ranking import ranker_schema
 from recsys.downstream.retrieval import Index, check_same_version, index_of, most_popular, pairs_of, positions
 from recsys.evaluate.nearest import exact_top_k
 from recsys.folders import store_folder
 from recsys.prior import Prior
 from recsys.screening import screen
-from recsys.source import upstream_schema
+from recsys.source import ranker_schema, upstream_schema
 from recsys.study import als
 from recsys.study.found import Found, Recall, RetrievalResult, Retriever, find
 from recsys.study.moments import Log, Moment, moments

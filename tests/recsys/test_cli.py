@@ -71,6 +71,8 @@ def test_help_is_quick_and_names_every_command() -> None:
         "demo",
         "run",
         "daily",
+        "check",
+        "config",
         "tune",
         "prepare",
         "report",
@@ -113,8 +115,6 @@ def test_a_mistake_is_told_before_torch_is_imported(
 def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     bad = tmp_path / "bad.toml"
     bad.write_text("name = ")
-    wrong = tmp_path / "wrong.toml"
-    wrong.write_text("surprise = 1")
     (tmp_path / "file").write_text("")
     jobs = {"upstream": CONFIG.upstreams[0], "refresh": REFRESH, "downstream": ablation_jobs(CONFIG)["tasks"]}
 
@@ -128,29 +128,21 @@ def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, c
         ("prepare", "kuairand", "--source", tmp_path, "--out", tmp_path / "o"): "no such file. KuaiRand-Pure needs",
         ("prepare", "movielens-1m", "--source", tmp_path, "--out", tmp_path / "o"): "users.dat",
         ("run", "nope", "--out", tmp_path / "o"): "recipe 'nope' is unknown; use kuairand, deskdrop, movielens-1m",
+        ("config", "rankers"): "config 'rankers' is unknown (did you mean 'ranker'?); use one of study, upstream",
+        ("check", "nope"): "recipe 'nope' is unknown; use kuairand",
         ("run", toml(tmp_path), "--out", tmp_path / "o"): "--data is missing: give the folder that the paths in",
         ("run", bad, "--data", tmp_path, "--out", tmp_path / "o"): "bad.toml: ",
-        ("run", wrong, "--data", tmp_path, "--out", tmp_path / "o"): "unknown key surprise",
         ("run", "kuairand", "--out", tmp_path / "o"): "the folder of the raw files is missing",
         ("run", "synthetic", "--out", tmp_path / "o", "--set", "ranks=0"): "ranks is 0; use 1 or more",
-        ("demo", "--out", tmp_path / "o", "--set", "rank=1"): "override 'rank': no such key",
+        ("demo", "--out", tmp_path / "o", "--set", "rank=1"): "unknown key rank (did you mean 'ranks'?)",
         ("tune", "nope", "--trials", 1, "--out", tmp_path / "o"): "recipe 'nope' is unknown; use kuairand, deskdrop",
         ("tune", toml(tmp_path), "--trials", 1, *rank, "--set", "rankers.training.dense_lr=[]"): "is an empty list",
-        (
-            "tune",
-            toml(tmp_path),
-            "--trials",
-            1,
-            *rank,
-            "--set",
-            "rankers.objective=1",
-        ): "no such key; see",
-        ("upstream", "--config", tmp_path / "none.toml", *rank): "none.toml: [Errno 2] No such file",
+        ("upstream", "--config", tmp_path / "none.toml", *rank): "none.toml: No such file or directory; give",
         ("upstream", "--config", bad, *rank): "bad.toml: ",
         ("upstream", "--config", toml(tmp_path), *rank): "upstreams (this is a study's, for `recsys run`",
-        ("upstream", "--config", job("upstream"), *rank): "schema.toml: no such schema; correct source.schema",
-        ("refresh", "--config", job("refresh"), *rank): "schema.toml: no such schema; correct source.schema",
-        ("downstream", "--config", job("downstream"), *rank): "schema.toml: no such schema; correct the rankers'",
+        ("upstream", "--config", job("upstream"), *rank): "; correct source.schema in the config, or --data",
+        ("refresh", "--config", job("refresh"), *rank): "; correct source.schema in the config, or --data",
+        ("downstream", "--config", job("downstream"), *rank): "schema.toml: no such schema",
         (
             "report",
             "--out",

@@ -25,8 +25,8 @@ from tests.recsys.test_config import FULL, SMALL
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("bogus", 1, "unknown key bogus; see recsys/config/"),
-        ("upstreams.0.training.epoch", 1, "unknown key upstreams.ctr.training.epoch; see"),
+        ("bogus", 1, "unknown key bogus; `recsys config` lists every key"),
+        ("upstreams.0.training.epoch", 1, r"unknown key upstreams.ctr.training.epoch \(did you mean 'epochs'\?\); "),
         ("upstreams.0.training.epochs", True, "upstreams.ctr.training.epochs is True; it must be an integer"),
         ("upstreams.0.training.epochs", 1.0, "upstreams.ctr.training.epochs is 1.0; it must be an integer"),
         ("upstreams.0.training.sparse_lr", "high", "upstreams.ctr.training.sparse_lr is 'high'; it must be a number"),
@@ -70,7 +70,7 @@ def test_a_wrong_type_or_key_is_named(tmp_path: Path, path: str, value: Any, mes
 def test_a_missing_key_is_named(key: str) -> None:
     document = to_dict(SMALL)
     del document[key]
-    with pytest.raises(ConfigError, match=f"^{key} is missing; see"):
+    with pytest.raises(ConfigError, match=f"^{key} is missing; `recsys config` says"):
         from_dict(StudyConfig, document)
 
 
@@ -90,7 +90,7 @@ def test_a_missing_key_deep_down_is_named() -> None:
             {"daily": {}, "bogus": 1},
             [
                 "daily (events, utc_offset_hours, first and last are in [refresh.days] now; train, validation",
-                ", bogus;",
+                "unknown key bogus;",
             ],
         ),
         (
@@ -161,10 +161,11 @@ def test_overrides_apply_in_order() -> None:
     ("assignment", "message"),
     [
         ("ranks", "'ranks' has no '='; write path=value"),
-        ("rank=1", "'rank': no such key"),
-        ("upstreams.dlrm.training.epochs=1", "no 'dlrm' there"),
+        ("rank=1", r"unknown key rank \(did you mean 'ranks'\?\)"),
+        ("upstreams.dlrm.training.epochs=1", r"no 'dlrm' there \(there are: ctr, cvr\)"),
+        ("upstreams.ctv.training.epochs=1", r"no 'ctv' there \(did you mean 'c[tv][rv]'"),
         ("upstreams.2.training.epochs=1", "no '2' there"),
-        ("upstreams.ctr.training.epoch=1", "'upstreams.ctr.training.epoch': no such key"),
+        ("upstreams.ctr.training.epoch=1", r"unknown key upstreams.ctr.training.epoch \(did you mean 'epochs'"),
         ("upstreams.ctr.training.epochs.x=1", "'upstreams.ctr.training.epochs.x': no such key"),
         ("upstreams.ctr.model.layers.0.0=mlp", "'upstreams.ctr.model.layers.0.0': no such key"),
         ("upstreams.ctr.model.layers.x.y=mlp", "no 'x' there"),
