@@ -123,7 +123,7 @@ class _Refresh:
         self._config, self._upstream, self._data, self._out = config, upstream, data, out
         self._environment = environment
         self._ledger = Ledger(out, upstream.name)
-        self._schema = upstream_schema(upstream, data)
+        self._schema = upstream_schema(upstream, data, out)
         self._planner = Planner(config, data, self._ledger, after_refused=after_refused)
         self._place = Place(upstream=upstream, schema=self._schema, data=data, out=out, environment=environment)
         if config.days is not None:

@@ -73,7 +73,7 @@ def embed_rows(config: RefreshConfig, rows: Path, owner: str, data: Path, out: P
         print(f"{rows} holds no rows: nothing to do")
         return None
     start = time.monotonic()
-    schema, name = upstream_schema(config.upstream, data), config.upstream.name
+    schema, name = upstream_schema(config.upstream, data, out), config.upstream.name
     with process_group(alone=True) as environment, exclusive(upstream_folder(out, name), environment):
         place = Place(upstream=config.upstream, schema=schema, data=data, out=out, environment=environment)
         known = _known(config, out)
