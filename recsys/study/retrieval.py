@@ -35,12 +35,13 @@ from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
-from recsys.dates import HOUR_MS
+from recsys.dates import DAY_MS, HOUR_MS
 from recsys.downstream.ranking import ranker_schema
 from recsys.downstream.retrieval import Index, check_same_version, index_of, most_popular, pairs_of, positions
 from recsys.evaluate.nearest import exact_top_k, found_at, mean_recall
 from recsys.folders import store_folder
 from recsys.prior import Prior
+from recsys.refresh.days import window
 from recsys.screening import screen
 from recsys.source import upstream_schema
 from recsys.study import als
@@ -128,7 +129,8 @@ def collect_retrieval(
             Log.join(before),
             timed=timed,
             since=vectors.since,
-            origin=None if days is None else rankers.publish_delay_ms - round(days.utc_offset_hours * HOUR_MS),
+            origin=None if days is None else rankers.publish_delay_ms + window(days, days.first)[0],
+            length=DAY_MS if days is None else days.hours * HOUR_MS,
             shown=source if wanted.leave_out_seen else None,
             most=most,
         )
