@@ -1,10 +1,13 @@
-"""Days as ISO dates, as numbers since 1970-01-01, and as spans of milliseconds."""
+"""Days as ISO dates, as numbers since 1970-01-01, and as spans of milliseconds.
+
+Where days are not of 24 hours, a day is called by when it begins: 2024-01-31T06 if it is shorter, 2024-01-31 if longer.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +21,30 @@ SECONDS = (10**9, 10**11)
 """Numbers from 2001 to 5138 in seconds; in milliseconds they are of 1970 to 1973. Smaller ones may be a counter's."""
 
 
-def dates(first: str, last: str) -> Iterator[str]:
-    """The ISO dates from `first` to `last`, both included."""
-    day, end = date.fromisoformat(first), date.fromisoformat(last)
+def dates(first: str, last: str, hours: int = 24) -> Iterator[str]:
+    """The days from `first` on, each of so many hours, up to `last`, which is included."""
+    form, length = "%Y-%m-%dT%H" if hours < 24 else "%Y-%m-%d", timedelta(hours=hours)
+    day, end = datetime.fromisoformat(first), datetime.fromisoformat(last)
     while day <= end:
-        yield day.isoformat()
-        day += timedelta(days=1)
+        yield day.strftime(form)
+        day += length
 
 
-def is_date(text: str) -> bool:
-    """Whether it is an ISO date, as 2024-01-31."""
+def is_date(text: str, hours: int = 24) -> bool:
+    """Whether a day of so many hours can be called so: 2024-01-31; 2024-01-31T06 if they are less than 24."""
+    day, _, hour = text.partition("T")
     try:
-        return date.fromisoformat(text).isoformat() == text
+        known = date.fromisoformat(day).isoformat() == day
     except ValueError:
         return False
+    if hours >= 24:
+        return known and text == day
+    return known and len(hour) == 2 and hour.isdecimal() and int(hour) < 24 and int(hour) % hours == 0
 
 
 def day_number(day: str) -> int:
     """Days since 1970-01-01."""
-    return (date.fromisoformat(day) - date(1970, 1, 1)).days
+    return (date.fromisoformat(day.partition("T")[0]) - date(1970, 1, 1)).days
 
 
 def iso_day(number: int) -> str:
@@ -44,10 +52,20 @@ def iso_day(number: int) -> str:
     return str(np.datetime64(number, "D"))
 
 
-def day_span(day: str, utc_offset_hours: float = 0.0) -> tuple[int, int]:
-    """[start, end) of a day in ms, in the time zone this many hours before UTC."""
-    start = day_number(day) * DAY_MS - round(utc_offset_hours * HOUR_MS)
-    return start, start + DAY_MS
+def iso_hour(time: int, utc_offset_hours: float = 0.0) -> str:
+    """ISO date and hour of a time in ms: 2024-01-31T06."""
+    return str(np.datetime64((time + round(utc_offset_hours * HOUR_MS)) // HOUR_MS, "h"))
+
+
+def hour_number(day: str) -> int:
+    """Hours from 1970-01-01 to when the day begins."""
+    return day_number(day) * 24 + int(day.partition("T")[2] or 0)
+
+
+def day_span(day: str, utc_offset_hours: float = 0.0, hours: int = 24) -> tuple[int, int]:
+    """[start, end) of a day of so many hours in ms, in the time zone this many hours before UTC."""
+    start = hour_number(day) * HOUR_MS - round(utc_offset_hours * HOUR_MS)
+    return start, start + hours * HOUR_MS
 
 
 def number_of(time: int, utc_offset_hours: float = 0.0) -> int:

@@ -17,7 +17,7 @@ from recsys.downstream.ranking import screen_splits, stage_name
 from recsys.monitor import export, quality_page
 from recsys.opening import Opened
 from recsys.pipeline import job, prepare, ranks_here, start_job
-from recsys.refresh.days import available_days, next_cycle
+from recsys.refresh.days import Cycle, available_days, count_rows, find_day, next_cycle, small_days
 from recsys.refresh.records import Ledger, Record, digest
 from recsys.study.collect import collect_daily
 from recsys.study.daily_report import build_daily, write_daily
@@ -46,15 +46,17 @@ def run_daily(opened: Opened, out: Path, *, follow: bool = False) -> list[str]:
     config, data = opened.study, opened.data
     prepare(opened, out)
     missing = check_daily(config, data, follow=follow)
+    ranks = ranks_here(config)
+    if small := small_days(data, config.daily()[0], ranks):
+        print(f"days of less than an event for each of {ranks} ranks, which go along with the next: {', '.join(small)}")
     if missing:
         print(f"days that are not there{' yet' if follow else ''}: {', '.join(missing)}", flush=True)
     else:
         screen_splits(study_job(config, data), data, out)  # what stops the rankers is found before the days are run
-    ranks = ranks_here(config)
     for upstream in config.upstreams:
         job("upstream", f"upstream-{upstream.name}", upstream, data, out, ranks)
     refused = _replay(config, data, out, ranks)
-    while follow and not _complete(config, out):
+    while follow and not _complete(config, data, out, ranks):
         time.sleep(POLL_SECONDS)
         refused += _replay(config, data, out, ranks)
     rankers = study_job(config, data)
@@ -80,11 +82,11 @@ def report(config: StudyConfig, data: Path, out: Path) -> None:
 
 def _replay(config: StudyConfig, data: Path, out: Path, ranks: int) -> list[str]:
     """Run all cycles that are due, upstream by upstream; what the gates had against them."""
-    (days, _), done = config.daily(), []
+    done = []
     for upstream in config.upstreams:
         name = upstream.name
         before = _records(out, name)
-        if before and next_cycle(days.first, available_days(data, days, Ledger(out, name).files), before) is None:
+        if before and _due(config, data, out, name, ranks) is None:
             continue
         start_job("refresh", f"refresh-{name}", config.refresh_of(upstream), data, out, ranks, "--every", "True")
         keys = {(record.day, record.key) for record in before}
@@ -96,10 +98,19 @@ def _refusals(records: list[list[Record]]) -> list[str]:
     return [f"{record.day}: {reason}" for each in records for record in each for reason in record.gates]
 
 
-def _complete(config: StudyConfig, out: Path) -> bool:
-    """Whether every upstream has processed the last day."""
-    newest = [_records(out, name)[-1:] for name in _names(config)]
-    return all(records and records[0].day == config.daily()[0].last for records in newest)
+def _due(config: StudyConfig, data: Path, out: Path, name: str, ranks: int) -> Cycle | None:
+    """An upstream's next cycle."""
+    days, ledger = config.daily()[0], Ledger(out, name)
+    return next_cycle(days.first, available_days(data, days, ledger.files, ranks), ledger.records())
+
+
+def _complete(config: StudyConfig, data: Path, out: Path, ranks: int) -> bool:
+    """Whether every upstream has processed the last day, or finds it too small."""
+    days, names = config.daily()[0], _names(config)
+    if all(records and records[0].day == days.last for records in (_records(out, name)[-1:] for name in names)):
+        return True
+    small = 0 < count_rows(find_day(data, days, days.last)) < ranks
+    return small and all(_due(config, data, out, name, ranks) is None for name in names)
 
 
 def _forget_stale_rankers(config: StudyConfig, stage: str, out: Path) -> None:

@@ -90,6 +90,7 @@ def _scan(part: Part, environment: Environment | None) -> Findings:
 
 def _identify(part: Part, root: Path) -> dict[str, Any]:
     schema = {key: value for key, value in asdict(part.schema).items() if key not in _WITHOUT_EFFECT}
+    schema["features"] = [{**feature, "rows": 0} for feature in schema["features"]]  # any size does
     return {
         "files": identify_files(part.files, root),
         "schema": schema,

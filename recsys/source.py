@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from recsys.config import ConfigError, RankerSettings, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema, SchemaError
+from recsys.data.tables import unsized, with_tables
+from recsys.folders import upstream_folder
 from recsys.mistakes import meant
+
+TABLES = "tables.json"
+"""In the upstream's folder: rows of the tables for which the schema gives none, as they were counted once."""
 
 
 def load_schema(path: Path, key: str) -> Schema:
@@ -24,20 +30,33 @@ def load_schema(path: Path, key: str) -> Schema:
     return Schema.load(path)
 
 
-def upstream_schema(upstream: UpstreamConfig, data: Path, path: str = "") -> Schema:
+def upstream_schema(upstream: UpstreamConfig, data: Path, out: Path | None = None, path: str = "") -> Schema:
     """The source's schema, narrowed to the features and tasks the upstream uses.
 
     Args:
         upstream: its config.
         data: folder that the config's paths are relative to.
+        out: folder of a run in which it has been trained: its tables have the sizes that they got there.
         path: of its config in a study's, with a dot at the end.
 
     Raises:
         SchemaError: the file is not a schema, or lacks features or labels that the config names.
-        DataError: there is no such file.
+        DataError: there is no such file, or no size of a table.
     """
-    schema = load_schema(data / upstream.source.schema, f"{path}source.schema")
-    return _narrowed(schema, path, upstream.features or None, upstream.tasks or None)
+    file = data / upstream.source.schema
+    schema = _narrowed(
+        load_schema(file, f"{path}source.schema"), path, upstream.features or None, upstream.tasks or None
+    )
+    if out is None or not unsized(schema):
+        return schema
+    record = upstream_folder(out, upstream.name) / TABLES
+    try:
+        return with_tables(schema, json.loads(record.read_text()))
+    except (OSError, KeyError) as error:
+        raise DataError(
+            f"{record} does not say how many rows the tables have for which {file} gives none ({error}): train the "
+            "upstream first, into this folder"
+        ) from None
 
 
 def ranker_schema(rankers: RankerSettings, data: Path, labels: tuple[str, ...], path: str = "") -> Schema:

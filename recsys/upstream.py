@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from recsys.atomic import write_json
@@ -27,6 +28,7 @@ from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
 from recsys.data.seen import SCAN_ROWS, Ints, SeenIds, read_ids
 from recsys.data.stream import EventStream
+from recsys.data.tables import count_tables, described, unsized
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
@@ -34,7 +36,7 @@ from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.models.vocabulary import Vocabulary, own_ids
 from recsys.screening import screen
-from recsys.source import upstream_schema
+from recsys.source import TABLES, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.predict import predict
@@ -62,6 +64,8 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
     ):
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
+        _size_tables(files, schema, skip, folder / TABLES, title, environment)
+        schema = upstream_schema(upstream, data, out)
         items = drawn_files(upstream, data)
         trained = train_on(
             files,
@@ -78,6 +82,17 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
         )
         if environment.is_main:
             write_json(folder / "result.json", trained.record())
+
+
+def _size_tables(
+    files: Sequence[Path], schema: Schema, skip: Quarantine, record: Path, title: str, environment: Environment
+) -> None:
+    """Count the rows of the tables for which the schema gives none, once: later trainings have the same."""
+    if environment.is_main and unsized(schema) and not record.is_file():
+        tables = count_tables(files, schema, skip)
+        write_json(record, tables)
+        print(f"{title}: tables of {described(tables)} rows, by the ids of its events", flush=True)
+    dist.barrier()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recsys.config.rules import require
-from recsys.dates import dates, is_date
+from recsys.dates import dates, hour_number, is_date
 
 DAY_STEPS = 16
 """That a day's pass has at least, where no batch size is given and the rows allow it."""
@@ -22,6 +22,9 @@ class DaysConfig:
     events: str
     """Glob pattern of one day's Parquet files; `{day}` stands for the ISO date: `market/events/{day}/*/*.parquet`. A
     day exists when files match. Names that begin with a dot or an underscore are not looked at."""
+    hours: int = 24
+    """How long a day is. 1, 2, 3, 4, 6, 8 or 12: it is a part of one, and called by its first hour, 2024-01-31T06; 48,
+    72, ..., a week's 168: it is several, counted from `first`, and called by the first of them."""
     users: str = ""
     """The same for rows of users: of each that is new or has changed one row, as in the source's `users`, of no time
     after the day. Each gets a vector in the day's cycle, with events or without. They wait for the next day that has
@@ -51,9 +54,14 @@ class DaysConfig:
         require(
             -14 <= self.utc_offset_hours <= 14, f"utc_offset_hours is {self.utc_offset_hours}; use hours from -14 to 14"
         )
-        check_day(self.first, "first")
+        require(
+            self.hours > 0 and (24 % self.hours == 0 or self.hours % 24 == 0),
+            f"hours is {self.hours}; use a divisor of 24, for parts of days, or a multiple, for several days",
+        )
+        check_day(self.first, "first", self.hours)
         if self.last:
-            check_day(self.last, "last")
+            check_day(self.last, "last", self.hours)
+            require(self._on_grid(self.last), f"last is {self.last}, no day of {self.hours} hours from {self.first} on")
             require(self.first <= self.last, f"first is {self.first}, after last = {self.last}: swap them")
         require(self.epochs > 0, f"epochs is {self.epochs}; use 1 or more")
         require(
@@ -67,13 +75,22 @@ class DaysConfig:
 
     def until(self, day: str) -> Iterator[str]:
         """Every day from `first` to this one."""
-        return dates(self.first, day)
+        return self.between(self.first, day)
 
     def has(self, day: str) -> bool:
         """Whether this is a day that counts."""
-        return is_date(day) and self.first <= day and (not self.last or day <= self.last)
+        named = is_date(day, self.hours) and self._on_grid(day)
+        return named and self.first <= day and (not self.last or day <= self.last)
+
+    def between(self, first: str, last: str) -> Iterator[str]:
+        """The days from one to another, both included."""
+        return dates(first, last, self.hours)
+
+    def _on_grid(self, day: str) -> bool:
+        return (hour_number(day) - hour_number(self.first)) % self.hours == 0
 
 
-def check_day(text: str, name: str) -> None:
-    """Raise ConfigError unless the text is an ISO date."""
-    require(is_date(text), f"{name} names the day {text!r}; write it as 2024-01-31")
+def check_day(text: str, name: str, hours: int = 24) -> None:
+    """Raise ConfigError unless the text names a day of so many hours."""
+    example = "2024-01-31" if hours >= 24 else f"2024-01-31T{24 - hours:02}, beginning at a multiple of {hours} hours"
+    require(is_date(text, hours), f"{name} names the day {text!r}; write it as {example}")

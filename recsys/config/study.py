@@ -29,7 +29,7 @@ class SpansConfig:
             span = getattr(self, name)
             require(len(span) == 2, f"{name} is {list(span)}; give its first and its last day")
             for day in span:
-                check_day(day, name)
+                check_day(day, name, 1 if "T" in day else 24)  # how long days are, `refresh.days` says
             require(span[0] <= span[1], f"{name} begins on {span[0]}, after its end {span[1]}: swap them")
         ordered = self.train[1] < self.validation[0] and self.validation[1] < self.test[0]
         require(

@@ -123,8 +123,10 @@ def table_rows(ids: Ints, rows: int) -> Ints:
 
     Args:
         ids: int64 [N], any values.
-        rows: Rows of the table, 1 or more.
+        rows: Rows of the table; 0: it has no size yet, and the ids stay what they are.
     """
+    if not rows:
+        return ids
     unsigned = ids.view(np.uint64)
     outside = unsigned >= rows  # negative ids too: as unsigned numbers they are the greatest
     if not outside.any():

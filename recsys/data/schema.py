@@ -44,6 +44,7 @@ class Feature:
     number, true/false included), `vector` (a list of `width` numbers)."""
     rows: int = 0
     """Rows of the embedding table (id, ids, sequence). An id in [0, rows) keeps its row; any other id is hashed.
+    0: they are counted in the events that it is trained on (`recsys.data.tables`); until then an id is its own row.
     The table of an entity's own id has one more, for ids that own none: see `recsys.models.vocabulary`."""
     table: str = ""
     """Name of the embedding table; features of one owner that name the same table share it. Default: own table."""
@@ -61,7 +62,7 @@ class Feature:
         if self.kind not in KINDS:
             raise SchemaError(f"{where}: kind is {self.kind!r}; use one of {', '.join(KINDS)}")
         sparse = self.kind in SPARSE_KINDS
-        _require(not sparse or self.rows > 0, f"{where}: rows is {self.rows}; a {self.kind} needs a table of >= 1 rows")
+        _require(self.rows >= 0, f"{where}: rows is {self.rows}; use 1 or more, or leave it out: they are counted then")
         _require(sparse or self.rows == 0, f"{where}: rows is {self.rows}; a {self.kind} has no table, leave it out")
         _require(sparse or not self.table, f"{where}: table is {self.table!r}; a {self.kind} has none, leave it out")
         _require(self.max_length >= 0, f"{where}: max_length is {self.max_length}; use 0 (all) or more")

@@ -30,7 +30,7 @@ class SeenIds:
     """
 
     def __init__(self) -> None:
-        self._sets = {"user": _Distinct(), "item": _Distinct()}
+        self._sets = {"user": Distinct(), "item": Distinct()}
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch as it was."""
@@ -43,18 +43,22 @@ class SeenIds:
         return {owner: distinct.merged() for owner, distinct in self._sets.items()}
 
 
-class _Distinct:
+class Distinct:
+    """Collects ids, each once."""
+
     def __init__(self) -> None:
         self._known, self._new = np.empty(0, np.int64), list[Ints]()
         self._pending = 0
 
     def add(self, ids: Tensor) -> None:  # int64 [B]
+        """Take in more of them."""
         self._new.append(pa.array(ids.numpy()).unique().to_numpy())  # by hashing: faster than to sort every batch
         self._pending += len(self._new[-1])
         if self._pending > max(_PENDING, len(self._known)):
             self.merged()
 
     def merged(self) -> Ints:
+        """Those so far, int64 [N], ascending."""
         if self._new:
             self._known, self._new, self._pending = np.unique(np.concatenate([self._known, *self._new])), [], 0
         return self._known

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
 from recsys.data.seen import Ints, read_ids
 from recsys.data.stream import EventStream
+from recsys.data.tables import Tables, count_tables, described, with_tables
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.validation import REFERENCE, Validation, named, validate
@@ -103,28 +105,32 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
         skip = screen_splits(config, data, out).quarantine
         series = list(dict.fromkeys(name for ranker in rankers for name in ranker.series))
         _check_visible(series, config, data, out, skip)
-        config = sized(config, data, skip, told=part == 0)
+        config, tables = sized(config, data, skip, told=part == 0)
         arms = [list(seeds) for _, seeds in groupby(enumerate(rankers, start=1), key=lambda x: (x[1].task, x[1].arm))]
         for number, ranker in (each for arm in arms[part::parts] for each in arm):
             if ranker.path(out).is_file():
                 continue
-            score = train_ranker(ranker, config, data, out, environment, skip)
+            score = train_ranker(ranker, config, data, out, environment, skip, tables)
             which = f"{ranker.job}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
             print(f"ranker {number}/{len(rankers)} {which}: validation ne {score:.4f}", flush=True)
 
 
-def sized(config: RankerConfig, data: Path, skip: Quarantine, *, told: bool) -> RankerConfig:
-    """The same with a batch size, which is that of the rows where none is given; where it is not, that can be `told`.
+def sized(config: RankerConfig, data: Path, skip: Quarantine, *, told: bool) -> tuple[RankerConfig, Tables]:
+    """The same with the batch size, and the rows of the tables, that follow from the training rows where none are
+    given; which can be `told`.
 
     Raises:
-        DataError: what `check_files` raises.
+        DataError: what `EventStream` raises.
     """
     files, schema = find_files(data, config.train), ranker_schema(config, data, tuple(config.tasks.values()))
     rows, training = check_files(files, schema) - skip.count(files), config.training
     training = training.sized(rows)
     if told and not config.training.batch_size:
         print(f"rankers: {rows:,} rows, so batches of {training.batch_size}: {training.steps(rows)} a pass", flush=True)
-    return replace(config, training=training)
+    tables = count_tables(files, schema, skip)
+    if told and tables:
+        print(f"rankers: tables of {described(tables)} rows, by the ids of their training rows", flush=True)
+    return replace(config, training=training), tables
 
 
 def screen_splits(config: RankerConfig, data: Path, out: Path) -> Findings:
@@ -179,6 +185,7 @@ def train_ranker(
     out: Path,
     environment: Environment,
     skip: Quarantine = NOTHING,
+    tables: Tables = MappingProxyType({}),
 ) -> float:
     """Train one ranker, choose by validation NE its epoch and whether it reads vectors at all, recalibrate it on the
     validation rows, predict the test rows once and write them.
@@ -189,7 +196,7 @@ def train_ranker(
     label = config.tasks[ranker.task]
     store = EmbeddingStore(store_folder(out))
     features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once)
-    schema = ranker_schema(config, data, (label,))
+    schema = with_tables(ranker_schema(config, data, (label,)), tables)
     seen = read_ids(find_files(data, config.train), schema, skip)
     work = _Work(ranker.seed, label, schema, config, data, out, features, seen, environment, skip)
     works = {True: work, False: replace(work, features=StoreFeatures(store, ()))}

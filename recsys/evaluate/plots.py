@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date
+from datetime import datetime, timedelta
 from typing import Any
 
 import matplotlib
@@ -22,6 +22,7 @@ FONT = "text { font-family: system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', san
 COLORS = ("#0b6e99", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900", "#3c4f76", "#c2559b", "#2a9d9a")
 CONTRASTIVE = "contrastive"
 """The part of a loss that is of no task."""
+_ORIGIN = datetime(1970, 1, 1)
 STYLE: Any = {
     "font.family": ["sans-serif"],
     "font.size": 9.5,
@@ -156,7 +157,7 @@ def days_plot(
     """Figures over days, one line a name; a day without a value interrupts its line.
 
     Args:
-        days: ISO dates, ascending; missing ones leave room.
+        days: ISO dates or hours, ascending; missing ones leave room.
         lines: name -> one value a day; without any value there is no line.
         title: over the plot.
         bands: pairs of names between which the ground is tinted, the widest first; their lines are not drawn.
@@ -167,7 +168,7 @@ def days_plot(
     Returns:
         An empty string if no line has a value.
     """
-    at = [date.fromisoformat(day).toordinal() for day in days]
+    at = [_days_since(day) for day in days]
     values = {name: np.array(line, dtype=float) for name, line in lines.items()}  # None becomes NaN
     edges = {name for band in bands for name in band}
     drawn = [name for name, line in values.items() if name not in edges and not np.isnan(line).all()]
@@ -229,11 +230,18 @@ def _points(changes: Mapping[int, float]) -> tuple[list[int], list[float]]:
     return sorted(changes), [changes[age] for age in sorted(changes)]
 
 
-def _date_axis(axes: Axes, at: Sequence[int]) -> None:
+def _days_since(day: str) -> float:
+    """Days from the origin of the axis to an ISO date or hour."""
+    return (datetime.fromisoformat(day) - _ORIGIN) / timedelta(days=1)
+
+
+def _date_axis(axes: Axes, at: Sequence[float]) -> None:
     every = max(1, math.ceil(len(at) / 5))
     shown = at[::-1][::every][::-1]  # counted from the newest day
-    axes.set_xticks(shown, [date.fromordinal(day).strftime("%d %b").lstrip("0") for day in shown])
-    axes.set_xlim(at[0] - 0.5, at[-1] + 0.5)
+    form = "%d %b" if all(day == int(day) for day in at) else "%d %b %H:00"
+    axes.set_xticks(shown, [(_ORIGIN + timedelta(days=day)).strftime(form).lstrip("0") for day in shown])
+    room = min([1.0, *np.diff(at)]) / 2
+    axes.set_xlim(at[0] - room, at[-1] + room)
     axes.tick_params(axis="x", pad=7)  # clear of the vertical axis' lowest figure
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from recsys.atomic import write_text
-from recsys.dates import day_number
+from recsys.dates import day_number, hour_number
 
 DEAD = 1e-4
 """Standard deviation below which a dimension tells no two entities apart."""
@@ -99,11 +99,13 @@ def dead_dimensions(measured: Mapping[str, Any]) -> int | None:
 def write_scalars(folder: Path, record: Record, upstream: str) -> None:
     """One day's points, in an event file of its own that replaces the one of an earlier try.
 
-    A point's step is its day's number since 1970-01-01, its wall time the snapshot's `as_of`.
+    A point's step is its day's number since 1970-01-01, or the hour's where days are shorter than 24 hours; its wall
+    time is the snapshot's `as_of`.
     """
     suffix = f".{record['day']}"
     earlier = list(folder.glob(f"events.out.tfevents.*{suffix}"))
-    step, time = day_number(record["day"]), record["as_of"] / 1000
+    number = hour_number if "T" in record["day"] else day_number
+    step, time = number(record["day"]), record["as_of"] / 1000
     with SummaryWriter(str(folder), filename_suffix=suffix) as board:
         for name, labels, value in samples(record, upstream):
             tag = f"{labels['series']}/{name}" if "series" in labels else name

@@ -17,7 +17,7 @@ from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part, Window
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
-from recsys.dates import DAY_MS, HOUR_MS
+from recsys.dates import HOUR_MS
 from recsys.folders import store_folder
 from recsys.prior import Prior
 from recsys.refresh.days import find_days, window
@@ -124,7 +124,8 @@ def _newest_events(
         there = broadcast(there, environment)
     spans = {day: window(config.day_by_day(), day) for day in there}
     newest = max((end for _, end in spans.values()), default=0) if as_of is None else as_of
-    earliest = newest if as_of is not None else newest - DAY_MS  # the newest event may be the first of its day
+    length = (config.days.hours if config.days else 24) * HOUR_MS
+    earliest = newest if as_of is not None else newest - length  # the newest event may be the first of its day
     after = earliest - hours * HOUR_MS if hours else -np.inf
     reached = [day for day, (start, end) in spans.items() if end > after and start < newest]
     if not reached or config.days is None or window(config.days, config.days.first)[0] > after:

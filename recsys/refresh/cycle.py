@@ -23,7 +23,7 @@ from recsys.data.files import find_files
 from recsys.data.last_events import last_events
 from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Findings, Part, Window, join
-from recsys.dates import day_number
+from recsys.dates import number_of
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor import export, gates, quality_page
 from recsys.monitor.quality import measure, read_events
@@ -123,7 +123,7 @@ class _Refresh:
         self._config, self._upstream, self._data, self._out = config, upstream, data, out
         self._environment = environment
         self._ledger = Ledger(out, upstream.name)
-        self._schema = upstream_schema(upstream, data)
+        self._schema = upstream_schema(upstream, data, out)
         self._planner = Planner(config, data, self._ledger, after_refused=after_refused)
         self._place = Place(upstream=upstream, schema=self._schema, data=data, out=out, environment=environment)
         if config.days is not None:
@@ -148,7 +148,7 @@ class _Refresh:
         cycle = None
         if self._environment.is_main:
             days, records = self._config.day_by_day(), self._ledger.records()
-            available = available_days(self._data, days, self._ledger.files)
+            available = available_days(self._data, days, self._ledger.files, self._environment.world_size)
             for late in self._ledger.note_ignored(ignored(available.events, records)):
                 print(
                     f"warning: day {late} was delivered again, but newer days are published: not applied "
@@ -283,7 +283,7 @@ class _Refresh:
             model=model,
             schema=self._schema,
             events=events,
-            day=day_number(cycle.day),
+            day=number_of(end - 1, self._config.day_by_day().utc_offset_hours),
             utc_offset_hours=self._config.day_by_day().utc_offset_hours,
             fresh=anew,
             after_refused=self._after_refused,

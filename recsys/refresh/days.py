@@ -7,7 +7,8 @@ next cycle:
 - a day that turns up after a newer one was processed is *late*: it is trained on and embedded with the next day's;
 - a day that is not there when a newer one is processed is a *gap*, and late if it turns up;
 - the newest record's day with other content is due again, as a correction from the checkpoint before it;
-- an older day with other content is *ignored*: the days after it are published, and `as_of` never decreases.
+- an older day with other content is *ignored*: the days after it are published, and `as_of` never decreases;
+- a day with less than one event a rank is not due by itself: it goes along with the next one, as a late day does.
 
 A day is there when its events are. Its entity rows (`recsys.refresh.catalogue`) belong to it: where they come, or
 change, after it was processed as the newest, it is due again; those of an older day, or of one without events, are
@@ -17,18 +18,22 @@ embedded with the next one.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
+
 from recsys.config import ConfigError, DaysConfig, UpstreamConfig
+from recsys.data.delivered import with_rows
 from recsys.data.errors import DataError
+from recsys.data.footers import read_footer
 from recsys.data.schema import Schema
 from recsys.dates import dates, day_span
 from recsys.refresh.fingerprints import Fingerprints
 
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:T\d{2})?")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Delivered:
     """Day -> fingerprint of its events, of every day that counts and has some, oldest first."""
     rows: Mapping[str, str] = field(default_factory=dict)
     """Day -> fingerprint of its entity rows, of every day that counts and has some, oldest first."""
+    hours: int = 24
+    """How long a day is."""
+    enough: Callable[[Iterable[str]], bool] = any
+    """Whether the events of these days are one a rank at least."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Cycle:
     """One cycle that is due."""
 
     day: str
-    """ISO date."""
+    """ISO date, or hour."""
     fingerprint: str
     """Of the day's files."""
     late: Mapping[str, str]
@@ -95,12 +104,13 @@ def next_cycle(first: str, delivered: Delivered, records: Sequence[Processed]) -
         if changed or any(available.get(day, value) != value for day, value in processed.items()):
             return again(available, newest)
     after = "" if newest is None else newest.day
-    due = min((day for day in available if day > after), default=None)
+    left = [day for day in sorted(available) if day not in seen]
+    due = next((day for day in left if day > after and delivered.enough(x for x in left if x <= day)), None)
     if due is None:
         return None
-    late = {day: available[day] for day in sorted(available) if day < due and day not in seen}
+    late = {day: available[day] for day in left if day < due}
     start = first if newest is None else newest.day
-    gap = tuple(day for day in _between(start, due) if day not in seen and day not in available)
+    gap = tuple(day for day in dates(start, due, delivered.hours) if day not in available and day not in seen)
     return Cycle(due, available[due], late, gap, corrects=False)
 
 
@@ -146,36 +156,42 @@ def chosen_cycle(wanted: str, first: str, delivered: Delivered, records: Sequenc
             f"--day is {wanted}, whose correction cannot be applied: {records[-1].day} is published and as_of never "
             "decreases. A cold retrain (--cold) learns from it"
         )
+    if cycle is None and wanted not in _seen(records):
+        raise ConfigError(f"--day is {wanted}, which has less than one event a rank: it goes along with the next day")
     return None
 
 
 def find_day(root: Path, days: DaysConfig, day: str, what: str = "events") -> list[Path]:
     """The day's files, sorted by path; none if the day is not there. Hidden ones, and those in hidden folders, are not
-    delivered yet. Of its `events`, or of its rows of `users` or `items`."""
+    delivered yet, and files of events without a row are nothing. Of its `events`, or of its rows of `users` or
+    `items`."""
     pattern = days.pattern(day, what)
-    return [
+    found = [
         path
         for path in sorted(root.glob(pattern) if pattern else ())
         if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
     ]
+    return with_rows(found) if what == "events" else found
 
 
 def find_days(root: Path, days: DaysConfig, *what: str) -> dict[str, list[Path]]:
     """Day -> files of every day that counts and is there, oldest first: of its `events`, unless other is asked for."""
     kinds = [kind for kind in what or ("events",) if days.pattern("", kind)]
-    paths = (str(path.relative_to(root)) for kind in kinds for path in root.glob(days.pattern("????-??-??", kind)))
+    any_day = "????-??-??" if days.hours >= 24 else "????-??-??T??"
+    paths = (str(path.relative_to(root)) for kind in kinds for path in root.glob(days.pattern(any_day, kind)))
     dated = {day for path in paths for day in _DATE.findall(path) if days.has(day)}
     found = {day: [path for kind in kinds for path in find_day(root, days, day, kind)] for day in sorted(dated)}
     return {day: files for day, files in found.items() if files}
 
 
-def available_days(root: Path, days: DaysConfig, memory: Path) -> Delivered:
+def available_days(root: Path, days: DaysConfig, memory: Path, ranks: int = 1) -> Delivered:
     """What is there of every day that counts.
 
     Args:
         root: folder of the events.
         days: which days count, and where their files are.
         memory: `Ledger.files`; a file that it knows is read only if its size or times have changed.
+        ranks: that share a day's events.
 
     Raises:
         DataError: `root` is no folder, or a file cannot be read.
@@ -188,12 +204,29 @@ def available_days(root: Path, days: DaysConfig, memory: Path) -> Delivered:
         for what in (("events",), ("users", "items"))
     )
     fingerprints.save()
-    return Delivered(events, rows)
+
+    def enough(chosen: Iterable[str]) -> bool:
+        return sum(count_rows(find_day(root, days, day)) for day in chosen) >= ranks
+
+    return Delivered(events, rows, days.hours, enough)
+
+
+def small_days(root: Path, days: DaysConfig, ranks: int) -> list[str]:
+    """The days that go along with the next, since they have less than one event a rank."""
+    return [day for day, files in find_days(root, days).items() if count_rows(files) < ranks]
+
+
+def count_rows(files: Sequence[Path]) -> int:
+    """Rows of Parquet files, by their footers. Raises DataError for one that is none."""
+    try:
+        return sum(sum(read_footer(path).group_rows) for path in files)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"a day's file cannot be read ({error}): deliver the day again") from error
 
 
 def window(days: DaysConfig, day: str) -> tuple[int, int]:
     """[start, end) of a day in ms. A snapshot that knows the day is as of its end: none of its events can read it."""
-    return day_span(day, days.utc_offset_hours)
+    return day_span(day, days.utc_offset_hours, days.hours)
 
 
 def require_times(schema: Schema, upstream: UpstreamConfig) -> None:
@@ -209,8 +242,3 @@ def require_times(schema: Schema, upstream: UpstreamConfig) -> None:
 def _seen(records: Sequence[Processed]) -> dict[str, str]:
     """Day -> fingerprint with which it was processed."""
     return {day: value for record in records for day, value in {**record.late, record.day: record.fingerprint}.items()}
-
-
-def _between(first: str, end: str) -> Collection[str]:
-    """The days from `first` on and before `end`."""
-    return [day for day in dates(first, end) if day < end]

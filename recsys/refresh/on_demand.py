@@ -24,7 +24,7 @@ from recsys.data.delivered import OTHER, with_rows
 from recsys.data.errors import DataError
 from recsys.data.last_events import NOBODY, LastEvents, last_events
 from recsys.data.schema import Schema
-from recsys.dates import DAY_MS, HOUR_MS, day_number, number_of
+from recsys.dates import DAY_MS, HOUR_MS, number_of
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.between import Entry, entries, keep, newest, publication_of
@@ -37,6 +37,7 @@ from recsys.refresh.catalogue import (
     withdrawn_before,
     withdrawn_by,
 )
+from recsys.refresh.days import window
 from recsys.refresh.errors import UnfinishedError
 from recsys.refresh.publish import Content, Publication, Publisher, Timer, space_name
 from recsys.refresh.records import PUBLICATION, PUBLISHED, Ledger, Record
@@ -73,7 +74,7 @@ def embed_rows(config: RefreshConfig, rows: Path, owner: str, data: Path, out: P
         print(f"{rows} holds no rows: nothing to do")
         return None
     start = time.monotonic()
-    schema, name = upstream_schema(config.upstream, data), config.upstream.name
+    schema, name = upstream_schema(config.upstream, data, out), config.upstream.name
     with process_group(alone=True) as environment, exclusive(upstream_folder(out, name), environment):
         place = Place(upstream=config.upstream, schema=schema, data=data, out=out, environment=environment)
         known = _known(config, out)
@@ -143,7 +144,9 @@ class _Known:
     @property
     def day(self) -> int:
         """Number of the newest day: by this one entities expire."""
-        return day_number(self.passed[-1].day) if self.passed else number_of(self.first.as_of - 1, self.offset)
+        newest = self.passed[-1] if self.passed else None
+        end = self.first.as_of if newest is None else window(self.config.day_by_day(), newest.day)[1]
+        return number_of(end - 1, self.offset)
 
     @property
     def since(self) -> int:

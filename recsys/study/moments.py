@@ -78,6 +78,7 @@ def moments(
     timed: bool,
     since: int = 0,
     origin: int | None = None,
+    length: int = DAY_MS,
     shown: Log | None = None,
     most: int | None = None,
     seed: int = 0,
@@ -90,6 +91,7 @@ def moments(
         timed: whether events have times; without them all requests are of one moment, which knows `before`.
         since: requests before this time, ms, are left out: an upstream may have been taught by them.
         origin: when a day begins, ms; None: days are counted from the first request on.
+        length: of a day, ms.
         shown: leave out, of what is wanted and of what is retrieved, what its user was shown in this log or in what is
             known at the moment; None: nothing.
         most: requests of so many users at most, drawn by `seed`.
@@ -104,10 +106,10 @@ def moments(
     first = np.append(True, (users[1:] != users[:-1]) | (items[1:] != items[:-1]))
     users, items, times = users[first], items[first], wanted.times[order][first]
     start = times.min() if origin is None else origin
-    days = (times - start) // DAY_MS
+    days = (times - start) // length
     everything = Log.join([before, asked]) if timed else before
     for day in np.unique(days):
-        time = max(int(start + day * DAY_MS), since) if timed else 0
+        time = max(int(start + day * length), since) if timed else 0
         known = everything.only(everything.times < time) if timed else everything
         chosen = days == day
         seen = None if shown is None else Log.join([shown, known])

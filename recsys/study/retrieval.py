@@ -28,18 +28,19 @@ import torch
 from torch import Tensor
 
 from embedding_store import EmbeddingStore, SeriesNotFoundError, Snapshot, Table, VersionNotFoundError
-from recsys.config import RankerSettings, StudyConfig, UpstreamConfig
+from recsys.config import DaysConfig, RankerSettings, StudyConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
-from recsys.dates import HOUR_MS, iso_day, number_of
+from recsys.dates import DAY_MS, HOUR_MS, iso_day, iso_hour, number_of
 from recsys.downstream.retrieval import Index, check_same_version, index_of, most_popular, pairs_of, positions
 from recsys.evaluate.nearest import exact_top_k
 from recsys.folders import store_folder
 from recsys.prior import Prior
+from recsys.refresh.days import window
 from recsys.screening import screen
 from recsys.source import ranker_schema, upstream_schema
 from recsys.study import als
@@ -91,7 +92,8 @@ def collect_retrieval(
             Log.join(before),
             timed=timed,
             since=vectors.since,
-            origin=None if days is None else rankers.publish_delay_ms - round(days.utc_offset_hours * HOUR_MS),
+            origin=None if days is None else rankers.publish_delay_ms + window(days, days.first)[0],
+            length=DAY_MS if days is None else days.hours * HOUR_MS,
             shown=source if wanted.leave_out_seen else None,
             most=most,
         )
@@ -101,8 +103,7 @@ def collect_retrieval(
     test = requests("test", [logs["train"], logs["validation"]])
     if not test.moments:
         return None
-    offset = days.utc_offset_hours if days else 0.0
-    study = _Study(vectors, logs["train"], tuple(wanted.k), config.refresh.prior.hours, timed, offset)
+    study = _Study(vectors, logs["train"], tuple(wanted.k), config.refresh.prior.hours, timed, days)
     return study.result(validation, test)
 
 
@@ -174,8 +175,8 @@ class _Study:
     hours: float
     """Configured window of the prior."""
     timed: bool
-    utc_offset_hours: float
-    """Of the time zone that days are counted in."""
+    days: DaysConfig | None
+    """That requests are counted by."""
 
     def result(self, validation: _Requests, test: _Requests) -> RetrievalResult:
         """Choose on the validation days, measure once on the test days."""
@@ -239,12 +240,17 @@ class _Study:
         """`by_day` and `users_by_day` of the result."""
         if not self.timed:
             return {"by_day": {}, "users_by_day": {}}
-        days = [iso_day(number_of(moment.time, self.utc_offset_hours)) for moment in requests]
+        days = [self._day(moment.time) for moment in requests]
         recalls = {row: each.by_moment(self.k) for row, each in found.items()}
         return {
             "by_day": {day: {row: each[at] for row, each in recalls.items()} for at, day in enumerate(days)},
             "users_by_day": {day: len(moment.users) for day, moment in zip(days, requests, strict=True)},
         }
+
+    def _day(self, time: int) -> str:
+        """ISO date of a time in ms, with its hour where days are shorter."""
+        offset, hours = (0.0, 24) if self.days is None else (self.days.utc_offset_hours, self.days.hours)
+        return iso_day(number_of(time, offset)) if hours >= 24 else iso_hour(time, offset)
 
     def _scored(self, hours: float, weight: float) -> Retriever:
         """By the vectors and the newest prior."""

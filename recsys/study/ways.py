@@ -12,7 +12,6 @@ from pathlib import Path
 
 from recsys.config import STUDIED, ArmConfig, RankerConfig, StudyConfig
 from recsys.data.errors import DataError
-from recsys.dates import dates
 from recsys.refresh.arms import arm_of, series_of
 from recsys.refresh.days import find_day
 from recsys.study.ablation import ranker_job
@@ -45,7 +44,7 @@ def study_job(study: StudyConfig, data: Path) -> RankerConfig:
 
     def files(span: str) -> tuple[str, ...]:
         first, last = getattr(spans, span)
-        found = [path for day in dates(first, last) for path in find_day(data, days, day)]
+        found = [path for day in days.between(first, last) for path in find_day(data, days, day)]
         if not found:
             raise DataError(f"no day of spans.{span} = {first} to {last} is there: deliver one, or choose other days")
         return tuple(glob.escape(str(path.relative_to(data))) for path in found)

@@ -60,12 +60,9 @@ def test_a_split_without_days(data: Path) -> None:
         check_daily(CONFIG, data)
 
 
-def test_a_day_of_less_than_a_row_for_every_rank(data: Path) -> None:
-    write_day(data, DAYS[3], rows=3)
-    assert check_daily(CONFIG, data) == []
+def test_a_day_of_less_than_a_row_for_every_rank_is_no_mistake(data: Path) -> None:
     write_day(data, DAYS[3], rows=2)
-    with pytest.raises(ConfigError, match="day 1970-01-05 has 2 rows, less than one for each of 3 ranks: lower ranks"):
-        check_daily(CONFIG, data)
+    assert check_daily(CONFIG, data) == []
 
 
 def test_a_day_that_lacks_what_the_upstream_reads(data: Path) -> None:

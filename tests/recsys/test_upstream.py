@@ -272,6 +272,24 @@ def test_negatives_are_drawn_from_all_items_and_after_a_stop_too(
     assert metrics(tmp_path / "broken")[-1] == last
 
 
+def test_tables_without_a_size_get_one_that_stays(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data, upstream = Path(shutil.copytree(log, tmp_path / "data")), config(epochs=1)
+    sizes = {"user_id": 0, "seen": 0, "item_id": 0}
+    replace(SCHEMA, features=tuple(replace(x, rows=sizes.get(x.name, x.rows)) for x in SCHEMA.features)).save(
+        data / "schema.toml"
+    )
+    with pytest.raises(DataError, match=r"tables.json does not say how many rows .* train the upstream first"):
+        upstream_schema(upstream, data, tmp_path)
+    train_upstream(upstream, data, tmp_path)
+    assert "upstream ctr: tables of user.user_id 36, user.seen 74, item.item_id 18 rows" in capsys.readouterr().out
+    rows = {feature.name: feature.rows for feature in upstream_schema(upstream, data, tmp_path).features}
+    assert rows == {"user_id": 36, "seen": 74, "age": 0, "item_id": 18, "tags": 9, "hour": 24}
+    shutil.rmtree(upstream_folder(tmp_path, "ctr") / "checkpoints")
+    pq.write_table(pq.read_table(data / "events/part-2.parquet").slice(0, 3), data / "events/part-2.parquet")
+    train_upstream(upstream, data, tmp_path)  # its events are others now, its tables are not
+    assert "tables of" not in capsys.readouterr().out
+
+
 def test_what_the_upstream_reads(log: Path, tmp_path: Path) -> None:
     (upstream,) = CONFIG.upstreams
     assert upstream_schema(upstream, log) == SCHEMA

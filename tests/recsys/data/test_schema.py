@@ -96,7 +96,7 @@ def test_unknown_label_lists_those_that_exist() -> None:
     [
         ({"owner": "pin", "kind": "dense"}, "owner is 'pin'; use one of user"),
         ({"owner": "user", "kind": "float"}, "kind is 'float'; use one of id"),
-        ({"owner": "user", "kind": "id"}, "rows is 0; a id needs a table"),
+        ({"owner": "user", "kind": "id", "rows": -1}, "rows is -1; use 1 or more, or leave it out"),
         ({"owner": "user", "kind": "dense", "rows": 5}, "rows is 5; a dense has no table"),
         ({"owner": "user", "kind": "dense", "table": "t"}, "table is 't'"),
         ({"owner": "user", "kind": "ids", "rows": 5, "max_length": -1}, "max_length is -1"),

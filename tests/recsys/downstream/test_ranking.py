@@ -15,7 +15,7 @@ from embedding_store import EmbeddingStore
 from recsys.config import ConfigError, NetworkConfig, RankerSettings, RankerTrainConfig, TrainConfig
 from recsys.data.convert import table_rows
 from recsys.data.errors import DataError
-from recsys.data.files import find_files
+from recsys.data.files import check_files, find_files
 from recsys.data.schema import Schema, SchemaError
 from recsys.data.synthetic import market_split, prepare_synthetic
 from recsys.downstream import ranking
@@ -414,3 +414,26 @@ def test_new_items_are_all_one_to_a_ranker(data: Path, out: Path, tmp_path: Path
     logits = read_predictions(NONE.path(out))["logits"]
     assert len(set(logits[: len(new)].tolist())) == 1
     assert len(set(logits.tolist())) > 20
+
+
+def test_what_is_left_out_follows_from_the_training_rows(
+    data: Path, out: Path, tmp_path: Path, environment: Environment, capsys: pytest.CaptureFixture
+) -> None:
+    changed = Path(shutil.copytree(data, tmp_path / "changed"))
+    schema = Schema.load(changed / RANKERS.schema)
+    bare = tuple(replace(x, rows=0) if x.name in ("item_id", "hour") else x for x in schema.features)
+    replace(schema, features=bare).save(changed / RANKERS.schema)
+    config = replace(CONFIG, tasks={"ctr": "click"}, seeds=(0,), arms=CONFIG.arms[:1], training=RankerTrainConfig())
+    train_rankers(config, changed, out)
+    said = capsys.readouterr().out
+    rows = check_files(find_files(data, SPLIT.train), schema)
+    assert f"rankers: {rows:,} rows, so batches of 64: {rows // 64} a pass" in said
+    items = np.unique(
+        np.concatenate(
+            [pq.ParquetFile(x).read(["item_id"])["item_id"].to_numpy() for x in find_files(data, SPLIT.train)]
+        )
+    )
+    assert f"rankers: tables of context.hour 42, item.item_id {2 * len(items)} rows, by" in said
+    found = Validation.load(NONE.validation(out))
+    assert found.ne == pytest.approx(min(found.passes), abs=1e-6)
+    assert len(found.passes) <= found.most_passes == RankerTrainConfig().epochs

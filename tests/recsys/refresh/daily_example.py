@@ -42,9 +42,11 @@ def daily_config(**refresh: Any) -> RefreshConfig:
     return replace(REFRESH, upstream=upstream, days=DAILY, **refresh)
 
 
-def write_day(root: Path, day: str, *, rows: int = 24, seed: int | None = None, users: int = 20) -> Path:
+def write_day(
+    root: Path, day: str, *, rows: int = 24, seed: int | None = None, users: int = 20, days: DaysConfig = DAILY
+) -> Path:
     """Deliver a day, or deliver it again; its users are those of the log from -10 on."""
-    start, end = window(DAILY, day)
+    start, end = window(days, day)
     seed = DAYS.index(day) + 1 if seed is None else seed
     table = events(rows, seed=seed, users=users)
     times = np.sort(np.random.default_rng(seed).integers(start, end, rows))

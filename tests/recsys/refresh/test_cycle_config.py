@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from embedding_store import EmbeddingStore
-from recsys.config import ConfigError, GateConfig, RetentionConfig
+from recsys.config import ConfigError, DaysConfig, GateConfig, RetentionConfig
+from recsys.data.errors import ClockSkewError
+from recsys.dates import HOUR_MS
 from recsys.folders import store_folder
 from recsys.refresh import cycle as cycle_module
 from recsys.train.distributed import Environment
@@ -17,6 +19,7 @@ from tests.recsys.refresh.daily_example import (
     PLAIN,
     contents,
     daily_config,
+    records,
     refresh,
     snapshots,
     start_run,
@@ -107,6 +110,33 @@ def test_days_have_passes_and_a_batch_of_their_own(run: tuple[Path, Path], monke
     monkeypatch.setattr(cycle_module, "train_on", counted)
     assert refresh(own, data, out) == [DAYS[2]]
     assert steps == [2 * 3]
+
+
+@pytest.mark.parametrize(
+    ("days", "ends"),
+    [
+        (replace(DAILY, hours=6, first="1970-01-02T00", last="1970-01-02T12"), [30, 36, 42]),
+        (replace(DAILY, hours=48, last="1970-01-06"), [72, 168]),
+    ],
+    ids=["quarters of a day", "pairs of days"],
+)
+def test_days_of_another_length(tmp_path: Path, environment: Environment, days: DaysConfig, ends: list[int]) -> None:
+    """Through cycle, records, gates and pages; late, corrected, and with events of another day."""
+    data, out = start_run(tmp_path, [], environment)
+    names, config = list(days.until(days.last)), replace(CONFIG, days=days)
+    write_day(data, names[0], days=days, seed=1)
+    write_day(data, names[-1], days=days, seed=2)
+    assert refresh(config, data, out, every=True) == [names[0], names[-1]]
+    assert records(out)[-1].gap == names[1:-1]
+    assert [as_of for _, as_of, _ in snapshots(out, "user_ctr")[1:]] == [ends[0] * HOUR_MS, ends[-1] * HOUR_MS]
+    for day, seed in zip(names[1:], (3, 4), strict=False):
+        write_day(data, day, days=days, seed=seed)
+    assert refresh(config, data, out, every=True) == [names[-1]]
+    assert (records(out)[-1].corrects, records(out)[-1].tagged) == (True, True)
+    assert names[-1] in (out / "daily/ctr/user_ctr/quality.html").read_text()
+    write_day(data, names[-1], days=replace(days, hours=2 * days.hours), seed=5)
+    with pytest.raises(ClockSkewError, match=f"outside the day {names[-1]} = "):
+        refresh(config, data, out)
 
 
 def test_days_of_a_log_without_event_times(tmp_path: Path, environment: Environment) -> None:

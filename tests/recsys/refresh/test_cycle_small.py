@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recsys.config import DaysConfig, RefreshConfig
+from recsys.config import ConfigError, DaysConfig, RefreshConfig
 from recsys.refresh.cycle import refresh_upstream
+from recsys.refresh.days import available_days, chosen_cycle, small_days
 from recsys.train import trainer
 from recsys.train.distributed import Environment
 from tests.distributed import run_ranks
@@ -91,8 +92,8 @@ def test_a_small_day_that_is_stopped_between_its_passes(
     assert records(out)[-1].shortfall == records(never)[-1].shortfall != ""
 
 
-def refresh_and_count(data: Path, out: Path) -> list[str]:
-    return [record.shortfall for record in refresh_upstream(CONFIG, data, out, every=True)]
+def refresh_and_count(data: Path, out: Path, day: str | None = None) -> list[str]:
+    return [record.shortfall for record in refresh_upstream(CONFIG, data, out, every=day is None, day=day)]
 
 
 def test_small_days_on_two_ranks(tmp_path: Path, environment: Environment) -> None:
@@ -113,9 +114,15 @@ def test_small_days_on_two_ranks(tmp_path: Path, environment: Environment) -> No
         assert table.lookup(table.ids())[0].isfinite().all()
 
 
-def test_a_day_of_fewer_rows_than_ranks_is_refused(tmp_path: Path, environment: Environment) -> None:
+def test_days_of_less_than_an_event_a_rank_go_along_with_the_next(tmp_path: Path, environment: Environment) -> None:
     data, out = start_run(tmp_path, [], environment)
-    write_day(data, DAYS[0], rows=1)
-    with pytest.raises(AssertionError, match="1 rows make no step of one row on each of 2 ranks: lower the number"):
-        run_ranks(refresh_and_count, 2, data, out)
-    assert series(out).versions() == [1], "what the source taught"
+    for day, rows in zip(DAYS, (1, 0, 24, 1), strict=False):
+        write_day(data, day, rows=rows)
+    assert small_days(data, DAILY, 2) == [DAYS[0], DAYS[3]]
+    with pytest.raises(AssertionError, match=f"--day is {DAYS[0]}, which goes along with {DAYS[2]}, the next day that"):
+        run_ranks(refresh_and_count, 2, data, out, DAYS[0])
+    assert run_ranks(refresh_and_count, 2, data, out) == [[""], [""]]
+    (record,) = records(out)
+    assert (record.day, list(record.late), record.gap, record.events) == (DAYS[2], DAYS[:1], [DAYS[1]], 25)
+    with pytest.raises(ConfigError, match=f"--day is {DAYS[3]}, which has less than one event a rank"):
+        chosen_cycle(DAYS[3], DAYS[0], available_days(data, DAILY, tmp_path / "files.json", 2), records(out))

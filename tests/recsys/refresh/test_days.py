@@ -1,6 +1,6 @@
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,6 +98,19 @@ def test_the_next_cycle(available: dict[str, str], records: list[Done], expected
     assert next_cycle(DAYS[0], Delivered(available), records) == expected
 
 
+def test_days_that_are_not_enough_wait_for_the_next() -> None:
+    rows = dict(zip(DAYS, (1, 0, 9, 1, 1, 1), strict=False))
+
+    def delivered(*numbers: int) -> Delivered:
+        return Delivered(there(*numbers), enough=lambda days: sum(rows[day] for day in days) >= 3)
+
+    assert next_cycle(DAYS[0], delivered(1, 2), []) is None
+    assert next_cycle(DAYS[0], delivered(1, 2, 3, 4), []) == cycle(3, d1="a", d2="a")
+    before = [done(3, d1="a", d2="a")]
+    assert next_cycle(DAYS[0], delivered(1, 2, 3, 4, 5), before) is None
+    assert next_cycle(DAYS[0], delivered(1, 2, 3, 4, 5, 6), before) == cycle(6, d4="a", d5="a")
+
+
 def test_days_that_came_again_too_late() -> None:
     assert ignored(there(1, 2, 3), [done(1), done(2), done(3)]) == {}
     assert ignored(there(1, 2, d1="b", d2="b"), [done(1), done(2)]) == {DAYS[0]: "b"}
@@ -186,6 +199,22 @@ def test_days_on_disk(tmp_path: Path) -> None:
     assert [path.parent.name for path in find_day(tmp_path, DAILY, DAYS[1])] == ["part"]
     with pytest.raises(DataError, match="is no folder"):
         available_days(tmp_path / "none", DAILY, tmp_path / "files.json")
+
+
+def test_days_of_another_length(tmp_path: Path) -> None:
+    quarters = replace(DAILY, hours=6, first="2024-03-01T06", last="2024-03-02T00")
+    weeks = replace(DAILY, hours=168, first="2024-03-01", last="2024-03-22")
+    for folder in ("2024-03-01T00", "2024-03-01T06", "2024-03-01T07", "2024-03-01T18", "2024-03-01", "2024-03-08"):
+        write(tmp_path, "2024-03-02", folder=folder)
+    assert list(available_days(tmp_path, quarters, tmp_path / "q.json").events) == ["2024-03-01T06", "2024-03-01T18"]
+    assert list(available_days(tmp_path, weeks, tmp_path / "w.json").events) == ["2024-03-01", "2024-03-08"]
+    found = available_days(tmp_path, quarters, tmp_path / "q.json")
+    late = next_cycle(quarters.first, found, [Done("2024-03-01T06", found.events["2024-03-01T06"])])
+    assert late is not None
+    assert (late.day, late.gap) == ("2024-03-01T18", ("2024-03-01T12",))
+    start, end = window(quarters, "2024-03-01T18")
+    assert (end - start, end) == (DAY_MS // 4, window(DAILY, "2024-03-02")[0])
+    assert window(weeks, "2024-03-08") == (window(DAILY, "2024-03-08")[0], window(DAILY, "2024-03-15")[0])
 
 
 def test_a_day_begins_at_its_own_midnight() -> None:
