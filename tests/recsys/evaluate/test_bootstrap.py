@@ -119,7 +119,7 @@ def test_draws_of_one_class_are_left_out():
 
 def test_bad_input_is_named():
     labels, users, baseline, variant = events(20, 3)
-    with pytest.raises(ValueError, match=r"metric is 'ndcg'; use one of auc, pr_auc"):
+    with pytest.raises(ValueError, match=r"metric is 'ndcg'; use one of auc, pr_auc, ne"):
         paired_bootstrap(labels, users, baseline, variant, metric="ndcg")
     with pytest.raises(ValueError, match=r"20 labels, 19 user_ids, scores for 20 rows"):
         paired_bootstrap(labels, users[1:], baseline, variant)

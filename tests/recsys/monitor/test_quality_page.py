@@ -81,7 +81,7 @@ def test_pages_are_written_per_series_and_only_for_what_was_published(
 def test_a_refused_newest_publish_says_so_first(records: list[dict[str, Any]]) -> None:
     rows = [{**record, "measured": record["quality"]["series"]["user_ctr"]} for record in records[:3]]
     assert headline(rows).startswith("Version 3 was kept from the tag: user_ctr: the day's entities moved by ")
-    assert headline(rows).endswith("(2 of 3 publishes passed).")
+    assert "(2 of 3 publishes passed)." in headline(rows)
 
 
 def test_remarks() -> None:

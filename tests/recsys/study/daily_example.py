@@ -32,6 +32,13 @@ def example_scores(gains: dict[str, float], rows: int = 4000, seed: int = 0) -> 
     return TaskScores(labels=labels, users=users, arms=arms, seeds=SEEDS, **facts)
 
 
+def example_pair(number: int) -> dict[str, Any]:
+    """How well users and items go together; on the first day nothing had been there to read."""
+    auc, recall = (0.56 + 0.002 * number, 0.11) if number else (None, None)
+    bounds = [auc - 0.01, auc + 0.01] if auc else None
+    return {"worth": {"read_auc": auc, "read_auc_ci95": bounds}, "skew": {"recall": [[0.12, None], [None, recall]]}}
+
+
 def example_records(days: Sequence[str] = DAYS, *, cosine: float = 0.8) -> list[dict[str, Any]]:
     """What the days leave; `cosine` is that of the daily vectors, the averages move less."""
     records = []
@@ -61,7 +68,7 @@ def example_records(days: Sequence[str] = DAYS, *, cosine: float = 0.8) -> list[
                 "versions": dict.fromkeys(series, number + 1),
                 "gates": ["user_ctr: too far"] if number == 4 else [],
                 "seconds": {"train": 20.0 + number, "embed": 4.0, "aggregate": 0.5, "store": 1.0, "quality": 1.5},
-                "quality": {"events": 20_000 + 100 * number, "series": series},
+                "quality": {"events": 20_000 + 100 * number, "series": series, "pair": example_pair(number)},
             }
         )
     return records

@@ -33,6 +33,12 @@ def example_retrieval() -> RetrievalResult:
     return RetrievalResult(
         rows=RECALLS,
         validation={row: {k: value + 0.01 for k, value in recall.items()} for row, recall in RECALLS.items()},
+        lead={row: _around(RECALLS["chosen"], at) for row, at in RECALLS.items() if row != "chosen"},
+        by_day={
+            day: {row: {k: value + shift for k, value in recall.items()} for row, recall in RECALLS.items()}
+            for day, shift in (("2022-01-08", -0.001), ("2022-01-09", 0.001))
+        },
+        users_by_day={"2022-01-08": 1300, "2022-01-09": 1250},
         hours=24.0,
         weight=1.5,
         ials="16 factors, regularization 10, alpha 1",
@@ -46,6 +52,11 @@ def example_retrieval() -> RetrievalResult:
         version=1,
         as_of=19_000 * DAY_MS,
     )
+
+
+def _around(chosen: dict[int, float], other: dict[int, float]) -> dict[int, tuple[float, float]]:
+    """An interval around what is ahead."""
+    return {k: (chosen[k] - other[k] - 0.004, chosen[k] - other[k] + 0.004) for k in chosen}
 
 
 def example_task(
@@ -74,7 +85,9 @@ def example_task(
 def example_validation(ne: float, *, reads: bool = True) -> Validation:
     """A ranker's figures on its validation rows."""
     figures = {"auc": 0.7, "calibration": 1.0, "raw_calibration": 0.93, "scale": 0.9, "bias": 0.1}
-    return Validation(ne=ne, rows=1000, positives=300, reads=reads, tried={"with": ne, "without": 0.9}, **figures)
+    passes = {"best_pass": 3, "most_passes": 8}
+    tried = {"with": ne, "without": 0.9}
+    return Validation(ne=ne, rows=1000, positives=300, reads=reads, tried=tried, **figures, **passes)
 
 
 def example_facts(rows: int, arms: tuple[str, ...]) -> dict[str, Any]:

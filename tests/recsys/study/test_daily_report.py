@@ -13,9 +13,10 @@ import recsys.study.daily_report as daily_module
 from recsys.config import STUDIED
 from recsys.evaluate.bootstrap import paired_bootstrap
 from recsys.study.daily_report import build_daily, load_daily, write_daily
-from recsys.study.findings import daily_headline, findings, method_title
+from recsys.study.findings import findings, method_title
 from recsys.study.scores import ReportError, TaskScores, measure_arms
 from recsys.study.terminal import print_daily
+from recsys.study.verdict import judge_daily
 from tests.recsys.evaluate.page import Page
 from tests.recsys.study.daily_example import DAYS, PAPERS_ORDER, example_daily, example_records, example_scores
 from tests.recsys.study.test_report import leaves
@@ -97,14 +98,17 @@ def test_page_is_self_contained_and_complete(full: dict[str, Any], tmp_path: Any
     text = (tmp_path / "daily.html").read_text()
     page = Page(text)
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
-    assert len(page.addresses) == 2 + 5  # lifts and differences; coverage, activity, two cosines, seconds
+    # lifts and differences; recall of the test days; inner product's, coverage, activity, two cosines, seconds
+    assert len(page.addresses) == 2 + 1 + 2 + 5
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "url(" not in text
     assert "@import" not in text
     flat = " ".join(page.text.split())
     over = full["comparisons"]["ma_0.8_over_latest"]
     for wanted in (
-        daily_headline(full),
+        full["verdict"]["sentence"],
+        full["verdict"]["retrieval"]["sentence"],
+        *(reason["text"] for reason in full["verdict"]["refresh"]["reasons"]),
         *findings(full).values(),
         f"{100 * over['auc_lift']:+.2f}",
         "moving average 0.5",
@@ -167,27 +171,20 @@ def test_one_seed_is_said_to_be_too_few() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "ending"),
-    [
-        (
-            (0.01, 0.03),
-            "never refreshed ones by +1.00 %: refreshing gained +2.00 % (95 % interval +1.00 % to +3.00 %).",
-        ),
-        ((-0.03, -0.01), "refreshing lost +2.00 % (95 % interval −3.00 % to −1.00 %)."),  # noqa: RUF001
-        ((-0.01, 0.03), "the difference of +2.00 % (95 % interval −1.00 % to +3.00 %) may be chance."),  # noqa: RUF001
-        ((None, None), " may be chance."),
-    ],
+    ("bounds", "answer"),
+    [((0.01, 0.03), "yes"), ((-0.03, -0.01), "no"), ((-0.01, 0.03), "not clear"), ((None, None), "not clear")],
 )
-def test_headline_says_what_the_interval_allows(
-    full: dict[str, Any], bounds: tuple[float | None, float | None], ending: str
+def test_refreshing_is_judged_by_its_interval(
+    full: dict[str, Any], bounds: tuple[float | None, float | None], answer: str
 ) -> None:
     arms = {"daily": {"auc_lift": 0.03, "auc_lift_ci95": [0.0, 0.1]}, "once": {"auc_lift": 0.01}}
     found = {"auc_lift": 0.02, "auc_lift_ci95": bounds}
-    headline = daily_headline({**full, "cadence": arms, "comparisons": {"ma_0.8_over_once": found}})
-    assert headline.startswith(
-        "Vectors refreshed daily moved the CTR ranker's ROC-AUC by +3.00\N{NO-BREAK SPACE}% against"
+    judged = judge_daily({**full, "cadence": arms, "comparisons": {"ma_0.8_over_once": found}})["refresh"]
+    assert judged["answer"] == answer
+    assert " ".join(judged["sentence"].split()).startswith(
+        f"{answer.capitalize()} for refreshing daily: over no vectors the CTR ranker's ROC-AUC is +3.00 % with those "
+        "refreshed daily and +1.00 % with those never refreshed, a difference of +2.00 % (95 % interval "
     )
-    assert " ".join(headline.split()).endswith(ending)
 
 
 def test_without_refreshed_arms_days_or_both_classes(tmp_path: Any) -> None:
@@ -201,7 +198,8 @@ def test_without_refreshed_arms_days_or_both_classes(tmp_path: Any) -> None:
         document = build_daily(example_daily(tasks={"ctr": task}, records=[], note=""), samples=5)
         write_daily(document, tmp_path)
         print_daily(document, Console(file=io.StringIO()))
-        assert daily_headline(document).startswith("Nothing could be measured")
+        assert document["verdict"]["tasks"]["ctr"]["answer"] == "not clear"
+        assert "refresh" not in document["verdict"]
         assert findings(document) == {}
     document = build_daily(example_daily(records=example_records(DAYS[:1])), samples=5)
     write_daily(document, tmp_path)
@@ -213,8 +211,8 @@ def test_never_refreshed_may_be_left_out(full: dict[str, Any]) -> None:
     without = replace(scores, arms={arm: lines for arm, lines in scores.arms.items() if arm != "once"})
     document = build_daily(example_daily(tasks={"ctr": without}), samples=20)
     assert list(document["cadence"]) == ["daily"]
-    assert "never refreshed" not in daily_headline(document)
-    assert "never refreshed" in daily_headline(full)
+    assert "refresh" not in document["verdict"]
+    assert "refresh" in full["verdict"]
 
 
 def test_a_weight_that_the_paper_does_not_have_may_be_the_configured_one() -> None:

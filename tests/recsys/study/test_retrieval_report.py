@@ -22,7 +22,7 @@ from tests.recsys.study.test_report import leaves
 
 def test_every_key_is_documented_and_every_documented_key_exists() -> None:
     keys = re.findall(r"^    (\S+)  +\S", retrieval_report.__doc__ or "", re.MULTILINE)
-    patterns = [re.compile(re.escape(re.sub(r"<\w+>", "\0", key)).replace("\0", r"\w+")) for key in keys]
+    patterns = [re.compile(re.escape(re.sub(r"<\w+>", "\0", key)).replace("\0", r"[\w-]+")) for key in keys]
     found = leaves(retrieval_document(example_retrieval()))
     assert len(patterns) > 10
     for leaf in found:
