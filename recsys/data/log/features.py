@@ -81,7 +81,10 @@ def make_features(connection: Connection, config: LogConfig, folder: Path, liste
     ]
     if category:
         questions += [
-            (Question("of_category", "c", "c", "r", category=True), lambda past, events: _counts(config, past, events, "category")),
+            (
+                Question("of_category", "c", "c", "r", category=True),
+                lambda past, events: _counts(config, past, events, "category"),
+            ),
             (
                 Question("of_pair", "u::BIGINT * (SELECT max(c) + 1 FROM item_category) + c", "u", "r", category=True),
                 lambda past, events: _counts(config, past, events, "user_category", spans=False),
@@ -109,7 +112,8 @@ def _answer(connection: Connection, config: LogConfig, question: Question, answe
         ).fetchnumpy()
         source = "(SELECT DISTINCT e, u, t FROM rows)" if question.key == "e" else "(SELECT rowid AS r, * FROM rows)"
         rows = cursor.execute(
-            f"SELECT {question.key} AS key, ({question.entity})::BIGINT AS entity, t FROM {source}{joined} {within} ORDER BY key"
+            f"SELECT {question.key} AS key, ({question.entity})::BIGINT AS entity, t FROM {source}{joined} {within} "
+            "ORDER BY key"
         ).fetchnumpy()
         past = Past(events["entity"], events["t"], rows["entity"], rows["t"])
         found = answer(past, events)

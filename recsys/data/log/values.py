@@ -92,7 +92,7 @@ def read_time(connection: Connection, kind: str, log: LogFiles, *, text: bool) -
     if kind == "TIMESTAMP WITH TIME ZONE":
         return _dated("epoch_ms(time)", "times with their zone")
     if kind.startswith("TIMESTAMP") or kind == "DATE":
-        return _dated(f"epoch_ms(time::TIMESTAMP AT TIME ZONE {zone})", f"times of {log.time_zone}")
+        return _dated(f"epoch_ms(time::TIMESTAMP AT TIME ZONE {zone})", f"clock times of {log.time_zone}")
     if is_number(kind):
         return _numbers(connection, "time", log, whole=kind in _INTEGERS)
     if kind != "VARCHAR":
@@ -115,8 +115,7 @@ def read_time(connection: Connection, kind: str, log: LogFiles, *, text: bool) -
 
 def _numbers(connection: Connection, column: str, log: LogFiles, *, whole: bool) -> Value:
     counts = {
-        unit: f"count(*) FILTER ({column} >= {least} AND {column} < {most})"
-        for unit, (least, most) in _RANGES.items()
+        unit: f"count(*) FILTER ({column} >= {least} AND {column} < {most})" for unit, (least, most) in _RANGES.items()
     }
     *found, low, high, rows = one(
         connection, f"SELECT {', '.join(counts.values())}, min({column}), max({column}), count({column}) FROM raw"
@@ -146,10 +145,11 @@ def _numbers(connection: Connection, column: str, log: LogFiles, *, whole: bool)
 
 def _dated(sql: str, note: str) -> Value:
     latest = time.time_ns() // 1_000_000 + DAY_MS
+    read_as, first = note.replace("'", ""), np.datetime64(FIRST_MS, "ms").astype("M8[D]")
     problems = (
         "WHEN time IS NULL OR time::VARCHAR = '' THEN 'the time is null: give every row its time, or drop the row' "
-        f"WHEN {sql} IS NULL THEN 'the time cannot be read as {note.replace(chr(39), '')}: correct it, or drop the row' "
-        f"WHEN {sql} < {FIRST_MS} THEN 'the time is before {np.datetime64(FIRST_MS, 'ms')}: correct the clock' "
+        f"WHEN {sql} IS NULL THEN 'the time cannot be read as {read_as}: correct it, or drop the row' "
+        f"WHEN {sql} < {FIRST_MS} THEN 'the time is before {first}: correct the clock' "
         f"WHEN {sql} > {latest} THEN 'the time is more than a day ahead of now: correct the clock'"
     )
     return Value(sql, problems, note)

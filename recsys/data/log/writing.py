@@ -1,4 +1,4 @@
-"""The events: every row with what was known before it, a folder a day, and the schema that says what the columns are."""
+"""The events: every row with what was known before it, a folder a day, and their schema."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Columns:
     schema: Schema
 
 
-def columns(connection: Connection, config: LogConfig, described: dict[str, Described], answers: Sequence[str]) -> Columns:
+def columns(
+    connection: Connection, config: LogConfig, described: dict[str, Described], answers: Sequence[str]
+) -> Columns:
     """Every column of the events.
 
     Args:
@@ -135,7 +137,10 @@ def _together(parts: Sequence[Part]) -> list[list[Part]]:
 
 
 def _query(connection: Connection, found: Columns, parts: Sequence[Part], answers: Sequence[str]) -> str:
-    """SQL of the events of parts that follow one another. The bounds are said of every table that is in the rows' order, so that little is read."""
+    """SQL of the events of parts that follow one another.
+
+    The bounds are said of every table that is in the rows' order, so that little is read.
+    """
     begin, end = parts[0].begin, parts[-1].end
     rows = f"rowid >= {begin} AND rowid < {end}"
     first = number(connection, f"SELECT min(e) FROM rows WHERE {rows}")
@@ -195,6 +200,6 @@ def _check_names(names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(
-            f"the events would have two columns {', '.join(map(repr, twice))}: rename the action in [actions], or leave "
-            "the column out of log.context, users.features or items.features, or rename it in the files"
+            f"the events would have two columns {', '.join(map(repr, twice))}: rename the action in [actions], or "
+            "leave the column out of log.context, users.features or items.features, or rename it in the files"
         )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from recsys.data.batch import Batch
 from recsys.data.errors import ClockSkewError, DataError
-from recsys.data.quarantine import NOTHING, allowed, places, Quarantine
+from recsys.data.quarantine import NOTHING, Quarantine, allowed, places
 from recsys.data.scan import Findings, Part, Window, join, judge, scan
 from recsys.data.schema import Feature, Label, Schema, SchemaError
 from recsys.data.stream import EventStream

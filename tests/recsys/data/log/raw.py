@@ -64,7 +64,9 @@ def random_log(rows: int, seed: int = 0, *, hours: int = 60) -> pa.Table:
             "did": rng.choice(["view", "LIKE", "buy", "noise"], rows, p=[0.6, 0.2, 0.15, 0.05]),
             "visit": pa.array([None if x % 5 == 0 else f"s{x % 3}" for x in who + at // HOUR_MS], pa.string()),
             "price": pa.array([None if x < 2 else float(x) for x in rng.integers(0, 9, rows)], pa.float64()),
-            "country": pa.array([None if x == 0 else ("de", "fr")[x % 2] for x in rng.integers(0, 5, rows)], pa.string()),
+            "country": pa.array(
+                [None if x == 0 else ("de", "fr")[x % 2] for x in rng.integers(0, 5, rows)], pa.string()
+            ),
             "kind": pa.array(np.zeros(rows), pa.float64()),
         }
     )
