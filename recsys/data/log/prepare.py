@@ -68,6 +68,7 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
             progress.begin("Checking every row")
             cleaned = clean(connection, config, raw, folder)
             described = describe(connection, config, folder)
+            found = columns(connection, config, described)
             progress.begin(f"Labels and negatives of {cleaned.events:,} events")
             make_rows(connection, config)
             drawn = add_negatives(connection, config)
@@ -76,7 +77,6 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
             progress.begin(f"What was known before each of {rows:,} rows")
             make_features(connection, config, work, listed_ids(connection))
             progress.begin(f"Writing {len(splits.parts)} {'days' if splits.by_day else 'splits'} of events")
-            found = columns(connection, config, described)
             write_events(connection, found, splits.parts, new / "events")
             positives = {name: _positives(connection, config, name) for name in labels(config)}
         shutil.rmtree(work)

@@ -21,7 +21,8 @@ _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT"
 _RANGES = {"s": (1e8, 1e11), "ms": (1e11, 1e14), "us": (1e14, 1e17), "ns": (1e17, 9.3e18)}
 """Numbers that are times from 1973 to 5138 in each unit."""
 _WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-_WHOLE = r"^-?(0|[1-9]\d*)(\.0+)?$"
+_NUMBER, _WHOLE = (rf"^-?(0|[1-9]\d*)(\.{digit}+)?$" for digit in (r"\d", "0"))
+"""Of text: ids that are numbers, as a float's are too, and those of them that are whole. 007 is neither."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_id(connection: Connection, column: str, kind: str, *, text: bool, name:
         raise DataError(f"column {name!r} has type {kind}; ids are integers or strings: cast it in the files")
     null = f"WHEN coalesce({column}::VARCHAR, '') = '' THEN 'the id is null: give every row its id, or drop the row'"
     whole = f"regexp_matches({column}, {literal(_WHOLE)})"
-    if text and _most(connection, f"{column} IS NOT NULL", whole, bad):
+    if text and _most(connection, f"{column} IS NOT NULL", f"regexp_matches({column}, {literal(_NUMBER)})", bad):
         sql = f"CASE WHEN {whole} THEN TRY_CAST(split_part({column}, '.', 1) AS BIGINT) END"
         return Value(sql, f"{null} {_fraction(sql)}")
     return Value(f"nullif({column}::VARCHAR, '')", null)
