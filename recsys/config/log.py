@@ -58,7 +58,7 @@ class LogFiles:
     utc_offset_hours: float = 0.0
     """When a day begins, and what `hour` and `weekday` are: in the time zone this many hours before UTC."""
     max_bad_rows: float = 0.001
-    """Share of each file's rows, rounded up, that may be unreadable: they are left out and told of; more are refused."""
+    """Share of each file's rows, rounded up, that may be unreadable: left out and told of; more are refused."""
     memory_gb: float = 4.0
     """What the engine may keep in memory; the rest goes to disk, beside the output."""
 

@@ -120,9 +120,7 @@ def _check(connection: Connection, values: Mapping[str, Value], ignored: str) ->
     problems = {role: f"CASE {value.problems} END" for role, value in values.items()}
     found = ", ".join(f"{problem} AS {quoted('p_' + role)}" for role, problem in problems.items())
     roles = " ".join(f"WHEN {quoted('p_' + role)} IS NOT NULL THEN {literal(role)}" for role in problems)
-    shown = " ".join(
-        f"WHEN {quoted('p_' + role)} IS NOT NULL THEN {quoted(role)}::VARCHAR" for role in problems
-    )
+    shown = " ".join(f"WHEN {quoted('p_' + role)} IS NOT NULL THEN {quoted(role)}::VARCHAR" for role in problems)
     first = ", ".join(quoted("p_" + role) for role in problems)
     connection.execute(
         f"CREATE TABLE bad AS SELECT n, filename, CASE {roles} END AS role, CASE {shown} END AS value, "
@@ -150,9 +148,7 @@ def _judge(
             "SELECT role, problem, count(*) FROM bad GROUP BY ALL ORDER BY 3 DESC, 1, 2"
         ).fetchall()
     ]
-    rows = connection.execute(
-        f"SELECT filename, n, role, value, problem FROM bad ORDER BY n LIMIT {NAMED}"
-    ).fetchall()
+    rows = connection.execute(f"SELECT filename, n, role, value, problem FROM bad ORDER BY n LIMIT {NAMED}").fetchall()
     named = [
         (_below(name, folder), n - files[name][0], _column(config, role), str(value), problem)
         for name, n, role, value, problem in rows

@@ -52,9 +52,8 @@ def literal(text: str) -> str:
 
 def one(connection: Connection, sql: str) -> tuple[Any, ...]:
     """The one row that a query finds."""
-    row = connection.execute(sql).fetchone()
-    assert row is not None
-    return row
+    (row,) = connection.execute(sql).fetchall()  # all of it: one row fetched would leave the result open
+    return tuple(row)
 
 
 def number(connection: Connection, sql: str) -> int:

@@ -1,6 +1,6 @@
 """Histories and counts of strictly earlier events, entity by entity: users, items, categories.
 
-Each question is answered for a share of the entities at a time, all events of those in memory: shares of some two
+Each question is answered for a share of the entities at a time, all events of those in memory: shares of some four
 million events, on as many threads as there are cores. The answers are put in the order of the rows by the engine.
 """
 
@@ -24,7 +24,7 @@ from recsys.data.log.engine import Connection, literal, number, quoted
 from recsys.data.log.past import Past
 from recsys.data.log.rows import done
 
-_SHARE = 2_000_000
+_SHARE = 4_000_000
 """Events, or rows, of the entities that are looked at together."""
 
 Columns = dict[str, Any]
@@ -65,8 +65,8 @@ def histories(config: LogConfig) -> tuple[str, ...]:
     return tuple(name for name in config.actions if not (shown and name == config.row_action))
 
 
-def make_features(connection: Connection, config: LogConfig, folder: Path, listed: NDArray[np.int64]) -> list[str]:
-    """Make a table of answers for users, for items and, where there is one, for categories; returns their names.
+def make_features(connection: Connection, config: LogConfig, folder: Path, listed: NDArray[np.int64]) -> None:
+    """Make a table of answers for users, for items and, where there is one, for categories.
 
     Args:
         connection: the engine, with `events`, `rows`, and where there are categories `item_category`.
@@ -81,7 +81,10 @@ def make_features(connection: Connection, config: LogConfig, folder: Path, liste
     ]
     if category:
         questions += [
-            (Question("of_category", "c", "c", "r", category=True), lambda past, events: _counts(config, past, events, "category")),
+            (
+                Question("of_category", "c", "c", "r", category=True),
+                lambda past, events: _counts(config, past, events, "category"),
+            ),
             (
                 Question("of_pair", "u::BIGINT * (SELECT max(c) + 1 FROM item_category) + c", "u", "r", category=True),
                 lambda past, events: _counts(config, past, events, "user_category", spans=False),
@@ -89,7 +92,6 @@ def make_features(connection: Connection, config: LogConfig, folder: Path, liste
         ]
     for question, answer in questions:
         _answer(connection, config, question, answer, folder / question.name)
-    return [question.name for question, _ in questions]
 
 
 def _answer(connection: Connection, config: LogConfig, question: Question, answer: Answer, folder: Path) -> None:
@@ -109,7 +111,8 @@ def _answer(connection: Connection, config: LogConfig, question: Question, answe
         ).fetchnumpy()
         source = "(SELECT DISTINCT e, u, t FROM rows)" if question.key == "e" else "(SELECT rowid AS r, * FROM rows)"
         rows = cursor.execute(
-            f"SELECT {question.key} AS key, ({question.entity})::BIGINT AS entity, t FROM {source}{joined} {within} ORDER BY key"
+            f"SELECT {question.key} AS key, ({question.entity})::BIGINT AS entity, t FROM {source}{joined} {within} "
+            "ORDER BY key"
         ).fetchnumpy()
         past = Past(events["entity"], events["t"], rows["entity"], rows["t"])
         found = answer(past, events)

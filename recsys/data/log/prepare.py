@@ -15,7 +15,8 @@ from recsys.atomic import write_json
 from recsys.config import LogConfig
 from recsys.data.files import replacing_folder
 from recsys.data.log.cleaning import Cleaned, clean
-from recsys.data.log.engine import Connection, engine, number, quoted
+from recsys.data.log.columns import columns
+from recsys.data.log.engine import Connection, engine, number, one, quoted
 from recsys.data.log.features import make_features
 from recsys.data.log.negatives import Drawn, add_negatives
 from recsys.data.log.reading import read_log
@@ -23,7 +24,7 @@ from recsys.data.log.rows import labels, make_rows
 from recsys.data.log.splits import NAMES, Splits, split, valid_column
 from recsys.data.log.study import write_study
 from recsys.data.log.tables import Described, describe_context, join_table
-from recsys.data.log.writing import columns, write_events
+from recsys.data.log.writing import write_events
 from recsys.progress import Progress
 
 _WORK = ".work"
@@ -67,16 +68,16 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
             progress.begin("Checking every row")
             cleaned = clean(connection, config, raw, folder)
             described = describe(connection, config, folder)
+            found = columns(connection, config, described)
             progress.begin(f"Labels and negatives of {cleaned.events:,} events")
             make_rows(connection, config)
             drawn = add_negatives(connection, config)
             splits = split(connection, config)
             rows = number(connection, "SELECT count(*) FROM rows")
             progress.begin(f"What was known before each of {rows:,} rows")
-            answers = make_features(connection, config, work, listed_ids(connection))
+            make_features(connection, config, work, listed_ids(connection))
             progress.begin(f"Writing {len(splits.parts)} {'days' if splits.by_day else 'splits'} of events")
-            found = columns(connection, config, described, answers)
-            write_events(connection, found, splits.parts, answers, new / "events")
+            write_events(connection, found, splits.parts, new / "events")
             positives = {name: _positives(connection, config, name) for name in labels(config)}
         shutil.rmtree(work)
         found.schema.save(new / "schema.toml")
@@ -113,8 +114,8 @@ def listed_ids(connection: Connection) -> NDArray[np.int64]:
 def _positives(connection: Connection, config: LogConfig, label: str) -> tuple[int, int]:
     valid = valid_column(config, label)
     where = f" WHERE {quoted(valid)} = 1" if valid else ""
-    found = connection.execute(f"SELECT sum({quoted(label)}), count(*) FROM rows{where}").fetchone() or (0, 0)
-    return int(found[0] or 0), int(found[1])
+    ones, rows = one(connection, f"SELECT sum({quoted(label)}), count(*) FROM rows{where}")
+    return int(ones or 0), int(rows)
 
 
 def _record(prepared: Prepared) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,8 @@ import duckdb
 from recsys.config import LogConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
-from recsys.data.log.engine import Connection, literal, quoted
-
-_PARQUET = (".parquet", ".pq")
-_TEXT = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst")
+from recsys.data.log.engine import Connection
+from recsys.data.log.files import open_source
 
 
 @dataclass(frozen=True)
@@ -25,44 +23,6 @@ class Raw:
     """Column of the table -> DuckDB's type; all VARCHAR from CSV files."""
     text: bool
     """Whether the files are CSV."""
-
-
-def scanned(files: Sequence[Path], *, options: str = "") -> tuple[str, bool]:
-    """SQL that reads the files, all of one kind, and whether they are CSV.
-
-    Raises:
-        DataError: files of two kinds, or of a kind that is not read.
-    """
-    names = ", ".join(literal(str(file)) for file in files)
-    if all(file.name.lower().endswith(_PARQUET) for file in files):
-        return f"read_parquet([{names}], union_by_name = true, filename = true)", False
-    strays = [file for file in files if not file.name.lower().endswith(_TEXT)]
-    if strays:
-        raise DataError(f"{strays[0]} is not named as {', '.join((*_PARQUET, *_TEXT))}: name it so, or leave it out")
-    return f"read_csv([{names}], header = true, filename = true{options})", True
-
-
-def check_columns(connection: Connection, files: Iterable[Path], wanted: Mapping[str, str]) -> None:
-    """See that every file has the columns.
-
-    Args:
-        connection: the engine.
-        files: all of the log's.
-        wanted: column -> who asks for it, as `log.user`.
-
-    Raises:
-        DataError: naming file, column and the columns that are there; or a file that cannot be read.
-    """
-    for file in files:
-        source, _ = scanned([file], options=", all_varchar = true")
-        try:
-            found = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
-        except duckdb.Error as error:
-            raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
-        for column, role in wanted.items():
-            if column not in found:
-                there = ", ".join(name for name in found if name != "filename")
-                raise DataError(f"{role} is {column!r}, which {file} lacks: its columns are {there}")
 
 
 def read_log(connection: Connection, config: LogConfig, folder: Path) -> Raw:
@@ -82,13 +42,12 @@ def read_log(connection: Connection, config: LogConfig, folder: Path) -> Raw:
     }
     extras = extra_columns(config)
     wanted = {**extras, **{name: f"log.{role}" for role, name in roles.items()}}
-    check_columns(connection, files, wanted)
-    listed = [f"{quoted(name)} AS {quoted(role)}" for role, name in roles.items()]
-    listed += [f"{quoted(name)} AS {quoted('x_' + name)}" for name in extras]
-    source, text = scanned(files, options=", all_varchar = true, store_rejects = true, rejects_limit = 1000000")
-    connection.execute(f"CREATE TABLE raw AS SELECT {', '.join(listed)}, filename FROM {source}")
+    source = open_source(files, wanted)
+    # A column may have two roles.
+    listed = [(name, role) for role, name in roles.items()] + [(name, f"x_{name}") for name in extras]
+    _run(connection, f"CREATE TABLE raw AS {source.select(listed)}")
     lines = "NULL::VARCHAR AS file_path, 0 AS line, '' AS error_message WHERE false"
-    if text:
+    if source.text:
         # A line may have several errors: it is one bad row.
         lines = (
             "f.file_path, e.line, min(e.error_message) AS error_message FROM reject_errors e "
@@ -96,7 +55,18 @@ def read_log(connection: Connection, config: LogConfig, folder: Path) -> Raw:
         )
     connection.execute(f"CREATE TABLE broken AS SELECT {lines}")
     types = {row[0]: row[1] for row in connection.execute("DESCRIBE raw").fetchall() if row[0] != "filename"}
-    return Raw(types, text)
+    return Raw(types, source.text)
+
+
+def _run(connection: Connection, sql: str) -> None:
+    try:
+        connection.execute(sql)
+    except duckdb.InvalidInputException as error:
+        if "state machine" not in str(error):
+            raise
+        raise DataError(
+            "a CSV file of the log ends some lines in \\r\\n and others in \\n: write it anew with one"
+        ) from None
 
 
 def extra_columns(config: LogConfig) -> dict[str, str]:

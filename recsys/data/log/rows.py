@@ -51,8 +51,8 @@ def make_rows(connection: Connection, config: LogConfig) -> None:
     )
     if not number(connection, "SELECT count(*) FROM chosen"):
         raise DataError(
-            f"no row is of the action {config.value(config.row_action)!r}, actions.{config.row_action}, which makes the "
-            "rows: correct its value, or say of it what it follows and let another make them"
+            f"no row is of the action {config.value(config.row_action)!r}, actions.{config.row_action}, which makes "
+            "the rows: correct its value, or say of it what it follows and let another make them"
         )
 
 

@@ -70,7 +70,9 @@ def split(connection: Connection, config: LogConfig) -> Splits:
     of = {name: tuple(parts[begin:end]) for name, begin, end in zip(NAMES, cuts, cuts[1:], strict=False)}
     if by_day:
         of = {name: _matured(group, late_days(config)) for name, group in of.items()}
-    tasks = tuple(name for name in labels(config) if all(_both(connection, config, name, group) for group in of.values()))
+    tasks = tuple(
+        name for name in labels(config) if all(_both(connection, config, name, group) for group in of.values())
+    )
     if not tasks:
         raise DataError(
             f"none of the labels {', '.join(labels(config))} has rows of 0 and of 1 in each of {', '.join(NAMES)} "

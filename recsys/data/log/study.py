@@ -37,9 +37,7 @@ def _document(name: str, config: LogConfig, schema: Schema, splits: Splits, draw
         second = tasks[1] if len(tasks) == 2 else "actions"
         second = second if second != tasks[0] else "all_actions"
         # The second upstream's own label first: it is the one whose positives are contrasted.
-        upstreams.append(
-            {"name": second, "tasks": [*tasks[1:], tasks[0]], "source": source, "training": {"seed": 1}}
-        )
+        upstreams.append({"name": second, "tasks": [*tasks[1:], tasks[0]], "source": source, "training": {"seed": 1}})
     document: dict[str, Any] = {
         "name": name,
         "note": _note(config, splits, drawn),
@@ -85,8 +83,8 @@ def _note(config: LogConfig, splits: Splits, drawn: Drawn) -> str:
     if drawn.ratio:
         how = {"popularity": "as often as others chose them then", "uniform": "evenly among those that were alive"}
         lines.append(
-            f"The log does not tell what was shown: beside each {config.row_action} stand {drawn.per_row:.2g} items that "
-            f"its user did not choose, drawn {how[config.negatives.draw]}. Rates are of this sample; odds x "
+            f"The log does not tell what was shown: beside each {config.row_action} stand {drawn.per_row:.2g} items "
+            f"that its user did not choose, drawn {how[config.negatives.draw]}. Rates are of this sample; odds x "
             f"{drawn.odds_factor:.2g} are those of one item among all that were at hand."
         )
     late = late_days(config)

@@ -17,8 +17,8 @@ def summary(config: LogConfig, prepared: Prepared, out: Path) -> Iterator[str]:
     """The lines, plain."""
     cleaned, splits = prepared.cleaned, prepared.splits
     yield (
-        f"{cleaned.read:,} rows read, times as {cleaned.times}: {cleaned.events:,} events of {cleaned.users:,} users and "
-        f"{cleaned.items:,} items"
+        f"{cleaned.read:,} rows read, times as {cleaned.times}: {cleaned.events:,} events of {cleaned.users:,} users "
+        f"and {cleaned.items:,} items"
     )
     yield (
         f"left out: {cleaned.duplicates:,} duplicates, {cleaned.ignored:,} of log.ignore, "
@@ -30,7 +30,8 @@ def summary(config: LogConfig, prepared: Prepared, out: Path) -> Iterator[str]:
     yield from _negatives(config, prepared)
     for name, (ones, rows) in prepared.positives.items():
         rate = f"{ones / rows:.2%}" if rows else "no row"
-        yield f"label {name}: {ones:,} of {rows:,} rows ({rate}){'' if name in splits.tasks else '; no task: one-sided'}"
+        task = "" if name in splits.tasks else "; no task: a split has one outcome alone"
+        yield f"label {name}: {ones:,} of {rows:,} rows ({rate}){task}"
     for name in NAMES:
         parts = splits.of[name]
         span = f", {parts[0].name} to {parts[-1].name}" if splits.by_day else ""

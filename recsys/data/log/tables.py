@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from recsys.config import EntityTable, LogConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.log.engine import Connection, literal, number, one, quoted
-from recsys.data.log.reading import check_columns, scanned
+from recsys.data.log.files import open_source
 from recsys.data.log.values import is_number, is_whole, plain_type
 from recsys.data.schema import Feature
 
@@ -71,9 +69,7 @@ def join_table(connection: Connection, config: LogConfig, owner: str, folder: Pa
     return Described(tuple(features), tuple(left_out), covered)
 
 
-def _read_table(
-    connection: Connection, config: LogConfig, table: EntityTable, owner: str, folder: Path
-) -> list[str]:
+def _read_table(connection: Connection, config: LogConfig, table: EntityTable, owner: str, folder: Path) -> list[str]:
     """The table's rows of entities that the log has, the first of each; returns the columns that may be features."""
     what, key, id_column = f"{owner}s", owner[0], table.id or getattr(config.log, owner)
     files = find_files(folder, table.files)
@@ -81,17 +77,12 @@ def _read_table(
     wanted |= {**dict.fromkeys(table.dense, f"{what}.dense"), **dict.fromkeys(table.split, f"{what}.split")}
     if owner == "item" and config.items and config.items.category:
         wanted[config.items.category] = "items.category"
-    check_columns(connection, files, wanted)
-    source, _ = scanned(files)
-    try:
-        connection.execute(f"CREATE TABLE facts AS SELECT * FROM {source}")
-    except duckdb.Error as error:
-        raise DataError(f"{what}.files cannot be read: {' '.join(str(error).split())}") from None
-    found = [row[0] for row in connection.execute("DESCRIBE facts").fetchall()]
-    names = list(table.features) or [name for name in found if name not in (id_column, "filename")]
+    source = open_source(files, wanted)
+    names = list(table.features) or [name for name in source.columns if name != id_column]
+    listed = [(id_column, "entity_id"), *((name, name) for name in names)]
+    connection.execute(f"CREATE TABLE facts AS {source.select(listed)}")
     numeric = is_whole(one(connection, f"SELECT typeof({owner}_id) FROM {what} LIMIT 1")[0])
-    column = quoted(id_column)
-    known = f"TRY_CAST({column} AS {'BIGINT' if numeric else 'VARCHAR'})"
+    known = f"TRY_CAST(entity_id AS {'BIGINT' if numeric else 'VARCHAR'})"
     connection.execute(
         f"CREATE TABLE {owner}_table AS SELECT e.rowid::INTEGER AS {key}, "
         f"{', '.join('f.' + quoted(name) for name in names)} FROM {what} e JOIN "
@@ -101,7 +92,7 @@ def _read_table(
     if not number(connection, f"SELECT count(*) FROM {owner}_table"):
         first, log = (
             one(connection, sql)[0]
-            for sql in (f"SELECT any_value({column}) FROM facts", f"SELECT min({owner}_id) FROM {what}")
+            for sql in ("SELECT any_value(entity_id) FROM facts", f"SELECT min({owner}_id) FROM {what}")
         )
         raise DataError(
             f"{what}.id is {id_column!r}, with ids such as {first!r}, of which the log has none; its own are such as "

@@ -21,7 +21,8 @@ _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT"
 _RANGES = {"s": (1e8, 1e11), "ms": (1e11, 1e14), "us": (1e14, 1e17), "ns": (1e17, 9.3e18)}
 """Numbers that are times from 1973 to 5138 in each unit."""
 _WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-_WHOLE = r"^-?(0|[1-9]\d*)(\.0+)?$"
+_NUMBER, _WHOLE = (rf"^-?(0|[1-9]\d*)(\.{digit}+)?$" for digit in (r"\d", "0"))
+"""Of text: ids that are numbers, as a float's are too, and those of them that are whole. 007 is neither."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_id(connection: Connection, column: str, kind: str, *, text: bool, name:
         raise DataError(f"column {name!r} has type {kind}; ids are integers or strings: cast it in the files")
     null = f"WHEN coalesce({column}::VARCHAR, '') = '' THEN 'the id is null: give every row its id, or drop the row'"
     whole = f"regexp_matches({column}, {literal(_WHOLE)})"
-    if text and _most(connection, f"{column} IS NOT NULL", whole, bad):
+    if text and _most(connection, f"{column} IS NOT NULL", f"regexp_matches({column}, {literal(_NUMBER)})", bad):
         sql = f"CASE WHEN {whole} THEN TRY_CAST(split_part({column}, '.', 1) AS BIGINT) END"
         return Value(sql, f"{null} {_fraction(sql)}")
     return Value(f"nullif({column}::VARCHAR, '')", null)
@@ -92,7 +93,7 @@ def read_time(connection: Connection, kind: str, log: LogFiles, *, text: bool) -
     if kind == "TIMESTAMP WITH TIME ZONE":
         return _dated("epoch_ms(time)", "times with their zone")
     if kind.startswith("TIMESTAMP") or kind == "DATE":
-        return _dated(f"epoch_ms(time::TIMESTAMP AT TIME ZONE {zone})", f"times of {log.time_zone}")
+        return _dated(f"epoch_ms(time::TIMESTAMP AT TIME ZONE {zone})", f"clock times of {log.time_zone}")
     if is_number(kind):
         return _numbers(connection, "time", log, whole=kind in _INTEGERS)
     if kind != "VARCHAR":
@@ -115,8 +116,7 @@ def read_time(connection: Connection, kind: str, log: LogFiles, *, text: bool) -
 
 def _numbers(connection: Connection, column: str, log: LogFiles, *, whole: bool) -> Value:
     counts = {
-        unit: f"count(*) FILTER ({column} >= {least} AND {column} < {most})"
-        for unit, (least, most) in _RANGES.items()
+        unit: f"count(*) FILTER ({column} >= {least} AND {column} < {most})" for unit, (least, most) in _RANGES.items()
     }
     *found, low, high, rows = one(
         connection, f"SELECT {', '.join(counts.values())}, min({column}), max({column}), count({column}) FROM raw"
@@ -146,10 +146,11 @@ def _numbers(connection: Connection, column: str, log: LogFiles, *, whole: bool)
 
 def _dated(sql: str, note: str) -> Value:
     latest = time.time_ns() // 1_000_000 + DAY_MS
+    read_as, first = note.replace("'", ""), np.datetime64(FIRST_MS, "ms").astype("M8[D]")
     problems = (
         "WHEN time IS NULL OR time::VARCHAR = '' THEN 'the time is null: give every row its time, or drop the row' "
-        f"WHEN {sql} IS NULL THEN 'the time cannot be read as {note.replace(chr(39), '')}: correct it, or drop the row' "
-        f"WHEN {sql} < {FIRST_MS} THEN 'the time is before {np.datetime64(FIRST_MS, 'ms')}: correct the clock' "
+        f"WHEN {sql} IS NULL THEN 'the time cannot be read as {read_as}: correct it, or drop the row' "
+        f"WHEN {sql} < {FIRST_MS} THEN 'the time is before {first}: correct the clock' "
         f"WHEN {sql} > {latest} THEN 'the time is more than a day ahead of now: correct the clock'"
     )
     return Value(sql, problems, note)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from recsys.config import LogConfig, from_dict
 from recsys.config.log import SESSION, span_ms
 from recsys.data.log.cleaning import clean
+from recsys.data.log.columns import columns
 from recsys.data.log.engine import engine, number
 from recsys.data.log.features import make_features
 from recsys.data.log.negatives import Drawn, add_negatives
@@ -22,7 +23,7 @@ from recsys.data.log.prepare import describe, listed_ids
 from recsys.data.log.reading import read_log
 from recsys.data.log.rows import make_rows
 from recsys.data.log.splits import Part
-from recsys.data.log.writing import columns, write_events
+from recsys.data.log.writing import write_events
 from recsys.dates import HOUR_MS
 
 START = 1_700_000_000_000
@@ -64,7 +65,9 @@ def random_log(rows: int, seed: int = 0, *, hours: int = 60) -> pa.Table:
             "did": rng.choice(["view", "LIKE", "buy", "noise"], rows, p=[0.6, 0.2, 0.15, 0.05]),
             "visit": pa.array([None if x % 5 == 0 else f"s{x % 3}" for x in who + at // HOUR_MS], pa.string()),
             "price": pa.array([None if x < 2 else float(x) for x in rng.integers(0, 9, rows)], pa.float64()),
-            "country": pa.array([None if x == 0 else ("de", "fr")[x % 2] for x in rng.integers(0, 5, rows)], pa.string()),
+            "country": pa.array(
+                [None if x == 0 else ("de", "fr")[x % 2] for x in rng.integers(0, 5, rows)], pa.string()
+            ),
             "kind": pa.array(np.zeros(rows), pa.float64()),
         }
     )
@@ -85,10 +88,10 @@ def prepared(document: dict[str, Any], table: pa.Table) -> tuple[list[Row], Draw
             described = describe(connection, config, folder)
             make_rows(connection, config)
             drawn = add_negatives(connection, config)
-            answers = make_features(connection, config, folder, listed_ids(connection))
+            make_features(connection, config, folder, listed_ids(connection))
             rows = number(connection, "SELECT count(*) FROM rows")
-            found = columns(connection, config, described, answers)
-            write_events(connection, found, [Part("all", 0, rows)] if rows else [], answers, folder / "events")
+            found = columns(connection, config, described)
+            write_events(connection, found, [Part("all", 0, rows)], folder / "events")
         files = sorted((folder / "events").glob("*/*.parquet"))
         return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()], drawn
 

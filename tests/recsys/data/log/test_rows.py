@@ -115,7 +115,8 @@ def test_what_was_shown_needs_no_negatives() -> None:
     assert "view" not in rows[0]
     assert "last_view" not in rows[0], "what was shown is no history of what was done"
     assert Counter(_identity(config, row) for row in rows) == Counter(
-        (x["at"], x["who"], x["what"], x["country"], x["price"], x["labels"]["like"], x["labels"]["buy"]) for x in chosen
+        (x["at"], x["who"], x["what"], x["country"], x["price"], x["labels"]["like"], x["labels"]["buy"])
+        for x in chosen
     )
 
 
@@ -139,7 +140,9 @@ def test_a_rating_is_a_label_of_its_own_row() -> None:
     assert sum(row["liked"] for row in rows) == sum(price >= 5 for *_, price, _ in distinct)
     assert len(rows) == len(distinct)
     for row in rows:
-        liked = [(t, what) for who, what, t, p, _ in distinct if who == row["user_id"] and p >= 5 and t < row["timestamp"]]
+        liked = [
+            (t, what) for who, what, t, p, _ in distinct if who == row["user_id"] and p >= 5 and t < row["timestamp"]
+        ]
         assert row["user_liked"] == len(liked)
         assert len(row["last_liked"]) == min(len(liked), 3)
 
@@ -157,9 +160,7 @@ def test_past(data: st.DataObject) -> None:
     (ever,), (lately,) = past.counts([mask], [0, 4])
     history = past.newest(mask, np.arange(len(events)), 2)
     for row, (who, at) in enumerate(queries):
-        mine = sorted(
-            (t, place) for place, (x, t, kept) in enumerate(events) if kept and x == who and t < at
-        )
+        mine = sorted((t, place) for place, (x, t, kept) in enumerate(events) if kept and x == who and t < at)
         assert ever[row] == len(mine)
         assert lately[row] == sum(t >= at - 4 for t, _ in mine)
         begin, end = history.offsets[row], history.offsets[row + 1]
