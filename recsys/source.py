@@ -8,7 +8,7 @@ from pathlib import Path
 from recsys.config import ConfigError, RankerSettings, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema, SchemaError
-from recsys.data.tables import unsized, with_tables
+from recsys.data.sizes import unsized, with_tables
 from recsys.folders import upstream_folder
 from recsys.mistakes import meant
 

@@ -27,8 +27,9 @@ from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
 from recsys.data.seen import SCAN_ROWS, Ints, SeenIds, read_ids
+from recsys.data.sizes import described, unsized
 from recsys.data.stream import EventStream
-from recsys.data.tables import count_tables, described, unsized
+from recsys.data.tables import count_tables
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files

@@ -31,8 +31,9 @@ from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
 from recsys.data.seen import Ints, read_ids
+from recsys.data.sizes import Tables, described, with_tables
 from recsys.data.stream import EventStream
-from recsys.data.tables import Tables, count_tables, described, with_tables
+from recsys.data.tables import count_tables
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.validation import REFERENCE, Validation, named, validate

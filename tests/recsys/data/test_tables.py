@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Feature, Schema
-from recsys.data.tables import count_tables, unsized, with_tables
+from recsys.data.sizes import unsized, with_tables
+from recsys.data.tables import count_tables
 from tests.recsys.refresh.example import SCHEMA
 
 IDS = st.one_of(st.integers(0, 12), st.integers(-(2**63), 2**63 - 1))
