@@ -19,6 +19,7 @@ from recsys.opening import Opened
 from recsys.pipeline import job, prepare, ranks_here, start_job
 from recsys.refresh.days import available_days, next_cycle
 from recsys.refresh.records import Ledger, Record, digest
+from recsys.stages import forget
 from recsys.study.collect import collect_daily
 from recsys.study.daily_report import build_daily, write_daily
 from recsys.study.terminal import print_daily
@@ -50,7 +51,7 @@ def run_daily(opened: Opened, out: Path, *, follow: bool = False) -> list[str]:
         print(f"days that are not there{' yet' if follow else ''}: {', '.join(missing)}", flush=True)
     else:
         screen_splits(study_job(config, data), data, out)  # what stops the rankers is found before the days are run
-    ranks = ranks_here(config)
+    ranks = ranks_here(config.ranks)
     for upstream in config.upstreams:
         job("upstream", f"upstream-{upstream.name}", upstream, data, out, ranks)
     refused = _replay(config, data, out, ranks)
@@ -108,8 +109,7 @@ def _forget_stale_rankers(config: StudyConfig, stage: str, out: Path) -> None:
     published = {name: {r.day: r.key for r in _records(out, name)} for name in _names(config)}
     if path.is_file() and path.read_text().strip() == f'"{digest(published)}"':
         return
-    for marker in (out / "stages").glob(f"{stage}.*.json"):
-        marker.unlink()
+    forget(out, stage)
     shutil.rmtree(path.parent, ignore_errors=True)
     write_json(path, digest(published))
 

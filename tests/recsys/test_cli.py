@@ -71,6 +71,7 @@ def test_help_is_quick_and_names_every_command() -> None:
         "demo",
         "run",
         "daily",
+        "rank",
         "check",
         "config",
         "tune",
