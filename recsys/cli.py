@@ -13,6 +13,7 @@ import tyro
 
 from recsys.config import RankerConfig, RefreshConfig, UpstreamConfig
 from recsys.refresh.errors import GateRefusedError
+from recsys.telling import first_to_tell
 
 # Rooms are imported inside the functions, once configs are read: `recsys --help` answers at once, so does a mistake in
 # a config, and a launcher loads no model.
@@ -34,8 +35,11 @@ def prepare(
         out: Folder to write to.
         source: Folder of the raw files.
     """
+    from recsys.folders import make_out
     from recsys.recipes import RECIPES
 
+    RECIPES[dataset].check_source(source)
+    make_out(out)
     RECIPES[dataset].prepare(source, out)
     print(f"prepared {dataset} in {out}")
 
@@ -348,6 +352,8 @@ def report(*, out: Path) -> None:
     Args:
         out: Folder of the run; of `recsys rank`, downstream/<name> in it.
     """
+    if not out.is_dir():
+        raise FileNotFoundError(f"there is no folder {out}: give the --out of a run that has come to its end")
     daily = (out / "daily.json").is_file()
     if not daily and not (out / "report.json").is_file():
         raise FileNotFoundError(
@@ -361,6 +367,12 @@ def report(*, out: Path) -> None:
         print_daily(load_daily(out))
     else:
         print_report(load_report(out))
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system says'}: {error.strerror}"
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
 
 def main() -> None:
@@ -381,7 +393,8 @@ def main() -> None:
             raise  # its traceback is wanted
         refused = isinstance(error, GateRefusedError)
         kind = "refused" if refused else "error"
-        print(f"{kind}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        if first_to_tell(said := _in_words(error)):
+            print(f"{kind}: {said}", file=sys.stderr)
         raise SystemExit(3 if refused else 2) from None
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # One rank of a job, its work on disk: gloo's threads outlive destroy_process_group and, rarely, abort the

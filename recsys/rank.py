@@ -15,6 +15,7 @@ from recsys.config import ArmConfig, ConfigError, RankerConfig, to_dict
 from recsys.data.files import find_files
 from recsys.downstream.ranking import screen_splits, stage_name
 from recsys.downstream.validation import REFERENCE
+from recsys.folders import make_out
 from recsys.identity import identify_files
 from recsys.pipeline import job, ranks_here
 from recsys.stages import forget
@@ -36,12 +37,13 @@ def run_rankers(config: RankerConfig, data: Path, store: str, out: Path, ranks: 
         ranks: processes of the job.
 
     Raises:
-        ConfigError: `out` holds rankers of this name that a study trained.
+        ConfigError: `out` cannot be written into, or holds rankers of this name that a study trained.
         DataError, SchemaError: the data do not fit; before anything is trained.
         JobError: the job failed.
     """
     arms = (ArmConfig(name=REFERENCE), *(arm for arm in config.arms if arm.name != REFERENCE))
     config, opened = replace(config, arms=arms), EmbeddingStore(store)
+    make_out(out)
     screen_splits(config, data, out)
     _claim(config, data, opened, out)
     job("downstream", stage_name(config), config, data, out, ranks_here(ranks), "--store", store)
