@@ -10,6 +10,7 @@ def downstream(
     config: str,
     data: str,
     out: str,
+    store: str = "",
     j: str = "1x2",
     cpu: int = 2,
     gpu: int = 0,
@@ -23,7 +24,8 @@ def downstream(
     Args:
         config: config of the rankers (TOML)
         data: folder of the prepared events
-        out: folder of the run, whose store the rankers read
+        out: folder of the run
+        store: the store that the rankers read; empty: the run's own
         j: nodes x ranks per node
         cpu: CPU cores per node
         gpu: GPUs per node; one rank uses one GPU
@@ -31,4 +33,5 @@ def downstream(
         image: container image, for schedulers that run containers
     """
     arguments = ["downstream", "--config", config, "--data", data, "--out", out]
+    arguments += ["--store", store] if store else []
     return recsys_job("downstream", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

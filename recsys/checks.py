@@ -125,6 +125,15 @@ def check_config(
     return config
 
 
+def check_rankers(path: Path, data: Path, store: str, assignments: Sequence[str] = ()) -> RankerConfig:
+    """Check the config of rankers that read a store which is there, as `check_config` does.
+
+    Series of a store elsewhere, `s3://...`, are looked for when it is opened.
+    """
+    config = check_config(path, data, assignments, None if "://" in store else Path(store))
+    return config if isinstance(config, RankerConfig) else RankerConfig.load(path)
+
+
 def kind_of(document: Mapping[str, Any]) -> type[Config]:
     """The kind of config that a document is most likely to be: the one that knows most of its keys."""
 

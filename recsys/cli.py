@@ -13,6 +13,7 @@ import tyro
 
 from recsys.config import ConfigError, RankerConfig, RefreshConfig, UpstreamConfig
 from recsys.refresh.errors import GateRefusedError
+from recsys.telling import first_to_tell
 
 # Rooms are imported inside the functions, once configs are read: `recsys --help` answers at once, so does a mistake in
 # a config, and a launcher loads no model.
@@ -43,8 +44,11 @@ def prepare(
         return
     if config is not None:
         raise ConfigError(f"{config}: only `recsys prepare log` takes a config; leave it out for {dataset}")
+    from recsys.folders import make_out
     from recsys.recipes import RECIPES
 
+    RECIPES[dataset].check_source(source)
+    make_out(out)
     RECIPES[dataset].prepare(source, out)
     print(f"prepared {dataset} in {out}")
 
@@ -183,7 +187,7 @@ def upstream(*, config: Path, data: Path, out: Path) -> None:
     """Train one upstream model; one rank of a job (see launchers/upstream.py).
 
     Args:
-        config: The upstream's TOML config (recsys/config/upstream.py).
+        config: The upstream's TOML config (`recsys config upstream`).
         data: Folder of the prepared data.
         out: Folder of the run.
     """
@@ -209,7 +213,7 @@ def refresh(
     The first cycle publishes what the upstream learned from its source. Exit code 3: a gate refused the tag.
 
     Args:
-        config: The refresh's TOML config (recsys/config/refresh.py).
+        config: The refresh's TOML config (`recsys config refresh`).
         data: Folder of the prepared data.
         out: Folder of the run.
         day: Run the cycle of this day (ISO date), not whichever is due.
@@ -240,7 +244,7 @@ def embed(*, config: Path, rows: Path, owner: Literal["user", "item"], data: Pat
     nothing, or completes what was stopped; the next cycle embeds the rows once more, with its own model.
 
     Args:
-        config: The refresh's TOML config (recsys/config/refresh.py).
+        config: The refresh's TOML config (`recsys config refresh`).
         rows: Parquet file with one row an entity: its id, its features, the time column, as the source's `items` have.
         owner: Whose rows these are.
         data: Folder of the prepared data.
@@ -260,7 +264,7 @@ def prior(*, config: Path, data: Path, out: Path, events: str = "") -> None:
     Nothing is trained and nothing embedded. Retrieval with it beside the same vectors follows what is popular now.
 
     Args:
-        config: The refresh's TOML config (recsys/config/refresh.py); [prior] says how far back is counted.
+        config: The refresh's TOML config (`recsys config refresh`); [prior] says how far back is counted.
         data: Folder of the prepared data.
         out: Folder of the run.
         events: Glob pattern of the files to count, relative to the data; left out: the source's and the days' files.
@@ -305,26 +309,60 @@ def daily(
         raise GateRefusedError("published, but not tagged:\n  " + "\n  ".join(refused))
 
 
-def downstream(*, config: Path, data: Path, out: Path) -> None:
+def rank(
+    config: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    data: Path,
+    store: str,
+    out: Path,
+    ranks: int = 2,
+    set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
+) -> None:
+    """Train rankers of your own on the vectors of a store that is there, and report what these were worth to them.
+
+    No upstream is trained. Nothing that the folder of another run holds is in the way. Stopped, it goes on where it was
+    when the same command is given again.
+
+    Args:
+        config: The rankers' TOML config (`recsys config ranker`).
+        data: Folder that the config's paths are relative to.
+        store: The store to read, say runs/mine/store or s3://bucket/prefix.
+        out: Folder that gets the result, in downstream/<name of the config>: report.html, report.json.
+        ranks: Processes that share the rankers.
+        set_: Change one value of the config, `path=value`; may be repeated.
+    """
+    from recsys.checks import check_rankers
+
+    settings = check_rankers(config, data, store, set_)
+    from recsys.rank import run_rankers
+
+    run_rankers(settings, data, store, out, ranks)
+
+
+def downstream(*, config: Path, data: Path, out: Path, store: str = "") -> None:
     """Train rankers that read the store's vectors, and keep what they predict; one rank of a job.
 
     Args:
-        config: The rankers' TOML config (recsys/config/ranker.py).
+        config: The rankers' TOML config (`recsys config ranker`).
         data: Folder of the prepared data.
-        out: Folder of the run, whose store they read.
+        out: Folder of the run.
+        store: The store that they read; left out: the run's own.
     """
     settings = RankerConfig.load(config)
     from recsys.downstream.ranking import train_rankers
 
-    train_rankers(settings, data, out)
+    train_rankers(settings, data, out, store or None)
 
 
 def report(*, out: Path) -> None:
-    """Print the report of a finished run: the ablation's, or that of the days.
+    """Print the report of a finished run: the ablation's, that of the days, or that of `recsys rank`.
 
     Args:
-        out: Folder of the run.
+        out: Folder of the run; of `recsys rank`, downstream/<name> in it.
     """
+    if not out.is_dir():
+        raise FileNotFoundError(f"there is no folder {out}: give the --out of a run that has come to its end")
     daily = (out / "daily.json").is_file()
     if not daily and not (out / "report.json").is_file():
         raise FileNotFoundError(
@@ -340,12 +378,19 @@ def report(*, out: Path) -> None:
         print_report(load_report(out))
 
 
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system says'}: {error.strerror}"
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
+
+
 def main() -> None:
     """Entry point. Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3."""
-    commands = {
-        f.__name__: f
-        for f in (demo, run, daily, check, config, tune, prepare, report, upstream, refresh, embed, prior, downstream)
-    }
+    functions = (
+        *(demo, run, daily, rank, check, config, tune, prepare, report),
+        *(upstream, refresh, embed, prior, downstream),
+    )
+    commands = {function.__name__: function for function in functions}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)
     except KeyboardInterrupt:
@@ -357,7 +402,8 @@ def main() -> None:
             raise  # its traceback is wanted
         refused = isinstance(error, GateRefusedError)
         kind = "refused" if refused else "error"
-        print(f"{kind}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        if first_to_tell(said := _in_words(error)):
+            print(f"{kind}: {said}", file=sys.stderr)
         raise SystemExit(3 if refused else 2) from None
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # One rank of a job, its work on disk: gloo's threads outlive destroy_process_group and, rarely, abort the

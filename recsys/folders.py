@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
+
+from recsys.config import ConfigError
 
 
 def upstream_folder(out: Path, name: str) -> Path:
@@ -13,3 +17,15 @@ def upstream_folder(out: Path, name: str) -> Path:
 def store_folder(out: Path) -> Path:
     """Where a run keeps its embedding store."""
     return out / "store"
+
+
+def make_out(out: Path) -> None:
+    """Make the folder of a run, if it is not there. Raises ConfigError unless files can be written into it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        file = next((path for path in (out, *out.parents) if path.is_file()), None)
+        why = f"{file} is a file" if file else os.strerror(error.errno or 0)
+        raise ConfigError(f"--out is {out}, which cannot be written into ({why}): choose another folder") from None

@@ -166,7 +166,8 @@ def _failure(name: str, workers: Path, agent: Path) -> str:
     errors = {rank: _last_error(path) for rank, path in sorted(logs.items())}
     first = _ROOT_CAUSE.search(agent.read_text(errors="replace"))
     rank = int(first[1]) if first else min(errors)
-    if _VICTIM.search(errors[rank]):
+    died = first is not None and first[2].startswith("-")
+    if _VICTIM.search(errors[rank]) or not (died or _ERROR.match(errors[rank])):  # one rank tells what all came to
         rank = next((r for r, text in errors.items() if _ERROR.match(text) and not _VICTIM.search(text)), rank)
     killed = f" (killed by signal {first[2][1:]})" if first and rank == int(first[1]) and first[2][0] == "-" else ""
     return f"job {name} failed on rank {rank}{killed}:\n{errors[rank]}\n(its whole output: {logs[rank].parent})"

@@ -13,6 +13,7 @@ from pathlib import Path
 from recsys.atomic import write_json
 from recsys.checks import check_config
 from recsys.config import ConfigError, StudyConfig, override
+from recsys.folders import make_out
 from recsys.identity import differences, identify_files
 from recsys.recipes import Recipe
 
@@ -87,6 +88,7 @@ def _claim(study: StudyConfig, out: Path, data: Path | None, files: dict[str, st
         files: of prepared data, from `identify_files`. They may be moved, and files may be added: all that the run
             began with must be there. Raw data are known by their folder alone.
     """
+    make_out(out)
     path, known = out / CONFIG, out / DATA
     begun = any((out / folder).is_dir() for folder in ("stages", "upstream", "trials"))
     if begun and path.is_file() and StudyConfig.load(path) != study:
@@ -100,7 +102,6 @@ def _claim(study: StudyConfig, out: Path, data: Path | None, files: dict[str, st
                 f"{': ' if changed else ''}{changed}. Give --data {before['folder']}, or choose another --out"
             )
     else:
-        out.mkdir(parents=True, exist_ok=True)
         write_json(known, {"folder": str(data.resolve()) if data else "", "files": files})
     study.save(path)
 

@@ -58,7 +58,7 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
         JobError: a job failed.
     """
     check_run(study, data)
-    ranks = ranks_here(study)
+    ranks = ranks_here(study.ranks)
     jobs = ablation_jobs(study)
     for rankers in jobs.values():
         screen_splits(rankers, data, out)  # they come last: what stops them is found before the upstreams are trained
@@ -91,12 +91,12 @@ def train_and_publish(study: StudyConfig, upstream: UpstreamConfig, data: Path, 
     job("refresh", f"refresh-{upstream.name}", study.refresh_of(upstream), data, out, ranks, *train)
 
 
-def ranks_here(study: StudyConfig) -> int:
-    """The study's ranks, or one a GPU where this machine has GPUs, but fewer of them."""
+def ranks_here(ranks: int) -> int:
+    """So many ranks, or one a GPU where this machine has GPUs, but fewer of them."""
     gpus = torch.cuda.device_count()
-    if not 0 < gpus < study.ranks:
-        return study.ranks
-    print(f"{gpus} GPU{'s' if gpus > 1 else ''} here: {gpus} ranks a job instead of {study.ranks}")
+    if not 0 < gpus < ranks:
+        return ranks
+    print(f"{gpus} GPU{'s' if gpus > 1 else ''} here: {gpus} ranks a job instead of {ranks}")
     return gpus
 
 

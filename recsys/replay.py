@@ -19,6 +19,7 @@ from recsys.opening import Opened
 from recsys.pipeline import job, prepare, ranks_here, start_job
 from recsys.refresh.days import Cycle, available_days, count_rows, find_day, next_cycle, small_days
 from recsys.refresh.records import Ledger, Record, digest
+from recsys.stages import forget
 from recsys.study.collect import collect_daily
 from recsys.study.daily_report import build_daily, write_daily
 from recsys.study.terminal import print_daily
@@ -46,7 +47,7 @@ def run_daily(opened: Opened, out: Path, *, follow: bool = False) -> list[str]:
     config, data = opened.study, opened.data
     prepare(opened, out)
     missing = check_daily(config, data, follow=follow)
-    ranks = ranks_here(config)
+    ranks = ranks_here(config.ranks)
     if small := small_days(data, config.daily()[0], ranks):
         print(f"days of less than an event for each of {ranks} ranks, which go along with the next: {', '.join(small)}")
     if missing:
@@ -119,8 +120,7 @@ def _forget_stale_rankers(config: StudyConfig, stage: str, out: Path) -> None:
     published = {name: {r.day: r.key for r in _records(out, name)} for name in _names(config)}
     if path.is_file() and path.read_text().strip() == f'"{digest(published)}"':
         return
-    for marker in (out / "stages").glob(f"{stage}.*.json"):
-        marker.unlink()
+    forget(out, stage)
     shutil.rmtree(path.parent, ignore_errors=True)
     write_json(path, digest(published))
 

@@ -65,6 +65,12 @@ def is_done(out: Path, name: str) -> bool:
     return bool(files) and len(files) >= json.loads(files[0].read_text())["parts"]
 
 
+def forget(out: Path, name: str) -> None:
+    """Have a stage not done again."""
+    for marker in (out / "stages").glob(f"{name}.*.json"):
+        marker.unlink()
+
+
 def read_stages(out: Path) -> dict[str, dict[str, float]]:
     """stage name -> `seconds` of its slowest part and `peak_rss_bytes` of all, in the order in which stages ended."""
     stages: dict[str, dict[str, float]] = {}

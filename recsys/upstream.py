@@ -308,7 +308,7 @@ def _survey(
 def count_positives(
     files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING, seen: SeenIds | None = None
 ) -> ItemFrequencies | None:
-    """How often each item is the positive of a training row: Q of the logQ correction (papers.md section 4).
+    """How often each item is the positive of a training row: Q of the logQ correction (Yi et al. 2019).
 
     Exact counts, read file by file before training starts; None if no row is positive. `seen` gets the ids of all rows.
 

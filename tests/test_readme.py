@@ -18,7 +18,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def toml_blocks() -> list[str]:
-    """Schema and config of a study on one's own data, its days, and the config of a refresh."""
+    """Schema and config of a study on one's own data, its days, a refresh's config, and that of a second ranker."""
     blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     return ["\n".join(line.removeprefix("   ") for line in block.splitlines()) for block in blocks]
 
@@ -65,7 +65,7 @@ def test_own_data_section(tmp_path: Path) -> None:
 
 
 def test_the_days_of_a_study_and_a_refresh_of_its_own(tmp_path: Path) -> None:
-    schema, config, days, refresh = toml_blocks()
+    schema, config, days, refresh, *_ = toml_blocks()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/schema.toml").write_text(schema)
     (tmp_path / "mine.toml").write_text(config + "\n" + days)

@@ -141,6 +141,14 @@ def import_new_or_next(
         raise
 
 
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    try:
+        return pq.ParquetWriter(path, schema)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InvalidArgumentError(f"{path.parent} takes no file ({reason}): choose another folder") from None
+
+
 def export_parquet(snapshot: Snapshot, path: Path, *, progress: Progress = lambda done, total: None) -> None:
     """Write a snapshot as one Parquet file: `id` int64, `vector` float32 lists; text ids too, as `key`. Stored order.
 
@@ -159,7 +167,7 @@ def export_parquet(snapshot: Snapshot, path: Path, *, progress: Progress = lambd
     done = 0
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with pq.ParquetWriter(temporary, schema) as writer:
+        with _writer(temporary, schema) as writer:
             for rows in snapshot.batches(CHUNK):
                 flat = pa.array(rows.vectors.reshape(-1).numpy())
                 keys = [] if rows.keys is None else [rows.keys]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from embedding_store.native import ops
 from embedding_store.native.layout import BUCKET_BYTES
 from embedding_store.native.library import translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping, check_now
+from embedding_store.read.kinds import as_ids
 
 OUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What lookups can give."""
@@ -45,20 +46,34 @@ class Table:
         self.reload: Callable[[], Table] | None = None
         """Loads it again where a pickle is opened; None if it was not made by `Snapshot.load`."""
 
+    @overload
+    def lookup(self, ids: Tensor, out_dtype: torch.dtype = ...) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def lookup(self, ids: Any, out_dtype: torch.dtype = ...) -> tuple[Any, Any]: ...
     def lookup(
         self,
-        ids: Tensor,  # int64 [...], any values, on the table's device
+        ids: Any,  # int64 tensor [...], any values, on the table's device; or another column of integers [...]
         out_dtype: torch.dtype = torch.float32,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Any, Any]:
         """The vectors of `ids`; `out_dtype` is float32, float16 or bfloat16.
+
+        An int64 tensor is looked up as it is. Other integers, NumPy arrays, pandas and Polars Series and Arrow arrays
+        are converted; Series are answered with NumPy arrays, Arrow with a fixed-size list array
+        and a boolean one, all in the host's memory.
 
         Returns:
             vectors `out_dtype` [..., D] and found bool [...]. A missing id has zeros and False; repeated ids are fine.
 
         Raises:
-            InvalidIdsError: ids are not an int64 tensor on the table's device.
+            InvalidIdsError: ids are no integers (text: see `lookup_keys`), have nulls, or are a tensor on another
+                device than the table.
             ChecksumError: bytes that this lookup needs are not those that were written; names the file.
         """
+        if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+            converted, answer = as_ids(ids)
+            given = converted if isinstance(ids, Tensor) else converted.to(self.device)
+            vectors, found = self.lookup(given, out_dtype)
+            return answer(vectors), answer(found)
         self._check(ids, out_dtype)
         with translated_errors():
             return self._lookup(ids, out_dtype)

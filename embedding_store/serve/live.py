@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -146,12 +147,16 @@ class LiveTable:
         self._report = _Report(checked=times.now())
         self._start()
 
-    def lookup(self, ids: Tensor, out_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    @overload
+    def lookup(self, ids: Tensor, out_dtype: torch.dtype = ...) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def lookup(self, ids: Any, out_dtype: torch.dtype = ...) -> tuple[Any, Any]: ...
+    def lookup(self, ids: Any, out_dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
         """`Table.lookup` in the present version; for a LiveTable of one series. One call is of exactly one version.
 
         Raises:
             InvalidArgumentError: it follows several series: use `tables`.
-            InvalidIdsError: ids are not an int64 tensor on the table's device.
+            InvalidIdsError: as `Table.lookup`.
         """
         tables = self._generation.tables
         if len(tables) != 1:

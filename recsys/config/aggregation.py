@@ -1,4 +1,4 @@
-"""The ways in which a day's vectors and those of the days before become one (papers.md section 1)."""
+"""The ways in which a day's vectors and those of the days before become one (arXiv 2509.04337)."""
 
 from __future__ import annotations
 

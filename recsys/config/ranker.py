@@ -92,6 +92,8 @@ class ArmConfig:
     def __post_init__(self) -> None:
         plain = is_word(self.name.replace(".", "_"))
         require(plain, f"name is {self.name!r}; use letters, digits, _ and . (it names a file)")
+        bare = self.name != "none" or not self.series
+        require(bare, f"name is 'none', but series are {self.series}: what reads no vectors is called so, rename it")
 
 
 @dataclass(frozen=True, kw_only=True)

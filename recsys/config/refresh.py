@@ -73,7 +73,7 @@ class PriorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshSettings:
-    """One cycle: train on the new day, embed its entities, aggregate, publish, tag (papers.md section 1)."""
+    """One cycle: train on the new day, embed its entities, aggregate, publish, tag (arXiv 2509.04337)."""
 
     MOVED: ClassVar = {"epochs": "it is in [refresh.days] now"}
 

@@ -33,7 +33,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """DERM: three towers with DHEN backbones (papers.md section 1; sizes are our choice, the paper names none)."""
+    """DERM: three towers with DHEN backbones (arXiv 2509.04337; sizes are our choice, the paper names none)."""
 
     token_dim: int = 16
     """Width d of every token and of every embedding table."""
@@ -80,7 +80,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Supervised multi-task loss + contrastive loss between user and item vectors (papers.md section 1)."""
+    """Supervised multi-task loss + contrastive loss between user and item vectors (arXiv 2509.04337)."""
 
     contrastive_label: str = ""
     """Label whose positives are contrasted; empty: the first task."""

@@ -86,7 +86,7 @@ def stage_name(config: RankerConfig) -> str:
     return f"downstream-{config.name}"
 
 
-def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
+def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path | None = None) -> None:
     """Train every ranker of a job that has not left its predictions yet.
 
     The rankers are many and small: each rank of the job trains its share of them alone, all seeds of an arm one after
@@ -95,23 +95,25 @@ def train_rankers(config: RankerConfig, data: Path, out: Path) -> None:
     Args:
         config: of the job.
         data: folder of the events.
-        out: folder of the run, whose store they read.
+        out: folder of the run.
+        store: the store that they read; None: the run's own.
 
     Raises:
         SchemaError, DataError, KeyError: a file, feature, label or series is not there.
     """
+    opened = EmbeddingStore(store or store_folder(out))
     part, parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     rankers = list(all_rankers(config))
     with process_group(alone=True) as environment, stage(out, stage_name(config), environment, part=part, parts=parts):
         skip = screen_splits(config, data, out).quarantine
         series = list(dict.fromkeys(name for ranker in rankers for name in ranker.series))
-        _check_visible(series, config, data, out, skip)
+        _check_visible(series, config, data, opened, skip)
         config, tables = sized(config, data, skip, told=part == 0)
         arms = [list(seeds) for _, seeds in groupby(enumerate(rankers, start=1), key=lambda x: (x[1].task, x[1].arm))]
         for number, ranker in (each for arm in arms[part::parts] for each in arm):
             if ranker.path(out).is_file():
                 continue
-            score = train_ranker(ranker, config, data, out, environment, skip, tables)
+            score = train_ranker(ranker, config, data, out, environment, skip, tables, opened)
             which = f"{ranker.job}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
             print(f"ranker {number}/{len(rankers)} {which}: validation ne {score:.4f}", flush=True)
 
@@ -145,13 +147,14 @@ def screen_splits(config: RankerConfig, data: Path, out: Path) -> Findings:
     return screen(out, f"rankers-{config.name}", parts, data)
 
 
-def _check_visible(names: Sequence[str], config: RankerConfig, data: Path, out: Path, skip: Quarantine) -> None:
+def _check_visible(
+    names: Sequence[str], config: RankerConfig, data: Path, store: EmbeddingStore, skip: Quarantine
+) -> None:
     """Refuse to train on events that all lie before the first snapshot, since no training row could read a vector, and
     to join a log with event times with one without: each would read all of the other, or nothing."""
     schema = ranker_schema(config, data, ()).select(features=())
     stream = EventStream(find_files(data, config.train), schema, batch_size=65_536, drop_last=False, skip=skip)
     newest = max(int(batch.timestamps.max()) for batch in stream) if schema.timed else UNTIMED
-    store = EmbeddingStore(store_folder(out))
     for name in names:
         times = [snapshot.as_of for snapshot in store.series(name).history(refused=False)]
         if any((as_of == UNTIMED) != (newest == UNTIMED) for as_of in times):
@@ -187,15 +190,16 @@ def train_ranker(
     environment: Environment,
     skip: Quarantine = NOTHING,
     tables: Tables = MappingProxyType({}),
+    store: EmbeddingStore | None = None,
 ) -> float:
     """Train one ranker, choose by validation NE its epoch and whether it reads vectors at all, recalibrate it on the
-    validation rows, predict the test rows once and write them.
+    validation rows, predict the test rows once and write them. It reads this store; None: that of the run.
 
     Returns:
         its validation NE.
     """
     label = config.tasks[ranker.task]
-    store = EmbeddingStore(store_folder(out))
+    store = store or EmbeddingStore(store_folder(out))
     features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once)
     schema = with_tables(ranker_schema(config, data, (label,)), tables)
     seen = read_ids(find_files(data, config.train), schema, skip)

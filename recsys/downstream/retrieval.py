@@ -7,7 +7,7 @@ be given to any index of inner products.
 Nobody falls out. A user without a vector is [0, 1] and gets the items of the greatest prior; an item without one stands
 with the mean of those that have one, so that its inner product is the user's average, and with its own prior.
 
-The vectors of one query must come from one version of one space (papers.md section 1: version skew cost Pinterest the
+The vectors of one query must come from one version of one space (arXiv 2509.04337: version skew cost Pinterest the
 online gain of offline wins), so that is checked before anything is loaded. The prior has a time of its own, and should
 be newer.
 """

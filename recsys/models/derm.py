@@ -1,4 +1,4 @@
-"""DERM, the upstream model: user tower, item tower, interaction tower (papers.md section 1).
+"""DERM, the upstream model: user tower, item tower, interaction tower (arXiv 2509.04337).
 
 An entity tower is built from the features its entity owns and from nothing else, so context and interaction features
 cannot reach an entity vector. They enter the interaction tower, behind the two vectors.

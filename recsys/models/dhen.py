@@ -1,4 +1,4 @@
-"""DHEN: layers of different interaction modules side by side (papers.md section 4)."""
+"""DHEN: layers of different interaction modules side by side (arXiv 2203.11014)."""
 
 from __future__ import annotations
 

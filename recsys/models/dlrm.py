@@ -1,4 +1,4 @@
-"""DLRM, the downstream ranker, with or without vectors from the store (papers.md sections 1 and 4).
+"""DLRM, the downstream ranker, with or without vectors from the store (arXiv 1906.00091; 2509.04337).
 
 The part that reads the store's vectors is built after everything else and meets the rest in one sum, in front of the
 top MLP's first activation. So the ranker without vectors is the same network, and under the same torch seed starts

@@ -1,4 +1,4 @@
-"""Interaction modules of a DHEN layer: tokens [B, m, d] in, tokens [B, m_out, d] out (papers.md sections 1 and 4).
+"""Interaction modules of a DHEN layer: tokens [B, m, d] in, tokens [B, m_out, d] out (arXiv 2203.11014).
 
 MaskNet, DCNv2 and MLP look at the flattened tokens; their vector outputs are projected back to tokens. The Transformer
 works token by token and mixes the tokens linearly where the counts differ.

@@ -1,4 +1,4 @@
-"""The upstream's loss: supervised multi-task + contrastive between user and item vectors (papers.md section 1)."""
+"""The upstream's loss: supervised multi-task + contrastive between user and item vectors (arXiv 2509.04337)."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def contrastive_loss(
 
     The mean is over the positive rows of all ranks and the gradient flows through the gather: averaged over ranks, as
     DistributedDataParallel does, loss and gradient are those of one rank with the whole batch. Every rank must call
-    this, with the same B and N; a rank without positives gets 0. papers.md sections 1 and 4; the mixture is that of
+    this, with the same B and N; a rank without positives gets 0. arXiv 2509.04337; the mixture is that of
     Yang et al. 2020, "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations".
     """
     with torch.autocast(user.device.type, enabled=False):

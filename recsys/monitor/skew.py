@@ -2,7 +2,7 @@
 
 The inner product of a user's and an item's vector is scored against the day's label. Three things are asked of it:
 
-- skew: users of version X against items of X, X-1, X-2 and the other way round (papers.md section 1: skew cost
+- skew: users of version X against items of X, X-1, X-2 and the other way round (arXiv 2509.04337: skew cost
   Pinterest the online gain of offline wins);
 - ageing: both sides a number of days old, that is the cost of publishing nothing;
 - whether it ranks the day's events better than chance at all.

@@ -1,6 +1,6 @@
 """How a day's vectors and those of the days before become one: latest, moving average, average; and time to live.
 
-Pure arithmetic on tensors; aggregator.py reads and writes the store around it. papers.md section 1 has the method.
+Pure arithmetic on tensors; aggregator.py reads and writes the store around it. arXiv 2509.04337 has the method.
 Renormalising, the counts behind "average" and what happens at a time to live's end are our choices: the paper names
 none.
 """

@@ -1,7 +1,7 @@
 """The ways of aggregation that a run publishes, and the series each of them goes to.
 
 An upstream's own way (`RefreshSettings.aggregation`) goes to `user_<name>` and `item_<name>`. For the report's table
-(`RefreshSettings.study`) the others of the paper's (papers.md section 1) are kept beside it, of the same daily vectors:
+(`RefreshSettings.study`) the others of the paper's (arXiv 2509.04337) are kept beside it, of the same daily vectors:
 `user_<name>.latest`, ...
 """
 

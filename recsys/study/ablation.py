@@ -9,7 +9,7 @@ from recsys.config import ArmConfig, RankerConfig, RankerSettings, StudyConfig
 
 
 def ablation_arms(upstreams: Sequence[str]) -> tuple[ArmConfig, ...]:
-    """The arms in the order of the paper's table (papers.md section 1).
+    """The arms in the order of the paper's table (arXiv 2509.04337).
 
     For the upstreams ctr and cvr: none, ctr_user, ctr_user_item, ctr_cvr_user_item.
     """

@@ -18,7 +18,7 @@ from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS, HOUR_MS
 from recsys.downstream.features import PointInTimeSeries
-from recsys.downstream.ranking import Ranker, all_rankers, read_predictions, screen_splits
+from recsys.downstream.ranking import Ranker, all_rankers, read_predictions, screen_splits, stage_name
 from recsys.downstream.validation import Validation
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor.export import read_records
@@ -63,7 +63,7 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
         fragment=scores.get("fragment", {}),
         upstreams={upstream.name: _upstream_run(out, upstream.name) for upstream in config.upstreams},
         series={
-            f"{owner}_{upstream.name}": _series_run(store, owner, upstream.name, test, config.rankers)
+            f"{owner}_{upstream.name}": _series_run(store, f"{owner}_{upstream.name}", test, config.rankers)
             for upstream in config.upstreams
             for owner in ("user", "item")
         },
@@ -76,6 +76,31 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
         # The launching process is alive beside whichever job is the largest.
         peak_rss_bytes=int(max(stage["peak_rss_bytes"] for stage in stages.values())) + peak_memory(),
         config=to_dict(config),
+    )
+
+
+@without_notices()
+def collect_rankers(job: RankerConfig, data: Path, out: Path, store: EmbeddingStore) -> RunResults:
+    """Read predictions and figures of rankers that read a store which is not their run's own.
+
+    Raises:
+        FileNotFoundError: a ranker has not left its predictions.
+    """
+    skip, stages = screen_splits(job, data, out).quarantine, read_stages(out)
+    test, stage = _events(job, data, job.test, skip), stages[stage_name(job)]
+    read = dict.fromkeys(name for arm in job.arms for name in job.series(arm, job.seeds[0]))
+    return RunResults(
+        name=job.name,
+        note="Rankers on vectors of a store that was there; no upstream was trained for them.",
+        tasks=job_scores(job, data, out),
+        upstreams={},
+        series={name: _series_run(store, name, test, job) for name in read},
+        rows=split_rows(job, data, skip),
+        screened={f"rankers-{job.name}": summaries(out)[f"rankers-{job.name}"]},
+        publish_delay_ms=job.publish_delay_ms if ranker_schema(job, data, ()).timed else None,
+        seconds={stage_name(job): stage["seconds"]},
+        peak_rss_bytes=int(stage["peak_rss_bytes"]) + peak_memory(),
+        config=to_dict(job),
     )
 
 
@@ -190,9 +215,9 @@ def _events(
 
 
 def _series_run(
-    store: EmbeddingStore, owner: str, upstream: str, test: Mapping[str, torch.Tensor], rankers: RankerSettings
+    store: EmbeddingStore, name: str, test: Mapping[str, torch.Tensor], rankers: RankerSettings
 ) -> SeriesRun:
-    series = store.series(f"{owner}_{upstream}")
+    series, owner = store.series(name), name.partition("_")[0]
     _, found = PointInTimeSeries(series, rankers.publish_delay_ms).lookup(test[owner], test["timestamp"])
     snapshot = series.latest(refused=False)
     return SeriesRun(

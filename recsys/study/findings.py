@@ -10,7 +10,7 @@ from typing import Any
 from recsys.evaluate.wording import number, percent, verdict
 
 PAPER = {"latest": 0.0002, "ma_0.2": 0.0003, "ma_0.5": 0.0006, "ma_0.8": 0.0009, "average": 0.0003}
-"""Lifts by way of aggregation as the paper reports them (papers.md section 1)."""
+"""Lifts by way of aggregation as the paper reports them (arXiv 2509.04337)."""
 PAPER_SPREAD = max(PAPER.values()) - min(PAPER.values())
 ONE_SEED = (
     "With one seed the intervals leave out how differently two trainings of the same ranker come out, so that some "

@@ -70,11 +70,18 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
     otherwise.
 
     Raises:
-        DeviceError: more ranks on this machine than GPUs; the message says what to do.
+        DeviceError: more ranks on this machine than GPUs, or fewer GPUs than its launcher was to ask for; the message
+            says what to do.
     """
     if dist.is_initialized():
         yield current_environment()
         return
+    asked, there = int(os.environ.get("RECSYS_GPUS", 0)), torch.cuda.device_count()
+    if there < asked:
+        raise DeviceError(
+            f"--gpu is {asked}, but torch finds {there or 'no'} GPU{'s' if there > 1 else ''} on this machine: leave "
+            "--gpu out to work on the CPU, install torch's CUDA build, or start the job where there are so many"
+        )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if backend == "nccl":

@@ -1,10 +1,13 @@
-"""Stopping a training run from outside, by Ctrl-C or SIGTERM, without losing its last checkpoint."""
+"""Stopping a training run from outside, by Ctrl-C or SIGTERM, without losing what it has learned."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from types import FrameType, TracebackType
+
+import torch
+import torch.distributed as dist
 
 
 class Interrupted(SystemExit):
@@ -26,6 +29,17 @@ class StopSignals:
     """
 
     received: signal.Signals | None = None
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any rank has received one by now, which all then take for their own. A collective.
+
+        So all stop after the same step, and can write a checkpoint of it together.
+        """
+        number = torch.tensor(self.received or 0, device=device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        if int(number):
+            self.received = signal.Signals(int(number))
+        return self.received is not None
 
     def __enter__(self) -> StopSignals:
         self._previous = {}

@@ -251,7 +251,7 @@ def fit(
         CheckpointError: the checkpoint in `out` is of other files or another config, or it or `start` belongs to
             another model; names what differs.
         LossError: the loss or a score is not finite; no checkpoint of it is written.
-        Interrupted: SIGINT or SIGTERM; the last checkpoint stands.
+        Interrupted: SIGINT or SIGTERM; a checkpoint of the last step is written, if there is `out`.
         ValueError: the stream has no batch.
     """
     if stream.total_steps == 0:
@@ -351,5 +351,10 @@ def _pass(
         if saves:
             with clock.paused():
                 run.save()
-        if stop.received is not None and not run.finished:
+        # On a GPU what ranks agree on is waited for; a log line waits anyway.
+        asked = (logs or saves or run.environment.device.type == "cpu") and stop.agreed(run.environment.device)
+        if asked and not run.finished:
+            if run.out is not None and not saves:
+                run.metrics.fold()
+                run.save()
             raise run.interrupted(stop)

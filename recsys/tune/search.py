@@ -49,7 +49,7 @@ def search(opened: Opened, space: Space, trials: int, out: Path) -> None:
     study = opened.study
     found = Trials(out, study, space, own_settings(study, space))
     prepare(opened, out)
-    ranks = ranks_here(study)
+    ranks = ranks_here(study.ranks)
     while (trial := _next(found, space, trials)) is not None:
         print(f"trial {trial.number}: {_changed(trial, found)}", flush=True)
         try:

@@ -30,12 +30,19 @@ def test_component_is_the_recsys_command(name: str):
     assert role.num_replicas == 2
     assert role.image == "img"
     assert (role.resource.cpu, role.resource.gpu, role.resource.memMB) == (8, 4, 1000)
+    assert role.env["RECSYS_GPUS"] == "4"
 
 
 def test_flags_are_passed_on():
     given = [*ARGUMENTS["refresh"], "--day", "2024-01-31", "--cold", "True", "--every", "True", "--train", "True"]
     (role,) = specs.materialize_appdef(component("refresh"), given).roles
     assert shlex.split(role.args[1])[-5:] == ["--day", "2024-01-31", "--cold", "--every", "--train"]
+
+
+def test_rankers_are_told_of_another_store():
+    (role,) = specs.materialize_appdef(component("downstream"), [*ARGUMENTS["downstream"], "--store", "s"]).roles
+    assert shlex.split(role.args[1])[-2:] == ["--store", "s"]
+    assert "RECSYS_GPUS" not in role.env
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def test_help_is_quick_and_names_every_command() -> None:
         "demo",
         "run",
         "daily",
+        "rank",
         "check",
         "config",
         "tune",
@@ -96,7 +98,7 @@ def test_help_is_quick_and_names_every_command() -> None:
         (("upstream", "--config", "{}", "--data", "."), {}, "upstreams (this is a study's, for `recsys run`"),
         (("refresh", "--config", "{}", "--data", "."), {}, "upstreams (this is a study's, for `recsys run`"),
         (("downstream", "--config", "{}", "--data", "."), {}, "upstreams (this is a study's, for `recsys run`"),
-        (("report",), {}, "holds neither report.json nor daily.json"),
+        (("report",), {}, "there is no folder"),
     ],
 )
 def test_a_mistake_is_told_before_torch_is_imported(
@@ -147,8 +149,11 @@ def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, c
             "report",
             "--out",
             tmp_path / "none",
-        ): f"{tmp_path / 'none'} holds neither report.json nor daily.json: give the",
-        ("run", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "file/o"): "Not a directory",
+        ): f"there is no folder {tmp_path / 'none'}: give the --out of a run",
+        ("report", "--out", tmp_path): f"{tmp_path} holds neither report.json nor daily.json: give the",
+        ("run", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "file/o"): "file is a file): choose another",
+        ("run", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "file"): "file is a file): choose another",
+        ("prepare", "synthetic", "--out", "/proc/o"): "--out is /proc/o, which cannot be written into (",
     }
     for arguments, message in cases.items():
         assert recsys(*arguments) == 2, arguments
@@ -166,7 +171,7 @@ def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, c
         (SchemaError("unknown feature"), "error: unknown feature\n"),
         (SeriesNotFoundError("no series 'x'; series: none"), "error: no series 'x'; series: none\n"),
         (JobError("job x failed on rank 1:\nValueError: y"), "error: job x failed on rank 1:\nValueError: y\n"),
-        (PermissionError(13, "Permission denied", "/x"), "error: [Errno 13] Permission denied: '/x'\n"),
+        (PermissionError(13, "Permission denied", "/x"), "error: /x: Permission denied\n"),
     ],
 )
 def test_our_errors_end_with_code_2(
@@ -196,6 +201,21 @@ def test_faults_of_the_program_keep_their_traceback(
     with pytest.raises(type(error)) as caught:
         recsys("demo", "--out", tmp_path)
     assert caught.value is error
+
+
+def test_ranks_tell_an_error_once(tmp_path: Path) -> None:
+    """Those of one job; another job tells it again."""
+    command = [sys.executable, "-m", "recsys.cli", "upstream", "--config", "none.toml", "--data", ".", "--out", "o"]
+    root = {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "TMPDIR": str(tmp_path)}
+
+    def start(job: dict[str, str]) -> subprocess.Popen:
+        return subprocess.Popen(command, cwd=tmp_path, env=os.environ | root | job, stderr=subprocess.PIPE, text=True)
+
+    jobs = [{"TORCHELASTIC_RUN_ID": name} for name in "aab"]
+    ranks = [start(job) for job in jobs]
+    told = [rank.communicate(timeout=600)[1].count("error: none.toml: No such file") for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2, 2]
+    assert (told[0] + told[1], told[2]) == (1, 1)
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -68,6 +68,13 @@ def test_text_ids_go_round(store: EmbeddingStore, tmp_path: Path, dtype: str):
     assert found["vector"].to_pylist() == expected.tolist()
 
 
+def test_a_folder_that_takes_no_file_is_named(store: EmbeddingStore):
+    with store.create("a", dim=2).write(as_of=1, space="s") as writer:
+        writer.append(torch.tensor([1]), torch.ones(1, 2))
+    with pytest.raises(InvalidArgumentError, match=r"/proc takes no file \(.*\): choose another folder"):
+        export_parquet(writer.snapshot, Path("/proc/out.parquet"))
+
+
 def test_an_empty_snapshot_is_exported(store: EmbeddingStore, tmp_path: Path):
     with store.create("user_x", dim=3).write(as_of=1, space="x-1") as writer:
         pass

@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 
@@ -84,9 +90,17 @@ def test_an_empty_snapshot_finds_nothing(series: Series):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (torch.tensor([1], dtype=torch.int32), r"ids are torch.int32: give an int64 tensor"),
         (torch.tensor([1.0]), r"ids are torch.float32"),
-        ([1, 2], r"ids are list"),
+        ([1, 2], r"ids are list: give an int64 tensor, or a NumPy"),
+        (np.array([1.0]), r"ids are float64: give integers"),
+        (np.array(["a"]), r"ids are text: use lookup_keys"),
+        (pd.Series([1, None]), r"ids have 1 nulls: leave them out"),
+        (pd.Series(["a"]), r"ids are text: use lookup_keys"),
+        (pl.Series(["a"]), r"ids are text: .* lookup\(hash_keys\(keys\)\)"),
+        (pl.Series([1, None]), r"ids have 1 nulls"),
+        (pa.array(["a"]).dictionary_encode(), r"ids are text"),
+        (pa.array([1.5]), r"ids are float64: give integers"),
+        (pa.array([[1]]), r"ids are list<item: int64>: give integers"),
         (torch.tensor([1], device="meta"), r"ids are on meta, the table is on cpu"),
     ],
 )
@@ -94,6 +108,40 @@ def test_wrong_ids_are_refused(series: Series, ids, message: str):
     table = publish(series, 1, [1]).load()
     with pytest.raises(InvalidIdsError, match=message):
         table.lookup(ids)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda ids: torch.tensor(ids, dtype=torch.int32), torch.Tensor),
+        (lambda ids: torch.tensor(ids, dtype=torch.int8), torch.Tensor),
+        (lambda ids: np.array(ids, np.int32), np.ndarray),
+        (lambda ids: np.array(ids).astype(">i8")[::1], np.ndarray),
+        (lambda ids: np.array(ids, np.int64).view(np.uint64), np.ndarray),
+        (lambda ids: pd.Series(ids, dtype="int32"), np.ndarray),
+        (lambda ids: pd.Series(ids, dtype="Int64"), np.ndarray),
+        (lambda ids: pd.Index(ids), np.ndarray),
+        (lambda ids: pl.Series(ids, dtype=pl.Int32), np.ndarray),
+        (lambda ids: pa.array(ids, pa.int32()), pa.Array),
+        (lambda ids: pa.chunked_array([ids[:1], ids[1:]], pa.int64()), pa.Array),
+    ],
+)
+def test_ids_of_other_kinds_are_answered_in_kind(series: Series, make: Callable[[list[int]], Any], kind: type):
+    table, ids = publish(series, 1, [1, -7]).load(), [-7, 2, 1, 1]
+    wanted, there = table.lookup(torch.tensor(ids))
+    vectors, found = table.lookup(make(ids), torch.float16)
+    assert isinstance(vectors, kind)
+    assert isinstance(found, kind)
+    plain = [x.tolist() if hasattr(x, "tolist") else x.to_pylist() for x in (vectors, found)]
+    assert plain == [wanted.half().tolist(), there.tolist()]
+
+
+def test_shapes_of_numpy_ids_stay_and_it_has_no_bfloat16(series: Series):
+    table = publish(series, 1, [1, 2]).load()
+    vectors, found = table.lookup(np.array([[1], [3]]))
+    assert (vectors.shape, found.tolist()) == ((2, 1, table.dim), [[True], [False]])
+    with pytest.raises(InvalidIdsError, match="have no bfloat16: ask for float32"):
+        table.lookup(np.array([1]), torch.bfloat16)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from recsys.config import TrainConfig
 from recsys.train import distributed
-from recsys.train.distributed import current_environment, host_memory, peak_memory, process_group
+from recsys.train.distributed import DeviceError, current_environment, host_memory, peak_memory, process_group
 from recsys.train.trainer import fit
 from tests.recsys.train.toy import TASKS, make_stream, make_task
 
@@ -70,3 +70,10 @@ def test_one_thread_of_torch_elastic_is_undone(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # a user's own choice stays
     distributed._use_all_cores(environment)
     assert asked == [4]
+
+
+def test_gpus_that_were_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("RECSYS_GPUS", "2")
+    with pytest.raises(DeviceError, match="--gpu is 2, but torch finds 1 GPU on this machine"), process_group():
+        pass

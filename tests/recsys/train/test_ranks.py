@@ -68,7 +68,7 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
 
     found["whole"] = run("whole").steps
     try:
-        run("broken", stop_at=6)
+        run("broken", stop_at=6 if rank == 1 else None)
     except Interrupted as interrupted:
         found["interrupted"] = str(interrupted)
     run("broken")
@@ -107,7 +107,7 @@ def test_resumed_run_is_the_uninterrupted_one(trained: tuple[Path, list[dict[str
     folder, (first, second) = trained
     assert first["whole"] == second["whole"] == 8
     assert "stopped by SIGTERM after step 5 of 8" in first["interrupted"]
-    assert "step-00000003" in first["interrupted"]
+    assert "step-00000005" in first["interrupted"]
     assert records(folder / "broken") == records(folder / "whole")
     assert [record["step"] for record in records(folder / "whole")] == list(range(1, 9))
 

@@ -37,7 +37,7 @@ def test_resumed_run_is_the_uninterrupted_one(environment: Environment, tmp_path
     assert caught.value.code == 128 + 15
     said = capsys.readouterr().err
     assert "stopped by SIGTERM after step 9 of 12; the same command continues from" in said
-    assert "step-00000008" in said
+    assert "step-00000009" in said
     assert [line["step"] for line in lines(broken)] == list(range(1, 10))
     resumed = fit(make_task(seed=3), make_stream(6, epochs=2), CONFIG, environment, tasks=TASKS, out=broken)
     assert without_speed(lines(broken)) == without_speed(lines(whole))
@@ -49,6 +49,16 @@ def test_resumed_run_is_the_uninterrupted_one(environment: Environment, tmp_path
     assert {event.step for board in boards for event in board.Scalars("loss")} == set(range(1, 13))
     again = fit(make_task(), make_stream(6, epochs=2), CONFIG, environment, tasks=TASKS, out=broken)
     assert (again.steps, again.metrics["loss"]) == (12, lines(whole)[-1]["loss"])
+
+
+def test_a_run_that_is_stopped_before_its_first_checkpoint_writes_one(environment: Environment, tmp_path: Path):
+    config = replace(CONFIG, checkpoint_every=0)
+    whole = fit(make_task(), make_stream(6), config, environment, tasks=TASKS, out=tmp_path / "whole", title=None)
+    with pytest.raises(Interrupted, match=r"after step 1 of 6; the same command continues from .*step-00000001"):
+        fit(make_task(), make_stream(6, stop_at=1), config, environment, tasks=TASKS, out=tmp_path / "a", title=None)
+    resumed = fit(make_task(seed=3), make_stream(6), config, environment, tasks=TASKS, out=tmp_path / "a", title=None)
+    for name, value in whole_state(whole.model).items():
+        assert torch.equal(whole_state(resumed.model)[name], value), name
 
 
 def test_a_run_begins_with_anothers_model_and_resumes_as_itself(environment: Environment, tmp_path: Path):
