@@ -30,7 +30,7 @@ taks = ["clik", "click"]
 features = ["user_id", "item_idd"]
 source = { schema = "schema.toml", events = ["evnts/*.parquet"], users = "users/*.parquet" }
 model = { token_dim = "16", heads = 3, layers = [["masknet", "cnn"]] }
-training = { epoch = 2, batch_size = 0, sparse_lr = "0.02", dense_lr = "high", seed = -1 }
+training = { epoch = 2, batch_size = -1, sparse_lr = "0.02", dense_lr = "high", seed = -1 }
 loss = { temperature = 0, contrastive_label = "clck" }
 batch_size = 8
 
@@ -60,6 +60,7 @@ test = ["test/*.parquet"]
 publish_delay_ms = "6 hours"
 seeds = [1, 1]
 netwrok = { dropout = 30 }
+training = { batch_size = 64 }
 
 [retrieval]
 upstream = "crt"
@@ -85,7 +86,7 @@ upstreams.ctr.model.layers names 'cnn'; use one of
 unknown key upstreams.ctr.training.epoch (did you mean 'epochs'?)
 upstreams.ctr.training.sparse_lr is '0.02'; it must be a number: 0.02
 upstreams.ctr.training.dense_lr is 'high'; it must be a number
-upstreams.ctr.training.batch_size is 0; use 1 or more
+upstreams.ctr.training.batch_size is -1; use 1 or more, or 0
 upstreams.ctr.training.seed is -1; use 0 <= seed
 upstreams.ctr.loss.temperature is 0.0; use more than 0
 upstreams.c-v-r.name is 'c-v-r'; use
@@ -110,7 +111,7 @@ pattern 'evnts/*.parquet' matches nothing in DATA (did you mean 'events/*.parque
 shcema.toml: no such schema (did you mean 'schema.toml'?)
 rankers.features: unknown feature 'hourr' (did you mean 'hour'?)
 rankers.tasks: unknown label 'clik' (did you mean 'click'?)
-rankers.train has 30 rows, less than one step of 1024
+rankers.train has 30 rows, less than one step of 64
 test/a.parquet is both in rankers.validation and in rankers.test: give each rows of its own
 retrieval.label: unknown label 'buy'; the schema has: click
 """
@@ -181,7 +182,7 @@ def test_mistakes_of_columns_units_and_rows(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     CONFIG.save(path)
     changes = ("rankers.train=['train/*']", "rankers.validation=['test/a.*']", "rankers.test=['test/b.*']")
-    found = "\n".join(told(path, data, changes))
+    found = "\n".join(told(path, data, (*changes, "upstreams.ctr.training.batch_size=512")))
     for each in (
         "train/0.parquet: column 'tags' is missing",
         "train/0.parquet: column 'hour' is missing (did you mean 'hours'?)",
