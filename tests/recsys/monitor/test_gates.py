@@ -71,6 +71,32 @@ def test_low_coverage_is_refused(store: EmbeddingStore) -> None:
     )
 
 
+def test_by_default_hardly_any_coverage_is_refused_unless_the_day_is_quiet(store: EmbeddingStore) -> None:
+    publish(store, "user_ctr", USERS[:2], vectors_of(2, 1), day=0)
+    publish(store, "item_ctr", ITEMS, vectors_of(len(ITEMS), 2), day=0)
+    (reason,) = check(replay(store, 1, first=1), GateConfig())
+    assert reason.startswith("user_ctr: the snapshot before had a vector for 1.")
+    events = day_events(10)
+    unknown = DayEvents(USERS[2:12], events.items, events.labels, events.mask)
+    versions = {name: store.series(name).latest().version for name in ("user_ctr", "item_ctr")}
+    assert check(measure(store, "ctr", versions, unknown), GateConfig()) == [], "of ten events none may be by chance"
+
+
+def test_by_default_a_pair_that_ranks_the_wrong_way_round_is_refused(store: EmbeddingStore) -> None:
+    quality = replay(store, 2, lambda owner, day, vectors: vectors if owner == "user" else -vectors)
+    assert quality.pair is not None
+    worth = quality.pair.worth
+    (reason,) = check(quality, GateConfig())
+    assert reason.startswith(
+        f"the inner product of users and items ranks the day's events ({worth.positives:,} of 3,000 positive) at a "
+        f"ROC-AUC of {worth.auc:.4f} ("
+    )
+    assert reason.endswith("); gates.min_auc asks for 0.5000")
+    assert check(quality, GateConfig(min_auc=0)) == []
+    few = day_events(100)
+    assert check(measure(store, "ctr", {"user_ctr": 2, "item_ctr": 2}, few), GateConfig()) == [], "too few to tell"
+
+
 def test_a_jump_does_not_take_the_tag_a_day_late(store: EmbeddingStore) -> None:
     """Version 3 was refused, the tag stayed on 2; version 4 hardly differs from 3 but would jump all the same."""
     later = lambda owner, day, vectors: turned(owner, min(day, 2), vectors)  # noqa: E731

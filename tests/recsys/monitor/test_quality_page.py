@@ -84,6 +84,21 @@ def test_a_refused_newest_publish_says_so_first(records: list[dict[str, Any]]) -
     assert "(2 of 3 publishes passed)." in headline(rows)
 
 
+def test_what_passed_and_ranks_no_better_than_chance_is_said_so_first(records: list[dict[str, Any]]) -> None:
+    rows = [{**record, "measured": record["quality"]["series"]["user_ctr"]} for record in records]
+    told = headline(rows)
+    assert told.startswith("Version 5 passed the gates (4 of 5 publishes passed). By inner product it ranks the last 4")
+    assert "chance" not in told
+    chance = {"worth": {"read_auc": 0.502, "read_auc_ci95": [0.48, 0.524]}}
+    unread = {"version": 5, "coverage": {"by_event": 0.37}}
+    rows = [{**row, "quality": {"pair": chance}, "measured": unread, "gates": []} for row in rows]
+    assert headline(rows) == (
+        "By inner product it ranks the last 5 days' traffic at a ROC-AUC of 0.502 (0.492 to 0.512), no better than "
+        "chance: retrieve nothing by it alone. Version 5 passed the gates (5 of 5 publishes passed). On the last day "
+        "37% of the events had a vector to read."
+    )
+
+
 def test_remarks() -> None:
     late = {"2024-01-01": "fingerprint", "2024-01-02": "another"}
     record = {"gates": ["a", "b"], "late": late, "gap": [], "corrects": True, "measured": {"space": "ctr-2"}}

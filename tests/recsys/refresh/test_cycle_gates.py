@@ -1,6 +1,7 @@
 """What a gate refuses, seen from the cycle that publishes: the tag, the marks in the store, the days after."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from recsys import cli
 from recsys.config import GateConfig, RefreshConfig
 from recsys.downstream.features import PointInTimeSeries
 from recsys.refresh import cycle as cycle_module
@@ -17,6 +19,7 @@ from tests.recsys.refresh.daily_example import (
     DAILY,
     DAYS,
     PLAIN,
+    change,
     daily_config,
     records,
     refresh,
@@ -36,6 +39,36 @@ def wild(config: RefreshConfig) -> RefreshConfig:
 
 def refused(out: Path, name: str) -> list[int]:
     return [snapshot.version for snapshot in series(out, name).history() if snapshot.refused]
+
+
+def test_by_default_vectors_that_rank_a_day_the_wrong_way_round_do_not_take_the_tag(
+    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The day is delivered again, all labels against the inner product of a model that learns next to nothing."""
+    data, out = run
+    path = write_day(data, DAYS[2], rows=400)
+    still = replace(daily_config().upstream.training, dense_lr=1e-9, sparse_lr=1e-9)
+    config = daily_config(aggregation="latest")
+    config = replace(config, upstream=replace(config.upstream, training=still))
+    config.save(data / "refresh.toml")
+    (record,) = refresh_upstream(config, data, out)
+    assert record.tagged
+    table = pq.ParquetFile(path).read()
+    users, items = (
+        series(out, f"{owner}_ctr").latest().load().lookup(torch.tensor(table[f"{owner}_id"].to_pylist()))[0]
+        for owner in ("user", "item")
+    )
+    scores = (users * items).sum(dim=1)
+    change(path, {row: {"click": int(score < scores.median())} for row, score in enumerate(scores)})
+    options = ("--config", data / "refresh.toml", "--data", data, "--out", out)
+    monkeypatch.setattr(sys, "argv", ["recsys", "refresh", *map(str, options)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 3
+    assert "published, but not tagged: the inner product of users and items ranks the day's" in capsys.readouterr().err
+    for name in PLAIN:
+        assert series(out, name).tags() == {"prod": 4}
+        assert refused(out, name) == [5]
 
 
 def test_a_jump_that_stays_is_refused_every_day(run: tuple[Path, Path]) -> None:

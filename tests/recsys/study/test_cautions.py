@@ -22,12 +22,14 @@ RNG = np.random.default_rng(0)
 
 
 def calibrated(scores: TaskScores, shift: float = 0.0) -> TaskScores:
-    """The same labels, predicted as they were drawn, all log-odds moved by `shift`; an arm that knows more than none."""
+    """The same labels, predicted as they were drawn, all log-odds moved by `shift`; an arm knows more than none, and
+    seeds hardly differ."""
     truth = scores.oracle
     assert truth is not None
     arms = {}
     for arm, noise in (("none", 0.8), ("ctr_user", 0.2)):
-        arms[arm] = np.stack([truth + shift + noise * RNG.normal(size=len(truth)) for _ in SEEDS])
+        said = truth + shift + noise * RNG.normal(size=len(truth))
+        arms[arm] = np.stack([said + 0.02 * RNG.normal(size=len(truth)) for _ in SEEDS])
     return replace(scores, arms=arms, validation={arm: scores.validation[arm] for arm in arms}, segments={})
 
 
