@@ -24,9 +24,14 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     Returns:
         0.5 for random scores, 1.0 for perfect ones, NaN unless both classes are present.
     """
-    from sklearn.metrics import roc_auc_score  # a second to import, that every rank would wait for
-
-    return float(roc_auc_score(labels, scores)) if _both_classes(labels) else math.nan
+    if not _both_classes(labels):
+        return math.nan
+    # Not scikit-learn's: a second to import is what the cycle of a quiet day takes.
+    _, level = np.unique(scores, return_inverse=True)
+    positive, rows = (np.bincount(level, weights).astype(np.float64) for weights in (labels, None))
+    negative = rows - positive
+    below = np.cumsum(negative) - negative / 2  # a level negative counts half
+    return float(positive @ below / (positive.sum() * negative.sum()))
 
 
 def pr_auc(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 
 from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
 
@@ -17,6 +17,17 @@ def test_values_worked_by_hand():
     labels, scores = np.array([1, 0, 1, 0]), np.array([2.0, 1.0, 1.0, 0.0])
     assert roc_auc(labels, scores) == pytest.approx(3.5 / 4)  # one pair of four is level
     assert pr_auc(labels, scores) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.one_of(st.integers(-3, 3), st.floats(-50, 50))), min_size=2, max_size=60)
+)
+def test_roc_auc_is_scikit_learns(rows: list[tuple[int, float]]):
+    labels, scores = np.array([row[0] for row in rows], np.float32), np.array([row[1] for row in rows], np.float32)
+    if labels.min() == labels.max():
+        assert math.isnan(roc_auc(labels, scores))
+    else:
+        assert roc_auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
 def test_normalized_entropy_of_the_base_rate_is_one_and_matches_log_loss():
