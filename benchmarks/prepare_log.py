@@ -4,8 +4,8 @@
     python -m benchmarks.prepare_log --actions 3000000 --kind parquet
     python -m benchmarks.prepare_log --actions 20000000 --kind parquet --memory-gb 2
 
-Makes the log (SYNTHETIC: 60 days, a user for 20 actions, items of which the first are far more popular, a like for every
-ten views) and gives it to the command as a user would, with histories, counts and negatives as they are by default. The
+Makes the log (SYNTHETIC: 60 days, a user for 20 actions, items of which the first are far more popular, a like for nine
+views) and gives it to the command as a user would, with histories, counts and negatives as they are by default. The
 log and all that is made of it lie in a temporary folder. Prints a line of JSON: seconds by the clock and of processor
 time, the largest resident set, rows and bytes that were written.
 """

@@ -176,9 +176,11 @@ def plain_type(connection: Connection, column: str, kind: str, table: str) -> st
     """The type that a column is read in: of strings from CSV files BIGINT or DOUBLE where all of them are such."""
     if kind != "VARCHAR":
         return kind
-    fits = {  # a cast to BIGINT would round
-        "BIGINT": f"{is_whole_text(column)} AND NOT contains({column}, '.') AND TRY_CAST({column} AS BIGINT) IS NOT NULL",
-        "DOUBLE": f"regexp_matches({column}, '[0-9]') AND TRY_CAST({column} AS DOUBLE) IS NOT NULL",
+    whole = f"{is_whole_text(column)} AND NOT contains({column}, '.')"  # a cast alone would round
+    fits = {
+        "BIGINT": f"{whole} AND TRY_CAST({column} AS BIGINT) IS NOT NULL",
+        "DOUBLE": f"regexp_matches({column}, '^-?(0|[1-9.])') AND NOT regexp_matches({column}, '^-?0[0-9]') "
+        f"AND TRY_CAST({column} AS DOUBLE) IS NOT NULL",
     }
     for narrower, condition in fits.items():
         filled, fit = one(connection, f"SELECT count(nullif({column}, '')), count(*) FILTER ({condition}) FROM {table}")
