@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -45,6 +46,8 @@ class Splits:
     """Whether a part is a day."""
     tasks: tuple[str, ...]
     """Labels with both outcomes in every split."""
+    gap: int = 0
+    """Days at the end of each split that are in none."""
 
     def rows(self, split: str) -> int:
         """How many rows a split has."""
@@ -66,10 +69,10 @@ def split(connection: Connection, config: LogConfig) -> Splits:
     ]
     by_day = len(days) >= _FEWEST
     parts = days if by_day else _moments(connection)
-    cuts = _cuts(parts)
-    of = {name: tuple(parts[begin:end]) for name, begin, end in zip(NAMES, cuts, cuts[1:], strict=False)}
-    if by_day:
-        of = {name: _matured(group, late_days(config)) for name, group in of.items()}
+    late = late_days(config) if by_day else 0
+    gap = late if len(parts) >= len(NAMES) * (late + 1) else 0
+    cuts = _cuts(parts, least=gap + 1)
+    of = {name: _matured(parts[begin:end], gap) for name, (begin, end) in zip(NAMES, pairwise(cuts), strict=True)}
     tasks = tuple(
         name for name in labels(config) if all(_both(connection, config, name, group) for group in of.values())
     )
@@ -79,7 +82,7 @@ def split(connection: Connection, config: LogConfig) -> Splits:
             f"({', '.join(f'{sum(p.end - p.begin for p in group)} rows' for group in of.values())}): give more of the "
             "log, or other actions"
         )
-    return Splits(tuple(parts), of, by_day, tasks)
+    return Splits(tuple(parts), of, by_day, tasks, gap)
 
 
 def late_days(config: LogConfig) -> int:
@@ -113,8 +116,8 @@ def _digits(digits: Sequence[str]) -> str:
     return f"[{digits[0]}-{digits[-1]}]" if whole else f"[{''.join(digits)}]"
 
 
-def _cuts(parts: Sequence[Part]) -> list[int]:
-    """Where each split begins among the parts, and the last ends: by rows, but none is empty."""
+def _cuts(parts: Sequence[Part], least: int) -> list[int]:
+    """Where each split begins among the parts, and the last ends: by rows, but so many parts each at least."""
     if len(parts) < len(NAMES):
         raise DataError(
             f"the log's rows are of {len(parts)} different times, and {len(NAMES)} splits follow one another in time: "
@@ -124,7 +127,7 @@ def _cuts(parts: Sequence[Part]) -> list[int]:
     cuts = [0]
     for place, share in enumerate(np.cumsum(SHARES)[:-1], start=1):
         nearest = int(np.argmin(np.abs(rows - share * rows[-1]))) + 1
-        cuts.append(min(max(nearest, cuts[-1] + 1), len(parts) - len(NAMES) + place))
+        cuts.append(min(max(nearest, cuts[-1] + least), len(parts) - (len(NAMES) - place) * least))
     return [*cuts, len(parts)]
 
 
@@ -139,13 +142,15 @@ def _moments(connection: Connection) -> list[Part]:
         )
         ends.append(found)
     ends.append(total)
-    return [Part(name, begin, end) for name, begin, end in zip(NAMES, ends, ends[1:], strict=False) if begin < end]
+    return [Part(name, begin, end) for name, (begin, end) in zip(NAMES, pairwise(ends), strict=True) if begin < end]
 
 
-def _matured(parts: tuple[Part, ...], late: int) -> tuple[Part, ...]:
-    """Those whose labels are all known when the last of them ends; the first at least."""
-    last = np.datetime64(parts[-1].name, "D") - late
-    return tuple(part for part in parts if np.datetime64(part.name, "D") <= last) or parts[:1]
+def _matured(parts: Sequence[Part], gap: int) -> tuple[Part, ...]:
+    """Days whose labels are all known when the last of them ends; of a log with days that are missing the first one."""
+    if not gap:
+        return tuple(parts)
+    last = np.datetime64(parts[-1].name, "D") - gap
+    return tuple(part for part in parts if np.datetime64(part.name, "D") <= last) or tuple(parts[:1])
 
 
 def _both(connection: Connection, config: LogConfig, label: str, parts: Sequence[Part]) -> bool:

@@ -89,8 +89,10 @@ def _note(config: LogConfig, splits: Splits, drawn: Drawn) -> str:
         )
     late = late_days(config)
     if late and splits.by_day:
-        lines.append(
-            f"Labels are known up to {late} days after their row: the last {late} days of each split are in none. Day "
-            "by day the upstreams learn a day's labels at its end, which production could not."
+        known = f"Labels are known up to {late} days after their row: "
+        gap = (
+            f"the last {splits.gap} days of each split are in none" if splits.gap else "the log is too short for a gap"
         )
+        by_day = "Day by day the upstreams learn a day's labels at its end, which production could not."
+        lines.append(f"{known}{gap}. {by_day}")
     return " ".join(lines)

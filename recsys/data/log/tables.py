@@ -12,7 +12,7 @@ from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.log.engine import Connection, literal, number, one, quoted
 from recsys.data.log.files import open_source
-from recsys.data.log.values import is_number, is_whole, plain_type
+from recsys.data.log.values import is_number, is_whole, is_whole_text, plain_type
 from recsys.data.schema import Feature
 
 _CATEGORIES = 1_000
@@ -82,7 +82,9 @@ def _read_table(connection: Connection, config: LogConfig, table: EntityTable, o
     listed = [(id_column, "entity_id"), *((name, name) for name in names)]
     connection.execute(f"CREATE TABLE facts AS {source.select(listed)}")
     numeric = is_whole(one(connection, f"SELECT typeof({owner}_id) FROM {what} LIMIT 1")[0])
-    known = f"TRY_CAST(entity_id AS {'BIGINT' if numeric else 'VARCHAR'})"
+    known = "entity_id::VARCHAR"
+    if numeric:
+        known = f"CASE WHEN {is_whole_text('entity_id::VARCHAR')} THEN TRY_CAST(entity_id AS BIGINT) END"
     connection.execute(
         f"CREATE TABLE {owner}_table AS SELECT e.rowid::INTEGER AS {key}, "
         f"{', '.join('f.' + quoted(name) for name in names)} FROM {what} e JOIN "

@@ -72,7 +72,7 @@ def read_id(connection: Connection, column: str, kind: str, *, text: bool, name:
     if kind not in ("VARCHAR", "UUID"):
         raise DataError(f"column {name!r} has type {kind}; ids are integers or strings: cast it in the files")
     null = f"WHEN coalesce({column}::VARCHAR, '') = '' THEN 'the id is null: give every row its id, or drop the row'"
-    whole = f"regexp_matches({column}, {literal(_WHOLE)})"
+    whole = is_whole_text(column)
     if text and _most(connection, f"{column} IS NOT NULL", f"regexp_matches({column}, {literal(_NUMBER)})", bad):
         sql = f"CASE WHEN {whole} THEN TRY_CAST(split_part({column}, '.', 1) AS BIGINT) END"
         return Value(sql, f"{null} {_fraction(sql)}")
@@ -176,12 +176,22 @@ def plain_type(connection: Connection, column: str, kind: str, table: str) -> st
     """The type that a column is read in: of strings from CSV files BIGINT or DOUBLE where all of them are such."""
     if kind != "VARCHAR":
         return kind
-    for narrower in ("BIGINT", "DOUBLE"):
-        odd = f"count(*) FILTER (TRY_CAST({column} AS {narrower}) IS NULL AND {column} <> '')"
-        wrong, filled = one(connection, f"SELECT {odd}, count(nullif({column}, '')) FROM {table}")
-        if filled and not wrong:
+    whole = f"{is_whole_text(column)} AND NOT contains({column}, '.')"  # a cast alone would round
+    fits = {
+        "BIGINT": f"{whole} AND TRY_CAST({column} AS BIGINT) IS NOT NULL",
+        "DOUBLE": f"regexp_matches({column}, '^-?(0|[1-9.])') AND NOT regexp_matches({column}, '^-?0[0-9]') "
+        f"AND TRY_CAST({column} AS DOUBLE) IS NOT NULL",
+    }
+    for narrower, condition in fits.items():
+        filled, fit = one(connection, f"SELECT count(nullif({column}, '')), count(*) FILTER ({condition}) FROM {table}")
+        if filled and fit == filled:
             return narrower
     return kind
+
+
+def is_whole_text(column: str) -> str:
+    """SQL that says whether text is a whole number, as 12 and 12.0 are and 007 is not."""
+    return f"regexp_matches({column}, {literal(_WHOLE)})"
 
 
 def _most(connection: Connection, of: str, condition: str, bad: float) -> bool:

@@ -1,0 +1,118 @@
+"""The README's way from a raw log to a report: its configs as they stand, its commands one after another."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from recsys import cli, pipeline
+from recsys.checks import check_daily, check_run
+from recsys.config import StudyConfig
+from recsys.data.files import find_files
+from recsys.data.scan import Part, scan
+from recsys.data.schema import Schema
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+SECTION = README[README.index("## From a raw log") : README.index("## Your own data")]
+DESKDROP, SHOP = re.findall(r"```toml\n(.*?)```", SECTION, re.DOTALL)
+COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^recsys .*$", SECTION, re.MULTILINE)]
+REAL = Path(__file__).parents[1] / "../shared/data/deskdrop"
+DAY = 86_400
+
+
+class EnoughError(Exception):
+    """Ends a command when its first job would start: every row has been read by then, and jobs have their own tests."""
+
+
+@pytest.fixture
+def recsys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Names of the jobs that commands would have started; commands are run in a folder of their own."""
+    started: list[str] = []
+
+    def run_job(name: str, *_: object) -> None:
+        started.append(name)
+        raise EnoughError
+
+    monkeypatch.setattr(pipeline, "run_job", run_job)
+    monkeypatch.chdir(tmp_path)
+    return started
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["recsys", *arguments])
+    cli.main()
+
+
+def views(folder: Path, rows: int = 1800, days: int = 12) -> None:
+    """A log as Deskdrop's: views, a third of them followed by a like, and what is ignored."""
+    rng = np.random.default_rng(0)
+    user, time = rng.integers(0, 60, rows), np.sort(rng.integers(0, days * DAY, rows)) + 1_460_000_000
+    item, kind = rng.integers(0, 120, rows), rng.choice(["VIEW", "LIKE", "FOLLOW"], rows, p=[0.7, 0.2, 0.1])
+    log = pa.table(
+        {
+            "timestamp": np.concatenate([time, time + 5]),
+            "eventType": ["VIEW"] * rows + kind.tolist(),
+            "contentId": np.tile(item, 2),
+            "personId": np.tile(user, 2),
+            "sessionId": np.tile(time // DAY, 2),
+            "userCountry": ["BR", "US"] * rows,
+        }
+    )
+    folder.mkdir()
+    pq.write_table(log, folder / "events.parquet")
+
+
+def go_on(monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
+    """The commands after `prepare`, as far as their first jobs."""
+    for arguments in COMMANDS[1:]:
+        with pytest.raises(EnoughError):
+            command(monkeypatch, *arguments)
+    assert started == ["refresh-view", "upstream-view"]
+
+
+def test_every_command(recsys: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    views(Path("DIR"))
+    Path("LOG.toml").write_text(DESKDROP)
+    assert [arguments[0] for arguments in COMMANDS] == ["prepare", "run", "daily"]
+    command(monkeypatch, *COMMANDS[0])
+    told = capsys.readouterr().out
+    assert "times as seconds" in told
+    assert "a row of 4 asked for, as others chose them" in told
+    go_on(monkeypatch, recsys)
+    found = scan(Part(files=find_files(Path("mine"), ["events/*/*.parquet"]), schema=Schema.load("mine/schema.toml")))
+    assert not found.bad
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no Deskdrop in {REAL}")
+def test_every_command_with_deskdrop_itself(recsys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("DIR").symlink_to(REAL.resolve())
+    Path("LOG.toml").write_text(DESKDROP)
+    command(monkeypatch, *COMMANDS[0])
+    go_on(monkeypatch, recsys)
+
+
+def test_a_shop(recsys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    for name in "ab":
+        times = np.datetime64("2024-03-01T08:00:00") + rng.integers(0, 20 * DAY, 700).astype("m8[s]")
+        columns = {"customer": [f"c{x}" for x in rng.integers(0, 50, 700)], "sku": rng.integers(0, 30, 700)}
+        pyarrow.csv.write_csv(pa.table({**columns, "bought_at": times.astype(str)}), f"purchases-{name}.csv")
+    products = {"sku": range(30), "department": ["tea", "jam", "oil"] * 10, "weight": np.arange(30) / 7}
+    pyarrow.csv.write_csv(pa.table(products), "products.csv")
+    Path("shop.toml").write_text(SHOP)
+    command(monkeypatch, "prepare", "log", "shop.toml", "--out", "shop")
+    study = StudyConfig.load("shop/study.toml")
+    check_run(study, Path("shop"))
+    assert check_daily(study, Path("shop")) == []
+    features = {feature.name: (feature.owner, feature.kind) for feature in Schema.load("shop/schema.toml").features}
+    assert features["department"] == ("item", "id")
+    assert features["weight"] == ("item", "dense")
+    assert features["user_category_action"] == ("interaction", "dense")
