@@ -15,7 +15,7 @@ prior's: no.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Reason:
     """What one measure says."""
 
     measure: str
-    """validation, auc, ne, calibration, seeds, positives, coverage; of a retrieval lead, alone."""
+    """validation, auc, ne, calibration, seeds, positives, coverage, retrieval; of a retrieval lead, alone."""
     says: str
     """YES, NO or UNCLEAR."""
     text: str
@@ -143,21 +143,22 @@ def _ranker(
     found = [_auc(none, read), _entropy(none, read), _calibration(none, read), _seeds(none, read), _positives(read)]
     reasons = [reason for reason in (*found, _coverage(shares)) if reason is not None]
     answer = _weigh({reason.measure: reason.says for reason in reasons}, none, read, retrieval)
-    brief = f"ROC-AUC {percent(read['auc_lift'], signed=True)}, normalized entropy {_moved(none['ne'], read['ne'])}"
-    if answer != YES:
-        short = {
-            "calibration": f"calibration {_moved(none['calibration'], read['calibration'], 3)}",
-            "positives": f"{read['positives']:,} positives",
-            "seeds": "seeds disagree",
-        }
-        against = (NO,) if answer == NO else (NO, UNCLEAR)
-        several = len(read["auc_by_seed"]) > 1
-        brief += "".join(
-            f", {short[reason.measure]}"
-            for reason in reasons
-            if reason.measure in short and reason.says in against and (reason.measure != "seeds" or several)
-        )
-    return Part(what, answer, reasons, brief, arm, f"with {named(arm)}, ")
+    if answer == NO and retrieval is not None and retrieval.answer == NO:
+        reasons.append(Reason("retrieval", NO, "retrieval from the vectors is no better than without them either"))
+    return Part(what, answer, reasons, _brief(answer, reasons, none, read), arm, f"with {named(arm)}, ")
+
+
+def _brief(answer: str, reasons: Sequence[Reason], none: Mapping[str, Any], read: Mapping[str, Any]) -> str:
+    """ROC-AUC and entropy, and what else spoke against a yes."""
+    short = {
+        "calibration": f"calibration {_moved(none['calibration'], read['calibration'], 3)}",
+        "positives": f"{read['positives']:,} positives",
+        **({"seeds": "seeds disagree"} if len(read["auc_by_seed"]) > 1 else {}),
+    }
+    against = {YES: (), NO: (NO,), UNCLEAR: (NO, UNCLEAR)}[answer]
+    others = [short[reason.measure] for reason in reasons if reason.measure in short and reason.says in against]
+    main = f"ROC-AUC {percent(read['auc_lift'], signed=True)}, normalized entropy {_moved(none['ne'], read['ne'])}"
+    return ", ".join([main, *others])
 
 
 def _without_arm(what: str, arms: Mapping[str, Mapping[str, Any]], named: Callable[[str], str]) -> Part:
@@ -271,8 +272,8 @@ def _retrieval(document: Mapping[str, Any]) -> Part | None:
     best = max(simple, key=at.__getitem__)
     lead = next((says for says in (NO, UNCLEAR) if says in leads.values()), YES)
     reasons = [Reason("lead", lead, f"{_ahead(at, best, k)}{_bounds(found, best, k)}"), _alone(at, k)]
-    fraction = at["vectors"] < at[_popular(at)] / 2
-    answer = NO if lead == UNCLEAR and fraction else lead
+    far_behind = at["vectors"] < at[_popular(at)] / 2
+    answer = NO if lead == UNCLEAR and far_behind else lead
     brief = f"recall at {k} {percent(at['chosen'], 1)}, {WAYS[best]} {percent(at[best], 1)}"
     return Part("retrieval", answer, reasons, brief)
 

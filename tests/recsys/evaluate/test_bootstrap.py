@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from recsys.evaluate.bootstrap import RankedScores, paired_bootstrap, resample
+from recsys.evaluate.metrics import normalized_entropy
 
 
 def events(rows: int, users: int, seed: int = 0, gain: float = 0.2) -> tuple[np.ndarray, ...]:
@@ -45,6 +46,14 @@ def test_the_lift_is_the_plain_relative_one_and_lies_inside(metric, truth):
     found = paired_bootstrap(labels, users, baseline, variant, metric=metric, samples=200)
     assert found.lift == pytest.approx(truth(labels, variant) / truth(labels, baseline) - 1)
     assert 0 < found.low < found.lift < found.high
+
+
+def test_normalized_entropy_is_that_of_rows_that_are_there_so_many_times():
+    labels, users, logits, _ = events(200, 20)
+    weights = np.random.default_rng(3).integers(0, 4, 20).astype(np.float64)
+    repeated = np.repeat(np.arange(200), weights[users].astype(int))
+    (ne,) = RankedScores(labels, users, logits).metrics(weights, ("ne",))
+    assert ne == pytest.approx(normalized_entropy(labels[repeated], logits[repeated]))
 
 
 def test_pairing_beats_two_intervals_side_by_side():

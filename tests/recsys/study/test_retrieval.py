@@ -122,6 +122,19 @@ def test_taste_and_what_is_popular_now_find_most(result: RetrievalResult) -> Non
     assert found.positives_not_retrievable == 0
 
 
+def test_days_and_leads_are_of_the_same_positives(result: RetrievalResult) -> None:
+    assert list(result.by_day) == list(result.users_by_day) == ["1970-01-07", "1970-01-08"]
+    for k in (5, 20):
+        for row, recall in result.rows.items():
+            daily = [rows[row][k] for rows in result.by_day.values()]
+            assert min(daily) - 0.05 < recall[k] < max(daily) + 0.05
+            if row != "chosen":
+                low, high = result.lead[row][k]
+                assert low < result.rows["chosen"][k] - recall[k] < high
+                assert (low + high) / 2 == pytest.approx(result.rows["chosen"][k] - recall[k])
+        assert result.lead["popularity"][k][0] > 0
+
+
 def test_what_is_new_is_retrieved_as_by_popularity(world: tuple[Path, Path], tmp_path: Path) -> None:
     """Of users without a vector alone, the scores are the prior's."""
     for number in range(DAYS):
