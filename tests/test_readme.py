@@ -19,8 +19,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def toml_blocks() -> list[str]:
     """Schema and config of a study on one's own data, its days, a refresh's config, and that of a second ranker."""
-    blocks = [block for block in re.findall(r"```toml
-(.*?)```", README, re.DOTALL) if "[log]" not in block]
+    blocks = [block for block in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[log]" not in block]
     return ["\n".join(line.removeprefix("   ") for line in block.splitlines()) for block in blocks]
 
 
