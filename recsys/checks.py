@@ -13,6 +13,7 @@ from typing import Any
 from recsys.config import (
     Config,
     DaysConfig,
+    LogConfig,
     RankerConfig,
     RankerSettings,
     Reading,
@@ -35,6 +36,7 @@ KINDS: Mapping[str, type[Config]] = {
     "upstream": UpstreamConfig,
     "refresh": RefreshConfig,
     "ranker": RankerConfig,
+    "log": LogConfig,
 }
 """The configs that there are, by the name that `recsys config` knows them by."""
 

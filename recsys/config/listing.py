@@ -64,6 +64,8 @@ def _table(kind: Any, path: str, shown: set[type], *, optional: bool) -> Iterato
         yield ""
     for entry, inner, many in tables:
         name, may = join(path, entry.name), optional or entry.default is None
+        if get_origin(hints[entry.name]) is dict:
+            name += ".NAME"  # a table for each name that is given
         said, more = meanings(kind)[entry.name], inspect.getdoc(inner) or ""
         yield from _comment("" if more.startswith(said.rstrip(".")) else said)
         yield from _comment(more)

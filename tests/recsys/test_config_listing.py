@@ -52,6 +52,7 @@ def test_what_must_be_given_is_all_that_must_be_edited() -> None:
 
 
 def test_a_subclass_says_what_is_other_in_it() -> None:
+    assert "\n[actions.NAME]\n" in listing(KINDS["log"])
     text = listing(KINDS["ranker"])
     assert "# Passes over the events, at most: the validation files" in text
     assert "epochs = 8" in text
