@@ -31,7 +31,7 @@ def test_every_key_is_listed_with_what_it_means(kind: type) -> None:
             meaning = meanings(each)[entry.name]
             assert meaning
             assert meaning.rstrip(".") in flat
-            assert re.search(rf"(^#?|[.[]){entry.name}( =|\])", text, re.MULTILINE), entry.name
+            assert re.search(rf"(^#?|[.[]){entry.name}( =|\.NAME\]|\])", text, re.MULTILINE), entry.name
 
 
 def test_what_is_listed_is_the_default_and_what_must_be_given_is_marked() -> None:
