@@ -8,13 +8,14 @@ no         if its vectors do not pay on the validation rows; if ROC-AUC or norma
 yes        if ROC-AUC is better by more than chance, entropy no worse, the seeds agree and the positives are enough
 not clear  else
 
-Retrieval is judged by the vectors with the prior, as they would be used, against the best of the ways that need no
-vectors. Where these are not clearly ahead and the inner product alone is far behind popularity, what is found is the
+Retrieval is judged by the vectors with the prior, as they would be used, against the ways that need no vectors, at
+every cut-off. Where they are not clearly ahead and the inner product alone is far behind popularity, what is found is the
 prior's: no.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,6 +41,8 @@ WAYS = {
     "prior": "the prior alone",
 }
 """Rows of a retrieval that read no vectors of ours -> in running text."""
+FAR = 2.0
+"""How many times as much popularity must find to be far ahead of the inner product alone."""
 OTHERS = ("refresh", "retrieval")
 """What is judged besides the tasks."""
 _SAYS = {"up": YES, "down": NO, "unclear": UNCLEAR}
@@ -262,37 +265,32 @@ def _refresh(document: Mapping[str, Any], ranker: Part) -> Part | None:
 
 
 def _retrieval(document: Mapping[str, Any]) -> Part | None:
+    """At every cut-off: one where the vectors lead by chance alone, or do not, is no yes."""
     if "retrieval" not in document:
         return None
-    found, rows = document["retrieval"], document["retrieval"]["rows"]
-    k = max(int(key.removeprefix("recall@")) for key in rows["chosen"])
-    at = {row: recall[f"recall@{k}"] for row, recall in rows.items()}
-    simple = [row for row in WAYS if row in at]
-    leads = {row: _lead(found, row, f"recall@{k}") for row in simple}
-    best = max(simple, key=at.__getitem__)
-    lead = next((says for says in (NO, UNCLEAR) if says in leads.values()), YES)
-    reasons = [Reason("lead", lead, f"{_ahead(at, best, k)}{_bounds(found, best, k)}"), _alone(at, k)]
-    far_behind = at["vectors"] < at[_popular(at)] / 2
-    answer = NO if lead == UNCLEAR and far_behind else lead
-    brief = f"recall at {k} {percent(at['chosen'], 1)}, {WAYS[best]} {percent(at[best], 1)}"
-    return Part("retrieval", answer, reasons, brief)
+    found = document["retrieval"]
+    cuts = sorted(int(key.removeprefix("recall@")) for key in found["rows"]["chosen"])
+    leads = [_lead(found, k) for k in cuts]
+    answer = next((says for says in (NO, UNCLEAR) if any(lead.says == says for lead in leads)), YES)
+    telling = next(k for k, lead in zip(cuts[::-1], leads[::-1], strict=True) if lead.says == answer)
+    times = {k: _behind(_recalls(found, k)) for k in cuts}
+    worst = max(cuts, key=times.__getitem__)
+    if answer == UNCLEAR and times[worst] > FAR:
+        answer = NO
+    at = _recalls(found, telling)
+    best = _best(at)
+    brief = f"recall at {telling} {percent(at['chosen'], 1)}, {WAYS[best]} {percent(at[best], 1)}"
+    return Part("retrieval", answer, [*leads, _alone(_recalls(found, worst), worst)], brief)
 
 
-def _lead(found: Mapping[str, Any], row: str, key: str) -> str:
-    """Whether what was chosen is ahead of a row, by more than chance."""
-    return _SAYS[verdict({"lead_lift_ci95": found.get("lead", {}).get(row, {}).get(key)}, "lead")]
+def _recalls(found: Mapping[str, Any], k: int) -> dict[str, float]:
+    """Row -> recall at k."""
+    return {row: recall[f"recall@{k}"] for row, recall in found["rows"].items()}
 
 
-def _ahead(at: Mapping[str, float], best: str, k: int) -> str:
-    return (
-        f"of a user's positives the first {k} items by vectors and prior hold {percent(at['chosen'], 1)}, those by "
-        f"{WAYS[best]}, the best of the ways without vectors, {percent(at[best], 1)}"
-    )
-
-
-def _bounds(found: Mapping[str, Any], row: str, k: int) -> str:
-    bounds = found.get("lead", {}).get(row, {}).get(f"recall@{k}", (None, None))
-    return "" if None in bounds else f" (95 % interval of the difference {interval(bounds)})"
+def _best(at: Mapping[str, float]) -> str:
+    """The best of the ways without vectors."""
+    return max((row for row in WAYS if row in at), key=at.__getitem__)
 
 
 def _popular(at: Mapping[str, float]) -> str:
@@ -300,14 +298,36 @@ def _popular(at: Mapping[str, float]) -> str:
     return max((row for row in ("popularity", "popularity_day") if row in at), key=at.__getitem__)
 
 
+def _behind(at: Mapping[str, float]) -> float:
+    """How many times as much popularity finds as the inner product alone."""
+    return at[_popular(at)] / at["vectors"] if at["vectors"] else math.inf
+
+
+def _lead(found: Mapping[str, Any], k: int) -> Reason:
+    """Whether vectors and prior are ahead of every way without vectors by more than chance."""
+    at, bounds = _recalls(found, k), {row: lead.get(f"recall@{k}") for row, lead in found.get("lead", {}).items()}
+    judged = [_SAYS[verdict({"lead_lift_ci95": bounds.get(row)}, "lead")] for row in WAYS if row in at]
+    says, best = next((each for each in (NO, UNCLEAR) if each in judged), YES), _best(at)
+    text = (
+        f"of a user's positives the first {k} items by vectors and prior hold {percent(at['chosen'], 1)}, those by "
+        f"{WAYS[best]}, the best of the ways without vectors, {percent(at[best], 1)}"
+    )
+    if (known := bounds.get(best)) and None not in known:
+        text += f" (95 % interval of the difference {interval(known)})"
+    return Reason("lead", says, text)
+
+
 def _alone(at: Mapping[str, float], k: int) -> Reason:
     """The inner product alone against popularity."""
-    popular = _popular(at)
-    text = f"the inner product alone holds {percent(at['vectors'], 1)} and {WAYS[popular]} {percent(at[popular], 1)}"
-    if at["vectors"] >= at[popular]:
+    popular, times = _popular(at), _behind(at)
+    text = (
+        f"the first {k} by inner product alone hold {percent(at['vectors'], 1)}, those by {WAYS[popular]} "
+        f"{percent(at[popular], 1)}"
+    )
+    if times <= 1:
         return Reason("alone", YES, text)
-    times = f", {at[popular] / at['vectors']:.1f} times as much" if at["vectors"] else ""
-    return Reason("alone", NO, f"{text}{times}: without the prior retrieve nothing by these vectors")
+    factor = f", {times:.1f} times as much" if math.isfinite(times) else ""
+    return Reason("alone", NO, f"{text}{factor}: without the prior retrieve nothing by these vectors")
 
 
 def _moved(before: float | None, after: float | None, digits: int = 4) -> str:

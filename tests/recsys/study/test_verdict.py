@@ -59,7 +59,7 @@ def test_a_little_more_auc_does_not_hide_what_is_worse() -> None:
                 "calibration 0.940 → 0.900, further from 1",
             ):
                 assert wanted in task["sentence"]
-            assert "popularity 45.0\xa0%, 15.0 times as much" in retrieval["sentence"]
+            assert "hold 3.0\xa0%, those by popularity 45.0\xa0%, 15.0 times as much" in retrieval["sentence"]
             for wanted in ("+0.13\xa0%", "0.8900 → 0.9030", "0.940 → 0.900", "no for retrieval", "3.0\xa0%"):
                 assert wanted in judged["sentence"] + retrieval["sentence"]
 
@@ -122,13 +122,13 @@ def test_one_seed_is_no_obstacle_and_is_said() -> None:
             {"chosen": 0.3, "prior": 0.29, "popularity": 0.2, "vectors": 0.15},
             {"prior": (-0.01, 0.03), "popularity": (0.05, 0.15)},
             "not clear",
-            "the inner product alone holds 15.0\xa0% and popularity 20.0\xa0%, 1.3 times as much",
+            "by inner product alone hold 15.0\xa0%, those by popularity 20.0\xa0%, 1.3 times as much",
         ),
         (
             {"chosen": 0.3, "prior": 0.29, "popularity": 0.2, "vectors": 0.0},
             {"prior": (-0.01, 0.03), "popularity": (0.05, 0.15)},
             "no",
-            "the inner product alone holds 0.0\xa0% and popularity 20.0\xa0%: without the prior retrieve nothing",
+            "by inner product alone hold 0.0\xa0%, those by popularity 20.0\xa0%: without the prior retrieve nothing",
         ),
     ],
 )
@@ -138,6 +138,29 @@ def test_retrieval_is_judged_against_the_best_way_without_vectors(
     judged = judge(report(figures(0.71, 0.88, 0.95), 0.01, (0.01, 0.02), GOOD, rows=rows, leads=leads))["retrieval"]
     assert judged["answer"] == answer
     assert because in judged["sentence"]
+
+
+def test_vectors_that_lead_at_one_cut_off_alone_are_no_yes() -> None:
+    """Deskdrop, day by day."""
+    document = report(figures(0.71, 0.88, 0.95), 0.01, (0.01, 0.02), GOOD)
+    rows = {
+        "chosen": (0.451, 0.547),
+        "prior": (0.452, 0.542),
+        "popularity_day": (0.448, 0.539),
+        "vectors": (0.029, 0.087),
+    }
+    leads = {"prior": ((-0.006, 0.005), (0.001, 0.01)), "popularity_day": ((0.0005, 0.006), (0.003, 0.014))}
+    document["retrieval"] = {
+        name: {row: dict(zip(("recall@10", "recall@50"), at, strict=True)) for row, at in each.items()}
+        for name, each in (("rows", rows), ("lead", leads))
+    }
+    judged = judge(document)["retrieval"]
+    assert [reason["says"] for reason in judged["reasons"]] == ["not clear", "yes", "no"]
+    assert judged["answer"] == "no"
+    assert (
+        "the first 10 by inner product alone hold 2.9\xa0%, those by popularity of the last day 44.8\xa0%, 15.4 times"
+        in (judged["sentence"])
+    )
 
 
 def test_the_arm_is_chosen_on_the_validation_rows() -> None:
