@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from recsys.config import ConfigError, RankerConfig, RefreshConfig, UpstreamConfig
+from recsys.jobs import warm_up
 from recsys.refresh.errors import GateRefusedError
 from recsys.telling import first_to_tell
 
@@ -75,6 +76,7 @@ def run(
     from recsys.recipes import RECIPES
 
     opened = open_study(recipe, RECIPES, data, out, set_)
+    warm_up()
     from recsys.pipeline import run_study
 
     run_study(opened, out)
@@ -179,6 +181,7 @@ def tune(
     space, assignments = split_assignments(set_)
     opened = open_study(recipe, RECIPES, data, out, assignments, tested=False)
     space = around(opened.study, space)
+    warm_up()
     from recsys.tune.search import search
 
     search(opened, space, trials, out)
@@ -303,6 +306,7 @@ def daily(
 
     opened = open_study(recipe, DAILY, data, out, set_)
     opened.study.daily()
+    warm_up()
     from recsys.replay import run_daily
 
     refused = run_daily(opened, out, follow=follow)
@@ -336,6 +340,7 @@ def rank(
     from recsys.checks import check_rankers
 
     settings = check_rankers(config, data, store, set_)
+    warm_up()
     from recsys.rank import run_rankers
 
     run_rankers(settings, data, store, out, ranks)
@@ -385,8 +390,11 @@ def _in_words(error: Exception) -> str:
     return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
 
-def main() -> None:
-    """Entry point. Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3."""
+def run_command() -> None:
+    """Run the subcommand that `sys.argv` names.
+
+    Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3.
+    """
     functions = (
         *(demo, run, daily, rank, check, config, tune, prepare, report),
         *(upstream, refresh, embed, prior, downstream),
@@ -406,6 +414,11 @@ def main() -> None:
         if first_to_tell(said := _in_words(error)):
             print(f"{kind}: {said}", file=sys.stderr)
         raise SystemExit(3 if refused else 2) from None
+
+
+def main() -> None:
+    """Entry point."""
+    run_command()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # One rank of a job, its work on disk: gloo's threads outlive destroy_process_group and, rarely, abort the
         # interpreter while it ends ("terminate called without an active exception").

@@ -1,38 +1,47 @@
-"""Running a job of several ranks on this machine through torchx, and waiting for it."""
+"""Running a job of several ranks on this machine with torch elastic, and waiting for it.
+
+To import torch and TorchRec takes longer than most small jobs do. So one process, the fork server, imports them once
+and every rank is forked off it; on a GPU, whose libraries survive no fork, each rank is a new process. On a cluster the
+jobs are the torchx components in `launchers/`.
+"""
 
 from __future__ import annotations
 
 import codecs
 import importlib
+import logging
+import multiprocessing
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torchx.specs as specs
-from torchx.runner import Runner, get_runner
-from torchx.schedulers.local_scheduler import SignalException
-
 _POLL_SECONDS = 0.1
-_ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):.*?\brank +: (\d+).*?\bexitcode +: (-?\d+)", re.DOTALL)
-"""torchrun's verdict, in its own output."""
 _VICTIM = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL (error|communicator)")
 """How a rank fails because another one, whose error is the one to show, is gone."""
-
-
 _ERROR = re.compile(r"^(Traceback \(most recent call last\)|error: |refused: )", re.MULTILINE)
 """How what ended a rank begins: a fault of the program, or what `recsys.cli.main` says."""
+_IMPORTED = ["recsys.cli", "recsys.upstream", "recsys.refresh.cycle", "recsys.downstream.ranking"]
+"""What the fork server has imported when a rank is forked off it."""
 
 
 class JobError(RuntimeError):
     """A job ended with an error; the message has the failing rank's last lines and where all of them are."""
+
+
+def warm_up() -> None:
+    """Start the fork server, which imports torch while this process does other things."""
+    from multiprocessing import forkserver
+
+    multiprocessing.set_forkserver_preload(_IMPORTED)
+    forkserver.ensure_running()
 
 
 def run_job(name: str, arguments: Sequence[str], ranks: int, log_dir: Path) -> None:
@@ -42,7 +51,7 @@ def run_job(name: str, arguments: Sequence[str], ranks: int, log_dir: Path) -> N
 
     Args:
         name: what to call the job in messages.
-        arguments: the command line after `recsys`; the subcommand is also the component in `launchers/`.
+        arguments: the command line after `recsys`.
         ranks: processes.
         log_dir: made if it does not exist; each job adds a folder of its own.
 
@@ -51,54 +60,71 @@ def run_job(name: str, arguments: Sequence[str], ranks: int, log_dir: Path) -> N
         KeyboardInterrupt: Ctrl-C; the ranks have been stopped.
         SystemExit: SIGTERM; the ranks have been stopped.
     """
-    component = getattr(importlib.import_module(f"launchers.{arguments[0]}"), arguments[0])
-    run_app(name, specs.materialize_appdef(component, [*arguments[1:], "-j", f"1x{ranks}"]), log_dir)
+    run_ranks(name, _command, (tuple(arguments),), ranks, log_dir)
 
 
-def run_app(name: str, app: specs.AppDef, log_dir: Path) -> None:
-    """Run a torchx application of one `dist.ddp` role on this machine and wait for it; see `run_job`."""
-    (role,) = app.roles
-    _use_this_interpreter(role)
-    log_dir.mkdir(parents=True, exist_ok=True)
-    # torchx's local scheduler turns SIGINT and SIGTERM into exceptions, and never back
-    with _handlers_kept(), get_runner() as runner:
-        handle = runner.run(app, "local_cwd", cfg={"log_dir": str(log_dir.resolve())})
-        folder = log_dir / "torchx" / handle.rpartition("/")[2]
-        workers = folder / "torchelastic" / role.name
-        output = _Output(workers)
+def run_ranks(name: str, work: Callable[..., None], arguments: tuple, ranks: int, log_dir: Path) -> None:
+    """Call a function of a module on every rank, in the environment that torchrun gives; see `run_job`."""
+    import torch
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    warm_up()
+    folder = log_dir / f"{name}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=_POLL_SECONDS,
+        start_method="spawn" if torch.cuda.is_available() else "forkserver",
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder.resolve()), redirects=Std.ALL),
+    )
+    # elastic turns SIGINT and SIGTERM into exceptions, and never back; a failure is told below
+    with _handlers_kept(), _quiet_logs(), _copied(folder):
         try:
-            status = _wait(runner, handle, output)
+            elastic_launch(config, _rank)(work, arguments, _terminal())
+        except ChildFailedError as error:
+            first, failure = error.get_first_failure()
+            raise JobError(_failure(name, folder, first, failure.exitcode)) from None
         except (SignalException, KeyboardInterrupt) as stopped:
-            runner.cancel(handle)
-            output.copy()
             received = getattr(stopped, "sigval", signal.SIGINT)
             if received == signal.SIGINT:
                 raise KeyboardInterrupt from None
             raise SystemExit(128 + received) from None
-    if status != specs.AppState.SUCCEEDED:
-        raise JobError(_failure(name, workers, folder / role.name / "0" / "stderr.log"))
 
 
-def _use_this_interpreter(role: specs.Role) -> None:
-    """Start torchrun with this Python, which also finds this package: no activated environment, any working folder."""
-    launcher, *arguments = shlex.split(role.args[1])
-    assert (role.entrypoint, role.args[0], launcher) == ("bash", "-c", "torchrun"), role
-    role.entrypoint, role.args = sys.executable, ["-m", "torch.distributed.run", *arguments]
-    root = str(Path(__file__).resolve().parents[1])
-    inherited = os.environ.get("PYTHONPATH", "")
-    role.env["PYTHONPATH"] = os.pathsep.join([root, *([inherited] if inherited else [])])
-    if sys.stdout.isatty():  # lets rank 0, whose output passes through a file, draw its progress bar
-        role.env |= {"TTY_COMPATIBLE": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
+def _rank(work: Callable[..., None], arguments: tuple, terminal: Mapping[str, str]) -> None:
+    """One rank. What ends it, which elastic would keep to itself or tell in the terminal, goes to its stderr."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun sets it: see recsys/train/distributed.py
+    os.environ.update(terminal)
+    try:
+        work(*arguments)
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            raise SystemExit(1) from None
+        raise
 
 
-def _wait(runner: Runner, handle: specs.AppHandle, output: _Output) -> specs.AppState:
-    while True:
-        status = runner.status(handle)
-        output.copy()
-        if status is None or specs.is_terminal(status.state):
-            output.copy()
-            return specs.AppState.FAILED if status is None else status.state
-        time.sleep(_POLL_SECONDS)
+def _command(arguments: Sequence[str]) -> None:
+    sys.argv = ["recsys", *arguments]
+    importlib.import_module("recsys.cli").run_command()  # by its name, as a shell would start it
+
+
+def _terminal() -> dict[str, str]:
+    """Lets rank 0, whose output passes through a file, draw its progress bar."""
+    if not sys.stdout.isatty():
+        return {}
+    return {"TTY_COMPATIBLE": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
 
 
 @contextmanager
@@ -107,6 +133,7 @@ def _handlers_kept() -> Iterator[None]:
         yield
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous |= {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGQUIT)}
     try:
         yield
     finally:
@@ -114,12 +141,43 @@ def _handlers_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Output:
-    """Copies what rank 0 writes to this process's own output; not the error that ended it, which `JobError` shows."""
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Without what elastic logs of ranks that end."""
+    names = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
-    def __init__(self, workers: Path) -> None:
-        self._stdout = _Tail(workers, "stdout.log", sys.stdout.write)
-        self._stderr = _Tail(workers, "stderr.log", self._error)
+
+@contextmanager
+def _copied(folder: Path) -> Iterator[None]:
+    """Copy what rank 0 writes to this process's own output; not the error that ended it, which `JobError` shows."""
+    output, ended = _Output(folder), threading.Event()
+
+    def copy() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            output.copy()
+        output.copy()
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class _Output:
+    def __init__(self, folder: Path) -> None:
+        self._stdout = _Tail(folder, "stdout.log", sys.stdout.write)
+        self._stderr = _Tail(folder, "stderr.log", self._error)
         self._hidden = False
 
     def copy(self) -> None:
@@ -138,16 +196,16 @@ class _Output:
 class _Tail:
     """Follows one file of rank 0, which appears some time after the start."""
 
-    def __init__(self, workers: Path, name: str, write: Callable[[str], int]) -> None:
+    def __init__(self, folder: Path, name: str, write: Callable[[str], int]) -> None:
         self._pattern = f"*/attempt_0/0/{name}"
-        self._workers = workers
+        self._folder = folder
         self._write = write
         self._path: Path | None = None
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def copy(self) -> None:
-        self._path = self._path or next(self._workers.glob(self._pattern), None)
+        self._path = self._path or next(self._folder.glob(self._pattern), None)
         if self._path is None:
             return
         with self._path.open("rb") as file:
@@ -158,23 +216,26 @@ class _Tail:
             self._write(self._decoder.decode(data))
 
 
-def _failure(name: str, workers: Path, agent: Path) -> str:
-    """What to tell of a failed job: the last lines of the rank whose error came first, as far as can be told."""
-    logs = {int(path.parent.name): path for path in workers.glob("*/attempt_*/*/stderr.log")}
-    if not logs:
-        return f"job {name} failed before its ranks started:\n{_last_error(agent)}\n(all output: {agent.parent})"
+def _failure(name: str, folder: Path, first: int, exit_code: int) -> str:
+    """What to tell of a failed job: the last lines of the rank whose error came first, as far as can be told.
+
+    Args:
+        name: of the job.
+        folder: of the ranks' logs.
+        first: the rank that ended first.
+        exit_code: of that; negative: the signal that killed it.
+    """
+    logs = {int(path.parent.name): path for path in folder.glob("*/attempt_*/*/stderr.log")}
     errors = {rank: _last_error(path) for rank, path in sorted(logs.items())}
-    first = _ROOT_CAUSE.search(agent.read_text(errors="replace"))
-    rank = int(first[1]) if first else min(errors)
-    died = first is not None and first[2].startswith("-")
-    if _VICTIM.search(errors[rank]) or not (died or _ERROR.match(errors[rank])):  # one rank tells what all came to
+    rank = first
+    if _VICTIM.search(errors[rank]) or not (exit_code < 0 or _ERROR.match(errors[rank])):  # one rank tells for all
         rank = next((r for r, text in errors.items() if _ERROR.match(text) and not _VICTIM.search(text)), rank)
-    killed = f" (killed by signal {first[2][1:]})" if first and rank == int(first[1]) and first[2][0] == "-" else ""
+    killed = f" (killed by signal {-exit_code})" if exit_code < 0 and rank == first else ""
     return f"job {name} failed on rank {rank}{killed}:\n{errors[rank]}\n(its whole output: {logs[rank].parent})"
 
 
 def _last_error(path: Path) -> str:
     """The last error in a log, or its last lines where there is none."""
-    lines = path.read_text(errors="replace").rstrip().splitlines() if path.is_file() else []
+    lines = path.read_text(errors="replace").rstrip().splitlines()
     starts = [number for number, line in enumerate(lines) if _ERROR.match(line)]
     return "\n".join(lines[starts[-1] :] if starts else lines[-5:])

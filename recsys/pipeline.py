@@ -2,7 +2,7 @@
 
 An upstream's training and its first refresh share one start of the processes, which costs as much as the refresh.
 
-Every stage is a job of its own (see `launchers/`), started with a config of its own, `OUT/configs/<job>.toml`, that
+Every stage is a job of its own (see `recsys/jobs.py`), started with a config of its own, `OUT/configs/<job>.toml`, that
 leaves its result on disk: a run that was stopped goes on with the first stage that is not done.
 """
 
@@ -19,7 +19,7 @@ from recsys.downstream.ranking import all_rankers, screen_splits, stage_name
 from recsys.jobs import run_job
 from recsys.opening import Opened
 from recsys.progress import Progress, between
-from recsys.stages import is_done, record
+from recsys.stages import is_done, record, unaccounted
 from recsys.study.ablation import ablation_jobs
 from recsys.study.collect import collect_results
 from recsys.study.report import build_report, write_report
@@ -77,9 +77,9 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
         progress.begin(why, done=is_done(out, stage_name(rankers)))
         job("downstream", stage_name(rankers), rankers, data, out, ranks)
     progress.begin("report: lifts with intervals, from 1,000 draws of users")
-    start = time.monotonic()
+    overhead, start = unaccounted(out), time.monotonic()
     report = build_report(collect_results(study, data, out))
-    report["seconds"]["report"] = time.monotonic() - start
+    report["seconds"] |= {"start": overhead, "report": time.monotonic() - start}
     write_report(report, out)
     print_summary(report)
     print(f"report: {out / 'report.html'} (figures: {out / 'report.json'}; all tables: recsys report --out {out})")
@@ -87,7 +87,7 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
 
 def train_and_publish(study: StudyConfig, upstream: UpstreamConfig, data: Path, out: Path, ranks: int) -> None:
     """Run the job of one of `study.trainings()`, as far as it is not done. Raises JobError if it fails."""
-    train = () if is_done(out, f"upstream-{upstream.name}") else ("--train", "True")
+    train = () if is_done(out, f"upstream-{upstream.name}") else ("--train",)
     job("refresh", f"refresh-{upstream.name}", study.refresh_of(upstream), data, out, ranks, *train)
 
 

@@ -18,7 +18,7 @@ from recsys.downstream.validation import REFERENCE
 from recsys.folders import make_out
 from recsys.identity import identify_files
 from recsys.pipeline import job, ranks_here
-from recsys.stages import forget
+from recsys.stages import forget, unaccounted
 from recsys.study.collect import collect_rankers
 from recsys.study.report import build_report, write_report
 from recsys.study.terminal import print_report
@@ -47,9 +47,9 @@ def run_rankers(config: RankerConfig, data: Path, store: str, out: Path, ranks: 
     screen_splits(config, data, out)
     _claim(config, data, opened, out)
     job("downstream", stage_name(config), config, data, out, ranks_here(ranks), "--store", store)
-    start, folder = time.monotonic(), out / "downstream" / config.name
+    overhead, start, folder = unaccounted(out), time.monotonic(), out / "downstream" / config.name
     report = build_report(collect_rankers(config, data, out, opened))
-    report["seconds"]["report"] = time.monotonic() - start
+    report["seconds"] |= {"start": overhead, "report": time.monotonic() - start}
     write_report(report, folder)
     print_report(report)
     print(f"report: {folder / 'report.html'} (figures: {folder / 'report.json'})")

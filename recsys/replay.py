@@ -19,7 +19,7 @@ from recsys.opening import Opened
 from recsys.pipeline import job, prepare, ranks_here, start_job
 from recsys.refresh.days import Cycle, available_days, count_rows, find_day, next_cycle, small_days
 from recsys.refresh.records import Ledger, Record, digest
-from recsys.stages import forget
+from recsys.stages import forget, unaccounted
 from recsys.study.collect import collect_daily
 from recsys.study.daily_report import build_daily, write_daily
 from recsys.study.terminal import print_daily
@@ -73,9 +73,9 @@ def report(config: StudyConfig, data: Path, out: Path) -> None:
         folder = Ledger(out, name).folder
         export.write_metrics(folder, name)
         quality_page.write_pages(folder, name)
-    start = time.monotonic()
+    overhead, start = unaccounted(out), time.monotonic()
     document = build_daily(collect_daily(config, data, out))
-    document["seconds"]["report"] = time.monotonic() - start
+    document["seconds"] |= {"start": overhead, "report": time.monotonic() - start}
     write_daily(document, out)
     print_daily(document)
     print(f"\nreport: {out / 'daily.html'}  (figures: {out / 'daily.json'})")
@@ -89,7 +89,7 @@ def _replay(config: StudyConfig, data: Path, out: Path, ranks: int) -> list[str]
         before = _records(out, name)
         if before and _due(config, data, out, name, ranks) is None:
             continue
-        start_job("refresh", f"refresh-{name}", config.refresh_of(upstream), data, out, ranks, "--every", "True")
+        start_job("refresh", f"refresh-{name}", config.refresh_of(upstream), data, out, ranks, "--every")
         keys = {(record.day, record.key) for record in before}
         done.append([record for record in _records(out, name) if (record.day, record.key) not in keys])
     return _refusals(done)

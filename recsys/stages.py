@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,8 @@ import torch.distributed as dist
 
 from recsys.atomic import write_json
 from recsys.train.distributed import Environment, peak_memory
+
+_IMPORTED = time.monotonic()
 
 
 @contextmanager
@@ -80,6 +83,23 @@ def read_stages(out: Path) -> dict[str, dict[str, float]]:
         whole["seconds"] = max(whole["seconds"], part["seconds"])
         whole["peak_rss_bytes"] += part["peak_rss_bytes"]
     return stages
+
+
+def unaccounted(out: Path) -> float:
+    """Seconds of this process that are in none of the stages that ended in it: imports, checks, starting ranks."""
+    age = _age()
+    begun = time.time() - age
+    ended = {path.name.split(".")[0] for path in (out / "stages").glob("*.json") if path.stat().st_mtime >= begun}
+    return max(0.0, age - sum(stage["seconds"] for name, stage in read_stages(out).items() if name in ended))
+
+
+def _age() -> float:
+    """Seconds since this process was started; where the system does not tell, since it imported this."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return time.monotonic() - _IMPORTED
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _record(out: Path, name: str, seconds: float, peak_rss_bytes: int, part: int, parts: int) -> None:

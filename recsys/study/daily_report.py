@@ -6,7 +6,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     format_version                          int; raised when a key goes or changes its meaning
     name, note, created, commit             as in report.json
     hardware.*, config.*                    as in report.json
-    seconds.<stage>                         number; wall time of each stage; `report`: of measuring all this
+    seconds.<stage>                         number; wall time of each stage; `start`: of imports, checks, starting
+                                            ranks and waiting for days; `report`: of measuring all this
     peak_rss_bytes                          int; greatest resident memory
     seeds                                   list of int; training seeds of the rankers
     rows.<split>                            int; events of each split

@@ -23,7 +23,9 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     screened.<files>.read_as_0.<feature>    int; values that are null or NaN; features without are absent
     publish_delay_ms                        int; an event reads no snapshot whose `as_of` is not this much earlier;
                                             null: the log has no event times, every event reads the newest snapshot
-    seconds.<stage>                         number; wall time of each stage; `report`: of measuring all this
+    seconds.<stage>                         number; wall time of each stage; `start`: of imports, checks and starting
+                                            ranks, of the command that wrote this; `report`: of measuring all this.
+                                            Together they are the wall time of a run that was not stopped
     peak_rss_bytes                          int; greatest resident memory, summed over the processes alive at a time
 
     verdict.sentence                        str; all answers in one sentence

@@ -48,5 +48,6 @@ def test_the_report_says_how_long_it_took_to_measure(tmp_path: Path, monkeypatch
     monkeypatch.setattr(pipeline, "build_report", partial(build_report, samples=5))
     pipeline.run_stages(CONFIG, tmp_path, tmp_path)
     seconds = load_report(tmp_path)["seconds"]
-    assert set(seconds) == {*results.seconds, "report"}
+    assert set(seconds) == {*results.seconds, "start", "report"}
     assert seconds["report"] > 0
+    assert seconds["start"] > 0

@@ -1,4 +1,5 @@
 import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -83,3 +84,13 @@ def test_two_jobs_do_not_work_in_one_folder(
     with exclusive(tmp_path, environment):
         pass
     assert "waiting" not in capsys.readouterr().out
+
+
+def test_what_is_in_no_stage_is_the_rest_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_age", lambda: 100.0)
+    assert stages.unaccounted(tmp_path) == 100
+    record(tmp_path, "a", 30.0)
+    record(tmp_path, "before", 50.0)
+    before = time.time() - 200
+    os.utime(tmp_path / "stages/before.0.json", (before, before))  # by a command that was stopped
+    assert stages.unaccounted(tmp_path) == 70
