@@ -48,7 +48,8 @@ def measure(variant: str, rank: int, ranks: int, folder: str, steps: int) -> Non
     schema = upstream_schema(upstream, data)
     files = find_files(data, upstream.source.events)
     tasks = [label.name for label in schema.labels]
-    batch_size = upstream.training.batch_size
+    training = upstream.training.sized(EventStream(files, schema, batch_size=1).rows // ranks)
+    batch_size = training.batch_size
     stream = EventStream(
         files, schema, batch_size=batch_size, rank=rank, world_size=ranks, shuffle_batches=64, epochs=8
     )
@@ -56,7 +57,7 @@ def measure(variant: str, rank: int, ranks: int, folder: str, steps: int) -> Non
     torch.manual_seed(0)
     task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, count_positives(files, schema, tasks[0]))
     if variant == "torchrec":
-        training = replace(upstream.training, log_every=10**6)
+        training = replace(training, log_every=10**6)
         result = fit(task, stream, training, current_environment(), tasks=tasks, title=None)
         figures = {"samples_per_second": result.samples_per_second, "input_wait_fraction": result.input_wait_fraction}
     else:

@@ -28,7 +28,7 @@ SMALL = UpstreamConfig(
     name="ctr",
     source=SOURCE,
     model=ModelConfig(token_dim=DIM, layers=(("mlp",),), tokens=2, out_tokens=1, out_dim=4),
-    training=TrainConfig(batch_size=8, log_every=100),
+    training=TrainConfig(epochs=2, batch_size=8, log_every=100),
 )
 
 

@@ -59,7 +59,7 @@ CONFIG = StudyConfig(
             # Which ids are dropped hangs on the events' times: none, for a log without times to come to the same.
             model=ModelConfig(token_dim=8, layers=(("mlp",),), tokens=2, out_dim=4, id_dropout=0.0),
             loss=LossConfig(contrastive_label="opened", contrastive_weight=0.1),
-            training=TrainConfig(batch_size=64),
+            training=TrainConfig(epochs=2, batch_size=64),
         ),
     ),
     rankers=RankerSettings(

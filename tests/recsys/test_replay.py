@@ -45,7 +45,7 @@ def config(**gates: float) -> StudyConfig:
             whole.upstreams[0].source, events=("market/events/2024-01-01/*/*.parquet", "market/events/2024-01-02/*/*")
         ),
         model=ModelConfig(token_dim=8, layers=(("mlp",),), tokens=2, out_tokens=1, out_dim=8, sequence_layers=0),
-        training=TrainConfig(batch_size=64),
+        training=TrainConfig(epochs=2, batch_size=64),
     )
     return replace(
         whole,
@@ -78,6 +78,27 @@ def spoil(path: Path, rows: int = 1) -> None:
     clicks[2 : 2 + rows] = [2] * rows
     column = table.column_names.index("click")
     pq.write_table(table.set_column(column, "click", pa.array(clicks, table["click"].type)), path)
+
+
+def test_days_that_are_too_small_are_listed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, trained = tmp_path / "data", []
+    prepare_synthetic(data, users=100, items=100, days=6, events_per_day=300, upstream_days=2)
+    for day in DAYS[1:3]:
+        for path in (data / "market/events" / day).glob("*/*.parquet"):  # one a surface
+            pq.write_table(pq.ParquetFile(path).read().slice(0, 1), path)
+
+    def job(*args: object) -> None:
+        trained.append(capsys.readouterr().out)
+        raise KeyboardInterrupt
+
+    replace(config(), ranks=3).save(tmp_path / "c.toml")
+    monkeypatch.setattr(replay, "job", job)
+    with pytest.raises(KeyboardInterrupt):
+        replay.run_daily(open_study(str(tmp_path / "c.toml"), DAILY, data, tmp_path / "out", ()), tmp_path / "out")
+    said = f"days of less than an event for each of 3 ranks, which go along with the next: {DAYS[1]}, {DAYS[2]}"
+    assert said in trained[0]
 
 
 def test_follow_a_folder_to_the_report(

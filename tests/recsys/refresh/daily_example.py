@@ -31,7 +31,7 @@ PLAIN = ("user_ctr", "item_ctr")
 def daily_study(**refresh: Any) -> StudyConfig:
     """The example's study with days: an epoch of three steps a day."""
     (upstream,) = CONFIG.upstreams
-    training = TrainConfig(batch_size=8, shuffle_batches=2, log_every=1)
+    training = TrainConfig(epochs=2, batch_size=8, shuffle_batches=2, log_every=1)
     settings = replace(CONFIG.refresh, days=DAILY, **refresh)
     return replace(CONFIG, upstreams=(replace(upstream, training=training),), refresh=settings, spans=SPANS)
 
