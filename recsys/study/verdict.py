@@ -9,8 +9,8 @@ yes        if ROC-AUC is better by more than chance, entropy no worse, the seeds
 not clear  else
 
 Retrieval is judged by the vectors with the prior, as they would be used, against the ways that need no vectors, at
-every cut-off. Where they are not clearly ahead and the inner product alone is far behind popularity, what is found is the
-prior's: no.
+every cut-off. Where they are not clearly ahead and the inner product alone is far behind popularity, what is found is
+the prior's: no.
 """
 
 from __future__ import annotations
