@@ -85,6 +85,7 @@ def test_every_command(recsys: list[str], monkeypatch: pytest.MonkeyPatch, capsy
     command(monkeypatch, *COMMANDS[0])
     told = capsys.readouterr().out
     assert "times as seconds" in told
+    assert "had before" not in told, "`once`"
     assert "a row of 4 asked for, as others chose them" in told
     go_on(monkeypatch, recsys)
     found = scan(Part(files=find_files(Path("mine"), ["events/*/*.parquet"]), schema=Schema.load("mine/schema.toml")))
@@ -99,7 +100,7 @@ def test_every_command_with_deskdrop_itself(recsys: list[str], monkeypatch: pyte
     go_on(monkeypatch, recsys)
 
 
-def test_a_shop(recsys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shop(recsys: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     rng = np.random.default_rng(1)
     for name in "ab":
         times = np.datetime64("2024-03-01T08:00:00") + rng.integers(0, 20 * DAY, 700).astype("m8[s]")
@@ -109,6 +110,7 @@ def test_a_shop(recsys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pyarrow.csv.write_csv(pa.table(products), "products.csv")
     Path("shop.toml").write_text(SHOP)
     command(monkeypatch, "prepare", "log", "shop.toml", "--out", "shop")
+    assert "action are of an item that the user had before; actions.action.once = true" in capsys.readouterr().out
     study = StudyConfig.load("shop/study.toml")
     check_run(study, Path("shop"))
     assert check_daily(study, Path("shop")) == []

@@ -37,6 +37,8 @@ class Prepared:
     """What became of a log."""
 
     cleaned: Cleaned
+    repeated: int
+    """Rows of an item that its user had a row of before."""
     drawn: Drawn
     splits: Splits
     described: dict[str, Described]
@@ -71,6 +73,7 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
             found = columns(connection, config, described)
             progress.begin(f"Labels and negatives of {cleaned.events:,} events")
             make_rows(connection, config)
+            repeated = number(connection, "SELECT count(*) - count(DISTINCT (u, i)) FROM chosen")
             drawn = add_negatives(connection, config)
             splits = split(connection, config)
             rows = number(connection, "SELECT count(*) FROM rows")
@@ -82,7 +85,7 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
         shutil.rmtree(work)
         found.schema.save(new / "schema.toml")
         write_study(new / "study.toml", out.name, config, found.schema, splits, drawn)
-        prepared = Prepared(cleaned, drawn, splits, described, positives)
+        prepared = Prepared(cleaned, repeated, drawn, splits, described, positives)
         write_json(new / RECORD, _record(prepared))
     return prepared
 
@@ -123,6 +126,7 @@ def _record(prepared: Prepared) -> dict[str, Any]:
     cleaned, drawn, splits = prepared.cleaned, prepared.drawn, prepared.splits
     return {
         **json.loads(json.dumps(asdict(cleaned))),
+        "repeated": prepared.repeated,
         "negatives": {**asdict(drawn), "odds_factor": drawn.odds_factor},
         "labels": {name: {"positives": ones, "rows": rows} for name, (ones, rows) in prepared.positives.items()},
         "splits": {

@@ -15,7 +15,8 @@ from recsys.data.log.splits import SHARES, Splits, late_days, patterns
 from recsys.data.schema import Schema
 
 _HEAD = """\
-# What is trained on what, made by `recsys prepare log`: change it as you like. Every other key has its default.
+# What is trained on what, made by `recsys prepare log`, which writes it anew: copy it to change it.
+# Every key that is left out has its default.
 # recsys run   study.toml --data THIS_FOLDER --out runs/mine
 """
 _DAILY = "# recsys daily study.toml --data THIS_FOLDER --out runs/mine-daily\n"
@@ -41,7 +42,6 @@ def _document(name: str, config: LogConfig, schema: Schema, splits: Splits, draw
     document: dict[str, Any] = {
         "name": name,
         "note": _note(config, splits, drawn),
-        "ranks": 2,
         "upstreams": upstreams,
         "rankers": {
             "schema": "schema.toml",
@@ -55,7 +55,6 @@ def _document(name: str, config: LogConfig, schema: Schema, splits: Splits, draw
         _add_days(document, config, splits)
     else:
         document["rankers"]["publish_delay_ms"] = 0  # the splits lie hours apart
-        del document["ranks"]
     return document
 
 
@@ -70,8 +69,8 @@ def _add_days(document: dict[str, Any], config: LogConfig, splits: Splits) -> No
     document["spans"] = {
         name: [splits.of[name][0].name, splits.of[name][-1].name] for name in ("train", "validation", "test")
     }
-    if min(part.end - part.begin for part in days) >= 2:
-        del document["ranks"]  # a day with a single row has none for a second rank
+    if any(part.end - part.begin < StudyConfig.ranks for part in days):
+        document["ranks"] = 1  # a day with a single row has none for a second rank
 
 
 def _note(config: LogConfig, splits: Splits, drawn: Drawn) -> str:
@@ -90,9 +89,9 @@ def _note(config: LogConfig, splits: Splits, drawn: Drawn) -> str:
     late = late_days(config)
     if late and splits.by_day:
         known = f"Labels are known up to {late} days after their row: "
-        gap = (
-            f"the last {splits.gap} days of each split are in none" if splits.gap else "the log is too short for a gap"
-        )
+        gap = "the log is too short to leave as many between the splits"
+        if splits.gap:
+            gap = f"the last {splits.gap} days of each split are in none"
         by_day = "Day by day the upstreams learn a day's labels at its end, which production could not."
         lines.append(f"{known}{gap}. {by_day}")
     return " ".join(lines)

@@ -26,6 +26,11 @@ def summary(config: LogConfig, prepared: Prepared, out: Path) -> Iterator[str]:
     )
     for kind in cleaned.bad[:_BAD]:
         yield f"  {kind.rows:,} x {kind.column or 'a line'}: {kind.problem}"
+    if prepared.repeated:
+        yield (
+            f"{prepared.repeated:,} {config.row_action} are of an item that the user had before; "
+            f"actions.{config.row_action}.once = true keeps the first alone"
+        )
     yield from _tables(prepared)
     yield from _negatives(config, prepared)
     for name, (ones, rows) in prepared.positives.items():

@@ -107,6 +107,12 @@ def test_a_log_of_a_day_is_split_within_it(tmp_path: Path) -> None:
     assert study.rankers.publish_delay_ms == 0
 
 
+def test_a_day_with_a_single_row_has_one_rank(tmp_path: Path) -> None:
+    times = np.concatenate([spread(20), [START + 20 * DAY]])
+    _, study, _ = prepare(tmp_path, times, negatives={"ratio": 0})
+    assert study.ranks == 1
+
+
 def test_the_same_log_has_the_same_bytes_and_a_second_call_replaces_the_first(tmp_path: Path) -> None:
     def contents() -> dict[str, bytes]:
         files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
