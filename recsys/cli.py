@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from recsys.config import ConfigError, RankerConfig, RefreshConfig, UpstreamConfig
+from recsys.cli_jobs import downstream, embed, prior, refresh, upstream
+from recsys.config import ConfigError
 from recsys.jobs import warm_up
 from recsys.refresh.errors import GateRefusedError
 from recsys.telling import first_to_tell
@@ -108,8 +107,8 @@ def check(
         from recsys.recipes import check_recipe
 
         check_recipe(config, data, set_)
-    files = "with the files" if data else "with the config; --data DIR looks at schemas and files too"
-    print(f"{config}: nothing is wrong {files}")
+    more = "nor with the schemas and files that it names" if data else "--data DIR looks at schemas and files too"
+    print(f"{config}: nothing is wrong ({more})")
 
 
 def config(kind: Annotated[str, tyro.conf.Positional] = "study", /) -> None:
@@ -187,99 +186,6 @@ def tune(
     search(opened, space, trials, out)
 
 
-def upstream(*, config: Path, data: Path, out: Path) -> None:
-    """Train one upstream model; one rank of a job (see launchers/upstream.py).
-
-    Args:
-        config: The upstream's TOML config (`recsys config upstream`).
-        data: Folder of the prepared data.
-        out: Folder of the run.
-    """
-    settings = UpstreamConfig.load(config)
-    from recsys.upstream import train_upstream
-
-    train_upstream(settings, data, out)
-
-
-def refresh(
-    *,
-    config: Path,
-    data: Path,
-    out: Path,
-    day: str | None = None,
-    cold: bool = False,
-    every: bool = False,
-    after_refused: bool = False,
-    train: bool = False,
-) -> None:
-    """Run one cycle of one upstream: train on its next day, embed, aggregate, publish, tag; one rank of a job.
-
-    The first cycle publishes what the upstream learned from its source. Exit code 3: a gate refused the tag.
-
-    Args:
-        config: The refresh's TOML config (`recsys config refresh`).
-        data: Folder of the prepared data.
-        out: Folder of the run.
-        day: Run the cycle of this day (ISO date), not whichever is due.
-        cold: Train from scratch on the source and all days, in a new space.
-        every: Go on until no day is due; a refused tag then shows in the records alone, not in the exit code.
-        after_refused: Go on from the newest day even where a gate refused it, not from the newest that passed.
-        train: Train the upstream on its source first, as `recsys upstream` does: one start of the processes for both.
-    """
-    settings = RefreshConfig.load(config)
-    from recsys.refresh.cycle import refresh_upstream
-    from recsys.train.distributed import process_group
-    from recsys.upstream import train_upstream
-
-    with ExitStack() as ranks:
-        if train:
-            ranks.enter_context(process_group())
-            train_upstream(settings.upstream, data, out)
-        records = refresh_upstream(settings, data, out, day=day, cold=cold, every=every, after_refused=after_refused)
-    reasons = [reason for record in records for reason in record.gates]
-    if reasons and not every:
-        raise GateRefusedError(f"published, but not tagged: {'; '.join(reasons)}")
-
-
-def embed(*, config: Path, rows: Path, owner: Literal["user", "item"], data: Path, out: Path) -> None:
-    """Embed rows of users or items between two cycles: new ones have their vector, withdrawn ones lose it, in seconds.
-
-    Publishes both series as deltas and moves the tag if it stood on the versions before. The same command again does
-    nothing, or completes what was stopped; the next cycle embeds the rows once more, with its own model.
-
-    Args:
-        config: The refresh's TOML config (`recsys config refresh`).
-        rows: Parquet file with one row an entity: its id, its features, the time column, as the source's `items` have.
-        owner: Whose rows these are.
-        data: Folder of the prepared data.
-        out: Folder of the run.
-    """
-    settings = RefreshConfig.load(config)
-    gc.disable()  # a tenth of the imports' time it walks what they have just made
-    from recsys.refresh.on_demand import embed_rows
-
-    gc.enable()
-    embed_rows(settings, rows, owner, data, out)
-
-
-def prior(*, config: Path, data: Path, out: Path, events: str = "") -> None:
-    """Count the items' prior anew and publish it, as of the newest event: between two cycles, every hour say.
-
-    Nothing is trained and nothing embedded. Retrieval with it beside the same vectors follows what is popular now.
-
-    Args:
-        config: The refresh's TOML config (`recsys config refresh`); [prior] says how far back is counted.
-        data: Folder of the prepared data.
-        out: Folder of the run.
-        events: Glob pattern of the files to count, relative to the data; left out: the source's and the days' files.
-    """
-    settings = RefreshConfig.load(config)
-    from recsys.refresh.counting import refresh_prior
-
-    snapshot = refresh_prior(settings, data, out, events=events)
-    print(f"{snapshot.series}: version {snapshot.version} of {snapshot.rows:,} items, as of {snapshot.as_of} ms")
-
-
 def daily(
     recipe: Annotated[str, tyro.conf.Positional],
     /,
@@ -344,21 +250,6 @@ def rank(
     from recsys.rank import run_rankers
 
     run_rankers(settings, data, store, out, ranks)
-
-
-def downstream(*, config: Path, data: Path, out: Path, store: str = "") -> None:
-    """Train rankers that read the store's vectors, and keep what they predict; one rank of a job.
-
-    Args:
-        config: The rankers' TOML config (`recsys config ranker`).
-        data: Folder of the prepared data.
-        out: Folder of the run.
-        store: The store that they read; left out: the run's own.
-    """
-    settings = RankerConfig.load(config)
-    from recsys.downstream.ranking import train_rankers
-
-    train_rankers(settings, data, out, store or None)
 
 
 def report(*, out: Path) -> None:
