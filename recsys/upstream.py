@@ -15,7 +15,6 @@ from torch import nn
 
 from recsys.atomic import write_json
 from recsys.config import TrainConfig, UpstreamConfig
-from recsys.config.training import STEPS
 from recsys.data.batch import Batch
 from recsys.data.entities import entity_parts, withdrawn_after
 from recsys.data.errors import DataError
@@ -159,7 +158,7 @@ def train_on(
     items: Sequence[Path] = (),
     withdrawn: Collection[int] = (),
     skip: Quarantine = NOTHING,
-    steps: int = STEPS,
+    steps: int = 0,
 ) -> Trained:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
 
@@ -180,7 +179,7 @@ def train_on(
         items: items' own rows, of which, and of the events, the last ones are what `loss.uniform_negatives` draws from.
         withdrawn: items that are not drawn.
         skip: rows that are left out.
-        steps: that a pass is to have, where no batch size is given.
+        steps: that a pass is to have, where no batch size is given; 0: as many as `TrainConfig` says.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.

@@ -7,8 +7,6 @@ from typing import ClassVar, Self
 
 from recsys.config.rules import SEEDS, require
 
-STEPS = 200
-"""That a pass has at least, where no batch size is given and the rows allow it."""
 SMALLEST = 64
 """Batch size that is not fallen below where none is given; fewer rows are one step."""
 
@@ -19,11 +17,13 @@ class TrainConfig:
 
     LARGEST: ClassVar[int] = 512
     """Batch size that is not exceeded where none is given."""
+    STEPS: ClassVar[int] = 100
+    """That a pass then has at least, if the rows allow it."""
     epochs: int = 4
     """Passes over the events, at most: events that are held out choose the best, and one that is worse is the last."""
     batch_size: int = 0
-    """Rows a rank and step. 0: as many as leave a pass 200 steps, rounded down to a power of two; but 64 at least, and
-    512 (a ranker: 1,024) at most."""
+    """Rows a rank and step. 0: as many as leave a pass 100 steps (a ranker's: 200), rounded down to a power of two; but
+    64 at least, and 512 (a ranker's: 1,024) at most."""
     sparse_lr: float = 0.02
     """Learning rate of the tables (fused row-wise Adagrad)."""
     dense_lr: float = 1e-3
@@ -33,7 +33,7 @@ class TrainConfig:
     shuffle_batches: int = 64
     """Rows are shuffled within blocks of this many batches; 0 keeps the stored order."""
     checkpoint_every: int = 200
-    """Steps between checkpoints (one is always written at the end); 0: only at the end."""
+    """Steps between checkpoints (one is always written at the end, and after a pass that is judged); 0: only then."""
     log_every: int = 20
     """Steps between log lines and TensorBoard points."""
     seed: int = 0
@@ -49,14 +49,14 @@ class TrainConfig:
         for name in ("sparse_lr", "dense_lr"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")
 
-    def sized(self, rows: int, steps: int = STEPS) -> Self:
+    def sized(self, rows: int, steps: int = 0) -> Self:
         """The same with a batch size: the given one, or what so many rows a rank allow.
 
         Args:
             rows: a rank's share of the rows.
-            steps: that a pass over them is to have.
+            steps: that a pass over them is to have; 0: STEPS.
         """
-        wanted = max(SMALLEST, min(self.LARGEST, rows // steps))
+        wanted = max(SMALLEST, min(self.LARGEST, rows // (steps or self.STEPS)))
         return replace(self, batch_size=self.batch_size or 1 << (wanted.bit_length() - 1))
 
     def steps(self, rows: int) -> int:
@@ -69,6 +69,7 @@ class RankerTrainConfig(TrainConfig):
     """The training run of a ranker, by one rank; it may be given more passes than it needs."""
 
     LARGEST: ClassVar[int] = 1024
+    STEPS: ClassVar[int] = 200
     epochs: int = 8
     """Passes over the events, at most: the validation files choose the best, and one that is worse is the last."""
     sparse_lr: float = 0.005

@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 from recsys.config import RefreshConfig
 from recsys.config.days import DAY_STEPS
-from recsys.config.training import STEPS
 from recsys.data.files import find_files
 from recsys.data.last_events import last_events
 from recsys.data.quarantine import Quarantine
@@ -255,7 +254,7 @@ class _Refresh:
             withdrawn=plan.withdrawn["item"],
             skip=skip,
             title=f"{upstream.name} {cycle.day}",
-            steps=STEPS if plan.cold else DAY_STEPS,
+            steps=0 if plan.cold else DAY_STEPS,
         )
 
     def _content(

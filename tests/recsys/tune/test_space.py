@@ -73,7 +73,7 @@ def test_a_value_that_the_config_cannot_have() -> None:
 
 def test_what_upstreams_do_not_agree_on_stays_as_it_is_in_the_first_trial() -> None:
     (first,) = CONFIG.upstreams
-    second = replace(first, name="buy", training=replace(first.training, epochs=2))
+    second = replace(first, name="buy", training=replace(first.training, epochs=3))
     study = replace(CONFIG, upstreams=(first, second))
     own = own_settings(study, SPACE)
     assert set(SPACE) - set(own) == {EPOCHS}
