@@ -195,12 +195,7 @@ def train_on(
     rows = check_files(files, schema) - left_out.count(files)
     training = training.sized(rows // environment.world_size, steps)
     if title and environment.is_main and not given.batch_size:
-        kept = f", {held.count:,} of them held out" if held.count else ""
-        print(
-            f"{title}: {rows + held.count:,} rows{kept}, so batches of {training.batch_size} a rank: "
-            f"{training.steps(rows // environment.world_size)} a pass",
-            flush=True,
-        )
+        _tell_batches(title, training, rows, held.count, environment)
     frequencies, seen = _survey(files, schema, upstream, left_out, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
@@ -221,9 +216,7 @@ def train_on(
         identity={
             "files": identify_files([*files, *items], data),
             "config": _identify_config(schema, upstream, given),  # other ranks may need other batches
-            "quarantine": {
-                path.relative_to(data).as_posix(): f"rows {rows.tolist()}" for path, rows in skip.rows.items()
-            },
+            "quarantine": {path.relative_to(data).as_posix(): f"rows {x.tolist()}" for path, x in skip.rows.items()},
         },
         out=out,
         start=start,
@@ -232,6 +225,16 @@ def train_on(
         after_epoch=judge,
     )
     return Trained(result=result, batch_size=training.batch_size, most=training.epochs, held_out=held.count)
+
+
+def _tell_batches(title: str, training: TrainConfig, rows: int, held_out: int, environment: Environment) -> None:
+    """Say which batches follow from so many rows that are trained on."""
+    kept = f", {held_out:,} of them held out" if held_out else ""
+    print(
+        f"{title}: {rows + held_out:,} rows{kept}, so batches of {training.batch_size} a rank: "
+        f"{training.steps(rows // environment.world_size)} a pass",
+        flush=True,
+    )
 
 
 class _Judge:

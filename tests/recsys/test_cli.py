@@ -2,7 +2,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,26 +20,11 @@ from recsys.refresh import cycle
 from recsys.stages import record
 from recsys.study import next_steps
 from recsys.study.ablation import ablation_jobs
+from tests.recsys.conftest import Run
 from tests.recsys.refresh.example import CONFIG, REFRESH, user_rows, write_log
 
-Run = Callable[..., int]
 BLIND = {"rankers": to_dict(CONFIG)["rankers"] | {"validation": []}}
 """A config without validation files."""
-
-
-@pytest.fixture
-def recsys(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call the command with these arguments and return its exit code; what is no error of ours passes through."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["recsys", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    return run
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -11,10 +10,11 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore
-from recsys import cli, rank
+from recsys import rank
 from recsys.config import Config, RankerConfig
 from recsys.downstream.ranking import train_rankers
 from recsys.study.report import build_report, load_report
+from tests.recsys.conftest import Run
 from tests.test_readme import toml_blocks, write_days
 
 SMALL = (
@@ -59,19 +59,8 @@ def publish(store: Path) -> None:
 
 
 def test_a_second_ranker_reads_a_store_that_is_there(
-    data: Path,
-    started: list[Config],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    recsys: Run, data: Path, started: list[Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def recsys(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["recsys", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
     store, out = data / "run/store", data / "run"
     publish(store)
     (out / "config.toml").write_text("name = 'of another run'")

@@ -1,5 +1,3 @@
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,10 @@ import torch
 from torch import nn
 
 from embedding_store import EmbeddingStore
-from recsys.config import ConfigError, NetworkConfig, RankerSettings, RankerTrainConfig, TrainConfig
-from recsys.data.convert import table_rows
+from recsys.config import ConfigError, RankerSettings, TrainConfig
 from recsys.data.errors import DataError
-from recsys.data.files import check_files, find_files
+from recsys.data.files import find_files
 from recsys.data.schema import Schema, SchemaError
-from recsys.data.synthetic import market_split, prepare_synthetic
 from recsys.downstream import ranking
 from recsys.downstream.ranking import (
     Ranker,
@@ -33,41 +29,9 @@ from recsys.evaluate.bootstrap import paired_bootstrap
 from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
 from recsys.folders import store_folder
 from recsys.stages import is_done
-from recsys.study.ablation import ablation_arms, ranker_job
 from recsys.train.distributed import Environment, process_group
 from recsys.train.tables import draw_tables
-
-SPLIT = market_split(days=6, upstream_days=2)
-RANKERS = RankerSettings(
-    schema="market/schema.toml",
-    train=SPLIT.train,
-    validation=SPLIT.validation,
-    test=SPLIT.test,
-    tasks={"ctr": "click", "cvr": "conversion"},
-    publish_delay_ms=0,
-    features=("user_id", "country", "price", "hour", "item_id"),
-    seeds=(0, 1),
-    network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
-    training=RankerTrainConfig(epochs=2, batch_size=64, shuffle_batches=2),
-)
-CONFIG = ranker_job("tasks", RANKERS, ablation_arms(["ctr"]))
-NONE = Ranker("tasks", "ctr", "none", (), 0)
-USER = Ranker("tasks", "ctr", "ctr_user", ("user_ctr",), 0)
-BOTH = Ranker("tasks", "cvr", "ctr_user_item", ("user_ctr", "item_ctr"), 0)
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with process_group() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A market of six small days, prepared."""
-    folder = tmp_path_factory.mktemp("data")
-    prepare_synthetic(folder, users=100, items=100, days=6, events_per_day=400, upstream_days=2)
-    return folder
+from tests.recsys.downstream.example import BOTH, CONFIG, NONE, RANKERS, SPLIT, USER
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +41,6 @@ def rows_of_test(data: Path) -> dict[str, np.ndarray]:
     assert len(tables) == 4  # two days of two surfaces
     table = pa.concat_tables(tables)
     return {name: table[name].to_numpy() for name in ("user_id", "click", "conversion", "timestamp")}
-
-
-@pytest.fixture
-def out(data: Path, tmp_path: Path) -> Path:
-    """The folder of a run whose store has vectors of most users and items, as of the last upstream day."""
-    store = EmbeddingStore(store_folder(tmp_path))
-    generator = torch.Generator().manual_seed(0)
-    for owner in ("user", "item"):
-        rows = pq.ParquetFile(data / f"market/{owner}s/part-0.parquet").read(["timestamp", f"{owner}_id"])
-        ids = torch.from_numpy(rows[f"{owner}_id"].to_numpy().copy())
-        series = store.create(f"{owner}_ctr", dim=6)
-        with series.write(as_of=rows["timestamp"][0].as_py(), space="ctr-1") as writer:
-            writer.append(ids, torch.randn(len(ids), 6, generator=generator))
-    return tmp_path
 
 
 def test_predictions_are_of_the_rows_of_test_in_file_order(
@@ -392,47 +342,3 @@ def test_without_event_times_every_row_reads_the_newest_snapshot(
         assert len(batches) == 2 * (400 // 64)
         assert all(batch.timestamps.eq(0).all() and batch.found.any() for batch in batches)
         assert all(batch.vectors.eq(value * batch.found).all() for batch in batches)
-
-
-def test_new_items_are_all_one_to_a_ranker(data: Path, out: Path, tmp_path: Path, environment: Environment) -> None:
-    """By its own table: they read nobody's row, wherever they hash to."""
-    changed = Path(shutil.copytree(data, tmp_path / "changed"))
-    rankers = replace(RANKERS, features=("item_id",))
-    rows = ranker_schema(rankers, data, ()).feature("item_id").rows
-    trained = np.concatenate(
-        [pq.ParquetFile(path).read(["item_id"])["item_id"].to_numpy() for path in find_files(data, SPLIT.train)]
-    )
-    candidates = np.arange(10**6, 10**6 + 10 * rows)
-    taken = np.isin(table_rows(candidates, rows), table_rows(trained, rows))
-    new = [*candidates[taken][:5], *candidates[~taken][:2]]
-    path = find_files(changed, SPLIT.test)[0]
-    table = pq.ParquetFile(path).read()
-    items = table["item_id"].to_numpy().copy()
-    items[: len(new)] = new
-    pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", pa.array(items)), path)
-    train_ranker(NONE, rankers, changed, out, environment)
-    logits = read_predictions(NONE.path(out))["logits"]
-    assert len(set(logits[: len(new)].tolist())) == 1
-    assert len(set(logits.tolist())) > 20
-
-
-def test_what_is_left_out_follows_from_the_training_rows(
-    data: Path, out: Path, tmp_path: Path, environment: Environment, capsys: pytest.CaptureFixture
-) -> None:
-    changed = Path(shutil.copytree(data, tmp_path / "changed"))
-    schema = Schema.load(changed / RANKERS.schema)
-    bare = tuple(replace(x, rows=0) if x.name in ("item_id", "hour") else x for x in schema.features)
-    replace(schema, features=bare).save(changed / RANKERS.schema)
-    config = replace(CONFIG, tasks={"ctr": "click"}, seeds=(0,), arms=CONFIG.arms[:1], training=RankerTrainConfig())
-    train_rankers(config, changed, out)
-    said = capsys.readouterr().out
-    rows = check_files(find_files(data, SPLIT.train), schema)
-    assert f"rankers: {rows:,} rows, so batches of 64: {rows // 64} a pass" in said
-    items = np.unique(
-        np.concatenate(
-            [pq.ParquetFile(x).read(["item_id"])["item_id"].to_numpy() for x in find_files(data, SPLIT.train)]
-        )
-    )
-    assert f"rankers: tables of context.hour 42, item.item_id {2 * len(items)} rows, by" in said
-    found = Validation.load(NONE.validation(out))
-    assert 1 <= found.best_pass <= found.most_passes == RankerTrainConfig().epochs

@@ -5,7 +5,7 @@ import pytest
 
 from recsys.downstream.ranking import all_rankers
 from recsys.study.ablation import ablation_arms, ablation_jobs
-from tests.recsys.downstream.test_ranking import NONE, RANKERS
+from tests.recsys.downstream.example import NONE, RANKERS
 from tests.recsys.refresh.example import CONFIG
 
 

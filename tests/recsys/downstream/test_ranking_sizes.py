@@ -1,0 +1,63 @@
+"""What a ranker's tables and batches are: of the training rows."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.config import RankerTrainConfig
+from recsys.data.convert import table_rows
+from recsys.data.files import check_files, find_files
+from recsys.data.schema import Schema
+from recsys.downstream.ranking import ranker_schema, read_predictions, train_ranker, train_rankers
+from recsys.downstream.validation import Validation
+from recsys.train.distributed import Environment
+from tests.recsys.downstream.example import CONFIG, NONE, RANKERS, SPLIT
+
+
+def test_new_items_are_all_one_to_a_ranker(data: Path, out: Path, tmp_path: Path, environment: Environment) -> None:
+    """By its own table: they read nobody's row, wherever they hash to."""
+    changed = Path(shutil.copytree(data, tmp_path / "changed"))
+    rankers = replace(RANKERS, features=("item_id",))
+    rows = ranker_schema(rankers, data, ()).feature("item_id").rows
+    trained = np.concatenate(
+        [pq.ParquetFile(path).read(["item_id"])["item_id"].to_numpy() for path in find_files(data, SPLIT.train)]
+    )
+    candidates = np.arange(10**6, 10**6 + 10 * rows)
+    taken = np.isin(table_rows(candidates, rows), table_rows(trained, rows))
+    new = [*candidates[taken][:5], *candidates[~taken][:2]]
+    path = find_files(changed, SPLIT.test)[0]
+    table = pq.ParquetFile(path).read()
+    items = table["item_id"].to_numpy().copy()
+    items[: len(new)] = new
+    pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", pa.array(items)), path)
+    train_ranker(NONE, rankers, changed, out, environment)
+    logits = read_predictions(NONE.path(out))["logits"]
+    assert len(set(logits[: len(new)].tolist())) == 1
+    assert len(set(logits.tolist())) > 20
+
+
+def test_what_is_left_out_follows_from_the_training_rows(
+    data: Path, out: Path, tmp_path: Path, environment: Environment, capsys: pytest.CaptureFixture
+) -> None:
+    changed = Path(shutil.copytree(data, tmp_path / "changed"))
+    schema = Schema.load(changed / RANKERS.schema)
+    bare = tuple(replace(x, rows=0) if x.name in ("item_id", "hour") else x for x in schema.features)
+    replace(schema, features=bare).save(changed / RANKERS.schema)
+    config = replace(CONFIG, tasks={"ctr": "click"}, seeds=(0,), arms=CONFIG.arms[:1], training=RankerTrainConfig())
+    train_rankers(config, changed, out)
+    said = capsys.readouterr().out
+    rows = check_files(find_files(data, SPLIT.train), schema)
+    assert f"rankers: {rows:,} rows, so batches of 64: {rows // 64} a pass" in said
+    items = np.unique(
+        np.concatenate(
+            [pq.ParquetFile(x).read(["item_id"])["item_id"].to_numpy() for x in find_files(data, SPLIT.train)]
+        )
+    )
+    assert f"rankers: tables of context.hour 42, item.item_id {2 * len(items)} rows, by" in said
+    found = Validation.load(NONE.validation(out))
+    assert 1 <= found.best_pass <= found.most_passes == RankerTrainConfig().epochs
