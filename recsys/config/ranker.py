@@ -27,7 +27,7 @@ class NetworkConfig:
     """Dropout of what the ranker makes of the vectors, in front of the layer that starts at zero."""
     entity_dropout: float = 0.0
     """Probability with which a training row loses one series' vector, as if the entity were new."""
-    id_dropout: float = 0.0
+    id_dropout: float = 0.1
     """Share of the training rows whose user, and of those whose item, is read without its own id, as a new one is."""
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.validation import REFERENCE, Validation, named, validate
+from recsys.downstream.validation import REFERENCE, Validation, gain, named, row_losses, validate
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.evaluate.recalibration import fit_recalibration
 from recsys.folders import store_folder
@@ -67,6 +67,10 @@ class Ranker:
     def path(self, out: Path) -> Path:
         """Where its test predictions go."""
         return out / "downstream" / self.job / self.task / f"{self.arm}-{self.seed}.npz"
+
+    def read(self, out: Path) -> dict[str, NDArray]:
+        """What `write_predictions` has put there."""
+        return read_predictions(self.path(out))
 
     def validation(self, out: Path) -> Path:
         """Where its figures on the validation rows go."""
@@ -195,6 +199,9 @@ def train_ranker(
     """Train one ranker, choose by validation NE its epoch and whether it reads vectors at all, recalibrate it on the
     validation rows, predict the test rows once and write them. It reads this store; None: that of the run.
 
+    It reads vectors if they lower the validation NE by more than the standard error of the difference: of two models
+    that cannot be told apart, the simpler one (Breiman et al., Classification and Regression Trees, 1984, 3.4.3).
+
     Returns:
         its validation NE.
     """
@@ -205,20 +212,23 @@ def train_ranker(
     seen = read_ids(find_files(data, config.train), schema, skip)
     work = _Work(ranker.seed, label, schema, config, data, out, features, seen, environment, skip)
     works = {True: work, False: replace(work, features=StoreFeatures(store, ()))}
-    reference = _finished(ranker, out)
-    results, tried = {}, {}
-    for reads in readings(ranker, config, out):
-        if reads or reference is None:
-            results[reads] = works[reads].train()
-            tried[reads] = min(results[reads][0].scores)
-        else:
-            tried[reads] = reference.tried["without"]
-    chosen = min(tried, key=tried.__getitem__)
-    if reference is not None and not chosen:
-        replace(reference, tried=named(tried)).save(ranker.validation(out))
-        write_predictions(ranker.path(out), **read_predictions(_reference(ranker).path(out)))
-        return reference.ne
-    return works[chosen].write(ranker, *results[chosen], tried)
+    choices, reference = readings(ranker, config, out), _finished(ranker, out)
+    trained = {reads: works[reads].train() for reads in choices if reads or reference is None}
+    tried = {named(reads): min(model.result.scores) for reads, model in trained.items()}
+    losses = {reads: model.losses() for reads, model in trained.items()}
+    if reference is not None and False in choices:
+        tried[named(False)] = reference.tried[named(False)]
+        losses[False] = _reference(ranker).read(out)["validation_losses"]
+    chosen = choices[0]
+    if len(choices) > 1:
+        gained, tried["error"] = gain(losses[False], losses[True], trained[True].users)
+        chosen = gained > tried["error"]
+    if chosen in trained:
+        return trained[chosen].write(ranker, tried)
+    assert reference is not None
+    replace(reference, tried=tried).save(ranker.validation(out))
+    write_predictions(ranker.path(out), **_reference(ranker).read(out))
+    return reference.ne
 
 
 def _reference(ranker: Ranker) -> Ranker:
@@ -266,8 +276,8 @@ class _Work:
             skip=self.skip,
         )
 
-    def train(self) -> tuple[TrainResult, Vocabulary]:
-        """The model of the best epoch, each epoch's validation NE, and what ids the model knows."""
+    def train(self) -> _Trained:
+        """The model of the best epoch."""
         torch.manual_seed(self.seed)  # the same start for every arm: see DLRM
         ranking = DLRM(self.schema, self.config.network, self.features.specs)
         vocabulary = ranking.vocabulary
@@ -281,31 +291,10 @@ class _Work:
             begun=lambda: vocabulary.admit(self.seen),
             after_epoch=lambda model: self._validation_ne(model, vocabulary),
         )
-        return result, vocabulary
-
-    def write(self, ranker: Ranker, result: TrainResult, vocabulary: Vocabulary, tried: Mapping[bool, float]) -> float:
-        """Recalibrate a model on the validation rows, predict the test rows once and write both; its validation NE."""
-        logits, labels, mask, _ = self.predict(result.model, vocabulary, self.config.validation)
-        reads = bool(self.features.specs)
-        found = validate(
-            labels[mask].numpy(),
-            logits[mask].numpy(),
-            scores=result.scores,
-            most_passes=self.config.training.epochs,
-            reads=reads,
-            tried=tried,
-        )
-        found.save(ranker.validation(self.out))
-        logits, labels, mask, users = self.predict(result.model, vocabulary, self.config.test)
-        recalibrated = found.recalibration(logits[:, 0].numpy()).astype(np.float32)
-        write_predictions(
-            ranker.path(self.out),
-            logits=recalibrated,
-            labels=labels[:, 0].numpy(),
-            mask=mask[:, 0].numpy(),
-            users=users.numpy(),
-        )
-        return found.ne
+        logits, labels, mask, users = self.predict(result.model, vocabulary, self.config.validation)
+        mask = mask[:, 0]
+        said = (logits[mask, 0].numpy(), labels[mask, 0].numpy(), users[mask].numpy())
+        return _Trained(self, result, vocabulary, *said)
 
     def predict(
         self, model: nn.Module, vocabulary: Vocabulary, patterns: tuple[str, ...]
@@ -327,6 +316,46 @@ class _Work:
         return score
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A model, and what it says of the validation rows for which its label exists."""
+
+    work: _Work
+    result: TrainResult
+    vocabulary: Vocabulary
+    """What ids it knows."""
+    logits: NDArray  # float32 [N]
+    labels: NDArray  # float32 [N]
+    users: NDArray  # int64 [N]
+
+    def losses(self) -> NDArray:
+        """Of these rows [N], as they will be judged."""
+        return row_losses(self.labels, self.logits)
+
+    def write(self, ranker: Ranker, tried: Mapping[str, float]) -> float:
+        """Recalibrate it on the validation rows, predict the test rows once and write both; its validation NE."""
+        work = self.work
+        found = validate(
+            self.labels,
+            self.logits,
+            scores=self.result.scores,
+            most_passes=work.config.training.epochs,
+            reads=bool(work.features.specs),
+            tried=tried,
+        )
+        found.save(ranker.validation(work.out))
+        logits, labels, mask, users = work.predict(self.result.model, self.vocabulary, work.config.test)
+        write_predictions(
+            ranker.path(work.out),
+            logits=found.recalibration(logits[:, 0].numpy()).astype(np.float32),
+            labels=labels[:, 0].numpy(),
+            mask=mask[:, 0].numpy(),
+            users=users.numpy(),
+            validation_losses=self.losses(),
+        )
+        return found.ne
+
+
 def readings(ranker: Ranker, config: RankerSettings, out: Path) -> tuple[bool, ...]:
     """Whether a ranker is to be trained with its vectors, without any, or both, of which the validation rows choose: so
     vectors that do not pay there do no harm elsewhere. Later seeds follow the first one of their arm."""
@@ -338,13 +367,16 @@ def readings(ranker: Ranker, config: RankerSettings, out: Path) -> tuple[bool, .
     return (True, False)
 
 
-def write_predictions(path: Path, *, logits: NDArray, labels: NDArray, mask: NDArray, users: NDArray) -> None:
-    """Keep a ranker's recalibrated test predictions, all [N] in the files' order, whole or not at all."""
+def write_predictions(
+    path: Path, *, logits: NDArray, labels: NDArray, mask: NDArray, users: NDArray, validation_losses: NDArray
+) -> None:
+    """Keep a ranker's recalibrated test predictions, all [N] in the files' order, and the losses [V] of its validation
+    rows (`row_losses`), whole or not at all."""
     with whole_file(path) as file:
-        np.savez(file, logits=logits, labels=labels, mask=mask, users=users)
+        np.savez(file, logits=logits, labels=labels, mask=mask, users=users, validation_losses=validation_losses)
 
 
 def read_predictions(path: Path) -> dict[str, NDArray]:
-    """`logits`, `labels`, `mask`, `users`, all [N]."""
+    """`logits`, `labels`, `mask`, `users`, all [N], and `validation_losses` [V]."""
     with np.load(path) as file:
         return dict(file)

@@ -40,7 +40,7 @@ class Validation:
     reads: bool
     """Whether it reads the vectors of its arm."""
     tried: Mapping[str, float] = field(default_factory=dict)
-    """NE of what was tried, `with` vectors and `without`."""
+    """NE of what was tried, `with` vectors and `without`; where both were, the standard `error` of the difference."""
 
     @property
     def recalibration(self) -> Recalibration:
@@ -64,7 +64,7 @@ def validate(
     scores: Sequence[float],
     most_passes: int,
     reads: bool,
-    tried: Mapping[bool, float],
+    tried: Mapping[str, float],
 ) -> Validation:
     """Fit the recalibration on these rows, and measure on them what comes of it; `scores`: their entropy by pass."""
     fitted = fit_recalibration(labels, logits)
@@ -81,10 +81,32 @@ def validate(
         best_pass=int(np.argmin(scores)) + 1,
         most_passes=most_passes,
         reads=reads,
-        tried=named(tried),
+        tried=dict(tried),
     )
 
 
-def named(tried: Mapping[bool, float]) -> dict[str, float]:
-    """What was tried, in words: reading vectors or not -> NE."""
-    return {"with" if reads else "without": ne for reads, ne in tried.items()}
+def row_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Log loss of each row [N], recalibrated on these rows, over the entropy of their rate: NE is the mean."""
+    z = fit_recalibration(labels, logits)(logits)
+    losses, score = np.logaddexp(0.0, z) - labels * z, normalized_entropy(labels, z)
+    mean = losses.mean()
+    return losses * (score / mean) if mean > 0 else losses
+
+
+def gain(
+    without: np.ndarray,  # [N]
+    read: np.ndarray,  # [N]
+    users: np.ndarray,  # int64 [N]
+) -> tuple[float, float]:
+    """By how much the mean loss of the same rows is lower in `read`, and the standard error of that, rows of one user
+    taken together: they err alike."""
+    difference = without - read
+    _, where = np.unique(users, return_inverse=True)
+    mean = float(difference.mean())
+    by_user = np.bincount(where, difference - mean)
+    return mean, float(np.sqrt(np.sum(by_user**2)) / len(difference))
+
+
+def named(reads: bool) -> str:
+    """What was tried, in a word."""
+    return "with" if reads else "without"

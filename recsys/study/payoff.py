@@ -10,7 +10,8 @@ from recsys.study.segments import OWNERS, SEGMENTS
 
 
 def unpaid(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Arms whose vectors do not lower the normalized entropy on the validation rows, so that none of them is read."""
+    """Arms whose vectors do not lower the normalized entropy on the validation rows by more than its standard error, so
+    that none of them is read."""
     return [arm for arm, measured in arms.items() if measured.get("pays") is False]
 
 
@@ -20,10 +21,10 @@ def payoff_note(arms: Mapping[str, Mapping[str, Any]], arm_title: Callable[[str]
     if not tried:
         return ""
     without = number(next(iter(tried.values()))["without"])
-    named = ", ".join(f"{arm} ({number(ne['with'])})" for arm, ne in tried.items())
+    named = ", ".join(f"{arm} ({number(ne['with'])} ± {number(ne['error'])})" for arm, ne in tried.items())
     return (
         f"Does not pay on the validation rows, so the ranker reads none of it (normalized entropy {without} without "
-        f"vectors): {named}."
+        f"vectors, ± the standard error of the difference): {named}."
     )
 
 

@@ -61,7 +61,9 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     tasks.<task>.<arm>.validation.passes.most  int; passes that were allowed
     tasks.<task>.<arm>.validation.reads     list of bool; whether each seed's ranker reads the arm's vectors
     tasks.<task>.<arm>.validation.tried.with  number; the first seed's normalized entropy; not in `none`
-    tasks.<task>.<arm>.validation.tried.without  number; the same without vectors: the lower of the two decides
+    tasks.<task>.<arm>.validation.tried.without  number; the same without vectors
+    tasks.<task>.<arm>.validation.tried.error  number; the standard error of the difference: with less to gain, none is
+                                            read
     tasks.<task>.<arm>.pays                 bool; whether any seed reads them; not in `none`
     tasks.<task>.<arm>.seeds                list of int; training seeds
     tasks.<task>.<arm>.rows                 int; test events for which the label exists

@@ -104,7 +104,7 @@ def test_an_arm_reads_its_vectors_where_they_pay(
     )
     assert list(none.tried) == ["without"]
     assert first.tried["without"] == none.tried["without"]
-    assert first.reads is (first.tried["with"] < first.tried["without"]) is not turned
+    assert first.reads is (first.tried["with"] < first.tried["without"] - first.tried["error"]) is not turned
     assert list(second.tried) == [("with", "without")[turned]]
     assert second.reads is first.reads
     without, read = (read_predictions(ranker.path(tmp_path))["logits"] for ranker in (NONE, USER))
@@ -129,7 +129,7 @@ def test_vectors_of_noise_do_no_significant_harm(data: Path, tmp_path: Path, env
             lines.append(read_predictions(ranker.path(tmp_path)))
         found[arm.arm] = np.stack([line["logits"] for line in lines])
     harm = paired_bootstrap(lines[0]["labels"], lines[0]["users"], found["none"], found["noise"], samples=200)
-    assert harm.high > 0, harm
+    assert harm.high >= 0, harm
     without, read = (
         np.mean([normalized_entropy(lines[0]["labels"], line) for line in found[arm]]) for arm in ("none", "noise")
     )
@@ -186,7 +186,7 @@ def test_finished_rankers_are_not_trained_again(
     config = replace(CONFIG, tasks={"ctr": "click"})
     done = [NONE, replace(USER, seed=1)]
     for ranker in done:
-        write_predictions(ranker.path(out), **dict.fromkeys(("logits", "labels", "mask", "users"), np.zeros(1)))
+        write_predictions(ranker.path(out), **dict.fromkeys(("logits", "labels", "mask", "users", "validation_losses"), np.zeros(1)))
     leftover = USER.path(out).with_name(".ctr_user-0.npz.123.npz")
     leftover.write_bytes(b"half")  # of a process that was killed while writing
     trained: list[Ranker] = []
@@ -233,6 +233,7 @@ def test_written_predictions_are_read_as_they_were(tmp_path: Path) -> None:
         "labels": np.array([0.0, 1.0], np.float32),
         "mask": np.array([True, False]),
         "users": np.array([2**62, -1]),
+        "validation_losses": np.array([0.5]),
     }
     write_predictions(path, **values)
     found = read_predictions(path)

@@ -86,7 +86,7 @@ def example_validation(ne: float, *, reads: bool = True) -> Validation:
     """A ranker's figures on its validation rows."""
     figures = {"auc": 0.7, "calibration": 1.0, "raw_calibration": 0.93, "scale": 0.9, "bias": 0.1}
     passes = {"best_pass": 3, "most_passes": 8}
-    tried = {"with": ne, "without": 0.9}
+    tried = {"with": ne, "without": 0.9, "error": 0.001}
     return Validation(ne=ne, rows=1000, positives=300, reads=reads, tried=tried, **figures, **passes)
 
 

@@ -323,7 +323,7 @@ def test_an_arm_that_does_not_pay_is_named_and_not_sold(tmp_path: Path) -> None:
     assert report["verdict"]["tasks"]["ctr"]["arm"] == ARMS[2]
     named = (
         "Does not pay on the validation rows, so the ranker reads none of it (normalized entropy 0.9000 without "
-        "vectors): CTR + CVR, user + item (0.9001)."
+        "vectors, ± the standard error of the difference): CTR + CVR, user + item (0.9001 ± 0.0010)."
     )
     assert named in " ".join(Page(render_page(report)).text.split())
     for show in (print_report, print_summary):
