@@ -186,7 +186,8 @@ def test_finished_rankers_are_not_trained_again(
     config = replace(CONFIG, tasks={"ctr": "click"})
     done = [NONE, replace(USER, seed=1)]
     for ranker in done:
-        write_predictions(ranker.path(out), **dict.fromkeys(("logits", "labels", "mask", "users", "validation_losses"), np.zeros(1)))
+        columns = ("logits", "labels", "mask", "users", "validation_losses")
+        write_predictions(ranker.path(out), **dict.fromkeys(columns, np.zeros(1)))
     leftover = USER.path(out).with_name(".ctr_user-0.npz.123.npz")
     leftover.write_bytes(b"half")  # of a process that was killed while writing
     trained: list[Ranker] = []
