@@ -7,14 +7,13 @@ from typing import ClassVar, Self
 
 from recsys.config.rules import SEEDS, require
 
-SMALLEST = 64
-"""Batch size that is not fallen below where none is given; fewer rows are one step."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run of any model."""
 
+    SMALLEST: ClassVar[int] = 64
+    """Batch size that is not fallen below where none is given; fewer rows are one step."""
     LARGEST: ClassVar[int] = 512
     """Batch size that is not exceeded where none is given."""
     STEPS: ClassVar[int] = 100
@@ -23,7 +22,7 @@ class TrainConfig:
     """Passes over the events, at most: events that are held out choose the best, and one that is worse is the last."""
     batch_size: int = 0
     """Rows a rank and step. 0: as many as leave a pass 100 steps (a ranker's: 200), rounded down to a power of two; but
-    64 at least, and 512 (a ranker's: 1,024) at most."""
+    64 at least (a ranker's: 128), and 512 (1,024) at most."""
     sparse_lr: float = 0.02
     """Learning rate of the tables (fused row-wise Adagrad)."""
     dense_lr: float = 1e-3
@@ -56,7 +55,7 @@ class TrainConfig:
             rows: a rank's share of the rows.
             steps: that a pass over them is to have; 0: STEPS.
         """
-        wanted = max(SMALLEST, min(self.LARGEST, rows // (steps or self.STEPS)))
+        wanted = max(self.SMALLEST, min(self.LARGEST, rows // (steps or self.STEPS)))
         return replace(self, batch_size=self.batch_size or 1 << (wanted.bit_length() - 1))
 
     def steps(self, rows: int) -> int:
@@ -68,6 +67,7 @@ class TrainConfig:
 class RankerTrainConfig(TrainConfig):
     """The training run of a ranker, by one rank; it may be given more passes than it needs."""
 
+    SMALLEST: ClassVar[int] = 128
     LARGEST: ClassVar[int] = 1024
     STEPS: ClassVar[int] = 200
     epochs: int = 8

@@ -349,7 +349,7 @@ def test_any_text_survives_toml(tmp_path_factory: pytest.TempPathFactory, text: 
 
 @pytest.mark.parametrize(
     ("rows", "upstream", "ranker"),
-    [(0, 64, 64), (12_799, 64, 64), (25_600, 256, 128), (40_000, 256, 128), (63_000, 512, 256), (10**8, 512, 1024)],
+    [(0, 64, 128), (12_799, 64, 128), (25_600, 256, 128), (40_000, 256, 128), (63_000, 512, 256), (10**8, 512, 1024)],
 )
 def test_a_batch_size_that_is_left_out_is_what_the_rows_allow(rows: int, upstream: int, ranker: int) -> None:
     assert TrainConfig().sized(rows).batch_size == upstream

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from recsys.atomic import write_json
 from recsys.config import LogConfig
 from recsys.data.files import replacing_folder
+from recsys.data.log.catalogue import write_catalogue
 from recsys.data.log.cleaning import Cleaned, clean
 from recsys.data.log.columns import columns
 from recsys.data.log.engine import Connection, engine, number, one, quoted
@@ -45,10 +46,13 @@ class Prepared:
     """Owner -> its features that were columns already."""
     positives: dict[str, tuple[int, int]]
     """Label -> rows where it is 1, and where it exists."""
+    catalogue: dict[str, int]
+    """Owner -> entities of its table that no event of the upstreams has."""
 
 
 def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
-    """Write `out` anew: `events/<day>/part-0.parquet`, `schema.toml`, `study.toml` and `prepared.json`.
+    """Write `out` anew: `events/<day>/part-0.parquet`, `schema.toml`, `study.toml` and `prepared.json`; of tables with
+    entities that the upstreams' events lack also `users/part-0.parquet` or `items/part-0.parquet`.
 
     `out` is replaced only when all is written. The same log and config give the same rows in the same order.
 
@@ -81,11 +85,12 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
             make_features(connection, config, work, listed_ids(connection))
             progress.begin(f"Writing {len(splits.parts)} {'days' if splits.by_day else 'splits'} of events")
             write_events(connection, found, splits.parts, new / "events")
+            catalogue = write_catalogue(connection, config, found, splits, new)
             positives = {name: _positives(connection, config, name) for name in labels(config)}
         shutil.rmtree(work)
         found.schema.save(new / "schema.toml")
-        write_study(new / "study.toml", out.name, config, found.schema, splits, drawn)
-        prepared = Prepared(cleaned, repeated, drawn, splits, described, positives)
+        prepared = Prepared(cleaned, repeated, drawn, splits, described, positives, catalogue)
+        write_study(new / "study.toml", out.name, config, found.schema, prepared.splits, drawn, catalogue)
         write_json(new / RECORD, _record(prepared))
     return prepared
 
@@ -134,6 +139,7 @@ def _record(prepared: Prepared) -> dict[str, Any]:
             for name in NAMES
         },
         "tasks": list(splits.tasks),
+        "catalogue": prepared.catalogue,
         "tables": {
             owner: {
                 "covered": found.covered,

@@ -20,6 +20,8 @@ SHARES = (0.5, 0.25, 0.1, 0.15)
 """Of the rows, in that order: half for the upstream, the rest 50 : 20 : 30 for the rankers."""
 _FEWEST = 6
 """Days below which the rows are split within the days."""
+RARE = 30
+"""Rows of either outcome that a label needs in every split to be a task; if none has as many, one will do."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Splits:
     by_day: bool
     """Whether a part is a day."""
     tasks: tuple[str, ...]
-    """Labels with both outcomes in every split."""
+    """Labels with enough of both outcomes in every split, see RARE."""
     gap: int = 0
     """Days at the end of each split that are in none."""
 
@@ -73,9 +75,8 @@ def split(connection: Connection, config: LogConfig) -> Splits:
     gap = late if len(parts) >= len(NAMES) * (late + 1) else 0
     cuts = _cuts(parts, least=gap + 1)
     of = {name: _matured(parts[begin:end], gap) for name, (begin, end) in zip(NAMES, pairwise(cuts), strict=True)}
-    tasks = tuple(
-        name for name in labels(config) if all(_both(connection, config, name, group) for group in of.values())
-    )
+    rarest = {name: min(_rarer(connection, config, name, group) for group in of.values()) for name in labels(config)}
+    tasks = tuple(name for name, rows in rarest.items() if rows >= min(RARE, max(1, *rarest.values())))
     if not tasks:
         raise DataError(
             f"none of the labels {', '.join(labels(config))} has rows of 0 and of 1 in each of {', '.join(NAMES)} "
@@ -153,11 +154,13 @@ def _matured(parts: Sequence[Part], gap: int) -> tuple[Part, ...]:
     return tuple(part for part in parts if np.datetime64(part.name, "D") <= last) or tuple(parts[:1])
 
 
-def _both(connection: Connection, config: LogConfig, label: str, parts: Sequence[Part]) -> bool:
+def _rarer(connection: Connection, config: LogConfig, label: str, parts: Sequence[Part]) -> int:
+    """Rows of these parts with the label's rarer outcome."""
     valid = valid_column(config, label)
     begin, end = parts[0].begin, parts[-1].end
     where = f"rowid >= {begin} AND rowid < {end}" + (f" AND {quoted(valid)} = 1" if valid else "")
-    return number(connection, f"SELECT count(DISTINCT {quoted(label)}) FROM rows WHERE {where}") == 2
+    ones = f"count(*) FILTER ({quoted(label)} = 1)"
+    return number(connection, f"SELECT least({ones}, count(*) - {ones}) FROM rows WHERE {where}")
 
 
 def valid_column(config: LogConfig, label: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,22 @@ _HEAD = """\
 # Every key that is left out has its default.
 # recsys run   study.toml --data THIS_FOLDER --out runs/mine
 """
+_MANY = 500_000
+"""Rows of an upstream of which one pass teaches most of what there is to learn; fewer are passed over until held-out
+rows say stop."""
+_SURE = 200_000
+"""Training rows of rankers that come out alike whatever the seed, so that one is enough to begin with."""
 _DAILY = "# recsys daily study.toml --data THIS_FOLDER --out runs/mine-daily\n"
 
 
-def write_study(path: Path, name: str, config: LogConfig, schema: Schema, splits: Splits, drawn: Drawn) -> None:
+def write_study(
+    path: Path, name: str, config: LogConfig, schema: Schema, splits: Splits, drawn: Drawn, catalogue: Collection[str]
+) -> None:
     """Write the config of a study: an upstream of the first task, one of all where there are more, rankers of each."""
     document = _document(name, config, schema, splits, drawn)
+    for owner in catalogue:
+        for upstream in document["upstreams"]:
+            upstream["source"][f"{owner}s"] = [f"{owner}s/*.parquet"]
     from_dict(StudyConfig, document)
     head = _HEAD + (_DAILY if "spans" in document else "")
     write_text(path, head + "\n" + tomli_w.dumps(document))
@@ -33,7 +44,7 @@ def write_study(path: Path, name: str, config: LogConfig, schema: Schema, splits
 def _document(name: str, config: LogConfig, schema: Schema, splits: Splits, drawn: Drawn) -> dict[str, Any]:
     source = {"schema": "schema.toml", "events": list(patterns(splits, "upstream"))}
     tasks = list(splits.tasks)
-    upstreams = [{"name": tasks[0], "tasks": tasks[:1], "source": source}]
+    upstreams: list[dict[str, Any]] = [{"name": tasks[0], "tasks": tasks[:1], "source": source}]
     if len(tasks) > 1:
         second = tasks[1] if len(tasks) == 2 else "actions"
         second = second if second != tasks[0] else "all_actions"
@@ -51,6 +62,11 @@ def _document(name: str, config: LogConfig, schema: Schema, splits: Splits, draw
         },
         "retrieval": {"upstream": tasks[0]},
     }
+    if splits.rows("upstream") >= _MANY:
+        for upstream in upstreams:
+            upstream.setdefault("training", {})["epochs"] = 1
+    if splits.rows("train") >= _SURE:
+        document["rankers"]["seeds"] = [0]
     if splits.by_day:
         _add_days(document, config, splits)
     else:
@@ -86,6 +102,10 @@ def _note(config: LogConfig, splits: Splits, drawn: Drawn) -> str:
             f"that its user did not choose, drawn {how[config.negatives.draw]}. Rates are of this sample; odds x "
             f"{drawn.odds_factor:.2g} are those of one item among all that were at hand."
         )
+    if splits.rows("upstream") >= _MANY:
+        lines.append("Upstreams make one pass: more (upstreams.training.epochs) learn a little more, for their time.")
+    if splits.rows("train") >= _SURE:
+        lines.append("Rankers are trained with one seed: intervals are over users alone; three say how seeds differ.")
     late = late_days(config)
     if late and splits.by_day:
         known = f"Labels are known up to {late} days after their row: "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recsys.config import LogConfig
 from recsys.data.log.prepare import RECORD, Prepared
-from recsys.data.log.splits import NAMES
+from recsys.data.log.splits import NAMES, RARE
 
 _BAD = 5
 """Kinds of bad rows that are listed."""
@@ -32,10 +32,15 @@ def summary(config: LogConfig, prepared: Prepared, out: Path) -> Iterator[str]:
             f"actions.{config.row_action}.once = true keeps the first alone"
         )
     yield from _tables(prepared)
+    for owner, rows in prepared.catalogue.items():
+        yield (
+            f"{owner}s: {rows:,} of the table have no event that the upstreams learn from; {owner}s/part-0.parquet has "
+            "their features, so that they have vectors"
+        )
     yield from _negatives(config, prepared)
     for name, (ones, rows) in prepared.positives.items():
         rate = f"{ones / rows:.2%}" if rows else "no row"
-        task = "" if name in splits.tasks else "; no task: a split has one outcome alone"
+        task = "" if name in splits.tasks else f"; no task: a split has fewer than {RARE} of one outcome"
         yield f"label {name}: {ones:,} of {rows:,} rows ({rate}){task}"
     for name in NAMES:
         parts = splits.of[name]

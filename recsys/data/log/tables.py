@@ -44,7 +44,8 @@ def describe_context(connection: Connection, config: LogConfig) -> Described:
 
 
 def join_table(connection: Connection, config: LogConfig, owner: str, folder: Path) -> Described:
-    """Make `user_table` (`u`, features) or `item_table` (`i`, features), for the entities of the log.
+    """Make `user_table` (`u`, features) or `item_table` (`i`, features). Where it is read of files it has the entities
+    that the log lacks too, numbered after the log's: `user_others` or `item_others` has their ids.
 
     Raises:
         DataError: no such files or columns, a column that cannot be a feature, ids of none of which the log knows.
@@ -63,14 +64,13 @@ def join_table(connection: Connection, config: LogConfig, owner: str, folder: Pa
         parts = f"string_split(nullif({quoted(name)}::VARCHAR, ''), {literal(separator)})"
         connection.execute(f"ALTER TABLE {target} ALTER {quoted(name)} TYPE VARCHAR[] USING {parts}")
     features, left_out = _describe(connection, target, names, owner, table.dense, strict=bool(table.features))
-    covered = number(connection, f"SELECT count(*) FROM {target}") / number(
-        connection, f"SELECT count(*) FROM {entities}"
-    )
+    known = number(connection, f"SELECT count(*) FROM {entities}")
+    covered = number(connection, f"SELECT count(*) FROM {target} WHERE {key} < {known}") / known
     return Described(tuple(features), tuple(left_out), covered)
 
 
 def _read_table(connection: Connection, config: LogConfig, table: EntityTable, owner: str, folder: Path) -> list[str]:
-    """The table's rows of entities that the log has, the first of each; returns the columns that may be features."""
+    """The table's rows, the first of each entity; returns the columns that may be features."""
     what, key, id_column = f"{owner}s", owner[0], table.id or getattr(config.log, owner)
     files = find_files(folder, table.files)
     wanted = {id_column: f"{what}.id", **dict.fromkeys(table.features, f"{what}.features")}
@@ -86,12 +86,21 @@ def _read_table(connection: Connection, config: LogConfig, table: EntityTable, o
     if numeric:
         known = f"CASE WHEN {is_whole_text('entity_id::VARCHAR')} THEN TRY_CAST(entity_id AS BIGINT) END"
     connection.execute(
-        f"CREATE TABLE {owner}_table AS SELECT e.rowid::INTEGER AS {key}, "
-        f"{', '.join('f.' + quoted(name) for name in names)} FROM {what} e JOIN "
-        f"(SELECT *, {known} AS entity FROM facts QUALIFY row_number() OVER (PARTITION BY {known} ORDER BY rowid) = 1) "
-        f"f ON f.entity = e.{owner}_id ORDER BY {key}"
+        f"CREATE TABLE {owner}_others AS SELECT (SELECT count(*) FROM {what}) + row_number() OVER (ORDER BY "
+        f"min(rowid)) - 1 AS {key}, {known} AS entity FROM facts WHERE entity IS NOT NULL AND entity NOT IN "
+        f"(SELECT {owner}_id FROM {what}) GROUP BY entity ORDER BY {key}"
     )
-    if not number(connection, f"SELECT count(*) FROM {owner}_table"):
+    everyone = (
+        f"SELECT rowid AS {key}, {owner}_id AS entity FROM {what} UNION ALL SELECT {key}, entity FROM {owner}_others"
+    )
+    connection.execute(
+        f"CREATE TABLE {owner}_table AS SELECT e.{key}::INTEGER AS {key}, "
+        f"{', '.join('f.' + quoted(name) for name in names)} FROM ({everyone}) e JOIN "
+        f"(SELECT *, {known} AS entity FROM facts QUALIFY row_number() OVER (PARTITION BY {known} ORDER BY rowid) = 1) "
+        f"f USING (entity) ORDER BY {key}"
+    )
+    entities = number(connection, f"SELECT count(*) FROM {what}")
+    if not number(connection, f"SELECT count(*) FROM {owner}_table WHERE {key} < {entities}"):
         first, log = (
             one(connection, sql)[0]
             for sql in ("SELECT any_value(entity_id) FROM facts", f"SELECT min({owner}_id) FROM {what}")

@@ -57,16 +57,17 @@ def test_a_table_in_csv(tmp_path: Path) -> None:
     items = {"files": ["items.csv"], "split": {"genres": "|"}, "dense": ["stock"]}
     found, rows = described(tmp_path, items=items)
     assert kinds(found["item"]) == {
-        "brand": ("id", 4),
+        "brand": ("id", 6),
         "weight": ("dense", 0),
         "stock": ("dense", 0),
         "genres": ("ids", 4),
-        "code": ("id", 6),
+        "code": ("id", 8),
     }
     assert rows == [
         (0, "y", None, 4, None, "008"),
         (1, None, 2.5, 3, ["b"], "009"),
         (2, "x", 1.5, 3, ["a", "b"], "007"),
+        (3, "other", 1, 1, ["a"], "011"),  # the log lacks it
     ]
     assert found["item"].covered == 1
 
