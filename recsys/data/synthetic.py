@@ -139,7 +139,7 @@ def market_schema() -> Schema:
 def prepare_synthetic(
     out: Path,
     *,
-    users: int = 5000,
+    users: int = 2500,
     items: int = 1000,
     days: int = DAYS,
     past_days: int = PAST_DAYS,
