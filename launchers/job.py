@@ -10,5 +10,7 @@ def recsys_job(
     name: str, arguments: Sequence[str], *, j: str, cpu: int, gpu: int, memory: int, image: str
 ) -> specs.AppDef:
     """A job called `name` that runs `recsys <arguments>` on every rank; the rest as each component says."""
-    asked = {"RECSYS_GPUS": str(gpu)} if gpu else {}  # a rank that finds fewer says so: recsys/train/distributed.py
-    return dist.ddp(*arguments, m="recsys.cli", name=name, j=j, cpu=cpu, gpu=gpu, memMB=memory, image=image, env=asked)
+    env = {"OMP_WAIT_POLICY": "PASSIVE"}  # see recsys/jobs.py
+    if gpu:
+        env["RECSYS_GPUS"] = str(gpu)  # a rank that finds fewer says so: recsys/train/distributed.py
+    return dist.ddp(*arguments, m="recsys.cli", name=name, j=j, cpu=cpu, gpu=gpu, memMB=memory, image=image, env=env)

@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 # Files of tests run side by side: a second thread would take another test's core. Tests of threads ask for theirs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Jobs of one rank have a thread a core: they sleep while they wait for one another, see recsys/jobs.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # TorchInductor's pool of compiling processes takes longer than it saves.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 

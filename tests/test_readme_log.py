@@ -19,6 +19,8 @@ from recsys.config import StudyConfig
 from recsys.data.files import find_files
 from recsys.data.scan import Part, scan
 from recsys.data.schema import Schema
+from recsys.study.daily_report import load_daily
+from recsys.study.report import load_report
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SECTION = README[README.index("## From a raw log") : README.index("## Your own data")]
@@ -52,10 +54,10 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def views(folder: Path, rows: int = 1800, days: int = 12) -> None:
-    """A log as Deskdrop's: views, a third of them followed by a like, and what is ignored."""
+    """A log as Deskdrop's: views, half of them followed by a like, and what is ignored."""
     rng = np.random.default_rng(0)
     user, time = rng.integers(0, 60, rows), np.sort(rng.integers(0, days * DAY, rows)) + 1_460_000_000
-    item, kind = rng.integers(0, 120, rows), rng.choice(["VIEW", "LIKE", "FOLLOW"], rows, p=[0.7, 0.2, 0.1])
+    item, kind = rng.integers(0, 120, rows), rng.choice(["VIEW", "LIKE", "FOLLOW"], rows, p=[0.4, 0.5, 0.1])
     log = pa.table(
         {
             "timestamp": np.concatenate([time, time + 5]),
@@ -78,18 +80,35 @@ def go_on(monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
     assert started == ["refresh-view", "upstream-view"]
 
 
-def test_every_command(recsys: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+QUICK = [
+    *("--set", "ranks=1", "--set", "rankers.seeds=[0]", "--set", "rankers.training.epochs=1"),
+    *("--set", "upstreams.view.training.epochs=1", "--set", "upstreams.like.training.epochs=1"),
+]
+"""The least that is a run of everything."""
+
+
+def test_every_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """To its end."""
+    monkeypatch.chdir(tmp_path)
     views(Path("DIR"))
     Path("LOG.toml").write_text(DESKDROP)
     assert [arguments[0] for arguments in COMMANDS] == ["prepare", "run", "daily"]
     command(monkeypatch, *COMMANDS[0])
-    told = capsys.readouterr().out
+    told = capfd.readouterr().out
     assert "times as seconds" in told
     assert "had before" not in told, "`once`"
     assert "a row of 4 asked for, as others chose them" in told
-    go_on(monkeypatch, recsys)
     found = scan(Part(files=find_files(Path("mine"), ["events/*/*.parquet"]), schema=Schema.load("mine/schema.toml")))
     assert not found.bad
+    for arguments in COMMANDS[1:]:
+        command(monkeypatch, *arguments, *QUICK)
+    once, daily = load_report(Path("runs/mine")), load_daily(Path("runs/mine-daily"))
+    assert list(once["tasks"]) == list(daily["tasks"]) == ["view", "like"]
+    assert once["config"]["upstreams"][1]["name"] == "like"
+    told = capfd.readouterr().out
+    for page in ("runs/mine/report.html", "runs/mine-daily/daily.html"):
+        assert Path(page).is_file()
+        assert page in told
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no Deskdrop in {REAL}")

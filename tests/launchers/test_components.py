@@ -31,6 +31,7 @@ def test_component_is_the_recsys_command(name: str):
     assert role.image == "img"
     assert (role.resource.cpu, role.resource.gpu, role.resource.memMB) == (8, 4, 1000)
     assert role.env["RECSYS_GPUS"] == "4"
+    assert role.env["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_flags_are_passed_on():
