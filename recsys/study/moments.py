@@ -94,11 +94,9 @@ def moments(
         length: of a day, ms.
         shown: leave out, of what is wanted and of what is retrieved, what its user was shown in this log or in what is
             known at the moment; None: nothing.
-        most: requests of so many users at most, drawn by `seed`.
+        most: so many requests at most, a user on a day each, drawn by `seed`.
     """
     wanted = asked.only(asked.positive & (asked.times >= since))
-    if most is not None:
-        wanted = wanted.only(np.isin(wanted.users, _drawn(wanted.users, most, seed)))
     if not len(wanted):
         return
     order = np.lexsort((wanted.times, wanted.items, wanted.users))
@@ -107,6 +105,9 @@ def moments(
     users, items, times = users[first], items[first], wanted.times[order][first]
     start = times.min() if origin is None else origin
     days = (times - start) // length
+    if most is not None:
+        drawn = _drawn(days, users, most, seed)
+        users, items, days = users[drawn], items[drawn], days[drawn]
     everything = Log.join([before, asked]) if timed else before
     for day in np.unique(days):
         time = max(int(start + day * length), since) if timed else 0
@@ -122,9 +123,12 @@ def moments(
             yield Moment(time, asking, who, what, known, timed, without)
 
 
-def _drawn(users: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    ids = np.unique(users)
-    return ids if len(ids) <= most else np.random.default_rng(seed).choice(ids, most, replace=False)
+def _drawn(days: NDArray[np.int64], users: NDArray[np.int64], most: int, seed: int) -> NDArray[np.bool_]:
+    """Which rows are of the requests that are drawn."""
+    ids, which = np.unique(users, return_inverse=True)
+    requests, request = np.unique((days - days.min()) * len(ids) + which, return_inverse=True)
+    kept = np.random.default_rng(seed).permutation(len(requests)) < most
+    return kept[request]
 
 
 def _pairs(ids: NDArray[np.int64], seen: Log) -> tuple[Tensor, Tensor]:

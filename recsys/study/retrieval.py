@@ -52,8 +52,8 @@ HOURS = (6.0, 24.0, 72.0, 168.0, 0.0)
 """Windows of the prior to choose from; 0: everything."""
 WEIGHTS = (0.5, 0.75, 1.0, 1.5, 3.0, 16.0)
 """Weights of the prior to choose from; the greatest leaves next to nothing of the vectors."""
-CHOOSING = 2_000
-"""Users of the validation days that the choice is made by, at most."""
+CHOOSING = 4_000
+"""Requests of the validation days that the choice is made by, at most."""
 _SCAN_ROWS = 65_536
 """Rows of ids, times and labels that are read at once."""
 

@@ -70,6 +70,19 @@ def test_what_was_shown_is_neither_asked_for_nor_offered() -> None:
     assert [set(moment.without[1].tolist()) for moment in found] == [{7, 8, 9}, set()]
 
 
+def test_a_sample_is_of_users_days_with_all_that_these_want() -> None:
+    asked = log(*((user, item, 10.0 + day, True) for user in range(50) for day in range(3) for item in (day, 7 + day)))
+    some = list(moments(asked, NOTHING, timed=True, origin=10 * DAY_MS, most=40))
+    assert sum(len(moment.users) for moment in some) == 40
+    assert len(some) == 3
+    for day, moment in enumerate(some):
+        assert sorted(wanted(moment)) == sorted(
+            (user, item) for user in moment.users.tolist() for item in (day, 7 + day)
+        )
+        assert len(moment.known.users) == 100 * day
+    assert len({tuple(moment.users.tolist()) for moment in some}) == 3
+
+
 def test_a_sample_of_the_users_leaves_what_is_known() -> None:
     asked = log(*((user, 1, 10.0 + user / 1000, True) for user in range(100)))
     (all_of_them,) = moments(asked, NOTHING, timed=True, origin=int(9.99 * DAY_MS))
