@@ -70,7 +70,7 @@ CONFIG = StudyConfig(
         tasks={"ctr": "opened", "cvr": "bought"},
         publish_delay_ms=3_600_000,
         seeds=(0, 1),
-        network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
+        network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,), id_dropout=0.0),  # likewise
         training=RankerTrainConfig(epochs=1, batch_size=64),
     ),
     retrieval=RetrievalConfig(upstream="open", k=(5,)),

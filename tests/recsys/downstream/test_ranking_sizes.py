@@ -52,7 +52,7 @@ def test_what_is_left_out_follows_from_the_training_rows(
     train_rankers(config, changed, out)
     said = capsys.readouterr().out
     rows = check_files(find_files(data, SPLIT.train), schema)
-    assert f"rankers: {rows:,} rows, so batches of 64: {rows // 64} a pass" in said
+    assert f"rankers: {rows:,} rows, so batches of 128: {rows // 128} a pass" in said
     items = np.unique(
         np.concatenate(
             [pq.ParquetFile(x).read(["item_id"])["item_id"].to_numpy() for x in find_files(data, SPLIT.train)]
