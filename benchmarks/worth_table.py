@@ -25,8 +25,7 @@ Lifts of ROC-AUC over the same ranker without vectors, in %, with 95 % intervals
 vectors that, of all a run compares, had the least normalized entropy (NE) on the validation rows; (!): there it was not
 below that without vectors by more than its standard error, so none is read. Daily: the newest vectors as of each event,
 averaged over the days as the recipe says. NE and calibration: without vectors → with them. Known: share of test events
-whose user, item had a vector. Time: of all stages from the raw files to the report, without what it takes to start the
-processes of a job."""
+whose user, item had a vector. Time: of all stages from the raw files to the report, and of the jobs' start."""
 RETRIEVED = """\
 Vectors: u.v alone. Prior: the log of the items' newest positives, of the window that the validation days chose; with
 vectors: u.v / tau + weight x prior, the weight chosen there too. All of the same users, day by day where the log has

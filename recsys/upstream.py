@@ -185,7 +185,6 @@ def train_on(
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
     tasks = [label.name for label in schema.labels]
-    given = training
     torch.manual_seed(training.seed)
     model = DERM(schema, upstream.model, tasks)
     held = ALL_TRAIN
@@ -193,9 +192,11 @@ def train_on(
         held = hold_out(files, schema, upstream.held_out, skip)
     left_out = skip | held.rows
     rows = check_files(files, schema) - left_out.count(files)
+    identity = _identity(files, items, data, schema, upstream, training, skip)  # other ranks may need other batches
+    told = bool(title) and not training.batch_size
     training = training.sized(rows // environment.world_size, steps)
-    if title and environment.is_main and not given.batch_size:
-        _tell_batches(title, training, rows, held.count, environment)
+    if told and environment.is_main:
+        _tell_batches(str(title), training, rows, held.count, environment)
     frequencies, seen = _survey(files, schema, upstream, left_out, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
@@ -203,8 +204,8 @@ def train_on(
     negatives, count = None, upstream.loss.uniform_negatives
     if frequencies is not None and count:
         last = last_events([*files, *items], schema, "item", skip).without(withdrawn)
-        rank, seed = environment.rank, training.seed
-        negatives = UniformNegatives(last, schema, count, resolve, seed=seed, rank=rank) if len(last) else None
+        if len(last):
+            negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
     judge = _Judge(files, schema, held, model.vocabulary, environment) if held.count else None
     result = fit(
@@ -213,11 +214,7 @@ def train_on(
         training,
         environment,
         tasks=tasks,
-        identity={
-            "files": identify_files([*files, *items], data),
-            "config": _identify_config(schema, upstream, given),  # other ranks may need other batches
-            "quarantine": {path.relative_to(data).as_posix(): f"rows {x.tolist()}" for path, x in skip.rows.items()},
-        },
+        identity=identity,
         out=out,
         start=start,
         title=title,
@@ -225,6 +222,23 @@ def train_on(
         after_epoch=judge,
     )
     return Trained(result=result, batch_size=training.batch_size, most=training.epochs, held_out=held.count)
+
+
+def _identity(
+    files: Sequence[Path],
+    items: Sequence[Path],
+    data: Path,
+    schema: Schema,
+    upstream: UpstreamConfig,
+    training: TrainConfig,
+    skip: Quarantine,
+) -> dict[str, dict[str, str]]:
+    """What a training is of: a checkpoint of something else is refused."""
+    return {
+        "files": identify_files([*files, *items], data),
+        "config": _identify_config(schema, upstream, training),
+        "quarantine": {path.relative_to(data).as_posix(): f"rows {x.tolist()}" for path, x in skip.rows.items()},
+    }
 
 
 def _tell_batches(title: str, training: TrainConfig, rows: int, held_out: int, environment: Environment) -> None:

@@ -72,14 +72,6 @@ def views(folder: Path, rows: int = 1800, days: int = 12) -> None:
     pq.write_table(log, folder / "events.parquet")
 
 
-def go_on(monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
-    """The commands after `prepare`, as far as their first jobs."""
-    for arguments in COMMANDS[1:]:
-        with pytest.raises(EnoughError):
-            command(monkeypatch, *arguments)
-    assert started == ["refresh-view", "upstream-view"]
-
-
 QUICK = [
     *("--set", "ranks=1", "--set", "rankers.seeds=[0]", "--set", "rankers.training.epochs=1"),
     *("--set", "upstreams.view.training.epochs=1", "--set", "upstreams.like.training.epochs=1"),
@@ -113,10 +105,14 @@ def test_every_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: p
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no Deskdrop in {REAL}")
 def test_every_command_with_deskdrop_itself(recsys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as their first jobs."""
     Path("DIR").symlink_to(REAL.resolve())
     Path("LOG.toml").write_text(DESKDROP)
     command(monkeypatch, *COMMANDS[0])
-    go_on(monkeypatch, recsys)
+    for arguments in COMMANDS[1:]:
+        with pytest.raises(EnoughError):
+            command(monkeypatch, *arguments)
+    assert recsys == ["refresh-view", "upstream-view"]
 
 
 def test_a_shop(recsys: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -215,7 +216,7 @@ def train_ranker(
     choices, reference = readings(ranker, config, out), _finished(ranker, out)
     trained = {reads: works[reads].train() for reads in choices if reads or reference is None}
     tried = {named(reads): min(model.result.scores) for reads, model in trained.items()}
-    losses = {reads: model.losses() for reads, model in trained.items()}
+    losses = {reads: model.losses for reads, model in trained.items()}
     if reference is not None and False in choices:
         tried[named(False)] = reference.tried[named(False)]
         losses[False] = _reference(ranker).read(out)["validation_losses"]
@@ -328,6 +329,7 @@ class _Trained:
     labels: NDArray  # float32 [N]
     users: NDArray  # int64 [N]
 
+    @cached_property
     def losses(self) -> NDArray:
         """Of these rows [N], as they will be judged."""
         return row_losses(self.labels, self.logits)
@@ -351,7 +353,7 @@ class _Trained:
             labels=labels[:, 0].numpy(),
             mask=mask[:, 0].numpy(),
             users=users.numpy(),
-            validation_losses=self.losses(),
+            validation_losses=self.losses,
         )
         return found.ne
 

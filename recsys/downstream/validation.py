@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys.atomic import write_json
+from recsys.evaluate.entropy import relative_to_rate
 from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
 from recsys.evaluate.recalibration import Recalibration, fit_recalibration
 
@@ -88,9 +89,7 @@ def validate(
 def row_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Log loss of each row [N], recalibrated on these rows, over the entropy of their rate: NE is the mean."""
     z = fit_recalibration(labels, logits)(logits)
-    losses, score = np.logaddexp(0.0, z) - labels * z, normalized_entropy(labels, z)
-    mean = losses.mean()
-    return losses * (score / mean) if mean > 0 else losses
+    return (np.logaddexp(0.0, z) - labels * z) * relative_to_rate(1.0, float(labels.mean()))
 
 
 def gain(

@@ -173,9 +173,8 @@ def _without_arm(what: str, arms: Mapping[str, Mapping[str, Any]], named: Callab
     best = min(tried, key=lambda arm: tried[arm]["with"])
     text = (
         f"no set of stored vectors pays on the validation rows, where the normalized entropy is "
-        f"{number(tried[best]['without'])} without vectors and at best {number(tried[best]['with'])} with them, "
-        f"the difference ± {number(tried[best]['error'])} "
-        f"({named(best)}), so the ranker reads none"
+        f"{number(tried[best]['without'])} without vectors and at best {number(tried[best]['with'])} with them "
+        f"({named(best)}; standard error of the difference {number(tried[best]['error'])}), so the ranker reads none"
     )
     return Part(what, NO, [Reason("validation", NO, text)], "no vectors pay on the validation rows")
 

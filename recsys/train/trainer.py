@@ -260,20 +260,13 @@ def fit(
     resumed = run.begin(start)
     if begun is not None:
         begun()
-    best = None
-    if after_epoch is not None:
-        best = BestPass(run.model, after_epoch, keeps=out is None, scores=run.scores)
+    best = after_epoch and BestPass(run.model, after_epoch, keeps=out is None, scores=run.scores)
     with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
         if start is None:  # else it is the same as that of the run it starts from
             log.say(plan_table(run.model))
         for line in filter(None, (resumed, stream.shortfall)):
             log.say(line)
-        try:
-            clock = _loop(run, stream, log, stop, best)
-        except Exception:
-            if stop.received is not None:  # another rank was stopped first, and this one missed it in a collective
-                raise run.interrupted(stop) from None
-            raise
+        clock = _loop(run, stream, log, stop, best)
     return run.result(clock, stream.shortfall)
 
 
@@ -302,7 +295,17 @@ def _prepare(
 
 
 def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: BestPass | None) -> Clock:
-    """Train until the stream ends, or an epoch does not improve on the best."""
+    """Train until the stream ends, or an epoch does not improve on the best; raises Interrupted."""
+    try:
+        return _passes(run, stream, log, stop, best)
+    except Exception:
+        if stop.received is not None:  # another rank was stopped first, and this one missed it in a collective
+            raise run.interrupted(stop) from None
+        raise
+
+
+def _passes(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: BestPass | None) -> Clock:
+    """Train pass by pass."""
     pipeline = TrainPipelineSparseDist(
         run.model,
         run.optimizer,

@@ -14,12 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.config import LogConfig
-from recsys.data.files import ROW_GROUP_ROWS
+from recsys.data.files import write_part
 from recsys.data.log.columns import Columns
 from recsys.data.log.engine import Connection, number, quoted
 from recsys.data.log.splits import Splits
-
-OWNERS = ("user", "item")
 
 
 def write_catalogue(
@@ -34,16 +32,13 @@ def write_catalogue(
     end = splits.of["upstream"][-1].end
     typed = pq.read_schema(out / "events" / splits.of["upstream"][0].name / "part-0.parquet")
     written = {}
-    for owner, table in zip(OWNERS, (config.users, config.items), strict=True):
+    for owner, table in (("user", config.users), ("item", config.items)):
         if table is None or not table.files:
             continue
         rows = _entities(connection, found, owner, end)
         if rows.num_rows:
-            folder = out / f"{owner}s"
-            folder.mkdir()
             time = number(connection, f"SELECT max(t) FROM rows WHERE rowid < {end}")
-            table_rows = _completed(rows, found, owner, time, typed)
-            pq.write_table(table_rows, folder / "part-0.parquet", row_group_size=ROW_GROUP_ROWS)
+            write_part(_completed(rows, found, owner, time, typed), out / f"{owner}s")
             written[owner] = rows.num_rows
     return written
 

@@ -90,7 +90,7 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
         shutil.rmtree(work)
         found.schema.save(new / "schema.toml")
         prepared = Prepared(cleaned, repeated, drawn, splits, described, positives, catalogue)
-        write_study(new / "study.toml", out.name, config, found.schema, prepared.splits, drawn, catalogue)
+        write_study(new / "study.toml", out.name, config, found.schema, splits, drawn, catalogue)
         write_json(new / RECORD, _record(prepared))
     return prepared
 

@@ -32,17 +32,17 @@ def write_study(
     path: Path, name: str, config: LogConfig, schema: Schema, splits: Splits, drawn: Drawn, catalogue: Collection[str]
 ) -> None:
     """Write the config of a study: an upstream of the first task, one of all where there are more, rankers of each."""
-    document = _document(name, config, schema, splits, drawn)
-    for owner in catalogue:
-        for upstream in document["upstreams"]:
-            upstream["source"][f"{owner}s"] = [f"{owner}s/*.parquet"]
+    document = _document(name, config, schema, splits, drawn, catalogue)
     from_dict(StudyConfig, document)
     head = _HEAD + (_DAILY if "spans" in document else "")
     write_text(path, head + "\n" + tomli_w.dumps(document))
 
 
-def _document(name: str, config: LogConfig, schema: Schema, splits: Splits, drawn: Drawn) -> dict[str, Any]:
+def _document(
+    name: str, config: LogConfig, schema: Schema, splits: Splits, drawn: Drawn, catalogue: Collection[str]
+) -> dict[str, Any]:
     source = {"schema": "schema.toml", "events": list(patterns(splits, "upstream"))}
+    source |= {f"{owner}s": [f"{owner}s/*.parquet"] for owner in catalogue}
     tasks = list(splits.tasks)
     upstreams: list[dict[str, Any]] = [{"name": tasks[0], "tasks": tasks[:1], "source": source}]
     if len(tasks) > 1:
