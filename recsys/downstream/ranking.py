@@ -9,46 +9,35 @@ all, and the recalibration that is applied to the predictions.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from embedding_store import EmbeddingStore
 from recsys.atomic import whole_file
 from recsys.config import RankerConfig, RankerSettings
 from recsys.data.errors import DataError
-from recsys.data.files import check_files, find_files
+from recsys.data.files import find_files
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
-from recsys.data.schema import Schema
-from recsys.data.seen import Ints, read_ids
-from recsys.data.sizes import Tables, described, with_tables
+from recsys.data.seen import read_ids
+from recsys.data.sizes import Tables, with_tables
 from recsys.data.stream import EventStream
-from recsys.data.tables import count_tables
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
+from recsys.downstream.training import RankerTraining, TrainedRanker, sized
 from recsys.downstream.validation import REFERENCE, Validation, gain, named, row_losses, validate
-from recsys.evaluate.metrics import normalized_entropy
-from recsys.evaluate.recalibration import fit_recalibration
 from recsys.folders import store_folder
-from recsys.models.dlrm import DLRM, RankerTask
-from recsys.models.vocabulary import Vocabulary
 from recsys.screening import screen
 from recsys.source import ranker_schema
 from recsys.stages import stage
 from recsys.train.distributed import Environment, process_group
-from recsys.train.predict import predict
-from recsys.train.trainer import TrainResult, fit
 
 
 @dataclass(frozen=True)
@@ -112,7 +101,7 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
     with process_group(alone=True) as environment, stage(out, stage_name(config), environment, part=part, parts=parts):
         skip = screen_splits(config, data, out).quarantine
         series = list(dict.fromkeys(name for ranker in rankers for name in ranker.series))
-        _check_visible(series, config, data, opened, skip)
+        check_visible(series, config, data, opened, skip)
         config, tables = sized(config, data, skip, told=part == 0)
         arms = [list(seeds) for _, seeds in groupby(enumerate(rankers, start=1), key=lambda x: (x[1].task, x[1].arm))]
         for number, ranker in (each for arm in arms[part::parts] for each in arm):
@@ -123,36 +112,19 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
             print(f"ranker {number}/{len(rankers)} {which}: validation ne {score:.4f}", flush=True)
 
 
-def sized(config: RankerConfig, data: Path, skip: Quarantine, *, told: bool) -> tuple[RankerConfig, Tables]:
-    """The same with the batch size, and the rows of the tables, that follow from the training rows where none are
-    given; which can be `told`.
-
-    Raises:
-        DataError: what `EventStream` raises.
-    """
-    files, schema = find_files(data, config.train), ranker_schema(config, data, tuple(config.tasks.values()))
-    rows, training = check_files(files, schema) - skip.count(files), config.training
-    training = training.sized(rows)
-    if told and not config.training.batch_size:
-        print(f"rankers: {rows:,} rows, so batches of {training.batch_size}: {training.steps(rows)} a pass", flush=True)
-    tables = count_tables(files, schema, skip)
-    if told and tables:
-        print(f"rankers: tables of {described(tables)} rows, by the ids of their training rows", flush=True)
-    return replace(config, training=training), tables
-
-
-def screen_splits(config: RankerConfig, data: Path, out: Path) -> Findings:
-    """Find what is wrong with the rows of a job's train, validation and test files, alone; raises what `screen` raises.
+def screen_splits(config: RankerConfig, data: Path, out: Path, environment: Environment | None = None) -> Findings:
+    """Find what is wrong with the rows of a job's train, validation and test files; raises what `screen` raises. The
+    environment's ranks share the reading; None: this process alone.
 
     A row that one task's label forbids is left out for all of them, so that all have the same rows.
     """
     schema = ranker_schema(config, data, tuple(config.tasks.values()))
     splits = (config.train, config.validation, config.test)
     parts = [Part(files=find_files(data, patterns), schema=schema) for patterns in splits]
-    return screen(out, f"rankers-{config.name}", parts, data)
+    return screen(out, f"rankers-{config.name}", parts, data, environment)
 
 
-def _check_visible(
+def check_visible(
     names: Sequence[str], config: RankerConfig, data: Path, store: EmbeddingStore, skip: Quarantine
 ) -> None:
     """Refuse to train on events that all lie before the first snapshot, since no training row could read a vector, and
@@ -211,21 +183,21 @@ def train_ranker(
     features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once)
     schema = with_tables(ranker_schema(config, data, (label,)), tables)
     seen = read_ids(find_files(data, config.train), schema, skip)
-    work = _Work(ranker.seed, label, schema, config, data, out, features, seen, environment, skip)
-    works = {True: work, False: replace(work, features=StoreFeatures(store, ()))}
+    training = RankerTraining(ranker.seed, schema, config, data, features, seen, environment, skip)
+    trainings = {True: training, False: replace(training, features=StoreFeatures(store, ()))}
     choices, reference = readings(ranker, config, out), _finished(ranker, out)
-    trained = {reads: works[reads].train() for reads in choices if reads or reference is None}
+    trained = {reads: trainings[reads].train() for reads in choices if reads or reference is None}
     tried = {named(reads): min(model.result.scores) for reads, model in trained.items()}
-    losses = {reads: model.losses for reads, model in trained.items()}
+    losses = {reads: row_losses(*model.of_task()[:2]) for reads, model in trained.items()}
     if reference is not None and False in choices:
         tried[named(False)] = reference.tried[named(False)]
         losses[False] = _reference(ranker).read(out)["validation_losses"]
     chosen = choices[0]
     if len(choices) > 1:
-        gained, tried["error"] = gain(losses[False], losses[True], trained[True].users)
+        gained, tried["error"] = gain(losses[False], losses[True], trained[True].of_task()[2])
         chosen = gained > tried["error"]
     if chosen in trained:
-        return trained[chosen].write(ranker, tried)
+        return _write(trained[chosen], ranker, out, tried)
     assert reference is not None
     replace(reference, tried=tried).save(ranker.validation(out))
     write_predictions(ranker.path(out), **_reference(ranker).read(out))
@@ -245,117 +217,30 @@ def _finished(ranker: Ranker, out: Path) -> Validation | None:
     return Validation.load(reference.validation(out))
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What all trainings of one ranker share."""
-
-    seed: int
-    label: str
-    schema: Schema
-    config: RankerSettings
-    data: Path
-    out: Path
-    features: StoreFeatures
-    """The vectors that the ranker reads."""
-    seen: dict[str, Ints]
-    """The ids of the training rows, by owner."""
-    environment: Environment
-    skip: Quarantine
-
-    def stream(self, patterns: tuple[str, ...], vocabulary: Vocabulary, *, training: bool = False) -> EventStream:
-        """Rows of these files: in their order, or as they are trained on."""
-        settings, dropout = self.config.training, self.config.network.id_dropout if training else 0.0
-        return EventStream(
-            find_files(self.data, patterns),
-            self.schema,
-            batch_size=settings.batch_size if training else 4096,
-            shuffle_batches=settings.shuffle_batches if training else 0,
-            seed=self.seed,
-            epochs=settings.epochs if training else 1,
-            drop_last=training,
-            transform=lambda batch: self.features(vocabulary.resolve(batch, dropout, self.seed)),
-            skip=self.skip,
-        )
-
-    def train(self) -> _Trained:
-        """The model of the best epoch."""
-        torch.manual_seed(self.seed)  # the same start for every arm: see DLRM
-        ranking = DLRM(self.schema, self.config.network, self.features.specs)
-        vocabulary = ranking.vocabulary
-        result = fit(
-            RankerTask(ranking, label_index=0),
-            self.stream(self.config.train, vocabulary, training=True),
-            replace(self.config.training, seed=self.seed),
-            self.environment,
-            tasks=(self.label,),
-            title=None,
-            begun=lambda: vocabulary.admit(self.seen),
-            after_epoch=lambda model: self._validation_ne(model, vocabulary),
-        )
-        logits, labels, mask, users = self.predict(result.model, vocabulary, self.config.validation)
-        mask = mask[:, 0]
-        said = (logits[mask, 0].numpy(), labels[mask, 0].numpy(), users[mask].numpy())
-        return _Trained(self, result, vocabulary, *said)
-
-    def predict(
-        self, model: nn.Module, vocabulary: Vocabulary, patterns: tuple[str, ...]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the model says of the rows of these files."""
-        return predict(model, self.stream(patterns, vocabulary), self.environment)
-
-    def _validation_ne(self, model: nn.Module, vocabulary: Vocabulary) -> float:
-        logits, labels, mask, _ = self.predict(model, vocabulary, self.config.validation)
-        known, said = labels[mask].numpy(), logits[mask].numpy()
-        score = normalized_entropy(known, said)
-        if math.isfinite(score):
-            return normalized_entropy(known, fit_recalibration(known, said)(said))  # as it will be judged
-        if math.isnan(score) and not logits.isnan().any():
-            raise DataError(
-                f"the validation files {', '.join(self.config.validation)} do not hold both a 0 and a 1 of label "
-                f"{self.label!r}, so no epoch can be chosen by them: give more of them"
-            )
-        return score
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A model, and what it says of the validation rows for which its label exists."""
-
-    work: _Work
-    result: TrainResult
-    vocabulary: Vocabulary
-    """What ids it knows."""
-    logits: NDArray  # float32 [N]
-    labels: NDArray  # float32 [N]
-    users: NDArray  # int64 [N]
-
-    @cached_property
-    def losses(self) -> NDArray:
-        """Of these rows [N], as they will be judged."""
-        return row_losses(self.labels, self.logits)
-
-    def write(self, ranker: Ranker, tried: Mapping[str, float]) -> float:
-        """Recalibrate it on the validation rows, predict the test rows once and write both; its validation NE."""
-        work = self.work
-        found = validate(
-            self.labels,
-            self.logits,
-            scores=self.result.scores,
-            most_passes=work.config.training.epochs,
-            reads=bool(work.features.specs),
-            tried=tried,
-        )
-        found.save(ranker.validation(work.out))
-        logits, labels, mask, users = work.predict(self.result.model, self.vocabulary, work.config.test)
-        write_predictions(
-            ranker.path(work.out),
-            logits=found.recalibration(logits[:, 0].numpy()).astype(np.float32),
-            labels=labels[:, 0].numpy(),
-            mask=mask[:, 0].numpy(),
-            users=users.numpy(),
-            validation_losses=self.losses,
-        )
-        return found.ne
+def _write(trained: TrainedRanker, ranker: Ranker, out: Path, tried: Mapping[str, float]) -> float:
+    """Recalibrate it on the validation rows, predict the test rows once and write both; its validation NE."""
+    training = trained.training
+    labels, logits, _ = trained.of_task()
+    found = validate(
+        labels,
+        logits,
+        scores=trained.result.scores,
+        most_passes=training.config.training.epochs,
+        reads=bool(training.features.specs),
+        tried=tried,
+    )
+    found.save(ranker.validation(out))
+    tested = training.predict(trained.result.model, trained.vocabulary, training.config.test)
+    said, known, mask, users = (x.numpy() for x in tested)
+    write_predictions(
+        ranker.path(out),
+        logits=found.recalibration(said[:, 0]).astype(np.float32),
+        labels=known[:, 0],
+        mask=mask[:, 0],
+        users=users,
+        validation_losses=row_losses(labels, logits),
+    )
+    return found.ne
 
 
 def readings(ranker: Ranker, config: RankerSettings, out: Path) -> tuple[bool, ...]:

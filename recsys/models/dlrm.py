@@ -48,7 +48,7 @@ class SeriesSpec:
 
 
 class DLRM(nn.Module):
-    """Bottom MLP on dense columns, own tables, pairwise dots, top MLP; logits [B].
+    """Bottom MLP on dense columns, own tables, pairwise dots, top MLP with an output for each task; logits [B, T].
 
     Beside the dots, the top MLP sees the embeddings themselves (ours: a stronger baseline). Of each series it sees the
     projected vector, its dots with everything else, whether it was found, how old and how well fed it is; of a user
@@ -59,12 +59,15 @@ class DLRM(nn.Module):
         schema: features of every owner; labels are not used.
         config: widths and dropouts.
         series: what `Batch.vectors`, `found` and `feed` hold, in the order of their columns; all are ignored if empty.
+        tasks: T.
 
     Raises:
         ValueError: no feature, a series twice, or a user and an item series of one space that differ in dimension.
     """
 
-    def __init__(self, schema: Schema, config: NetworkConfig, series: Sequence[SeriesSpec] = ()) -> None:
+    def __init__(
+        self, schema: Schema, config: NetworkConfig, series: Sequence[SeriesSpec] = (), tasks: int = 1
+    ) -> None:
         super().__init__()
         names = [x.name for x in series]
         if len(set(names)) != len(names):
@@ -76,10 +79,10 @@ class DLRM(nn.Module):
         self.vocabulary = Vocabulary(schema)
         """Who owns the rows that users and items read by their own id; batches are to pass its `resolve`."""
         self.bags = bag_collection(sparse, config.embedding_dim, init=_TABLE_INIT)
-        self.network = RankerNetwork([x.name for x in sparse], widths, config, series)
+        self.network = RankerNetwork([x.name for x in sparse], widths, config, series, tasks)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, float32 [B]."""
+        """Logits, float32 [B, T]."""
         bags = None if self.bags is None else self.bags(batch.sparse)
         return self.network(bags, batch.dense, batch.vectors, batch.found, batch.feed)
 
@@ -88,7 +91,7 @@ class RankerNetwork(nn.Module):
     """Everything of DLRM that is not a table; a leaf of the train pipeline's trace."""
 
     def __init__(
-        self, sparse: list[str], widths: dict[str, int], config: NetworkConfig, series: Sequence[SeriesSpec]
+        self, sparse: list[str], widths: dict[str, int], config: NetworkConfig, series: Sequence[SeriesSpec], tasks: int
     ) -> None:
         super().__init__()
         self.sparse = sparse
@@ -96,7 +99,7 @@ class RankerNetwork(nn.Module):
         dim, total = config.embedding_dim, sum(self.widths.values())
         self.bottom = nn.Sequential(nn.Linear(total, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim)) if total else None
         fields = len(sparse) + bool(total)
-        hidden, *rest = (*config.hidden, 1)
+        hidden, *rest = (*config.hidden, tasks)
         self.first = nn.Linear(fields * dim + _pair_count(fields), hidden)
         self.top = _top(hidden, rest, config.dropout)
         self.vectors = VectorFeatures(series, fields, hidden, config) if series else None
@@ -108,12 +111,12 @@ class RankerNetwork(nn.Module):
         vectors: Tensor | None,  # float [B, V]
         found: Tensor | None,  # bool [B, S]
         feed: Tensor | None,  # float [B, S, 2]
-    ) -> Tensor:  # [B]
+    ) -> Tensor:  # [B, T]
         fields = self._fields(bags, dense)
         hidden = self.first(torch.cat((fields.flatten(1), upper_pairs(fields)), dim=1))
         if self.vectors is not None:
             hidden = hidden + self.vectors(fields, vectors, found, feed)
-        return self.top(hidden).squeeze(1).float()
+        return self.top(hidden).float()
 
     def _fields(self, bags: KeyedTensor | None, dense: dict[str, Tensor]) -> Tensor:  # [B, n, e]
         fields = [] if bags is None else [pooled_tokens(bags, self.sparse)]
@@ -189,38 +192,31 @@ def upper_pairs(x: Tensor) -> Tensor:  # [B, n, w] -> [B, n (n - 1) / 2]
 
 
 class RankerTask(nn.Module):
-    """A ranker and its loss, masked binary cross-entropy ("bce"): `forward(batch) -> (loss, TaskOutput)`.
-
-    `label_index`: the label's column in `Batch.labels`.
+    """A ranker of all labels of its batches and its loss, the sum of the tasks' masked binary cross-entropies ("bce"):
+    `forward(batch) -> (loss, TaskOutput)`.
     """
 
-    def __init__(self, model: nn.Module, label_index: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.loss = RankerLoss(label_index)
+        self.loss = RankerLoss()
 
     def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
-        """Scalar loss, and what to log (T = 1)."""
+        """Scalar loss, and what to log."""
         return self.loss(self.model(batch), batch)
 
 
 class RankerLoss(nn.Module):
-    """Logits [B] and their batch -> (loss, TaskOutput); a leaf of the train pipeline's trace."""
-
-    def __init__(self, label_index: int) -> None:
-        super().__init__()
-        self.label_index = label_index
+    """Logits [B, T] and their batch -> (loss, TaskOutput); a leaf of the train pipeline's trace."""
 
     def forward(self, logits: Tensor, batch: Batch) -> tuple[Tensor, TaskOutput]:
-        if not 0 <= self.label_index < batch.labels.shape[1]:
+        if logits.shape != batch.labels.shape:
             raise ValueError(
-                f"label_index is {self.label_index}, batch.labels has {batch.labels.shape[1]} columns: "
-                "give the label's position in the schema the events were read with"
+                f"the ranker has {logits.shape[1]} tasks, batch.labels {batch.labels.shape[1]} columns: "
+                "read the events with a schema of the tasks' labels alone"
             )
-        column = slice(self.label_index, self.label_index + 1)
-        labels, mask = batch.labels[:, column], batch.label_mask[:, column]
-        loss = supervised_loss(logits.unsqueeze(1), labels, mask).sum()
-        return loss, TaskOutput({"bce": loss.detach()}, logits.detach().float().unsqueeze(1), labels, mask)
+        loss = supervised_loss(logits, batch.labels, batch.label_mask).sum()
+        return loss, TaskOutput({"bce": loss.detach()}, logits.detach().float(), batch.labels, batch.label_mask)
 
 
 def _pair_count(fields: int) -> int:
@@ -228,7 +224,7 @@ def _pair_count(fields: int) -> int:
 
 
 def _top(hidden: int, rest: list[int], dropout: float) -> nn.Sequential:
-    """What follows the first layer of the top MLP: activation, dropout, linear, ... down to one logit."""
+    """What follows the first layer of the top MLP: activation, dropout, linear, ... down to the logits."""
     layers: list[nn.Module] = []
     for width, wider in zip(rest, (hidden, *rest), strict=False):
         layers += [nn.ReLU(), nn.Dropout(dropout), nn.Linear(wider, width)]

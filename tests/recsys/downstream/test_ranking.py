@@ -14,7 +14,7 @@ from recsys.config import ConfigError, RankerSettings, TrainConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema, SchemaError
-from recsys.downstream import ranking
+from recsys.downstream import ranking, training
 from recsys.downstream.ranking import (
     Ranker,
     all_rankers,
@@ -151,7 +151,7 @@ def caught(
         raise CaughtError
 
     with monkeypatch.context() as patch, process_group() as environment:
-        patch.setattr(ranking, "fit", fit)
+        patch.setattr(training, "fit", fit)
         with pytest.raises(CaughtError):
             train_ranker(ranker, rankers, data, out, environment)
     return found

@@ -23,10 +23,10 @@ SERIES = (
 )
 
 
-def _ranker(series=(), config=SMALL, seed=0, *, started=False) -> DLRM:
+def _ranker(series=(), config=SMALL, seed=0, *, started=False, tasks=1) -> DLRM:
     """`started`: the vectors' share, which is zero at first, is not."""
     torch.manual_seed(seed)
-    model = draw_tables(DLRM(full_schema(), config, series), seed)
+    model = draw_tables(DLRM(full_schema(), config, series, tasks), seed)
     if started and series:
         torch.nn.init.normal_(model.network.vectors.first.weight)
     return model
@@ -48,15 +48,16 @@ def _batch(size: int, seed: int = 0, share: float = 0.7) -> Batch:
     count=st.integers(0, 3),
     hidden=st.sampled_from([(), (4,), (8, 5)]),
     projection_dim=st.sampled_from([4, 6]),
+    tasks=st.integers(1, 3),
 )
-def test_logits_and_gradients(size, count, hidden, projection_dim):
+def test_logits_and_gradients(size, count, hidden, projection_dim, tasks):
     config = replace(SMALL, hidden=hidden, projection_dim=projection_dim)
-    model = _ranker(SERIES[:count], config)
+    model = _ranker(SERIES[:count], config, tasks=tasks)
     batch = _batch(size)
     dims = sum(x.dim for x in SERIES[:count])
     batch = replace(batch, vectors=batch.vectors[:, :dims], found=batch.found[:, :count], feed=batch.feed[:, :count])
     logits = model(batch)
-    assert logits.shape == (size,)
+    assert logits.shape == (size, tasks)
     assert logits.dtype == torch.float32
     logits.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -104,7 +105,7 @@ def test_the_network_is_its_definition():
         features += [torch.log1p(batch.feed[row]).flatten()]
         features += [vectors[0] * vectors[1], (vectors[0] @ vectors[1]).unsqueeze(0)]
         hidden = hidden + network.vectors.first(torch.cat(features))
-        torch.testing.assert_close(got[row], network.top(hidden.unsqueeze(0)).squeeze())
+        torch.testing.assert_close(got[row], network.top(hidden.unsqueeze(0)).squeeze(0))
 
 
 def test_vectors_their_feed_and_found_flags_reach_the_logits():
@@ -152,30 +153,33 @@ def test_the_network_takes_empty_batches():
     names = network.sparse
     bags = KeyedTensor(keys=names, length_per_key=[4] * len(names), values=torch.zeros(0, 4 * len(names)))
     dense = {owner: torch.zeros(0, width) for owner, width in network.widths.items()}
-    assert network(bags, dense, torch.zeros(0, 8), torch.zeros(0, 3).bool(), torch.zeros(0, 3, 2)).shape == (0,)
+    assert network(bags, dense, torch.zeros(0, 8), torch.zeros(0, 3).bool(), torch.zeros(0, 3, 2)).shape == (0, 1)
 
 
 def test_autocast():
-    model, batch = _ranker(SERIES), _batch(6)
+    model, batch = _ranker(SERIES, tasks=2), _batch(6)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = RankerTask(model, 0)(batch)
+        loss, _ = RankerTask(model)(batch)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, RankerTask(model, 0)(batch)[0], atol=0.02, rtol=0.02)
+    torch.testing.assert_close(loss, RankerTask(model)(batch)[0], atol=0.02, rtol=0.02)
 
 
-def test_ranker_task_reads_its_label_and_mask():
-    model, batch = _ranker(), random_batch(full_schema(), 30)
-    loss, output = RankerTask(model, 1)(batch)
-    valid = batch.label_mask[:, 1]
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(model(batch)[valid], batch.labels[valid, 1])
+def test_ranker_task_reads_its_labels_and_their_masks():
+    model, batch = _ranker(tasks=2), random_batch(full_schema(), 30)
+    loss, output = RankerTask(model)(batch)
+    logits, expected = model(batch), torch.zeros(())
+    for task in range(2):
+        valid = batch.label_mask[:, task]
+        each = torch.nn.functional.binary_cross_entropy_with_logits
+        expected = expected + each(logits[valid, task], batch.labels[valid, task])
     torch.testing.assert_close(loss, expected)
     assert output.losses.keys() == {"bce"}
-    assert torch.equal(output.labels, batch.labels[:, 1:])
-    assert torch.equal(output.mask, batch.label_mask[:, 1:])
-    assert output.logits.shape == (30, 1)
+    assert torch.equal(output.labels, batch.labels)
+    assert torch.equal(output.mask, batch.label_mask)
+    assert output.logits.shape == (30, 2)
     assert not output.logits.requires_grad
-    with pytest.raises(ValueError, match="label_index is 2, batch"):
-        RankerTask(model, 2)(batch)
+    with pytest.raises(ValueError, match=r"the ranker has 1 tasks, batch\.labels 2 columns"):
+        RankerTask(_ranker())(batch)
 
 
 def test_bad_series_and_batches_are_named():

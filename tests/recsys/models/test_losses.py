@@ -175,7 +175,7 @@ def _loss_on_rank(positives: tuple[int, ...], valid: tuple[int, ...], size: int,
     frequencies = ItemFrequencies.from_counts(torch.arange(-4, 4), torch.arange(1, 9))
     output = DermOutput(user @ weights[2], user @ weights[0], item @ weights[1])
     loss, logged = DermLoss(LOSS, ("click", "buy"), frequencies, items=10)(output, batch)
-    ranker_loss, _ = RankerLoss(label_index=1)(output.logits[:, 1], batch)
+    ranker_loss, _ = RankerLoss()(output.logits, batch)
     (loss + ranker_loss).backward()
     results = [loss.detach(), ranker_loss.detach(), *logged.losses.values(), *(weight.grad for weight in weights)]
     for result in results:

@@ -1,0 +1,181 @@
+"""One ranker's training: the same on one rank or many, with one task or several, kept in checkpoints or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from recsys.config import RankerSettings
+from recsys.data.errors import DataError
+from recsys.data.files import check_files, find_files
+from recsys.data.quarantine import Quarantine
+from recsys.data.schema import Schema
+from recsys.data.seen import Ints
+from recsys.data.sizes import Tables, described
+from recsys.data.stream import EventStream
+from recsys.data.tables import count_tables
+from recsys.downstream.features import StoreFeatures
+from recsys.evaluate.metrics import normalized_entropy
+from recsys.evaluate.recalibration import fit_recalibration
+from recsys.models.dlrm import DLRM, RankerTask
+from recsys.models.vocabulary import Vocabulary
+from recsys.source import ranker_schema
+from recsys.train.distributed import Environment
+from recsys.train.predict import predict
+from recsys.train.trainer import TrainResult, fit
+
+S = TypeVar("S", bound=RankerSettings)
+
+
+@dataclass(frozen=True)
+class RankerTraining:
+    """What a training is of. The tasks are the schema's labels, which one model learns together."""
+
+    seed: int
+    schema: Schema
+    """With the sizes of all tables, see `sized`."""
+    config: RankerSettings
+    """With a batch size, see `sized`."""
+    data: Path
+    features: StoreFeatures
+    """The vectors that the ranker reads."""
+    seen: dict[str, Ints]
+    """The ids of the training rows, by owner."""
+    environment: Environment
+    """The ranks that train it together."""
+    skip: Quarantine
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the tasks, in the order of the logits."""
+        return tuple(label.name for label in self.schema.labels)
+
+    def model(self) -> DLRM:
+        """As it is before it is trained, its tables on "meta"."""
+        torch.manual_seed(self.seed)  # the same start for every arm: see DLRM
+        return DLRM(self.schema, self.config.network, self.features.specs, tasks=len(self.labels))
+
+    def train(
+        self,
+        out: Path | None = None,
+        *,
+        title: str | None = None,
+        identity: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> TrainedRanker:
+        """The model of the best pass. A collective of the environment's ranks.
+
+        Args:
+            out: folder of checkpoints, from which it goes on, and figures; None writes nothing.
+            title: of the training in the terminal; None: quiet.
+            identity: what the training is of, see `fit`.
+
+        Raises:
+            PlanError, LossError, CheckpointError, DataError: as their rooms say.
+        """
+        ranking = self.model()
+        vocabulary = ranking.vocabulary
+        result = fit(
+            RankerTask(ranking),
+            self.stream(self.config.train, vocabulary, training=True),
+            replace(self.config.training, seed=self.seed),
+            self.environment,
+            tasks=self.labels,
+            identity=identity,
+            out=out,
+            title=title,
+            begun=lambda: vocabulary.admit(self.seen),
+            after_epoch=lambda model: self._judge(model, vocabulary),
+        )
+        said = self.predict(result.model, vocabulary, self.config.validation)
+        return TrainedRanker(self, result, vocabulary, *(x.numpy() for x in said))
+
+    def stream(self, patterns: tuple[str, ...], vocabulary: Vocabulary, *, training: bool = False) -> EventStream:
+        """This rank's rows of these files: in their order, or as they are trained on."""
+        settings, dropout = self.config.training, self.config.network.id_dropout if training else 0.0
+        return EventStream(
+            find_files(self.data, patterns),
+            self.schema,
+            batch_size=settings.batch_size if training else 4096,
+            rank=self.environment.rank,
+            world_size=self.environment.world_size,
+            shuffle_batches=settings.shuffle_batches if training else 0,
+            seed=self.seed,
+            epochs=settings.epochs if training else 1,
+            drop_last=training,
+            transform=lambda batch: self.features(vocabulary.resolve(batch, dropout, self.seed)),
+            skip=self.skip,
+        )
+
+    def predict(
+        self, model: nn.Module, vocabulary: Vocabulary, patterns: tuple[str, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the model says of the rows of these files, see `recsys.train.predict.predict`. A collective: of several
+        ranks fewer rows than there are ranks are left out at the end."""
+        return predict(model, self.stream(patterns, vocabulary), self.environment)
+
+    def _judge(self, model: nn.Module, vocabulary: Vocabulary) -> float:
+        """The validation rows' normalized entropy, mean over the tasks."""
+        logits, labels, mask, _ = self.predict(model, vocabulary, self.config.validation)
+        scores = []
+        for task, name in enumerate(self.labels):
+            valid = mask[:, task]
+            scores.append(self._entropy(name, labels[valid, task].numpy(), logits[valid, task].numpy()))
+        return float(np.mean(scores))
+
+    def _entropy(self, label: str, known: NDArray, said: NDArray) -> float:
+        """Recalibrated, as it will be judged."""
+        score = normalized_entropy(known, said)
+        if math.isfinite(score):
+            return normalized_entropy(known, fit_recalibration(known, said)(said))
+        if math.isnan(score) and not np.isnan(said).any():
+            raise DataError(
+                f"the validation files {', '.join(self.config.validation)} do not hold both a 0 and a 1 of label "
+                f"{label!r}, so no epoch can be chosen by them: give more of them"
+            )
+        return score
+
+
+@dataclass(frozen=True)
+class TrainedRanker:
+    """A model, and what it says of the V validation rows."""
+
+    training: RankerTraining
+    result: TrainResult
+    vocabulary: Vocabulary
+    """What ids it knows."""
+    logits: NDArray  # float32 [V, T]
+    labels: NDArray  # float32 [V, T]
+    mask: NDArray  # bool [V, T]
+    users: NDArray  # int64 [V]
+
+    def of_task(self, task: int = 0) -> tuple[NDArray, NDArray, NDArray]:
+        """Labels, logits and users [N] of the validation rows for which the task's label exists."""
+        valid = self.mask[:, task]
+        return self.labels[valid, task], self.logits[valid, task], self.users[valid]
+
+
+def sized(config: S, data: Path, skip: Quarantine, *, ranks: int = 1, told: bool) -> tuple[S, Tables]:
+    """The same with the batch size, and the rows of the tables, that follow from the training rows where none are
+    given; which can be `told`. `ranks`: that train a ranker together.
+
+    Raises:
+        DataError: what `EventStream` raises.
+    """
+    files, schema = find_files(data, config.train), ranker_schema(config, data, tuple(config.tasks.values()))
+    rows, training = check_files(files, schema) - skip.count(files), config.training
+    training = training.sized(rows // ranks)
+    if told and not config.training.batch_size:
+        steps, each = training.steps(rows // ranks), " a rank" if ranks > 1 else ""
+        print(f"rankers: {rows:,} rows, so batches of {training.batch_size}{each}: {steps} a pass", flush=True)
+    tables = count_tables(files, schema, skip)
+    if told and tables:
+        print(f"rankers: tables of {described(tables)} rows, by the ids of their training rows", flush=True)
+    return replace(config, training=training), tables
