@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from recsys.cli_jobs import downstream, embed, prior, refresh, upstream
+from recsys.cli_bundle import bundle, repin, score
+from recsys.cli_jobs import downstream, embed, prior, ranker, refresh, upstream
 from recsys.config import ConfigError
 from recsys.jobs import warm_up
 from recsys.refresh.errors import GateRefusedError
@@ -288,7 +289,8 @@ def run_command() -> None:
     """
     functions = (
         *(demo, run, daily, rank, check, config, tune, prepare, report),
-        *(upstream, refresh, embed, prior, downstream),
+        *(bundle, score, repin),
+        *(upstream, refresh, embed, prior, downstream, ranker),
     )
     commands = {function.__name__: function for function in functions}
     try:

@@ -119,3 +119,20 @@ def downstream(*, config: Path, data: Path, out: Path, store: str = "") -> None:
     from recsys.downstream.ranking import train_rankers
 
     train_rankers(settings, data, out, store or None)
+
+
+def ranker(*, config: Path, arm: str, data: Path, out: Path, store: str, compiled: bool = False) -> None:
+    """Train one ranker on all ranks together, and leave it as a bundle; one rank of a job.
+
+    Args:
+        config: The rankers' TOML config (`recsys config ranker`).
+        arm: Name of the arm whose series it reads.
+        data: Folder of the prepared data.
+        out: Folder of the work; the bundle is OUT/bundle.
+        store: The store that it reads.
+        compiled: Also compile the program with AOTInductor.
+    """
+    settings = RankerConfig.load(config)
+    from recsys.bundle.write import train_bundle
+
+    train_bundle(settings, arm, data, out, store, compiled=compiled)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from recsys.config.rules import NO_STUDY, check_seeds, is_word, require
+from recsys.config.rules import NO_STUDY, ConfigError, check_seeds, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import RankerTrainConfig
 from recsys.dates import HOUR_MS
+from recsys.mistakes import meant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,13 @@ class RankerConfig(RankerSettings, Config):
         require(len(names) > 0, 'arms is empty; give one at least: arms = [{ name = "ctr", series = ["user_ctr"] }]')
         require(len(set(names)) == len(names), f"arms are named {names}; make the names different")
         require(len(self.seed_suffixes) > 0, 'seed_suffixes is empty; give [""], or leave it out')
+
+    def arm(self, name: str) -> ArmConfig:
+        """The arm of this name. Raises ConfigError listing those there are."""
+        known = {arm.name: arm for arm in self.arms}
+        if name not in known:
+            raise ConfigError(f"arm {name!r} is not in the config{meant(name, known)}; it has: {', '.join(known)}")
+        return known[name]
 
     def series(self, arm: ArmConfig, seed: int) -> tuple[str, ...]:
         """What the rankers of this arm and this one of `seeds` read."""

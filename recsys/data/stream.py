@@ -7,13 +7,11 @@ others waiting in a collective for ever.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +23,10 @@ from recsys.data.errors import DataError, RowError
 from recsys.data.files import RowGroup, read_footers
 from recsys.data.footers import open_file
 from recsys.data.pieces import Buffer, Origin, Piece
+from recsys.data.prefetch import Prefetcher
 from recsys.data.quarantine import NONE, NOTHING, Quarantine, Rows, places
 from recsys.data.schema import Schema
 from recsys.data.strings import ColumnReader
-
-T = TypeVar("T")
 
 _PREFETCHED = 4
 """Batches that are ready before the consumer asks."""
@@ -152,7 +149,7 @@ class EventStream:
             DataError: naming file and row: a value that its role forbids, or pages that cannot be read.
         """
         position = self.position
-        with closing(_Prefetcher(self._batches(position), _PREFETCHED)) as batches:
+        with closing(Prefetcher(self._batches(position), _PREFETCHED)) as batches:
             while True:
                 start = time.perf_counter()
                 batch = next(batches, None)
@@ -240,49 +237,6 @@ class _Group(NamedTuple):
     def rows(self) -> int:
         """How many are read."""
         return self.stored.rows - len(self.gone)
-
-
-class _Prefetcher(Generic[T]):
-    """Runs an iterator in a thread, `depth` items ahead; its exceptions surface in `next`."""
-
-    def __init__(self, source: Generator[T, None, None], depth: int) -> None:
-        self._ready: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-        self._slots = threading.Semaphore(depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(source,), name="recsys-input", daemon=True)
-        self._thread.start()
-
-    def __next__(self) -> T:
-        item, error = self._ready.get()
-        if error is not None:
-            self._ready.put((None, error))  # whoever asks again gets the same answer
-            raise error
-        self._slots.release()
-        assert item is not None
-        return item
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def close(self) -> None:
-        """Stop the thread and wait for it: at most for the one item it is working on."""
-        self._stopped.set()
-        self._slots.release()
-        if self._thread is not threading.current_thread():  # the collector may find an abandoned iterator in any thread
-            self._thread.join()
-
-    def _run(self, source: Generator[T, None, None]) -> None:
-        try:
-            for item in source:
-                self._slots.acquire()
-                if self._stopped.is_set():
-                    break
-                self._ready.put((item, None))
-            self._ready.put((None, StopIteration()))
-        except BaseException as error:
-            self._ready.put((None, error))
-        finally:
-            source.close()
 
 
 def _permuted(table: pa.Table, order: NDArray[np.int64]) -> pa.Table:

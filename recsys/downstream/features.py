@@ -90,9 +90,18 @@ class PointInTimeSeries:
         if self._fed is None:
             return vectors, found, torch.zeros(len(ids), FEED)
         activity, known, _ = self._fed.lookup(ids, self._as_of[versions])  # as of the vectors' own time
-        age = (timestamps.double() / DAY_MS - activity[:, 0]).clamp(min=0).float()
-        feed = torch.stack([age, activity[:, 2]], dim=1)
-        return vectors, found, feed * (found & known).unsqueeze(1)
+        return vectors, found, feed_of(activity, found & known, timestamps)
+
+
+def feed_of(
+    activity: Tensor,  # float32 [B, 3], rows of the companion series
+    known: Tensor,  # bool [B]
+    timestamps: Tensor,  # int64 [B], ms
+) -> Tensor:  # float32 [B, 2]
+    """Days from the beginning of the entity's last active day to the event, not below 0, and events that its vector is
+    made of; zeros where nothing is known."""
+    age = (timestamps.double() / DAY_MS - activity[:, 0]).clamp(min=0).float()
+    return torch.stack([age, activity[:, 2]], dim=1) * known.unsqueeze(1)
 
 
 class StoreFeatures:

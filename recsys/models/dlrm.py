@@ -112,14 +112,26 @@ class RankerNetwork(nn.Module):
         found: Tensor | None,  # bool [B, S]
         feed: Tensor | None,  # float [B, S, 2]
     ) -> Tensor:  # [B, T]
-        fields = self._fields(bags, dense)
+        pooled = None if bags is None else pooled_tokens(bags, self.sparse)
+        return self.score(pooled, dense, vectors, found, feed)
+
+    def score(
+        self,
+        pooled: Tensor | None,  # [B, F, e]: of the sparse features, in their order
+        dense: dict[str, Tensor],
+        vectors: Tensor | None,
+        found: Tensor | None,
+        feed: Tensor | None,
+    ) -> Tensor:  # [B, T]
+        """`forward` of the rows that the tables gave."""
+        fields = self._fields(pooled, dense)
         hidden = self.first(torch.cat((fields.flatten(1), upper_pairs(fields)), dim=1))
         if self.vectors is not None:
             hidden = hidden + self.vectors(fields, vectors, found, feed)
         return self.top(hidden).float()
 
-    def _fields(self, bags: KeyedTensor | None, dense: dict[str, Tensor]) -> Tensor:  # [B, n, e]
-        fields = [] if bags is None else [pooled_tokens(bags, self.sparse)]
+    def _fields(self, pooled: Tensor | None, dense: dict[str, Tensor]) -> Tensor:  # [B, n, e]
+        fields = [] if pooled is None else [pooled]
         if self.bottom is not None:
             columns = [checked_dense(dense, owner, width) for owner, width in self.widths.items()]
             fields.append(self.bottom(torch.asinh(torch.cat(columns, dim=1))).unsqueeze(1))
@@ -188,7 +200,7 @@ def upper_pairs(x: Tensor) -> Tensor:  # [B, n, w] -> [B, n (n - 1) / 2]
     rows, columns = torch.triu_indices(fields, fields, 1, device=x.device)
     dots = torch.bmm(x, x.transpose(1, 2)).flatten(1)
     # gather, not index_select: its backward pass is the cheaper one on CPUs.
-    return dots.gather(1, (rows * fields + columns).expand(len(x), -1))
+    return dots.gather(1, (rows * fields + columns).expand(x.shape[0], -1))  # no len: torch.export
 
 
 class RankerTask(nn.Module):

@@ -9,7 +9,7 @@ PinFM does with its candidates'; the rest is ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -63,9 +63,22 @@ class Vocabulary(nn.Module):
         Args:
             seen: owner -> int64 [N], in any order; the same on every rank.
         """
+        for owner, table in self._tables():
+            table.admit(seen[owner])
+
+    def state(self) -> dict[str, Tensor]:
+        """Owner -> who owns each row of its table, int16 [rows]."""
+        return {owner: table.get_extra_state() for owner, table in self._tables()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """What `state` gave."""
+        for owner, table in self._tables():
+            table.set_extra_state(state[owner])
+
+    def _tables(self) -> Iterator[tuple[str, OwnedRows]]:
         for owner, table in self.tables.items():
             assert isinstance(table, OwnedRows)
-            table.admit(seen[owner])
+            yield owner, table
 
     def resolve(self, batch: Batch, dropout: float = 0.0, seed: int = 0) -> Batch:
         """Let the ids of a batch, fresh from `to_batch`, read the rows they own, or the unknown one.
@@ -82,8 +95,7 @@ class Vocabulary(nn.Module):
         keys, bounds = batch.sparse.keys(), batch.sparse.offset_per_key()
         lengths = batch.sparse.lengths().view(len(keys), len(batch)) if keys else None
         lost = _draws(batch, seed) < np.uint32(dropout * 2**32) if dropout else None
-        for owner, table in self.tables.items():
-            assert isinstance(table, OwnedRows)
+        for owner, table in self._tables():
             name = self.features[owner].name
             if lengths is None or name not in keys:
                 continue

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -213,7 +214,9 @@ def _metadata(path: Path) -> Metadata:
 
 def _load(path: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
     try:
-        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
+        with warnings.catch_warnings():  # it tells that a load without ranks is one
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            dcp.load(state, checkpoint_id=path, no_dist=no_dist)
     except CheckpointException as error:
         causes = "; ".join(sorted({f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values()}))
         raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import resource
@@ -22,7 +21,6 @@ _CALLS_INSIDE_TORCHREC = (
     "`broadcast_buffers` is deprecated",
     "`torch.distributed.all_gather_into_tensor` is deprecated",
     "`torch.distributed.reduce_scatter_tensor` is deprecated",
-    "is_fx_tracing will return true",
 )
 """Torch's notices to TorchRec's authors: nothing that a user of this project calls, or could change."""
 
@@ -138,19 +136,10 @@ def _device(rank: int) -> torch.device:
 @contextmanager
 def without_notices() -> Iterator[None]:
     """Silence torch's notices to TorchRec's authors; `process_group` does so too."""
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(_CALLS_INSIDE_TORCHREC)
-
-    logger = logging.getLogger("torch.fx._symbolic_trace")
     with warnings.catch_warnings():
         for message in _CALLS_INSIDE_TORCHREC:
             warnings.filterwarnings("ignore", message=re.escape(message), category=FutureWarning)
-        logger.addFilter(wanted)
-        try:
-            yield
-        finally:
-            logger.removeFilter(wanted)
+        yield
 
 
 def _use_all_cores(environment: Environment) -> None:

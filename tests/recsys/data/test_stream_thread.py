@@ -55,13 +55,13 @@ def test_wait_seconds_counts_waiting_alone(tmp_path: Path, monkeypatch: pytest.M
     clock = 0.0
     monkeypatch.setattr(stream_module, "time", SimpleNamespace(perf_counter=lambda: clock))
 
-    class Slow(stream_module._Prefetcher[Batch]):
+    class Slow(stream_module.Prefetcher[Batch]):
         def __next__(self) -> Batch:
             nonlocal clock
             clock += 1
             return super().__next__()
 
-    monkeypatch.setattr(stream_module, "_Prefetcher", Slow)
+    monkeypatch.setattr(stream_module, "Prefetcher", Slow)
     stream = EventStream(files, SCHEMA, batch_size=2)
     for _ in stream:
         clock += 100  # the step's own time

@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-import torch
 
-from embedding_store import EmbeddingStore
 from recsys.data.synthetic import prepare_synthetic
 from recsys.folders import store_folder
 from recsys.train.distributed import Environment, process_group
+from tests.recsys.downstream.example import publish_vectors
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +28,5 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def out(data: Path, tmp_path: Path) -> Path:
     """The folder of a run whose store has vectors of most users and items, as of the last upstream day."""
-    store = EmbeddingStore(store_folder(tmp_path))
-    generator = torch.Generator().manual_seed(0)
-    for owner in ("user", "item"):
-        rows = pq.ParquetFile(data / f"market/{owner}s/part-0.parquet").read(["timestamp", f"{owner}_id"])
-        ids = torch.from_numpy(rows[f"{owner}_id"].to_numpy().copy())
-        series = store.create(f"{owner}_ctr", dim=6)
-        with series.write(as_of=rows["timestamp"][0].as_py(), space="ctr-1") as writer:
-            writer.append(ids, torch.randn(len(ids), 6, generator=generator))
+    publish_vectors(data, store_folder(tmp_path))
     return tmp_path

@@ -1,0 +1,6 @@
+"""Rankers as files that a service loads: written, loaded, scored with, and moved to newer vectors."""
+
+from recsys.bundle.bundle import Bundle, load_bundle
+from recsys.bundle.manifest import BundleError
+
+__all__ = ["Bundle", "BundleError", "load_bundle"]

@@ -1,0 +1,118 @@
+"""The Python door to a ranker that was deployed: `load_bundle(path).predict(rows)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from embedding_store import EmbeddingStore
+from recsys.bundle.manifest import COMPILED, PROGRAM, SCHEMA, VOCABULARY, Manifest, verify
+from recsys.bundle.pins import PinnedFeatures
+from recsys.bundle.program import Inputs, on_device
+from recsys.data.batch import Batch
+from recsys.data.convert import to_batch
+from recsys.data.schema import OWNERS, Schema
+from recsys.models.tokens import dense_widths
+from recsys.models.vocabulary import Vocabulary
+
+
+class Prepared(NamedTuple):
+    """What `Bundle.run` takes."""
+
+    rows: int
+    inputs: Inputs
+
+
+class Bundle:
+    """A ranker with the vectors that it reads, got from `load_bundle`. Threads may share it."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        schema: Schema,
+        vocabulary: Vocabulary,
+        program: Callable[..., Tensor],
+        features: PinnedFeatures,
+        device: torch.device,
+    ) -> None:
+        self.manifest = manifest
+        self.schema = schema
+        """The columns it reads; it has no labels."""
+        self.device = device
+        self._vocabulary = vocabulary
+        self._program = program
+        self._features = features
+        widths = dense_widths(schema.features)
+        self._sparse = [feature.name for feature in schema.features if feature.rows]
+        self._owners = [owner for owner in OWNERS if owner in widths]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the outputs, in their order."""
+        return tuple(task.name for task in self.manifest.tasks)
+
+    def predict(self, rows: pa.Table | pa.RecordBatch | Batch) -> dict[str, Tensor]:
+        """Recalibrated probabilities of some events.
+
+        Args:
+            rows: the columns of `schema.columns()`; or a batch, fresh from `to_batch` with that schema.
+
+        Returns:
+            task -> float32 [B] on the bundle's device.
+
+        Raises:
+            DataError: a column is missing or has a wrong type; a value is out of bounds or an id is null: then it is a
+                `RowError`, which says which row.
+        """
+        if not len(rows):
+            return {task: torch.zeros(0, device=self.device) for task in self.tasks}
+        return self.run(self.prepare(rows if isinstance(rows, Batch) else to_batch(rows, self.schema)))
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """All of `predict` that the CPU does, and the lookup of the vectors. The batch holds a row at least."""
+        joined = self._features(self._vocabulary.resolve(batch))
+        return Prepared(len(batch), Inputs.of(joined, self._sparse, self._owners, self.device))
+
+    def run(self, prepared: Prepared) -> dict[str, Tensor]:
+        """The rest of `predict`."""
+        with torch.no_grad():
+            scores = self._program(*prepared.inputs)[: prepared.rows]
+        return dict(zip(self.tasks, scores.unbind(1), strict=True))
+
+
+def load_bundle(path: str | Path, device: torch.device | str = "cpu", *, store: str | Path | None = None) -> Bundle:
+    """Load a ranker, and open the pinned versions of the vectors that it reads.
+
+    Every file is held against its checksum first. Where the bundle has a compiled program for this kind of device, that
+    one is run.
+
+    Args:
+        path: folder of the bundle.
+        device: where to look up and to compute.
+        store: the store, where it is not at the place any more that the bundle names.
+
+    Raises:
+        BundleError: no bundle, a changed or missing file, or pinned versions that are gone or of another space.
+        StoreError: the store cannot be read.
+    """
+    folder, where = Path(path), torch.device(device)
+    manifest = Manifest.load(folder)
+    verify(folder, manifest)
+    features = PinnedFeatures(EmbeddingStore(store or manifest.store), manifest.pins, where)
+    schema = Schema.load(folder / SCHEMA)
+    vocabulary = Vocabulary(schema)
+    with np.load(folder / VOCABULARY) as owners:
+        vocabulary.restore({owner: torch.from_numpy(owners[owner]) for owner in owners})
+    return Bundle(manifest, schema, vocabulary, _program(folder, manifest, where), features, where)
+
+
+def _program(folder: Path, manifest: Manifest, device: torch.device) -> Callable[..., Tensor]:
+    if manifest.compiled == device.type:
+        return torch._inductor.aoti_load_package(str(folder / COMPILED))
+    return on_device(torch.export.load(folder / PROGRAM), device).module()

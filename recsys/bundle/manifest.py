@@ -1,0 +1,131 @@
+"""`bundle.json`: what a bundle is of, written last; and the check that its files are those that were written.
+
+bundle.json       this
+ranker.pt2        the program, `torch.export`; see recsys/bundle/program.py
+ranker-aot.pt2    the same, compiled by AOTInductor; on request
+schema.toml       the columns it reads, with the sizes of their tables
+vocabulary.npz    which id owns which row, int16 [rows] for each owner
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys.atomic import write_json
+from recsys.evaluate.recalibration import Recalibration
+
+MANIFEST, PROGRAM, COMPILED = "bundle.json", "ranker.pt2", "ranker-aot.pt2"
+SCHEMA, VOCABULARY = "schema.toml", "vocabulary.npz"
+FORMAT = 1
+_CHUNK = 1 << 22
+
+
+class BundleError(ValueError):
+    """A bundle that is not whole, or cannot be used with the store as it is; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """The version of a series that a bundle reads."""
+
+    series: str
+    owner: str
+    """`user` or `item`."""
+    version: int
+    as_of: int
+    """Of the version, ms."""
+    space: str
+    dim: int
+    activity: int = 0
+    """Version of the companion series that says how the vectors are fed; 0: there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """One output of the ranker."""
+
+    name: str
+    label: str
+    """The label it has learned."""
+    scale: float
+    """Its recalibration, sigmoid(scale * logit + bias), fitted on the validation rows."""
+    bias: float
+    validation: Mapping[str, float]
+    """`ne`, `auc`, `calibration`, `rows` and `positives` of those rows."""
+
+    @property
+    def recalibration(self) -> Recalibration:
+        """What the program applies to the logits."""
+        return Recalibration(self.scale, self.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about a bundle that is not in its other files."""
+
+    name: str
+    arm: str
+    """Of the ranker's config."""
+    tasks: tuple[TaskFacts, ...]
+    pins: tuple[Pin, ...]
+    """In the order in which the ranker reads the vectors."""
+    store: str
+    """Path or URL of the store that the pins are of."""
+    training: Mapping[str, Any]
+    """`rows`, `passes`, `ranks`, `seed` and the `code` version."""
+    compiled: str
+    """The kind of device that COMPILED is for; empty: there is none."""
+    created: str
+    """UTC, ISO 8601."""
+    files: Mapping[str, Mapping[str, Any]]
+    """Name -> `bytes` and `sha256`."""
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Write it, whole or not at all."""
+        write_json(folder / MANIFEST, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Raises BundleError: there is none, or it is of another format."""
+        path = folder / MANIFEST
+        try:
+            document = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one by `recsys bundle`") from None
+        except ValueError as error:
+            raise BundleError(f"{path} is damaged ({error}): make the bundle anew, or copy it again") from None
+        if document.get("format") != FORMAT:
+            raise BundleError(
+                f"{path} has format {document.get('format')!r}, this version reads {FORMAT}: make the bundle anew"
+            )
+        tasks = tuple(TaskFacts(**task) for task in document["tasks"])
+        return cls(**{**document, "tasks": tasks, "pins": tuple(Pin(**pin) for pin in document["pins"])})
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Bytes and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while part := file.read(_CHUNK):
+            digest.update(part)
+            size += len(part)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Raises BundleError, naming the file, unless every file is as it was written."""
+    for name, wanted in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing: copy the whole bundle again, or make it anew")
+        found = fingerprint(path)
+        if found != wanted:
+            what = f"{found['bytes']:,} bytes instead of {wanted['bytes']:,}"
+            what = what if found["bytes"] != wanted["bytes"] else "other bytes than were written"
+            raise BundleError(f"{path} is changed ({what}): copy the bundle again, or make it anew")

@@ -1,0 +1,131 @@
+"""The vectors that a bundle reads: those of the pinned versions, for every row, whatever its time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from embedding_store import EmbeddingStore, Snapshot, StoreError
+from recsys.bundle.manifest import BundleError, Pin
+from recsys.data.batch import Batch
+from recsys.downstream.features import FEED, feed_of
+from recsys.refresh.aggregator import activity_name
+
+_REMEDY = "`recsys repin BUNDLE` moves it to a newer version of the same spaces"
+
+
+def pin(store: EmbeddingStore, names: Sequence[str]) -> tuple[Pin, ...]:
+    """The newest versions that were not refused, of series that a ranker is to read. All of one space are as of one
+    time, so that users and items were published together.
+
+    Raises:
+        BundleError: there is no time at which all series of a space have a version.
+        KeyError: no such series.
+    """
+    histories = {name: store.series(name).history(refused=False) for name in names}
+    for name, history in histories.items():
+        if not history:
+            raise BundleError(f"series {name!r} has no version that was not refused: publish one first")
+    chosen: dict[str, Snapshot] = {}
+    for space in dict.fromkeys(history[-1].space for history in histories.values()):
+        members = [name for name, history in histories.items() if history[-1].space == space]
+        times = [{x.as_of for x in histories[name] if x.space == space} for name in members]
+        common = set.intersection(*times)
+        if not common:
+            raise BundleError(f"series {members} have no version of one time in space {space!r}: publish them together")
+        for name in members:
+            chosen[name] = [x for x in histories[name] if x.as_of == max(common) and x.space == space][-1]
+    return tuple(_pin(store, name, chosen[name]) for name in names)
+
+
+def _pin(store: EmbeddingStore, name: str, snapshot: Snapshot) -> Pin:
+    companion = activity_name(name)
+    activity = 0
+    if companion in set(store.list()):
+        known = [x for x in store.series(companion).history(refused=False) if x.as_of <= snapshot.as_of]
+        activity = known[-1].version if known else 0
+    return Pin(
+        series=name,
+        owner=name.split("_", 1)[0],
+        version=snapshot.version,
+        as_of=snapshot.as_of,
+        space=snapshot.space,
+        dim=snapshot.dim,
+        activity=activity,
+    )
+
+
+def pinned(store: EmbeddingStore, pins: Iterable[Pin]) -> list[tuple[Snapshot, Snapshot | None]]:
+    """The snapshots, and those of their companions, that the pins name.
+
+    Raises:
+        BundleError: one is gone, or is of another space or dimension; all such are named.
+    """
+    found, problems = [], []
+    for wanted in pins:
+        try:
+            snapshot = store.series(wanted.series).version(wanted.version)
+            activity = store.series(activity_name(wanted.series)).version(wanted.activity) if wanted.activity else None
+        except (StoreError, KeyError) as error:
+            problems.append(str(error.args[0] if error.args else error))
+            continue
+        if (snapshot.space, snapshot.dim) != (wanted.space, wanted.dim):
+            problems.append(
+                f"version {wanted.version} of series {wanted.series!r} has space {snapshot.space!r} and dim "
+                f"{snapshot.dim}, the ranker has learned from {wanted.space!r} and {wanted.dim}"
+            )
+        found.append((snapshot, activity))
+    if problems:
+        raise BundleError(f"the store {store.location} lacks what the bundle reads: {'; '.join(problems)}. {_REMEDY}")
+    return found
+
+
+class PinnedFeatures:
+    """Adds `vectors`, `found` and `feed` to batches, as `StoreFeatures` does in training, but of one version each.
+
+    Args:
+        store: the store.
+        pins: the versions, in the order in which the ranker reads them.
+        device: where the tables lie and the answers are given.
+
+    Raises:
+        BundleError: see `pinned`.
+    """
+
+    def __init__(self, store: EmbeddingStore, pins: Sequence[Pin], device: torch.device) -> None:
+        self.pins = tuple(pins)
+        self._device = device
+        self._tables = [
+            (vectors.load(device), None if activity is None else activity.load(device))
+            for vectors, activity in pinned(store, pins)
+        ]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with `vectors` float32 [B, V], `found` bool [B, S] and `feed` float32 [B, S, 2]."""
+        if not self.pins:
+            return replace(
+                batch,
+                vectors=torch.zeros(len(batch), 0, device=self._device),
+                found=torch.zeros(len(batch), 0, dtype=torch.bool, device=self._device),
+                feed=torch.zeros(len(batch), 0, FEED, device=self._device),
+            )
+        parts = [
+            self._join(number, batch.user_ids if pin.owner == "user" else batch.item_ids, batch.timestamps)
+            for number, pin in enumerate(self.pins)
+        ]
+        vectors, found, feed = zip(*parts, strict=True)
+        return replace(
+            batch, vectors=torch.cat(vectors, dim=1), found=torch.stack(found, dim=1), feed=torch.stack(feed, dim=1)
+        )
+
+    def _join(self, number: int, ids: Tensor, timestamps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        table, fed = self._tables[number]
+        ids = ids.to(self._device)
+        vectors, found = table.lookup(ids)
+        if fed is None:
+            return vectors, found, torch.zeros(len(ids), FEED, device=self._device)
+        activity, known = fed.lookup(ids)
+        return vectors, found, feed_of(activity, found & known, timestamps.to(self._device))

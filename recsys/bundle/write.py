@@ -1,0 +1,220 @@
+"""Train one ranker on all ranks together and leave it as a bundle: the job behind `recsys bundle`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from embedding_store import EmbeddingStore
+from recsys.bundle.manifest import (
+    COMPILED,
+    PROGRAM,
+    SCHEMA,
+    VOCABULARY,
+    Manifest,
+    TaskFacts,
+    fingerprint,
+)
+from recsys.bundle.pins import PinnedFeatures, pin
+from recsys.bundle.program import Inputs, RankerProgram, compile_program, export
+from recsys.config import RankerConfig, to_dict
+from recsys.data.files import check_files, find_files
+from recsys.data.quarantine import Quarantine
+from recsys.data.schema import Schema
+from recsys.data.seen import read_ids
+from recsys.data.sizes import with_tables
+from recsys.data.stream import EventStream
+from recsys.downstream.features import StoreFeatures
+from recsys.downstream.ranking import check_visible, screen_splits
+from recsys.downstream.training import RankerTraining, TrainedRanker, sized
+from recsys.downstream.validation import validate
+from recsys.identity import code_version, flatten, identify_files
+from recsys.models.dlrm import RankerTask
+from recsys.source import ranker_schema
+from recsys.stages import exclusive, stage
+from recsys.train.checkpoint import load_model
+from recsys.train.distributed import Environment, process_group
+from recsys.train.tables import allocate
+
+_EXAMPLE_ROWS = 8
+"""Rows that the program is traced with."""
+_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "name", "arms", "seeds", "test")
+"""What may change while a ranker is trained."""
+
+
+def bundle_folder(out: Path) -> Path:
+    """Where the bundle comes to lie."""
+    return out / "bundle"
+
+
+def stage_name(config: RankerConfig, arm: str) -> str:
+    """Of the job's stage in a run."""
+    return f"bundle-{config.name}-{arm}"
+
+
+def train_bundle(config: RankerConfig, arm: str, data: Path, out: Path, store: str, *, compiled: bool = False) -> None:
+    """Train the ranker of one arm, of all tasks and the first seed, and write `out/bundle`. Every rank calls it.
+
+    Checkpoints and figures lie in `out/training`; the same command goes on from there. The validation rows choose the
+    pass and fit the recalibration of each task. No test file is opened.
+
+    Args:
+        config: the rankers.
+        arm: whose series are read.
+        data: folder of the events.
+        out: folder of the work and of the bundle.
+        store: path or URL of the store that is read; its newest versions are pinned.
+        compiled: also compile the program for this kind of device.
+
+    Raises:
+        BundleError: no versions can be pinned.
+        SchemaError, DataError, KeyError, PlanError, LossError, CheckpointError: as their rooms say.
+    """
+    names, opened = config.series(config.arm(arm), config.seeds[0]), EmbeddingStore(store)
+    pins, folder = pin(opened, names), out / "training"
+    with (
+        process_group() as environment,
+        exclusive(folder, environment),
+        stage(out, stage_name(config, arm), environment),
+    ):
+        skip = screen_splits(config, data, out, environment).quarantine
+        check_visible(names, config, data, opened, skip)
+        training = _training(config, names, data, opened, environment, skip)
+        trained = training.train(folder, title=f"ranker {config.name}", identity=_identity(config, names, data, skip))
+        if environment.is_main:
+            _write(trained, config, arm, PinnedFeatures(opened, pins, torch.device("cpu")), out, opened, compiled)
+        dist.barrier()
+
+
+def _training(
+    config: RankerConfig,
+    names: tuple[str, ...],
+    data: Path,
+    store: EmbeddingStore,
+    environment: Environment,
+    skip: Quarantine,
+) -> RankerTraining:
+    config, tables = sized(config, data, skip, ranks=environment.world_size, told=environment.is_main)
+    schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
+    return RankerTraining(
+        seed=config.seeds[0],
+        schema=schema,
+        config=config,
+        data=data,
+        features=StoreFeatures(store, names, config.publish_delay_ms),
+        seen=read_ids(find_files(data, config.train), schema, skip),
+        environment=environment,
+        skip=skip,
+    )
+
+
+def _identity(config: RankerConfig, names: tuple[str, ...], data: Path, skip: Quarantine) -> dict[str, dict[str, str]]:
+    """What a training is of: a checkpoint of something else is refused. The store's newer versions are no part of it:
+    they are read by rows of later times alone."""
+    files = find_files(data, (config.schema, *config.train, *config.validation))
+    settings = {key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(_WITHOUT_EFFECT)}
+    return {
+        "files": identify_files(files, data),
+        "config": settings | {"series": ", ".join(names)},
+        "quarantine": {path.relative_to(data).as_posix(): f"rows {x.tolist()}" for path, x in skip.rows.items()},
+    }
+
+
+def _write(
+    trained: TrainedRanker,
+    config: RankerConfig,
+    arm: str,
+    features: PinnedFeatures,
+    out: Path,
+    store: EmbeddingStore,
+    compiled: bool,
+) -> None:
+    """The bundle of a trained ranker, whole or not at all."""
+    training, tasks = trained.training, _facts(trained, config)
+    ranker, device = training.model(), training.environment.device
+    load_model(out / "training" / "checkpoints", allocate(RankerTask(ranker)))
+    schema = training.schema.select(labels=())
+    program = RankerProgram(ranker, [each.recalibration for each in tasks]).eval()
+    example = _example(training, schema, features, program)
+    with _new_folder(bundle_folder(out)) as folder:
+        exported = export(program, example)
+        torch.export.save(exported, folder / PROGRAM)
+        if compiled:
+            compile_program(exported, folder / COMPILED, device)
+        schema.save(folder / SCHEMA)
+        owners = {owner: marks.numpy() for owner, marks in ranker.vocabulary.state().items()}
+        np.savez(folder / VOCABULARY, allow_pickle=False, **owners)
+        files = {path.name: fingerprint(path) for path in sorted(folder.iterdir())}
+        Manifest(
+            name=config.name,
+            arm=arm,
+            tasks=tasks,
+            pins=features.pins,
+            store=store.location,
+            training=_about(trained),
+            compiled=device.type if compiled else "",
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            files=files,
+        ).save(folder)
+
+
+def _facts(trained: TrainedRanker, config: RankerConfig) -> tuple[TaskFacts, ...]:
+    """What each task's output is, with the recalibration that the validation rows ask for."""
+    facts, labels = [], trained.training.labels
+    for name, label in config.tasks.items():
+        known, said, _ = trained.of_task(labels.index(label))
+        found = validate(
+            known,
+            said,
+            scores=trained.result.scores,
+            most_passes=trained.training.config.training.epochs,
+            reads=bool(trained.training.features.specs),
+            tried={},
+        )
+        measured = {key: getattr(found, key) for key in ("ne", "auc", "calibration", "rows", "positives")}
+        facts.append(TaskFacts(name=name, label=label, scale=found.scale, bias=found.bias, validation=measured))
+    return tuple(sorted(facts, key=lambda fact: labels.index(fact.label)))
+
+
+def _about(trained: TrainedRanker) -> dict[str, object]:
+    training, scores = trained.training, trained.result.scores
+    files = find_files(training.data, training.config.train)
+    return {
+        "rows": check_files(files, training.schema) - training.skip.count(files),
+        "passes": len(scores),
+        "best_pass": int(np.argmin(scores)) + 1,
+        "ranks": training.environment.world_size,
+        "seed": training.seed,
+        "code": code_version(),
+    }
+
+
+def _example(training: RankerTraining, schema: Schema, features: PinnedFeatures, program: RankerProgram) -> Inputs:
+    """The first validation rows, as the program takes them."""
+    files = find_files(training.data, training.config.validation)
+    stream = EventStream(files, schema, batch_size=_EXAMPLE_ROWS, drop_last=False, skip=training.skip)
+    batch = features(program.vocabulary.resolve(next(iter(stream))))
+    return Inputs.of(batch, program.names, tuple(program.network.widths), torch.device("cpu"))
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder that appears whole, with everything in it, on a clean exit."""
+    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    for rubbish in folder.parent.glob(f".{folder.name}-*"):  # of processes that were killed
+        shutil.rmtree(rubbish)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -1,0 +1,233 @@
+"""What a bundle says is what its ranker said when it was trained; a bundle that is not sound says nothing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedding_store import EmbeddingStore
+from recsys.bundle.bundle import Bundle, load_bundle
+from recsys.bundle.manifest import Manifest, fingerprint
+from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.data.convert import to_batch
+from recsys.data.errors import DataError
+from recsys.data.files import find_files
+from recsys.data.quarantine import NOTHING
+from recsys.data.schema import Schema
+from recsys.data.seen import read_ids
+from recsys.data.sizes import with_tables
+from recsys.downstream.features import StoreFeatures
+from recsys.downstream.training import RankerTraining, TrainedRanker, sized
+from recsys.source import ranker_schema
+from recsys.train.distributed import process_group
+from tests.distributed import run_ranks
+from tests.recsys.bundle.conftest import ARM, CONFIG
+from tests.recsys.downstream.example import SPLIT, publish_vectors
+
+CHEAP = {"aot_inductor.precompile_headers": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
+"""AOTInductor's options where one program is compiled, and its speed does not matter."""
+
+
+def trained_in_memory(data: Path, store: Path, arm: str) -> TrainedRanker:
+    """The same training, without checkpoints or a bundle."""
+    names = CONFIG.series(CONFIG.arm(arm), 0)
+    with process_group() as environment:
+        config, tables = sized(CONFIG, data, NOTHING, told=False)
+        schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
+        seen = read_ids(find_files(data, config.train), schema)
+        features = StoreFeatures(EmbeddingStore(store), names, config.publish_delay_ms)
+        return RankerTraining(0, schema, config, data, features, seen, environment, NOTHING).train()
+
+
+def rows_of(data: Path, patterns: tuple[str, ...]) -> pa.Table:
+    return pa.concat_tables([pq.ParquetFile(path).read() for path in find_files(data, patterns)])
+
+
+def said_in_training(trained: TrainedRanker, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Task -> recalibrated probabilities of the validation rows."""
+    return {
+        task.name: 1 / (1 + np.exp(-task.recalibration(trained.logits[:, number].astype(np.float64))))
+        for number, task in enumerate(manifest.tasks)
+    }
+
+
+@pytest.mark.parametrize("arm", [ARM, "none"])
+def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Path, arm: str) -> None:
+    train_bundle(CONFIG, arm, data, tmp_path, str(store))
+    bundle = load_bundle(bundle_folder(tmp_path))
+    trained = trained_in_memory(data, store, arm)
+    wanted = said_in_training(trained, bundle.manifest)
+    assert (trained.logits.std(axis=0) > 0.05).all()  # before the recalibration, which finds little to go by
+    scores = bundle.predict(rows_of(data, SPLIT.validation))
+    assert scores.keys() == {"ctr", "cvr"}
+    for task, score in scores.items():
+        np.testing.assert_allclose(score.numpy(), wanted[task], rtol=1e-5)
+        assert len(np.unique(score.numpy())) > len(score) / 2
+    assert [pin.series for pin in bundle.manifest.pins] == ([] if arm == "none" else ["user_ctr", "item_ctr"])
+
+
+def _trained(data: Path, out: Path, store: str) -> None:
+    with process_group() as environment:
+        assert environment.world_size == 2
+        train_bundle(CONFIG, ARM, data, out, store)
+
+
+def test_two_ranks_train_one_ranker_together(data: Path, store: Path, tmp_path: Path) -> None:
+    run_ranks(_trained, 2, data, tmp_path, str(store))
+    bundle = load_bundle(bundle_folder(tmp_path))
+    assert bundle.manifest.training["ranks"] == 2
+    for task in bundle.manifest.tasks:
+        assert 0.4 < task.validation["ne"] < 5  # a handful of conversions
+    scores = bundle.predict(rows_of(data, SPLIT.test))
+    assert all(score.isfinite().all() for score in scores.values())
+    lines = (tmp_path / "training/metrics.jsonl").read_text().splitlines()
+    assert {"ne/click", "ne/conversion"} <= json.loads(lines[-1]).keys()
+
+
+def test_a_training_that_is_there_is_gone_on_with(
+    data: Path, store: Path, made: Path, tmp_path: Path, bundle: Bundle
+) -> None:
+    """The bundle is deleted, its training is not: nothing is trained again, and the same program comes out."""
+    shutil.copytree(made.parent, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(bundle_folder(tmp_path))
+    before = (tmp_path / "training/metrics.jsonl").read_text()
+    train_bundle(CONFIG, ARM, data, tmp_path, str(store))
+    assert (tmp_path / "training/metrics.jsonl").read_text() == before
+    rows = rows_of(data, SPLIT.test)
+    again = load_bundle(bundle_folder(tmp_path)).predict(rows)
+    assert all(torch.equal(again[task], score) for task, score in bundle.predict(rows).items())
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(0, 9), first=st.integers(0, 300), chunks=st.integers(1, 3))
+def test_every_row_is_scored_by_itself(rows: int, first: int, chunks: int) -> None:
+    """However many rows come together, in whatever form."""
+    bundle, table, whole = _ROWS
+    part = table.slice(first, rows)
+    pieces = [part.slice(i * 3, 3) for i in range(chunks)] + [part.slice(chunks * 3)]
+    for form in (part, pa.concat_tables(pieces)):
+        for task, score in bundle.predict(form).items():
+            torch.testing.assert_close(score, whole[task][first : first + rows])
+    if rows:
+        batch = to_batch(part, bundle.schema)
+        torch.testing.assert_close(bundle.predict(batch)["ctr"], whole["ctr"][first : first + rows])
+
+
+@pytest.fixture(autouse=True)
+def _rows(bundle: Bundle, data: Path) -> None:
+    """For the test above: Hypothesis wants no fixtures."""
+    global _ROWS
+    table = rows_of(data, SPLIT.test)
+    _ROWS = (bundle, table, bundle.predict(table))
+
+
+def test_who_has_no_vector_and_was_never_seen_is_scored_all_the_same(bundle: Bundle, data: Path) -> None:
+    table = rows_of(data, SPLIT.test).slice(0, 3)
+    column = table.schema.get_field_index("user_id")
+    table = table.set_column(column, "user_id", pa.array([10**15, 10**15 + 1, 10**15], pa.int64()))
+    scores = bundle.predict(table)
+    assert all(score.isfinite().all() for score in scores.values())
+
+
+def test_a_null_id_and_a_missing_column_are_named(bundle: Bundle, data: Path) -> None:
+    table = rows_of(data, SPLIT.test).slice(0, 3)
+    column = table.schema.get_field_index("item_id")
+    with pytest.raises(DataError, match="item_id"):
+        bundle.predict(table.set_column(column, "item_id", pa.array([1, None, 2], pa.int64())))
+    with pytest.raises(DataError, match="price"):
+        bundle.predict(table.drop_columns(["price"]))
+
+
+def test_the_manifest_says_what_the_bundle_is_of(bundle: Bundle, made: Path, store: Path) -> None:
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.arm, bundle.tasks) == ("tasks", ARM, ("ctr", "cvr"))
+    assert [(pin.series, pin.version, pin.space, pin.dim) for pin in manifest.pins] == [
+        ("user_ctr", 1, "ctr-1", 6),
+        ("item_ctr", 1, "ctr-1", 6),
+    ]
+    assert Path(manifest.store) == store
+    assert {path.name for path in made.iterdir()} == {*manifest.files, "bundle.json"}
+    assert Schema.load(made / "schema.toml").labels == ()
+
+
+@pytest.mark.parametrize("name", ["ranker.pt2", "schema.toml", "vocabulary.npz"])
+def test_a_changed_byte_and_a_missing_file_are_refused_by_name(
+    copied: tuple[Path, Path], refused: Callable[[str], None], name: str
+) -> None:
+    path = copied[0] / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(f"{name} is changed .other bytes than were written.*copy the bundle again")
+    path.write_bytes(whole[:-1])
+    refused(f"{name} is changed .*bytes instead of")
+    path.unlink()
+    refused(f"{name} is missing")
+
+
+def test_a_folder_without_a_sound_manifest_is_no_bundle(
+    copied: tuple[Path, Path], refused: Callable[[str], None]
+) -> None:
+    path = copied[0] / "bundle.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "format": 7}))
+    refused("has format 7, this version reads 1")
+    path.write_text("{")
+    refused("is damaged")
+    path.unlink()
+    refused("is no bundle: it has no bundle.json")
+
+
+def test_pinned_versions_that_are_gone_are_named(
+    copied: tuple[Path, Path], refused: Callable[[str], None], data: Path
+) -> None:
+    folder, store = copied
+    publish_vectors(data, store, later_ms=1000)
+    assert load_bundle(folder, store=store).manifest.pins[0].version == 1  # a newer one changes nothing
+    EmbeddingStore(store).series("item_ctr").expire(keep_last=1, dry_run=False)
+    refused("version 1 of .*item_ctr.*expired.*recsys repin")
+
+
+def test_a_store_that_was_made_anew_is_refused(
+    copied: tuple[Path, Path], refused: Callable[[str], None], data: Path
+) -> None:
+    shutil.rmtree(copied[1])
+    refused("no series 'user_ctr'.*no series 'item_ctr'")
+    publish_vectors(data, copied[1], space="other-1")
+    refused("version 1 of series 'user_ctr' has space 'other-1' and dim 6, the ranker has learned from 'ctr-1' and 6")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+def test_the_compiled_program_says_the_same(
+    data: Path, store: Path, made: Path, tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made.parent, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(bundle_folder(tmp_path))
+    with torch._inductor.config.patch(CHEAP):
+        train_bundle(CONFIG, ARM, data, tmp_path, str(store), compiled=True)
+    compiled = load_bundle(bundle_folder(tmp_path))
+    assert compiled.manifest.compiled == "cpu"
+    rows = rows_of(data, SPLIT.test)
+    for count in (1, 2, 50):
+        for task, score in compiled.predict(rows.slice(7, count)).items():
+            torch.testing.assert_close(score, bundle.predict(rows.slice(7, count))[task], atol=1e-5, rtol=0)
+
+
+def test_fingerprints_and_arms(made: Path, data: Path, store: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(made)
+    assert all(fingerprint(made / name) == facts for name, facts in manifest.files.items())
+    with pytest.raises(
+        ValueError, match=r"arm 'ctr_item_user' is not in .* \(did you mean 'ctr_user'\?\); it has: none"
+    ):
+        train_bundle(CONFIG, "ctr_item_user", data, tmp_path, str(store))
+    odd = replace(CONFIG, tasks={"ctr": "clik"})
+    with pytest.raises(ValueError, match="clik"):
+        train_bundle(odd, ARM, data, tmp_path, str(store))
