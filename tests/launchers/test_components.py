@@ -12,6 +12,7 @@ ARGUMENTS = {
     "upstream": ["--config", "c.toml", "--data", "a folder", "--out", "o"],
     "refresh": ["--config", "c.toml", "--data", "a folder", "--out", "o"],
     "downstream": ["--config", "c.toml", "--data", "a folder", "--out", "o"],
+    "ranker": ["--config", "c.toml", "--arm", "a", "--data", "a folder", "--out", "o", "--store", "s"],
 }
 
 
@@ -46,7 +47,21 @@ def test_rankers_are_told_of_another_store():
     assert "RECSYS_GPUS" not in role.env
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_ranker_is_compiled_on_request():
+    (role,) = specs.materialize_appdef(component("ranker"), [*ARGUMENTS["ranker"], "--compiled", "True"]).roles
+    assert shlex.split(role.args[1])[-1] == "--compiled"
+
+
+def test_scoring_is_the_recsys_command():
+    given = ["--bundle", "a bundle", "--data", "d", "--out", "o", "--files", "*/*.parquet", "--store", "s", "-j", "1x3"]
+    (role,) = specs.materialize_appdef(component("score"), given).roles
+    command = shlex.split(role.args[1])
+    wanted = ["score", "a bundle", "--data", "d", "--out", "o", "--files", "*/*.parquet", "--device", "cpu"]
+    assert command[command.index("recsys.cli") + 1 :] == [*wanted, "--store", "s"]
+    assert command[command.index("--nproc_per_node") + 1] == "3"
+
+
+@pytest.mark.parametrize("name", [*ARGUMENTS, "score"])
 def test_docstring_is_the_command_line(name: str):
     docstring = component(name).__doc__ or ""
     command = shlex.split(docstring.split("`")[1])
