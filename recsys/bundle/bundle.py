@@ -17,8 +17,7 @@ from recsys.bundle.pins import PinnedFeatures
 from recsys.bundle.program import Inputs, on_device
 from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
-from recsys.data.schema import OWNERS, Schema
-from recsys.models.tokens import dense_widths
+from recsys.data.schema import Schema
 from recsys.models.vocabulary import Vocabulary
 
 
@@ -48,9 +47,6 @@ class Bundle:
         self._vocabulary = vocabulary
         self._program = program
         self._features = features
-        widths = dense_widths(schema.features)
-        self._sparse = [feature.name for feature in schema.features if feature.rows]
-        self._owners = [owner for owner in OWNERS if owner in widths]
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -77,7 +73,7 @@ class Bundle:
     def prepare(self, batch: Batch) -> Prepared:
         """All of `predict` that the CPU does, and the lookup of the vectors. The batch holds a row at least."""
         joined = self._features(self._vocabulary.resolve(batch))
-        return Prepared(len(batch), Inputs.of(joined, self._sparse, self._owners, self.device))
+        return Prepared(len(batch), Inputs.of(joined, self.device))
 
     def run(self, prepared: Prepared) -> dict[str, Tensor]:
         """The rest of `predict`."""

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
+from recsys.bundle.plain import FlatSparse, PlainBatch, with_plain_tables
 from recsys.data.batch import Batch
 from recsys.evaluate.recalibration import Recalibration
-from recsys.models.dlrm import DLRM
+from recsys.models.ranker import Ranker
 from recsys.train.distributed import without_notices
 
 LEAST = 2
@@ -24,9 +25,9 @@ class Inputs(NamedTuple):
     """What the program takes, for B rows."""
 
     rows: dict[str, Tensor]
-    """Sparse feature -> int64 [n], rows of its table, one event's after another's."""
+    """Key of `Batch.sparse` -> int64 [n], rows of its table (or ages), one event's after another's."""
     offsets: dict[str, Tensor]
-    """Sparse feature -> int64 [B + 1], where each event's rows begin; the last is n."""
+    """Key -> int64 [B + 1], where each event's rows begin; the last is n."""
     dense: dict[str, Tensor]
     """Owner -> float32 [B, W]."""
     vectors: Tensor  # float32 [B, V], V may be 0
@@ -34,7 +35,7 @@ class Inputs(NamedTuple):
     feed: Tensor  # float32 [B, S, 2]
 
     @classmethod
-    def of(cls, batch: Batch, sparse: Sequence[str], owners: Sequence[str], device: torch.device) -> Inputs:
+    def of(cls, batch: Batch, device: torch.device) -> Inputs:
         """Of a batch whose ids are resolved and whose vectors are joined.
 
         The program was traced for two rows and two values of every feature at least: where there are fewer, an event
@@ -42,18 +43,15 @@ class Inputs(NamedTuple):
 
         Args:
             batch: on the CPU, but for the vectors.
-            sparse: features that the program reads.
-            owners: whose dense columns it reads.
             device: of the program.
         """
         assert batch.vectors is not None
         assert batch.found is not None
         assert batch.feed is not None
-        tensors = batch.sparse.to_dict() if sparse else {}
-        rows = {name: tensors[name].values() for name in sparse}
-        offsets = {name: tensors[name].offsets() for name in sparse}
-        dense = {owner: batch.dense[owner] for owner in owners}
-        inputs = cls(rows, offsets, dense, batch.vectors, batch.found, batch.feed)
+        tensors = batch.sparse.to_dict() if batch.sparse.keys() else {}
+        rows = {name: tensor.values() for name, tensor in tensors.items()}
+        offsets = {name: tensor.offsets() for name, tensor in tensors.items()}
+        inputs = cls(rows, offsets, dict(batch.dense), batch.vectors, batch.found, batch.feed)
         if len(batch) < LEAST or any(len(x) < LEAST for x in rows.values()):
             inputs = inputs._padded()
         return inputs._on(device)
@@ -78,24 +76,16 @@ class Inputs(NamedTuple):
 
 
 class RankerProgram(nn.Module):
-    """`Inputs` -> probabilities, float32 [B, T]: tables, network and recalibration of a trained ranker.
+    """`Inputs` -> probabilities, float32 [B, T]: a trained ranker and its recalibration.
 
     Args:
-        ranker: with whole tables on the CPU.
+        ranker: with whole tables on the CPU; changed in place, its collections of tables become plain ones.
         recalibrations: of each task's logits.
     """
 
-    def __init__(self, ranker: DLRM, recalibrations: Sequence[Recalibration]) -> None:
+    def __init__(self, ranker: Ranker, recalibrations: Sequence[Recalibration]) -> None:
         super().__init__()
-        self.network = ranker.network
-        self.vocabulary = ranker.vocabulary
-        self.names = tuple(ranker.network.sparse)
-        self.tables = nn.ParameterDict()
-        self.table_of: dict[str, str] = {}
-        if ranker.bags is not None:
-            for config in ranker.bags.embedding_bag_configs():
-                self.tables[config.name] = nn.Parameter(ranker.bags.embedding_bags[config.name].weight.detach())
-                self.table_of |= dict.fromkeys(config.feature_names, config.name)
+        self.ranker = with_plain_tables(ranker)
         self.scale = nn.Buffer(torch.tensor([x.scale for x in recalibrations], dtype=torch.float32))
         self.bias = nn.Buffer(torch.tensor([x.bias for x in recalibrations], dtype=torch.float32))
 
@@ -108,13 +98,8 @@ class RankerProgram(nn.Module):
         found: Tensor,
         feed: Tensor,
     ) -> Tensor:  # [B, T]
-        pooled = [self._pool(name, rows[name], offsets[name]) for name in self.names]
-        fields = torch.stack(pooled, dim=1) if pooled else None
-        return torch.sigmoid(self.network.score(fields, dense, vectors, found, feed) * self.scale + self.bias)
-
-    def _pool(self, name: str, rows: Tensor, offsets: Tensor) -> Tensor:  # [B, e]
-        table = self.tables[self.table_of[name]]
-        return F.embedding_bag(rows, table, offsets, mode="mean", include_last_offset=True)
+        events = PlainBatch(FlatSparse(rows, offsets), dense, vectors, found, feed, user_ids=vectors)
+        return torch.sigmoid(self.ranker(events) * self.scale + self.bias)
 
 
 def export(program: RankerProgram, example: Inputs) -> torch.export.ExportedProgram:

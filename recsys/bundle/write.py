@@ -25,7 +25,7 @@ from recsys.bundle.manifest import (
 )
 from recsys.bundle.pins import PinnedFeatures, pin
 from recsys.bundle.program import Inputs, RankerProgram, compile_program, export
-from recsys.config import RankerConfig, to_dict
+from recsys.config import ConfigError, RankerConfig, to_dict
 from recsys.data.files import check_files, find_files
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Schema
@@ -37,7 +37,7 @@ from recsys.downstream.ranking import check_visible, screen_splits
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
 from recsys.downstream.validation import validate
 from recsys.identity import code_version, flatten, identify_files
-from recsys.models.dlrm import RankerTask
+from recsys.models.ranker import RankerTask
 from recsys.source import ranker_schema
 from recsys.stages import exclusive, stage
 from recsys.train.checkpoint import load_model
@@ -76,10 +76,12 @@ def train_bundle(config: RankerConfig, arm: str, data: Path, out: Path, store: s
 
     Raises:
         BundleError: no versions can be pinned.
+        ConfigError: no such arm, or a sequence without a length that a Transformer is to read.
         SchemaError, DataError, KeyError, PlanError, LossError, CheckpointError: as their rooms say.
     """
     names, opened = config.series(config.arm(arm), config.seeds[0]), EmbeddingStore(store)
     pins, folder = pin(opened, names), out / "training"
+    _check_lengths(ranker_schema(config, data, tuple(config.tasks.values())), config)
     with (
         process_group() as environment,
         exclusive(folder, environment),
@@ -92,6 +94,16 @@ def train_bundle(config: RankerConfig, arm: str, data: Path, out: Path, store: s
         if environment.is_main:
             _write(trained, config, arm, PinnedFeatures(opened, pins, torch.device("cpu")), out, opened, compiled)
         dist.barrier()
+
+
+def _check_lengths(schema: Schema, config: RankerConfig) -> None:
+    """A program's Transformer pads every sequence to a length that is known when it is traced."""
+    endless = [x.name for x in schema.features if x.kind == "sequence" and not x.max_length]
+    if endless and config.network.kind != "dlrm":
+        raise ConfigError(
+            f"sequence {endless[0]!r} has no max_length in {config.schema}: give it one, or choose network.kind = "
+            '"dlrm"'
+        )
 
 
 def _training(
@@ -201,8 +213,8 @@ def _example(training: RankerTraining, schema: Schema, features: PinnedFeatures,
     """The first validation rows, as the program takes them."""
     files = find_files(training.data, training.config.validation)
     stream = EventStream(files, schema, batch_size=_EXAMPLE_ROWS, drop_last=False, skip=training.skip)
-    batch = features(program.vocabulary.resolve(next(iter(stream))))
-    return Inputs.of(batch, program.names, tuple(program.network.widths), torch.device("cpu"))
+    batch = features(program.ranker.vocabulary.resolve(next(iter(stream))))
+    return Inputs.of(batch, torch.device("cpu"))
 
 
 @contextmanager

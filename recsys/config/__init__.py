@@ -10,11 +10,11 @@ from recsys.config.log import ActionConfig, EntityTable, ItemTable, LogConfig, L
 from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerSettings, RetrievalConfig
 from recsys.config.reading import Reading, from_dict
 from recsys.config.refresh import GateConfig, PriorConfig, RefreshConfig, RefreshSettings, RetentionConfig
-from recsys.config.rules import ConfigError
+from recsys.config.rules import INTERACTIONS, ConfigError
 from recsys.config.study import SpansConfig, StudyConfig
 from recsys.config.toml import Config, assign, override, parse_assignment, read_document, to_dict
 from recsys.config.training import RankerTrainConfig, TrainConfig
-from recsys.config.upstream import INTERACTIONS, LossConfig, ModelConfig, SourceConfig, UpstreamConfig
+from recsys.config.upstream import LossConfig, ModelConfig, SourceConfig, UpstreamConfig
 
 __all__ = [
     "AGGREGATIONS",

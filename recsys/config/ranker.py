@@ -5,25 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from recsys.config.rules import NO_STUDY, ConfigError, check_seeds, is_word, require
+from recsys.config.rules import NO_STUDY, ConfigError, check_layers, check_seeds, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import RankerTrainConfig
 from recsys.dates import HOUR_MS
 from recsys.mistakes import meant
 
+RANKERS = ("dlrm", "dcnv2", "dhen")
+"""What `network.kind` may be."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The DLRM-style network of a ranker."""
+    """The network of a ranker."""
 
+    kind: str = "dlrm"
+    """`dlrm`; `dcnv2`, the paper's CTR ranker: crosses, experts that the tasks share, a Transformer over each sequence;
+    `dhen`, its CVR ranker: layers of interaction modules, and the Transformer too."""
     embedding_dim: int = 16
-    """Width of the ranker's own tables."""
+    """Width of the ranker's own tables, and of its tokens."""
     projection_dim: int = 32
     """Width every series' vector is projected to before the dot interactions."""
     hidden: tuple[int, ...] = (256, 128)
-    """Widths of the top MLP."""
+    """Widths of the top MLP; of a `dcnv2` the first is what its experts take, the others are theirs."""
+    cross_layers: int = 2
+    """Of a `dcnv2`."""
+    experts: int = 4
+    """Of a `dcnv2`."""
+    layers: tuple[tuple[str, ...], ...] = (("masknet", "mlp"), ("transformer", "mlp"))
+    """Interaction modules of each layer of a `dhen`, side by side: masknet, dcnv2, transformer, mlp."""
+    tokens: int = 8
+    """Tokens that each of these layers puts out."""
+    heads: int = 2
+    """Attention heads of every Transformer; divides `embedding_dim`."""
+    sequence_layers: int = 1
+    """Transformer layers over each sequence, of a `dcnv2` or `dhen`; a `dlrm` takes the mean of a sequence."""
     dropout: float = 0.1
-    """Dropout in the top MLP."""
+    """Dropout in the top MLP, and in the interaction modules."""
     vector_dropout: float = 0.3
     """Dropout of what the ranker makes of the vectors, in front of the layer that starts at zero."""
     entity_dropout: float = 0.0
@@ -32,10 +50,19 @@ class NetworkConfig:
     """Share of the training rows whose user, and of those whose item, is read without its own id, as a new one is."""
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "projection_dim"):
+        kinds = f"{meant(self.kind, RANKERS)}; use one of {', '.join(RANKERS)}"
+        require(self.kind in RANKERS, f"kind is {self.kind!r}{kinds}")
+        for name in ("embedding_dim", "projection_dim", "cross_layers", "experts", "tokens", "heads"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
+        require(self.sequence_layers >= 0, f"sequence_layers is {self.sequence_layers}; use 0 or more")
         require(self.embedding_dim % 4 == 0, f"embedding_dim is {self.embedding_dim}; tables need a multiple of 4")
+        if self.heads > 0:
+            divides = self.embedding_dim % self.heads == 0
+            require(divides, f"heads is {self.heads}; it must divide embedding_dim = {self.embedding_dim}")
         require(all(width > 0 for width in self.hidden), f"hidden is {self.hidden}; use widths of 1 or more")
+        enough = self.kind != "dcnv2" or len(self.hidden) > 1
+        require(enough, f"hidden is {self.hidden}; a dcnv2 needs two widths or more: the last ones are its experts'")
+        check_layers(self.layers)
         for name in ("dropout", "vector_dropout", "entity_dropout", "id_dropout"):
             require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; use 0 <= p < 1")
 
@@ -58,6 +85,9 @@ class RankerSettings:
     """Task name -> label: {ctr = "is_click", cvr = "long_view"}."""
     features: tuple[str, ...] = ()
     """Features the ranker reads; empty: all features of the schema."""
+    entire_space: bool = False
+    """Where one model learns several tasks: a label that exists only where another task's is 1 is learned from all of
+    that one's rows, as the product of both (ESMM), and not from the few for which it exists."""
     publish_delay_ms: int = 6 * HOUR_MS
     """A snapshot may be read by events later than its `as_of` plus this delay: what a cycle needs to publish a day that
     has ended. 0 where nothing is published by days; it must be 0 where the schema has no event times."""

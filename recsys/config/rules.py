@@ -30,6 +30,19 @@ def check_seeds(seeds: Sequence[int], name: str) -> None:
     require(distinct, f"{name} is {seeds}; use different ones, 0 <= seed < 2^32")
 
 
+INTERACTIONS = ("masknet", "dcnv2", "transformer", "mlp")
+"""Modules of a DHEN layer."""
+
+
+def check_layers(layers: Sequence[Sequence[str]]) -> None:
+    """Raise ConfigError unless these are layers of a DHEN."""
+    require(len(layers) > 0, "layers is empty; give at least one DHEN layer, say [['masknet', 'mlp']]")
+    for modules in layers:
+        require(len(modules) > 0, "layers has a layer without modules; give each at least one")
+        for module in modules:
+            require(module in INTERACTIONS, f"layers names {module!r}; use one of {', '.join(INTERACTIONS)}")
+
+
 def is_word(text: str) -> bool:
     """Whether the text can be part of a file's and of a series' name."""
     return re.fullmatch(r"[A-Za-z0-9_]{1,100}", text) is not None

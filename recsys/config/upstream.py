@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from recsys.config.rules import NO_STUDY, is_word, require
+from recsys.config.rules import NO_STUDY, check_layers, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import TrainConfig
-
-INTERACTIONS = ("masknet", "dcnv2", "transformer", "mlp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +62,7 @@ class ModelConfig:
             f"heads is {self.heads}; it must divide token_dim = {self.token_dim}",
         )
         require(self.token_dim % 4 == 0, f"token_dim is {self.token_dim}; tables need a multiple of 4")
-        require(len(self.layers) > 0, "layers is empty; give at least one DHEN layer, say [['masknet', 'mlp']]")
-        for modules in self.layers:
-            require(len(modules) > 0, "layers has a layer without modules; give each at least one")
-            for module in modules:
-                require(module in INTERACTIONS, f"layers names {module!r}; use one of {', '.join(INTERACTIONS)}")
+        check_layers(self.layers)
         for name in ("dropout", "id_dropout"):
             require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; use 0 <= {name} < 1")
 

@@ -13,7 +13,7 @@ from embedding_store import EmbeddingStore, PointInTime, Series, Snapshot
 from recsys.data.batch import Batch
 from recsys.data.errors import DataError
 from recsys.dates import DAY_MS
-from recsys.models.dlrm import FEED, SeriesSpec
+from recsys.models.series import FEED, SeriesSpec
 from recsys.refresh.aggregator import ACTIVITY_DIM, activity_name
 
 OWNERS = ("user", "item")

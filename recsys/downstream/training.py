@@ -25,7 +25,8 @@ from recsys.data.tables import count_tables
 from recsys.downstream.features import StoreFeatures
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.evaluate.recalibration import fit_recalibration
-from recsys.models.dlrm import DLRM, RankerTask
+from recsys.models.ranker import Ranker, RankerTask
+from recsys.models.rankers import build_ranker
 from recsys.models.vocabulary import Vocabulary
 from recsys.source import ranker_schema
 from recsys.train.distributed import Environment
@@ -58,10 +59,21 @@ class RankerTraining:
         """Of the tasks, in the order of the logits."""
         return tuple(label.name for label in self.schema.labels)
 
-    def model(self) -> DLRM:
+    def model(self) -> Ranker:
         """As it is before it is trained, its tables on "meta"."""
-        torch.manual_seed(self.seed)  # the same start for every arm: see DLRM
-        return DLRM(self.schema, self.config.network, self.features.specs, tasks=len(self.labels))
+        torch.manual_seed(self.seed)  # the same start for every arm: see recsys/models/ranker.py
+        return build_ranker(self.schema, self.config.network, self.features.specs, tasks=len(self.labels))
+
+    def given(self) -> dict[int, int]:
+        """Task -> the one whose label has to be 1 for its own to exist, where it is learned over the entire space."""
+        if not self.config.entire_space:
+            return {}
+        labels = self.labels
+        return {
+            number: labels.index(label.valid)
+            for number, label in enumerate(self.schema.labels)
+            if label.valid in labels
+        }
 
     def train(
         self,
@@ -83,7 +95,7 @@ class RankerTraining:
         ranking = self.model()
         vocabulary = ranking.vocabulary
         result = fit(
-            RankerTask(ranking),
+            RankerTask(ranking, self.given()),
             self.stream(self.config.train, vocabulary, training=True),
             replace(self.config.training, seed=self.seed),
             self.environment,

@@ -41,25 +41,35 @@ class MaskNet(nn.Module):
         return self.dropout(out).unflatten(1, (self.tokens_out, -1))
 
 
+class Crosses(nn.ModuleList):
+    """Cross layers `x_{l+1} = x0 * (W x_l + b) + x_l` with a low-rank W = U V."""
+
+    def __init__(self, width: int, layers: int = _CROSS_LAYERS) -> None:
+        rank = max(width // _CROSS_RANK, 1)
+        super().__init__(
+            nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width)) for _ in range(layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, w] -> [B, w]
+        crossed = x
+        for layer in self:
+            crossed = x * layer(crossed) + crossed
+        return crossed
+
+
 class DCNv2(nn.Module):
-    """Cross layers `x_{l+1} = x0 * (W x_l + b) + x_l` with a low-rank W = U V, then a projection to tokens."""
+    """Cross layers over the flattened tokens, then a projection to tokens."""
 
     def __init__(self, tokens_in: int, tokens_out: int, dim: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         width = tokens_in * dim
-        rank = max(width // _CROSS_RANK, 1)
         self.tokens_out = tokens_out
-        self.cross = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width)) for _ in range(_CROSS_LAYERS)
-        )
+        self.cross = Crosses(width)
         self.project = nn.Linear(width, tokens_out * dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, m, d] -> [B, m_out, d]
-        first = crossed = x.flatten(1)
-        for layer in self.cross:
-            crossed = first * layer(crossed) + crossed
-        return self.dropout(self.project(crossed)).unflatten(1, (self.tokens_out, -1))
+        return self.dropout(self.project(self.cross(x.flatten(1)))).unflatten(1, (self.tokens_out, -1))
 
 
 class MLP(nn.Module):

@@ -18,6 +18,7 @@ from embedding_store import EmbeddingStore
 from recsys.bundle.bundle import Bundle, load_bundle
 from recsys.bundle.manifest import Manifest, fingerprint
 from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.config import ConfigError, RankerConfig
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
@@ -37,11 +38,11 @@ CHEAP = {"aot_inductor.precompile_headers": False, "aot_inductor.compile_wrapper
 """AOTInductor's options where one program is compiled, and its speed does not matter."""
 
 
-def trained_in_memory(data: Path, store: Path, arm: str) -> TrainedRanker:
+def trained_in_memory(config: RankerConfig, data: Path, store: Path, arm: str) -> TrainedRanker:
     """The same training, without checkpoints or a bundle."""
-    names = CONFIG.series(CONFIG.arm(arm), 0)
+    names = config.series(config.arm(arm), 0)
     with process_group() as environment:
-        config, tables = sized(CONFIG, data, NOTHING, told=False)
+        config, tables = sized(config, data, NOTHING, told=False)
         schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
         seen = read_ids(find_files(data, config.train), schema)
         features = StoreFeatures(EmbeddingStore(store), names, config.publish_delay_ms)
@@ -60,18 +61,30 @@ def said_in_training(trained: TrainedRanker, manifest: Manifest) -> dict[str, np
     }
 
 
-@pytest.mark.parametrize("arm", [ARM, "none"])
-def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Path, arm: str) -> None:
-    train_bundle(CONFIG, arm, data, tmp_path, str(store))
+def of_kind(kind: str) -> RankerConfig:
+    """A ranker with sequences; over tokens, the entire space is learned from."""
+    if kind == "dlrm":
+        return CONFIG
+    network = replace(CONFIG.network, kind=kind, hidden=(8, 4), tokens=2)
+    features = (*CONFIG.features, "clicked_items", "converted_items")
+    return replace(CONFIG, network=network, features=features, entire_space=True)
+
+
+@pytest.mark.parametrize(("arm", "kind"), [(ARM, "dlrm"), ("none", "dlrm"), (ARM, "dcnv2"), (ARM, "dhen")])
+def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Path, arm: str, kind: str) -> None:
+    config = of_kind(kind)
+    train_bundle(config, arm, data, tmp_path, str(store))
     bundle = load_bundle(bundle_folder(tmp_path))
-    trained = trained_in_memory(data, store, arm)
+    trained = trained_in_memory(config, data, store, arm)
     wanted = said_in_training(trained, bundle.manifest)
-    assert (trained.logits.std(axis=0) > 0.05).all()  # before the recalibration, which finds little to go by
+    assert (trained.logits.std(axis=0) > 0.02).all()  # before the recalibration, which finds little to go by
     scores = bundle.predict(rows_of(data, SPLIT.validation))
     assert scores.keys() == {"ctr", "cvr"}
     for task, score in scores.items():
         np.testing.assert_allclose(score.numpy(), wanted[task], rtol=1e-5)
         assert len(np.unique(score.numpy())) > len(score) / 2
+    few = rows_of(data, SPLIT.validation).slice(5, 1)
+    np.testing.assert_allclose(bundle.predict(few)["ctr"].numpy(), wanted["ctr"][5:6], rtol=1e-5)
     assert [pin.series for pin in bundle.manifest.pins] == ([] if arm == "none" else ["user_ctr", "item_ctr"])
 
 
@@ -231,3 +244,15 @@ def test_fingerprints_and_arms(made: Path, data: Path, store: Path, tmp_path: Pa
     odd = replace(CONFIG, tasks={"ctr": "clik"})
     with pytest.raises(ValueError, match="clik"):
         train_bundle(odd, ARM, data, tmp_path, str(store))
+
+
+def test_a_sequence_without_a_length_is_refused_before_anything_is_trained(
+    data: Path, store: Path, tmp_path: Path
+) -> None:
+    schema = Schema.load(data / "market/schema.toml")
+    features = tuple(replace(x, max_length=0) if x.name == "clicked_items" else x for x in schema.features)
+    replace(schema, features=features).save(data / "market/endless.toml")
+    config = replace(of_kind("dhen"), schema="market/endless.toml")
+    with pytest.raises(ConfigError, match="sequence 'clicked_items' has no max_length"):
+        train_bundle(config, ARM, data, tmp_path, str(store))
+    assert not (tmp_path / "training/checkpoints").exists()

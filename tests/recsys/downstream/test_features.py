@@ -295,13 +295,13 @@ def test_a_ranker_takes_the_joined_batch(store: EmbeddingStore, tmp_path: Path) 
     write_events(tmp_path / "a.parquet")
     features = StoreFeatures(store, ["user_ctr", "item_ctr"][:1])
     model = draw_tables(DLRM(SCHEMA, NetworkConfig(embedding_dim=4, hidden=(8,)), features.specs), 0)
-    assert model.network.vectors is not None
-    torch.nn.init.ones_(model.network.vectors.first.weight)  # it starts at zero
+    assert model.network.body.vectors is not None
+    torch.nn.init.ones_(model.network.body.vectors.first.weight)  # it starts at zero
     (batch,) = EventStream([tmp_path / "a.parquet"], SCHEMA, batch_size=40, transform=features)
     model(batch).sum().backward()
     assert batch.vectors is not None
     assert batch.vectors.grad is None
-    assert model.network.vectors.project[0].weight.grad.abs().sum() > 0
+    assert model.network.body.vectors.project[0].weight.grad.abs().sum() > 0
 
 
 def test_a_refused_version_trains_nobody(store: EmbeddingStore) -> None:

@@ -11,7 +11,9 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from recsys.config import NetworkConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import Schema
-from recsys.models.dlrm import DLRM, RankerTask, SeriesSpec, upper_pairs
+from recsys.models.dlrm import DLRM
+from recsys.models.ranker import RankerTask
+from recsys.models.series import SeriesSpec, upper_pairs
 from recsys.train.tables import draw_tables
 from tests.recsys.models.support import full_schema, random_batch
 
@@ -28,7 +30,7 @@ def _ranker(series=(), config=SMALL, seed=0, *, started=False, tasks=1) -> DLRM:
     torch.manual_seed(seed)
     model = draw_tables(DLRM(full_schema(), config, series, tasks), seed)
     if started and series:
-        torch.nn.init.normal_(model.network.vectors.first.weight)
+        torch.nn.init.normal_(model.network.body.vectors.first.weight)
     return model
 
 
@@ -68,7 +70,7 @@ def test_the_ranker_starts_the_same_with_and_without_vectors():
         plain, rich = _ranker(seed=seed).state_dict(), _ranker(SERIES, seed=seed).state_dict()
         assert plain.keys() < rich.keys()
         assert all(torch.equal(plain[name], rich[name]) for name in plain)
-    assert {name.split(".")[1] for name in rich.keys() - plain.keys()} == {"vectors"}
+    assert {name.split(".")[2] for name in rich.keys() - plain.keys()} == {"vectors"}
 
 
 def test_the_ranker_starts_as_the_same_function_with_and_without_vectors():
@@ -82,7 +84,7 @@ def test_the_ranker_starts_as_the_same_function_with_and_without_vectors():
         assert torch.equal(rich(batch), expected)
         assert torch.equal(rich.eval()(batch), plain.eval()(batch))
         rich(batch).sum().backward()
-        assert rich.network.vectors.first.weight.grad.abs().sum() > 0
+        assert rich.network.body.vectors.first.weight.grad.abs().sum() > 0
 
 
 def test_the_network_is_its_definition():
@@ -95,17 +97,17 @@ def test_the_network_is_its_definition():
         dense = torch.asinh(torch.cat([batch.dense[owner][row] for owner in order]))
         fields = [bags[name][row] for name in network.sparse] + [network.bottom(dense)]
         dots = [fields[i] @ fields[j] for i in range(len(fields)) for j in range(i + 1, len(fields))]
-        hidden = network.first(torch.cat([*fields, torch.stack(dots)]))
+        hidden = network.body.trunk.first(torch.cat([*fields, torch.stack(dots)]))
 
         vectors = batch.vectors[row].split([3, 3, 2])
-        projected = [layer(x) for layer, x in zip(network.vectors.project, vectors, strict=True)]
-        wide = [network.vectors.widen(field) for field in fields]
+        projected = [layer(x) for layer, x in zip(network.body.vectors.project, vectors, strict=True)]
+        wide = [network.body.vectors.widen(field) for field in fields]
         features = [*projected, torch.stack([projected[i] @ projected[j] for i, j in ((0, 1), (0, 2), (1, 2))])]
         features += [torch.stack([p @ w for p in projected for w in wide]), batch.found[row].float()]
         features += [torch.log1p(batch.feed[row]).flatten()]
         features += [vectors[0] * vectors[1], (vectors[0] @ vectors[1]).unsqueeze(0)]
-        hidden = hidden + network.vectors.first(torch.cat(features))
-        torch.testing.assert_close(got[row], network.top(hidden.unsqueeze(0)).squeeze(0))
+        hidden = hidden + network.body.vectors.first(torch.cat(features))
+        torch.testing.assert_close(got[row], network.body.head(hidden.unsqueeze(0)).squeeze(0))
 
 
 def test_vectors_their_feed_and_found_flags_reach_the_logits():
@@ -127,7 +129,7 @@ def test_what_was_not_found_cannot_reach_the_logits():
 def test_entity_dropout_takes_one_series_from_a_row_while_training():
     model = _ranker(SERIES, replace(SMALL, entity_dropout=0.6))
     batch = _batch(2000, share=1.0)
-    parts, found, feed = model.network.vectors._split(batch.vectors, batch.found, batch.feed)
+    parts, found, feed = model.network.body.vectors._split(batch.vectors, batch.found, batch.feed)
     assert torch.equal(feed, batch.feed * found.unsqueeze(2))
     lost = ~found
     assert lost.sum(1).max() == 1
@@ -135,7 +137,7 @@ def test_entity_dropout_takes_one_series_from_a_row_while_training():
     for part, flag, original in zip(parts, found.unbind(1), batch.vectors.split([3, 3, 2], dim=1), strict=True):
         assert torch.equal(part, original * flag.unsqueeze(1))
     model.eval()
-    assert model.network.vectors._split(batch.vectors, batch.found, batch.feed)[1].all()
+    assert model.network.body.vectors._split(batch.vectors, batch.found, batch.feed)[1].all()
 
 
 @given(size=st.integers(0, 4), fields=st.integers(1, 5))

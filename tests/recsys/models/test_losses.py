@@ -13,8 +13,8 @@ from recsys.config import ConfigError, LossConfig
 from recsys.data.negatives import with_negatives
 from recsys.data.schema import Schema
 from recsys.models.derm import DERM, DermOutput
-from recsys.models.dlrm import RankerLoss
 from recsys.models.losses import DermLoss, DermTask, Drawn, ItemFrequencies, contrastive_loss, supervised_loss
+from recsys.models.ranker import RankerLoss
 from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.models.support import SMALL, full_schema, random_batch

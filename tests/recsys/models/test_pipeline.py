@@ -16,10 +16,12 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule, ShardingType
 
 from recsys.config import LossConfig, NetworkConfig
+from recsys.config.ranker import RANKERS
 from recsys.data.negatives import with_negatives
 from recsys.models.derm import DERM
-from recsys.models.dlrm import DLRM, RankerTask
 from recsys.models.losses import DermTask, ItemFrequencies
+from recsys.models.ranker import RankerTask
+from recsys.models.rankers import build_ranker
 from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.models.support import SMALL, full_schema, random_batch
@@ -29,8 +31,9 @@ CPU = torch.device("cpu")
 
 def _task(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    if kind == "dlrm":
-        return RankerTask(DLRM(full_schema(), NetworkConfig(embedding_dim=8, hidden=(16,), dropout=0), tasks=2))
+    if kind in RANKERS:
+        config = NetworkConfig(kind=kind, embedding_dim=8, hidden=(16, 8), dropout=0)
+        return RankerTask(build_ranker(full_schema(), config, tasks=2))
     tasks = ("click", "buy")
     frequencies = ItemFrequencies.from_counts(torch.arange(30), torch.arange(1, 31))
     return DermTask(DERM(full_schema(), SMALL, tasks), LossConfig(), tasks, frequencies, items=30)
@@ -61,7 +64,7 @@ def _train(kind: str, steps: int = 3) -> dict[str, Any]:
         batches = [with_negatives(*pair) for pair in zip(batches, items, strict=True)]
     plain = draw_tables(_task(kind), 0)
     expected, _ = plain(copy.deepcopy(batches[0]))
-    model = _shard(_task(kind), () if kind == "dlrm" else ("user_history",))
+    model = _shard(_task(kind), () if kind in RANKERS else ("user_history",))
     model.module.load_state_dict(plain.state_dict())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses: list[float] = []
@@ -90,8 +93,9 @@ def _train(kind: str, steps: int = 3) -> dict[str, Any]:
 def test_every_table_is_pipelined_and_the_loss_is_that_of_the_plain_model(ranks):
     derm = {f"model.{x}" for x in ("user.tokens.bags", "user.tokens.sequences", "item.tokens.bags")}
     derm.add("model.interaction.tokens.bags")
-    for results in run_ranks(_train_all, ranks, "derm", "mixed", "dlrm", timeout=600):
-        for result, tables in zip(results, (derm, derm, {"model.bags"}), strict=True):
+    tokens = {"model.tokens.bags", "model.tokens.sequences"}
+    for results in run_ranks(_train_all, ranks, "derm", "mixed", *RANKERS, timeout=600):
+        for result, tables in zip(results, (derm, derm, {"model.bags"}, tokens, tokens), strict=True):
             assert result["pipelined"] == result["sharded"] == tables
             assert result["losses"][0] == pytest.approx(result["expected"], rel=1e-5)
             assert len(result["losses"]) == 3
