@@ -62,10 +62,22 @@ def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
         1.0 for a model that always predicts the positive rate, less for better ones, NaN unless both classes are
         present (the entropy is 0).
     """
-    if not len(labels):
-        return math.nan
+    return (
+        relative_to_rate(log_loss(labels, logits), float(np.mean(labels, dtype=np.float64)))
+        if len(labels)
+        else math.nan
+    )
+
+
+def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Mean binary cross-entropy, in nats, from logits; NaN without rows.
+
+    Args:
+        labels: [N], 0 or 1.
+        logits: [N], log-odds of the predicted probability.
+    """
     y, z = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
-    return relative_to_rate(float(np.mean(np.logaddexp(0.0, z) - y * z)), float(y.mean()))
+    return float(np.mean(np.logaddexp(0.0, z) - y * z)) if len(y) else math.nan
 
 
 def calibration(labels: np.ndarray, logits: np.ndarray) -> float:

@@ -11,7 +11,8 @@ import numpy as np
 from recsys.dates import iso_day
 from recsys.downstream.validation import REFERENCE, Validation
 from recsys.evaluate.bootstrap import METRICS, Resampled, resample
-from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
+from recsys.evaluate.metrics import calibration, log_loss, normalized_entropy, pr_auc, roc_auc
+from recsys.evaluate.per_user import group_auc, ndcg
 
 
 class ReportError(ValueError):
@@ -83,6 +84,9 @@ def measure_arms(
             **{name: float(np.mean(values)) for name, values in by_seed.items()},
             **{f"{name}_by_seed": values for name, values in by_seed.items()},
             "pr_auc": float(np.mean([pr_auc(scores.labels, line) for line in logits])),
+            "log_loss": float(np.mean([log_loss(scores.labels, line) for line in logits])),
+            "gauc": float(np.mean([group_auc(scores.labels, line, scores.users) for line in logits])),
+            "ndcg_5": float(np.mean([ndcg(scores.labels, line, scores.users, 5) for line in logits])),
             "calibration_by_day": _by_day(scores, logits),
             **_validation(scores.validation, arm),
             "seeds": list(scores.seeds),
