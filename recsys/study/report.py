@@ -49,7 +49,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     tasks.<task>.<arm>.ne_by_seed           list of numbers
     tasks.<task>.<arm>.log_loss             number; in nats, mean over seeds
     tasks.<task>.<arm>.gauc                 number; ROC-AUC of each user's rows, mean weighted by rows; mean over seeds
-    tasks.<task>.<arm>.ndcg_5               number; NDCG@5 of each user's rows, mean over users with a positive and seeds
+    tasks.<task>.<arm>.ndcg_5               number; NDCG@5 of each user's rows, mean over users with a positive, seeds
     tasks.<task>.<arm>.calibration          number; mean prediction / mean label, mean over seeds
     tasks.<task>.<arm>.calibration_by_seed  list of numbers
     tasks.<task>.<arm>.calibration_by_day.<day>  number; the same of each test day; none without event times
