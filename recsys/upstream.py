@@ -44,6 +44,8 @@ from recsys.train.trainer import TrainResult, fit
 
 _WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.withdrawn", "schema.max_bad_rows")
 """What may change while a model is trained."""
+_OF_BUNDLES = ".kept_negatives"
+"""What of the schema's labels is for rankers that are deployed alone."""
 
 
 def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
@@ -299,7 +301,7 @@ def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainCo
     """Everything that a model depends on but its events and the number of ranks, as key -> value."""
     settings = {"model": asdict(upstream.model), "loss": asdict(upstream.loss), "training": asdict(training)}
     config = flatten({"schema": asdict(schema), **settings, "held_out": upstream.held_out})
-    return {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
+    return {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT and not key.endswith(_OF_BUNDLES)}
 
 
 def _survey(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -129,7 +130,10 @@ def test_a_shop(recsys: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyte
     study = StudyConfig.load("shop/study.toml")
     check_run(study, Path("shop"))
     assert check_daily(study, Path("shop")) == []
-    features = {feature.name: (feature.owner, feature.kind) for feature in Schema.load("shop/schema.toml").features}
+    schema = Schema.load("shop/schema.toml")
+    drawn = json.loads(Path("shop/prepared.json").read_text())["negatives"]
+    assert 0 < schema.label("action").kept_negatives == drawn["odds_factor"] < 1
+    features = {feature.name: (feature.owner, feature.kind) for feature in schema.features}
     assert features["department"] == ("item", "id")
     assert features["weight"] == ("item", "dense")
     assert features["user_category_action"] == ("interaction", "dense")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,13 +56,15 @@ class TaskFacts:
     scale: float
     """Its recalibration, sigmoid(scale * logit + bias), fitted on the validation rows."""
     bias: float
+    kept_negatives: float
+    """Of the label: the probabilities are of all rows, of whose negatives so many were in the files."""
     validation: Mapping[str, float]
-    """`ne`, `auc`, `calibration`, `rows` and `positives` of those rows."""
+    """`ne`, `auc`, `calibration`, `rows` and `positives` of those rows, as they are in the files."""
 
     @property
     def recalibration(self) -> Recalibration:
         """What the program applies to the logits."""
-        return Recalibration(self.scale, self.bias)
+        return Recalibration(self.scale, self.bias + math.log(self.kept_negatives))
 
 
 @dataclass(frozen=True, kw_only=True)

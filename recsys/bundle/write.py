@@ -192,7 +192,16 @@ def _facts(trained: TrainedRanker, config: RankerConfig) -> tuple[TaskFacts, ...
             tried={},
         )
         measured = {key: getattr(found, key) for key in ("ne", "auc", "calibration", "rows", "positives")}
-        facts.append(TaskFacts(name=name, label=label, scale=found.scale, bias=found.bias, validation=measured))
+        facts.append(
+            TaskFacts(
+                name=name,
+                label=label,
+                scale=found.scale,
+                bias=found.bias,
+                kept_negatives=trained.training.schema.label(label).kept_negatives,
+                validation=measured,
+            )
+        )
     return tuple(sorted(facts, key=lambda fact: labels.index(fact.label)))
 
 

@@ -94,8 +94,13 @@ class Label:
     """Column name; values 0 and 1 (integer, float or boolean)."""
     valid: str = ""
     """Column (0 / 1) that is 1 on the rows this label exists for, say `is_click` for a conversion. Empty: all rows."""
+    kept_negatives: float = 1.0
+    """Share of the rows with a 0 that are in the files, where not all are: a bundle's probabilities are those of all
+    rows. What a report says is of the rows in the files."""
 
     def __post_init__(self) -> None:
+        kept = self.kept_negatives
+        _require(0 < kept <= 1, f"label {self.name!r}: kept_negatives is {kept}; use a share above 0, 1 for all")
         _require(bool(self.name), "a label has an empty name: give the Parquet column's name")
         _require(
             self.valid != self.name, f"label {self.name!r}: valid names the label itself; name the enabling column"
@@ -219,7 +224,8 @@ class Schema:
         top = {key: value for key in keys if (value := getattr(self, key)) != defaults[key]}
         document: dict[str, Any] = {**top, **({"outcomes": list(self.outcomes)} if self.outcomes else {})}
         document["feature"] = [{k: v for k, v in asdict(f).items() if v not in ("", 0)} for f in self.features]
-        document["label"] = [{k: v for k, v in asdict(label).items() if v} for label in self.labels]
+        usual = {f.name: f.default for f in fields(Label)}
+        document["label"] = [{k: v for k, v in asdict(label).items() if v != usual[k]} for label in self.labels]
         Path(path).write_text(tomli_w.dumps(document), encoding="utf-8")
 
     @staticmethod

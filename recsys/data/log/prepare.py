@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from recsys.data.log.splits import NAMES, Splits, split, valid_column
 from recsys.data.log.study import write_study
 from recsys.data.log.tables import Described, describe_context, join_table
 from recsys.data.log.writing import write_events
+from recsys.data.schema import Schema
 from recsys.progress import Progress
 
 _WORK = ".work"
@@ -88,9 +89,10 @@ def prepare_log(config: LogConfig, folder: Path, out: Path) -> Prepared:
             catalogue = write_catalogue(connection, config, found, splits, new)
             positives = {name: _positives(connection, config, name) for name in labels(config)}
         shutil.rmtree(work)
-        found.schema.save(new / "schema.toml")
+        schema = _with_share(found.schema, config, drawn)
+        schema.save(new / "schema.toml")
         prepared = Prepared(cleaned, repeated, drawn, splits, described, positives, catalogue)
-        write_study(new / "study.toml", out.name, config, found.schema, splits, drawn, catalogue)
+        write_study(new / "study.toml", out.name, config, schema, splits, drawn, catalogue)
         write_json(new / RECORD, _record(prepared))
     return prepared
 
@@ -117,6 +119,13 @@ def listed_ids(connection: Connection) -> NDArray[np.int64]:
     from embedding_store import hash_keys  # it brings torch, which only strings need
 
     return hash_keys(ids.tolist()).numpy()
+
+
+def _with_share(schema: Schema, config: LogConfig, drawn: Drawn) -> Schema:
+    """The schema with the share of all items at hand that the negatives are, of the label that has them."""
+    share = min(1.0, drawn.odds_factor)
+    labels = (replace(x, kept_negatives=share) if x.name == config.row_action else x for x in schema.labels)
+    return replace(schema, labels=tuple(labels)) if drawn.ratio else schema
 
 
 def _positives(connection: Connection, config: LogConfig, label: str) -> tuple[int, int]:

@@ -246,6 +246,22 @@ def test_fingerprints_and_arms(made: Path, data: Path, store: Path, tmp_path: Pa
         train_bundle(odd, ARM, data, tmp_path, str(store))
 
 
+def test_negatives_that_were_left_out_of_the_files_are_counted_in(
+    data: Path, store: Path, tmp_path: Path, bundle: Bundle
+) -> None:
+    """A tenth of the zeros of `click` is in the files: the odds of a click are a tenth of those in the files."""
+    schema = Schema.load(data / "market/schema.toml")
+    labels = tuple(replace(x, kept_negatives=0.1) if x.name == "click" else x for x in schema.labels)
+    replace(schema, labels=labels).save(data / "market/sampled.toml")
+    train_bundle(replace(CONFIG, schema="market/sampled.toml"), ARM, data, tmp_path, str(store))
+    sampled, rows = load_bundle(bundle_folder(tmp_path)), rows_of(data, SPLIT.test)
+    before, after = (each.predict(rows) for each in (bundle, sampled))
+    torch.testing.assert_close(after["ctr"].logit().exp(), 0.1 * before["ctr"].logit().exp())
+    torch.testing.assert_close(after["cvr"], before["cvr"])
+    for mine, others in zip(bundle.manifest.tasks, sampled.manifest.tasks, strict=True):
+        assert mine.validation == others.validation
+
+
 def test_a_sequence_without_a_length_is_refused_before_anything_is_trained(
     data: Path, store: Path, tmp_path: Path
 ) -> None:

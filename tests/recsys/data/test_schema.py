@@ -118,6 +118,9 @@ def test_empty_names_are_refused() -> None:
         Label(name="")
     with pytest.raises(SchemaError, match="label itself"):
         Label(name="click", valid="click")
+    for kept in (0, -0.1, 1.5):
+        with pytest.raises(SchemaError, match=f"label 'click': kept_negatives is {kept}; use a share above 0"):
+            Label(name="click", kept_negatives=kept)
 
 
 @pytest.mark.parametrize("name", ["click", "sale", "play_time"])
