@@ -1,4 +1,4 @@
-"""One lookup over many versions beside the same lookup over one: what point-in-time costs.
+"""One lookup over many versions beside the same lookup over one: what point-in-time, and a history, cost.
 
     python -m benchmarks.point_in_time
 
@@ -8,7 +8,10 @@ one version, or all of them, and measures `Series.lookup_as_of`:
 - every id in one version;
 - every id in a version of its own choice, of 2, 5, ... up to all;
 - the same over deltas, which share most of their rows, as a refresh writes them;
-- grouped: one `Table.lookup` for each version, put together by `index_put`, as one would write it by hand.
+- grouped: one `Table.lookup` for each version, put together by `index_put`, as one would write it by hand;
+- history: `Series.lookup_history_as_of` of k versions for a k-th of the ids, all of which have k, so that it gives as
+  many vectors as the others;
+- plain: `Table.lookup` of all ids in the newest version, which a history is to be compared with.
 
 All in one process, in turn, medians, one thread. Prints a line of JSON, then ratios.
 """
@@ -44,10 +47,12 @@ class Options:
     """How vectors are stored."""
     versions: int = 10
     """Versions."""
+    k: int = 8
+    """Versions of a history; `versions` or fewer."""
     changed: float = 0.1
     """Share of the rows that a delta changes."""
     batch: int = 65_536
-    """Ids a lookup."""
+    """Vectors a lookup: ids, or in a history ids times k."""
     batches: int = 10
     """Batches, drawn ahead."""
     rounds: int = 3
@@ -99,6 +104,24 @@ def grouped(series: Series) -> Lookup:
     return look_up
 
 
+def history(series: Series, k: int) -> Lookup:
+    """The last k versions of a k-th of the ids, each seen from a version of its own choice that has so many."""
+    newest = len(series.versions())
+
+    def look_up(batch: tuple[Tensor, Tensor]) -> object:
+        ids, draw = (tensor[: len(tensor) // k] for tensor in batch)
+        version = newest - (draw * (newest - k + 1)).long()
+        return series.lookup_history_as_of(ids, (FIRST_DAY + version) * DAY_MS + 1, k)
+
+    return look_up
+
+
+def plain(series: Series) -> Lookup:
+    """All ids in the newest version's table."""
+    table = series.open_tables.get(series.latest())
+    return lambda batch: table.lookup(batch[0])
+
+
 def main(options: Options) -> None:
     """Measure lookups over one and over many versions."""
     torch.set_num_threads(1)
@@ -110,6 +133,7 @@ def main(options: Options) -> None:
         variants: dict[str, Lookup] = {f"{count} versions": as_of(whole, count) for count in counts}
         variants[f"{options.versions} deltas"] = as_of(deltas, options.versions)
         variants[f"{options.versions} versions, grouped"] = grouped(whole)
+        variants |= {"history": history(whole, options.k), "plain": plain(whole)}
         batches = [
             (ids[torch.randint(len(ids), (options.batch,))], torch.rand(options.batch)) for _ in range(options.batches)
         ]
@@ -119,6 +143,7 @@ def main(options: Options) -> None:
     print_record("point_in_time", {**sizes, "ids/s": rates})
     for name, rate in rates.items():
         print(f"  {name:24} {rate:>12,.0f} ids/s   {rate / rates['1 versions']:5.2f} x of one version")
+    print(f"  history of {options.k} over plain {rates['history'] / rates['plain']:5.2f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_pooled` and `_tiered`: fake implementations and gradients.
+"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_history`, `_pooled` and `_tiered`: fakes and gradients.
 
 Importing this module loads the native library. Schemas and registrations are in csrc/common/ops.cpp, the same functions
 in plain PyTorch in reference.py. A loaded table is two tensors, so that ops see nothing of files and snapshots:
@@ -56,6 +56,29 @@ def lookup_versions(
     return torch.ops.embedding_store.lookup_versions(ids, choice, storages, layouts, dim, dtype, out)
 
 
+def lookup_history(
+    ids: Tensor,  # int64 [...], any values
+    timestamps: Tensor,  # int64 [...]
+    newest: Tensor,  # int64 [...]: for each id the newest version that it may see, 0 to V - 1, or -1: none
+    as_of: Tensor,  # int64 [V], of each version, oldest first
+    numbers: Tensor,  # int64 [V]: for each version its table, 0 to T - 1, or -1: not to be looked into
+    storages: Sequence[Tensor],  # T >= 1 of uint8 [bytes]
+    layouts: Sequence[Tensor],  # T of int64 [8 + 4 * S]
+    k: int,  # 1 .. 4096
+    dim: int,
+    dtype: str,
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `lookup`, each id in k versions: `newest` and those before it. CPU only.
+
+    Vectors `out` [..., k, dim], mask bool [..., k] and ages int64 [..., k], which are `timestamps` - `as_of`, at most
+    int64's largest; zeros and False where there is no such version, it has no table, or the id is not in it.
+    """
+    return torch.ops.embedding_store.lookup_history(
+        ids, timestamps, newest, as_of, numbers, storages, layouts, k, dim, dtype, out
+    )
+
+
 def lookup_pooled(
     ids: Tensor,  # int64 [N], any values
     offsets: Tensor,  # int64 [B + 1], from 0 to N, never falling
@@ -105,6 +128,28 @@ def _(
     out: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     return ids.new_empty((*ids.shape, dim), dtype=out), ids.new_empty(ids.shape, dtype=torch.bool)
+
+
+@torch.library.register_fake("embedding_store::lookup_history")
+def _(
+    ids: Tensor,
+    timestamps: Tensor,
+    newest: Tensor,
+    as_of: Tensor,
+    numbers: Tensor,
+    storages: Sequence[Tensor],
+    layouts: Sequence[Tensor],
+    k: int,
+    dim: int,
+    dtype: str,
+    out: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    places = (*ids.shape, k)
+    return (
+        ids.new_empty((*places, dim), dtype=out),
+        ids.new_empty(places, dtype=torch.bool),
+        ids.new_empty(places),
+    )
 
 
 @torch.library.register_fake("embedding_store::lookup_tiered")

@@ -49,6 +49,32 @@ def lookup_versions(
     return vectors, found
 
 
+def lookup_history(
+    ids: Tensor,  # int64 [...]
+    timestamps: Tensor,  # int64 [...]
+    newest: Tensor,  # int64 [...]
+    as_of: Tensor,  # int64 [V]
+    numbers: Tensor,  # int64 [V]
+    storages: Sequence[Tensor],  # T >= 1 of uint8 [bytes]
+    layouts: Sequence[Tensor],  # T of int64 [8 + 4 * S]
+    k: int,
+    dim: int,
+    dtype: str,
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `lookup_versions`, in the k versions up to `newest`: vectors, mask and ages, the newest version first."""
+    versions = newest[..., None] - torch.arange(k, device=ids.device)  # [..., k]
+    there = versions >= 0
+    choice = torch.full_like(versions, -1)
+    choice[there] = numbers[versions[there]]
+    vectors, mask = lookup_versions(ids[..., None].expand(choice.shape), choice, storages, layouts, dim, dtype, out)
+    ages = torch.zeros_like(versions)
+    times, since = timestamps[..., None].expand(choice.shape)[mask].tolist(), as_of[versions[mask]].tolist()
+    exact = [min(time - start, 2**63 - 1) for time, start in zip(times, since, strict=True)]
+    ages[mask] = torch.tensor(exact, dtype=torch.int64, device=ids.device)
+    return vectors, mask, ages
+
+
 def lookup_pooled(
     ids: Tensor,  # int64 [N]
     offsets: Tensor,  # int64 [B + 1]

@@ -1,7 +1,8 @@
-"""Lookup as of a time: for each id in the newest snapshot that could be read then, many snapshots in one call."""
+"""Lookup as of a time: for each id in the newest snapshots that could be read then, many snapshots in one call."""
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
@@ -22,6 +23,8 @@ from embedding_store.read.table import OUT_DTYPES, Table
 _LATEST = torch.iinfo(torch.int64).max
 OPEN_TABLES = 256
 """Tables that stay open between calls. One takes addresses, not memory: its files are mapped."""
+MOST_PLACES = 4096
+"""The largest k of a history, as native code has it."""
 
 
 class _Open:
@@ -74,7 +77,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class PointInTime:
-    """Some snapshots of one series, each id looked up in the newest of them that its timestamp may see.
+    """Some snapshots of one series, each id looked up in the newest, or the k newest, that its timestamp may see.
 
     Args:
         snapshots: of one series, oldest first, as `Series.history` gives them.
@@ -84,9 +87,13 @@ class PointInTime:
 
     def __init__(self, snapshots: Sequence[Snapshot], dim: int, tables: OpenTables | None = None) -> None:
         self.snapshots = tuple(snapshots)
+        # `as_of` never decreases. Of equal ones the last is the correction, and a time that sees one sees all of them.
+        following = (*(snapshot.as_of for snapshot in self.snapshots[1:]), None)
+        self._valid = [one for one, later in zip(self.snapshots, following, strict=False) if one.as_of != later]
         self._dim = dim
         self._tables = tables or OpenTables()
-        self._versions = torch.tensor([0, *(snapshot.version for snapshot in self.snapshots)])
+        self._versions = torch.tensor([0, *(snapshot.version for snapshot in self._valid)])
+        self._times = torch.tensor([snapshot.as_of for snapshot in self._valid], dtype=torch.int64)
 
     def lookup(
         self,
@@ -96,33 +103,46 @@ class PointInTime:
         out_dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor, Tensor]:  # [..., D], bool [...], int64 [...]
         """Vectors, found and versions: see `Series.lookup_as_of`."""
-        delay_ms = integer(delay_ms, "delay_ms", least=0, why=": less would read vectors of the future")
-        _check(ids, timestamps, out_dtype)
-        newest = self._newest_visible(timestamps, delay_ms)
-        used = torch.bincount(newest.flatten(), minlength=len(self._versions))[1:].nonzero().squeeze(1).tolist()
-        chosen = [self.snapshots[index] for index in used]
-        self._check_alike(chosen)
-        dtypes = sorted({snapshot.dtype for snapshot in chosen})  # nearly always one
-        parts = [
-            self._lookup(ids, newest, [index for index in used if self.snapshots[index].dtype == dtype], out_dtype)
-            for dtype in dtypes
-        ] or [(torch.zeros(*ids.shape, self._dim, dtype=out_dtype), torch.zeros(ids.shape, dtype=torch.bool))]
-        vectors, found = parts[0]
-        for part, part_found in parts[1:]:  # an id that is found in one is zero in the others
-            vectors, found = vectors + part, found | part_found
+        newest = self._newest_visible(ids, timestamps, delay_ms, out_dtype)
+        parts = [self._lookup(ids, newest, indices, out_dtype) for indices in self._chosen(newest, 1)] or [
+            (torch.zeros(*ids.shape, self._dim, dtype=out_dtype), torch.zeros(ids.shape, dtype=torch.bool))
+        ]
+        vectors, found = _sums(parts)
         return vectors, found, self._versions[newest]
+
+    def lookup_history(
+        self,
+        ids: Tensor,  # int64 [...]
+        timestamps: Tensor,  # int64 [...], ms since the epoch
+        k: int,
+        delay_ms: int = 0,
+        out_dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # [..., k, D], bool [..., k], int64 [..., k]
+        """Vectors, mask and ages: see `Series.lookup_history_as_of`."""
+        k = integer(k, "k", least=1, most=MOST_PLACES, why=": each id gets k vectors, zeros where there are none")
+        newest = self._newest_visible(ids, timestamps, delay_ms, out_dtype)
+        places = (*ids.shape, k)
+        parts = [
+            self._lookup_history(ids, timestamps, newest, indices, k, out_dtype) for indices in self._chosen(newest, k)
+        ] or [
+            (
+                torch.zeros(*places, self._dim, dtype=out_dtype),
+                torch.zeros(places, dtype=torch.bool),
+                torch.zeros(places, dtype=torch.int64),
+            )
+        ]
+        vectors, mask, ages = _sums(parts)
+        return vectors, mask, ages
 
     def _lookup(
         self, ids: Tensor, newest: Tensor, indices: Sequence[int], out_dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Vectors and found in the snapshots of these indices, all of one dtype; zeros and False for the other ids."""
-        tables = [self._tables.get(self.snapshots[index]) for index in indices]
-        number = torch.full((len(self._versions),), -1)
-        number[torch.tensor(indices) + 1] = torch.arange(len(indices))
+        tables, numbers = self._open(indices)
         with translated_errors():
             return ops.lookup_versions(
                 ids,
-                number[newest],
+                numbers[newest],
                 [table._storage for table in tables],
                 [table.layout for table in tables],
                 self._dim,
@@ -130,12 +150,63 @@ class PointInTime:
                 out_dtype,
             )
 
-    def _newest_visible(self, timestamps: Tensor, delay_ms: int) -> Tensor:
-        """How many snapshots each timestamp may see, int64 as `timestamps`: the last one of them is the newest."""
-        visible_from = [snapshot.as_of + delay_ms for snapshot in self.snapshots]
+    def _lookup_history(
+        self,
+        ids: Tensor,
+        timestamps: Tensor,
+        newest: Tensor,
+        indices: Sequence[int],
+        k: int,
+        out_dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_lookup`, with mask and ages, for the k places of each id."""
+        tables, numbers = self._open(indices)
+        with translated_errors():
+            return ops.lookup_history(
+                ids,
+                timestamps,
+                newest - 1,
+                self._times,
+                numbers[1:],
+                [table._storage for table in tables],
+                [table.layout for table in tables],
+                k,
+                self._dim,
+                tables[0].dtype,
+                out_dtype,
+            )
+
+    def _open(self, indices: Sequence[int]) -> tuple[list[Table], Tensor]:
+        """The tables of the snapshots of these indices, and the number among them of none and of each snapshot, int64
+        [1 + snapshots]: -1 for those without."""
+        tables = [self._tables.get(self._valid[index]) for index in indices]
+        numbers = torch.full((len(self._versions),), -1)
+        numbers[torch.tensor(indices) + 1] = torch.arange(len(indices))
+        return tables, numbers
+
+    def _newest_visible(self, ids: Tensor, timestamps: Tensor, delay_ms: int, out_dtype: torch.dtype) -> Tensor:
+        """How many snapshots each timestamp may see, int64 as `timestamps`: the last one of them is the newest.
+
+        Raises what lookups raise of their arguments.
+        """
+        delay_ms = integer(delay_ms, "delay_ms", least=0, why=": less would read vectors of the future")
+        _check(ids, timestamps, out_dtype)
+        visible_from = [snapshot.as_of + delay_ms for snapshot in self._valid]
         in_range = torch.tensor([time for time in visible_from if time <= _LATEST], dtype=torch.int64)
-        # `as_of` never decreases; of equal ones the later version, which is the correction, comes last.
         return torch.searchsorted(in_range, timestamps.contiguous(), right=True)
+
+    def _chosen(self, newest: Tensor, k: int) -> list[list[int]]:
+        """Indices of the snapshots that some id has among the k newest it may see: a list for each dtype, nearly always
+        one. Raises what `_check_alike` raises."""
+        count = len(self._valid)
+        up_to = torch.bincount(newest.flatten(), minlength=count + 1).cumsum(0)  # ids that see so many or fewer
+        last = (torch.arange(count) + k).clamp(max=count)
+        used = (up_to[last] > up_to[:-1]).nonzero().squeeze(1).tolist()
+        self._check_alike([self._valid[index] for index in used])
+        by_dtype: dict[str, list[int]] = {}
+        for index in used:
+            by_dtype.setdefault(self._valid[index].dtype, []).append(index)
+        return list(by_dtype.values())
 
     def _check_alike(self, chosen: Sequence[Snapshot]) -> None:
         """Vectors of two spaces, or of two lengths, cannot be one feature."""
@@ -152,6 +223,11 @@ class PointInTime:
                     f"version {snapshot.version} of series {snapshot.series!r} has dim = {snapshot.dim}, asked for is "
                     f"{self._dim}: look up only times from which on vectors have {self._dim} values"
                 )
+
+
+def _sums(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Results in parts as one: what is found in one is zeros and False in the others."""
+    return [functools.reduce(torch.add, tensors) for tensors in zip(*parts, strict=True)]
 
 
 def _check(ids: Tensor, timestamps: Tensor, out_dtype: torch.dtype) -> None:

@@ -47,7 +47,7 @@ class SeriesReader:
         self._schema = first if newest == 1 else schemas.read(storage, newest)
         self._versions = Versions(storage, name)
         self._tags = Tags(self._versions)
-        self.open_tables = OpenTables()  # of lookup_as_of
+        self.open_tables = OpenTables()  # of lookup_as_of and lookup_history_as_of
 
     @property
     def schema(self) -> int:
@@ -166,8 +166,38 @@ class SeriesReader:
             InvalidTimeError: timestamps that read as seconds, microseconds or nanoseconds, as `as_of` has it.
             CorruptStoreError: a snapshot cannot be read; of the class that fits, naming the file.
         """
-        snapshots = [snapshot for snapshot in self.history(refused=refused) if space in (None, snapshot.space)]
-        return PointInTime(snapshots, self.dim, self.open_tables).lookup(ids, timestamps, delay_ms, out_dtype)
+        return self._point_in_time(space, refused).lookup(ids, timestamps, delay_ms, out_dtype)
+
+    def lookup_history_as_of(
+        self,
+        ids: Tensor,  # int64 [...]
+        timestamps: Tensor,  # int64 [...], ms since the epoch
+        k: int,
+        delay_ms: int = 0,
+        out_dtype: torch.dtype = torch.float32,
+        *,
+        space: str | None = None,
+        refused: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # [..., k, D], bool [..., k], int64 [..., k]
+        """Each id's vectors in the last k snapshots that could be read at its time, newest first.
+
+        Which can be read is as in `lookup_as_of`; of several with an equal `as_of` the last, a correction, stands for
+        all, and takes one of the k places. The places are those of the k newest snapshots, not of the k newest that
+        hold the id: one that does not leaves its place empty. Only snapshots that some id sees in a place are opened.
+
+        Args:
+            k: 1 .. 4096; may be more than there are snapshots.
+            ids, timestamps, delay_ms, out_dtype, space, refused: as in `lookup_as_of`.
+
+        Returns:
+            vectors [..., k, D], zero where `mask` is False; mask bool [..., k], there is a snapshot for this place and
+            it holds the id; ages int64 [..., k], ms from its `as_of` to the timestamp, 0 where `mask` is False and
+            int64's largest where it is more than that.
+
+        Raises:
+            As `lookup_as_of`, of all snapshots in a place of some id; InvalidArgumentError also for `k`.
+        """
+        return self._point_in_time(space, refused).lookup_history(ids, timestamps, k, delay_ms, out_dtype)
 
     def tagged(self, tag: str) -> Snapshot:
         """The snapshot a tag points to. Raises TagNotFoundError naming the tags that exist."""
@@ -186,6 +216,10 @@ class SeriesReader:
             TagNotFoundError: there was never such a tag.
         """
         return self._tags.moves(tag)
+
+    def _point_in_time(self, space: str | None, refused: bool) -> PointInTime:
+        snapshots = [snapshot for snapshot in self.history(refused=refused) if space in (None, snapshot.space)]
+        return PointInTime(snapshots, self.dim, self.open_tables)
 
     def _snapshot(self, version: int) -> Snapshot:
         return Snapshot(self._storage, self._versions.listed(version))

@@ -35,6 +35,9 @@ def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     assert names["count"].tolist() == [2, 4]
     assert (names["change"].added, names["change"].removed, names["change"].moved) == (0, 5, 10)
     assert names["versions"].tolist() == [0] + [1] * 24 + [3] * 75  # version 3, the compaction, is of version 2's time
+    assert names["past"].shape == (100, 8, 64)
+    # The correction, version 3, takes version 2's place; it lacks the last 5 ids.
+    assert names["mask"].sum(1).tolist() == [1] * 24 + [2] * 71 + [1] * 5
     assert [snapshot.version for snapshot in names["doomed"]] == [2]  # 1 is tagged, 3 the newest
     assert names["features"].shape == (100, 33)
 

@@ -22,6 +22,9 @@ STABLE_TORCH_LIBRARY(embedding_store, m) {
       "lookup_versions(Tensor ids, Tensor choice, Tensor[] storages, Tensor[] layouts, int dim, str dtype, "
       "ScalarType out) -> (Tensor, Tensor)");
   m.def(
+      "lookup_history(Tensor ids, Tensor timestamps, Tensor newest, Tensor as_of, Tensor numbers, Tensor[] storages, "
+      "Tensor[] layouts, int k, int dim, str dtype, ScalarType out) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "lookup_pooled(Tensor ids, Tensor offsets, Tensor? weights, Tensor storage, Tensor layout, int dim, str dtype, "
       "str mode, ScalarType out) -> (Tensor, Tensor)");
   m.def(
@@ -38,6 +41,7 @@ STABLE_TORCH_LIBRARY(embedding_store, m) {
 STABLE_TORCH_LIBRARY_IMPL(embedding_store, CPU, m) {
   m.impl("lookup", TORCH_BOX(&embedding_store::lookup));
   m.impl("lookup_versions", TORCH_BOX(&embedding_store::lookup_versions));
+  m.impl("lookup_history", TORCH_BOX(&embedding_store::lookup_history));
   m.impl("lookup_pooled", TORCH_BOX(&embedding_store::lookup_pooled));
   m.impl("lookup_tiered", TORCH_BOX(&embedding_store::lookup_tiered));
   m.impl("map_files", TORCH_BOX(&embedding_store::map_files));
