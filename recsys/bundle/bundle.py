@@ -100,7 +100,7 @@ def load_bundle(path: str | Path, device: torch.device | str = "cpu", *, store: 
     folder, where = Path(path), torch.device(device)
     manifest = Manifest.load(folder)
     verify(folder, manifest)
-    features = PinnedFeatures(EmbeddingStore(store or manifest.store), manifest.pins, where)
+    features = PinnedFeatures(EmbeddingStore(store or manifest.store), manifest.pins, manifest.history, where)
     schema = Schema.load(folder / SCHEMA)
     vocabulary = Vocabulary(schema)
     with np.load(folder / VOCABULARY) as owners:

@@ -44,6 +44,8 @@ class Pin:
     dim: int
     activity: int = 0
     """Version of the companion series that says how the vectors are fed; 0: there is none."""
+    history: tuple[int, ...] = ()
+    """The versions whose mean is read too, oldest first; the last is `version`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,8 @@ class Manifest:
     name: str
     arm: str
     """Of the ranker's config."""
+    history: int
+    """Versions of each series whose mean the ranker reads; 0: the newest alone."""
     tasks: tuple[TaskFacts, ...]
     pins: tuple[Pin, ...]
     """In the order in which the ranker reads the vectors."""
@@ -108,7 +112,11 @@ class Manifest:
                 f"{path} has format {document.get('format')!r}, this version reads {FORMAT}: make the bundle anew"
             )
         tasks = tuple(TaskFacts(**task) for task in document["tasks"])
-        return cls(**{**document, "tasks": tasks, "pins": tuple(Pin(**pin) for pin in document["pins"])})
+        return cls(**{**document, "tasks": tasks, "pins": tuple(_pin(pin) for pin in document["pins"])})
+
+
+def _pin(document: Mapping[str, Any]) -> Pin:
+    return Pin(**{**document, "history": tuple(document["history"])})
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -4,44 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, Snapshot, StoreError
+from embedding_store import EmbeddingStore, PointInTime, Snapshot, StoreError
 from recsys.bundle.manifest import BundleError, Pin
 from recsys.data.batch import Batch
-from recsys.downstream.features import FEED, feed_of
+from recsys.downstream.features import FEED, feed_of, mean_of
 from recsys.refresh.aggregator import activity_name
 
 _REMEDY = "`recsys repin BUNDLE` moves it to a newer version of the same spaces"
 
 
-def pin(store: EmbeddingStore, names: Sequence[str]) -> tuple[Pin, ...]:
+def pin(store: EmbeddingStore, names: Sequence[str], history: int = 0) -> tuple[Pin, ...]:
     """The newest versions that were not refused, of series that a ranker is to read. All of one space are as of one
-    time, so that users and items were published together.
+    time, so that users and items were published together. `history`: versions whose mean is read too.
 
     Raises:
         BundleError: there is no time at which all series of a space have a version.
         KeyError: no such series.
     """
     histories = {name: store.series(name).history(refused=False) for name in names}
-    for name, history in histories.items():
-        if not history:
+    for name, versions in histories.items():
+        if not versions:
             raise BundleError(f"series {name!r} has no version that was not refused: publish one first")
     chosen: dict[str, Snapshot] = {}
-    for space in dict.fromkeys(history[-1].space for history in histories.values()):
-        members = [name for name, history in histories.items() if history[-1].space == space]
+    for space in dict.fromkeys(versions[-1].space for versions in histories.values()):
+        members = [name for name, versions in histories.items() if versions[-1].space == space]
         times = [{x.as_of for x in histories[name] if x.space == space} for name in members]
         common = set.intersection(*times)
         if not common:
             raise BundleError(f"series {members} have no version of one time in space {space!r}: publish them together")
         for name in members:
             chosen[name] = [x for x in histories[name] if x.as_of == max(common) and x.space == space][-1]
-    return tuple(_pin(store, name, chosen[name]) for name in names)
+    return tuple(_pin(store, name, chosen[name], histories[name], history) for name in names)
 
 
-def _pin(store: EmbeddingStore, name: str, snapshot: Snapshot) -> Pin:
+def _pin(store: EmbeddingStore, name: str, snapshot: Snapshot, versions: Sequence[Snapshot], history: int) -> Pin:
+    earlier = {x.as_of: x.version for x in versions if x.version <= snapshot.version}  # of equal times the last counts
     companion = activity_name(name)
     activity = 0
     if companion in set(store.list()):
@@ -55,11 +57,20 @@ def _pin(store: EmbeddingStore, name: str, snapshot: Snapshot) -> Pin:
         space=snapshot.space,
         dim=snapshot.dim,
         activity=activity,
+        history=tuple(list(earlier.values())[-history:]) if history else (),
     )
 
 
-def pinned(store: EmbeddingStore, pins: Iterable[Pin]) -> list[tuple[Snapshot, Snapshot | None]]:
-    """The snapshots, and those of their companions, that the pins name.
+class Pinned(NamedTuple):
+    """What a pin names."""
+
+    vectors: Snapshot
+    activity: Snapshot | None
+    history: list[Snapshot]
+
+
+def pinned(store: EmbeddingStore, pins: Iterable[Pin]) -> list[Pinned]:
+    """The snapshots that the pins name.
 
     Raises:
         BundleError: one is gone, or is of another space or dimension; all such are named.
@@ -67,7 +78,8 @@ def pinned(store: EmbeddingStore, pins: Iterable[Pin]) -> list[tuple[Snapshot, S
     found, problems = [], []
     for wanted in pins:
         try:
-            snapshot = store.series(wanted.series).version(wanted.version)
+            series = store.series(wanted.series)
+            snapshot, history = series.version(wanted.version), [series.version(x) for x in wanted.history]
             activity = store.series(activity_name(wanted.series)).version(wanted.activity) if wanted.activity else None
         except (StoreError, KeyError) as error:
             problems.append(str(error.args[0] if error.args else error))
@@ -77,7 +89,7 @@ def pinned(store: EmbeddingStore, pins: Iterable[Pin]) -> list[tuple[Snapshot, S
                 f"version {wanted.version} of series {wanted.series!r} has space {snapshot.space!r} and dim "
                 f"{snapshot.dim}, the ranker has learned from {wanted.space!r} and {wanted.dim}"
             )
-        found.append((snapshot, activity))
+        found.append(Pinned(snapshot, activity, history))
     if problems:
         raise BundleError(f"the store {store.location} lacks what the bundle reads: {'; '.join(problems)}. {_REMEDY}")
     return found
@@ -89,18 +101,23 @@ class PinnedFeatures:
     Args:
         store: the store.
         pins: the versions, in the order in which the ranker reads them.
-        device: where the tables lie and the answers are given.
+        history: versions of each series whose mean is read too; 0: none.
+        device: where the tables lie and the answers are given; those of histories lie on the CPU.
 
     Raises:
         BundleError: see `pinned`.
     """
 
-    def __init__(self, store: EmbeddingStore, pins: Sequence[Pin], device: torch.device) -> None:
+    def __init__(self, store: EmbeddingStore, pins: Sequence[Pin], history: int, device: torch.device) -> None:
         self.pins = tuple(pins)
+        self.history = history
         self._device = device
+        found = pinned(store, pins)
         self._tables = [
-            (vectors.load(device), None if activity is None else activity.load(device))
-            for vectors, activity in pinned(store, pins)
+            (each.vectors.load(device), None if each.activity is None else each.activity.load(device)) for each in found
+        ]
+        self._histories = [
+            PointInTime(each.history, wanted.dim) for each, wanted in zip(found, self.pins, strict=True) if history
         ]
 
     def __call__(self, batch: Batch) -> Batch:
@@ -116,6 +133,7 @@ class PinnedFeatures:
             self._join(number, batch.user_ids if pin.owner == "user" else batch.item_ids, batch.timestamps)
             for number, pin in enumerate(self.pins)
         ]
+        parts += [self._mean(batch, *each) for each in zip(self._histories, self.pins, strict=False)]
         vectors, found, feed = zip(*parts, strict=True)
         return replace(
             batch, vectors=torch.cat(vectors, dim=1), found=torch.stack(found, dim=1), feed=torch.stack(feed, dim=1)
@@ -129,3 +147,10 @@ class PinnedFeatures:
             return vectors, found, torch.zeros(len(ids), FEED, device=self._device)
         activity, known = fed.lookup(ids)
         return vectors, found, feed_of(activity, found & known, timestamps.to(self._device))
+
+    def _mean(self, batch: Batch, versions: PointInTime, wanted: Pin) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all pinned versions, for an event that is earlier than the newest of them too."""
+        ids = batch.user_ids if wanted.owner == "user" else batch.item_ids
+        times = batch.timestamps.clamp(min=wanted.as_of)
+        vectors, found, feed = mean_of(*versions.lookup_history(ids.cpu(), times.cpu(), self.history))
+        return vectors.to(self._device), found.to(self._device), feed.to(self._device)

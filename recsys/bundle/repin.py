@@ -48,7 +48,7 @@ def repin(folder: Path, *, store: str | Path | None = None, max_drift: float = 0
     manifest = Manifest.load(folder)
     verify(folder, manifest)
     opened = EmbeddingStore(store or manifest.store)
-    newest = pin(opened, [old.series for old in manifest.pins])
+    newest = pin(opened, [old.series for old in manifest.pins], manifest.history)
     moves = [
         Move(old, new, _drift(opened, old, new))
         for old, new in zip(manifest.pins, newest, strict=True)

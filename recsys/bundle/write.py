@@ -80,7 +80,8 @@ def train_bundle(config: RankerConfig, arm: str, data: Path, out: Path, store: s
         SchemaError, DataError, KeyError, PlanError, LossError, CheckpointError: as their rooms say.
     """
     names, opened = config.series(config.arm(arm), config.seeds[0]), EmbeddingStore(store)
-    pins, folder = pin(opened, names), out / "training"
+    history = config.arm(arm).history
+    pins, folder = pin(opened, names, history), out / "training"
     _check_lengths(ranker_schema(config, data, tuple(config.tasks.values())), config)
     with (
         process_group() as environment,
@@ -89,10 +90,13 @@ def train_bundle(config: RankerConfig, arm: str, data: Path, out: Path, store: s
     ):
         skip = screen_splits(config, data, out, environment).quarantine
         check_visible(names, config, data, opened, skip)
-        training = _training(config, names, data, opened, environment, skip)
-        trained = training.train(folder, title=f"ranker {config.name}", identity=_identity(config, names, data, skip))
+        features = StoreFeatures(opened, names, config.publish_delay_ms, history=history)
+        training = _training(config, features, data, environment, skip)
+        identity = _identity(config, features, data, skip)
+        trained = training.train(folder, title=f"ranker {config.name}", identity=identity)
         if environment.is_main:
-            _write(trained, config, arm, PinnedFeatures(opened, pins, torch.device("cpu")), out, opened, compiled)
+            read = PinnedFeatures(opened, pins, history, torch.device("cpu"))
+            _write(trained, config, arm, read, out, opened, compiled)
         dist.barrier()
 
 
@@ -107,12 +111,7 @@ def _check_lengths(schema: Schema, config: RankerConfig) -> None:
 
 
 def _training(
-    config: RankerConfig,
-    names: tuple[str, ...],
-    data: Path,
-    store: EmbeddingStore,
-    environment: Environment,
-    skip: Quarantine,
+    config: RankerConfig, features: StoreFeatures, data: Path, environment: Environment, skip: Quarantine
 ) -> RankerTraining:
     config, tables = sized(config, data, skip, ranks=environment.world_size, told=environment.is_main)
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
@@ -121,21 +120,21 @@ def _training(
         schema=schema,
         config=config,
         data=data,
-        features=StoreFeatures(store, names, config.publish_delay_ms),
+        features=features,
         seen=read_ids(find_files(data, config.train), schema, skip),
         environment=environment,
         skip=skip,
     )
 
 
-def _identity(config: RankerConfig, names: tuple[str, ...], data: Path, skip: Quarantine) -> dict[str, dict[str, str]]:
+def _identity(config: RankerConfig, features: StoreFeatures, data: Path, skip: Quarantine) -> dict[str, dict[str, str]]:
     """What a training is of: a checkpoint of something else is refused. The store's newer versions are no part of it:
     they are read by rows of later times alone."""
     files = find_files(data, (config.schema, *config.train, *config.validation))
     settings = {key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(_WITHOUT_EFFECT)}
     return {
         "files": identify_files(files, data),
-        "config": settings | {"series": ", ".join(names)},
+        "config": settings | {"series": ", ".join(spec.name for spec in features.specs)},
         "quarantine": {path.relative_to(data).as_posix(): f"rows {x.tolist()}" for path, x in skip.rows.items()},
     }
 
@@ -168,6 +167,7 @@ def _write(
         Manifest(
             name=config.name,
             arm=arm,
+            history=features.history,
             tasks=tasks,
             pins=features.pins,
             store=store.location,

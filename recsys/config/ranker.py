@@ -119,10 +119,15 @@ class ArmConfig:
     """Series of the store, say ["user_ctr", "item_ctr"]; empty: no vectors."""
     once: bool = False
     """Read the series' first snapshots alone: what the vectors are worth if nobody refreshes them."""
+    history: int = 0
+    """Also read, of each series, the mean of an entity's vectors in so many of its newest versions (LoopFM,
+    arXiv 2605.29280); 0: the newest version alone."""
 
     def __post_init__(self) -> None:
         plain = is_word(self.name.replace(".", "_"))
         require(plain, f"name is {self.name!r}; use letters, digits, _ and . (it names a file)")
+        require(0 <= self.history <= 64, f"history is {self.history}; use 0 to 64 versions")
+        require(not (self.history and self.once), "history and once exclude each other: once reads one version")
         bare = self.name != "none" or not self.series
         require(bare, f"name is 'none', but series are {self.series}: what reads no vectors is called so, rename it")
 

@@ -92,6 +92,33 @@ class PointInTimeSeries:
         activity, known, _ = self._fed.lookup(ids, self._as_of[versions])  # as of the vectors' own time
         return vectors, found, feed_of(activity, found & known, timestamps)
 
+    def history(
+        self,
+        ids: Tensor,  # int64 [B]
+        timestamps: Tensor,  # int64 [B], ms
+        k: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # float32 [B, D], bool [B], float32 [B, 2]
+        """See `mean_of`: of each id in the last k versions that were visible at its event's time."""
+        return mean_of(*self._history.lookup_history(ids, timestamps, k, self.publish_delay_ms))
+
+
+def mean_of(
+    vectors: Tensor,  # float32 [B, k, D]
+    mask: Tensor,  # bool [B, k]
+    ages: Tensor,  # int64 [B, k], ms
+) -> tuple[Tensor, Tensor, Tensor]:  # float32 [B, D], bool [B], float32 [B, 2]
+    """The mean of an entity's vectors in several versions, whether there is any, and as feed how many days old these
+    versions are, on average, and how many hold it."""
+    count = mask.sum(1)
+    some = count.clamp(min=1)
+    days = ages.double().sum(1).float() / DAY_MS / some
+    return vectors.sum(1) / some.unsqueeze(1), count > 0, torch.stack([days, count.float()], dim=1)
+
+
+def history_spec(spec: SeriesSpec, k: int) -> SeriesSpec:
+    """Of what `mean_of` gives, which is multiplied with its like alone."""
+    return replace(spec, name=f"{spec.name} last {k}", space=f"{spec.space} last {k}")
+
 
 def feed_of(
     activity: Tensor,  # float32 [B, 3], rows of the companion series
@@ -112,6 +139,7 @@ class StoreFeatures:
         names: Series names, `user_<upstream>` or `item_<upstream>`, in the order in which their vectors are laid out.
         publish_delay_ms: An event sees a snapshot when `as_of + publish_delay_ms <= timestamp`.
         once: Read each series' first snapshot alone, as if nothing had been refreshed since.
+        history: Behind all of them add, of each series, the mean over so many versions, see `mean_of`; 0: none.
 
     Raises:
         KeyError: no such series; the message names those that exist.
@@ -119,7 +147,13 @@ class StoreFeatures:
     """
 
     def __init__(
-        self, store: EmbeddingStore, names: Sequence[str], publish_delay_ms: int = 0, *, once: bool = False
+        self,
+        store: EmbeddingStore,
+        names: Sequence[str],
+        publish_delay_ms: int = 0,
+        *,
+        once: bool = False,
+        history: int = 0,
     ) -> None:
         known = set(store.list())
         self.series = [
@@ -131,17 +165,19 @@ class StoreFeatures:
             )
             for name in names
         ]
-        self.specs = tuple(series.spec for series in self.series)
+        self._versions = history
+        newest = tuple(series.spec for series in self.series)
+        self.specs = (*newest, *(history_spec(spec, history) for spec in newest if history))
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with `vectors` float32 [B, V], `found` bool [B, S] and `feed` float32 [B, S, 2], series side by
         side."""
         if not self.series:
             return batch
-        results = [
-            series.join(batch.user_ids if spec.owner == "user" else batch.item_ids, batch.timestamps)
-            for series, spec in zip(self.series, self.specs, strict=True)
-        ]
+        asked = [(series, batch.user_ids if series.spec.owner == "user" else batch.item_ids) for series in self.series]
+        results = [series.join(ids, batch.timestamps) for series, ids in asked]
+        if self._versions:
+            results += [series.history(ids, batch.timestamps, self._versions) for series, ids in asked]
         vectors, found, feed = zip(*results, strict=True)
         return replace(
             batch, vectors=torch.cat(vectors, dim=1), found=torch.stack(found, dim=1), feed=torch.stack(feed, dim=1)

@@ -53,6 +53,8 @@ class Ranker:
     seed: int
     once: bool = False
     """Whether it reads the series' first snapshots alone."""
+    history: int = 0
+    """Versions of each series whose mean it reads beside the newest; 0: none."""
 
     def path(self, out: Path) -> Path:
         """Where its test predictions go."""
@@ -72,7 +74,7 @@ def all_rankers(config: RankerConfig) -> Iterator[Ranker]:
     for task in config.tasks:
         for arm in config.arms:
             for seed in config.seeds:
-                yield Ranker(config.name, task, arm.name, config.series(arm, seed), seed, once=arm.once)
+                yield Ranker(config.name, task, arm.name, config.series(arm, seed), seed, arm.once, arm.history)
 
 
 def stage_name(config: RankerConfig) -> str:
@@ -180,7 +182,7 @@ def train_ranker(
     """
     label = config.tasks[ranker.task]
     store = store or EmbeddingStore(store_folder(out))
-    features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once)
+    features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once, history=ranker.history)
     schema = with_tables(ranker_schema(config, data, (label,)), tables)
     seen = read_ids(find_files(data, config.train), schema, skip)
     training = RankerTraining(ranker.seed, schema, config, data, features, seen, environment, skip)
@@ -206,7 +208,7 @@ def train_ranker(
 
 def _reference(ranker: Ranker) -> Ranker:
     """The ranker of the same task and seed that reads no vectors."""
-    return replace(ranker, arm=REFERENCE, series=(), once=False)
+    return replace(ranker, arm=REFERENCE, series=(), once=False, history=0)
 
 
 def _finished(ranker: Ranker, out: Path) -> Validation | None:

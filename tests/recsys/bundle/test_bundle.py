@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from embedding_store import EmbeddingStore
 from recsys.bundle.bundle import Bundle, load_bundle
-from recsys.bundle.manifest import Manifest, fingerprint
+from recsys.bundle.manifest import BundleError, Manifest, fingerprint
 from recsys.bundle.write import bundle_folder, train_bundle
 from recsys.config import ConfigError, RankerConfig
 from recsys.data.convert import to_batch
@@ -45,7 +45,8 @@ def trained_in_memory(config: RankerConfig, data: Path, store: Path, arm: str) -
         config, tables = sized(config, data, NOTHING, told=False)
         schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
         seen = read_ids(find_files(data, config.train), schema)
-        features = StoreFeatures(EmbeddingStore(store), names, config.publish_delay_ms)
+        history = config.arm(arm).history
+        features = StoreFeatures(EmbeddingStore(store), names, config.publish_delay_ms, history=history)
         return RankerTraining(0, schema, config, data, features, seen, environment, NOTHING).train()
 
 
@@ -65,14 +66,22 @@ def of_kind(kind: str) -> RankerConfig:
     """A ranker with sequences; over tokens, the entire space is learned from."""
     if kind == "dlrm":
         return CONFIG
-    network = replace(CONFIG.network, kind=kind, hidden=(8, 4), tokens=2)
+    if kind == "history":
+        return replace(CONFIG, arms=tuple(replace(arm, history=2 if arm.series else 0) for arm in CONFIG.arms))
     features = (*CONFIG.features, "clicked_items", "converted_items")
+    network = replace(CONFIG.network, kind=kind, hidden=(8, 4), tokens=2)
     return replace(CONFIG, network=network, features=features, entire_space=True)
 
 
-@pytest.mark.parametrize(("arm", "kind"), [(ARM, "dlrm"), ("none", "dlrm"), (ARM, "dcnv2"), (ARM, "dhen")])
+@pytest.mark.parametrize(
+    ("arm", "kind"), [(ARM, "dlrm"), ("none", "dlrm"), (ARM, "dcnv2"), (ARM, "dhen"), (ARM, "history")]
+)
 def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Path, arm: str, kind: str) -> None:
     config = of_kind(kind)
+    if kind == "history":
+        shutil.copytree(store, tmp_path / "store")
+        store = tmp_path / "store"
+        publish_vectors(data, store, later_ms=1000, turned=0.3)
     train_bundle(config, arm, data, tmp_path, str(store))
     bundle = load_bundle(bundle_folder(tmp_path))
     trained = trained_in_memory(config, data, store, arm)
@@ -83,6 +92,11 @@ def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Pa
     for task, score in scores.items():
         np.testing.assert_allclose(score.numpy(), wanted[task], rtol=1e-5)
         assert len(np.unique(score.numpy())) > len(score) / 2
+    if kind == "history":
+        assert [pin.history for pin in bundle.manifest.pins] == [(1, 2), (1, 2)]
+        EmbeddingStore(store).series("item_ctr").expire(keep_last=1, dry_run=False)
+        with pytest.raises(BundleError, match=r"version 1 of .*item_ctr.*expired"):
+            load_bundle(bundle_folder(tmp_path))
     few = rows_of(data, SPLIT.validation).slice(5, 1)
     np.testing.assert_allclose(bundle.predict(few)["ctr"].numpy(), wanted["ctr"][5:6], rtol=1e-5)
     assert [pin.series for pin in bundle.manifest.pins] == ([] if arm == "none" else ["user_ctr", "item_ctr"])
