@@ -29,6 +29,13 @@ class TrainConfig:
     """Learning rate of everything else (AdamW)."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the dense parameters."""
+    warmup: float = 0.0
+    """Share of the steps of all passes over which the learning rates rise from near 0."""
+    final_lr: float = 1.0
+    """Share of the learning rates that is left after the last step of all passes; from the warm-up on they fall in a
+    straight line. 1: they stay."""
+    clip_norm: float = 0.0
+    """The gradient of the dense parameters is scaled down to this norm, where it has a greater one; 0: never."""
     shuffle_batches: int = 64
     """Rows are shuffled within blocks of this many batches; 0 keeps the stored order."""
     checkpoint_every: int = 200
@@ -44,6 +51,9 @@ class TrainConfig:
         require(self.batch_size >= 0, f"batch_size is {self.batch_size}; use 1 or more, or 0: what the rows allow")
         for name in ("shuffle_batches", "checkpoint_every", "weight_decay"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
+        require(0 <= self.warmup < 1, f"warmup is {self.warmup}; use a share of the steps, 0 or more, below 1")
+        require(0 <= self.final_lr <= 1, f"final_lr is {self.final_lr}; use a share of the learning rates, 0 to 1")
+        require(self.clip_norm >= 0, f"clip_norm is {self.clip_norm}; use more than 0, or 0: no clipping")
         require(0 <= self.seed < SEEDS, f"seed is {self.seed}; use 0 <= seed < 2^32")
         for name in ("sparse_lr", "dense_lr"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 
 def build_optimizer(
-    model: DistributedModelParallel, *, dense_lr: float, weight_decay: float = 0.0
+    model: DistributedModelParallel, *, dense_lr: float, weight_decay: float = 0.0, clip_norm: float = 0.0
 ) -> CombinedOptimizer:
     """AdamW over the dense parameters, beside the optimizer that is fused into the tables' backward pass.
 
@@ -21,6 +22,7 @@ def build_optimizer(
         model: the sharded model, see `recsys.train.sharding.shard`.
         dense_lr: learning rate of AdamW (the tables' was given to `shard`).
         weight_decay: decoupled weight decay of AdamW.
+        clip_norm: the most that the norm of the dense gradient may be; 0: anything.
     """
     dense = {
         name: parameter
@@ -35,7 +37,10 @@ def build_optimizer(
         _start_state(optimizer, parameters)
         return optimizer
 
-    return CombinedOptimizer([model.fused_optimizer, KeyedOptimizerWrapper(dense, adamw)])
+    kept: KeyedOptimizer = KeyedOptimizerWrapper(dense, adamw)
+    if clip_norm:
+        kept = GradientClippingOptimizer(kept, GradientClipping.NORM, max_gradient=clip_norm)
+    return CombinedOptimizer([model.fused_optimizer, kept])
 
 
 def _start_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:

@@ -27,6 +27,7 @@ from recsys.train.log import RunLog
 from recsys.train.optimizer import build_optimizer
 from recsys.train.predict import Stream, device_batches, loss_forward
 from recsys.train.running_metrics import Metrics
+from recsys.train.schedule import Schedule
 from recsys.train.sharding import plan_table, shard
 from recsys.train.tables import draw_tables
 
@@ -286,7 +287,9 @@ def _prepare(
         environment=environment,
         out=out,
         model=model,
-        optimizer=build_optimizer(model, dense_lr=config.dense_lr, weight_decay=config.weight_decay),
+        optimizer=build_optimizer(
+            model, dense_lr=config.dense_lr, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+        ),
         metrics=Metrics(tasks, environment.device),
         identity=identity,
         steps_per_epoch=stream.steps_per_epoch,
@@ -316,9 +319,10 @@ def _passes(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: Bes
     run.model.train()
     stream.seek(run.position)
     batches, clock = device_batches(stream, run.environment), Clock(stream)
+    schedule = Schedule(run.model, run.optimizer, run.config, run.total_steps)
     while not run.finished or (best is not None and run.unjudged):
         if best is None or not run.unjudged:  # else it was stopped between the last step of a pass and its score
-            _pass(run, pipeline, batches, clock, log, stop, judged=best is not None)
+            _pass(run, pipeline, batches, schedule, clock, log, stop, judged=best is not None)
         if best is not None:
             pipeline.detach()  # give the model its own forward back
             with clock.paused():
@@ -331,6 +335,7 @@ def _pass(
     run: _Run,
     pipeline: TrainPipelineSparseDist,
     batches: Iterator[Batch],
+    schedule: Schedule,
     clock: Clock,
     log: RunLog,
     stop: StopSignals,
@@ -340,6 +345,7 @@ def _pass(
     """Train what is left of a pass. The checkpoint at the end of one that is `judged` is not written here."""
     epoch = islice(batches, run.left_in_epoch)  # the pipeline reads ahead, but not beyond the epoch
     for left in reversed(range(run.left_in_epoch)):
+        schedule.begin(run.position)
         loss, output = pipeline.progress(epoch)
         run.step, run.position = run.step + 1, run.position + 1
         run.metrics.update(run.step, loss, output)
