@@ -35,6 +35,7 @@ from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.models.vocabulary import Vocabulary, own_ids
+from recsys.progressive import Scored
 from recsys.screening import screen
 from recsys.source import TABLES, upstream_schema
 from recsys.stages import exclusive, stage
@@ -210,6 +211,9 @@ def train_on(
             negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
     judge = _Judge(files, schema, held, model.vocabulary, environment) if held.count else None
+    scored = None
+    if start is not None:
+        scored = Scored(files, schema, model.vocabulary.resolve, left_out, out, environment)
     result = fit(
         task,
         _stream(files, schema, training, environment, negatives or resolve, left_out),
@@ -220,6 +224,7 @@ def train_on(
         out=out,
         start=start,
         title=title,
+        before=scored,
         begun=lambda: model.vocabulary.admit(seen),
         after_epoch=judge,
     )

@@ -30,9 +30,13 @@ class GateConfig:
     vector; its cosine of 1 would hide a jump)."""
     max_skew: float = 1.0
     """Greatest relative ROC-AUC loss when one side of the pair is a version behind; the worse of both directions."""
+    max_ne: float = 2.0
+    """Greatest normalized entropy of the day's events by the model of the day before, of any task with a hundred
+    positives and negatives; 1 is that of the day's rate. 0: any."""
 
     def __post_init__(self) -> None:
-        for name, most in (("min_coverage", 1.0), ("min_auc", 1.0), ("max_drift", 2.0), ("max_skew", 1.0)):
+        limits = {"min_coverage": 1.0, "min_auc": 1.0, "max_drift": 2.0, "max_skew": 1.0, "max_ne": 100.0}
+        for name, most in limits.items():
             value = getattr(self, name)
             require(0 <= value <= most, f"{name} is {value}; use a number from 0 to {most:g}")
 

@@ -32,6 +32,9 @@ HELP = {
     "skew_recall": "Recall of the day's positives by inner product, by versions that users and items are behind.",
     "skew_loss_ratio": "Relative loss of ROC-AUC when one side of the pair is a version behind.",
     "ageing_auc": "ROC-AUC of the day's label with vectors of this many days.",
+    "progressive_ne": "Normalized entropy of the newest day's events by the model of the day before, by task.",
+    "progressive_auc": "ROC-AUC of the newest day's events by the model of the day before, by task.",
+    "progressive_calibration": "Calibration on the newest day's events of the model of the day before, by task.",
     "gates_refused": "Reasons for which the newest publish was kept from the tag; 0: it passed.",
     "rows_quarantined": "Rows of the newest cycle's days that could not be read and were left out.",
     "stage_seconds": "Wall time of the newest cycle's stages.",
@@ -71,6 +74,9 @@ def samples(record: Record, upstream: str) -> Iterator[Sample]:
         ("rows_quarantined", of_upstream, sum(record.get("quarantined", {}).values())),
     ]
     found += [("stage_seconds", {**of_upstream, "stage": name}, value) for name, value in record["seconds"].items()]
+    for task, figures in record.get("progressive", {}).items():
+        for name in ("ne", "auc", "calibration"):
+            found.append((f"progressive_{name}", {**of_upstream, "task": task}, figures[name]))
     for name, measured in quality["series"].items():
         found += _of_series({"series": name}, measured)
     if quality["pair"]:

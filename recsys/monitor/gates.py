@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from recsys.config import GateConfig
 from recsys.monitor.quality import Quality, SeriesQuality
@@ -35,6 +35,21 @@ def check(quality: Quality, gates: GateConfig) -> list[str]:
         reasons.append(
             f"a pair of new and old vectors loses {loss:.2%} of its ROC-AUC; gates.max_skew allows {gates.max_skew:.2%}"
         )
+    return reasons
+
+
+def check_progressive(figures: Mapping[str, Mapping[str, float | None]], gates: GateConfig) -> list[str]:
+    """Why what the model of the day before says of the day's events must keep a publish from the tag, see
+    recsys/progressive.py."""
+    reasons = []
+    for task, found in figures.items():
+        entropy, rows, positives = found["ne"], found["rows"] or 0, found["positives"] or 0
+        asked = gates.max_ne > 0 and min(positives, rows - positives) >= ENOUGH
+        if asked and entropy is not None and entropy > gates.max_ne:
+            reasons.append(
+                f"task {task!r}: the model of the day before scores the day's {rows:,} events with a normalized "
+                f"entropy of {entropy:.4f}; gates.max_ne allows {gates.max_ne:.4f}"
+            )
     return reasons
 
 

@@ -128,6 +128,7 @@ def day_images(rows: Sequence[Record]) -> list[Markup]:
             "Day's traffic covered",
             {"unit": "%"},
         ),
+        (_progressive(rows), "Day's events by the model before: NE", {}),
         (cosine, "Cosine to before, day's entities", bands),
         (every, "Cosine to before, all shared", bands),
         (
@@ -205,6 +206,11 @@ def _named(lines: Mapping[str, list]) -> dict[str, list]:
 def _spread(row: Record, of: Callable[[Sequence[float]], float]) -> float | None:
     dimensions = row["measured"]["dimensions"]
     return of(dimensions["std"]) if dimensions else None
+
+
+def _progressive(rows: Sequence[Record]) -> dict[str, list]:
+    tasks = dict.fromkeys(task for row in rows for task in row.get("progressive", {}))
+    return {task: _line(rows, "progressive", task, "ne") for task in tasks}
 
 
 def _seconds(rows: Sequence[Record]) -> dict[str, list]:

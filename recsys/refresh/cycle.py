@@ -26,6 +26,7 @@ from recsys.dates import number_of
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor import export, gates, quality_page
 from recsys.monitor.quality import measure, read_events
+from recsys.progressive import read_figures
 from recsys.refresh.align import AlignmentQuality
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.catalogue import Place, Told, as_tensors, tell, withdrawn_by, write_withdrawn
@@ -184,7 +185,9 @@ class _Refresh:
         speeds = {"train": result.samples_per_second, "embed": rate(content, timer.seconds["embed"] - prepared)}
         record = None
         if main:
+            progressive = read_figures(plan.folder)
             measured, reasons = self._measure(publication, files[cycle.day], skip, timer)
+            reasons += gates.check_progressive(progressive, self._config.gates)
             with timer("store"):
                 if reasons:
                     self._publisher.refuse(publication, reasons)
@@ -195,6 +198,7 @@ class _Refresh:
                 "rows_per_second": speeds,
                 "shortfall": result.shortfall,
                 "batch_size": trained.batch_size,
+                "progressive": progressive,
                 "read_as_0": read_as_0(found),
             }
             figures["quarantined"] = {day: len(each.bad) for day, each in screened.items() if each.bad} | told.bad

@@ -88,6 +88,9 @@ class Record:
     """Rows a rank and step; 0 in records of an earlier version."""
     shortfall: str = ""
     """What became of events that were less than a batch; empty: they were more."""
+    progressive: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the model of the day before says of the day's events, see recsys/progressive.py; empty after a cold
+    start."""
     quality: dict[str, Any]
     """See recsys/monitor/quality.py."""
     alignment: dict[str, Any] | None = None

@@ -223,6 +223,7 @@ def fit(
     out: Path | None = None,
     start: Path | None = None,
     title: str | None = "train",
+    before: Callable[[nn.Module], None] | None = None,
     begun: Callable[[], None] | None = None,
     after_epoch: Callable[[DistributedModelParallel], float] | None = None,
 ) -> TrainResult:
@@ -242,6 +243,8 @@ def fit(
         out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
         start: the checkpoint of another run to begin with its model, optimizer and random state, unless `out` has one.
         title: name of the run in the terminal; None: quiet.
+        before: called with the model of `start` in evaluation mode, before anything of this run is trained; not where
+            it goes on from a checkpoint of its own.
         begun: called once the model is what the training begins or goes on with, before the first batch is read.
         after_epoch: called with the model in evaluation mode after each epoch; returns a score, the same on every rank.
             The first epoch that does not lower it is the last; the model of the best one is returned, and is what the
@@ -259,6 +262,9 @@ def fit(
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
     run = _prepare(task, stream, config, environment, tasks, identity or {}, out)
     resumed = run.begin(start)
+    if before is not None and start is not None and not resumed:
+        run.model.eval()
+        before(run.model)
     if begun is not None:
         begun()
     best = after_epoch and BestPass(run.model, after_epoch, keeps=out is None, scores=run.scores)

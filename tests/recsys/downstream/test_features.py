@@ -333,6 +333,7 @@ def test_a_ranker_takes_the_joined_batch(store: EmbeddingStore, tmp_path: Path) 
     fill(store)
     write_events(tmp_path / "a.parquet")
     features = StoreFeatures(store, ["user_ctr", "item_ctr"][:1])
+    torch.manual_seed(0)
     model = draw_tables(DLRM(SCHEMA, NetworkConfig(embedding_dim=4, hidden=(8,)), features.specs), 0)
     assert model.network.body.vectors is not None
     torch.nn.init.ones_(model.network.body.vectors.first.weight)  # it starts at zero

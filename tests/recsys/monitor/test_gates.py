@@ -6,7 +6,7 @@ from torch import Tensor
 
 from embedding_store import EmbeddingStore
 from recsys.config import GateConfig
-from recsys.monitor.gates import check
+from recsys.monitor.gates import check, check_progressive
 from recsys.monitor.quality import DayEvents, measure
 from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, day_events, publish, replay, vectors_of
 
@@ -55,6 +55,15 @@ def test_drift_of_a_few_is_not_hidden_by_those_who_were_absent(store: EmbeddingS
     quality = measure(store, "ctr", {"user_ctr": 2, "item_ctr": 2}, events)
     (reason,) = check(quality, GateConfig(max_drift=0.5, min_auc=0))
     assert reason.startswith("user_ctr: the day's entities moved by 1 - median cosine = 2.0000 ")
+
+
+def test_what_a_few_events_say_of_the_model_before_stops_nothing() -> None:
+    figures = {"ne": 2.5, "auc": 0.4, "calibration": 3.0, "rows": 1000, "positives": 99}
+    assert check_progressive({"click": figures}, GateConfig()) == []
+    (reason,) = check_progressive({"click": {**figures, "positives": 100}}, GateConfig())
+    assert reason.endswith("a normalized entropy of 2.5000; gates.max_ne allows 2.0000")
+    assert check_progressive({"click": {**figures, "positives": 100}}, GateConfig(max_ne=0)) == []
+    assert check_progressive({"click": {**figures, "ne": None, "rows": 100, "positives": 100}}, GateConfig()) == []
 
 
 def test_low_coverage_is_refused(store: EmbeddingStore) -> None:

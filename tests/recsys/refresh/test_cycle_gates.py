@@ -37,6 +37,23 @@ def wild(config: RefreshConfig) -> RefreshConfig:
     return replace(config, upstream=replace(upstream, training=replace(upstream.training, dense_lr=1.0)))
 
 
+def test_a_day_that_the_model_of_the_day_before_gets_wrong_does_not_take_the_tag(
+    run: tuple[Path, Path],
+) -> None:
+    """By its entropy, which no vector shows."""
+    data, out = run
+    write_day(data, DAYS[2], rows=400)
+    (record,) = refresh_upstream(daily_config(aggregation="latest", gates=GateConfig(max_ne=0.3, min_auc=0)), data, out)
+    label = record.progressive["click"]
+    assert min(label["positives"], label["rows"] - label["positives"]) >= 100
+    assert label["ne"] > 0.3
+    assert not record.tagged
+    (reason,) = record.gates
+    assert reason.startswith("task 'click': the model of the day before scores the day's 400 events with a normalized")
+    assert reason.endswith("gates.max_ne allows 0.3000")
+    assert refused(out, "user_ctr") == [series(out, "user_ctr").latest().version]
+
+
 def refused(out: Path, name: str) -> list[int]:
     return [snapshot.version for snapshot in series(out, name).history() if snapshot.refused]
 

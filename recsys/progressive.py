@@ -1,0 +1,86 @@
+"""Progressive validation: what yesterday's model says of a day's events, before it is trained on them.
+
+No event is ever scored by a model that has seen it or anything later, so these figures are a forecast's (McMahan et
+al., Ad Click Prediction, KDD 2013, 5.1): of the upstream itself, day by day, where a held-out set would age.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import nn
+
+from recsys.atomic import write_json
+from recsys.data.batch import Batch
+from recsys.data.quarantine import Quarantine
+from recsys.data.schema import Schema
+from recsys.data.stream import EventStream
+from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
+from recsys.train.distributed import Environment
+from recsys.train.predict import predict
+
+RECORD = "progressive.json"
+"""In the folder of a training: it is scored once, a training that is resumed has it from there."""
+Figures = dict[str, dict[str, float | None]]
+"""Task -> `ne`, `auc`, `calibration` (None where the day leaves them undefined), `rows` and `positives`."""
+_ROWS = 4096
+
+
+class Scored:
+    """Scores a model by a day's events and keeps the figures in the training's folder; the `before` of `fit`.
+
+    Args:
+        files: of the day.
+        schema: whose labels are the tasks.
+        resolve: what lets the ids of a batch read their rows, as the model knows them so far.
+        skip: rows that are left out.
+        folder: of the training.
+        environment: this rank.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        schema: Schema,
+        resolve: Callable[[Batch], Batch],
+        skip: Quarantine,
+        folder: Path,
+        environment: Environment,
+    ) -> None:
+        self._files, self._schema, self._resolve, self._skip = files, schema, resolve, skip
+        self._path, self._environment = folder / RECORD, environment
+
+    def __call__(self, model: nn.Module) -> None:
+        """A collective; of several ranks fewer rows than there are ranks are left out."""
+        rank, ranks = self._environment.rank, self._environment.world_size
+        stream = EventStream(
+            self._files,
+            self._schema,
+            batch_size=_ROWS,
+            rank=rank,
+            world_size=ranks,
+            drop_last=False,
+            transform=self._resolve,
+            skip=self._skip,
+        )
+        logits, labels, mask, _ = (x.numpy() for x in predict(model, stream, self._environment))
+        figures: Figures = {}
+        for task, label in enumerate(self._schema.labels):
+            known, said = labels[mask[:, task], task], logits[mask[:, task], task]
+            measured = {"ne": normalized_entropy, "auc": roc_auc, "calibration": calibration}
+            values = {name: metric(known, said) for name, metric in measured.items()}
+            figures[label.name] = {name: None if math.isnan(value) else value for name, value in values.items()}
+            figures[label.name] |= {"rows": len(known), "positives": int((known == 1).sum())}
+        if self._environment.is_main:
+            write_json(self._path, figures)
+        dist.barrier()
+
+
+def read_figures(folder: Path) -> Figures:
+    """What was scored before a training; nothing of one that began from nothing."""
+    path = folder / RECORD
+    return json.loads(path.read_text()) if path.is_file() else {}
