@@ -13,6 +13,8 @@ one version, or all of them, and measures `Series.lookup_as_of`:
   many vectors as the others;
 - plain: `Table.lookup` of all ids in the newest version, which a history is to be compared with.
 
+The fewer ids look into a version, the colder they find its page tables: try a history with --batch 262144 as well.
+
 All in one process, in turn, medians, one thread. Prints a line of JSON, then ratios.
 """
 
