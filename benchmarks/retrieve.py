@@ -34,7 +34,7 @@ class Options:
     users: int = 10_000
     """That are answered, in blocks."""
     block: int = 2_000
-    """Users that are answered at once."""
+    """Users that are answered at once; of fewer than a thousand faiss's flat index makes no matrix product."""
     dim: int = 128
     """Of the vectors; the prior is one more."""
     k: int = 100

@@ -42,7 +42,7 @@ def test_the_readme(mine: Path, recsys: Run, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert f"hnsw of {ITEMS + 1} items of item_ctr version 1 (space ctr-1, as of 1000 ms)" in said
     assert f"{USERS + 2} users, {USERS + 1} of them with a vector of user_ctr version 1, hnsw, in" in said
-    table, exact = pq.read_table(mine / "items.parquet"), pq.read_table(mine / "exact.parquet")
+    table, exact = pq.read_table(mine / "top.parquet"), pq.read_table(mine / "exact.parquet")
     assert table.schema.names == ["user_id", "item_id", "score", "found"]
     assert table["user_id"].to_pylist() == [*range(USERS), USERS + 5, 3]
     assert table["found"].to_pylist() == [True] * USERS + [False, True]
