@@ -1,9 +1,10 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,22 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder that appears whole, with everything in it, on a clean exit. An empty one may be in its place."""
+    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    for rubbish in folder.parent.glob(f".{folder.name}-*"):  # of processes that were killed
+        if rubbish.name.removeprefix(f".{folder.name}-").isdigit():
+            shutil.rmtree(rubbish)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 

@@ -11,6 +11,7 @@ import tyro
 
 from recsys.cli_bundle import bundle, repin, score
 from recsys.cli_jobs import downstream, embed, prior, ranker, refresh, upstream
+from recsys.cli_retrieve import index, retrieve
 from recsys.config import ConfigError
 from recsys.jobs import warm_up
 from recsys.refresh.errors import GateRefusedError
@@ -290,6 +291,7 @@ def run_command() -> None:
     functions = (
         *(demo, run, daily, rank, check, config, tune, prepare, report),
         *(bundle, score, repin),
+        *(index, retrieve),
         *(upstream, refresh, embed, prior, downstream, ranker),
     )
     commands = {function.__name__: function for function in functions}

@@ -9,7 +9,6 @@ vocabulary.npz    which id owns which row, int16 [rows] for each owner
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -19,11 +18,11 @@ from typing import Any
 
 from recsys.atomic import write_json
 from recsys.evaluate.recalibration import Recalibration
+from recsys.identity import damage
 
 MANIFEST, PROGRAM, COMPILED = "bundle.json", "ranker.pt2", "ranker-aot.pt2"
 SCHEMA, VOCABULARY = "schema.toml", "vocabulary.npz"
 FORMAT = 1
-_CHUNK = 1 << 22
 
 
 class BundleError(ValueError):
@@ -119,24 +118,7 @@ def _pin(document: Mapping[str, Any]) -> Pin:
     return Pin(**{**document, "history": tuple(document["history"])})
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Bytes and SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-            size += len(part)
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
 def verify(folder: Path, manifest: Manifest) -> None:
     """Raises BundleError, naming the file, unless every file is as it was written."""
-    for name, wanted in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(f"{path} is missing: copy the whole bundle again, or make it anew")
-        found = fingerprint(path)
-        if found != wanted:
-            what = f"{found['bytes']:,} bytes instead of {wanted['bytes']:,}"
-            what = what if found["bytes"] != wanted["bytes"] else "other bytes than were written"
-            raise BundleError(f"{path} is changed ({what}): copy the bundle again, or make it anew")
+    if found := damage(folder, manifest.files):
+        raise BundleError(f"{found}: copy the bundle again, or make it anew")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,15 +10,8 @@ import torch
 import torch.distributed as dist
 
 from embedding_store import EmbeddingStore
-from recsys.bundle.manifest import (
-    COMPILED,
-    PROGRAM,
-    SCHEMA,
-    VOCABULARY,
-    Manifest,
-    TaskFacts,
-    fingerprint,
-)
+from recsys.atomic import new_folder
+from recsys.bundle.manifest import COMPILED, PROGRAM, SCHEMA, VOCABULARY, Manifest, TaskFacts
 from recsys.bundle.pins import PinnedFeatures, pin
 from recsys.bundle.program import Inputs, RankerProgram, compile_program, export
 from recsys.config import ConfigError, RankerConfig, to_dict
@@ -36,7 +25,7 @@ from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import check_visible, screen_splits
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
 from recsys.downstream.validation import validate
-from recsys.identity import code_version, flatten, identify_files
+from recsys.identity import code_version, fingerprint, flatten, identify_files
 from recsys.models.ranker import RankerTask
 from recsys.source import ranker_schema
 from recsys.stages import exclusive, stage
@@ -155,7 +144,7 @@ def _write(
     schema = training.schema.select(labels=())
     program = RankerProgram(ranker, [each.recalibration for each in tasks]).eval()
     example = _example(training, schema, features, program)
-    with _new_folder(bundle_folder(out)) as folder:
+    with new_folder(bundle_folder(out)) as folder:
         exported = export(program, example)
         torch.export.save(exported, folder / PROGRAM)
         if compiled:
@@ -224,18 +213,3 @@ def _example(training: RankerTraining, schema: Schema, features: PinnedFeatures,
     stream = EventStream(files, schema, batch_size=_EXAMPLE_ROWS, drop_last=False, skip=training.skip)
     batch = features(program.ranker.vocabulary.resolve(next(iter(stream))))
     return Inputs.of(batch, torch.device("cpu"))
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears whole, with everything in it, on a clean exit."""
-    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
-    for rubbish in folder.parent.glob(f".{folder.name}-*"):  # of processes that were killed
-        shutil.rmtree(rubbish)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

@@ -10,6 +10,8 @@ with the mean of those that have one, so that its inner product is the user's av
 The vectors of one query must come from one version of one space (arXiv 2509.04337: version skew cost Pinterest the
 online gain of offline wins), so that is checked before anything is loaded. The prior has a time of its own, and should
 be newer.
+
+`recsys.retrieval` makes a product of it: indexes as files, many users at once, `recsys index` and `recsys retrieve`.
 """
 
 from __future__ import annotations

@@ -62,6 +62,8 @@ def test_help_is_quick_and_names_every_command() -> None:
         "tune",
         "prepare",
         "report",
+        "index",
+        "retrieve",
         "upstream",
         "refresh",
         "embed",

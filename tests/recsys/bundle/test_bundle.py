@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from embedding_store import EmbeddingStore
 from recsys.bundle.bundle import Bundle, load_bundle
-from recsys.bundle.manifest import BundleError, Manifest, fingerprint
+from recsys.bundle.manifest import BundleError, Manifest
 from recsys.bundle.write import bundle_folder, train_bundle
 from recsys.config import ConfigError, RankerConfig
 from recsys.data.convert import to_batch
@@ -28,6 +28,7 @@ from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
+from recsys.identity import fingerprint
 from recsys.source import ranker_schema
 from recsys.train.distributed import process_group
 from tests.distributed import run_ranks

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.evaluate.nearest import exact_top_k, recall_at_k
+from recsys.evaluate.nearest import exact_top_k, nearest, recall_at_k
 
 
 @given(st.integers(0, 9), st.integers(0, 30), st.integers(1, 40), st.integers(1, 7), st.integers(0, 99))
@@ -67,3 +67,30 @@ def test_pairs_that_are_left_out_are_not_found(users, items, k, chunk, pairs, se
     best, wanted = scores.sort(dim=1, descending=True)
     wanted[best == float("-inf")] = -1
     assert torch.equal(exact_top_k(left, right, k, chunk, without=without), wanted[:, :k])
+
+
+@given(
+    users=st.integers(1, 5),
+    items=st.integers(0, 200),
+    k=st.integers(1, 30),
+    chunk=st.integers(16, 70),
+    order=st.sampled_from(["any", "best first", "best last"]),
+    pairs=st.integers(0, 300),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None)
+def test_blocks_and_groups_pass_over_nothing_that_wins(users, items, k, chunk, order, pairs, seed):
+    """Whole groups of items, a rest, and bars that rise with every block or never."""
+    generator = torch.Generator().manual_seed(seed)
+    left, right = torch.randn(users, 4, generator=generator), torch.randn(items, 4, generator=generator)
+    if order != "any":
+        right = right[(right @ left[0]).argsort(descending=order == "best first")]
+    count = pairs if items else 0
+    without = tuple(torch.randint(max(n, 1), (count,), generator=generator) for n in (users, items))
+    scores = left @ right.T
+    scores[without] = float("-inf")
+    best, wanted = scores.sort(dim=1, descending=True)
+    wanted[best == float("-inf")] = -1
+    found = nearest(left, right, k, chunk, without=without)
+    assert torch.equal(found.rows, wanted[:, :k])
+    torch.testing.assert_close(found.scores, best[:, :k])
