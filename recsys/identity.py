@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,7 +11,6 @@ from typing import Any
 
 _TAIL = 8
 """Last bytes of a Parquet file: the length of the footer before them, and `PAR1`."""
-_CHUNK = 1 << 22
 _NAMED = 4
 """Differences that a message names."""
 _LEARNING = ("data", "models", "train")
@@ -25,35 +23,6 @@ def identify_files(files: Sequence[Path], root: Path) -> dict[str, str]:
     A copy elsewhere has the same identity; times of modification do not count.
     """
     return {path.relative_to(root).as_posix(): _identify(path) for path in files}
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """`bytes` and `sha256` of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-            size += len(part)
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The first file of a folder that is not what `fingerprint` said of it, and how it is; empty if all are.
-
-    Args:
-        folder: where they lie.
-        files: name -> what `fingerprint` said.
-    """
-    for name, wanted in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        found = fingerprint(path)
-        if found["bytes"] != wanted["bytes"]:
-            return f"{path} is changed ({found['bytes']:,} bytes instead of {wanted['bytes']:,})"
-        if found != wanted:
-            return f"{path} is changed (other bytes than were written)"
-    return ""
 
 
 def flatten(value: Any, path: str = "") -> dict[str, str]:

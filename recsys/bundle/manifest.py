@@ -9,7 +9,6 @@ vocabulary.npz    which id owns which row, int16 [rows] for each owner
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 from recsys.atomic import write_json
 from recsys.evaluate.recalibration import Recalibration
-from recsys.identity import damage
+from recsys.sealed import damage, read_manifest
 
 MANIFEST, PROGRAM, COMPILED = "bundle.json", "ranker.pt2", "ranker-aot.pt2"
 SCHEMA, VOCABULARY = "schema.toml", "vocabulary.npz"
@@ -99,17 +98,7 @@ class Manifest:
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Raises BundleError: there is none, or it is of another format."""
-        path = folder / MANIFEST
-        try:
-            document = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one by `recsys bundle`") from None
-        except ValueError as error:
-            raise BundleError(f"{path} is damaged ({error}): make the bundle anew, or copy it again") from None
-        if document.get("format") != FORMAT:
-            raise BundleError(
-                f"{path} has format {document.get('format')!r}, this version reads {FORMAT}: make the bundle anew"
-            )
+        document = read_manifest(folder, MANIFEST, FORMAT, what="bundle", command="recsys bundle", error=BundleError)
         tasks = tuple(TaskFacts(**task) for task in document["tasks"])
         return cls(**{**document, "tasks": tasks, "pins": tuple(_pin(pin) for pin in document["pins"])})
 

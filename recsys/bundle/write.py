@@ -25,8 +25,9 @@ from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import check_visible, screen_splits
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
 from recsys.downstream.validation import validate
-from recsys.identity import code_version, fingerprint, flatten, identify_files
+from recsys.identity import code_version, flatten, identify_files
 from recsys.models.ranker import RankerTask
+from recsys.sealed import fingerprint
 from recsys.source import ranker_schema
 from recsys.stages import exclusive, stage
 from recsys.train.checkpoint import load_model

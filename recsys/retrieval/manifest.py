@@ -7,14 +7,13 @@ ids.npy         the items of its rows, int64 [N]
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from recsys.atomic import write_json
-from recsys.identity import damage
+from recsys.sealed import damage, read_manifest
 
 MANIFEST, INDEX, IDS = "index.json", "index.faiss", "ids.npy"
 FORMAT = 1
@@ -65,18 +64,9 @@ class Manifest:
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Raises RetrievalError: there is none, or it is of another format."""
-        path = folder / MANIFEST
-        try:
-            document = json.loads(path.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            raise RetrievalError(f"{folder} is no index: it has no {MANIFEST}; make one by `recsys index`") from None
-        except ValueError as error:
-            raise RetrievalError(f"{path} is damaged ({error}): build the index anew, or copy it again") from None
-        if document.get("format") != FORMAT:
-            raise RetrievalError(
-                f"{path} has format {document.get('format')!r}, this version reads {FORMAT}: build the index anew"
-            )
-        return cls(**document)
+        return cls(
+            **read_manifest(folder, MANIFEST, FORMAT, what="index", command="recsys index", error=RetrievalError)
+        )
 
     def verify(self, folder: Path) -> None:
         """Raises RetrievalError, naming the file, unless every file is as it was written."""

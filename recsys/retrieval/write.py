@@ -11,11 +11,11 @@ import numpy as np
 
 from embedding_store import EmbeddingStore
 from recsys.atomic import new_folder
-from recsys.identity import fingerprint
 from recsys.retrieval import approximate
 from recsys.retrieval.manifest import IDS, INDEX, Kind, Manifest, RetrievalError
 from recsys.retrieval.pair import Pair, newest_pair, withdrawn_now
 from recsys.retrieval.retriever import TEMPERATURE
+from recsys.sealed import fingerprint
 
 
 def build_index(

@@ -28,7 +28,7 @@ from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
-from recsys.identity import fingerprint
+from recsys.sealed import fingerprint
 from recsys.source import ranker_schema
 from recsys.train.distributed import process_group
 from tests.distributed import run_ranks
