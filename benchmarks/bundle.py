@@ -1,6 +1,6 @@
 """Scoring with a bundle: rows a second beside the bare forward, and the latency of a request.
 
-    python -m benchmarks.bundle
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.bundle
 
 Trains a ranker for a pass on a small market (SYNTHETIC) with a store of random vectors, and leaves it as a bundle; then
 
