@@ -5,7 +5,7 @@
 
 Each trains for a pass on a small market (SYNTHETIC), its reader, its tables and the lookup of the vectors as in
 `recsys bundle`, one after the other in one run: rows a second without vectors and with two series of random ones; the
-share of a step that these cost (`vectors_cost`), reading, network and all; and the share in which the step waits for what
+share of a step that these cost (`vectors_cost`), reading, network and all; and the share that waits for what
 is read (`waits`). Under torchrun all ranks train each ranker together.
 """
 
