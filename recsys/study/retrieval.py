@@ -180,8 +180,11 @@ class _Study:
 
     def result(self, validation: _Requests, test: _Requests) -> RetrievalResult:
         """Choose on the validation days, measure once on the test days."""
+        _tell("choosing the prior's window and weight", validation)
         hours, weight = self._choose(validation.moments)
+        _tell("choosing the settings of iALS", validation)
         settings = self._choose_als(validation)
+        _tell("measuring every way", test)
         found = {
             split: {name: find(requests.moments, way) for name, way in self._ways(requests, hours, weight, settings)}
             for split, requests in (("validation", validation), ("test", test))
@@ -327,6 +330,13 @@ class _Study:
             "version": users.version,
             "as_of": users.as_of,
         }
+
+
+def _tell(what: str, requests: _Requests) -> None:
+    """Minutes, where there are many items."""
+    count = sum(len(moment.users) for moment in requests.moments)
+    if count:
+        print(f"retrieval: {what}, {count:,} requests", flush=True)
 
 
 def _mean(recall: Recall) -> float:
