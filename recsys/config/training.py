@@ -34,6 +34,9 @@ class TrainConfig:
     final_lr: float = 1.0
     """Share of the learning rates that is left after the last step of all passes; from the warm-up on they fall in a
     straight line. 1: they stay."""
+    keep_accumulators: float = 1.0
+    """Share of the tables' Adagrad accumulators that a training keeps which starts from the model of another, as a day
+    does from that of the day before: with less, the steps of its tables are longer."""
     clip_norm: float = 0.0
     """The gradient of the dense parameters is scaled down to this norm, where it has a greater one; 0: never."""
     shuffle_batches: int = 64
@@ -53,6 +56,8 @@ class TrainConfig:
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
         require(0 <= self.warmup < 1, f"warmup is {self.warmup}; use a share of the steps, 0 or more, below 1")
         require(0 <= self.final_lr <= 1, f"final_lr is {self.final_lr}; use a share of the learning rates, 0 to 1")
+        kept = self.keep_accumulators
+        require(0 < kept <= 1, f"keep_accumulators is {kept}; use a share above 0, 1 for all of them")
         require(self.clip_norm >= 0, f"clip_norm is {self.clip_norm}; use more than 0, or 0: no clipping")
         require(0 <= self.seed < SEEDS, f"seed is {self.seed}; use 0 <= seed < 2^32")
         for name in ("sparse_lr", "dense_lr"):

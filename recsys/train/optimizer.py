@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
@@ -41,6 +42,22 @@ def build_optimizer(
     if clip_norm:
         kept = GradientClippingOptimizer(kept, GradientClipping.NORM, max_gradient=clip_norm)
     return CombinedOptimizer([model.fused_optimizer, kept])
+
+
+@torch.no_grad()
+def decay_accumulators(model: DistributedModelParallel, share: float) -> None:
+    """Scale what the tables' Adagrad has summed up so far.
+
+    Args:
+        model: the sharded model.
+        share: that is kept; 1 changes nothing.
+    """
+    if share == 1:
+        return
+    for state in model.fused_optimizer.state_dict()["state"].values():
+        for value in state.values():
+            for tensor in [x.tensor for x in value.local_shards()] if isinstance(value, ShardedTensor) else [value]:
+                tensor.mul_(share)
 
 
 def _start_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:

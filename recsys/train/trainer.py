@@ -24,7 +24,7 @@ from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.log import RunLog
-from recsys.train.optimizer import build_optimizer
+from recsys.train.optimizer import build_optimizer, decay_accumulators
 from recsys.train.predict import Stream, device_batches, loss_forward
 from recsys.train.running_metrics import Metrics
 from recsys.train.schedule import Schedule
@@ -115,6 +115,7 @@ class _Run:
         path = None if self.checkpoints is None else checkpoint.latest(self.checkpoints)
         if path is None and start is not None:
             checkpoint.restore(start, model=self.model, optimizer=self.optimizer, environment=self.environment)
+            decay_accumulators(self.model, self.config.keep_accumulators)
         elif path is None:
             draw_tables(self.model, self.config.seed)
         if path is None:

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from recsys.config import ConfigError, TrainConfig
+from recsys.train import trainer
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted
 from recsys.train.schedule import share_of
@@ -78,12 +81,62 @@ def test_a_clipped_gradient_moves_less(environment: Environment):
             assert value.isfinite().all()
 
 
+def accumulators(run: TrainResult) -> dict[str, torch.Tensor]:
+    """Of the tables, by name."""
+    state = run.model.fused_optimizer.state_dict()["state"]
+    return {
+        f"{table}/{name}": value.local_shards()[0].tensor.clone() if isinstance(value, ShardedTensor) else value.clone()
+        for table, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def test_a_warm_start_keeps_a_share_of_the_accumulators(environment: Environment, tmp_path: Path):
+    """And no more than that changes; a training of its own keeps nothing, whatever the share is."""
+    before = trained(environment, 6, CONFIG, tmp_path / "before")
+    summed, weights = accumulators(before), whole_state(before.model)
+    weights = {name: value.clone() for name, value in weights.items()}
+    assert sum(value.sum() for value in summed.values()) > 0
+    start, config = tmp_path / "before/checkpoints/step-00000006", replace(CONFIG, keep_accumulators=0.25)
+    seen = list[tuple[dict, dict]]()
+
+    def look(_: torch.nn.Module) -> None:
+        run = runs[-1]
+        seen.append((accumulators(run), {name: value.clone() for name, value in whole_state(run.model).items()}))
+
+    runs = list[SimpleNamespace]()
+    prepare = trainer._prepare
+
+    def prepared(*arguments):
+        runs.append(SimpleNamespace(model=(run := prepare(*arguments)).model))
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_prepare", prepared)
+        fit(
+            make_task(dropout=0.0),
+            make_stream(6),
+            config,
+            environment,
+            tasks=TASKS,
+            out=tmp_path / "after",
+            start=start,
+            title=None,
+            before=look,
+        )
+    ((kept, same),) = seen
+    for name, value in summed.items():
+        torch.testing.assert_close(kept[name], 0.25 * value, msg=name)
+    assert all(torch.equal(same[name], value) for name, value in weights.items())
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"warmup": 1.0}, "warmup is 1.0"),
         ({"final_lr": 1.5}, "final_lr is 1.5"),
         ({"clip_norm": -1.0}, "clip_norm is -1"),
+        ({"keep_accumulators": 0.0}, "keep_accumulators is 0.0; use a share above 0"),
     ],
 )
 def test_bad_values_are_named(values: dict[str, float], words: str) -> None:
