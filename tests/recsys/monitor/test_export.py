@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
 from embedding_store import EmbeddingStore
 from recsys.monitor.export import HELP, dead_dimensions, exposition, read_records, samples, write_metrics
@@ -107,15 +107,18 @@ def test_tensorboard_has_a_point_a_day_however_often_it_is_exported(folder: Path
     assert len(list((root / "tensorboard").iterdir())) == 3
     # File by file: TensorBoard orders files by name, which two of one second and one process do not keep.
     boards = [EventAccumulator(str(path)).Reload() for path in (root / "tensorboard").iterdir()]
-    tag = "user_ctr/drift_cosine/entities_day-quantile_0.5"
-    found = [point for board in boards if tag in board.Tags()["scalars"] for point in board.Scalars(tag)]
-    points = sorted(found, key=lambda point: point.step)
+
+    def points_of(tag: str) -> list[ScalarEvent]:
+        found = [point for board in boards if tag in board.Tags()["scalars"] for point in board.Scalars(tag)]
+        return sorted(found, key=lambda point: point.step)
+
+    points = points_of("user_ctr/drift_cosine/entities_day-quantile_0.5")
     assert [point.step for point in points] == [19_780, 19_781]
     assert points[0].wall_time == 2 * 86_400
     expected = read_records(folder)[-1]["quality"]["series"]["user_ctr"]["drift"]["day_cosine"]["0.5"]
     assert points[-1].value == pytest.approx(expected)
-    assert [point.value for point in board.Scalars("gates_refused")] == [0, 0, 1]
-    assert len(board.Scalars("skew_auc/users_behind_0-items_behind_0")) == 3
+    assert [point.value for point in points_of("gates_refused")] == [0, 0, 1]
+    assert len(points_of("skew_auc/users_behind_0-items_behind_0")) == 3
 
 
 def test_without_records_nothing_is_written(tmp_path: Path) -> None:
