@@ -204,16 +204,11 @@ def train_on(
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
     resolve = partial(model.vocabulary.resolve, dropout=upstream.model.id_dropout, seed=training.seed)
-    negatives, count = None, upstream.loss.uniform_negatives
-    if frequencies is not None and count:
-        last = last_events([*files, *items], schema, "item", skip).without(withdrawn)
-        if len(last):
-            negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)
+    negatives, count = None, upstream.loss.uniform_negatives if frequencies is not None else 0
+    if count and len(last := last_events([*files, *items], schema, "item", skip).without(withdrawn)):
+        negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
     judge = _Judge(files, schema, held, model.vocabulary, environment) if held.count else None
-    scored = None
-    if start is not None:
-        scored = Scored(files, schema, model.vocabulary.resolve, left_out, out, environment)
     result = fit(
         task,
         _stream(files, schema, training, environment, negatives or resolve, left_out),
@@ -224,7 +219,7 @@ def train_on(
         out=out,
         start=start,
         title=title,
-        before=scored,
+        before=Scored(files, schema, model.vocabulary.resolve, left_out, out, environment),
         begun=lambda: model.vocabulary.admit(seen),
         after_epoch=judge,
     )

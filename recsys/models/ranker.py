@@ -9,6 +9,7 @@ what the vectors add and nothing else.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
@@ -26,7 +27,7 @@ from recsys.models.tokens import dense_widths
 from recsys.models.vocabulary import Vocabulary
 
 
-class Ranker(nn.Module):
+class Ranker(nn.Module, ABC):
     """Base of all kinds: `forward(batch)` -> logits, float32 [B, T].
 
     Its tables are on "meta" until `recsys.train.tables.draw_tables` draws them or a checkpoint is loaded.
@@ -39,8 +40,6 @@ class Ranker(nn.Module):
         ValueError: no feature, or a series twice.
     """
 
-    network: nn.Module
-
     def __init__(self, schema: Schema, series: Sequence[SeriesSpec]) -> None:
         super().__init__()
         names = [x.name for x in series]
@@ -51,9 +50,9 @@ class Ranker(nn.Module):
         self.vocabulary = Vocabulary(schema)
         """Who owns the rows that users and items read by their own id; batches are to pass its `resolve`."""
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Tensor:  # [B, T]
         """Logits, float32 [B, T]."""
-        raise NotImplementedError
 
 
 class RankerBody(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -31,9 +32,9 @@ class TokenRanker(Ranker):
     def forward(self, batch: Batch) -> Tensor:  # [B, T]
         return self.network(self.tokens(batch), batch.vectors, batch.found, batch.feed)
 
+    @abstractmethod
     def trunk(self, tokens: int, config: NetworkConfig, width: int) -> nn.Module:
         """Tokens [B, m, e] -> [B, H]."""
-        raise NotImplementedError
 
 
 def tokens_config(config: NetworkConfig) -> ModelConfig:

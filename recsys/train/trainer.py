@@ -107,7 +107,7 @@ class _Run:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.finished or (every > 0 and self.step % every == 0)
 
-    def begin(self, start: Path | None) -> str:
+    def begin(self, start: Path | None, before: Callable[[nn.Module], None] | None) -> str:
         """Continue from the newest checkpoint, if there is one, and say so; or begin with the model of another run.
 
         With neither, the tables are drawn.
@@ -116,6 +116,9 @@ class _Run:
         if path is None and start is not None:
             checkpoint.restore(start, model=self.model, optimizer=self.optimizer, environment=self.environment)
             decay_accumulators(self.model, self.config.keep_accumulators)
+            if before is not None:
+                self.model.eval()
+                before(self.model)
         elif path is None:
             draw_tables(self.model, self.config.seed)
         if path is None:
@@ -262,10 +265,7 @@ def fit(
     if stream.total_steps == 0:
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
     run = _prepare(task, stream, config, environment, tasks, identity or {}, out)
-    resumed = run.begin(start)
-    if before is not None and start is not None and not resumed:
-        run.model.eval()
-        before(run.model)
+    resumed = run.begin(start, before)
     if begun is not None:
         begun()
     best = after_epoch and BestPass(run.model, after_epoch, keeps=out is None, scores=run.scores)

@@ -1,6 +1,7 @@
 """What a bundle says is what its ranker said when it was trained; a bundle that is not sound says nothing."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -189,53 +190,54 @@ def test_the_manifest_says_what_the_bundle_is_of(bundle: Bundle, made: Path, sto
 
 @pytest.mark.parametrize("name", ["ranker.pt2", "schema.toml", "vocabulary.npz"])
 def test_a_changed_byte_and_a_missing_file_are_refused_by_name(
-    copied: tuple[Path, Path], refused: Callable[[str], None], name: str
+    copied: tuple[Path, Path], refusal: Callable[[], str], name: str
 ) -> None:
     path = copied[0] / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    refused(f"{name} is changed .other bytes than were written.*copy the bundle again")
+    assert re.search(f"{name} is changed .other bytes than were written.*copy the bundle again", refusal())
     path.write_bytes(whole[:-1])
-    refused(f"{name} is changed .*bytes instead of")
+    assert re.search(f"{name} is changed .*bytes instead of", refusal())
     path.unlink()
-    refused(f"{name} is missing")
+    assert re.search(f"{name} is missing", refusal())
 
 
-def test_a_folder_without_a_sound_manifest_is_no_bundle(
-    copied: tuple[Path, Path], refused: Callable[[str], None]
-) -> None:
+def test_a_folder_without_a_sound_manifest_is_no_bundle(copied: tuple[Path, Path], refusal: Callable[[], str]) -> None:
     path = copied[0] / "bundle.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "format": 7}))
-    refused("has format 7, this version reads 1")
+    assert re.search("has format 7, this version reads 1", refusal())
     path.write_text("{")
-    refused("is damaged")
+    assert re.search("is damaged", refusal())
     path.unlink()
-    refused("is no bundle: it has no bundle.json")
+    assert re.search("is no bundle: it has no bundle.json", refusal())
 
 
 def test_pinned_versions_that_are_gone_are_named(
-    copied: tuple[Path, Path], refused: Callable[[str], None], data: Path
+    copied: tuple[Path, Path], refusal: Callable[[], str], data: Path
 ) -> None:
     folder, store = copied
     publish_vectors(data, store, later_ms=1000)
     assert load_bundle(folder, store=store).manifest.pins[0].version == 1  # a newer one changes nothing
     EmbeddingStore(store).series("item_ctr").expire(keep_last=1, dry_run=False)
-    refused("version 1 of .*item_ctr.*expired.*recsys repin")
+    assert re.search("version 1 of .*item_ctr.*expired.*recsys repin", refusal())
 
 
 def test_a_store_that_was_made_anew_is_refused(
-    copied: tuple[Path, Path], refused: Callable[[str], None], data: Path
+    copied: tuple[Path, Path], refusal: Callable[[], str], data: Path
 ) -> None:
     shutil.rmtree(copied[1])
-    refused("no series 'user_ctr'.*no series 'item_ctr'")
+    assert re.search("no series 'user_ctr'.*no series 'item_ctr'", refusal())
     publish_vectors(data, copied[1], space="other-1")
-    refused("version 1 of series 'user_ctr' has space 'other-1' and dim 6, the ranker has learned from 'ctr-1' and 6")
+    assert re.search(
+        "version 1 of series 'user_ctr' has space 'other-1' and dim 6, the ranker has learned from 'ctr-1' and 6",
+        refusal(),
+    )
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
 def test_the_compiled_program_says_the_same(
-    data: Path, store: Path, made: Path, tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    data: Path, store: Path, made: Path, tmp_path: Path, bundle: Bundle
 ) -> None:
     shutil.copytree(made.parent, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(bundle_folder(tmp_path))

@@ -10,24 +10,18 @@ import pytest
 import torch
 
 from embedding_store import SeriesExistsError, SpaceMismatchError, TagMovedError
-from recsys.config import ConfigError, LossConfig
-from recsys.data.convert import to_batch
+from recsys.config import ConfigError
 from recsys.data.errors import ClockSkewError, DataError
 from recsys.dates import day_number
-from recsys.evaluate.metrics import normalized_entropy, roc_auc
 from recsys.folders import store_folder
-from recsys.models.derm import DERM
-from recsys.models.losses import DermTask
 from recsys.refresh import align
 from recsys.refresh import cycle as cycle_module
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
 from recsys.refresh.errors import StoreLostError
 from recsys.refresh.records import KEPT, Ledger
-from recsys.source import upstream_schema
-from recsys.train.checkpoint import CheckpointError, load_model
+from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment
-from recsys.train.tables import allocate
 from tests.recsys.refresh.daily_example import (
     DAILY,
     DAYS,
@@ -63,27 +57,6 @@ def test_days_one_by_one(two_days: tuple[Path, Path]) -> None:
     assert second.gates == []
     assert 'recsys_refresh_progressive_ne{upstream="ctr",task="click"}' in (out / "daily/ctr/metrics.prom").read_text()
     assert (out / "daily/ctr/user_ctr/quality.html").is_file()
-
-
-def test_a_day_is_scored_by_the_model_of_the_day_before(two_days: tuple[Path, Path], tmp_path: Path) -> None:
-    """As a plain model does that is loaded from that checkpoint; no figure is of a model that has seen the day."""
-    data, out = two_days
-    upstream, schema = CONFIG.upstream, upstream_schema(CONFIG.upstream, data, out)
-    labels = [label.name for label in schema.labels]
-    for record, day in zip(records(out), DAYS, strict=False):
-        model = allocate(DERM(schema, upstream.model, labels))
-        load_model(out / record.start, DermTask(model, LossConfig(contrastive_weight=0), labels, None))
-        batch = to_batch(pq.ParquetFile(data / f"days/{day}/part-0.parquet").read(), schema)
-        with torch.no_grad():
-            logits = model.eval()(model.vocabulary.resolve(batch)).logits.numpy()
-        assert record.progressive.keys() == set(labels)
-        for task, label in enumerate(labels):
-            mask = batch.label_mask[:, task].numpy()
-            known, said = batch.labels[:, task].numpy()[mask], logits[mask, task]
-            found = record.progressive[label]
-            assert (found["rows"], found["positives"]) == (mask.sum(), known.sum())
-            assert found["ne"] == pytest.approx(normalized_entropy(known, said), rel=1e-4)
-            assert found["auc"] == pytest.approx(roc_auc(known, said), rel=1e-4)
 
 
 def test_the_moving_average_is_of_the_day(

@@ -1,6 +1,7 @@
 """What is retrieved is what sorting every score gives; an index that is not sound, or of something else, is refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -107,50 +108,57 @@ def test_what_is_withdrawn_later_is_not_found(store: Path) -> None:
 
 
 @pytest.fixture
-def refused(store: Path) -> Callable[[str], None]:
-    """See that the index is not opened, with these words."""
+def refusal(store: Path) -> Callable[[], str]:
+    """With what words the index is not opened."""
 
-    def refuse(words: str) -> None:
-        with pytest.raises(RetrievalError, match=words):
+    def words() -> str:
+        with pytest.raises(RetrievalError) as caught:
             open_index(store.parent / "index", store)
+        return str(caught.value)
 
-    return refuse
+    return words
 
 
 @pytest.mark.parametrize("name", ["index.faiss", "ids.npy"])
 def test_a_changed_byte_and_a_missing_file_are_refused_by_name(
-    store: Path, refused: Callable[[str], None], name: str
+    store: Path, refusal: Callable[[], str], name: str
 ) -> None:
     path = built(store) / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    refused(f"{name} is changed .other bytes than were written.*copy the index again, or build it anew")
+    assert re.search(
+        f"{name} is changed .other bytes than were written.*copy the index again, or build it anew", refusal()
+    )
     path.write_bytes(whole[:-1])
-    refused(f"{name} is changed .*bytes instead of")
+    assert re.search(f"{name} is changed .*bytes instead of", refusal())
     path.unlink()
-    refused(f"{name} is missing")
+    assert re.search(f"{name} is missing", refusal())
 
 
-def test_a_folder_without_a_sound_manifest_is_no_index(store: Path, refused: Callable[[str], None]) -> None:
-    refused("is no index: it has no index.json; make one by `recsys index`")
+def test_a_folder_without_a_sound_manifest_is_no_index(store: Path, refusal: Callable[[], str]) -> None:
+    assert re.search("is no index: it has no index.json; make one by `recsys index`", refusal())
     path = built(store) / "index.json"
     document = json.loads(path.read_text())
     assert document["series"] == "item_ctr"
     assert (document["version"], document["as_of"], document["space"], document["dim"]) == (1, 1000, "ctr-1", 8)
     path.write_text(json.dumps({**document, "format": 7}))
-    refused("has format 7, this version reads 1")
+    assert re.search("has format 7, this version reads 1", refusal())
     path.write_text("{")
-    refused("is damaged")
+    assert re.search("is damaged", refusal())
 
 
-def test_a_store_that_was_made_anew_and_a_version_that_is_gone(store: Path, refused: Callable[[str], None]) -> None:
+def test_a_store_that_was_made_anew_and_a_version_that_is_gone(store: Path, refusal: Callable[[], str]) -> None:
     built(store)
     publish(store, as_of=2000)
     EmbeddingStore(store).series("user_ctr").expire(keep_last=1, dry_run=False)
-    refused("version 1 is asked for: .*expired.*Versions of 'user_ctr' that are there: 2; .*build an index anew")
+    assert re.search(
+        "version 1 is asked for: .*expired.*Versions of 'user_ctr' that are there: 2; .*build an index anew", refusal()
+    )
     shutil.rmtree(store)
     publish(store, space="ctr-2")
-    refused("version 1 of user_ctr in .* has space 'ctr-2', the index was built of space 'ctr-1': build")
+    assert re.search(
+        "version 1 of user_ctr in .* has space 'ctr-2', the index was built of space 'ctr-1': build", refusal()
+    )
 
 
 @pytest.mark.parametrize("change", [{"space": "ctr-2"}, {"as_of": 3000}])
