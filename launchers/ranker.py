@@ -13,6 +13,7 @@ def ranker(
     out: str,
     store: str,
     compiled: bool = False,
+    start: str = "",
     j: str = "1x2",
     cpu: int = 2,
     gpu: int = 0,
@@ -30,6 +31,7 @@ def ranker(
         out: folder of the work and of the bundle
         store: the store that the ranker reads
         compiled: also compile the program with AOTInductor
+        start: out of an earlier ranker of this arm, to go on from; empty: train anew
         j: nodes x ranks per node
         cpu: CPU cores per node
         gpu: GPUs per node; one rank uses one GPU
@@ -38,4 +40,5 @@ def ranker(
     """
     arguments = ["ranker", "--config", config, "--arm", arm, "--data", data, "--out", out, "--store", store]
     arguments += ["--compiled"] if compiled else []
+    arguments += ["--start", start] if start else []
     return recsys_job("ranker", arguments, j=j, cpu=cpu, gpu=gpu, memory=memory, image=image)

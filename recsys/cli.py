@@ -242,7 +242,7 @@ def rank(
         data: Folder that the config's paths are relative to.
         store: The store to read, say runs/mine/store or s3://bucket/prefix.
         out: Folder that gets the result, in downstream/<name of the config>: report.html, report.json.
-        ranks: Processes that share the rankers.
+        ranks: Processes that train each ranker together.
         set_: Change one value of the config, `path=value`; may be repeated.
     """
     from recsys.checks import check_rankers

@@ -20,6 +20,7 @@ def bundle(
     out: Path,
     ranks: int = 2,
     compiled: bool = False,
+    start: Path | None = None,
     set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
 ) -> None:
     """Train one ranker on all ranks together, all its tasks in one model, and leave it as files that a service loads.
@@ -34,6 +35,7 @@ def bundle(
         out: Folder of the work; the bundle is OUT/bundle.
         ranks: Processes that train it together.
         compiled: Also compile the program with AOTInductor, for this kind of device (needs a C++ compiler).
+        start: OUT of an earlier ranker of this arm, to go on from with the rows of this config: it scores them first.
         set_: Change one value of the config, `path=value`; may be repeated.
     """
     from recsys.checks import check_rankers
@@ -43,7 +45,7 @@ def bundle(
     warm_up()
     from recsys.bundle.command import make_bundle
 
-    make_bundle(settings, arm, data, store, out, ranks, compiled=compiled)
+    make_bundle(settings, arm, data, store, out, ranks, compiled=compiled, start=start)
 
 
 def score(

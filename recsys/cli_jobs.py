@@ -121,7 +121,9 @@ def downstream(*, config: Path, data: Path, out: Path, store: str = "") -> None:
     train_rankers(settings, data, out, store or None)
 
 
-def ranker(*, config: Path, arm: str, data: Path, out: Path, store: str, compiled: bool = False) -> None:
+def ranker(
+    *, config: Path, arm: str, data: Path, out: Path, store: str, compiled: bool = False, start: Path | None = None
+) -> None:
     """Train one ranker on all ranks together, and leave it as a bundle; one rank of a job.
 
     Args:
@@ -131,8 +133,9 @@ def ranker(*, config: Path, arm: str, data: Path, out: Path, store: str, compile
         out: Folder of the work; the bundle is OUT/bundle.
         store: The store that it reads.
         compiled: Also compile the program with AOTInductor.
+        start: OUT of an earlier ranker, to go on from.
     """
     settings = RankerConfig.load(config)
     from recsys.bundle.write import train_bundle
 
-    train_bundle(settings, arm, data, out, store, compiled=compiled)
+    train_bundle(settings, arm, data, out, store, compiled=compiled, start=start)

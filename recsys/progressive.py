@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch.distributed as dist
 from torch import nn
@@ -20,6 +21,7 @@ from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
+from recsys.evaluate.recalibration import Recalibration
 from recsys.train.distributed import Environment
 from recsys.train.predict import predict
 
@@ -40,6 +42,7 @@ class Scored:
         skip: rows that are left out.
         folder: of the training.
         environment: this rank.
+        recalibrations: label -> what is done to its logits where they are used; of the others nothing is.
     """
 
     def __init__(
@@ -50,12 +53,13 @@ class Scored:
         skip: Quarantine,
         folder: Path,
         environment: Environment,
+        recalibrations: Mapping[str, Recalibration] = MappingProxyType({}),
     ) -> None:
         self._files, self._schema, self._resolve, self._skip = files, schema, resolve, skip
-        self._path, self._environment = folder / RECORD, environment
+        self._path, self._environment, self._recalibrations = folder / RECORD, environment, recalibrations
 
     def __call__(self, model: nn.Module) -> None:
-        """A collective; of several ranks fewer rows than there are ranks are left out."""
+        """A collective."""
         rank, ranks = self._environment.rank, self._environment.world_size
         stream = EventStream(
             self._files,
@@ -71,6 +75,7 @@ class Scored:
         figures: Figures = {}
         for task, label in enumerate(self._schema.labels):
             known, said = labels[mask[:, task], task], logits[mask[:, task], task]
+            said = self._recalibrations.get(label.name, Recalibration())(said)
             measured = {"ne": normalized_entropy, "auc": roc_auc, "calibration": calibration}
             values = {name: metric(known, said) for name, metric in measured.items()}
             figures[label.name] = {name: None if math.isnan(value) else value for name, value in values.items()}

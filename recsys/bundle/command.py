@@ -16,6 +16,7 @@ from recsys.bundle.bundle import load_bundle
 from recsys.bundle.manifest import Manifest
 from recsys.bundle.repin import repin
 from recsys.bundle.score import Scored, score_files
+from recsys.bundle.start import Start
 from recsys.bundle.write import bundle_folder, stage_name
 from recsys.config import ConfigError, RankerConfig, to_dict
 from recsys.data.files import find_files
@@ -26,7 +27,15 @@ from recsys.pipeline import ranks_here, start_job
 
 
 def make_bundle(
-    config: RankerConfig, arm: str, data: Path, store: str, out: Path, ranks: int, *, compiled: bool
+    config: RankerConfig,
+    arm: str,
+    data: Path,
+    store: str,
+    out: Path,
+    ranks: int,
+    *,
+    compiled: bool,
+    start: Path | None = None,
 ) -> Manifest:
     """Train the ranker of one arm on some ranks of this machine, unless it is there, and tell of it.
 
@@ -37,7 +46,7 @@ def make_bundle(
     config.arm(arm)
     make_out(out)
     path = out / "of.json"
-    of = _identity(config, arm, data, store)
+    of = _identity(config, arm, data, store) | ({} if start is None else Start(start).identity())
     if path.is_file() and json.loads(path.read_text()) != of:
         raise ConfigError(f"{out} is of another ranker, other files or another store: choose another --out")
     write_json(path, of)
@@ -46,6 +55,7 @@ def make_bundle(
         print(f"{folder}: made before")
     else:
         options = ("--arm", arm, "--store", store, *(["--compiled"] if compiled else []))
+        options += () if start is None else ("--start", str(start))
         start_job("ranker", stage_name(config, arm), config, data, out, ranks_here(ranks), *options)
     manifest = Manifest.load(folder)
     _tell_bundle(folder, manifest)
@@ -68,10 +78,17 @@ def _tell_bundle(folder: Path, manifest: Manifest) -> None:
             f"task {task.name} (label {task.label}): validation ne {measured['ne']:.4f}, auc {measured['auc']:.4f}, "
             f"{measured['rows']:,.0f} rows"
         )
+    for number, earlier in enumerate(manifest.training["progressive"], start=2):
+        said = ", ".join(f"{label} ne {_figure(found['ne'])}" for label, found in earlier["tasks"].items())
+        print(f"before training {number}, of its {earlier['rows']:,} new rows: {said}")
     for pin in manifest.pins:
         print(f"reads {pin.series} version {pin.version} (space {pin.space}, as of {pin.as_of} ms)")
     size = sum(int(file["bytes"]) for file in manifest.files.values())
     print(f"bundle: {folder} ({size / 2**20:,.1f} MiB; recsys score {folder} --data DIR --out DIR)")
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def score(bundle: Path, data: Path, files: str, out: Path, store: str, ranks: int, device: str) -> None:

@@ -14,6 +14,7 @@ from recsys.atomic import new_folder
 from recsys.bundle.manifest import COMPILED, PROGRAM, SCHEMA, VOCABULARY, Manifest, TaskFacts
 from recsys.bundle.pins import PinnedFeatures, pin
 from recsys.bundle.program import Inputs, RankerProgram, compile_program, export
+from recsys.bundle.start import Forecast, Start, forecasts
 from recsys.config import ConfigError, RankerConfig, to_dict
 from recsys.data.files import check_files, find_files
 from recsys.data.quarantine import Quarantine
@@ -24,7 +25,6 @@ from recsys.data.stream import EventStream
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import check_visible, screen_splits
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
-from recsys.downstream.validation import validate
 from recsys.identity import code_version, flatten, identify_files
 from recsys.models.ranker import RankerTask
 from recsys.sealed import fingerprint
@@ -36,7 +36,7 @@ from recsys.train.tables import allocate
 
 _EXAMPLE_ROWS = 8
 """Rows that the program is traced with."""
-_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "name", "arms", "seeds", "test")
+_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "name", "arms", "seeds", "test", "max_ne")
 """What may change while a ranker is trained."""
 
 
@@ -50,7 +50,16 @@ def stage_name(config: RankerConfig, arm: str) -> str:
     return f"bundle-{config.name}-{arm}"
 
 
-def train_bundle(config: RankerConfig, arm: str, data: Path, out: Path, store: str, *, compiled: bool = False) -> None:
+def train_bundle(
+    config: RankerConfig,
+    arm: str,
+    data: Path,
+    out: Path,
+    store: str,
+    *,
+    compiled: bool = False,
+    start: Path | None = None,
+) -> None:
     """Train the ranker of one arm, of all tasks and the first seed, and write `out/bundle`. Every rank calls it.
 
     Checkpoints and figures lie in `out/training`; the same command goes on from there. The validation rows choose the
@@ -63,15 +72,19 @@ def train_bundle(config: RankerConfig, arm: str, data: Path, out: Path, store: s
         out: folder of the work and of the bundle.
         store: path or URL of the store that is read; its newest versions are pinned.
         compiled: also compile the program for this kind of device.
+        start: `out` of an earlier ranker of the same arm, to go on from with the rows of this config.
 
     Raises:
-        BundleError: no versions can be pinned.
+        BundleError: no versions can be pinned, or the earlier ranker is of other tasks or other vectors.
         ConfigError: no such arm, or a sequence without a length that a Transformer is to read.
         SchemaError, DataError, KeyError, PlanError, LossError, CheckpointError: as their rooms say.
     """
     names, opened = config.series(config.arm(arm), config.seeds[0]), EmbeddingStore(store)
     history = config.arm(arm).history
     pins, folder = pin(opened, names, history), out / "training"
+    earlier = None if start is None else Start(start)
+    if earlier is not None:
+        earlier.check(arm, tuple(config.tasks), pins)
     _check_lengths(ranker_schema(config, data, tuple(config.tasks.values())), config)
     with (
         process_group() as environment,
@@ -81,12 +94,14 @@ def train_bundle(config: RankerConfig, arm: str, data: Path, out: Path, store: s
         skip = screen_splits(config, data, out, environment).quarantine
         check_visible(names, config, data, opened, skip)
         features = StoreFeatures(opened, names, config.publish_delay_ms, history=history)
-        training = _training(config, features, data, environment, skip)
-        identity = _identity(config, features, data, skip)
-        trained = training.train(folder, title=f"ranker {config.name}", identity=identity)
+        training = _training(config, features, data, environment, skip, earlier)
+        identity = _identity(config, features, data, skip, earlier)
+        before = None if earlier is None else Forecast(earlier, training, folder, config.max_ne)
+        begin = None if earlier is None else earlier.checkpoint
+        trained = training.train(folder, title=f"ranker {config.name}", identity=identity, start=begin, before=before)
         if environment.is_main:
             read = PinnedFeatures(opened, pins, history, torch.device("cpu"))
-            _write(trained, config, arm, read, out, opened, compiled)
+            _write(trained, config, arm, read, out, opened, compiled, earlier)
         dist.barrier()
 
 
@@ -101,9 +116,15 @@ def _check_lengths(schema: Schema, config: RankerConfig) -> None:
 
 
 def _training(
-    config: RankerConfig, features: StoreFeatures, data: Path, environment: Environment, skip: Quarantine
+    config: RankerConfig,
+    features: StoreFeatures,
+    data: Path,
+    environment: Environment,
+    skip: Quarantine,
+    earlier: Start | None,
 ) -> RankerTraining:
-    config, tables = sized(config, data, skip, ranks=environment.world_size, told=environment.is_main)
+    known = None if earlier is None else earlier.tables
+    config, tables = sized(config, data, skip, ranks=environment.world_size, told=environment.is_main, known=known)
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     return RankerTraining(
         seed=config.seeds[0],
@@ -117,14 +138,18 @@ def _training(
     )
 
 
-def _identity(config: RankerConfig, features: StoreFeatures, data: Path, skip: Quarantine) -> dict[str, dict[str, str]]:
+def _identity(
+    config: RankerConfig, features: StoreFeatures, data: Path, skip: Quarantine, earlier: Start | None
+) -> dict[str, dict[str, str]]:
     """What a training is of: a checkpoint of something else is refused. The store's newer versions are no part of it:
     they are read by rows of later times alone."""
     files = find_files(data, (config.schema, *config.train, *config.validation))
     settings = {key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(_WITHOUT_EFFECT)}
     return {
         "files": identify_files(files, data),
-        "config": settings | {"series": ", ".join(spec.name for spec in features.specs)},
+        "config": settings
+        | {"series": ", ".join(spec.name for spec in features.specs)}
+        | (earlier.identity() if earlier else {}),
         "quarantine": {path.relative_to(data).as_posix(): f"rows {x.tolist()}" for path, x in skip.rows.items()},
     }
 
@@ -137,6 +162,7 @@ def _write(
     out: Path,
     store: EmbeddingStore,
     compiled: bool,
+    earlier: Start | None,
 ) -> None:
     """The bundle of a trained ranker, whole or not at all."""
     training, tasks = trained.training, _facts(trained, config)
@@ -161,7 +187,7 @@ def _write(
             tasks=tasks,
             pins=features.pins,
             store=store.location,
-            training=_about(trained),
+            training=_about(trained, out / "training", earlier),
             compiled=device.type if compiled else "",
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             files=files,
@@ -170,17 +196,9 @@ def _write(
 
 def _facts(trained: TrainedRanker, config: RankerConfig) -> tuple[TaskFacts, ...]:
     """What each task's output is, with the recalibration that the validation rows ask for."""
-    facts, labels = [], trained.training.labels
+    facts = []
     for name, label in config.tasks.items():
-        known, said, _ = trained.of_task(labels.index(label))
-        found = validate(
-            known,
-            said,
-            scores=trained.result.scores,
-            most_passes=trained.training.config.training.epochs,
-            reads=bool(trained.training.features.specs),
-            tried={},
-        )
+        found = trained.validated(name)
         measured = {key: getattr(found, key) for key in ("ne", "auc", "calibration", "rows", "positives")}
         facts.append(
             TaskFacts(
@@ -192,19 +210,21 @@ def _facts(trained: TrainedRanker, config: RankerConfig) -> tuple[TaskFacts, ...
                 validation=measured,
             )
         )
-    return tuple(sorted(facts, key=lambda fact: labels.index(fact.label)))
+    return tuple(sorted(facts, key=lambda fact: trained.training.column(fact.name)))
 
 
-def _about(trained: TrainedRanker) -> dict[str, object]:
+def _about(trained: TrainedRanker, folder: Path, earlier: Start | None) -> dict[str, object]:
     training, scores = trained.training, trained.result.scores
     files = find_files(training.data, training.config.train)
+    rows = check_files(files, training.schema) - training.skip.count(files)
     return {
-        "rows": check_files(files, training.schema) - training.skip.count(files),
+        "rows": rows,
         "passes": len(scores),
         "best_pass": int(np.argmin(scores)) + 1,
         "ranks": training.environment.world_size,
         "seed": training.seed,
         "code": code_version(),
+        "progressive": forecasts(earlier, folder, rows),
     }
 
 

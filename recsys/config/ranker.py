@@ -145,6 +145,9 @@ class RankerConfig(RankerSettings, Config):
     seed_suffixes: tuple[str, ...] = ("",)
     """What the rankers of the first seed, the second, ... add to the names of their arm's series; after the last it
     begins again. ["", "_s1"]: every other one reads `user_ctr_s1`, the vectors of another training of the upstream."""
+    max_ne: float = 2.0
+    """Greatest normalized entropy of new rows by the ranker that `recsys bundle --start` goes on from, of any task with
+    a hundred positives and negatives; 1 is that of the rows' own rate. 0: any."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +156,7 @@ class RankerConfig(RankerSettings, Config):
         require(len(names) > 0, 'arms is empty; give one at least: arms = [{ name = "ctr", series = ["user_ctr"] }]')
         require(len(set(names)) == len(names), f"arms are named {names}; make the names different")
         require(len(self.seed_suffixes) > 0, 'seed_suffixes is empty; give [""], or leave it out')
+        require(0 <= self.max_ne <= 100, f"max_ne is {self.max_ne}; use a number from 0 to 100")
 
     def arm(self, name: str) -> ArmConfig:
         """The arm of this name. Raises ConfigError listing those there are."""

@@ -1,8 +1,8 @@
 """Event logs as an endless-looking but exactly known series of batches: sharded by rank, shuffled, resumable.
 
 Every batch is a function of (files, schema, batch size, seed, world size, rank, position) alone. So a restarted job
-continues with the very rows it would have seen, and no rank ever has a step more than another, which would leave the
-others waiting in a collective for ever.
+continues with the very rows it would have seen. Where full batches are trained on, no rank ever has a step more than
+another, which would leave the others waiting in a collective for ever.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class EventStream:
 
     An epoch's rows are the files' row groups one after another: in the files' order, or, when `shuffle_batches` > 0, in
     an order drawn from (seed, epoch), of a few files at a time where the footers of all would take too much memory
-    (`Footers.shuffled`). They are cut into `world_size` contiguous pieces of equal size (fewer than `world_size` rows
-    at the end are left out). A rank reads its piece in blocks of `shuffle_batches` batches and permutes each block by a
-    generator of (seed, epoch, rank, block). To mix well, files want row groups that are smaller than a block, and many
-    of them. Where a piece is smaller than a batch, all of it is the epoch's one batch.
+    (`Footers.shuffled`). They are cut into `world_size` contiguous pieces of equal size: fewer than `world_size` rows
+    at the end are left out, unless every row is wanted (see `drop_last`): then the first ranks have one more. A rank
+    reads its piece in blocks of `shuffle_batches` batches and permutes each block by a generator of (seed, epoch, rank,
+    block). To mix well, files want row groups that are smaller than a block, and many of them. Where a piece is smaller
+    than a batch, all of it is the epoch's one batch.
 
     Memory: two blocks (the next one fills while this one is handed out, so that reading never comes in bursts), a few
     batches, a few MB a column for decoding, and the footers that a process keeps (`recsys.data.footers`). Row groups
@@ -61,7 +62,8 @@ class EventStream:
         shuffle_batches: Batches a shuffled block; 0 keeps the stored order.
         seed: Seed of both shuffles, 0 or more.
         epochs: Passes over the rows.
-        drop_last: Leave out the rows that do not fill a batch; without it the last batch of an epoch is shorter.
+        drop_last: Leave out the rows that do not fill a batch. Without it every row is some rank's, the last batch of
+            an epoch is shorter, and ranks may differ by a batch.
         transform: Applied to every batch, in the input thread, so that it runs beside the training step; the store's
             vectors are joined here. What it raises surfaces in the iteration.
         skip: Rows of the files that are left out, as if they were not there.
@@ -101,7 +103,7 @@ class EventStream:
         """Rows of each file, less those that are skipped."""
         self.rows = sum(self.file_rows)
         """Rows of all files, over all ranks, less those that are skipped."""
-        piece = self.rows // world_size
+        piece, rest = divmod(self.rows, world_size)
         if piece == 0 and (self.rows or drop_last):  # all may be skipped
             raise DataError(
                 f"{self.rows} rows make no step of one row on each of {world_size} ranks: lower the number of ranks, "
@@ -114,6 +116,9 @@ class EventStream:
                 f"{self.rows} events, less than a batch of {world_size} x {batch_size}: one step of "
                 f"{piece * world_size} a pass"
             )
+        rest = 0 if drop_last else rest
+        self._first_row = rank * piece + min(rank, rest)
+        piece += rank < rest
         self._schema = schema
         self._batch_size = batch_size = max(1, min(batch_size, piece))
         self._rank = rank
@@ -122,14 +127,13 @@ class EventStream:
         self._shuffled = shuffle_batches > 0
         self._block_steps = shuffle_batches or max(1, _CHUNK_ROWS // batch_size)
         self.steps_per_epoch = piece // batch_size if drop_last else -(-piece // batch_size)
-        """Batches of one epoch, the same for every rank."""
+        """Batches of one epoch; with `drop_last` the same for every rank."""
         self.total_steps = self.steps_per_epoch * epochs
         """Batches of all epochs."""
         self.position = 0
         """The next batch to be handed out, counted from 0 over all epochs."""
         self.wait_seconds = 0.0
         """Time the consumer has waited for input."""
-        self._first_row = rank * piece
         self._end_row = self._first_row + min(piece, self.steps_per_epoch * batch_size)
 
     def seek(self, position: int) -> None:

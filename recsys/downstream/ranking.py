@@ -1,18 +1,17 @@
 """The ranker's job: train rankers that read the store's vectors, and keep what they predict.
 
-This is what `launchers/downstream.py` starts. Each trained ranker leaves one file of test predictions, beside what it
-came to on the validation rows, so a run that was stopped goes on with the rankers that are missing.
+This is what `launchers/downstream.py` starts. Every ranker is one model of all tasks, trained by all ranks together, as
+one that is deployed is. It leaves a file of test predictions for each task, beside what it came to on the validation
+rows, so a run that was stopped goes on with the rankers that are missing.
 
-The validation rows choose three things, the test rows none: the epoch, whether the ranker reads its arm's vectors at
-all, and the recalibration that is applied to the predictions.
+The validation rows choose three things, the test rows none: the pass, whether a task is ranked with the arm's vectors
+at all, and the recalibration that is applied to the predictions.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 
@@ -32,21 +31,20 @@ from recsys.data.stream import EventStream
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
-from recsys.downstream.validation import REFERENCE, Validation, gain, named, row_losses, validate
+from recsys.downstream.validation import REFERENCE, Validation, gain, named
 from recsys.folders import store_folder
 from recsys.screening import screen
 from recsys.source import ranker_schema
 from recsys.stages import stage
-from recsys.train.distributed import Environment, process_group
+from recsys.train.distributed import Environment, broadcast, process_group
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """One ranker of a job, and the file its predictions go to."""
+    """One ranker of a job, which learns all of its tasks, and the files its predictions go to."""
 
     job: str
     """Name of the job that trains it."""
-    task: str
     arm: str
     series: tuple[str, ...]
     """The series it reads."""
@@ -56,25 +54,28 @@ class Ranker:
     history: int = 0
     """Versions of each series whose mean it reads beside the newest; 0: none."""
 
-    def path(self, out: Path) -> Path:
-        """Where its test predictions go."""
-        return out / "downstream" / self.job / self.task / f"{self.arm}-{self.seed}.npz"
+    def path(self, out: Path, task: str) -> Path:
+        """Where its test predictions of a task go."""
+        return out / "downstream" / self.job / task / f"{self.arm}-{self.seed}.npz"
 
-    def read(self, out: Path) -> dict[str, NDArray]:
+    def read(self, out: Path, task: str) -> dict[str, NDArray]:
         """What `write_predictions` has put there."""
-        return read_predictions(self.path(out))
+        return read_predictions(self.path(out, task))
 
-    def validation(self, out: Path) -> Path:
+    def validation(self, out: Path, task: str) -> Path:
         """Where its figures on the validation rows go."""
-        return self.path(out).with_suffix(".json")
+        return self.path(out, task).with_suffix(".json")
+
+    def is_done(self, out: Path, tasks: Iterable[str]) -> bool:
+        """Whether it has left its predictions of all these tasks."""
+        return all(self.path(out, task).is_file() for task in tasks)
 
 
 def all_rankers(config: RankerConfig) -> Iterator[Ranker]:
     """Every ranker of a job."""
-    for task in config.tasks:
-        for arm in config.arms:
-            for seed in config.seeds:
-                yield Ranker(config.name, task, arm.name, config.series(arm, seed), seed, arm.once, arm.history)
+    for arm in config.arms:
+        for seed in config.seeds:
+            yield Ranker(config.name, arm.name, config.series(arm, seed), seed, arm.once, arm.history)
 
 
 def stage_name(config: RankerConfig) -> str:
@@ -83,10 +84,8 @@ def stage_name(config: RankerConfig) -> str:
 
 
 def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path | None = None) -> None:
-    """Train every ranker of a job that has not left its predictions yet.
-
-    The rankers are many and small: each rank of the job trains its share of them alone, all seeds of an arm one after
-    the other, since the later ones read the vectors if the first one does.
+    """Train every ranker of a job that has not left its predictions yet, one after the other. Every rank calls it: all
+    ranks train each ranker together, as they train one that is deployed (recsys/bundle/write.py).
 
     Args:
         config: of the job.
@@ -98,20 +97,20 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
         SchemaError, DataError, KeyError: a file, feature, label or series is not there.
     """
     opened = EmbeddingStore(store or store_folder(out))
-    part, parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     rankers = list(all_rankers(config))
-    with process_group(alone=True) as environment, stage(out, stage_name(config), environment, part=part, parts=parts):
-        skip = screen_splits(config, data, out).quarantine
+    with process_group() as environment, stage(out, stage_name(config), environment):
+        skip = screen_splits(config, data, out, environment).quarantine
         series = list(dict.fromkeys(name for ranker in rankers for name in ranker.series))
         check_visible(series, config, data, opened, skip)
-        config, tables = sized(config, data, skip, told=part == 0)
-        arms = [list(seeds) for _, seeds in groupby(enumerate(rankers, start=1), key=lambda x: (x[1].task, x[1].arm))]
-        for number, ranker in (each for arm in arms[part::parts] for each in arm):
-            if ranker.path(out).is_file():
+        config, tables = sized(config, data, skip, ranks=environment.world_size, told=environment.is_main)
+        for number, ranker in enumerate(rankers, start=1):
+            if broadcast(ranker.is_done(out, config.tasks), environment):
                 continue
-            score = train_ranker(ranker, config, data, out, environment, skip, tables, opened)
-            which = f"{ranker.job}/{ranker.task}/{ranker.arm}/seed {ranker.seed}"
-            print(f"ranker {number}/{len(rankers)} {which}: validation ne {score:.4f}", flush=True)
+            scores = train_ranker(ranker, config, data, out, environment, skip, tables, opened)
+            if environment.is_main:
+                said = ", ".join(f"{task} {score:.4f}" for task, score in scores.items())
+                which = f"{ranker.job}/{ranker.arm}/seed {ranker.seed}"
+                print(f"ranker {number}/{len(rankers)} {which}: validation ne {said}", flush=True)
 
 
 def screen_splits(config: RankerConfig, data: Path, out: Path, environment: Environment | None = None) -> Findings:
@@ -170,90 +169,121 @@ def train_ranker(
     skip: Quarantine = NOTHING,
     tables: Tables = MappingProxyType({}),
     store: EmbeddingStore | None = None,
-) -> float:
-    """Train one ranker, choose by validation NE its epoch and whether it reads vectors at all, recalibrate it on the
-    validation rows, predict the test rows once and write them. It reads this store; None: that of the run.
+) -> dict[str, float]:
+    """Train one ranker of all tasks on all ranks together, with its vectors and without; choose by the validation rows
+    the pass, and for each task which of the two predicts the test rows, recalibrated, once; write it. A collective.
 
-    It reads vectors if they lower the validation NE by more than the standard error of the difference: of two models
-    that cannot be told apart, the simpler one (Breiman et al., Classification and Regression Trees, 1984, 3.4.3).
+    Args:
+        ranker: which one.
+        config: of its job.
+        data: folder of the events.
+        out: folder of the run.
+        environment: this rank.
+        skip: rows that are left out.
+        tables: the sizes of tables for which the schema gives none.
+        store: the store that is read; None: that of the run.
 
     Returns:
-        its validation NE.
+        task -> its validation NE.
     """
-    label = config.tasks[ranker.task]
     store = store or EmbeddingStore(store_folder(out))
     features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once, history=ranker.history)
-    schema = with_tables(ranker_schema(config, data, (label,)), tables)
+    schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     seen = read_ids(find_files(data, config.train), schema, skip)
     training = RankerTraining(ranker.seed, schema, config, data, features, seen, environment, skip)
     trainings = {True: training, False: replace(training, features=StoreFeatures(store, ()))}
-    choices, reference = readings(ranker, config, out), _finished(ranker, out)
-    trained = {reads: trainings[reads].train() for reads in choices if reads or reference is None}
-    tried = {named(reads): min(model.result.scores) for reads, model in trained.items()}
-    losses = {reads: row_losses(*model.of_task()[:2]) for reads, model in trained.items()}
-    if reference is not None and False in choices:
-        tried[named(False)] = reference.tried[named(False)]
-        losses[False] = _reference(ranker).read(out)["validation_losses"]
-    chosen = choices[0]
-    if len(choices) > 1:
-        gained, tried["error"] = gain(losses[False], losses[True], trained[True].of_task()[2])
-        chosen = gained > tried["error"]
-    if chosen in trained:
-        return _write(trained[chosen], ranker, out, tried)
-    assert reference is not None
-    replace(reference, tried=tried).save(ranker.validation(out))
-    write_predictions(ranker.path(out), **_reference(ranker).read(out))
-    return reference.ne
+    options, there = broadcast((readings(ranker, config, out), _has_reference(ranker, config, out)), environment)
+    wanted = {reads for each in options.values() for reads in each}
+    models = {reads: trainings[reads].train() for reads in (True, False) if reads in wanted and (reads or not there)}
+    chosen = {}
+    if environment.is_main:  # who alone need see what was written before
+        chosen = {task: _choose(ranker, task, options[task], models, out) for task in config.tasks}
+    chosen = broadcast(chosen, environment)
+    used = {choice.reads for choice in chosen.values()}
+    tested = {reads: model.test() for reads, model in models.items() if reads in used}
+    scores = {}
+    if environment.is_main:
+        for task, choice in chosen.items():
+            if choice.reads in models:
+                scores[task] = _write(models[choice.reads], tested[choice.reads], ranker, task, out, choice)
+            else:
+                scores[task] = _take_over(ranker, task, out, choice)
+    return broadcast(scores, environment)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the validation rows chose for one task of a ranker."""
+
+    reads: bool
+    """Whether it is ranked with vectors."""
+    tried: Mapping[str, float]
+    """See `Validation.tried`."""
+
+
+def _choose(
+    ranker: Ranker, task: str, readings: tuple[bool, ...], models: Mapping[bool, TrainedRanker], out: Path
+) -> Choice:
+    """With vectors if they lower the task's validation NE by more than the standard error of the difference: of two
+    models that cannot be told apart, the simpler one (Breiman et al., Classification and Regression Trees, 1984,
+    3.4.3)."""
+    losses = {reads: models[reads].losses(task) for reads in readings if reads in models}
+    if False in readings and False not in models:
+        losses[False] = _reference(ranker).read(out, task)["validation_losses"]
+    tried = {named(reads): float(losses[reads].mean()) for reads in readings}
+    if len(readings) == 1:
+        return Choice(readings[0], tried)
+    gained, error = gain(losses[False], losses[True], models[True].of_task(task)[2])
+    return Choice(gained > error, tried | {"error": error})
 
 
 def _reference(ranker: Ranker) -> Ranker:
-    """The ranker of the same task and seed that reads no vectors."""
+    """The ranker of the same seed that reads no vectors."""
     return replace(ranker, arm=REFERENCE, series=(), once=False, history=0)
 
 
-def _finished(ranker: Ranker, out: Path) -> Validation | None:
-    """What the ranker without vectors came to, if this is another one and that one is done: it is not trained again."""
+def _has_reference(ranker: Ranker, config: RankerSettings, out: Path) -> bool:
+    """Whether the ranker without vectors is another one and done: it is not trained again."""
     reference = _reference(ranker)
-    if reference == ranker or not reference.path(out).is_file():
-        return None
-    return Validation.load(reference.validation(out))
+    return reference != ranker and reference.is_done(out, config.tasks)
 
 
-def _write(trained: TrainedRanker, ranker: Ranker, out: Path, tried: Mapping[str, float]) -> float:
-    """Recalibrate it on the validation rows, predict the test rows once and write both; its validation NE."""
-    training = trained.training
-    labels, logits, _ = trained.of_task()
-    found = validate(
-        labels,
-        logits,
-        scores=trained.result.scores,
-        most_passes=training.config.training.epochs,
-        reads=bool(training.features.specs),
-        tried=tried,
-    )
-    found.save(ranker.validation(out))
-    tested = training.predict(trained.result.model, trained.vocabulary, training.config.test)
-    said, known, mask, users = (x.numpy() for x in tested)
+def _write(
+    trained: TrainedRanker, tested: Sequence[NDArray], ranker: Ranker, task: str, out: Path, choice: Choice
+) -> float:
+    """Keep a task's figures on the validation rows, and its recalibrated predictions of the test rows; its NE."""
+    found, column = trained.validated(task, choice.tried), trained.training.column(task)
+    logits, labels, mask, users = tested
+    found.save(ranker.validation(out, task))
     write_predictions(
-        ranker.path(out),
-        logits=found.recalibration(said[:, 0]).astype(np.float32),
-        labels=known[:, 0],
-        mask=mask[:, 0],
+        ranker.path(out, task),
+        logits=found.recalibration(logits[:, column]).astype(np.float32),
+        labels=labels[:, column],
+        mask=mask[:, column],
         users=users,
-        validation_losses=row_losses(labels, logits),
+        validation_losses=trained.losses(task),
     )
     return found.ne
 
 
-def readings(ranker: Ranker, config: RankerSettings, out: Path) -> tuple[bool, ...]:
-    """Whether a ranker is to be trained with its vectors, without any, or both, of which the validation rows choose: so
-    vectors that do not pay there do no harm elsewhere. Later seeds follow the first one of their arm."""
+def _take_over(ranker: Ranker, task: str, out: Path, choice: Choice) -> float:
+    """Keep what the ranker without vectors has left as this one's, which reads none; its NE."""
+    reference = _reference(ranker)
+    found = Validation.load(reference.validation(out, task))
+    replace(found, tried=choice.tried).save(ranker.validation(out, task))
+    write_predictions(ranker.path(out, task), **reference.read(out, task))
+    return found.ne
+
+
+def readings(ranker: Ranker, config: RankerSettings, out: Path) -> dict[str, tuple[bool, ...]]:
+    """Task -> whether it is to be learned with the ranker's vectors, without any, or both, of which the validation rows
+    choose: so vectors that do not pay there do no harm elsewhere. Later seeds follow the first one of their arm."""
     first = replace(ranker, seed=config.seeds[0])
     if not ranker.series:
-        return (False,)
-    if ranker != first and first.path(out).is_file():
-        return (Validation.load(first.validation(out)).reads,)
-    return (True, False)
+        return dict.fromkeys(config.tasks, (False,))
+    if ranker != first and first.is_done(out, config.tasks):
+        return {task: (Validation.load(first.validation(out, task)).reads,) for task in config.tasks}
+    return dict.fromkeys(config.tasks, (True, False))
 
 
 def write_predictions(

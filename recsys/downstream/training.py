@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,8 @@ from recsys.data.sizes import Tables, described
 from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
 from recsys.downstream.features import StoreFeatures
+from recsys.downstream.validation import Validation, row_losses, validate
+from recsys.evaluate.entropy import relative_to_rate
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.evaluate.recalibration import fit_recalibration
 from recsys.models.ranker import Ranker, RankerTask
@@ -59,6 +62,10 @@ class RankerTraining:
         """Of the tasks, in the order of the logits."""
         return tuple(label.name for label in self.schema.labels)
 
+    def column(self, task: str) -> int:
+        """Of the task's label among them."""
+        return self.labels.index(self.config.tasks[task])
+
     def model(self) -> Ranker:
         """As it is before it is trained, its tables on "meta"."""
         torch.manual_seed(self.seed)  # the same start for every arm: see recsys/models/ranker.py
@@ -81,6 +88,8 @@ class RankerTraining:
         *,
         title: str | None = None,
         identity: Mapping[str, Mapping[str, str]] | None = None,
+        start: Path | None = None,
+        before: Callable[[nn.Module, Vocabulary], None] | None = None,
     ) -> TrainedRanker:
         """The model of the best pass. A collective of the environment's ranks.
 
@@ -88,6 +97,8 @@ class RankerTraining:
             out: folder of checkpoints, from which it goes on, and figures; None writes nothing.
             title: of the training in the terminal; None: quiet.
             identity: what the training is of, see `fit`.
+            start: the checkpoint of another training to begin with.
+            before: called with the model of `start` and the ids that it knows, see `fit`.
 
         Raises:
             PlanError, LossError, CheckpointError, DataError: as their rooms say.
@@ -103,6 +114,8 @@ class RankerTraining:
             identity=identity,
             out=out,
             title=title,
+            start=start,
+            before=None if before is None else lambda model: before(model, vocabulary),
             begun=lambda: vocabulary.admit(self.seen),
             after_epoch=lambda model: self._judge(model, vocabulary),
         )
@@ -129,18 +142,19 @@ class RankerTraining:
     def predict(
         self, model: nn.Module, vocabulary: Vocabulary, patterns: tuple[str, ...]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the model says of the rows of these files, see `recsys.train.predict.predict`. A collective: of several
-        ranks fewer rows than there are ranks are left out at the end."""
+        """What the model says of the rows of these files, see `recsys.train.predict.predict`. A collective."""
         return predict(model, self.stream(patterns, vocabulary), self.environment)
 
     def _judge(self, model: nn.Module, vocabulary: Vocabulary) -> float:
-        """The validation rows' normalized entropy, mean over the tasks."""
+        """The validation rows' log loss of all tasks together over the entropy of their labels. So a task counts by
+        what there is to be learned of it: the noise of a few conversions does not stop the training of the clicks."""
         logits, labels, mask, _ = self.predict(model, vocabulary, self.config.validation)
-        scores = []
+        scores, weights = [], []
         for task, name in enumerate(self.labels):
-            valid = mask[:, task]
-            scores.append(self._entropy(name, labels[valid, task].numpy(), logits[valid, task].numpy()))
-        return float(np.mean(scores))
+            known, said = (x[mask[:, task], task].numpy() for x in (labels, logits))
+            scores.append(self._entropy(name, known, said))
+            weights.append(len(known) / relative_to_rate(1.0, float(known.mean())))
+        return float(np.average(scores, weights=weights))
 
     def _entropy(self, label: str, known: NDArray, said: NDArray) -> float:
         """Recalibrated, as it will be judged."""
@@ -168,15 +182,41 @@ class TrainedRanker:
     mask: NDArray  # bool [V, T]
     users: NDArray  # int64 [V]
 
-    def of_task(self, task: int = 0) -> tuple[NDArray, NDArray, NDArray]:
+    def of_task(self, task: str) -> tuple[NDArray, NDArray, NDArray]:
         """Labels, logits and users [N] of the validation rows for which the task's label exists."""
-        valid = self.mask[:, task]
-        return self.labels[valid, task], self.logits[valid, task], self.users[valid]
+        column = self.training.column(task)
+        valid = self.mask[:, column]
+        return self.labels[valid, column], self.logits[valid, column], self.users[valid]
+
+    def losses(self, task: str) -> NDArray:  # float64 [N]
+        """Of the same rows, see `row_losses`."""
+        labels, logits, _ = self.of_task(task)
+        return row_losses(labels, logits)
+
+    def validated(self, task: str, tried: Mapping[str, float] = MappingProxyType({})) -> Validation:
+        """What the task came to on them, `tried` as given."""
+        labels, logits, _ = self.of_task(task)
+        return validate(
+            labels,
+            logits,
+            scores=self.result.scores,
+            most_passes=self.training.config.training.epochs,
+            reads=bool(self.training.features.specs),
+            tried=tried,
+        )
+
+    def test(self) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+        """What it says of the test rows: logits, labels and mask [N, T], users [N]. A collective."""
+        training = self.training
+        said, known, mask, users = training.predict(self.result.model, self.vocabulary, training.config.test)
+        return said.numpy(), known.numpy(), mask.numpy(), users.numpy()
 
 
-def sized(config: S, data: Path, skip: Quarantine, *, ranks: int = 1, told: bool) -> tuple[S, Tables]:
+def sized(
+    config: S, data: Path, skip: Quarantine, *, ranks: int = 1, told: bool, known: Tables | None = None
+) -> tuple[S, Tables]:
     """The same with the batch size, and the rows of the tables, that follow from the training rows where none are
-    given; which can be `told`. `ranks`: that train a ranker together.
+    given; which can be `told`. `ranks`: that train a ranker together. `known`: the rows of the tables, as they are.
 
     Raises:
         DataError: what `EventStream` raises.
@@ -187,7 +227,7 @@ def sized(config: S, data: Path, skip: Quarantine, *, ranks: int = 1, told: bool
     if told and not config.training.batch_size:
         steps, each = training.steps(rows // ranks), " a rank" if ranks > 1 else ""
         print(f"rankers: {rows:,} rows, so batches of {training.batch_size}{each}: {steps} a pass", flush=True)
-    tables = count_tables(files, schema, skip)
-    if told and tables:
+    tables = count_tables(files, schema, skip) if known is None else known
+    if told and tables and known is None:
         print(f"rankers: tables of {described(tables)} rows, by the ids of their training rows", flush=True)
     return replace(config, training=training), tables

@@ -38,17 +38,19 @@ def check(quality: Quality, gates: GateConfig) -> list[str]:
     return reasons
 
 
-def check_progressive(figures: Mapping[str, Mapping[str, float | None]], gates: GateConfig) -> list[str]:
-    """Why what the model of the day before says of the day's events must keep a publish from the tag, see
-    recsys/progressive.py."""
+def check_progressive(
+    figures: Mapping[str, Mapping[str, float | None]], max_ne: float, key: str = "gates.max_ne"
+) -> list[str]:
+    """Why what the model of before says of new events must keep their vectors from the tag, or a ranker from learning
+    of them, see recsys/progressive.py. `key`: of `max_ne`, 0 for any, in the config."""
     reasons = []
     for task, found in figures.items():
         entropy, rows, positives = found["ne"], found["rows"] or 0, found["positives"] or 0
-        asked = gates.max_ne > 0 and min(positives, rows - positives) >= ENOUGH
-        if asked and entropy is not None and entropy > gates.max_ne:
+        asked = max_ne > 0 and min(positives, rows - positives) >= ENOUGH
+        if asked and entropy is not None and entropy > max_ne:
             reasons.append(
-                f"task {task!r}: the model of the day before scores the day's {rows:,} events with a normalized "
-                f"entropy of {entropy:.4f}; gates.max_ne allows {gates.max_ne:.4f}"
+                f"task {task!r}: the model of before scores the {rows:,} new events with a normalized entropy of "
+                f"{entropy:.4f}; {key} allows {max_ne:.4f}"
             )
     return reasons
 

@@ -187,7 +187,7 @@ class _Refresh:
         if main:
             progressive = read_figures(plan.folder)
             measured, reasons = self._measure(publication, files[cycle.day], skip, timer)
-            reasons += gates.check_progressive(progressive, self._config.gates)
+            reasons += gates.check_progressive(progressive, self._config.gates.max_ne)
             with timer("store"):
                 if reasons:
                     self._publisher.refuse(publication, reasons)

@@ -9,17 +9,21 @@ from recsys.config import ArmConfig, RankerConfig, RankerSettings, StudyConfig
 
 
 def ablation_arms(upstreams: Sequence[str]) -> tuple[ArmConfig, ...]:
-    """The arms in the order of the paper's table (arXiv 2509.04337).
+    """The arms in the order of the paper's table (arXiv 2509.04337), and each upstream's vectors alone.
 
-    For the upstreams ctr and cvr: none, ctr_user, ctr_user_item, ctr_cvr_user_item.
+    For the upstreams ctr and cvr: none, ctr_user, ctr_user_item, cvr_user_item, ctr_cvr_user_item.
     """
     first = upstreams[0]
-    arms = [ArmConfig(name="none"), ArmConfig(name=f"{first}_user", series=(f"user_{first}",))]
-    for count in range(1, len(upstreams) + 1):
-        names = upstreams[:count]
-        series = tuple(f"{owner}_{name}" for name in names for owner in ("user", "item"))
-        arms.append(ArmConfig(name="_".join((*names, "user_item")), series=series))
+    arms = [ArmConfig(name="none"), ArmConfig(name=f"{first}_user", series=(f"user_{first}",)), _reading([first])]
+    for count in range(2, len(upstreams) + 1):
+        arms += [_reading(upstreams[count - 1 : count]), _reading(upstreams[:count])]
     return tuple(arms)
+
+
+def _reading(upstreams: Sequence[str]) -> ArmConfig:
+    """The arm that reads the user and item vectors of these."""
+    series = tuple(f"{owner}_{name}" for name in upstreams for owner in ("user", "item"))
+    return ArmConfig(name="_".join((*upstreams, "user_item")), series=series)
 
 
 def fullest_job(study: StudyConfig) -> RankerConfig:

@@ -18,7 +18,7 @@ from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS, HOUR_MS
 from recsys.downstream.features import PointInTimeSeries
-from recsys.downstream.ranking import Ranker, all_rankers, read_predictions, screen_splits, stage_name
+from recsys.downstream.ranking import Ranker, all_rankers, screen_splits, stage_name
 from recsys.downstream.validation import Validation
 from recsys.folders import store_folder, upstream_folder
 from recsys.monitor.export import read_records
@@ -34,6 +34,7 @@ from recsys.study.report import RunResults, SeriesRun, UpstreamRun
 from recsys.study.retrieval import collect_retrieval
 from recsys.study.scores import TaskScores
 from recsys.study.segments import OWNERS, assign
+from recsys.study.transfer import upstream_entropies
 from recsys.study.ways import study_job
 from recsys.train.distributed import peak_memory, without_notices
 
@@ -62,6 +63,10 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
         tasks=scores["tasks"],
         fragment=scores.get("fragment", {}),
         upstreams={upstream.name: _upstream_run(out, upstream.name) for upstream in config.upstreams},
+        entropies={
+            upstream.name: upstream_entropies(upstream, config.rankers, data, out, skip)
+            for upstream in config.upstreams
+        },
         series={
             f"{owner}_{upstream.name}": _series_run(store, f"{owner}_{upstream.name}", test, config.rankers)
             for upstream in config.upstreams
@@ -136,13 +141,11 @@ def job_scores(job: RankerConfig, data: Path, out: Path, utc_offset_hours: float
     """Task -> what the rankers of a job predicted; days are counted in the time zone this many hours before UTC."""
     rankers, skip = list(all_rankers(job)), screen_splits(job, data, out).quarantine
     facts = _test_facts(job, data, skip, utc_offset_hours)
-    return {
-        task: task_scores([ranker for ranker in rankers if ranker.task == task], job, data, out, skip, facts)
-        for task in job.tasks
-    }
+    return {task: task_scores(task, rankers, job, data, out, skip, facts) for task in job.tasks}
 
 
 def task_scores(
+    task: str,
     rankers: list[Ranker],
     settings: RankerSettings,
     data: Path,
@@ -150,15 +153,15 @@ def task_scores(
     skip: Quarantine,
     facts: Mapping[str, NDArray],
 ) -> TaskScores:
-    """What the rankers of one task predicted, arm by arm in their order; `facts`: see `_test_facts`."""
+    """What the rankers predicted for one task, arm by arm in their order; `facts`: see `_test_facts`."""
     logits: dict[str, list[NDArray]] = {}
     validation: dict[str, list[Validation]] = {}
     for ranker in rankers:
-        predictions = read_predictions(ranker.path(out))
+        predictions = ranker.read(out, task)
         logits.setdefault(ranker.arm, []).append(predictions["logits"][predictions["mask"]])
-        validation.setdefault(ranker.arm, []).append(Validation.load(ranker.validation(out)))
+        validation.setdefault(ranker.arm, []).append(Validation.load(ranker.validation(out, task)))
     mask = predictions["mask"]
-    label = settings.tasks[rankers[0].task]
+    label = settings.tasks[task]
     return TaskScores(
         labels=predictions["labels"][mask].astype(np.int64),
         users=predictions["users"][mask],

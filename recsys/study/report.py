@@ -116,11 +116,12 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     store.<series>.dim                      int; of a vector
     store.<series>.dtype                    str; as stored
     store.<series>.coverage                 number; share of test events whose entity has a vector
+    transfer.*                              see recsys/study/transfer.py; absent if no upstream learns what a task does
     retrieval.*                             see recsys/study/retrieval_report.py; absent if it was not run
 
-With several `upstream_seeds`, what is below `upstreams`, `store` and `retrieval` is of the first one.
+With several `upstream_seeds`, what is below `upstreams`, `transfer`, `store` and `retrieval` is of the first one.
 
-Arms are named by what the ranker reads: `none`, `ctr_user`, `ctr_user_item`, `ctr_cvr_user_item`.
+Arms are named by what the ranker reads: `none`, `ctr_user`, `ctr_user_item`, `cvr_user_item`, `ctr_cvr_user_item`.
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ from recsys.study.report_page import render_page
 from recsys.study.retrieval_report import retrieval_document
 from recsys.study.scores import ReportError, TaskScores, measure_arms, require
 from recsys.study.segments import measure_segments
+from recsys.study.transfer import transfer_document
 from recsys.study.verdict import judge
 
 FORMAT_VERSION = 1
@@ -194,6 +196,8 @@ class RunResults:
     """The same tasks on one surface alone; empty without such a run."""
     upstreams: Mapping[str, UpstreamRun]
     series: Mapping[str, SeriesRun]
+    entropies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Upstream -> task -> the normalized entropy of what the upstream itself predicts for the test events."""
     retrieval: RetrievalResult | None = None
     rows: Mapping[str, int]
     """Split -> events."""
@@ -246,6 +250,7 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         **({"fragment": fragment} if fragment else {}),
         **({"oracle": oracle} if oracle else {}),
         "upstreams": {name: _upstream(run) for name, run in results.upstreams.items()},
+        **({"transfer": transfer} if (transfer := transfer_document(results.entropies, tasks)) else {}),
         "store": {name: {**asdict(run), "as_of": iso(run.as_of)} for name, run in results.series.items()},
         **({"retrieval": retrieval_document(results.retrieval)} if results.retrieval else {}),
         "seconds": results.seconds,

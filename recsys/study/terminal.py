@@ -18,6 +18,7 @@ from recsys.study.findings import findings, method_title
 from recsys.study.payoff import calibration_line, payoff_note, segment_line
 from recsys.study.report_page import POPULATIONS
 from recsys.study.retrieval_report import RetrievalTable, retrieval_table
+from recsys.study.transfer import transfer_lines
 from recsys.study.verdict import judge, judge_daily, parts_of
 
 COLORS = {"up": "green", "down": "red", "unclear": "yellow"}
@@ -104,7 +105,7 @@ def _ranker_lines(report: Mapping[str, Any]) -> list[str]:
         for arm in dict.fromkeys(("none", judged_arm(arms) or "none")):
             if known := calibration_line(arms[arm]):
                 lines.append(f"{title(task)} calibration, {arm_title(arm, report['upstreams'])}: {known}")
-    return lines
+    return lines + transfer_lines(report)
 
 
 def _payoff_lines(report: Mapping[str, Any], task: str, arms: Mapping[str, Any]) -> list[str]:

@@ -69,7 +69,8 @@ def predict(model: nn.Module, stream: Batches, environment: Environment) -> tupl
     """Run a task over every batch of a stream, without training. A collective: every rank calls it.
 
     Args:
-        model: a task, sharded or not; its forward may be a collective, so all ranks need as many batches.
+        model: a task, sharded or not. Its forward may be a collective: a rank whose batches are fewer joins in with its
+            last one, which nobody keeps.
         stream: this rank's batches, read from the first on.
         environment: this rank.
 
@@ -85,15 +86,31 @@ def predict(model: nn.Module, stream: Batches, environment: Environment) -> tupl
     forward, parts = loss_forward(model, environment), []
     stream.seek(0)
     with torch.no_grad():
-        for batch in device_batches(stream, environment):
-            batch = batch.to(environment.device, non_blocking=True)
+        for batch, kept in _in_step(stream, environment):
             _, (_, output) = forward(batch)
-            parts.append((output.logits.float(), output.labels, output.mask, batch.user_ids))
+            if kept:
+                parts.append((output.logits.float(), output.labels, output.mask, batch.user_ids))
     model.train(was_training)
-    if not parts:
-        raise ValueError("the stream to predict on has no batch: give it files with at least one row")
     logits, labels, mask, users = (_all_rows(torch.cat(column), environment) for column in zip(*parts, strict=True))
     return logits, labels, mask, users
+
+
+def _in_step(stream: Batches, environment: Environment) -> Iterator[tuple[Batch, bool]]:
+    """The rank's batches, on its device, and whether they count: the last one again until no rank has another."""
+    batches, batch = device_batches(stream, environment), None
+    while True:
+        found = next(batches, None)
+        left = torch.tensor([found is not None], dtype=torch.int32, device=environment.device)
+        if environment.world_size > 1:
+            dist.all_reduce(left)
+        if not bool(left):
+            break
+        batch = batch if found is None else found.to(environment.device, non_blocking=True)
+        if batch is None:
+            break
+        yield batch, found is not None
+    if batch is None:
+        raise ValueError("the stream to predict on has no batch: give it files with at least one row")
 
 
 def _all_rows(

@@ -85,7 +85,8 @@ def run_trial(study: StudyConfig, data: Path, out: Path, ranks: int) -> dict[str
     for upstream in blind.upstreams:
         train_and_publish(blind, upstream, data, out, ranks)
     job("downstream", stage_name(rankers), rankers, data, out, ranks)
-    scores = {ranker.task: Validation.load(ranker.validation(out)).ne for ranker in all_rankers(rankers)}
+    (ranker,) = all_rankers(rankers)
+    scores = {task: Validation.load(ranker.validation(out, task)).ne for task in rankers.tasks}
     for task, score in scores.items():
         if not math.isfinite(score):
             raise JobError(f"validation NE of {task} is {score}: the training diverged")

@@ -1,5 +1,6 @@
 """The whole way on a log such as a team would bring: ids that are strings, files of two writers, no entity rows."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 
 from embedding_store import EmbeddingStore
 from recsys.checks import check_run
@@ -24,16 +26,25 @@ from recsys.config import (
     TrainConfig,
     UpstreamConfig,
 )
+from recsys.data.convert import to_batch
+from recsys.data.quarantine import NOTHING
 from recsys.data.schema import Feature, Label, Schema
 from recsys.downstream import ranking
-from recsys.downstream.ranking import Ranker, read_predictions, train_ranker, train_rankers
-from recsys.folders import store_folder
+from recsys.downstream.ranking import Ranker, train_ranker, train_rankers
+from recsys.evaluate.metrics import normalized_entropy
+from recsys.evaluate.recalibration import fit_recalibration
+from recsys.folders import store_folder, upstream_folder
+from recsys.models.derm import DERM
 from recsys.refresh.cycle import refresh_upstream
+from recsys.source import upstream_schema
 from recsys.study.ablation import ablation_jobs
 from recsys.study.collect import collect_results
 from recsys.study.report import RunResults, build_report, write_report
 from recsys.study.retrieval import HOURS, WEIGHTS
+from recsys.study.transfer import upstream_entropies
+from recsys.train.checkpoint import load_model
 from recsys.train.distributed import process_group
+from recsys.train.tables import allocate
 from recsys.upstream import train_upstream
 
 USERS, ITEMS, DAYS, DAY_MS = 40, 20, 6, 86_400_000
@@ -127,7 +138,9 @@ def run_jobs(data: Path, out: Path, config: StudyConfig = CONFIG) -> None:
 def every_arm_reads() -> Iterator[None]:
     """Its vectors, whether or not they pay."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "readings", lambda ranker, config, out: (bool(ranker.series),))
+        patch.setattr(
+            ranking, "readings", lambda ranker, config, out: dict.fromkeys(config.tasks, (bool(ranker.series),))
+        )
         yield
 
 
@@ -203,6 +216,42 @@ def test_the_report_is_complete(run: tuple[Path, Path, RunResults]) -> None:
         assert {"auc_lift", "auc_lift_ci95"} <= set(report["tasks"][task]["open_user"])
 
 
+def test_what_the_upstream_itself_predicts_of_the_test_rows(run: tuple[Path, Path, RunResults]) -> None:
+    data, out, results = run
+    (upstream,) = CONFIG.upstreams
+    schema = upstream_schema(upstream, data, out)
+    labels = [label.name for label in schema.labels]
+    model = DERM(schema, upstream.model, labels)
+    folder = upstream_folder(out, upstream.name) / "checkpoints"
+    load_model(folder, nn.ModuleDict({"model": allocate(model)}), parts=("model.",))
+    rows = {}
+    for split in (4, 5):
+        batch = model.vocabulary.resolve(to_batch(day(split), schema))
+        with torch.no_grad():
+            rows[split] = batch, model.eval()(batch).logits
+    assert set(results.entropies["open"]) == set(CONFIG.rankers.tasks)
+    for task, label in CONFIG.rankers.tasks.items():
+        column = labels.index(label)
+        (seen, said), (known, tested) = (
+            (batch.labels[there, column].numpy(), logits[there, column].numpy())
+            for batch, logits in rows.values()
+            for there in (batch.label_mask[:, column],)
+        )
+        expected = normalized_entropy(known, fit_recalibration(seen, said)(tested))
+        assert results.entropies["open"][task] == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_upstream_that_cannot_read_the_rankers_rows_has_no_ratio(
+    run: tuple[Path, Path, RunResults], tmp_path: Path
+) -> None:
+    data, out, _ = run
+    other = Path(shutil.copytree(data, tmp_path / "data"))
+    for path in (other / "log/day=5").iterdir():
+        pq.write_table(pq.ParquetFile(path).read().drop_columns(["price"]), path)
+    (upstream,) = CONFIG.upstreams
+    assert upstream_entropies(upstream, CONFIG.rankers, other, out, NOTHING) == {}
+
+
 def test_rankers_of_another_seed_read_another_training_of_the_upstream(run: tuple[Path, Path, RunResults]) -> None:
     data, out, results = run
     store = EmbeddingStore(store_folder(out))
@@ -215,12 +264,12 @@ def test_rankers_of_another_seed_read_another_training_of_the_upstream(run: tupl
     assert set(results.series) == {"user_open", "item_open"}
     assert {"upstream-open_s3", "refresh-open_s3"} <= set(results.seconds)
     settings = ablation_jobs(CONFIG)["tasks"]
-    written = read_predictions(Ranker("tasks", "ctr", "open_user", (), 1).path(out))["logits"]
+    written = Ranker("tasks", "open_user", (), 1).read(out, "ctr")["logits"]
     with process_group() as environment:
         for name, same in (("open_s3", True), ("open", False)):
-            ranker = Ranker("again", "ctr", name, (f"user_{name}",), 1)
+            ranker = Ranker("again", name, (f"user_{name}",), 1)
             train_ranker(ranker, settings, data, out, environment)
-            assert np.array_equal(read_predictions(ranker.path(out))["logits"], written) == same
+            assert np.array_equal(ranker.read(out, "ctr")["logits"], written) == same
 
 
 def test_doing_it_again_changes_nothing(run: tuple[Path, Path, RunResults]) -> None:

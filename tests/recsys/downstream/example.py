@@ -25,9 +25,9 @@ RANKERS = RankerSettings(
     training=RankerTrainConfig(epochs=2, batch_size=64, shuffle_batches=2),
 )
 CONFIG = ranker_job("tasks", RANKERS, ablation_arms(["ctr"]))
-NONE = Ranker("tasks", "ctr", "none", (), 0)
-USER = Ranker("tasks", "ctr", "ctr_user", ("user_ctr",), 0)
-BOTH = Ranker("tasks", "cvr", "ctr_user_item", ("user_ctr", "item_ctr"), 0)
+NONE = Ranker("tasks", "none", (), 0)
+USER = Ranker("tasks", "ctr_user", ("user_ctr",), 0)
+BOTH = Ranker("tasks", "ctr_user_item", ("user_ctr", "item_ctr"), 0)
 
 
 def publish_vectors(data: Path, store: Path, *, later_ms: int = 0, turned: float = 0.0, space: str = "ctr-1") -> None:

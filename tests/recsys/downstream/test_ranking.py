@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from recsys.folders import store_folder
 from recsys.stages import is_done
 from recsys.train.distributed import Environment, process_group
 from recsys.train.tables import draw_tables
+from tests.distributed import run_ranks
 from tests.recsys.downstream.example import BOTH, CONFIG, NONE, RANKERS, SPLIT, USER
 
 
@@ -47,34 +49,37 @@ def test_predictions_are_of_the_rows_of_test_in_file_order(
     data: Path, out: Path, rows_of_test: dict[str, np.ndarray], environment: Environment
 ) -> None:
     scores = {ranker: train_ranker(ranker, RANKERS, data, out, environment) for ranker in (NONE, BOTH)}
-    for ranker, label in ((NONE, "click"), (BOTH, "conversion")):
-        found = read_predictions(ranker.path(out))
-        mask = rows_of_test["click"] == 1 if label == "conversion" else np.ones(len(rows_of_test["click"]), bool)
-        assert np.array_equal(found["mask"], mask)
-        assert np.array_equal(found["labels"], np.where(mask, rows_of_test[label], 0))
-        assert np.array_equal(found["users"], rows_of_test["user_id"])
-        assert found["logits"].shape == mask.shape
-        assert np.isfinite(found["logits"]).all()
-        assert found["logits"].std() > 0
-        assert 0.5 < scores[ranker] < (2 if label == "click" else 5)  # a handful of conversions
-    first = read_predictions(NONE.path(out))["logits"]
+    for ranker in (NONE, BOTH):
+        assert list(scores[ranker]) == ["ctr", "cvr"]
+        for task, label in RANKERS.tasks.items():
+            found = ranker.read(out, task)
+            mask = rows_of_test["click"] == 1 if task == "cvr" else np.ones(len(rows_of_test["click"]), bool)
+            assert np.array_equal(found["mask"], mask)
+            assert np.array_equal(found["labels"], np.where(mask, rows_of_test[label], 0))
+            assert np.array_equal(found["users"], rows_of_test["user_id"])
+            assert found["logits"].shape == mask.shape
+            assert np.isfinite(found["logits"]).all()
+            assert found["logits"].std() > 0
+            assert 0.5 < scores[ranker][task] < (2 if task == "ctr" else 5)  # a handful of conversions
+    first = NONE.read(out, "ctr")["logits"]
     assert train_ranker(NONE, RANKERS, data, out, environment) == scores[NONE]
-    assert np.array_equal(first, read_predictions(NONE.path(out))["logits"])
+    assert np.array_equal(first, NONE.read(out, "ctr")["logits"])
 
 
 def test_predictions_are_calibrated_on_the_validation_rows(data: Path, out: Path, environment: Environment) -> None:
     """A ranker that has hardly been trained, tested on the rows that it was recalibrated on."""
     hasty = replace(RANKERS, test=RANKERS.validation, training=replace(RANKERS.training, epochs=1, dense_lr=1e-4))
     for ranker in (NONE, BOTH):
-        score = train_ranker(ranker, hasty, data, out, environment)
-        written, kept = read_predictions(ranker.path(out)), Validation.load(ranker.validation(out))
-        labels, logits = (written[name][written["mask"]] for name in ("labels", "logits"))
-        assert calibration(labels, logits) == pytest.approx(1, abs=0.03)
-        assert kept.calibration == pytest.approx(1, abs=0.03)
-        assert abs(kept.raw_calibration - 1) > 0.03
-        assert score == kept.ne == pytest.approx(normalized_entropy(labels, logits), abs=1e-5)
-        assert kept.auc == pytest.approx(roc_auc(labels, logits), abs=1e-4)  # rounded, two rows may be equal
-        assert (kept.rows, kept.positives) == (len(labels), labels.sum())
+        scores = train_ranker(ranker, hasty, data, out, environment)
+        for task, score in scores.items():
+            written, kept = ranker.read(out, task), Validation.load(ranker.validation(out, task))
+            labels, logits = (written[name][written["mask"]] for name in ("labels", "logits"))
+            assert calibration(labels, logits) == pytest.approx(1, abs=0.03)
+            assert kept.calibration == pytest.approx(1, abs=0.03)
+            assert abs(kept.raw_calibration - 1) > 0.03
+            assert score == kept.ne == pytest.approx(normalized_entropy(labels, logits), abs=1e-5)
+            assert kept.auc == pytest.approx(roc_auc(labels, logits), abs=1e-4)  # rounded, two rows may be equal
+            assert (kept.rows, kept.positives) == (len(labels), labels.sum())
 
 
 def clicks_of_training(data: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -86,29 +91,50 @@ def clicks_of_training(data: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
     return torch.from_numpy(users), torch.from_numpy(rate).float(), int(rows["timestamp"].to_numpy().max()) + 1
 
 
-@pytest.mark.parametrize(("turned", "begin"), [(False, NONE), (True, NONE), (True, USER)])
+KEEN = replace(RANKERS, training=replace(RANKERS.training, epochs=6, dense_lr=0.02))
+"""So few rows are learned from."""
+
+
+@pytest.mark.parametrize(("mixed_up", "begin"), [(False, NONE), (True, NONE), (True, USER)])
 def test_an_arm_reads_its_vectors_where_they_pay(
-    data: Path, tmp_path: Path, environment: Environment, turned: bool, begin: Ranker
+    data: Path, tmp_path: Path, environment: Environment, mixed_up: bool, begin: Ranker
 ) -> None:
-    """They tell who clicks in the training rows; where they are turned round for the validation rows, none is read and
-    the ranker is the one without. The second seed follows the first."""
+    """They tell who clicks in the training rows; where they are others' for the validation rows, none is read and the
+    ranker is the one without. The second seed follows the first."""
     users, rate, validation = clicks_of_training(data)
     series = EmbeddingStore(store_folder(tmp_path)).create("user_ctr", dim=6)
-    for as_of, sign in ((0, 1), (validation, -1))[: 1 + turned]:
+    mixed = rate[torch.randperm(len(rate), generator=torch.Generator().manual_seed(0))]
+    for as_of, each in ((0, rate), (validation, mixed))[: 1 + mixed_up]:
         with series.write(as_of=as_of, space="ctr-1") as writer:
-            writer.append(users, sign * 8 * rate.unsqueeze(1).expand(-1, 6))
+            writer.append(users, 8 * each.unsqueeze(1).expand(-1, 6))
     for ranker in (begin, NONE if begin is USER else USER, replace(USER, seed=1)):
-        train_ranker(ranker, RANKERS, data, tmp_path, environment)
+        train_ranker(ranker, KEEN, data, tmp_path, environment)
     none, first, second = (
-        Validation.load(ranker.validation(tmp_path)) for ranker in (NONE, USER, replace(USER, seed=1))
+        Validation.load(ranker.validation(tmp_path, "ctr")) for ranker in (NONE, USER, replace(USER, seed=1))
     )
     assert list(none.tried) == ["without"]
     assert first.tried["without"] == none.tried["without"]
-    assert first.reads is (first.tried["with"] < first.tried["without"] - first.tried["error"]) is not turned
-    assert list(second.tried) == [("with", "without")[turned]]
+    assert first.reads is (first.tried["with"] < first.tried["without"] - first.tried["error"]) is not mixed_up
+    assert list(second.tried) == [("with", "without")[mixed_up]]
     assert second.reads is first.reads
-    without, read = (read_predictions(ranker.path(tmp_path))["logits"] for ranker in (NONE, USER))
-    assert np.array_equal(without, read) is turned
+    without, read = (ranker.read(tmp_path, "ctr")["logits"] for ranker in (NONE, USER))
+    assert np.array_equal(without, read) is mixed_up
+
+
+def test_each_task_of_a_ranker_is_ranked_with_vectors_where_they_pay_for_it(
+    data: Path, tmp_path: Path, environment: Environment
+) -> None:
+    """They tell of clicks, and nothing of the conversions of those who clicked."""
+    users, rate, _ = clicks_of_training(data)
+    series = EmbeddingStore(store_folder(tmp_path)).create("user_ctr", dim=6)
+    with series.write(as_of=0, space="ctr-1") as writer:
+        writer.append(users, 8 * rate.unsqueeze(1).expand(-1, 6))
+    for ranker in (NONE, USER):
+        train_ranker(ranker, KEEN, data, tmp_path, environment)
+    found = {task: Validation.load(USER.validation(tmp_path, task)) for task in RANKERS.tasks}
+    assert [found[task].reads for task in RANKERS.tasks] == [True, False]
+    assert np.array_equal(NONE.read(tmp_path, "cvr")["logits"], USER.read(tmp_path, "cvr")["logits"])
+    assert not np.array_equal(NONE.read(tmp_path, "ctr")["logits"], USER.read(tmp_path, "ctr")["logits"])
 
 
 def test_vectors_of_noise_do_no_significant_harm(data: Path, tmp_path: Path, environment: Environment) -> None:
@@ -119,14 +145,14 @@ def test_vectors_of_noise_do_no_significant_harm(data: Path, tmp_path: Path, env
         ids = torch.from_numpy(rows[f"{owner}_id"].to_numpy().copy())
         with store.create(f"{owner}_noise", dim=64).write(as_of=rows["timestamp"][0].as_py(), space="n") as writer:
             writer.append(ids, torch.randn(len(ids), 64, generator=generator))
-    noise = Ranker("tasks", "ctr", "noise", ("user_noise", "item_noise"), 0)
+    noise = Ranker("tasks", "noise", ("user_noise", "item_noise"), 0)
     found = {}
     for arm in (NONE, noise):
         lines = []
         for seed in RANKERS.seeds:
             ranker = replace(arm, seed=seed)
             train_ranker(ranker, RANKERS, data, tmp_path, environment)
-            lines.append(read_predictions(ranker.path(tmp_path)))
+            lines.append(ranker.read(tmp_path, "ctr"))
         found[arm.arm] = np.stack([line["logits"] for line in lines])
     harm = paired_bootstrap(lines[0]["labels"], lines[0]["users"], found["none"], found["noise"], samples=200)
     assert harm.high >= 0, harm
@@ -183,25 +209,26 @@ def test_every_arm_starts_alike_and_learns_from_the_same_rows(
 def test_finished_rankers_are_not_trained_again(
     data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
 ) -> None:
-    config = replace(CONFIG, tasks={"ctr": "click"})
     done = [NONE, replace(USER, seed=1)]
+    columns = ("logits", "labels", "mask", "users", "validation_losses")
     for ranker in done:
-        columns = ("logits", "labels", "mask", "users", "validation_losses")
-        write_predictions(ranker.path(out), **dict.fromkeys(columns, np.zeros(1)))
-    leftover = USER.path(out).with_name(".ctr_user-0.npz.123.npz")
+        for task in CONFIG.tasks:
+            write_predictions(ranker.path(out, task), **dict.fromkeys(columns, np.zeros(1)))
+    write_predictions(BOTH.path(out, "ctr"), **dict.fromkeys(columns, np.zeros(1)))  # stopped before its other task
+    leftover = USER.path(out, "ctr").with_name(".ctr_user-0.npz.123.npz")
     leftover.write_bytes(b"half")  # of a process that was killed while writing
     trained: list[Ranker] = []
 
-    def train(ranker: Ranker, *rest: object) -> float:
+    def train(ranker: Ranker, *rest: object) -> dict[str, float]:
         trained.append(ranker)
-        return 1.0
+        return {"ctr": 1.0}
 
     monkeypatch.setattr(ranking, "train_ranker", train)
-    train_rankers(config, data, out)
-    assert trained == [ranker for ranker in all_rankers(config) if ranker not in done]
+    train_rankers(CONFIG, data, out)
+    assert trained == [ranker for ranker in all_rankers(CONFIG) if ranker not in done]
     assert len(trained) == 4
     assert is_done(out, "downstream-tasks")
-    assert read_predictions(NONE.path(out))["logits"].tolist() == [0.0]
+    assert NONE.read(out, "ctr")["logits"].tolist() == [0.0]
 
 
 def test_a_training_of_an_upstream_that_is_missing_is_named_before_any_ranker_is_trained(
@@ -212,19 +239,32 @@ def test_a_training_of_an_upstream_that_is_missing_is_named_before_any_ranker_is
     assert not (out / "downstream").exists()
 
 
-def test_ranks_share_the_rankers(
-    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
+def on_ranks(data: Path, out: Path) -> None:
+    train_rankers(replace(CONFIG, seeds=(0,), test=("odd.parquet",)), data, out)
+
+
+def test_ranks_train_each_ranker_together_and_leave_out_no_row(
+    data: Path, out: Path, rows_of_test: dict[str, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    trained: list[Ranker] = []
-    monkeypatch.setattr(ranking, "train_ranker", lambda ranker, *rest: trained.append(ranker) or 1.0)
-    monkeypatch.setenv("WORLD_SIZE", "5")
-    for rank in range(5):
-        assert not is_done(out, "downstream-tasks")
-        monkeypatch.setenv("RANK", str(rank))
-        train_rankers(CONFIG, data, out)
+    """Three ranks, and test rows that these do not divide."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "market").symlink_to(data / "market")
+    rows = pa.concat_tables([pq.ParquetFile(path).read() for path in find_files(data, SPLIT.test)])
+    count = len(rows) // 3 * 3 - 1
+    pq.write_table(rows.slice(0, count), shared / "odd.parquet")
+    run_ranks(on_ranks, 3, shared, out)
+    for ranker in (NONE, USER, BOTH):
+        for task in CONFIG.tasks:
+            found = ranker.read(out, task)
+            assert np.array_equal(found["users"], rows_of_test["user_id"][:count])
+            assert np.isfinite(found["logits"]).all()
     assert is_done(out, "downstream-tasks")
-    assert len(trained) == len(set(trained)) == 12
-    assert set(trained) == set(all_rankers(CONFIG))
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("ranker ")]
+    assert [line.split(": ")[0] for line in lines] == [
+        f"ranker {number}/3 tasks/{arm}/seed 0" for number, arm in enumerate(("none", "ctr_user", "ctr_user_item"), 1)
+    ]
+    assert all(re.search(r"validation ne ctr \d\.\d{4}, cvr \d\.\d{4}$", line) for line in lines)
 
 
 def test_written_predictions_are_read_as_they_were(tmp_path: Path) -> None:
@@ -260,7 +300,7 @@ def test_errors(
 ) -> None:
     with pytest.raises(error, match=message):
         train_ranker(NONE, replace(RANKERS, **changes), data, out, environment)
-    assert not NONE.path(out).exists()
+    assert not NONE.path(out, "ctr").exists()
 
 
 def test_a_series_that_is_not_there(data: Path, out: Path, environment: Environment) -> None:
@@ -321,7 +361,7 @@ def test_rankers_and_series_have_event_times_or_neither_has(
     other, config = tmp_path / "other", replace(CONFIG, schema="untimed.toml")
     publish_untimed(untimed, other, 1.0)
     trained: list[Ranker] = []
-    monkeypatch.setattr(ranking, "train_ranker", lambda ranker, *rest: trained.append(ranker) or 1.0)
+    monkeypatch.setattr(ranking, "train_ranker", lambda ranker, *rest: trained.append(ranker) or {})
     with pytest.raises(DataError, match=r"'user_ctr' was published without event times \(as_of = 0\), but the newest"):
         train_rankers(CONFIG, untimed, other)
     with pytest.raises(DataError, match=r"series 'user_ctr' is as of \d+ ms, but the training events have no times"):
@@ -330,7 +370,7 @@ def test_rankers_and_series_have_event_times_or_neither_has(
         train_rankers(replace(config, publish_delay_ms=5), untimed, other)
     assert not trained
     train_rankers(config, untimed, other)
-    assert len(trained) == 12
+    assert len(trained) == 6
 
 
 def test_without_event_times_every_row_reads_the_newest_snapshot(

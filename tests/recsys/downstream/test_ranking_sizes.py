@@ -13,7 +13,7 @@ from recsys.config import RankerTrainConfig
 from recsys.data.convert import table_rows
 from recsys.data.files import check_files, find_files
 from recsys.data.schema import Schema
-from recsys.downstream.ranking import ranker_schema, read_predictions, train_ranker, train_rankers
+from recsys.downstream.ranking import ranker_schema, train_ranker, train_rankers
 from recsys.downstream.validation import Validation
 from recsys.train.distributed import Environment
 from tests.recsys.downstream.example import CONFIG, NONE, RANKERS, SPLIT
@@ -36,7 +36,7 @@ def test_new_items_are_all_one_to_a_ranker(data: Path, out: Path, tmp_path: Path
     items[: len(new)] = new
     pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", pa.array(items)), path)
     train_ranker(NONE, rankers, changed, out, environment)
-    logits = read_predictions(NONE.path(out))["logits"]
+    logits = NONE.read(out, "ctr")["logits"]
     assert len(set(logits[: len(new)].tolist())) == 1
     assert len(set(logits.tolist())) > 20
 
@@ -59,5 +59,5 @@ def test_what_is_left_out_follows_from_the_training_rows(
         )
     )
     assert f"rankers: tables of context.hour 42, item.item_id {2 * len(items)} rows, by" in said
-    found = Validation.load(NONE.validation(out))
+    found = Validation.load(NONE.validation(out, "ctr"))
     assert 1 <= found.best_pass <= found.most_passes == RankerTrainConfig().epochs

@@ -59,11 +59,13 @@ def test_drift_of_a_few_is_not_hidden_by_those_who_were_absent(store: EmbeddingS
 
 def test_what_a_few_events_say_of_the_model_before_stops_nothing() -> None:
     figures = {"ne": 2.5, "auc": 0.4, "calibration": 3.0, "rows": 1000, "positives": 99}
-    assert check_progressive({"click": figures}, GateConfig()) == []
-    (reason,) = check_progressive({"click": {**figures, "positives": 100}}, GateConfig())
+    assert check_progressive({"click": figures}, GateConfig().max_ne) == []
+    (reason,) = check_progressive({"click": {**figures, "positives": 100}}, GateConfig().max_ne)
     assert reason.endswith("a normalized entropy of 2.5000; gates.max_ne allows 2.0000")
-    assert check_progressive({"click": {**figures, "positives": 100}}, GateConfig(max_ne=0)) == []
-    assert check_progressive({"click": {**figures, "ne": None, "rows": 100, "positives": 100}}, GateConfig()) == []
+    assert check_progressive({"click": {**figures, "positives": 100}}, 0) == []
+    assert (
+        check_progressive({"click": {**figures, "ne": None, "rows": 100, "positives": 100}}, GateConfig().max_ne) == []
+    )
 
 
 def test_low_coverage_is_refused(store: EmbeddingStore) -> None:

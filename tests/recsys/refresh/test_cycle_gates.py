@@ -49,7 +49,7 @@ def test_a_day_that_the_model_of_the_day_before_gets_wrong_does_not_take_the_tag
     assert label["ne"] > 0.3
     assert not record.tagged
     (reason,) = record.gates
-    assert reason.startswith("task 'click': the model of the day before scores the day's 400 events with a normalized")
+    assert reason.startswith("task 'click': the model of before scores the 400 new events with a normalized")
     assert reason.endswith("gates.max_ne allows 0.3000")
     assert refused(out, "user_ctr") == [series(out, "user_ctr").latest().version]
 

@@ -154,6 +154,7 @@ def example_results(**changes: Any) -> RunResults:
         },
         upstreams={"ctr": example_upstream("is_click"), "cvr": example_upstream("is_buy", 800)},
         series=series,
+        entropies={"ctr": {"ctr": 0.85}, "cvr": {"cvr": 2.0}},
         retrieval=example_retrieval(),
         rows={"train": 160_000, "validation": 40_000, "test": 4_000},
         screened={"upstream-ctr": {"rows": 400_000, "quarantined": 3, "read_as_0": {"price": 1_200}}},

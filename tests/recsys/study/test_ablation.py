@@ -19,6 +19,7 @@ from tests.recsys.refresh.example import CONFIG
                 "none": (),
                 "ctr_user": ("user_ctr",),
                 "ctr_user_item": ("user_ctr", "item_ctr"),
+                "cvr_user_item": ("user_cvr", "item_cvr"),
                 "ctr_cvr_user_item": ("user_ctr", "item_ctr", "user_cvr", "item_cvr"),
             },
         ),
@@ -28,7 +29,9 @@ from tests.recsys.refresh.example import CONFIG
                 "none": (),
                 "a_user": ("user_a",),
                 "a_user_item": ("user_a", "item_a"),
+                "b_user_item": ("user_b", "item_b"),
                 "a_b_user_item": ("user_a", "item_a", "user_b", "item_b"),
+                "c_user_item": ("user_c", "item_c"),
                 "a_b_c_user_item": ("user_a", "item_a", "user_b", "item_b", "user_c", "item_c"),
             },
         ),
@@ -44,8 +47,9 @@ def test_all_rankers_have_files_of_their_own() -> None:
     fragment = replace(RANKERS, tasks={"ctr": "click"}, seeds=(7,))
     jobs = ablation_jobs(replace(CONFIG, rankers=RANKERS, fragment=fragment))
     rankers = [ranker for job in jobs.values() for ranker in all_rankers(job)]
-    assert len(rankers) == 2 * 3 * 2 + 3
-    assert len({ranker.path(Path()) for ranker in rankers}) == len(rankers)
+    assert len(rankers) == 3 * 2 + 3
+    files = [ranker.path(Path(), task) for job in jobs.values() for ranker in all_rankers(job) for task in job.tasks]
+    assert len(set(files)) == len(files) == 2 * 3 * 2 + 3
     assert rankers[0] == NONE
     assert {ranker.seed for ranker in rankers if ranker.job == "fragment"} == {7}
 

@@ -86,11 +86,11 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
         with pytest.raises(PlanError) as row_error:
             shard(make_task(), environment, sparse_lr=0.1, sharding_types={"t_seen": "row_wise"})
     found["errors"] = [str(loss_error.value), str(plan_error.value), str(row_error.value)]
-    task = plain_task()
     if rank == 0:  # a plain module is loaded without the other ranks
         checkpoint.load_model(folder / "parity/checkpoints", plain_task())
-    checkpoint.load_model(folder / "parity/checkpoints", task)
-    found["predicted"] = predict(task, make_stream(2, rank=rank, rows=5 + rank), environment)
+    model = shard(make_task(), environment, sparse_lr=0.1)
+    checkpoint.load_model(folder / "parity/checkpoints", model)
+    found["predicted"] = predict(model, make_stream(2 + rank, rank=rank, rows=5 + rank), environment)
     return found
 
 
@@ -141,10 +141,11 @@ def test_tables_with_fewer_rows_than_ranks(trained: tuple[Path, list[dict[str, A
 
 
 def test_predictions_of_all_ranks_are_gathered(trained: tuple[Path, list[dict[str, Any]]], environment: Environment):
+    """Of one that has a batch less than the other as well: a forward of sharded tables is a collective."""
     folder, (first, second) = trained
     task = plain_task()
     checkpoint.load_model(folder / "parity/checkpoints", task)
-    expected = [predict(task, make_stream(2, rank=rank, rows=5 + rank), environment) for rank in (0, 1)]
+    expected = [predict(task, make_stream(2 + rank, rank=rank, rows=5 + rank), environment) for rank in (0, 1)]
     for *parts, mine, others in zip(*expected, first["predicted"], second["predicted"], strict=True):
         torch.testing.assert_close(mine, torch.cat(parts))
         assert torch.equal(mine, others)

@@ -1,0 +1,127 @@
+"""A ranker that goes on from an earlier one: what it begins with, and what that one says of the new rows first.
+
+Every new day's rows are scored by the ranker that is deployed before any is trained on (progressive validation, see
+recsys/progressive.py): its normalized entropy, recalibrated as it is deployed, is the gate of the training and is kept
+in the bundle, training after training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from recsys.bundle.manifest import SCHEMA, BundleError, Manifest, Pin
+from recsys.data.errors import DataError
+from recsys.data.files import find_files
+from recsys.data.schema import Schema
+from recsys.data.sizes import Tables, key_of
+from recsys.downstream.training import RankerTraining
+from recsys.evaluate.recalibration import Recalibration
+from recsys.models.vocabulary import Vocabulary
+from recsys.monitor.gates import check_progressive
+from recsys.progressive import Scored, read_figures
+from recsys.train import checkpoint
+from recsys.train.checkpoint import CheckpointError
+
+
+@dataclass(frozen=True)
+class Start:
+    """What `recsys bundle --out` of the earlier ranker has left."""
+
+    out: Path
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Of its bundle. Raises BundleError."""
+        return Manifest.load(self._bundle)
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """Its model and optimizer. Raises CheckpointError: there is none."""
+        folder = self.out / "training" / "checkpoints"
+        found = checkpoint.latest(folder)
+        if found is None:
+            raise CheckpointError(
+                f"{folder}: no checkpoint there; give --start the --out of an earlier `recsys bundle`, with its "
+                "training folder"
+            )
+        return found
+
+    def identity(self) -> dict[str, str]:
+        """What it is, for what is trained from it."""
+        return {"start": str(checkpoint.read_progress(self.checkpoint)["id"])}
+
+    def check(self, arm: str, tasks: Sequence[str], pins: Sequence[Pin]) -> None:
+        """Raise BundleError unless a ranker of this arm, these tasks and these pins can go on from it."""
+        mine = {pin.series: pin.space for pin in self.manifest.pins}
+        theirs = {pin.series: pin.space for pin in pins}
+        known = [task.name for task in self.manifest.tasks]
+        if sorted(known) != sorted(tasks):
+            raise BundleError(f"{self.out} ranks for tasks {known}, the config has {list(tasks)}: start anew")
+        if mine != theirs:
+            raise BundleError(
+                f"{self.out} reads {_said(mine)}, arm {arm!r} now {_said(theirs)}: what was learned of other vectors "
+                "is of no use for these; start anew, without --start"
+            )
+
+    @property
+    def tables(self) -> Tables:
+        """The sizes of its tables, which the new one keeps."""
+        schema = Schema.load(self._bundle / SCHEMA)
+        return {key_of(feature): feature.rows for feature in schema.features if feature.rows}
+
+    @property
+    def _bundle(self) -> Path:
+        return self.out / "bundle"
+
+
+class Forecast:
+    """Scores the earlier ranker by the new rows and refuses to go on from it where these are not what it knows; the
+    `before` of `fit`. A collective.
+
+    Args:
+        start: the earlier one.
+        training: of the new one.
+        out: folder of that training.
+        max_ne: greatest normalized entropy; 0: any.
+
+    Raises:
+        DataError: one is above.
+    """
+
+    def __init__(self, start: Start, training: RankerTraining, out: Path, max_ne: float) -> None:
+        self._start, self._training, self._out, self._max_ne = start, training, out, max_ne
+
+    def __call__(self, model: nn.Module, vocabulary: Vocabulary) -> None:
+        training = self._training
+        Scored(
+            find_files(training.data, training.config.train),
+            training.schema,
+            lambda batch: training.features(vocabulary.resolve(batch)),
+            training.skip,
+            self._out,
+            training.environment,
+            {task.label: Recalibration(task.scale, task.bias) for task in self._start.manifest.tasks},
+        )(model)
+        reasons = check_progressive(read_figures(self._out), self._max_ne, "max_ne")
+        if reasons:
+            raise DataError(
+                f"{self._start.out} is not gone on from. {'; '.join(reasons)}. See what is wrong with these rows, or "
+                "allow more"
+            )
+
+
+def forecasts(start: Start | None, out: Path, rows: int) -> list[dict[str, Any]]:
+    """What the ranker of each training said of its rows before it, that of `out` last; of the first one nothing."""
+    if start is None:
+        return []
+    return [*start.manifest.training.get("progressive", []), {"rows": rows, "tasks": read_figures(out)}]
+
+
+def _said(spaces: dict[str, str]) -> str:
+    return ", ".join(f"{series} of space {space}" for series, space in spaces.items()) or "no vectors"
