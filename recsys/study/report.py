@@ -53,6 +53,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     tasks.<task>.<arm>.calibration          number; mean prediction / mean label, mean over seeds
     tasks.<task>.<arm>.calibration_by_seed  list of numbers
     tasks.<task>.<arm>.calibration_by_day.<day>  number; the same of each test day; none without event times
+    tasks.<task>.<arm>.ne_by_day.<day>      number; of each test day, which no ranker has been trained on; likewise
     tasks.<task>.<arm>.validation.ne        number; on the validation rows, mean over seeds, as are the next three
     tasks.<task>.<arm>.validation.auc       number
     tasks.<task>.<arm>.validation.calibration  number; after the recalibration that was fitted on these rows, and

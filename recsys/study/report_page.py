@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tomli_w
 from markupsafe import Markup
 
+from recsys.downstream.validation import REFERENCE
 from recsys.evaluate import plots, wording
 from recsys.evaluate.flow import Model, flow_plot
 from recsys.evaluate.html import image, render
@@ -51,6 +52,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         retrieval=retrieval,
         retrieval_sentence=verdict.get("retrieval", {}).get("sentence", ""),
         recall_image=recall_image(retrieval),
+        entropy_images={task: entropy_image(arms, titled) for task, arms in report["tasks"].items()},
         flow_image=_flow_image(report),
         lift_images={task: _lift_image(report, task) for task in report["tasks"]},
         gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
@@ -138,6 +140,19 @@ def _parts_of_losses(upstreams: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _curve_images(name: str, run: Mapping[str, Any], colors: Mapping[str, str]) -> list[Markup]:
     drawn = plots.curve_plots(run["curves"], colors)
     return [image(svg, f"{title} of upstream {name} over training steps") for title, svg in drawn.items()]
+
+
+def entropy_image(arms: Mapping[str, Mapping[str, Any]], arm_title: Callable[[str], str]) -> Markup:
+    """Normalized entropy of every test day, before anybody has been trained on it: without vectors, and of the arm that
+    stands for all; nothing where there is one day."""
+    shown = dict.fromkeys((REFERENCE, judged_arm(arms) or list(arms)[-1]))
+    days = list(arms[REFERENCE].get("ne_by_day", {}))
+    if len(days) < 2:
+        return Markup()
+    lines = {arm_title(arm): [arms[arm]["ne_by_day"][day] for day in days] for arm in shown}
+    heading = "Normalized entropy, day by day"
+    svg = plots.days_plot(days, lines, heading, wide=True)
+    return image(svg, f"{heading}, with and without vectors") if svg else Markup()
 
 
 def recall_image(table: RetrievalTable | None) -> Markup:

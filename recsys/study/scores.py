@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +87,8 @@ def measure_arms(
             "log_loss": float(np.mean([log_loss(scores.labels, line) for line in logits])),
             "gauc": float(np.mean([group_auc(scores.labels, line, scores.users) for line in logits])),
             "ndcg_5": float(np.mean([ndcg(scores.labels, line, scores.users, 5) for line in logits])),
-            "calibration_by_day": _by_day(scores, logits),
+            "calibration_by_day": _by_day(scores, logits, calibration),
+            "ne_by_day": _by_day(scores, logits, normalized_entropy),
             **_validation(scores.validation, arm),
             "seeds": list(scores.seeds),
             "rows": len(scores.labels),
@@ -104,12 +105,14 @@ def measure_arms(
     return arms
 
 
-def _by_day(scores: TaskScores, logits: np.ndarray) -> dict[str, float]:
-    """ISO date -> calibration of logits [S, N] on that day's rows, mean over seeds."""
+def _by_day(
+    scores: TaskScores, logits: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float]
+) -> dict[str, float]:
+    """ISO date -> the metric of logits [S, N] on that day's rows, mean over seeds."""
     found = {}
     for day in np.unique(scores.days) if scores.days is not None else ():
         rows = scores.days == day
-        values = [calibration(scores.labels[rows], line[rows]) for line in logits]
+        values = [metric(scores.labels[rows], line[rows]) for line in logits]
         found[iso_day(int(day))] = float(np.mean(values))
     return found
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import recsys.study.report as report_module
-from recsys.evaluate.metrics import calibration
+from recsys.evaluate.metrics import calibration, normalized_entropy
 from recsys.study.environment import commit, hardware
 from recsys.study.report import build_report, load_report, write_report
 from recsys.study.report_page import render_page
@@ -165,7 +165,9 @@ def test_page_is_self_contained_and_complete(full, tmp_path):
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
-    assert len(page.addresses) == 1 + 2 + 2 + 1 + 10  # flow, lifts, oracle gaps, recall, five curves twice
+    assert (
+        len(page.addresses) == 1 + 2 + 2 + 2 + 1 + 10
+    )  # flow, lifts, entropy by day, oracle gaps, recall, five curves twice
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "url(" not in text
     assert "@import" not in text
@@ -348,6 +350,9 @@ def test_calibration_and_segments_are_where_people_read(full: dict[str, Any]) ->
     scores = example_task()
     expected = np.mean([calibration(scores.labels[rows], line[rows]) for line in scores.arms["ctr_user"]])
     assert arm["calibration_by_day"]["2022-01-09"] == pytest.approx(expected)
+    entropy = np.mean([normalized_entropy(scores.labels[rows], line[rows]) for line in scores.arms["ctr_user"]])
+    assert arm["ne_by_day"]["2022-01-09"] == pytest.approx(entropy)
+    assert render_page(full).count("Normalized entropy, day by day, with and without vectors") == len(full["tasks"])
     segment = full["segments"]["ctr"]["item"]["tail"]
     assert segment["rows"] == np.sum(example_task().segments["item"] == 1)
     for wanted in (DEFINITION, "2022-01-09", "new items", "head users", f"{segment['arms']['ctr_user']['ne']:.4f}"):
