@@ -100,7 +100,8 @@ def load_bundle(path: str | Path, device: torch.device | str = "cpu", *, store: 
     folder, where = Path(path), torch.device(device)
     manifest = Manifest.load(folder)
     verify(folder, manifest)
-    features = PinnedFeatures(EmbeddingStore(store or manifest.store), manifest.pins, manifest.history, where)
+    opened = EmbeddingStore(store or manifest.store)
+    features = PinnedFeatures(opened, manifest.pins, manifest.history, manifest.history_pooling, where)
     schema = Schema.load(folder / SCHEMA)
     vocabulary = Vocabulary(schema)
     with np.load(folder / VOCABULARY) as owners:

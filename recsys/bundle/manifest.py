@@ -43,7 +43,7 @@ class Pin:
     activity: int = 0
     """Version of the companion series that says how the vectors are fed; 0: there is none."""
     history: tuple[int, ...] = ()
-    """The versions whose mean is read too, oldest first; the last is `version`."""
+    """The versions that are read too, pooled, oldest first; the last is `version`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Manifest:
     arm: str
     """Of the ranker's config."""
     history: int
-    """Versions of each series whose mean the ranker reads; 0: the newest alone."""
+    """Versions of each series that the ranker reads, pooled; 0: the newest alone."""
     tasks: tuple[TaskFacts, ...]
     pins: tuple[Pin, ...]
     """In the order in which the ranker reads the vectors."""
@@ -89,6 +89,8 @@ class Manifest:
     """UTC, ISO 8601."""
     files: Mapping[str, Mapping[str, Any]]
     """Name -> `bytes` and `sha256`."""
+    history_pooling: str = "mean"
+    """How."""
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from embedding_store import EmbeddingStore, PointInTime, Snapshot, StoreError
 from recsys.bundle.manifest import BundleError, Pin
 from recsys.data.batch import Batch
-from recsys.downstream.features import FEED, feed_of, mean_of
+from recsys.downstream.features import FEED, POOLED, feed_of, with_vectors
 from recsys.refresh.aggregator import activity_name
 
 _REMEDY = "`recsys repin BUNDLE` moves it to a newer version of the same spaces"
@@ -20,7 +20,7 @@ _REMEDY = "`recsys repin BUNDLE` moves it to a newer version of the same spaces"
 
 def pin(store: EmbeddingStore, names: Sequence[str], history: int = 0) -> tuple[Pin, ...]:
     """The newest versions that were not refused, of series that a ranker is to read. All of one space are as of one
-    time, so that users and items were published together. `history`: versions whose mean is read too.
+    time, so that users and items were published together. `history`: versions that are read too.
 
     Raises:
         BundleError: there is no time at which all series of a space have a version.
@@ -101,16 +101,19 @@ class PinnedFeatures:
     Args:
         store: the store.
         pins: the versions, in the order in which the ranker reads them.
-        history: versions of each series whose mean is read too; 0: none.
+        history: versions of each series that are read too; 0: none.
+        pooling: how these are pooled, `mean` or `attention`.
         device: where the tables lie and the answers are given; those of histories lie on the CPU.
 
     Raises:
         BundleError: see `pinned`.
     """
 
-    def __init__(self, store: EmbeddingStore, pins: Sequence[Pin], history: int, device: torch.device) -> None:
+    def __init__(
+        self, store: EmbeddingStore, pins: Sequence[Pin], history: int, pooling: str, device: torch.device
+    ) -> None:
         self.pins = tuple(pins)
-        self.history = history
+        self.history, self.pooling = history, pooling
         self._device = device
         found = pinned(store, pins)
         self._tables = [
@@ -121,7 +124,7 @@ class PinnedFeatures:
         ]
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with `vectors` float32 [B, V], `found` bool [B, S] and `feed` float32 [B, S, 2]."""
+        """The batch with `vectors` float32 [B, V], `found` bool [B, P] and `feed` float32 [B, P, 2]."""
         if not self.pins:
             return replace(
                 batch,
@@ -133,11 +136,8 @@ class PinnedFeatures:
             self._join(number, batch.user_ids if pin.owner == "user" else batch.item_ids, batch.timestamps)
             for number, pin in enumerate(self.pins)
         ]
-        parts += [self._mean(batch, *each) for each in zip(self._histories, self.pins, strict=False)]
-        vectors, found, feed = zip(*parts, strict=True)
-        return replace(
-            batch, vectors=torch.cat(vectors, dim=1), found=torch.stack(found, dim=1), feed=torch.stack(feed, dim=1)
-        )
+        parts += [self._history(batch, *each) for each in zip(self._histories, self.pins, strict=False)]
+        return with_vectors(batch, parts)
 
     def _join(self, number: int, ids: Tensor, timestamps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         table, fed = self._tables[number]
@@ -148,9 +148,9 @@ class PinnedFeatures:
         activity, known = fed.lookup(ids)
         return vectors, found, feed_of(activity, found & known, timestamps.to(self._device))
 
-    def _mean(self, batch: Batch, versions: PointInTime, wanted: Pin) -> tuple[Tensor, Tensor, Tensor]:
+    def _history(self, batch: Batch, versions: PointInTime, wanted: Pin) -> tuple[Tensor, Tensor, Tensor]:
         """Of all pinned versions, for an event that is earlier than the newest of them too."""
         ids = batch.user_ids if wanted.owner == "user" else batch.item_ids
         times = batch.timestamps.clamp(min=wanted.as_of)
-        vectors, found, feed = mean_of(*versions.lookup_history(ids.cpu(), times.cpu(), self.history))
+        vectors, found, feed = POOLED[self.pooling](*versions.lookup_history(ids.cpu(), times.cpu(), self.history))
         return vectors.to(self._device), found.to(self._device), feed.to(self._device)

@@ -34,8 +34,8 @@ class PlainBatch(NamedTuple):
     sparse: FlatSparse
     dense: dict[str, Tensor]
     vectors: Tensor  # float32 [B, V]
-    found: Tensor  # bool [B, S]
-    feed: Tensor  # float32 [B, S, 2]
+    found: Tensor  # bool [B, P]
+    feed: Tensor  # float32 [B, P, 2]
     user_ids: Tensor  # [B, ...]: how many events there are
 
 

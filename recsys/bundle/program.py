@@ -31,8 +31,8 @@ class Inputs(NamedTuple):
     dense: dict[str, Tensor]
     """Owner -> float32 [B, W]."""
     vectors: Tensor  # float32 [B, V], V may be 0
-    found: Tensor  # bool [B, S]
-    feed: Tensor  # float32 [B, S, 2]
+    found: Tensor  # bool [B, P]
+    feed: Tensor  # float32 [B, P, 2]
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> Inputs:

@@ -80,7 +80,7 @@ def train_bundle(
         SchemaError, DataError, KeyError, PlanError, LossError, CheckpointError: as their rooms say.
     """
     names, opened = config.series(config.arm(arm), config.seeds[0]), EmbeddingStore(store)
-    history = config.arm(arm).history
+    history, pooling = config.arm(arm).history, config.arm(arm).history_pooling
     pins, folder = pin(opened, names, history), out / "training"
     earlier = None if start is None else Start(start)
     if earlier is not None:
@@ -93,14 +93,14 @@ def train_bundle(
     ):
         skip = screen_splits(config, data, out, environment).quarantine
         check_visible(names, config, data, opened, skip)
-        features = StoreFeatures(opened, names, config.publish_delay_ms, history=history)
+        features = StoreFeatures(opened, names, config.publish_delay_ms, history=history, pooling=pooling)
         training = _training(config, features, data, environment, skip, earlier)
         identity = _identity(config, features, data, skip, earlier)
         before = None if earlier is None else Forecast(earlier, training, folder, config.max_ne)
         begin = None if earlier is None else earlier.checkpoint
         trained = training.train(folder, title=f"ranker {config.name}", identity=identity, start=begin, before=before)
         if environment.is_main:
-            read = PinnedFeatures(opened, pins, history, torch.device("cpu"))
+            read = PinnedFeatures(opened, pins, history, pooling, torch.device("cpu"))
             _write(trained, config, arm, read, out, opened, compiled, earlier)
         dist.barrier()
 
@@ -184,6 +184,7 @@ def _write(
             name=config.name,
             arm=arm,
             history=features.history,
+            history_pooling=features.pooling,
             tasks=tasks,
             pins=features.pins,
             store=store.location,

@@ -13,6 +13,10 @@ from recsys.mistakes import meant
 
 RANKERS = ("dlrm", "dcnv2", "dhen")
 """What `network.kind` may be."""
+JOINS = ("each", "raw", "together")
+"""What `network.join` may be."""
+POOLINGS = ("mean", "attention")
+"""What an arm's `history_pooling` may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,11 @@ class NetworkConfig:
     """Width of the ranker's own tables, and of its tokens."""
     projection_dim: int = 32
     """Width every series' vector is projected to before the dot interactions."""
+    join: str = "each"
+    """What of the vectors joins at the concatenation layer: `each`, every series' projection to `projection_dim`;
+    `raw`, the vectors as they are; `together`, one projection of all of them side by side (arXiv 2509.04337)."""
+    join_dim: int = 512
+    """Width of that one projection, of `together`."""
     hidden: tuple[int, ...] = (256, 128)
     """Widths of the top MLP; of a `dcnv2` the first is what its experts take, the others are theirs."""
     cross_layers: int = 2
@@ -52,7 +61,9 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         kinds = f"{meant(self.kind, RANKERS)}; use one of {', '.join(RANKERS)}"
         require(self.kind in RANKERS, f"kind is {self.kind!r}{kinds}")
-        for name in ("embedding_dim", "projection_dim", "cross_layers", "experts", "tokens", "heads"):
+        joins = f"{meant(self.join, JOINS)}; use one of {', '.join(JOINS)}"
+        require(self.join in JOINS, f"join is {self.join!r}{joins}")
+        for name in ("embedding_dim", "projection_dim", "join_dim", "cross_layers", "experts", "tokens", "heads"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
         require(self.sequence_layers >= 0, f"sequence_layers is {self.sequence_layers}; use 0 or more")
         require(self.embedding_dim % 4 == 0, f"embedding_dim is {self.embedding_dim}; tables need a multiple of 4")
@@ -120,14 +131,21 @@ class ArmConfig:
     once: bool = False
     """Read the series' first snapshots alone: what the vectors are worth if nobody refreshes them."""
     history: int = 0
-    """Also read, of each series, the mean of an entity's vectors in so many of its newest versions (LoopFM,
+    """Also read, of each series, an entity's vectors in so many of its newest versions, pooled to one (LoopFM,
     arXiv 2605.29280); 0: the newest version alone."""
+    history_pooling: str = "mean"
+    """How: their `mean`, or by `attention`, a weighted mean whose weights depend on the row, the vectors and their
+    ages."""
 
     def __post_init__(self) -> None:
         plain = is_word(self.name.replace(".", "_"))
         require(plain, f"name is {self.name!r}; use letters, digits, _ and . (it names a file)")
         require(0 <= self.history <= 64, f"history is {self.history}; use 0 to 64 versions")
         require(not (self.history and self.once), "history and once exclude each other: once reads one version")
+        poolings = f"{meant(self.history_pooling, POOLINGS)}; use one of {', '.join(POOLINGS)}"
+        require(self.history_pooling in POOLINGS, f"history_pooling is {self.history_pooling!r}{poolings}")
+        pools = self.history > 0 or self.history_pooling == "mean"
+        require(pools, "history_pooling is 'attention', but history is 0: say how many versions, history = 8 say")
         bare = self.name != "none" or not self.series
         require(bare, f"name is 'none', but series are {self.series}: what reads no vectors is called so, rename it")
 

@@ -29,8 +29,9 @@ class Batch(Pipelineable):
     item_ids: Tensor  # int64 [B]
     timestamps: Tensor  # int64 [B], ms; 0 in a log without event times
     vectors: Tensor | None = None  # float32 [B, V]: store vectors of the series a ranker reads, side by side
-    found: Tensor | None = None  # bool [B, S]: whether series s had a vector for the row's entity
-    feed: Tensor | None = None  # float32 [B, S, 2]: how old it is and how many events it is made of, see StoreFeatures
+    found: Tensor | None = None  # bool [B, P]: whether there is a vector for the row's entity in each of P places: one
+    # of a series, or k of a history that the ranker attends to, whose vectors lie side by side in `vectors`
+    feed: Tensor | None = None  # float32 [B, P, 2]: how old it is and how many events it is made of, see StoreFeatures
     negatives: Tensor | None = None
     """int64 [N]: ids of items whose features lie behind those of the events, in rows B to B + N of `dense["item"]` and
     of every key of `sparse`; those of other owners are empty there, and nothing else has these rows. None: no items."""

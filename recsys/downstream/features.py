@@ -97,9 +97,10 @@ class PointInTimeSeries:
         ids: Tensor,  # int64 [B]
         timestamps: Tensor,  # int64 [B], ms
         k: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # float32 [B, D], bool [B], float32 [B, 2]
-        """See `mean_of`: of each id in the last k versions that were visible at its event's time."""
-        return mean_of(*self._history.lookup_history(ids, timestamps, k, self.publish_delay_ms))
+    ) -> tuple[Tensor, Tensor, Tensor]:  # float32 [B, k, D], bool [B, k], int64 [B, k]
+        """Vectors, mask and ages: of each id in the last k versions that were visible at its event's time, newest
+        first."""
+        return self._history.lookup_history(ids, timestamps, k, self.publish_delay_ms)
 
 
 def mean_of(
@@ -115,9 +116,37 @@ def mean_of(
     return vectors.sum(1) / some.unsqueeze(1), count > 0, torch.stack([days, count.float()], dim=1)
 
 
-def history_spec(spec: SeriesSpec, k: int) -> SeriesSpec:
-    """Of what `mean_of` gives, which is multiplied with its like alone."""
-    return replace(spec, name=f"{spec.name} last {k}", space=f"{spec.space} last {k}")
+def places_of(
+    vectors: Tensor,  # float32 [B, k, D]
+    mask: Tensor,  # bool [B, k]
+    ages: Tensor,  # int64 [B, k], ms
+) -> tuple[Tensor, Tensor, Tensor]:  # float32 [B, k, D], bool [B, k], float32 [B, k, 2]
+    """The same for a ranker that attends to them. As feed each has its own age in days, and is one version."""
+    days = (ages.double() / DAY_MS).float()
+    return vectors, mask, torch.stack([days, mask.float()], dim=2)
+
+
+POOLED = {"mean": mean_of, "attention": places_of}
+"""What a batch holds of a history that is pooled so: of a mean the mean, else all of it."""
+
+
+def history_spec(spec: SeriesSpec, k: int, pooling: str) -> SeriesSpec:
+    """Of what `POOLED[pooling]` gives, which is multiplied with its like alone."""
+    if pooling == "mean":
+        return replace(spec, name=f"{spec.name} last {k}", space=f"{spec.space} last {k}")
+    return replace(spec, name=f"{spec.name} last {k} attended", space=f"{spec.space} last {k} attended", versions=k)
+
+
+def with_vectors(batch: Batch, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Batch:
+    """The batch with the vectors [B, ...], found [B] or [B, k] and feed [B, 2] or [B, k, 2] of several series, side by
+    side."""
+    vectors, found, feed = zip(*parts, strict=True)
+    return replace(
+        batch,
+        vectors=torch.cat([x.flatten(1) for x in vectors], dim=1),
+        found=torch.column_stack(found),
+        feed=torch.cat([x.flatten(1) for x in feed], dim=1).unflatten(1, (-1, FEED)),
+    )
 
 
 def feed_of(
@@ -139,7 +168,8 @@ class StoreFeatures:
         names: Series names, `user_<upstream>` or `item_<upstream>`, in the order in which their vectors are laid out.
         publish_delay_ms: An event sees a snapshot when `as_of + publish_delay_ms <= timestamp`.
         once: Read each series' first snapshot alone, as if nothing had been refreshed since.
-        history: Behind all of them add, of each series, the mean over so many versions, see `mean_of`; 0: none.
+        history: Behind all of them add, of each series, the vectors of so many versions; 0: none.
+        pooling: How these are pooled, `mean` or `attention`.
 
     Raises:
         KeyError: no such series; the message names those that exist.
@@ -154,6 +184,7 @@ class StoreFeatures:
         *,
         once: bool = False,
         history: int = 0,
+        pooling: str = "mean",
     ) -> None:
         known = set(store.list())
         self.series = [
@@ -165,20 +196,18 @@ class StoreFeatures:
             )
             for name in names
         ]
-        self._versions = history
+        self._versions, self._pooled = history, POOLED[pooling]
         newest = tuple(series.spec for series in self.series)
-        self.specs = (*newest, *(history_spec(spec, history) for spec in newest if history))
+        self.specs = (*newest, *(history_spec(spec, history, pooling) for spec in newest if history))
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with `vectors` float32 [B, V], `found` bool [B, S] and `feed` float32 [B, S, 2], series side by
+        """The batch with `vectors` float32 [B, V], `found` bool [B, P] and `feed` float32 [B, P, 2], series side by
         side."""
         if not self.series:
             return batch
         asked = [(series, batch.user_ids if series.spec.owner == "user" else batch.item_ids) for series in self.series]
         results = [series.join(ids, batch.timestamps) for series, ids in asked]
         if self._versions:
-            results += [series.history(ids, batch.timestamps, self._versions) for series, ids in asked]
-        vectors, found, feed = zip(*results, strict=True)
-        return replace(
-            batch, vectors=torch.cat(vectors, dim=1), found=torch.stack(found, dim=1), feed=torch.stack(feed, dim=1)
-        )
+            histories = (series.history(ids, batch.timestamps, self._versions) for series, ids in asked)
+            results += [self._pooled(*history) for history in histories]
+        return with_vectors(batch, results)

@@ -52,7 +52,9 @@ class Ranker:
     once: bool = False
     """Whether it reads the series' first snapshots alone."""
     history: int = 0
-    """Versions of each series whose mean it reads beside the newest; 0: none."""
+    """Versions of each series that it reads, pooled, beside the newest; 0: none."""
+    pooling: str = "mean"
+    """How they are pooled."""
 
     def path(self, out: Path, task: str) -> Path:
         """Where its test predictions of a task go."""
@@ -75,7 +77,8 @@ def all_rankers(config: RankerConfig) -> Iterator[Ranker]:
     """Every ranker of a job."""
     for arm in config.arms:
         for seed in config.seeds:
-            yield Ranker(config.name, arm.name, config.series(arm, seed), seed, arm.once, arm.history)
+            reads = (arm.once, arm.history, arm.history_pooling)
+            yield Ranker(config.name, arm.name, config.series(arm, seed), seed, *reads)
 
 
 def stage_name(config: RankerConfig) -> str:
@@ -187,7 +190,14 @@ def train_ranker(
         task -> its validation NE.
     """
     store = store or EmbeddingStore(store_folder(out))
-    features = StoreFeatures(store, ranker.series, config.publish_delay_ms, once=ranker.once, history=ranker.history)
+    features = StoreFeatures(
+        store,
+        ranker.series,
+        config.publish_delay_ms,
+        once=ranker.once,
+        history=ranker.history,
+        pooling=ranker.pooling,
+    )
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     seen = read_ids(find_files(data, config.train), schema, skip)
     training = RankerTraining(ranker.seed, schema, config, data, features, seen, environment, skip)
@@ -239,7 +249,7 @@ def _choose(
 
 def _reference(ranker: Ranker) -> Ranker:
     """The ranker of the same seed that reads no vectors."""
-    return replace(ranker, arm=REFERENCE, series=(), once=False, history=0)
+    return replace(ranker, arm=REFERENCE, series=(), once=False, history=0, pooling="mean")
 
 
 def _has_reference(ranker: Ranker, config: RankerSettings, out: Path) -> bool:

@@ -68,8 +68,8 @@ class DLRMNetwork(nn.Module):
         bags: KeyedTensor | None,
         dense: dict[str, Tensor],
         vectors: Tensor | None,  # float [B, V]
-        found: Tensor | None,  # bool [B, S]
-        feed: Tensor | None,  # float [B, S, 2]
+        found: Tensor | None,  # bool [B, P]
+        feed: Tensor | None,  # float [B, P, 2]
     ) -> Tensor:  # [B, T]
         return self.body(self._fields(bags, dense), vectors, found, feed)
 

@@ -84,8 +84,8 @@ class RankerBody(nn.Module):
         self,
         fields: Tensor,  # [B, n, e]
         vectors: Tensor | None,  # float [B, V]
-        found: Tensor | None,  # bool [B, S]
-        feed: Tensor | None,  # float [B, S, 2]
+        found: Tensor | None,  # bool [B, P]
+        feed: Tensor | None,  # float [B, P, 2]
     ) -> Tensor:  # float32 [B, T]
         hidden = self.trunk(fields)
         if self.vectors is not None:

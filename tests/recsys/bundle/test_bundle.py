@@ -48,7 +48,13 @@ def trained_in_memory(config: RankerConfig, data: Path, store: Path, arm: str) -
         schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
         seen = read_ids(find_files(data, config.train), schema)
         history = config.arm(arm).history
-        features = StoreFeatures(EmbeddingStore(store), names, config.publish_delay_ms, history=history)
+        features = StoreFeatures(
+            EmbeddingStore(store),
+            names,
+            config.publish_delay_ms,
+            history=history,
+            pooling=config.arm(arm).history_pooling,
+        )
         return RankerTraining(0, schema, config, data, features, seen, environment, NOTHING).train()
 
 
