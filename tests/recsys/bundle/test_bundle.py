@@ -38,6 +38,8 @@ from tests.recsys.downstream.example import SPLIT, publish_vectors
 
 CHEAP = {"aot_inductor.precompile_headers": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
 """AOTInductor's options where one program is compiled, and its speed does not matter."""
+HISTORIES = {"mean": {"history": 2}, "attention": {"history": 3, "history_pooling": "attention"}}
+"""Of two versions; the third place of those that are attended to stays empty."""
 
 
 def trained_in_memory(config: RankerConfig, data: Path, store: Path, arm: str) -> TrainedRanker:
@@ -74,19 +76,20 @@ def of_kind(kind: str) -> RankerConfig:
     """A ranker with sequences; over tokens, the entire space is learned from."""
     if kind == "dlrm":
         return CONFIG
-    if kind == "history":
-        return replace(CONFIG, arms=tuple(replace(arm, history=2 if arm.series else 0) for arm in CONFIG.arms))
+    if kind in HISTORIES:
+        arms = [replace(arm, **HISTORIES[kind]) if arm.series else arm for arm in CONFIG.arms]
+        return replace(CONFIG, arms=tuple(arms))
     features = (*CONFIG.features, "clicked_items", "converted_items")
     network = replace(CONFIG.network, kind=kind, hidden=(8, 4), tokens=2)
     return replace(CONFIG, network=network, features=features, entire_space=True)
 
 
 @pytest.mark.parametrize(
-    ("arm", "kind"), [(ARM, "dlrm"), ("none", "dlrm"), (ARM, "dcnv2"), (ARM, "dhen"), (ARM, "history")]
+    ("arm", "kind"), [(ARM, "dlrm"), ("none", "dlrm"), (ARM, "dcnv2"), (ARM, "dhen"), (ARM, "mean"), (ARM, "attention")]
 )
 def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Path, arm: str, kind: str) -> None:
     config = of_kind(kind)
-    if kind == "history":
+    if kind in HISTORIES:
         shutil.copytree(store, tmp_path / "store")
         store = tmp_path / "store"
         publish_vectors(data, store, later_ms=1000, turned=0.3)
@@ -100,7 +103,8 @@ def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Pa
     for task, score in scores.items():
         np.testing.assert_allclose(score.numpy(), wanted[task], rtol=1e-5)
         assert len(np.unique(score.numpy())) > len(score) / 2
-    if kind == "history":
+    if kind in HISTORIES:
+        assert bundle.manifest.history_pooling == kind
         assert [pin.history for pin in bundle.manifest.pins] == [(1, 2), (1, 2)]
         EmbeddingStore(store).series("item_ctr").expire(keep_last=1, dry_run=False)
         with pytest.raises(BundleError, match=r"version 1 of .*item_ctr.*expired"):

@@ -18,7 +18,7 @@ from recsys.data.batch import Batch
 from recsys.data.schema import Feature, Label, Schema
 from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS
-from recsys.downstream.features import PointInTimeSeries, StoreFeatures, mean_of
+from recsys.downstream.features import PointInTimeSeries, StoreFeatures
 from recsys.models.dlrm import DLRM
 from recsys.refresh.aggregator import activity_series
 from recsys.train.tables import draw_tables
@@ -105,44 +105,6 @@ def test_a_planted_leak_does_not_come_through_the_loader(
         assert batch.vectors.unique().tolist() == [0.5]
         assert torch.equal(features.series[0].lookup(batch.user_ids, batch.timestamps + late - 1)[0], batch.vectors)
         assert torch.equal(features.series[0].lookup(batch.user_ids, batch.timestamps + late)[0], batch.labels)
-
-
-@settings(max_examples=30, deadline=None)
-@given(rows=st.integers(0, 8), k=st.integers(1, 4), seed=st.integers(0, 1000))
-def test_the_mean_of_a_history(rows: int, k: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(rows, k, generator=generator) < 0.6
-    vectors = torch.randn(rows, k, 3, generator=generator) * mask.unsqueeze(2)
-    ages = torch.randint(0, 9 * DAY_MS, (rows, k), generator=generator) * mask
-    means, found, feed = mean_of(vectors, mask, ages)
-    assert found.tolist() == mask.any(1).tolist()
-    for row in range(rows):
-        held = mask[row]
-        if held.any():
-            torch.testing.assert_close(means[row], vectors[row][held].mean(0))
-            days = ages[row][held].double().mean().item() / DAY_MS
-            assert feed[row].tolist() == pytest.approx([days, held.sum().item()])
-        else:
-            assert not means[row].any()
-            assert not feed[row].any()
-
-
-def test_histories_lie_behind_the_newest_vectors(store: EmbeddingStore, tmp_path: Path) -> None:
-    """The mean over the versions that were visible; no leak: it sees what the newest sees, and what was before."""
-    fill(store)
-    write_events(tmp_path / "a.parquet")
-    plain = StoreFeatures(store, ["user_ctr", "item_ctr"], publish_delay_ms=50)
-    features = StoreFeatures(store, ["user_ctr", "item_ctr"], publish_delay_ms=50, history=2)
-    assert [(x.name, x.dim) for x in features.specs[2:]] == [("user_ctr last 2", 2), ("item_ctr last 2", 3)]
-    assert {x.space for x in features.specs[2:]}.isdisjoint(x.space for x in plain.specs)
-    for with_, without in zip(*(EventStream([tmp_path / "a.parquet"], SCHEMA, batch_size=8, transform=x)
-                                for x in (features, plain)), strict=True):  # fmt: skip
-        assert torch.equal(with_.vectors[:, :5], without.vectors)
-        assert torch.equal(with_.found[:, :2], without.found)
-        seen = (without.timestamps >= 150).long() + (without.timestamps >= 250).long()  # versions, of the users 1 and 2
-        mean = torch.where(seen == 2, 1.5, seen.double()).float() * without.found[:, 0]
-        assert with_.vectors[:, 6].tolist() == mean.tolist()
-        assert with_.feed[:, 2, 1].tolist() == (seen * without.found[:, 0]).tolist()
 
 
 def test_two_spaces_do_not_come_into_one_batch(store: EmbeddingStore) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recsys.config import NetworkConfig
+from recsys.config.ranker import JOINS
 from recsys.data.batch import Batch
 from recsys.data.schema import Schema
 from recsys.models.dlrm import DLRM
@@ -50,10 +51,11 @@ def _batch(size: int, seed: int = 0, share: float = 0.7) -> Batch:
     count=st.integers(0, 3),
     hidden=st.sampled_from([(), (4,), (8, 5)]),
     projection_dim=st.sampled_from([4, 6]),
+    join=st.sampled_from(JOINS),
     tasks=st.integers(1, 3),
 )
-def test_logits_and_gradients(size, count, hidden, projection_dim, tasks):
-    config = replace(SMALL, hidden=hidden, projection_dim=projection_dim)
+def test_logits_and_gradients(size, count, hidden, projection_dim, join, tasks):
+    config = replace(SMALL, hidden=hidden, projection_dim=projection_dim, join=join, join_dim=7)
     model = _ranker(SERIES[:count], config, tasks=tasks)
     batch = _batch(size)
     dims = sum(x.dim for x in SERIES[:count])
@@ -87,8 +89,10 @@ def test_the_ranker_starts_as_the_same_function_with_and_without_vectors():
         assert rich.network.body.vectors.first.weight.grad.abs().sum() > 0
 
 
-def test_the_network_is_its_definition():
-    model, batch = _ranker(SERIES, started=True).eval(), _batch(4, seed=5)
+@pytest.mark.parametrize("join", JOINS)
+def test_the_network_is_its_definition(join):
+    config = replace(SMALL, join=join, join_dim=7)
+    model, batch = _ranker(SERIES, config, started=True).eval(), _batch(4, seed=5)
     network = model.network
     got = model(batch)
     bags = model.bags(batch.sparse)
@@ -102,7 +106,10 @@ def test_the_network_is_its_definition():
         vectors = batch.vectors[row].split([3, 3, 2])
         projected = [layer(x) for layer, x in zip(network.body.vectors.project, vectors, strict=True)]
         wide = [network.body.vectors.widen(field) for field in fields]
-        features = [*projected, torch.stack([projected[i] @ projected[j] for i, j in ((0, 1), (0, 2), (1, 2))])]
+        features = [*{"each": projected, "raw": vectors}.get(join, ())]
+        if join == "together":
+            features.append(network.body.vectors.together(batch.vectors[row]))
+        features += [torch.stack([projected[i] @ projected[j] for i, j in ((0, 1), (0, 2), (1, 2))])]
         features += [torch.stack([p @ w for p in projected for w in wide]), batch.found[row].float()]
         features += [torch.log1p(batch.feed[row]).flatten()]
         features += [vectors[0] * vectors[1], (vectors[0] @ vectors[1]).unsqueeze(0)]
