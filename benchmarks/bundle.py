@@ -31,6 +31,7 @@ from recsys.config import ArmConfig, RankerConfig
 from recsys.data.convert import to_batch
 from recsys.data.files import find_files
 from recsys.data.synthetic import prepare_synthetic
+from recsys.dates import DAY_MS
 from recsys.recipes import synthetic
 
 
@@ -75,17 +76,18 @@ def job() -> RankerConfig:
     return RankerConfig(**settings, name="bench", arms=(arm,))
 
 
-def publish(data: Path, store: Path, options: Options) -> None:
-    """Random vectors of the market's users and items, and of many others."""
+def publish(data: Path, store: Path, options: Options, *, versions: int = 1) -> None:
+    """Random vectors of the market's users and items, and of many others, anew each day up to the last upstream one."""
     generator = torch.Generator().manual_seed(0)
     for owner in ("user", "item"):
         rows = pq.ParquetFile(data / f"market/{owner}s/part-0.parquet").read(["timestamp", f"{owner}_id"])
         ids = torch.from_numpy(rows[f"{owner}_id"].to_numpy().copy())
         ids = torch.cat([ids, torch.arange(options.entities - len(ids)) + 10**12])
         series = EmbeddingStore(store).create(f"{owner}_ctr", dim=options.dim)
-        with series.write(as_of=rows["timestamp"][0].as_py(), space="ctr-1") as writer:
-            for part in ids.split(65_536):
-                writer.append(part, torch.randn(len(part), options.dim, generator=generator))
+        for before in reversed(range(versions)):
+            with series.write(as_of=rows["timestamp"][0].as_py() - before * DAY_MS, space="ctr-1") as writer:
+                for part in ids.split(65_536):
+                    writer.append(part, torch.randn(len(part), options.dim, generator=generator))
 
 
 def many_rows(data: Path, rows: int) -> pa.Table:

@@ -23,7 +23,7 @@ from benchmarks.bundle import Options as StoreOptions
 from benchmarks.bundle import job, publish
 from benchmarks.common import print_record
 from embedding_store import EmbeddingStore
-from recsys.config import RankerConfig
+from recsys.config import ArmConfig, RankerConfig
 from recsys.config.ranker import RANKERS
 from recsys.data.files import find_files
 from recsys.data.quarantine import NOTHING
@@ -48,54 +48,100 @@ class Options:
     """Rows a rank and step."""
     rounds: int = 2
     """Trainings of each ranker, of which the fastest counts."""
+    reading: bool = False
+    """Measure the ways to read, not the kinds."""
+    reading_entities: int = 100_000
+    """Vectors of each of these series."""
+
+
+BOTH = ArmConfig(name="both", series=("user_ctr", "item_ctr"))
+READING = {
+    "none": (64, ArmConfig(name="none"), "each"),
+    "64": (64, BOTH, "each"),
+    "512 each": (512, BOTH, "each"),
+    "512 raw": (512, BOTH, "raw"),
+    "512 together": (512, BOTH, "together"),
+    "64, mean of 8": (64, replace(BOTH, history=8), "each"),
+    "64, attention to 8": (64, replace(BOTH, history=8, history_pooling="attention"), "each"),
+}
+"""Way to read -> dimension, series, and `network.join`."""
 
 
 def main(options: Options) -> None:
     """Measure."""
     with process_group() as environment, _market(options, environment) as folder:
-        figures: dict[str, dict[str, float]] = {}
-        for kind in RANKERS:
-            plain, rich = (
-                max(_train(kind, names, folder, options, environment) for _ in range(options.rounds))
-                for names in ((), ("user_ctr", "item_ctr"))
-            )
-            figures[kind] = {
-                "rows_per_s": round(plain[0]),
-                "with_vectors": round(rich[0]),
-                "vectors_cost": round(1 - rich[0] / plain[0], 3),
-                "waits": round(rich[1], 3),
-            }
+        figures = (_reading if options.reading else _kinds)(folder, options, environment)
         if environment.is_main:
-            sizes = {"ranks": environment.world_size, "batch_size": options.batch_size, "dim": options.dim}
-            print_record("ranker_training", {**sizes, **figures})
+            sizes = {"ranks": environment.world_size, "batch_size": options.batch_size}
+            print_record("ranker_reading" if options.reading else "ranker_training", {**sizes, **figures})
+
+
+def _kinds(folder: Path, options: Options, environment: Environment) -> dict[str, object]:
+    figures: dict[str, object] = {"dim": options.dim}
+    for kind in RANKERS:
+        plain, rich = (
+            max(
+                _train(_config(kind, options), arm, folder / "store", folder, environment)
+                for _ in range(options.rounds)
+            )
+            for arm in (ArmConfig(name="none"), BOTH)
+        )
+        figures[kind] = {
+            "rows_per_s": round(plain[0]),
+            "with_vectors": round(rich[0]),
+            "vectors_cost": round(1 - rich[0] / plain[0], 3),
+            "waits": round(rich[1], 3),
+        }
+    return figures
+
+
+def _reading(folder: Path, options: Options, environment: Environment) -> dict[str, object]:
+    """Round by round, so that what else the machine does meets all ways."""
+    best = dict.fromkeys(READING, 0.0)
+    for _ in range(options.rounds):
+        for way, (dim, arm, join) in READING.items():
+            config = _config("dlrm", options)
+            config = replace(config, network=replace(config.network, join=join))
+            best[way] = max(best[way], _train(config, arm, folder / f"store-{dim}", folder, environment)[0])
+    return {"entities": options.reading_entities, "rows_per_s": {way: round(speed) for way, speed in best.items()}}
 
 
 @contextmanager
 def _market(options: Options, environment: Environment) -> Iterator[Path]:
-    """The market and the store, made by rank 0 for all."""
+    """The market and the stores, made by rank 0 for all."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(broadcast(name, environment))
         if environment.is_main:
             prepare_synthetic(folder / "data", users=2_500, items=5_000, events_per_day=15_000)
-            publish(folder / "data", folder / "store", StoreOptions(entities=options.entities, dim=options.dim))
+            _publish(folder, options)
         broadcast(None, environment)
         yield folder
         broadcast(None, environment)  # nobody's files go while another one reads them
 
 
+def _publish(folder: Path, options: Options) -> None:
+    if not options.reading:
+        publish(folder / "data", folder / "store", StoreOptions(entities=options.entities, dim=options.dim))
+        return
+    for dim, versions in ((64, 8), (512, 1)):
+        sizes = StoreOptions(entities=options.reading_entities, dim=dim)
+        publish(folder / "data", folder / f"store-{dim}", sizes, versions=versions)
+
+
 def _train(
-    kind: str, names: tuple[str, ...], folder: Path, options: Options, environment: Environment
+    config: RankerConfig, arm: ArmConfig, store: Path, folder: Path, environment: Environment
 ) -> tuple[float, float]:
     """Rows a second of all ranks, without the first step, and the share of the time that waits for input."""
-    data, config = folder / "data", _config(kind, options)
+    data = folder / "data"
     config, tables = sized(config, data, NOTHING, ranks=environment.world_size, told=False)
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
+    opened, delay = EmbeddingStore(store), config.publish_delay_ms
     training = RankerTraining(
         seed=0,
         schema=schema,
         config=config,
         data=data,
-        features=StoreFeatures(EmbeddingStore(folder / "store"), names, config.publish_delay_ms),
+        features=StoreFeatures(opened, arm.series, delay, history=arm.history, pooling=arm.history_pooling),
         seen=read_ids(find_files(data, config.train), schema),
         environment=environment,
         skip=NOTHING,
