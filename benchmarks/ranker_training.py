@@ -10,10 +10,10 @@ is read (`waits`). Under torchrun all ranks train each ranker together.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.ranker_training --reading
 
-A DLRM's rows a second by what it reads of `reading_entities` users and items: nothing; vectors of 64 dimensions; of 512,
-of which their projections one by one join at the concatenation layer, they themselves, or one projection of all of them
-to 512 (`network.join`); and beside those of 64 the eight last ones, their mean or to attend to. Beside it the process's
-CPU seconds for the pass and its validation (`cpu_s`), which hold on a machine that others use too.
+A DLRM's rows a second by what it reads of `reading_entities` users and items: nothing; vectors of 64 dimensions; of
+512, of which their projections one by one join at the concatenation layer, they themselves, or one projection of all of
+them to 512 (`network.join`); and beside those of 64 the eight last ones, their mean or to attend to. Beside it the
+process's CPU seconds for the pass and its validation (`cpu_s`), which hold on a machine that others use too.
 """
 
 from __future__ import annotations
