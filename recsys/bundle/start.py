@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from recsys.bundle.manifest import SCHEMA, BundleError, Manifest, Pin
+from recsys.config import ArmConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema
@@ -56,7 +57,7 @@ class Start:
         """What it is, for what is trained from it."""
         return {"start": str(checkpoint.read_progress(self.checkpoint)["id"])}
 
-    def check(self, arm: str, tasks: Sequence[str], pins: Sequence[Pin]) -> None:
+    def check(self, arm: ArmConfig, tasks: Sequence[str], pins: Sequence[Pin]) -> None:
         """Raise BundleError unless a ranker of this arm, these tasks and these pins can go on from it."""
         mine = {pin.series: pin.space for pin in self.manifest.pins}
         theirs = {pin.series: pin.space for pin in pins}
@@ -65,8 +66,14 @@ class Start:
             raise BundleError(f"{self.out} ranks for tasks {known}, the config has {list(tasks)}: start anew")
         if mine != theirs:
             raise BundleError(
-                f"{self.out} reads {_said(mine)}, arm {arm!r} now {_said(theirs)}: what was learned of other vectors "
-                "is of no use for these; start anew, without --start"
+                f"{self.out} reads {_said(mine)}, arm {arm.name!r} now {_said(theirs)}: what was learned of other "
+                "vectors is of no use for these; start anew, without --start"
+            )
+        before, now = (self.manifest.history, self.manifest.history_pooling), (arm.history, arm.history_pooling)
+        if before != now:
+            raise BundleError(
+                f"{self.out} was trained with history = {before[0]}, history_pooling = {before[1]!r}, arm {arm.name!r} "
+                f"has {now[0]} and {now[1]!r}: start anew, without --start"
             )
 
     @property

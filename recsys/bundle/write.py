@@ -84,7 +84,7 @@ def train_bundle(
     pins, folder = pin(opened, names, history), out / "training"
     earlier = None if start is None else Start(start)
     if earlier is not None:
-        earlier.check(arm, tuple(config.tasks), pins)
+        earlier.check(config.arm(arm), tuple(config.tasks), pins)
     _check_lengths(ranker_schema(config, data, tuple(config.tasks.values())), config)
     with (
         process_group() as environment,

@@ -82,6 +82,11 @@ def test_rows_that_the_earlier_ranker_does_not_understand_are_refused(
     ("config", "arm", "message"),
     [
         (NEXT, "ctr_user", r"reads user_ctr of space ctr-1, item_ctr of space ctr-1, arm 'ctr_user' now user_ctr of"),
+        (
+            replace(NEXT, arms=tuple(replace(x, history=2, history_pooling="attention") for x in NEXT.arms)),
+            ARM,
+            "history = 0, history_pooling = 'mean', arm 'ctr_user_item' has 2 and 'attention': start anew",
+        ),
         (replace(NEXT, tasks={"ctr": "click"}), ARM, r"ranks for tasks \['ctr', 'cvr'\], the config has \['ctr'\]"),
     ],
 )
