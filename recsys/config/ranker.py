@@ -34,7 +34,8 @@ class NetworkConfig:
     """What of the vectors joins at the concatenation layer: `each`, every series' projection to `projection_dim`;
     `raw`, the vectors as they are; `together`, one projection of all of them side by side (arXiv 2509.04337)."""
     join_dim: int = 512
-    """Width of that one projection, of `together`."""
+    """Width of that one projection, of `together`. It spares work below V h / (V + h), of V values side by side and
+    h = `hidden[0]`: the vectors meet that layer alone."""
     hidden: tuple[int, ...] = (256, 128)
     """Widths of the top MLP; of a `dcnv2` the first is what its experts take, the others are theirs."""
     cross_layers: int = 2
