@@ -69,7 +69,8 @@ VARIATIONS = (
     Variation("stored as int8", REFRESH, ("refresh.dtype=int8",)),
     Variation("stored as int4", REFRESH, ("refresh.dtype=int4",)),
     Variation("cross representations too", REFRESH, ("refresh.cross=true",)),
-    Variation("vectors join projected alone", RANKERS, ("rankers.network.vector_join=projected",)),
+    Variation("vectors join unprojected", RANKERS, ("rankers.network.join=raw",)),
+    Variation("vectors join projected together", RANKERS, ("rankers.network.join=together",)),
     Variation("a DCNv2 ranker", RANKERS, ("rankers.network.kind=dcnv2",)),
     Variation("a DHEN ranker", RANKERS, ("rankers.network.kind=dhen",)),
 )
