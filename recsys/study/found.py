@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recsys.downstream.retrieval import positions
 from recsys.evaluate.nearest import found_at, mean_recall, recall_by_user
+from recsys.evaluate.ranked import best_places, hit_by_list, ndcg_by_list
 from recsys.study.moments import Moment
 
 Recall = Mapping[int, float]
@@ -22,12 +23,39 @@ NORMAL = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalResult:
-    """Recall of the users' positives by row; `recsys.study.retrieval` says what the rows are."""
+class Measures:
+    """What one way found, by cut-off k. A list is what one user got on a day with a positive."""
 
-    rows: Mapping[str, Recall]
-    """Row -> k -> mean over users of the share of their test positives among the top k."""
-    validation: Mapping[str, Recall]
+    recall: Recall
+    """Mean over users of the share of their positives, of all days, among the top k of the day."""
+    ndcg: Mapping[int, float]
+    """Mean over lists of the normalised discounted cumulative gain."""
+    hit_rate: Mapping[int, float]
+    """Share of the lists whose top k hold a positive."""
+    coverage: Mapping[int, float]
+    """Share of a day's catalogue that was in anybody's top k; mean over days."""
+    recall_of: Mapping[str, Recall]
+    """Bucket of popularity -> recall of the positives whose item is in it, mean over users that have such; NaN: none
+    has. See `recsys.study.segments.BUCKETS_DEFINITION`."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Items of similar popularity."""
+
+    items: int
+    """Of the training rows."""
+    positives: int
+    """Of the test requests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalResult:
+    """What was found of the users' positives by row; `recsys.study.retrieval` says what the rows are."""
+
+    rows: Mapping[str, Measures]
+    """Row -> its figures, of the test days."""
+    validation: Mapping[str, Measures]
     """The same of those users of the validation days that the choice was made by; empty without such days."""
     lead: Mapping[str, Mapping[int, tuple[float, float]]]
     """Other row -> k -> 95 % interval, over users, of the recall of `chosen` less that of the row."""
@@ -35,6 +63,8 @@ class RetrievalResult:
     """ISO date -> row -> recall of the positives of that day alone; empty without event times."""
     users_by_day: Mapping[str, int]
     """ISO date -> users with a positive."""
+    buckets: Mapping[str, Bucket]
+    """Bucket of popularity -> what is in it."""
     hours: float
     """Chosen window of the prior; 0: everything."""
     weight: float
@@ -66,12 +96,39 @@ class Found:
 
     users: Tensor  # int64 [P], 0, 1, ...: whose it is
     places: Tensor  # int64 [P], see `found_at`
+    lists: Tensor  # int64 [P], 0, 1, ...: the list, of its user at its moment, that it was wanted from
     moments: tuple[int, ...]
     """How many of them are of each moment, in order."""
+    got: tuple[tuple[Tensor, Tensor], ...]
+    """For each moment the ids of the items that anybody got, and the best place of each: int64 [n] both."""
 
     def recall(self, k: Sequence[int]) -> dict[int, float]:
         """k -> mean over users of the share of their positives, of all moments, that were among the first k then."""
         return mean_recall(self.users, self.places, k)
+
+    def measure(
+        self,
+        k: Sequence[int],
+        catalogues: Sequence[Tensor],  # int64 [N], of each moment: the items there were
+        buckets: Mapping[str, Tensor],  # bool [P]: which of the positives are in it
+    ) -> Measures:
+        """All that a row has."""
+        parts = {name: (self.users[here], self.places[here]) for name, here in buckets.items()}
+        covered = [torch.isin(items, there) for (items, _), there in zip(self.got, catalogues, strict=True)]
+        shares = {
+            cut: [
+                float((known & (places < cut)).sum()) / len(there)
+                for known, (_, places), there in zip(covered, self.got, catalogues, strict=True)
+            ]
+            for cut in k
+        }
+        return Measures(
+            recall=self.recall(k),
+            ndcg={cut: float(ndcg_by_list(self.lists, self.places, cut).mean()) for cut in k},
+            hit_rate={cut: float(hit_by_list(self.lists, self.places, cut).mean()) for cut in k},
+            coverage={cut: sum(each) / len(each) for cut, each in shares.items()},
+            recall_of={name: mean_recall(*part, k) for name, part in parts.items()},
+        )
 
     def by_moment(self, k: Sequence[int]) -> list[dict[int, float]]:
         """The same of each moment's positives alone."""
@@ -88,13 +145,18 @@ class Found:
 
 def find(requests: Sequence[Moment], way: Retriever) -> Found:
     """Let a way answer all requests."""
-    users, places = [], []
+    users, places, lists, got, asked = [], [], [], [], 0
     for moment in requests:
         ids, rows = way(moment)
         places.append(found_at(rows, moment.rows, positions(ids, moment.items)))
         users.append(moment.users[moment.rows])
+        lists.append(moment.rows + asked)
+        best = best_places(rows, len(ids))
+        held = best < rows.shape[1]
+        got.append((ids[held], best[held]))
+        asked += len(moment.users)
     numbered = torch.cat(users).unique(return_inverse=True)[1]
-    return Found(numbered, torch.cat(places), tuple(len(part) for part in users))
+    return Found(numbered, torch.cat(places), torch.cat(lists), tuple(len(part) for part in users), tuple(got))
 
 
 def _interval(leads: Tensor) -> tuple[float, float]:

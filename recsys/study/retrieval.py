@@ -44,8 +44,9 @@ from recsys.refresh.days import window
 from recsys.screening import screen
 from recsys.source import ranker_schema, upstream_schema
 from recsys.study import als
-from recsys.study.found import Found, Recall, RetrievalResult, Retriever, find
+from recsys.study.found import Bucket, Found, Measures, Recall, RetrievalResult, Retriever, find
 from recsys.study.moments import Log, Moment, moments
+from recsys.study.segments import BUCKETS, assign_bucket
 from recsys.upstream import screen_source
 
 HOURS = (6.0, 24.0, 72.0, 168.0, 0.0)
@@ -142,6 +143,12 @@ class _Vectors:
         users, items, withdrawn = self._opened(moment)
         return index_of(users, items, prior.without(withdrawn), temperature=self.temperature, weight=weight)
 
+    def catalogue(self, moment: Moment) -> Tensor:  # int64 [N]
+        """The items that there were at a moment, whoever retrieves: with a vector or an event before, not withdrawn."""
+        _, items, withdrawn = self._opened(moment)
+        ids = torch.cat([items.ids(), torch.from_numpy(moment.known.items)]).unique()
+        return ids[~torch.isin(ids, withdrawn)]
+
     def withdrawn(self, moment: Moment) -> Tensor:  # int64 [W]
         """The items that could not be, whoever retrieves."""
         return self._opened(moment)[2]
@@ -192,10 +199,11 @@ class _Study:
         }
         chosen = found["test"]["chosen"]
         return RetrievalResult(
-            rows=self._recalls(found["test"]),
-            validation=self._recalls(found.get("validation", {})),
+            rows=self._measures(test.moments, found["test"]),
+            validation=self._measures(validation.moments, found.get("validation", {})),
             lead={row: chosen.lead_over(each, self.k) for row, each in found["test"].items() if row != "chosen"},
             **self._by_day(test.moments, found["test"]),
+            buckets=self._buckets(test.moments),
             hours=hours,
             weight=weight,
             ials="" if settings is None else settings.text,
@@ -236,8 +244,21 @@ class _Study:
         yield "fresh_prior", self._scored(self.hours, 1.0)
         yield "chosen", self._scored(hours, weight)
 
-    def _recalls(self, found: Mapping[str, Found]) -> dict[str, Recall]:
-        return {row: each.recall(self.k) for row, each in found.items()}
+    def _measures(self, requests: Sequence[Moment], found: Mapping[str, Found]) -> dict[str, Measures]:
+        catalogues = [self.vectors.catalogue(moment) for moment in requests]
+        places = self._bucket_of(requests)
+        buckets = {name: places == number for number, name in enumerate(BUCKETS)}
+        return {row: each.measure(self.k, catalogues, buckets) for row, each in found.items()}
+
+    def _bucket_of(self, requests: Sequence[Moment]) -> Tensor:  # int8 [P]
+        """The bucket of each positive, index into BUCKETS."""
+        items = [np.empty(0, np.int64), *(moment.items.numpy() for moment in requests)]
+        return torch.from_numpy(assign_bucket(self.training.items, np.concatenate(items)))
+
+    def _buckets(self, requests: Sequence[Moment]) -> dict[str, Bucket]:
+        items = np.bincount(assign_bucket(self.training.items, np.unique(self.training.items)), minlength=len(BUCKETS))
+        positives = torch.bincount(self._bucket_of(requests), minlength=len(BUCKETS))
+        return {name: Bucket(int(items[n]), int(positives[n])) for n, name in enumerate(BUCKETS)}
 
     def _by_day(self, requests: Sequence[Moment], found: Mapping[str, Found]) -> dict[str, Any]:
         """`by_day` and `users_by_day` of the result."""

@@ -7,12 +7,22 @@ Keys:
     popularity_recall@<k>           number; that of row `popularity`
     rows.<row>.recall@<k>           number; by way to retrieve, see recsys/study/retrieval.py: popularity,
                                     popularity_day, ials, prior, vectors, stored_prior, fresh_prior, chosen
-    validation.<row>.recall@<k>     number; the same on the validation days, by which weight, window and the
-                                    settings of iALS were chosen; empty without such days
+    rows.<row>.ndcg@<k>             number; mean over lists, what a user got on a day with a positive, of the
+                                    normalised discounted cumulative gain of the top k
+    rows.<row>.hit_rate@<k>         number; share of these lists whose top k hold a positive
+    rows.<row>.coverage@<k>         number; share of the catalogue, the items with a vector or with an event before the
+                                    day, that was in anybody's top k on a day; mean over days
+    rows.<row>.recall_<bucket>@<k>  number; recall of the positives whose item is of the head, middle or tail, mean over
+                                    users that have such; null: nobody has. By the items' rows in the rankers'
+                                    training files, see BUCKETS_DEFINITION in recsys/study/segments.py
+    validation.<row>.<figure>@<k>   number; the same figures on the validation days, by whose recall weight, window and
+                                    the settings of iALS were chosen; empty without such days
     lead.<row>.recall@<k>           [low, high]; of the recall of row `chosen` less that of another one: the 95 %
                                     interval over users, by the normal distribution
     by_day.<day>.<row>.recall@<k>   number; of the positives of that day alone; without event times there is none
     users_by_day.<day>              int; test users with a positive on that day
+    buckets.<bucket>.items          int; items of the rankers' training rows in the head, middle or tail
+    buckets.<bucket>.positives      int; test positives in it; of the tail also those without a training row
     hours                           number; chosen window of the prior, 0: everything
     weight                          number; chosen weight of the prior
     ials                            str; chosen settings of iALS; empty: it was not run, for want of the extra
@@ -29,26 +39,34 @@ Keys:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from recsys.dates import iso
-from recsys.study.found import RetrievalResult
+from recsys.study.found import Measures, RetrievalResult
+from recsys.study.segments import BUCKETS, BUCKETS_DEFINITION
 
+LIST_FIGURES = {"ndcg": "NDCG", "hit_rate": "hit rate", "coverage": "coverage"}
+"""What a row has beside recall -> its title."""
 NO_IALS = "iALS was not run: it needs pip install 'recsys-derm[study]'."
 
 
 def retrieval_document(result: RetrievalResult) -> dict[str, Any]:
     """The keys above."""
     return {
-        **_recalls(result.rows["chosen"]),
-        **{f"popularity_{key}": value for key, value in _recalls(result.rows["popularity"]).items()},
-        "rows": {name: _recalls(recall) for name, recall in result.rows.items()},
-        "validation": {name: _recalls(recall) for name, recall in result.validation.items()},
+        **_by_cutoff("recall", result.rows["chosen"].recall),
+        **_by_cutoff("popularity_recall", result.rows["popularity"].recall),
+        "rows": {name: _figures(measures) for name, measures in result.rows.items()},
+        "validation": {name: _figures(measures) for name, measures in result.validation.items()},
         "lead": {row: {f"recall@{k}": list(bounds) for k, bounds in lead.items()} for row, lead in result.lead.items()},
-        "by_day": {day: {row: _recalls(recall) for row, recall in rows.items()} for day, rows in result.by_day.items()},
+        "by_day": {
+            day: {row: _by_cutoff("recall", recall) for row, recall in rows.items()}
+            for day, rows in result.by_day.items()
+        },
         "users_by_day": dict(result.users_by_day),
+        "buckets": {name: asdict(bucket) for name, bucket in result.buckets.items()},
         "hours": result.hours,
         "weight": result.weight,
         "ials": result.ials,
@@ -74,6 +92,10 @@ class RetrievalTable:
     """The k of every recall@k."""
     titles: Mapping[str, str]
     """Row -> what it is called, in the order of the table."""
+    figures: Mapping[str, str]
+    """Key of what a row has beside recall, without its cut-off -> its title."""
+    buckets: str
+    """What head, middle and tail are."""
     note: str
     """What is missing; empty: nothing."""
 
@@ -99,9 +121,18 @@ def retrieval_table(document: Mapping[str, Any]) -> RetrievalTable | None:
         found,
         tuple(key.removeprefix("recall@") for key in found if key.startswith("recall@")),
         {row: titles[row] for row in found["rows"]},
+        LIST_FIGURES | {f"recall_{bucket}": f"recall, {bucket}" for bucket in BUCKETS},
+        BUCKETS_DEFINITION,
         "" if found["ials"] else NO_IALS,
     )
 
 
-def _recalls(recall: Mapping[int, float]) -> dict[str, float]:
-    return {f"recall@{k}": value for k, value in recall.items()}
+def _figures(measures: Measures) -> dict[str, float | None]:
+    """All figures of a row."""
+    named = {"recall": measures.recall, **{key: getattr(measures, key) for key in LIST_FIGURES}}
+    named |= {f"recall_{bucket}": measures.recall_of[bucket] for bucket in BUCKETS}
+    return {key: value for name, values in named.items() for key, value in _by_cutoff(name, values).items()}
+
+
+def _by_cutoff(name: str, values: Mapping[int, float]) -> dict[str, float | None]:
+    return {f"{name}@{k}": None if math.isnan(value) else value for k, value in values.items()}

@@ -24,17 +24,52 @@ DEFINITION = (
 )
 
 
+BUCKETS = ("head", "middle", "tail")
+HEAD = 0.5
+"""Share of the training rows that the items of the head make up together, at least."""
+BUCKETS_DEFINITION = (
+    f"By how many of the rankers' training rows an item has, shown or chosen. Head: the fewest of the most frequent "
+    f"items that make up {HEAD:.0%} of those rows. Tail: the rarest, which together make up at most {TAIL:.0%} of "
+    f"them, and items that have none. Middle: the rest. Items with equally many rows share one."
+)
+
+
 def assign(
     training: np.ndarray,  # int64 [M], the entity of each training row
     test: np.ndarray,  # int64 [N], of each test row
 ) -> np.ndarray:  # int8 [N], index into SEGMENTS
     """The segment of each test row. Entities that were met equally often share one."""
+    met, often, rows = _met(training, test)
+    return np.where(met == 0, 0, np.where(met <= _rare(often, rows), 1, 2)).astype(np.int8)
+
+
+def assign_bucket(
+    training: np.ndarray,  # int64 [M], the item of each training row
+    items: np.ndarray,  # int64 [N]
+) -> np.ndarray:  # int8 [N], index into BUCKETS
+    """The bucket of each item, see BUCKETS_DEFINITION."""
+    met, often, rows = _met(training, items)
+    at_least = np.cumsum(rows[::-1])[::-1]  # rows of the items with so many or more
+    frequent = int(often[at_least >= HEAD * len(training)].max(initial=1))
+    return np.where(met >= frequent, 0, np.where(met > _rare(often, rows), 1, 2)).astype(np.int8)
+
+
+def _met(
+    training: np.ndarray,  # int64 [M]
+    asked: np.ndarray,  # int64 [N]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # int64 [N], int64 [C], int64 [C]
+    """How often each entity asked for is among the training rows; how often any is, ascending, and the rows of those
+    that are so often."""
     known, counts = np.unique(training, return_counts=True)
     often, entities = np.unique(counts, return_counts=True)
-    rare = int(often[np.cumsum(often * entities) <= TAIL * len(training)].max(initial=0))
-    place = np.searchsorted(known, test)
-    met = np.append(counts, 0)[np.where(np.append(known, 0)[place] == test, place, len(known))]
-    return np.where(met == 0, 0, np.where(met <= rare, 1, 2)).astype(np.int8)
+    place = np.searchsorted(known, asked)
+    met = np.append(counts, 0)[np.where(np.append(known, 0)[place] == asked, place, len(known))]
+    return met, often, often * entities
+
+
+def _rare(often: np.ndarray, rows: np.ndarray) -> int:
+    """As often as this, or less, the tail is met."""
+    return int(often[np.cumsum(rows) <= TAIL * rows.sum()].max(initial=0))
 
 
 def measure_segments(

@@ -191,8 +191,13 @@ def _retrieval(shown: RetrievalTable) -> Table:
     table.add_column("by")
     for k in shown.cutoffs:
         table.add_column(f"recall@{k}", justify="right")
+    last = shown.cutoffs[-1]
+    table.add_column(f"ndcg@{last}", justify="right")
+    table.add_column(f"covers@{last}", justify="right")
     for row, heading in shown.titles.items():
-        cells = (number(found["rows"][row][f"recall@{k}"]) for k in shown.cutoffs)
+        figures = found["rows"][row]
+        cells = [number(figures[f"recall@{k}"]) for k in shown.cutoffs]
+        cells += [number(figures[f"ndcg@{last}"]), percent(figures[f"coverage@{last}"], 0)]
         table.add_row(escape(heading), *cells, style="bold" if row == "chosen" else None)
     table.caption = shown.note or None
     return table

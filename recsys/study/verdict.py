@@ -269,7 +269,7 @@ def _retrieval(document: Mapping[str, Any]) -> Part | None:
     if "retrieval" not in document:
         return None
     found = document["retrieval"]
-    cuts = sorted(int(key.removeprefix("recall@")) for key in found["rows"]["chosen"])
+    cuts = sorted(int(key.removeprefix("recall@")) for key in found["rows"]["chosen"] if key.startswith("recall@"))
     leads = [_lead(found, k) for k in cuts]
     answer = next((says for says in (NO, UNCLEAR) if any(lead.says == says for lead in leads)), YES)
     telling = next(k for k, lead in zip(cuts[::-1], leads[::-1], strict=True) if lead.says == answer)

@@ -187,7 +187,7 @@ def test_strings_find_their_vectors(run: tuple[Path, Path, RunResults]) -> None:
     rows = ["popularity", "popularity_day", "ials", "prior", "vectors", "stored_prior", "fresh_prior", "chosen"]
     for found in (retrieval.rows, retrieval.validation):
         assert list(found) == rows
-        assert all(0 < recall[5] <= 1 for recall in found.values())
+        assert all(0 < measures.recall[5] <= 1 for measures in found.values())
     assert retrieval.hours in HOURS
     assert retrieval.weight in WEIGHTS
     assert (retrieval.days, retrieval.items) == (1, ITEMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from recsys.dates import DAY_MS
 from recsys.downstream.validation import Validation
-from recsys.study.found import RetrievalResult
+from recsys.study.found import Bucket, Measures, RetrievalResult
 from recsys.study.report import RunResults, SeriesRun, UpstreamRun
 from recsys.study.scores import TaskScores
 
@@ -31,14 +32,15 @@ RECALLS = {
 def example_retrieval() -> RetrievalResult:
     """A retrieval with every row there can be."""
     return RetrievalResult(
-        rows=RECALLS,
-        validation={row: {k: value + 0.01 for k, value in recall.items()} for row, recall in RECALLS.items()},
+        rows={row: _measures(recall) for row, recall in RECALLS.items()},
+        validation={row: _measures(recall, 0.01) for row, recall in RECALLS.items()},
         lead={row: _around(RECALLS["chosen"], at) for row, at in RECALLS.items() if row != "chosen"},
         by_day={
             day: {row: {k: value + shift for k, value in recall.items()} for row, recall in RECALLS.items()}
             for day, shift in (("2022-01-08", -0.001), ("2022-01-09", 0.001))
         },
         users_by_day={"2022-01-08": 1300, "2022-01-09": 1250},
+        buckets={"head": Bucket(120, 3100), "middle": Bucket(900, 1800), "tail": Bucket(6100, 1450)},
         hours=24.0,
         weight=1.5,
         ials="16 factors, regularization 10, alpha 1",
@@ -51,6 +53,21 @@ def example_retrieval() -> RetrievalResult:
         space="ctr-1",
         version=1,
         as_of=19_000 * DAY_MS,
+    )
+
+
+def _measures(recall: dict[int, float], more: float = 0.0) -> Measures:
+    """Figures that go with a recall; no positive is of the middle."""
+
+    def scaled(factor: float) -> dict[int, float]:
+        return {k: factor * (value + more) for k, value in recall.items()}
+
+    return Measures(
+        recall=scaled(1.0),
+        ndcg=scaled(0.61),
+        hit_rate=scaled(1.32),
+        coverage=scaled(0.23),
+        recall_of={"head": scaled(1.51), "middle": scaled(math.nan), "tail": scaled(0.42)},
     )
 
 

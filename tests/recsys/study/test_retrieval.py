@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -107,12 +108,12 @@ def result(world: tuple[Path, Path]) -> RetrievalResult:
 def test_taste_and_what_is_popular_now_find_most(result: RetrievalResult) -> None:
     found = result
     for k in (5, 20):
-        at = {row: recall[k] for row, recall in found.rows.items()}
+        at = {row: measures.recall[k] for row, measures in found.rows.items()}
         assert at["chosen"] > 1.1 * max(at["prior"], at["vectors"], at["ials"], at["popularity"], at["popularity_day"])
         assert at["popularity_day"] > at["popularity"]  # it moves
         assert at["chosen"] > 1.1 * at["stored_prior"]
-    assert found.validation["chosen"][5] + found.validation["chosen"][20] == max(
-        sum(found.validation[row].values()) for row in ("chosen", "fresh_prior", "vectors")
+    assert sum(found.validation["chosen"].recall.values()) == max(
+        sum(found.validation[row].recall.values()) for row in ("chosen", "fresh_prior", "vectors")
     )
     assert found.hours in (6, 24)
     assert 0.5 <= found.weight <= 1.5
@@ -125,14 +126,34 @@ def test_taste_and_what_is_popular_now_find_most(result: RetrievalResult) -> Non
 def test_days_and_leads_are_of_the_same_positives(result: RetrievalResult) -> None:
     assert list(result.by_day) == list(result.users_by_day) == ["1970-01-07", "1970-01-08"]
     for k in (5, 20):
-        for row, recall in result.rows.items():
+        for row, measures in result.rows.items():
+            recall = measures.recall
             daily = [rows[row][k] for rows in result.by_day.values()]
             assert min(daily) - 0.05 < recall[k] < max(daily) + 0.05
             if row != "chosen":
                 low, high = result.lead[row][k]
-                assert low < result.rows["chosen"][k] - recall[k] < high
-                assert (low + high) / 2 == pytest.approx(result.rows["chosen"][k] - recall[k])
+                lead = result.rows["chosen"].recall[k] - recall[k]
+                assert low < lead < high
+                assert (low + high) / 2 == pytest.approx(lead)
         assert result.lead["popularity"][k][0] > 0
+
+
+def test_a_list_has_more_than_recall(world: tuple[Path, Path], result: RetrievalResult) -> None:
+    """Popularity gives everybody the same few; its positives are of the head. Every figure against a loop."""
+    catalogue, rows = ITEMS, result.rows
+    for k in (5, 20):
+        assert rows["popularity"].coverage[k] == pytest.approx(k / catalogue)
+        assert rows["chosen"].coverage[k] > 2 * rows["popularity"].coverage[k]
+        assert rows["chosen"].ndcg[k] > 1.1 * rows["popularity"].ndcg[k]
+        for measures in rows.values():
+            assert measures.recall[k] <= measures.hit_rate[k] <= 1
+    assert rows["popularity"].recall_of["head"][20] > 0 == rows["popularity"].recall_of["tail"][20]
+    assert rows["chosen"].recall_of["tail"][20] > 0
+    assert sum(bucket.items for bucket in result.buckets.values()) == ITEMS
+    tables = [pq.read_table(world[0] / f"day={number}/a.parquet", partitioning=None) for number in (6, 7)]
+    chosen = pa.concat_tables([table.filter(pc.equal(table["click"], 1)) for table in tables])
+    asked = chosen.select(["user_id", "item_id"]).group_by(["user_id", "item_id"]).aggregate([]).num_rows
+    assert sum(bucket.positives for bucket in result.buckets.values()) == asked
 
 
 def test_what_is_new_is_retrieved_as_by_popularity(world: tuple[Path, Path], tmp_path: Path) -> None:
@@ -146,7 +167,7 @@ def test_what_is_new_is_retrieved_as_by_popularity(world: tuple[Path, Path], tmp
     found = collect(world, data=tmp_path)
     assert found.users == NEW_USERS
     assert found.users_without_vector == 1
-    assert found.rows["vectors"] == {5: 0, 20: 0}
+    assert found.rows["vectors"].recall == found.rows["vectors"].coverage == {5: 0, 20: 0}
     assert found.rows["chosen"] == found.rows["prior"]
 
 
@@ -167,7 +188,9 @@ def test_later_labels_do_not_change_what_is_retrieved(
     shuffled, true = collect(world, data=tmp_path), result
     assert (shuffled.hours, shuffled.weight, shuffled.ials) == (true.hours, true.weight, true.ials)
     assert shuffled.validation == true.validation
-    assert shuffled.rows["prior"][5] < 0.9 * true.rows["prior"][5]  # had it known them, it would have found them
+    assert (
+        shuffled.rows["prior"].recall[5] < 0.9 * true.rows["prior"].recall[5]
+    )  # had it known them, it would have found them
 
 
 def test_what_was_shown_can_be_left_out(world: tuple[Path, Path], result: RetrievalResult) -> None:
@@ -175,7 +198,7 @@ def test_what_was_shown_can_be_left_out(world: tuple[Path, Path], result: Retrie
     found = collect(world, config)
     assert found.users <= result.users
     assert found.rows["chosen"] != result.rows["chosen"]
-    assert found.rows["chosen"][5] > found.rows["popularity"][5]
+    assert found.rows["chosen"].recall[5] > found.rows["popularity"].recall[5]
 
 
 def test_without_the_library_there_is_no_row_of_it(

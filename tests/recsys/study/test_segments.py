@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from recsys.evaluate.bootstrap import paired_bootstrap
 from recsys.evaluate.metrics import normalized_entropy, roc_auc
-from recsys.study.segments import ENOUGH, SEGMENTS, TAIL, assign, measure_segments
+from recsys.study.segments import BUCKETS, ENOUGH, HEAD, SEGMENTS, TAIL, assign, assign_bucket, measure_segments
 
 
 def test_segments_by_hand() -> None:
@@ -31,6 +31,29 @@ def test_segments_against_a_loop(training: list[int], test: list[int]) -> None:
             rare = often
     wanted = [0 if who not in met else 1 if met[who] <= rare else 2 for who in test]
     assert assign(np.array(training, np.int64), np.array(test, np.int64)).tolist() == wanted
+
+
+def test_buckets_by_hand() -> None:
+    """Of twelve rows seven and then ten are of the two most frequent items, two of the rarest."""
+    training = np.repeat([7, 5, 3, 2], [5, 3, 2, 2])
+    assert [BUCKETS[x] for x in assign_bucket(training, np.array([7, 5, 3, 2, 99]))] == [
+        "head", "head", "middle", "middle", "tail",
+    ]  # fmt: skip
+    training = np.repeat([7, 5, 3, 2], [8, 3, 2, 1])
+    assert [BUCKETS[x] for x in assign_bucket(training, np.array([7, 5, 3, 2]))] == ["head", "middle", "middle", "tail"]
+    assert assign_bucket(np.arange(10), np.arange(10)).tolist() == [0] * 10
+    assert assign_bucket(np.zeros(0, np.int64), np.array([1])).tolist() == [2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(training=st.lists(st.integers(-3, 8), max_size=60))
+def test_buckets_against_a_loop(training: list[int]) -> None:
+    met = {who: training.count(who) for who in training}
+    for item, bucket in zip(met, assign_bucket(np.array(training, np.int64), np.array([*met], np.int64)), strict=True):
+        more = sum(count for count in met.values() if count > met[item])
+        fewer = sum(count for count in met.values() if count <= met[item])
+        wanted = "head" if more < HEAD * len(training) else "tail" if fewer <= TAIL * len(training) else "middle"
+        assert BUCKETS[bucket] == wanted
 
 
 def test_figures_are_of_the_segment_alone() -> None:
