@@ -20,11 +20,13 @@ from recsys.config import (
     RefreshConfig,
     RetrievalConfig,
     StudyConfig,
+    TwoTowerConfig,
     UpstreamConfig,
     assign,
     read_document,
 )
 from recsys.data.errors import DataError
+from recsys.data.files import find_files
 from recsys.fitting import SPLITS, Fit, Kept
 from recsys.mistakes import closest, meant
 from recsys.refresh.days import find_day
@@ -36,6 +38,7 @@ KINDS: Mapping[str, type[Config]] = {
     "upstream": UpstreamConfig,
     "refresh": RefreshConfig,
     "ranker": RankerConfig,
+    "towers": TwoTowerConfig,
     "log": LogConfig,
 }
 """The configs that there are, by the name that `recsys config` knows them by."""
@@ -136,6 +139,12 @@ def check_rankers(path: Path, data: Path, store: str, assignments: Sequence[str]
     return config if isinstance(config, RankerConfig) else RankerConfig.load(path)
 
 
+def check_towers(path: Path, data: Path, store: str, assignments: Sequence[str] = ()) -> TwoTowerConfig:
+    """Check the config of a two-tower model that reads a store which is there, as `check_rankers` does."""
+    config = check_config(path, data, assignments, None if "://" in store else Path(store))
+    return config if isinstance(config, TwoTowerConfig) else TwoTowerConfig.load(path)
+
+
 def kind_of(document: Mapping[str, Any]) -> type[Config]:
     """The kind of config that a document is most likely to be: the one that knows most of its keys."""
 
@@ -152,6 +161,7 @@ class _Asked:
 
     upstreams: dict[str, UpstreamConfig] = field(default_factory=dict)
     rankers: dict[str, RankerSettings] = field(default_factory=dict)
+    towers: TwoTowerConfig | None = None
     retrieval: RetrievalConfig | None = None
     days: DaysConfig | None = None
     ranks: int = 1
@@ -178,6 +188,8 @@ class _Asked:
                 asked.upstreams[path] = part
             elif isinstance(part, RankerSettings):
                 asked.rankers[path] = part
+            elif isinstance(part, TwoTowerConfig) and path not in reading.wrong:
+                asked.towers = part
             elif isinstance(part, RetrievalConfig):
                 asked.retrieval = part
             elif isinstance(part, DaysConfig) and path not in reading.wrong:
@@ -194,6 +206,11 @@ class _Asked:
             for split, files in fit.rankers(path, rankers, splits).items():
                 for source, events in seen.items():
                     fit.disjoint(f"{source}.source.events", events, split, files)
+        if self.towers is not None:
+            fit.rankers("", self.towers.population(), SPLITS[:-1])
+            for owner, patterns in (("users", self.towers.users), ("items", self.towers.items)):
+                with kept.at(owner):
+                    find_files(data, patterns)
         self.check_times(data, kept)
         wanted, rankers_ = self.retrieval, self.rankers.get("rankers")
         if wanted is not None and wanted.label and rankers_ is not None and (data / rankers_.schema).is_file():
@@ -236,3 +253,7 @@ class _Asked:
                             f"arms.{arm.name}.series names {name!r}, which {store} lacks{meant(name, series)}; "
                             f"it has: {', '.join(series)}"
                         )
+        for name in self.towers.series if self.towers is not None else ():
+            if name not in series:
+                there = f"{store} lacks{meant(name, series)}; it has: {', '.join(series)}"
+                kept.add(f"series names {name!r}, which {there}")

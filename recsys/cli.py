@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 from recsys.cli_bundle import bundle, repin, score
-from recsys.cli_jobs import downstream, embed, prior, ranker, refresh, upstream
-from recsys.cli_retrieve import index, retrieve
+from recsys.cli_jobs import downstream, embed, prior, ranker, refresh, twotower, upstream
+from recsys.cli_retrieve import index, retrieve, towers
 from recsys.config import ConfigError
 from recsys.jobs import warm_up
 from recsys.refresh.errors import GateRefusedError
@@ -117,8 +117,8 @@ def config(kind: Annotated[str, tyro.conf.Positional] = "study", /) -> None:
     """Print every key of a config with its default and its meaning, as TOML to start one of your own with.
 
     Args:
-        kind: study, for `recsys run` and `recsys daily`; or that of a job: upstream, refresh, ranker; or log, for
-            `recsys prepare log`.
+        kind: study, for `recsys run` and `recsys daily`; or that of a job: upstream, refresh, ranker, towers; or log,
+            for `recsys prepare log`.
     """
     from recsys.checks import KINDS
     from recsys.config import ConfigError
@@ -291,8 +291,8 @@ def run_command() -> None:
     functions = (
         *(demo, run, daily, rank, check, config, tune, prepare, report),
         *(bundle, score, repin),
-        *(index, retrieve),
-        *(upstream, refresh, embed, prior, downstream, ranker),
+        *(towers, index, retrieve),
+        *(upstream, refresh, embed, prior, downstream, ranker, twotower),
     )
     commands = {function.__name__: function for function in functions}
     try:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-from recsys.config import RankerConfig, RefreshConfig, UpstreamConfig
+from recsys.config import RankerConfig, RefreshConfig, TwoTowerConfig, UpstreamConfig
 from recsys.refresh.errors import GateRefusedError
 
 # Rooms are imported inside the functions, as in cli.py.
@@ -139,3 +139,19 @@ def ranker(
     from recsys.bundle.write import train_bundle
 
     train_bundle(settings, arm, data, out, store, compiled=compiled, start=start)
+    train_bundle(settings, arm, data, out, store, compiled=compiled)
+
+
+def twotower(*, config: Path, data: Path, out: Path, store: str = "") -> None:
+    """Train a two-tower retrieval model on all ranks together and publish its vectors; one rank of a job.
+
+    Args:
+        config: The model's TOML config (`recsys config towers`).
+        data: Folder of the prepared data.
+        out: Folder of the run.
+        store: The store that it reads and writes; left out: the run's own.
+    """
+    settings = TwoTowerConfig.load(config)
+    from recsys.downstream.two_tower import train_two_tower
+
+    train_two_tower(settings, data, out, store or None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 # Rooms are imported inside the functions, as in cli.py.
 
@@ -82,3 +84,36 @@ def retrieve(
         temperature=temperature,
         weight=weight,
     )
+
+
+def towers(
+    config: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    data: Path,
+    store: str,
+    out: Path,
+    ranks: int = 2,
+    set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
+) -> None:
+    """Train a two-tower retrieval model that reads the store's vectors, and publish its own there, as user_NAME and
+    item_NAME for `recsys index` and `recsys retrieve`.
+
+    Stopped, it goes on from its last checkpoint when the same command is given again.
+
+    Args:
+        config: The model's TOML config (`recsys config towers`).
+        data: Folder that the config's paths are relative to.
+        store: The store to read and to write, say runs/mine/store or s3://bucket/prefix.
+        out: Folder of the work.
+        ranks: Processes that train it together.
+        set_: Change one value of the config, `path=value`; may be repeated.
+    """
+    from recsys.checks import check_towers
+    from recsys.jobs import warm_up
+
+    settings = check_towers(config, data, store, set_)
+    warm_up()
+    from recsys.towers import make_towers
+
+    make_towers(settings, data, store, out, ranks)

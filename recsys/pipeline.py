@@ -16,6 +16,7 @@ import torch
 from recsys.checks import check_run
 from recsys.config import Config, StudyConfig, UpstreamConfig
 from recsys.downstream.ranking import all_rankers, screen_splits, stage_name
+from recsys.downstream.two_tower import stage_name as towers_stage
 from recsys.jobs import run_job
 from recsys.opening import Opened
 from recsys.progress import Progress, between
@@ -63,7 +64,8 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
     for rankers in jobs.values():
         screen_splits(rankers, data, out)  # they come last: what stops them is found before the upstreams are trained
     trainings = study.trainings()
-    progress = Progress(len(trainings) + len(jobs) + 1)
+    towers = study.two_tower_job()
+    progress = Progress(len(trainings) + len(jobs) + (towers is not None) + 1)
     for upstream in trainings:
         name, source = upstream.name, upstream.source
         labels = ", ".join(upstream.tasks) or "all labels"
@@ -76,6 +78,10 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
         why = f"{what}: learn from {between(rankers.train)}, with and without those vectors, which is what is compared"
         progress.begin(why, done=is_done(out, stage_name(rankers)))
         job("downstream", stage_name(rankers), rankers, data, out, ranks)
+    if towers is not None:
+        why = f"two-tower: learns {towers.label} from {between(towers.train)}, then publishes user and item vectors"
+        progress.begin(why, done=is_done(out, towers_stage(towers)))
+        job("twotower", towers_stage(towers), towers, data, out, ranks)
     progress.begin("report: lifts with intervals, from 1,000 draws of users")
     overhead, start = unaccounted(out), time.monotonic()
     report = build_report(collect_results(study, data, out))

@@ -67,7 +67,7 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
     ):
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
-        _size_tables(files, schema, skip, folder / TABLES, title, environment)
+        size_tables(files, schema, skip, folder / TABLES, title, environment)
         schema = upstream_schema(upstream, data, out)
         items = drawn_files(upstream, data)
         trained = train_on(
@@ -87,7 +87,7 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
             write_json(folder / "result.json", trained.record())
 
 
-def _size_tables(
+def size_tables(
     files: Sequence[Path], schema: Schema, skip: Quarantine, record: Path, title: str, environment: Environment
 ) -> None:
     """Count the rows of the tables for which the schema gives none, once: later trainings have the same."""

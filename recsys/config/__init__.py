@@ -14,6 +14,7 @@ from recsys.config.rules import INTERACTIONS, ConfigError
 from recsys.config.study import SpansConfig, StudyConfig
 from recsys.config.toml import Config, assign, override, parse_assignment, read_document, to_dict
 from recsys.config.training import RankerTrainConfig, TrainConfig
+from recsys.config.two_tower import TwoTowerConfig, TwoTowerSettings
 from recsys.config.upstream import LossConfig, ModelConfig, SourceConfig, UpstreamConfig
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
     "SpansConfig",
     "StudyConfig",
     "TrainConfig",
+    "TwoTowerConfig",
+    "TwoTowerSettings",
     "UpstreamConfig",
     "assign",
     "from_dict",

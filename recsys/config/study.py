@@ -10,6 +10,7 @@ from recsys.config.ranker import RankerSettings, RetrievalConfig
 from recsys.config.refresh import RefreshConfig, RefreshSettings
 from recsys.config.rules import ConfigError, check_seeds, require
 from recsys.config.toml import Config
+from recsys.config.two_tower import TwoTowerConfig, TwoTowerSettings
 from recsys.config.upstream import UpstreamConfig
 
 
@@ -69,6 +70,8 @@ class StudyConfig(Config):
     """The same rankers on one surface alone, if there are several."""
     retrieval: RetrievalConfig | None = None
     """Retrieval figures, if wanted."""
+    two_tower: TwoTowerSettings | None = None
+    """A two-tower model of the rankers' training files, as one more row of them, if wanted."""
     spans: SpansConfig | None = None
     """The rankers' days, for `recsys daily`."""
     ranks: int = 2
@@ -87,6 +90,12 @@ class StudyConfig(Config):
             )
         if self.spans is not None:
             self._check_spans(self.spans)
+        if self.two_tower is not None:
+            require(self.retrieval is not None, "retrieval is missing: it is what a two_tower is measured by")
+            require(
+                self.two_tower.name not in names,
+                f"two_tower.name is {self.two_tower.name!r}, as an upstream is called: choose another name",
+            )
 
     def _check_upstream_seeds(self) -> None:
         check_seeds(self.upstream_seeds, "upstream_seeds")
@@ -120,6 +129,8 @@ class StudyConfig(Config):
                 f"upstream_seeds is {self.upstream_seeds}: day by day every upstream is trained and refreshed once; "
                 "leave it out, or use `recsys run`"
             )
+        if self.two_tower is not None:
+            raise ConfigError("two_tower is trained once: day by day leave it out, or use `recsys run`")
         if self.refresh.days is None or self.spans is None:
             raise ConfigError(
                 "refresh.days or spans is missing: say in [refresh.days] where days of events lie, and in [spans] "
@@ -144,7 +155,21 @@ class StudyConfig(Config):
     def without_test(self) -> StudyConfig:
         """The same, measured on the validation files: no test file is named by it, and none of its jobs opens one."""
         rankers = replace(self.rankers, test=self.rankers.validation)
-        return replace(self, rankers=rankers, fragment=None, retrieval=None)
+        return replace(self, rankers=rankers, fragment=None, retrieval=None, two_tower=None)
+
+    def two_tower_job(self) -> TwoTowerConfig | None:
+        """The two-tower model as a job of its own, of the rankers' rows; None where none is wanted."""
+        if self.two_tower is None or self.retrieval is None:
+            return None
+        settings = {entry.name: getattr(self.two_tower, entry.name) for entry in fields(self.two_tower)}
+        return TwoTowerConfig(
+            schema=self.rankers.schema,
+            train=self.rankers.train,
+            validation=self.rankers.validation,
+            label=self.retrieval.label or next(iter(self.rankers.tasks.values())),
+            publish_delay_ms=self.rankers.publish_delay_ms,
+            **settings,
+        )
 
     def refresh_of(self, upstream: UpstreamConfig) -> RefreshConfig:
         """The refresh of one of the upstreams, as a job of its own."""

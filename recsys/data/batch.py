@@ -34,7 +34,8 @@ class Batch(Pipelineable):
     feed: Tensor | None = None  # float32 [B, P, 2]: how old it is and how many events it is made of, see StoreFeatures
     negatives: Tensor | None = None
     """int64 [N]: ids of items whose features lie behind those of the events, in rows B to B + N of `dense["item"]` and
-    of every key of `sparse`; those of other owners are empty there, and nothing else has these rows. None: no items."""
+    of every key of `sparse`, and of `vectors`, `found` and `feed`; those of other owners are empty there, and nothing
+    else has these rows. None: no items."""
     position: int = 0
     """Number of the batch in its stream, counted from 0 over all passes."""
     epoch: int = 0

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.batch import Batch
@@ -78,6 +79,8 @@ class UniformNegatives:
         rng = np.random.default_rng((_STEP, *self._words, batch.position))
         drawn = take(self._rows, rng.integers(0, len(self._rows), self._count))
         drawn.user_ids = torch.from_numpy(rng.integers(2**63, size=self._count))
+        if len(batch):  # what is read of them as of a time is of the times of the events
+            drawn.timestamps = batch.timestamps[torch.from_numpy(rng.integers(0, len(batch), self._count))]
         drawn.position, drawn.epoch = batch.position, batch.epoch
         return with_negatives(self._transform(batch), self._transform(drawn))
 
@@ -109,6 +112,8 @@ def with_negatives(batch: Batch, drawn: Batch) -> Batch:
     Args:
         batch: of events.
         drawn: of items, without the features of other owners.
+
+    The vectors of stores that both may have lie behind each other too.
     """
     keys = batch.sparse.keys()
     items = dict(zip(drawn.sparse.keys(), _columns(drawn.sparse), strict=True))
@@ -121,8 +126,16 @@ def with_negatives(batch: Batch, drawn: Batch) -> Batch:
         batch,
         dense=batch.dense | {owner: torch.cat((batch.dense[owner], x)) for owner, x in drawn.dense.items()},
         sparse=_keyed(keys, parts, len(batch) + len(drawn)),
+        vectors=_behind(batch.vectors, drawn.vectors),
+        found=_behind(batch.found, drawn.found),
+        feed=_behind(batch.feed, drawn.feed),
         negatives=drawn.item_ids,
     )
+
+
+def _behind(events: Tensor | None, items: Tensor | None) -> Tensor | None:
+    """[B, ...] and [N, ...] -> [B + N, ...]."""
+    return events if events is None or items is None else torch.cat((events, items))
 
 
 def _columns(sparse: KeyedJaggedTensor) -> list[tuple[Ints, Ints]]:

@@ -24,7 +24,7 @@ from recsys.models.vocabulary import Vocabulary
 ENTITIES = ("user", "item")
 """Owners that have a tower and so vectors."""
 
-_NORM_EPS = 1e-4  # an output shorter than this stays shorter than 1; it bounds the gradient at the zero vector
+NORM_EPS = 1e-4  # an output shorter than this stays shorter than 1; it bounds the gradient at the zero vector
 
 
 class DermOutput(NamedTuple):
@@ -112,7 +112,7 @@ class VectorHead(nn.Module):
         self.linear = nn.Linear(config.tokens * config.token_dim, config.vector_dim)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, m, d] -> [B, D]
-        return F.normalize(self.linear(x.flatten(1)).float(), dim=1, eps=_NORM_EPS)
+        return F.normalize(self.linear(x.flatten(1)).float(), dim=1, eps=NORM_EPS)
 
 
 class InteractionTower(nn.Module):

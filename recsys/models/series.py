@@ -50,7 +50,7 @@ class VectorFeatures(nn.Module):
         super().__init__()
         self.dims = [x.dim for x in series]
         self.places = [x.versions for x in series]
-        self.couples = _couples(series)
+        self.couples = couples(series)
         self.entity_dropout = config.entity_dropout
         width, count, total = config.projection_dim, len(series), sum(self.dims)
         same = config.embedding_dim == width
@@ -156,9 +156,9 @@ def pair_count(fields: int) -> int:
     return fields * (fields - 1) // 2
 
 
-def _couples(series: Sequence[SeriesSpec]) -> list[tuple[int, int]]:
+def couples(series: Sequence[SeriesSpec]) -> list[tuple[int, int]]:
     """Indices of every user series and item series that share a space."""
-    couples = []
+    pairs = []
     for i, user in enumerate(series):
         for j, item in enumerate(series):
             if user.owner != "user" or item.owner != "item" or user.space != item.space:
@@ -168,5 +168,5 @@ def _couples(series: Sequence[SeriesSpec]) -> list[tuple[int, int]]:
                     f"series {user.name!r} and {item.name!r} share space {user.space!r} but have dimensions "
                     f"{user.dim} and {item.dim}: publish both from one upstream"
                 )
-            couples.append((i, j))
-    return couples
+            pairs.append((i, j))
+    return pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +11,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recsys.config import SourceConfig
+from recsys.data.batch import Batch
 from recsys.data.files import find_files
 from recsys.data.last_events import LastEvents, read_rows, rows_to_batch
 from recsys.data.schema import Schema, entity_schema
 from recsys.dates import DAY_MS, HOUR_MS
 from recsys.models.derm import DERM
+from recsys.models.two_tower import TwoTower
 from recsys.train.distributed import Environment
+
+Towers = DERM | TwoTower
+"""Models with a tower for each entity."""
 
 
 class Embedded(NamedTuple):
@@ -44,9 +49,18 @@ def own_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
 
 @torch.no_grad()  # not inference_mode: on CPUs FBGEMM's lookup exists as an autograd kernel only
 def embed(
-    model: DERM, schema: Schema, events: LastEvents, owner: str, environment: Environment, batch_size: int = 4096
+    model: Towers,
+    schema: Schema,
+    events: LastEvents,
+    owner: str,
+    environment: Environment,
+    batch_size: int = 4096,
+    *,
+    read: Callable[[Batch], Batch] | None = None,
 ) -> Iterator[Embedded]:
     """Vectors of this rank's share of the entities; the ranks' shares together are all of them.
+
+    `read` gives batches what the model reads beside their features.
 
     Yields:
         n entities at a time, at most `batch_size`. Every rank yields equally often (its last ones may hold nothing) and
@@ -68,7 +82,8 @@ def embed(
             batch = rows_to_batch(next(read_rows(spare, narrow, owner, 1)), narrow, spare, 0)
         else:
             batch = rows_to_batch(table, narrow, mine, start)
-        batch = model.vocabulary.resolve(batch).to(device)
+        batch = model.vocabulary.resolve(batch)
+        batch = (batch if read is None else read(batch)).to(device)
         vectors = (model.user_vector(batch) if owner == "user" else model.item_vector(batch)).float()
         ids = batch.user_ids if owner == "user" else batch.item_ids
         count = 0 if table is None else len(table)

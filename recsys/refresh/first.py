@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
@@ -17,7 +18,7 @@ from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.catalogue import NOBODY_WITHDRAWN, Told, Withdrawn, as_tensors, withdrawn_by, write_withdrawn
 from recsys.refresh.counting import read_prior
-from recsys.refresh.embed import own_files, source_files
+from recsys.refresh.embed import Towers, own_files, source_files
 from recsys.refresh.publish import Content, Publisher, Timer, space_name
 from recsys.refresh.records import PUBLISHED, WITHDRAWN
 from recsys.train import checkpoint
@@ -25,6 +26,8 @@ from recsys.train.checkpoint import CheckpointError, Loaded, load_model
 from recsys.train.distributed import Environment
 from recsys.train.sharding import shard
 from recsys.upstream import screen_source
+
+T = TypeVar("T", bound=Towers)
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,22 @@ def read_source(config: RefreshConfig, schema: Schema, data: Path, out: Path, en
         DataError: more rows cannot be read than the schema allows, naming the first.
     """
     upstream = config.upstream
-    utc_offset_hours = config.days.utc_offset_hours if config.days else 0.0
     model, loaded = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
+    return source_of(model, loaded, config, schema, data, out, environment)
+
+
+def source_of(
+    model: Towers,
+    loaded: Loaded,
+    config: RefreshConfig,
+    schema: Schema,
+    data: Path,
+    out: Path,
+    environment: Environment,
+) -> Source:
+    """`read_source` by a model that has been loaded."""
+    upstream = config.upstream
+    utc_offset_hours = config.days.utc_offset_hours if config.days else 0.0
     skip = screen_source(upstream, schema, data, out, environment).quarantine
     rows = {"user": upstream.source.users, "item": upstream.source.items}
     told = Told(files={owner: find_files(data, given) for owner, given in rows.items() if given}, skip=skip)
@@ -73,10 +90,10 @@ def read_source(config: RefreshConfig, schema: Schema, data: Path, out: Path, en
     return Source(content, as_of, loaded, withdrawn)
 
 
-def publish_source(publisher: Publisher, source: Source, out: Path, upstream: str) -> bool:
+def publish_source(publisher: Publisher, source: Source, out: Path, upstream: str, space: str = "") -> bool:
     """Publish the vectors of all users and items, as of the source's newest row, and move the tag. A collective.
 
-    A second call with the same checkpoint and source does nothing.
+    A second call with the same checkpoint and source does nothing. `space`: theirs; empty: of a first training.
 
     Returns:
         whether anything was to do.
@@ -87,7 +104,7 @@ def publish_source(publisher: Publisher, source: Source, out: Path, upstream: st
     path = upstream_folder(out, upstream) / PUBLISHED
     if publisher.is_main:
         write_withdrawn(path.with_name(WITHDRAWN), source.withdrawn, source.content.schema)
-    publication = publisher.decide(path, source.checkpoint._asdict(), source.as_of, space_name(upstream))
+    publication = publisher.decide(path, source.checkpoint._asdict(), source.as_of, space or space_name(upstream))
     if not publisher.publish(publication, source.content, Timer()) and publication.done:
         return False
     publisher.move_tags(publication, path)
@@ -106,10 +123,15 @@ def load_towers(
     Raises:
         CheckpointError: there is none, or it is of another schema or config.
     """
-    tasks = [label.name for label in schema.labels]
-    # The name under which DermTask holds the model, so that the checkpoint's keys are the same.
-    holder = nn.ModuleDict({"model": DERM(schema, upstream.model, tasks)})
-    sharded = shard(holder, environment, sparse_lr=upstream.training.sparse_lr)
+    return load_into(
+        DERM(schema, upstream.model, [label.name for label in schema.labels]), folder, upstream, environment
+    )
+
+
+def load_into(model: T, folder: Path, upstream: UpstreamConfig, environment: Environment) -> tuple[T, Loaded]:
+    """A model that has not been sharded -> the same as the newest checkpoint has it; see `load_towers`."""
+    # The name under which tasks hold the model, so that the checkpoint's keys are the same.
+    sharded = shard(nn.ModuleDict({"model": model}), environment, sparse_lr=upstream.training.sparse_lr)
     loaded = load_model(folder, sharded)
     return sharded.module["model"], loaded
 

@@ -10,7 +10,7 @@ import json
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -24,15 +24,15 @@ from torch import Tensor
 from embedding_store import EmbeddingStore, Series, TagMovedError
 from recsys.atomic import write_json
 from recsys.config import STUDIED, RefreshConfig, RefreshSettings
+from recsys.data.batch import Batch
 from recsys.data.last_events import LastEvents
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
-from recsys.models.derm import DERM
 from recsys.prior import Prior
 from recsys.refresh.aggregate import Aggregation
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
 from recsys.refresh.arms import ENTITIES, arm_of, series_of
-from recsys.refresh.embed import embed, gather
+from recsys.refresh.embed import Towers, embed, gather
 from recsys.refresh.prior import prior_series, publish_prior, withdraw
 from recsys.train.distributed import Environment, broadcast
 
@@ -82,7 +82,7 @@ class Publication:
 class Content:
     """Where the vectors come from."""
 
-    model: DERM
+    model: Towers
     schema: Schema
     events: Mapping[str, LastEvents]
     """Owner -> the entities and their last events."""
@@ -102,6 +102,8 @@ class Content:
     """Takes the vectors of the previous snapshots' space to this one's."""
     prior: Prior | None = None
     """Of the items, on rank 0."""
+    read: Callable[[Batch], Batch] | None = None
+    """See `embed`."""
 
 
 class Timer:
@@ -119,7 +121,7 @@ class Timer:
 
 
 class Publisher:
-    """The series of one upstream in a run's store; the same on every rank, but only rank 0 writes.
+    """The series of one upstream in a store, by default the run's; the same on every rank, but only rank 0 writes.
 
     A collective, like its methods.
 
@@ -127,8 +129,10 @@ class Publisher:
         StoreError: a series exists with another dim or dtype, or the store cannot be read.
     """
 
-    def __init__(self, out: Path, config: RefreshConfig, environment: Environment) -> None:
-        self._store = EmbeddingStore(store_folder(out))
+    def __init__(
+        self, out: Path, config: RefreshConfig, environment: Environment, store: EmbeddingStore | None = None
+    ) -> None:
+        self._store = store or EmbeddingStore(store_folder(out))
         self._environment = environment
         self._config = config
         self._ways = aggregations(config, study=config.study)
@@ -320,7 +324,8 @@ class Publisher:
         timer: Timer,
     ) -> None:
         """One owner's vectors: each rank embeds and aggregates its share, rank 0 writes."""
-        batches = embed(content.model, content.schema, content.events[owner], owner, self._environment, BATCH)
+        events, ranks = content.events[owner], self._environment
+        batches = embed(content.model, content.schema, events, owner, ranks, BATCH, read=content.read)
         while True:
             with timer("embed"):
                 part = next(batches, None)

@@ -71,6 +71,8 @@ class RetrievalResult:
     """Chosen weight of the prior."""
     ials: str = ""
     """Chosen settings of iALS; empty: it was not run."""
+    two_tower: tuple[float, float] | None = None
+    """Window and weight chosen for the two-tower model; None: there is none."""
     days: int
     """Moments at which requests were answered."""
     users: int

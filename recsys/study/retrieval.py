@@ -12,6 +12,8 @@ prior           the prior alone, of the chosen window
 vectors         u.v alone; a user without a vector gets nothing
 stored_prior    u.v / temperature + the prior that was published with the vectors
 fresh_prior     u.v / temperature + the prior of the newest events, `refresh.prior.hours` of them
+two_tower       the same of a two-tower model that reads those vectors, where the study has one; its own weight and
+                window chosen
 chosen          u.v / temperature + weight * the prior of the newest events, weight and window chosen
 """
 
@@ -83,7 +85,9 @@ def collect_retrieval(
         return None
     logs, timed = _logs(config, rankers, data, out, skip)
     (upstream,) = (each for each in config.trainings() if each.name == wanted.upstream)
-    vectors = _Vectors(EmbeddingStore(store_folder(out)), upstream, rankers.publish_delay_ms, timed=timed)
+    store, delay, towers = EmbeddingStore(store_folder(out)), rankers.publish_delay_ms, config.two_tower
+    vectors = _Vectors(store, upstream.name, upstream.loss.temperature, delay, timed=timed)
+    two_tower = None if towers is None else _Vectors(store, towers.name, towers.temperature, delay, timed=timed)
     source = _source(config, upstream, rankers, data, out) if als.is_installed() or wanted.leave_out_seen else None
     days = config.refresh.days
 
@@ -104,7 +108,7 @@ def collect_retrieval(
     test = requests("test", [logs["train"], logs["validation"]])
     if not test.moments:
         return None
-    study = _Study(vectors, logs["train"], tuple(wanted.k), config.refresh.prior.hours, timed, days)
+    study = _Study(vectors, two_tower, logs["train"], tuple(wanted.k), config.refresh.prior.hours, timed, days)
     return study.result(validation, test)
 
 
@@ -118,16 +122,20 @@ class _Requests:
 
 
 class _Vectors:
-    """The upstream's vectors as they were visible at a time."""
+    """A model's vectors as they were visible at a time."""
 
-    def __init__(self, store: EmbeddingStore, upstream: UpstreamConfig, delay: int, *, timed: bool) -> None:
-        self._users, self._items = (store.series(f"{owner}_{upstream.name}") for owner in ("user", "item"))
-        self._store, self._upstream, self._delay, self._timed = store, upstream, delay, timed
+    def __init__(self, store: EmbeddingStore, name: str, temperature: float, delay: int, *, timed: bool) -> None:
+        self._users, self._items = (store.series(f"{owner}_{name}") for owner in ("user", "item"))
+        self._store, self._name, self._delay, self._timed = store, name, delay, timed
         self._open: dict[int, tuple[Table, Table, Tensor]] = {}
         self._users.latest(refused=False)  # raises where there is none
         self.since = self._users.history(refused=False)[0].as_of + delay
         """From when on there are vectors, ms."""
-        self.temperature = upstream.loss.temperature
+        self.temperature = temperature
+
+    def visible(self, moment: Moment) -> bool:
+        """Whether there are any at a moment."""
+        return not self._timed or moment.time >= self.since
 
     def snapshots(self, moment: Moment) -> tuple[Snapshot, Snapshot]:
         """Of users and items. Raises VersionSkewError if they are not of one version."""
@@ -155,14 +163,14 @@ class _Vectors:
 
     def stored_prior(self, moment: Moment) -> Prior:
         """The one that was published with the vectors. Raises DataError if there is none."""
-        name = f"item_{self._upstream.name}.prior"
+        name = f"item_{self._name}.prior"
         as_of = self.snapshots(moment)[1].as_of
         try:
             return Prior.load(self._store.series(name).as_of(as_of))
         except (SeriesNotFoundError, VersionNotFoundError) as error:
             raise DataError(
                 f"series {name!r} has no prior as of {as_of} ms, when the vectors were published: {error}. Publish one "
-                f"with `recsys prior --config OUT/configs/refresh-{self._upstream.name}.toml`"
+                f"with `recsys prior --config OUT/configs/refresh-{self._name}.toml`"
             ) from None
 
     def _opened(self, moment: Moment) -> tuple[Table, Table, Tensor]:
@@ -177,6 +185,7 @@ class _Study:
     """All ways to retrieve, and what they find."""
 
     vectors: _Vectors
+    two_tower: _Vectors | None
     training: Log
     k: tuple[int, ...]
     hours: float
@@ -188,12 +197,15 @@ class _Study:
     def result(self, validation: _Requests, test: _Requests) -> RetrievalResult:
         """Choose on the validation days, measure once on the test days."""
         _tell("choosing the prior's window and weight", validation)
-        hours, weight = self._choose(validation.moments)
+        hours, weight = self._choose(validation.moments, self.vectors)
+        towers = None if self.two_tower is None else self._choose(validation.moments, self.two_tower)
         _tell("choosing the settings of iALS", validation)
         settings = self._choose_als(validation)
         _tell("measuring every way", test)
         found = {
-            split: {name: find(requests.moments, way) for name, way in self._ways(requests, hours, weight, settings)}
+            split: {
+                name: find(requests.moments, way) for name, way in self._ways(requests, hours, weight, settings, towers)
+            }
             for split, requests in (("validation", validation), ("test", test))
             if requests.moments
         }
@@ -207,16 +219,17 @@ class _Study:
             hours=hours,
             weight=weight,
             ials="" if settings is None else settings.text,
+            two_tower=towers,
             **self._facts(test.moments, hours, weight),
         )
 
-    def _choose(self, requests: Sequence[Moment]) -> tuple[float, float]:
+    def _choose(self, requests: Sequence[Moment], vectors: _Vectors) -> tuple[float, float]:
         """Window and weight of the greatest recall, the mean over the cut-offs; what is configured, and 1, without
         validation requests."""
         if not requests:
             return self.hours, 1.0
         grid = product(HOURS if self.timed else (0.0,), WEIGHTS)
-        return max(grid, key=lambda each: _mean(find(requests, self._scored(*each)).recall(self.k)))
+        return max(grid, key=lambda each: _mean(find(requests, self._scored(*each, vectors)).recall(self.k)))
 
     def _choose_als(self, requests: _Requests) -> als.Settings | None:
         if not als.is_installed():
@@ -230,7 +243,12 @@ class _Study:
         return max(als.GRID, key=recall)
 
     def _ways(
-        self, requests: _Requests, hours: float, weight: float, settings: als.Settings | None
+        self,
+        requests: _Requests,
+        hours: float,
+        weight: float,
+        settings: als.Settings | None,
+        towers: tuple[float, float] | None,
     ) -> Iterator[tuple[str, Retriever]]:
         """Row -> how it retrieves, in the order of the report."""
         yield "popularity", self._listed(lambda _: _popular(self.training))
@@ -242,6 +260,8 @@ class _Study:
         yield "vectors", self._scored(hours, 0.0)
         yield "stored_prior", self._scored_by(self.vectors.stored_prior, 1.0)
         yield "fresh_prior", self._scored(self.hours, 1.0)
+        if towers is not None:
+            yield "two_tower", self._scored(*towers, self.two_tower)
         yield "chosen", self._scored(hours, weight)
 
     def _measures(self, requests: Sequence[Moment], found: Mapping[str, Found]) -> dict[str, Measures]:
@@ -276,13 +296,15 @@ class _Study:
         offset, hours = (0.0, 24) if self.days is None else (self.days.utc_offset_hours, self.days.hours)
         return iso_day(number_of(time, offset)) if hours >= 24 else iso_hour(time, offset)
 
-    def _scored(self, hours: float, weight: float) -> Retriever:
-        """By the vectors and the newest prior."""
-        return self._scored_by(lambda moment: _prior(moment, hours), weight)
+    def _scored(self, hours: float, weight: float, vectors: _Vectors | None = None) -> Retriever:
+        """By the vectors and the newest prior; as long as there are none by the prior."""
+        vectors = vectors or self.vectors
+        scored, alone = self._scored_by(lambda moment: _prior(moment, hours), weight, vectors), self._scored_alone
+        return lambda moment: (scored if vectors.visible(moment) else alone(hours, weight or 1.0))(moment)
 
-    def _scored_by(self, prior: Callable[[Moment], Prior], weight: float) -> Retriever:
+    def _scored_by(self, prior: Callable[[Moment], Prior], weight: float, vectors: _Vectors | None = None) -> Retriever:
         def retrieve(moment: Moment) -> tuple[Tensor, Tensor]:
-            index = self.vectors.index(moment, prior(moment), weight)
+            index = (vectors or self.vectors).index(moment, prior(moment), weight)
             queries, found = index.queries(moment.users)
             rows = index.search(queries, max(self.k), moment.without)
             if not weight:  # all items have a score of 0

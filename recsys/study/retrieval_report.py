@@ -6,7 +6,8 @@ Keys:
                                     top k of row `chosen`
     popularity_recall@<k>           number; that of row `popularity`
     rows.<row>.recall@<k>           number; by way to retrieve, see recsys/study/retrieval.py: popularity,
-                                    popularity_day, ials, prior, vectors, stored_prior, fresh_prior, chosen
+                                    popularity_day, ials, prior, vectors, stored_prior, fresh_prior, two_tower,
+                                    chosen
     rows.<row>.ndcg@<k>             number; mean over lists, what a user got on a day with a positive, of the
                                     normalised discounted cumulative gain of the top k
     rows.<row>.hit_rate@<k>         number; share of these lists whose top k hold a positive
@@ -26,6 +27,8 @@ Keys:
     hours                           number; chosen window of the prior, 0: everything
     weight                          number; chosen weight of the prior
     ials                            str; chosen settings of iALS; empty: it was not run, for want of the extra
+    two_tower.hours                 number; chosen window of the prior for the two-tower model, where there is one
+    two_tower.weight                number; chosen weight of it
     days                            int; times at which vectors and prior were read: days, 1 without event times
     users                           int; test users with a positive
     users_without_vector            number; share of their days on which they had none: the prior alone counts
@@ -70,6 +73,7 @@ def retrieval_document(result: RetrievalResult) -> dict[str, Any]:
         "hours": result.hours,
         "weight": result.weight,
         "ials": result.ials,
+        **({"two_tower": dict(zip(("hours", "weight"), result.two_tower, strict=True))} if result.two_tower else {}),
         "days": result.days,
         "users": result.users,
         "users_without_vector": result.users_without_vector,
@@ -105,7 +109,7 @@ def retrieval_table(document: Mapping[str, Any]) -> RetrievalTable | None:
     if "retrieval" not in document:
         return None
     found = document["retrieval"]
-    window = f"{found['hours']:g} hours" if found["hours"] else "all times"
+    window, towers = _window(found["hours"]), found.get("two_tower", {"hours": 0, "weight": 0})
     configured = document["config"].get("refresh", {}).get("prior", {}).get("hours")
     titles = {
         "popularity": "popularity, all of training",
@@ -115,6 +119,7 @@ def retrieval_table(document: Mapping[str, Any]) -> RetrievalTable | None:
         "vectors": "u.v alone",
         "stored_prior": "u.v / tau + prior of the vectors' time",
         "fresh_prior": f"u.v / tau + newest prior{f', {configured:g} hours' if configured else ''}",
+        "two_tower": f"two-tower + {towers['weight']:g} x newest prior, {_window(towers['hours'])}",
         "chosen": f"u.v / tau + {found['weight']:g} x newest prior, {window}",
     }
     return RetrievalTable(
@@ -125,6 +130,10 @@ def retrieval_table(document: Mapping[str, Any]) -> RetrievalTable | None:
         BUCKETS_DEFINITION,
         "" if found["ials"] else NO_IALS,
     )
+
+
+def _window(hours: float) -> str:
+    return f"{hours:g} hours" if hours else "all times"
 
 
 def _figures(measures: Measures) -> dict[str, float | None]:

@@ -76,6 +76,8 @@ class _Run:
     """Of the passes that have been judged."""
     best_step: int = 0
     """The step after which the best of them ended."""
+    score: str = "ne"
+    """What they are called."""
 
     @property
     def checkpoints(self) -> Path | None:
@@ -187,9 +189,9 @@ class _Run:
             checkpoint.restore(kept, model=self.model, optimizer=self.optimizer, environment=self.environment)
         if self.checkpoints is not None:
             self.save()
-        most, score = self.total_steps // self.steps_per_epoch, self.scores[-1]
+        most, last = self.total_steps // self.steps_per_epoch, self.scores[-1]
         verdict = "the best so far" if improved else f"no better than {min(self.scores):.4f}: this was the last"
-        return f"pass {len(self.scores)} of at most {most}: validation ne {score:.4f}, {verdict}"
+        return f"pass {len(self.scores)} of at most {most}: validation {self.score} {last:.4f}, {verdict}"
 
     def result(self, clock: Clock, shortfall: str) -> TrainResult:
         """What the run leaves behind."""
@@ -230,6 +232,7 @@ def fit(
     before: Callable[[nn.Module], None] | None = None,
     begun: Callable[[], None] | None = None,
     after_epoch: Callable[[DistributedModelParallel], float] | None = None,
+    score: str = "ne",
 ) -> TrainResult:
     """Train `task` on `stream`; where `out` has a checkpoint, continue from it to the same losses as if never stopped.
 
@@ -253,6 +256,7 @@ def fit(
         after_epoch: called with the model in evaluation mode after each epoch; returns a score, the same on every rank.
             The first epoch that does not lower it is the last; the model of the best one is returned, and is what the
             newest checkpoint in `out` holds.
+        score: what `after_epoch` returns, in a word.
 
     Raises:
         PlanError: the tables do not fit the ranks.
@@ -265,6 +269,7 @@ def fit(
     if stream.total_steps == 0:
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
     run = _prepare(task, stream, config, environment, tasks, identity or {}, out)
+    run.score = score
     resumed = run.begin(start, before)
     if begun is not None:
         begun()
