@@ -29,16 +29,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, SeriesNotFoundError, Snapshot, Table, VersionNotFoundError
+from embedding_store import EmbeddingStore
 from recsys.config import DaysConfig, RankerSettings, StudyConfig, UpstreamConfig
-from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Part
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS, HOUR_MS, iso_day, iso_hour, number_of
-from recsys.downstream.retrieval import Index, check_same_version, index_of, most_popular, pairs_of, positions
+from recsys.downstream.retrieval import most_popular, pairs_of, positions
 from recsys.evaluate.nearest import exact_top_k
 from recsys.folders import store_folder
 from recsys.prior import Prior
@@ -49,6 +48,7 @@ from recsys.study import als
 from recsys.study.found import Bucket, Found, Measures, Recall, RetrievalResult, Retriever, find
 from recsys.study.moments import Log, Moment, moments
 from recsys.study.segments import BUCKETS, assign_bucket
+from recsys.study.visible import Visible
 from recsys.upstream import screen_source
 
 HOURS = (6.0, 24.0, 72.0, 168.0, 0.0)
@@ -86,8 +86,8 @@ def collect_retrieval(
     logs, timed = _logs(config, rankers, data, out, skip)
     (upstream,) = (each for each in config.trainings() if each.name == wanted.upstream)
     store, delay, towers = EmbeddingStore(store_folder(out)), rankers.publish_delay_ms, config.two_tower
-    vectors = _Vectors(store, upstream.name, upstream.loss.temperature, delay, timed=timed)
-    two_tower = None if towers is None else _Vectors(store, towers.name, towers.temperature, delay, timed=timed)
+    vectors = Visible(store, upstream.name, upstream.loss.temperature, delay, timed=timed)
+    two_tower = None if towers is None else Visible(store, towers.name, towers.temperature, delay, timed=timed)
     source = _source(config, upstream, rankers, data, out) if als.is_installed() or wanted.leave_out_seen else None
     days = config.refresh.days
 
@@ -121,71 +121,12 @@ class _Requests:
     """What iALS learns from, to answer them."""
 
 
-class _Vectors:
-    """A model's vectors as they were visible at a time."""
-
-    def __init__(self, store: EmbeddingStore, name: str, temperature: float, delay: int, *, timed: bool) -> None:
-        self._users, self._items = (store.series(f"{owner}_{name}") for owner in ("user", "item"))
-        self._store, self._name, self._delay, self._timed = store, name, delay, timed
-        self._open: dict[int, tuple[Table, Table, Tensor]] = {}
-        self._users.latest(refused=False)  # raises where there is none
-        self.since = self._users.history(refused=False)[0].as_of + delay
-        """From when on there are vectors, ms."""
-        self.temperature = temperature
-
-    def visible(self, moment: Moment) -> bool:
-        """Whether there are any at a moment."""
-        return not self._timed or moment.time >= self.since
-
-    def snapshots(self, moment: Moment) -> tuple[Snapshot, Snapshot]:
-        """Of users and items. Raises VersionSkewError if they are not of one version."""
-        if self._timed:
-            pair = tuple(series.as_of(moment.time - self._delay) for series in (self._users, self._items))
-        else:
-            pair = tuple(series.latest(refused=False) for series in (self._users, self._items))
-        check_same_version(*pair)
-        return pair[0], pair[1]
-
-    def index(self, moment: Moment, prior: Prior, weight: float) -> Index:
-        """The items that could be retrieved at a moment."""
-        users, items, withdrawn = self._opened(moment)
-        return index_of(users, items, prior.without(withdrawn), temperature=self.temperature, weight=weight)
-
-    def catalogue(self, moment: Moment) -> Tensor:  # int64 [N]
-        """The items that there were at a moment, whoever retrieves: with a vector or an event before, not withdrawn."""
-        _, items, withdrawn = self._opened(moment)
-        ids = torch.cat([items.ids(), torch.from_numpy(moment.known.items)]).unique()
-        return ids[~torch.isin(ids, withdrawn)]
-
-    def withdrawn(self, moment: Moment) -> Tensor:  # int64 [W]
-        """The items that could not be, whoever retrieves."""
-        return self._opened(moment)[2]
-
-    def stored_prior(self, moment: Moment) -> Prior:
-        """The one that was published with the vectors. Raises DataError if there is none."""
-        name = f"item_{self._name}.prior"
-        as_of = self.snapshots(moment)[1].as_of
-        try:
-            return Prior.load(self._store.series(name).as_of(as_of))
-        except (SeriesNotFoundError, VersionNotFoundError) as error:
-            raise DataError(
-                f"series {name!r} has no prior as of {as_of} ms, when the vectors were published: {error}. Publish one "
-                f"with `recsys prior --config OUT/configs/refresh-{self._name}.toml`"
-            ) from None
-
-    def _opened(self, moment: Moment) -> tuple[Table, Table, Tensor]:
-        users, items = self.snapshots(moment)
-        if users.version not in self._open:  # moments ascend: earlier ones are done with
-            self._open = {users.version: (users.load(), items.load(), self.stored_prior(moment).withdrawn)}
-        return self._open[users.version]
-
-
 @dataclass(frozen=True)
 class _Study:
     """All ways to retrieve, and what they find."""
 
-    vectors: _Vectors
-    two_tower: _Vectors | None
+    vectors: Visible
+    two_tower: Visible | None
     training: Log
     k: tuple[int, ...]
     hours: float
@@ -223,7 +164,7 @@ class _Study:
             **self._facts(test.moments, hours, weight),
         )
 
-    def _choose(self, requests: Sequence[Moment], vectors: _Vectors) -> tuple[float, float]:
+    def _choose(self, requests: Sequence[Moment], vectors: Visible) -> tuple[float, float]:
         """Window and weight of the greatest recall, the mean over the cut-offs; what is configured, and 1, without
         validation requests."""
         if not requests:
@@ -296,13 +237,13 @@ class _Study:
         offset, hours = (0.0, 24) if self.days is None else (self.days.utc_offset_hours, self.days.hours)
         return iso_day(number_of(time, offset)) if hours >= 24 else iso_hour(time, offset)
 
-    def _scored(self, hours: float, weight: float, vectors: _Vectors | None = None) -> Retriever:
+    def _scored(self, hours: float, weight: float, vectors: Visible | None = None) -> Retriever:
         """By the vectors and the newest prior; as long as there are none by the prior."""
         vectors = vectors or self.vectors
         scored, alone = self._scored_by(lambda moment: _prior(moment, hours), weight, vectors), self._scored_alone
         return lambda moment: (scored if vectors.visible(moment) else alone(hours, weight or 1.0))(moment)
 
-    def _scored_by(self, prior: Callable[[Moment], Prior], weight: float, vectors: _Vectors | None = None) -> Retriever:
+    def _scored_by(self, prior: Callable[[Moment], Prior], weight: float, vectors: Visible | None = None) -> Retriever:
         def retrieve(moment: Moment) -> tuple[Tensor, Tensor]:
             index = (vectors or self.vectors).index(moment, prior(moment), weight)
             queries, found = index.queries(moment.users)
