@@ -8,17 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.checks import check_daily, check_run
+from recsys.checks import check_daily, check_run, check_towers
 from recsys.config import ConfigError, DaysConfig, RefreshConfig, StudyConfig, override
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema
+from recsys.mistakes import MistakesError
 from recsys.recipes import RECIPES
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def toml_blocks() -> list[str]:
-    """Schema and config of a study on one's own data, its days, a refresh's config, and that of a second ranker."""
+    """Schema and config of a study on one's own data, its days, a refresh's config, and those of a second ranker and of
+    a two-tower model."""
     blocks = [block for block in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[log]" not in block]
     return ["\n".join(line.removeprefix("   ") for line in block.splitlines()) for block in blocks]
 
@@ -78,6 +80,24 @@ def test_the_days_of_a_study_and_a_refresh_of_its_own(tmp_path: Path) -> None:
     alone = RefreshConfig.load(tmp_path / "refresh.toml")
     assert alone.upstream == study.upstreams[0]
     assert alone.day_by_day() == DaysConfig(events="mine/events/{day}/*.parquet", first="2026-02-01")
+
+
+def test_the_two_tower_model(tmp_path: Path) -> None:
+    schema, *_, towers = toml_blocks()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/schema.toml").write_text(schema)
+    (tmp_path / "two_tower.toml").write_text(towers)
+    (tmp_path / "store/item_ctr").mkdir(parents=True)
+    (tmp_path / "store/item_ctr/series.json").touch()
+    with pytest.raises(MistakesError) as caught:
+        check_towers(tmp_path / "two_tower.toml", tmp_path, str(tmp_path / "store"), ("label=purchse",))
+    for words in (r"unknown label 'purchse' (did you mean 'purchase'?)", "2026-02-0*", "series names 'user_ctr'"):
+        assert words in str(caught.value)
+    (tmp_path / "store/user_ctr").mkdir()
+    (tmp_path / "store/user_ctr/series.json").touch()
+    write_days(tmp_path / "mine/events", datetime(2026, 2, 1, tzinfo=UTC), days=10, rows=200)
+    config = check_towers(tmp_path / "two_tower.toml", tmp_path, str(tmp_path / "store"))
+    assert (config.name, config.label, config.series) == ("two_tower", "purchase", ("user_ctr", "item_ctr"))
 
 
 def test_commands_name_what_exists() -> None:

@@ -13,6 +13,7 @@ ARGUMENTS = {
     "refresh": ["--config", "c.toml", "--data", "a folder", "--out", "o"],
     "downstream": ["--config", "c.toml", "--data", "a folder", "--out", "o"],
     "ranker": ["--config", "c.toml", "--arm", "a", "--data", "a folder", "--out", "o", "--store", "s"],
+    "twotower": ["--config", "c.toml", "--data", "a folder", "--out", "o", "--store", "s"],
 }
 
 

@@ -43,6 +43,12 @@ def test_drawn_items_lie_behind_the_events(size: int, count: int, bank: int, see
         behind = items.dense[owner][picked] if owner == "item" else dense[:0]
         assert torch.equal(batch.dense[owner], torch.cat((dense, behind)))
     assert batch.labels is events.labels
+    assert batch.vectors is None
+    read = replace(events, vectors=torch.ones(size, 2), found=torch.ones(size, 1, dtype=torch.bool))
+    drawn = replace(take(items, picked), vectors=torch.zeros(count, 2), found=torch.zeros(count, 1, dtype=torch.bool))
+    both = with_negatives(read, drawn)
+    assert both.vectors.sum(1).tolist() == [2.0] * size + [0.0] * count
+    assert both.found[:, 0].tolist() == [True] * size + [False] * count
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ RECALLS = {
     "vectors": {10: 0.0512, 50: 0.1713},
     "stored_prior": {10: 0.0533, 50: 0.1777},
     "fresh_prior": {10: 0.0699, 50: 0.2002},
+    "two_tower": {10: 0.0688, 50: 0.2044},
     "chosen": {10: 0.0712, 50: 0.2113},
 }
 """Of a retrieval, by row."""
@@ -44,6 +45,7 @@ def example_retrieval() -> RetrievalResult:
         hours=24.0,
         weight=1.5,
         ials="16 factors, regularization 10, alpha 1",
+        two_tower=(6.0, 0.75),
         days=2,
         users=2210,
         users_without_vector=0.081,

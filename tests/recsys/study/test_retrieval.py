@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from embedding_store import EmbeddingStore
-from recsys.config import RankerSettings, RetrievalConfig, SourceConfig, StudyConfig, UpstreamConfig
+from recsys.config import RankerSettings, RetrievalConfig, SourceConfig, StudyConfig, TwoTowerSettings, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.quarantine import NOTHING
 from recsys.data.schema import Feature, Label, Schema
@@ -191,6 +191,32 @@ def test_later_labels_do_not_change_what_is_retrieved(
     assert (
         shuffled.rows["prior"].recall[5] < 0.9 * true.rows["prior"].recall[5]
     )  # had it known them, it would have found them
+
+
+def test_a_two_tower_model_is_a_row_of_its_own(
+    world: tuple[Path, Path], result: RetrievalResult, tmp_path: Path
+) -> None:
+    """The very vectors, published once more as of the end of training: as good as what is chosen, its own choice made.
+    Where they come a day later, the first day is answered by the prior."""
+    out = Path(shutil.copytree(world[1], tmp_path / "run"))
+    store = EmbeddingStore(store_folder(out))
+    for late, as_of in ((False, 5 * DAY_MS), (True, 7 * DAY_MS)):
+        name = f"towers{late:d}"
+        publish_prior(prior_series(store, name), Prior.load(store.series("item_ctr.prior").latest()), as_of)
+        for owner in ("user", "item"):
+            table = store.series(f"{owner}_ctr").latest().load()
+            with store.create(f"{owner}_{name}", dim=6).write(as_of=as_of, space=f"{name}-1") as writer:
+                writer.append(table.ids(), table.lookup(table.ids())[0])
+        config = replace(CONFIG, two_tower=TwoTowerSettings(name=name, temperature=TAU))
+        found = collect((world[0], out), config)
+        assert {row: each for row, each in found.rows.items() if row != "two_tower"} == result.rows
+        if not late:
+            assert found.rows["two_tower"] == found.rows["chosen"]
+            assert found.two_tower == (found.hours, found.weight)
+        else:
+            first, second = (found.by_day[day] for day in ("1970-01-07", "1970-01-08"))
+            assert first["two_tower"][5] < 0.95 * first["chosen"][5]
+            assert second["two_tower"][5] > 1.1 * second["prior"][5]
 
 
 def test_what_was_shown_can_be_left_out(world: tuple[Path, Path], result: RetrievalResult) -> None:
