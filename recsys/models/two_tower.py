@@ -111,10 +111,11 @@ class StoreTokens(nn.Module):
         self.width = config.token_dim
         self.project = nn.ModuleList(nn.Linear(self.dims[x], config.out_tokens * self.width) for x in self.own)
         self.known = nn.ModuleList(nn.Linear(1 + FEED, self.width) for _ in self.own)
-        self.straight = nn.ModuleList(nn.Linear(self.dims[x], config.vector_dim, bias=False) for x in self.own)
+        straight = [nn.Linear(self.dims[x], config.vector_dim, bias=False) for x in self.own]
+        self.straight = nn.ModuleList(straight)
         self.count = len(self.own) * (config.out_tokens + 1)
         shared = {place for pair in couples(series) for place in pair}
-        for place, layer in zip(self.own, self.straight, strict=True):
+        for place, layer in zip(self.own, straight, strict=True):
             if place in shared and self.dims[place] == config.vector_dim:
                 nn.init.eye_(layer.weight)
 

@@ -170,7 +170,11 @@ class _Study:
         if not requests:
             return self.hours, 1.0
         grid = product(HOURS if self.timed else (0.0,), WEIGHTS)
-        return max(grid, key=lambda each: _mean(find(requests, self._scored(*each, vectors)).recall(self.k)))
+
+        def recall(each: tuple[float, float]) -> float:
+            return _mean(find(requests, self._scored(each[0], each[1], vectors)).recall(self.k))
+
+        return max(grid, key=recall)
 
     def _choose_als(self, requests: _Requests) -> als.Settings | None:
         if not als.is_installed():

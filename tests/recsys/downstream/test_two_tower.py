@@ -169,7 +169,7 @@ def test_bad_input_is_refused_before_anything_is_trained(
     opened = EmbeddingStore(own)
     opened.create("user_wide", dim=7)
     for owner in ("user", "item"):
-        with opened.create(f"{owner}_late", dim=6).write(as_of=4 * 10**12, space="late-1") as writer:
+        with opened.create(f"{owner}_late", dim=6).write(as_of=2 * 10**12, space="late-1") as writer:
             writer.append(torch.tensor([1]), torch.ones(1, 6))
     names = opened.list()
     with pytest.raises(error, match=words):
