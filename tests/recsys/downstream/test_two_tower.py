@@ -149,7 +149,7 @@ def same(data: Path, folder: Path) -> Path:
     [
         ({"series": ("user_ctr", "item_cvr")}, same, KeyError, "item_cvr"),
         ({"label": "buy"}, same, SchemaError, "unknown label 'buy'"),
-        ({}, without_positives, DataError, "validation: label 'click' is 1 in 0 rows of its 1 files"),
+        ({}, without_positives, DataError, "validation: label 'click' is 1 in 0 rows of its 2 files"),
         ({"publish_delay_ms": 10**9}, same, DataError, r"series 'user_ctr' begins with as_of"),
         ({"name": "wide"}, same, ConfigError, r"'user_wide' of 7 dimensions.*out_dim is 6"),
         ({"name": "late"}, same, DataError, r"no row to train on is later than \d+ ms.*'user_late'"),
