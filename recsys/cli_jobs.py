@@ -139,7 +139,6 @@ def ranker(
     from recsys.bundle.write import train_bundle
 
     train_bundle(settings, arm, data, out, store, compiled=compiled, start=start)
-    train_bundle(settings, arm, data, out, store, compiled=compiled)
 
 
 def twotower(*, config: Path, data: Path, out: Path, store: str = "") -> None:
