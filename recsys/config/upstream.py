@@ -82,6 +82,9 @@ class LossConfig:
     """Factor of the contrastive term; our choice, the paper reports a plain sum (1.0). 0 turns it off."""
     temperature: float = 0.1
     """tau in softmax(u.p / tau - log Q(p)); our choice, the paper names none."""
+    log_q: bool = True
+    """Whether the softmax is corrected by log Q. Without, it takes popular items, which are in most batches, for less
+    wanted than they are, and the prior must not be added to what it learns; to see what the correction is worth."""
     uniform_negatives: int = 0
     """Items that every rank draws uniformly from all of the source's (a day's) for every step, as candidates beside the
     items of the batches' positives (Yang et al. 2020), less those that were withdrawn before; 0: none."""

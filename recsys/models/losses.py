@@ -101,6 +101,7 @@ class DermLoss(nn.Module):
                 positive,
                 self.frequencies(batch.item_ids),
                 temperature=self.config.temperature,
+                corrected=self.config.log_q,
                 drawn=drawn,
             )
             losses["contrastive"] = contrastive.detach()
@@ -145,6 +146,7 @@ def contrastive_loss(
     log_q: Tensor,  # float [B], log of the probability that the item of a positive row is this row's
     *,
     temperature: float,
+    corrected: bool = True,
     drawn: Drawn | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:  # float32 []
@@ -153,7 +155,7 @@ def contrastive_loss(
     The candidates of a row are the items of the C positive rows of every rank in `group` (default: all ranks, where
     torch.distributed runs) and the M items that these have drawn, but for the items of the user's own positive rows.
     Q is the mixture that they are samples of: C / (C + M) of `log_q`, the rest uniform. Without `drawn` there are
-    in-batch negatives alone, and log Q is `log_q`.
+    in-batch negatives alone, and log Q is `log_q`. Not `corrected`: log Q is not subtracted.
 
     The mean is over the positive rows of all ranks and the gradient flows through the gather: averaged over ranks, as
     DistributedDataParallel does, loss and gradient are those of one rank with the whole batch. Every rank must call
@@ -179,7 +181,9 @@ def contrastive_loss(
             share = len(columns) / max(len(every), 1)
             candidate_log_q = (share * candidate_log_q.exp() + (1 - share) / drawn.items).log()
         queries, keys = user.float().index_select(0, rows), candidates.index_select(0, every)
-        logits = queries @ keys.T / temperature - candidate_log_q.float()  # [P, C + M]
+        logits = queries @ keys.T / temperature  # [P, C + M]
+        if corrected:
+            logits = logits - candidate_log_q.float()
         own = torch.searchsorted(columns, rows + _rank(group) * (size + behind))  # [P]
         known = _chosen_items(users[columns], items[every], own).scatter(1, own.unsqueeze(1), False)
         logits = logits.masked_fill(known, float("-inf"))

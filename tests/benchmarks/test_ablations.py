@@ -75,7 +75,7 @@ def test_the_table_compares_rankers_on_the_same_rows(tmp_path: Path, monkeypatch
         for ranker in all_rankers(ablation_jobs(ablations.study_of(options, variation))["tasks"]):
             known = share if ranker.series else 0.3
             for task in ("ctr", "cvr"):
-                logits = (known * truth + np.random.default_rng(ranker.seed).normal(size=4000)).astype(np.float32)
+                logits = (known * truth + np.random.default_rng(1 + ranker.seed).normal(size=4000)).astype(np.float32)
                 there = np.ones(4000, bool)
                 example_validation(0.9).save(ranker.validation(out, task))
                 write_predictions(

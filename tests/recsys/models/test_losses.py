@@ -59,6 +59,18 @@ def test_contrastive_loss_and_gradient_are_the_loops(size, share, seed):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("drawn", [False, True])
+def test_without_the_correction_how_often_an_item_was_seen_does_not_matter(drawn: bool):
+    user, item, *rest, log_q = _rows(12, 8)
+    extra = Drawn(torch.randn(3, 3), torch.tensor([50, 51, 52]), torch.full((3,), -torch.inf), 100) if drawn else None
+    options = {"temperature": TAU, "drawn": extra}
+    losses = [contrastive_loss(user, item, *rest, x, corrected=False, **options) for x in (log_q, log_q * 3)]
+    assert losses[0] == losses[1]
+    if not drawn:
+        torch.testing.assert_close(losses[0], _loop(user, item, *rest, torch.zeros(12)).float())
+    assert contrastive_loss(user, item, *rest, log_q, **options) != losses[0]
+
+
 def test_contrastive_loss_knows_its_pairs():
     vectors, ids, log_q = torch.eye(4), torch.arange(4), torch.full((4,), math.log(0.25))
     facts = (ids, ids, torch.ones(4).bool(), log_q)
@@ -350,6 +362,19 @@ def test_contrastive_loss_can_be_turned_off():
     schema = full_schema()
     _, output = _task(LossConfig(contrastive_weight=0), schema)(random_batch(schema, 4))
     assert list(output.losses) == ["click", "buy"]
+
+
+def test_the_correction_can_be_turned_off():
+    schema = full_schema()
+    batch = random_batch(schema, 32)
+    batch.labels[:, 0] = 1
+    losses = {}
+    for log_q in (True, False):
+        torch.manual_seed(0)
+        _, output = _task(LossConfig(log_q=log_q), schema)(batch)
+        losses[log_q] = output.losses
+    assert losses[True]["click"] == losses[False]["click"]
+    assert losses[True]["contrastive"] != losses[False]["contrastive"]
 
 
 def test_losses_are_float32_under_autocast():
