@@ -28,6 +28,7 @@ class Batch(Pipelineable):
     user_ids: Tensor  # int64 [B]
     item_ids: Tensor  # int64 [B]
     timestamps: Tensor  # int64 [B], ms; 0 in a log without event times
+    weights: Tensor | None = None  # float32 [B], 0 or more: how much of a row is learned; None: of all the same
     vectors: Tensor | None = None  # float32 [B, V]: store vectors of the series a ranker reads, side by side
     found: Tensor | None = None  # bool [B, P]: whether there is a vector for the row's entity in each of P places: one
     # of a series, or k of a history that the ranker attends to, whose vectors lie side by side in `vectors`
@@ -66,6 +67,7 @@ class Batch(Pipelineable):
             user_ids=function(self.user_ids),
             item_ids=function(self.item_ids),
             timestamps=function(self.timestamps),
+            weights=None if self.weights is None else function(self.weights),
             vectors=None if self.vectors is None else function(self.vectors),
             found=None if self.found is None else function(self.found),
             feed=None if self.feed is None else function(self.feed),

@@ -20,7 +20,8 @@ from recsys.data.batch import Batch
 from recsys.data.columns import canonical_types, with_defaults
 from recsys.data.errors import RowError
 from recsys.data.hashing import splitmix64
-from recsys.data.schema import SPARSE_KINDS, Feature, Label, Schema
+from recsys.data.labels import read_labels, read_weights
+from recsys.data.schema import SPARSE_KINDS, Feature, Schema
 from recsys.data.strings import read_column
 from recsys.dates import UNTIMED, misread, not_milliseconds
 
@@ -92,7 +93,8 @@ def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> Batch:
     if schema.timed:
         timestamps = _timestamps(columns[schema.timestamp], schema.timestamp)
     jagged = [part for feature in schema.features for part in _sparse(feature, columns, timestamps)]
-    labels, mask = _labels(schema.labels, columns, table.num_rows)
+    labels, mask = read_labels(schema.labels, columns, table.num_rows)
+    weights = read_weights(columns[schema.weight], schema.weight) if schema.weight else None
     return Batch(
         dense=_dense(schema, columns, table.num_rows),
         sparse=_keyed(jagged, table.num_rows),
@@ -101,6 +103,7 @@ def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> Batch:
         user_ids=torch.from_numpy(_entity_ids(columns, schema.user_id, table.num_rows)),
         item_ids=torch.from_numpy(_entity_ids(columns, schema.item_id, table.num_rows)),
         timestamps=torch.from_numpy(timestamps),
+        weights=None if weights is None else torch.from_numpy(weights),
     )
 
 
@@ -325,28 +328,3 @@ def _check_finite(matrix: NDArray[np.float32], feature: Feature) -> None:
         row = int(infinite[0, 0])
         raise RowError(feature.name, row, "the number is infinite as float32; clip it, or leave it null if unknown")
     np.nan_to_num(matrix, copy=False)
-
-
-def _labels(labels: tuple[Label, ...], columns: Columns, rows: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    values = np.zeros((rows, len(labels)), dtype=np.float32)
-    mask = np.ones((rows, len(labels)), dtype=np.bool_)
-    for index, label in enumerate(labels):
-        if label.valid:
-            mask[:, index] = _binary(columns[label.valid], label.valid, mask[:, index]) == 1
-        values[:, index] = _binary(columns[label.name], label.name, mask[:, index])
-    return values, mask
-
-
-def _binary(array: pa.Array, name: str, valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """A 0 / 1 column, 0 where not valid; what it holds there does not matter."""
-    found = _numpy(array, null=np.nan)
-    wrong = (found != 0) & (found != 1) & valid
-    if wrong.any():
-        row = _first(wrong)
-        value = "null or NaN" if np.isnan(found[row]) else f"{found[row]:g}"
-        raise RowError(
-            name,
-            row,
-            f"the label is {value}; it must be 0 or 1. Where it means nothing, name a 0 / 1 column in `valid`",
-        )
-    return np.where(valid, found, np.float32(0))

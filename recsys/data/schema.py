@@ -125,6 +125,9 @@ class Schema:
     """The user's 64-bit id."""
     item_id: str = "item_id"
     """The item's 64-bit id."""
+    weight: str = ""
+    """A column of the events' weights, 0 or more: what is learned of a row counts so much, and only the ratios of
+    weights matter. Whatever is measured counts every row once. Empty: all rows weigh the same."""
     withdrawn: str = ""
     """A 0 / 1 column of entity rows (the source's and the days' `users` and `items`): 1 takes the entity out of the
     snapshots, whatever its events, until a row says 0. Rows of users may lack it. Empty: nobody is withdrawn."""
@@ -149,6 +152,10 @@ class Schema:
             self.withdrawn not in taken,
             f"withdrawn is {self.withdrawn!r}, which is a feature, a label, an id or the time too: give it a column of "
             "its own",
+        )
+        _require(
+            self.weight not in {*names, self.timestamp, self.user_id, self.item_id, self.withdrawn} - {""},
+            f"weight is {self.weight!r}, which is a feature, an id or the time too: give it a column of its own",
         )
         for column, other in ((self.user_id, "item"), (self.item_id, "user")):
             strays = [feature.name for feature in self.owned_by(other) if feature.name == column]
@@ -196,7 +203,8 @@ class Schema:
             raise SchemaError(*found)
         outcomes = set(self.outcomes) | {x.name for x in self.labels} | {x.valid for x in self.labels if x.valid}
         outcomes -= {x.name for x in kept_labels} | {x.valid for x in kept_labels}
-        return self._with(features=kept, labels=kept_labels, outcomes=tuple(sorted(outcomes)))
+        weight = self.weight if kept_labels else ""  # of what is learned: rows without labels teach nothing
+        return self._with(features=kept, labels=kept_labels, outcomes=tuple(sorted(outcomes)), weight=weight)
 
     def feature(self, name: str) -> Feature:
         """The feature of this name. Raises SchemaError listing the known names."""
@@ -215,12 +223,13 @@ class Schema:
             names += [feature.name] + ([feature.time] if feature.time else [])
         for label in self.labels:
             names += [label.name] + ([label.valid] if label.valid else [])
+        names += [self.weight] if self.weight else []
         return tuple(dict.fromkeys(names))
 
     def save(self, path: str | Path) -> None:
         """Write as TOML; only what differs from the defaults is written."""
         defaults = {f.name: f.default for f in fields(Schema)}
-        keys = ("timestamp", "user_id", "item_id", "withdrawn", "max_bad_rows")
+        keys = ("timestamp", "user_id", "item_id", "weight", "withdrawn", "max_bad_rows")
         top = {key: value for key in keys if (value := getattr(self, key)) != defaults[key]}
         document: dict[str, Any] = {**top, **({"outcomes": list(self.outcomes)} if self.outcomes else {})}
         document["feature"] = [{k: v for k, v in asdict(f).items() if v not in ("", 0)} for f in self.features]

@@ -84,7 +84,7 @@ class DermLoss(nn.Module):
                 f"batch.labels is {list(batch.labels.shape)}, the logits are {list(logits.shape)} for the tasks "
                 f"{', '.join(self.tasks)}: read the events with schema.select(labels=tasks)"
             )
-        means = supervised_loss(logits, batch.labels, batch.label_mask)
+        means = supervised_loss(logits, batch.labels, batch.label_mask, weights=batch.weights)
         losses = dict(zip(self.tasks, means.detach().unbind(), strict=True))
         loss = means.sum()
         if self.config.contrastive_weight and self.frequencies is not None:
@@ -114,18 +114,23 @@ def supervised_loss(
     labels: Tensor,  # float [B, T]
     mask: Tensor,  # bool [B, T], true where the label exists
     *,
+    weights: Tensor | None = None,  # float [B], 0 or more; None: all the same
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:  # float32 [T]
-    """This rank's part of each task's mean binary cross-entropy over the valid rows of all ranks in `group`.
+    """This rank's part of each task's mean binary cross-entropy over the valid rows of all ranks in `group`, weighted:
+    the sum of weight x loss over the sum of the weights, so that a factor of all weights changes nothing.
 
     The ranks' parts average to the mean, and their gradients to its gradient; 0, with a gradient of 0, where no rank
-    has a valid row. `group` is by default all ranks, where torch.distributed runs: all of them must call this.
+    has a valid row of any weight. `group` is by default all ranks, where torch.distributed runs: all of them must call
+    this.
     """
     each = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
-    counts = mask.sum(0)  # [T]
+    share = mask.float() if weights is None else mask * weights.float().unsqueeze(1)
+    totals = share.sum(0)  # [T]
     if _world_size(group) > 1:
-        dist.all_reduce(counts, group=group)
-    return torch.where(mask, each, 0.0).sum(0) * _world_size(group) / counts.clamp(min=1)
+        dist.all_reduce(totals, group=group)
+    summed = torch.where(share > 0, each * share, 0.0).sum(0) * _world_size(group)
+    return summed / torch.where(totals > 0, totals, 1.0)
 
 
 class Drawn(NamedTuple):

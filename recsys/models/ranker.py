@@ -131,9 +131,10 @@ class RankerTask(nn.Module):
 class RankerLoss(nn.Module):
     """Logits [B, T] and their batch -> (loss, TaskOutput); a leaf of the train pipeline's trace.
 
-    The loss is the sum of the tasks' masked binary cross-entropies ("bce"). A task of `given` is learned over the whole
-    space instead (ESMM, arXiv 1804.07931): its probability times that of the task it is given by, against its label,
-    which is 0 where the other one is, on every row that the other one has. Its logit stays the conditional one.
+    The loss is the sum of the tasks' masked and weighted binary cross-entropies ("bce"). A task of `given` is learned
+    over the whole space instead (ESMM, arXiv 1804.07931): its probability times that of the task it is given by,
+    against its label, which is 0 where the other one is, on every row that the other one has. Its logit stays the
+    conditional one.
 
     Args:
         given: column of a task -> column of the task whose label has to be 1 for its own to exist.
@@ -155,7 +156,7 @@ class RankerLoss(nn.Module):
             for task, other in self.given.items():
                 columns[task], masks[task] = joint_logit(logits[:, task], logits[:, other]), mask[:, other]
             learned, mask = torch.stack(columns, dim=1), torch.stack(masks, dim=1)
-        loss = supervised_loss(learned, batch.labels, mask).sum()
+        loss = supervised_loss(learned, batch.labels, mask, weights=batch.weights).sum()
         return loss, TaskOutput({"bce": loss.detach()}, logits.detach().float(), batch.labels, batch.label_mask)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,6 +180,7 @@ def _loss_on_rank(positives: tuple[int, ...], valid: tuple[int, ...], size: int,
     batch = random_batch(full_schema(), 1)
     batch.user_ids, batch.item_ids, batch.label_mask = user_ids, item_ids, mask
     batch.labels = torch.stack([positive, positive], dim=1).float()
+    batch.weights = (user_ids + item_ids) % 3 + 0.5
     if drawn:
         extra = [_drawn(drawn, seed) for seed in range(len(parts))][mine]
         batch.negatives, item = torch.cat([x.ids for x in extra]), torch.cat((item, *(x.item for x in extra)))
@@ -254,6 +256,38 @@ def test_supervised_loss_is_the_mean_over_valid_rows(size, tasks, seed):
         assert got[task].item() == pytest.approx(sum(each) / max(len(each), 1), abs=1e-5)
     got.sum().backward()
     assert not logits.grad[~mask].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(0, 6), factor=st.floats(0.01, 100), seed=st.integers(0, 99))
+def test_a_weight_is_how_often_a_row_is_there(size, factor, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits, labels = torch.randn(size, 2, generator=generator), torch.randint(0, 2, (size, 2), generator=generator)
+    mask, counts = torch.rand(size, 2, generator=generator) < 0.6, torch.randint(0, 4, (size,), generator=generator)
+    repeated = [x.repeat_interleave(counts, dim=0) for x in (logits, labels, mask)]
+    torch.testing.assert_close(
+        supervised_loss(logits, labels, mask, weights=counts * factor), supervised_loss(*repeated)
+    )
+    constant = torch.full((size,), factor)
+    torch.testing.assert_close(
+        supervised_loss(logits, labels, mask, weights=constant), supervised_loss(logits, labels, mask)
+    )
+
+
+def test_weights_reach_the_losses_of_upstreams_and_rankers_and_no_metric():
+    schema = full_schema()
+    batch = random_batch(schema, 32)
+    weighted = replace(batch, weights=torch.arange(32) % 4)
+    task = DermTask(_task(LossConfig(), schema).model, LossConfig(), ("click", "buy"), _frequencies())
+    (_, plain), (_, output) = task(batch), task(weighted)
+    wanted = supervised_loss(output.logits, batch.labels, batch.label_mask, weights=weighted.weights)
+    torch.testing.assert_close(torch.stack([output.losses["click"], output.losses["buy"]]), wanted)
+    torch.testing.assert_close(output.losses["contrastive"], plain.losses["contrastive"])
+    ranker_loss, ranked = RankerLoss()(output.logits, weighted)
+    torch.testing.assert_close(ranker_loss, wanted.sum())
+    for said in (output, ranked):
+        assert torch.equal(said.mask, batch.label_mask)
+        assert torch.equal(said.logits, plain.logits)
 
 
 def test_rows_without_a_label_cannot_spoil_the_loss():
