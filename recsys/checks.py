@@ -30,7 +30,7 @@ from recsys.data.files import find_files
 from recsys.fitting import SPLITS, Fit, Kept
 from recsys.mistakes import closest, meant
 from recsys.refresh.days import find_day
-from recsys.source import load_schema
+from recsys.source import load_schema, refuse_values
 from recsys.study.ways import study_job
 
 KINDS: Mapping[str, type[Config]] = {
@@ -87,14 +87,19 @@ def check_daily(config: StudyConfig, data: Path, *, follow: bool = False) -> lis
     missing = asked.check_days(data, kept, follow=follow)
     if not missing or (not follow and len(missing) < len(list(days.until(days.last)))):
         with kept.at():
-            Fit(data=data, kept=kept).rankers("rankers", study_job(config, data))
+            Fit(data=data, compared=True, kept=kept).rankers("rankers", study_job(config, data))
     asked.check_times(data, kept)
     kept.tell()
     return missing
 
 
 def check_config(
-    path: Path, data: Path | None = None, assignments: Sequence[str] = (), store: Path | None = None
+    path: Path,
+    data: Path | None = None,
+    assignments: Sequence[str] = (),
+    store: Path | None = None,
+    *,
+    compared: bool = False,
 ) -> Config:
     """Check a TOML config of any kind, and if `data` are given what it names there.
 
@@ -103,6 +108,7 @@ def check_config(
         data: folder that its paths are relative to; None: schemas and files are not looked at.
         assignments: `path=value` changes of the config.
         store: folder of the store that rankers are to read; None: series are not looked for.
+        compared: whether rankers are to be compared, as those of a study always are, not to be deployed.
 
     Returns:
         the config, in which nothing is wrong.
@@ -116,6 +122,7 @@ def check_config(
     config = reading.build(kind_of(document), document)
     kept.add(*reading.mistakes)
     asked = _Asked.of(reading)
+    asked.compared |= compared
     with kept.at():
         if data is not None and not data.is_dir():
             raise DataError(f"--data is {data}, which is no folder: give the one that the paths in {path} are below")
@@ -130,12 +137,14 @@ def check_config(
     return config
 
 
-def check_rankers(path: Path, data: Path, store: str, assignments: Sequence[str] = ()) -> RankerConfig:
+def check_rankers(
+    path: Path, data: Path, store: str, assignments: Sequence[str] = (), *, compared: bool
+) -> RankerConfig:
     """Check the config of rankers that read a store which is there, as `check_config` does.
 
     Series of a store elsewhere, `s3://...`, are looked for when it is opened.
     """
-    config = check_config(path, data, assignments, None if "://" in store else Path(store))
+    config = check_config(path, data, assignments, None if "://" in store else Path(store), compared=compared)
     return config if isinstance(config, RankerConfig) else RankerConfig.load(path)
 
 
@@ -165,6 +174,7 @@ class _Asked:
     retrieval: RetrievalConfig | None = None
     days: DaysConfig | None = None
     ranks: int = 1
+    compared: bool = False
 
     @staticmethod
     def by(study: StudyConfig) -> _Asked:
@@ -177,6 +187,7 @@ class _Asked:
             retrieval=study.retrieval,
             days=study.refresh.days,
             ranks=study.ranks,
+            compared=True,
         )
 
     @staticmethod
@@ -195,12 +206,12 @@ class _Asked:
             elif isinstance(part, DaysConfig) and path not in reading.wrong:
                 asked.days = part
             elif isinstance(part, StudyConfig):
-                asked.ranks = part.ranks
+                asked.ranks, asked.compared = part.ranks, True
         return asked
 
     def check_run(self, data: Path, kept: Kept, splits: Sequence[str]) -> None:
         """What upstreams and rankers read, and that no row is in two places."""
-        fit = Fit(data=data, ranks=self.ranks, kept=kept)
+        fit = Fit(data=data, ranks=self.ranks, compared=self.compared, kept=kept)
         seen = {path: fit.upstream(path, upstream, self.days) for path, upstream in self.upstreams.items()}
         for path, rankers in self.rankers.items():
             for split, files in fit.rankers(path, rankers, splits).items():
@@ -215,7 +226,8 @@ class _Asked:
         wanted, rankers_ = self.retrieval, self.rankers.get("rankers")
         if wanted is not None and wanted.label and rankers_ is not None and (data / rankers_.schema).is_file():
             with kept.at("retrieval.label"):
-                load_schema(data / rankers_.schema, "rankers.schema").select(labels=(wanted.label,))
+                schema = load_schema(data / rankers_.schema, "rankers.schema").select(labels=(wanted.label,))
+                refuse_values(schema)
 
     def check_times(self, data: Path, kept: Kept) -> None:
         """That all logs have event times, or none."""

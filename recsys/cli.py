@@ -247,7 +247,7 @@ def rank(
     """
     from recsys.checks import check_rankers
 
-    settings = check_rankers(config, data, store, set_)
+    settings = check_rankers(config, data, store, set_, compared=True)
     warm_up()
     from recsys.rank import run_rankers
 

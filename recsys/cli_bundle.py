@@ -41,7 +41,7 @@ def bundle(
     from recsys.checks import check_rankers
     from recsys.jobs import warm_up
 
-    settings = check_rankers(config, data, store, set_)
+    settings = check_rankers(config, data, store, set_, compared=False)
     warm_up()
     from recsys.bundle.command import make_bundle
 
@@ -59,7 +59,7 @@ def score(
     ranks: int = 1,
     device: str = "cpu",
 ) -> None:
-    """Score Parquet files with a bundle: ids, time and a probability for each task, rows in the files' order.
+    """Score Parquet files with a bundle: ids, time and a probability (of values: the expected one) for each task.
 
     Stopped, it goes on where it was when the same command is given again. Under `torchx run` every rank does its share.
 

@@ -20,7 +20,7 @@ from recsys.data.times import check_unit, newest_time
 from recsys.mistakes import MistakesError, meant
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.days import find_days, require_times, window
-from recsys.source import known_part, load_schema, ranker_schema, upstream_schema
+from recsys.source import known_part, load_schema, ranker_schema, refuse_values, upstream_schema
 
 SPLITS = ("train", "validation", "test")
 
@@ -70,6 +70,8 @@ class Fit:
     """The folder that the configs' paths are relative to."""
     ranks: int = 1
     """Of the upstreams' jobs."""
+    compared: bool = False
+    """Whether rankers are trained to be compared, not to be deployed."""
     kept: Kept = field(default_factory=Kept)
 
     def upstream(self, path: str, upstream: UpstreamConfig, days: DaysConfig | None) -> list[Path]:
@@ -122,6 +124,12 @@ class Fit:
                 f"{join(path, 'loss.contrastive_label')} is {wanted!r}; use one of its tasks: {names}"
                 f"{meant(wanted, names)}"
             )
+        elif schema.label(wanted or names[0]).is_value:
+            self.kept.add(
+                f"{join(path, 'loss.contrastive_label')} is {wanted or names[0]!r}, a label of kind 'value': what is "
+                "contrasted, retrieved and watched are rows of 1; name a task of kind 'binary', the first one is the "
+                "default"
+            )
         for owner in ENTITIES:
             if not schema.owned_by(owner):
                 self.kept.add(f"upstream {upstream.name!r} has no {owner} feature: its {owner} tower needs one")
@@ -148,6 +156,9 @@ class Fit:
             schema = self._known_part(rankers.schema, rankers.features, tuple(rankers.tasks.values()))
         elif not schema.features:
             self.kept.add(f"{name} has no feature: a ranker needs one, add it to {rankers.schema}")
+        if schema is not None and self.compared:
+            with self.kept.at():
+                refuse_values(schema, f"{join(path, 'tasks')}: ")
         files = dict[str, list[Path]]()
         for part in parts:
             with self.kept.at(join(path, part)):

@@ -20,7 +20,7 @@ from recsys.data.batch import Batch
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
-from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
+from recsys.evaluate.measures import measures
 from recsys.evaluate.recalibration import Recalibration
 from recsys.train.distributed import Environment
 from recsys.train.predict import predict
@@ -28,7 +28,8 @@ from recsys.train.predict import predict
 RECORD = "progressive.json"
 """In the folder of a training: it is scored once, a training that is resumed has it from there."""
 Figures = dict[str, dict[str, float | None]]
-"""Task -> `ne`, `auc`, `calibration` (None where the day leaves them undefined), `rows` and `positives`."""
+"""Task -> `ne`, `auc`, `calibration` (None where the day leaves them undefined), `rows` and `positives`; of a label
+that is a value `deviance` and `concordance` instead of the first two, and how many are above 0."""
 _ROWS = 4096
 
 
@@ -76,10 +77,9 @@ class Scored:
         for task, label in enumerate(self._schema.labels):
             known, said = labels[mask[:, task], task], logits[mask[:, task], task]
             said = self._recalibrations.get(label.name, Recalibration())(said)
-            measured = {"ne": normalized_entropy, "auc": roc_auc, "calibration": calibration}
-            values = {name: metric(known, said) for name, metric in measured.items()}
+            values = measures(is_value=label.is_value).figures(known, said)
             figures[label.name] = {name: None if math.isnan(value) else value for name, value in values.items()}
-            figures[label.name] |= {"rows": len(known), "positives": int((known == 1).sum())}
+            figures[label.name] |= {"rows": len(known), "positives": int((known > 0).sum())}
         if self._environment.is_main:
             write_json(self._path, figures)
         dist.barrier()

@@ -83,6 +83,21 @@ def ranker_schema(rankers: RankerSettings, data: Path, labels: tuple[str, ...], 
     return _narrowed(schema, path, rankers.features or None, tuple(dict.fromkeys(labels)))
 
 
+def refuse_values(schema: Schema, path: str = "") -> None:
+    """Raise ConfigError if a task's label is a value: what compares rankers is made for 0 and 1.
+
+    Args:
+        schema: narrowed to the tasks' labels.
+        path: what the sentence begins with.
+    """
+    values = [label.name for label in schema.labels if label.is_value]
+    if values:
+        raise ConfigError(
+            f"{path}labels {values} are of kind 'value': what is compared, rankers and retrieval, is judged by labels "
+            "of 0 and 1. Leave them out here; `recsys bundle` trains a ranker of both kinds of tasks"
+        )
+
+
 def _narrowed(schema: Schema, path: str, features: tuple[str, ...] | None, labels: tuple[str, ...] | None) -> Schema:
     """The schema with these features and labels. Raises SchemaError with the key that names what is not there."""
     mistakes = list[str]()

@@ -20,6 +20,7 @@ from recsys.data.entities import entity_parts, withdrawn_after
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.held_out import ALL_TRAIN, HeldOut, HeldOutBatches, hold_out
+from recsys.data.label_facts import survey_labels
 from recsys.data.last_events import last_events
 from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING, Quarantine
@@ -29,11 +30,12 @@ from recsys.data.seen import SCAN_ROWS, Ints, SeenIds, read_ids
 from recsys.data.sizes import described, unsized
 from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
-from recsys.evaluate.metrics import normalized_entropy
+from recsys.evaluate.measures import measures
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask, ItemFrequencies
+from recsys.models.objective import Objective
 from recsys.models.vocabulary import Vocabulary, own_ids
 from recsys.progressive import Scored
 from recsys.screening import screen
@@ -207,7 +209,9 @@ def train_on(
     negatives, count = None, upstream.loss.uniform_negatives if frequencies is not None else 0
     if count and len(last := last_events([*files, *items], schema, "item", skip).without(withdrawn)):
         negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)
-    task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0)
+    objective = Objective(schema.labels, survey_labels(files, schema, left_out), upstream.loss.value_loss)
+    model.raise_logits(objective.levels)  # a checkpoint that is begun with has levels of its own
+    task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0, objective)
     judge = _Judge(files, schema, held, model.vocabulary, environment) if held.count else None
     result = fit(
         task,
@@ -215,6 +219,7 @@ def train_on(
         training,
         environment,
         tasks=tasks,
+        values=[label.name for label in schema.labels if label.is_value],
         identity=identity,
         out=out,
         start=start,
@@ -254,7 +259,8 @@ def _tell_batches(title: str, training: TrainConfig, rows: int, held_out: int, e
 
 
 class _Judge:
-    """Scores a model by the events that are held out: their normalized entropy, mean over tasks. A collective."""
+    """Scores a model by the events that are held out: their normalized entropy, of values deviance, mean over tasks. A
+    collective."""
 
     def __init__(
         self,
@@ -265,13 +271,14 @@ class _Judge:
         environment: Environment,
     ) -> None:
         self._judged, self._environment = held.judged, environment
+        self._losses = [measures(is_value=label.is_value).loss for label in schema.labels]
         rank, world_size, transform = environment.rank, environment.world_size, vocabulary.resolve
         self._batches = HeldOutBatches(files, schema, held, rank=rank, world_size=world_size, transform=transform)
 
     def __call__(self, model: nn.Module) -> float:
         logits, labels, mask, _ = (x.numpy() for x in predict(model, self._batches, self._environment))
-        tasks = [(labels[mask[:, task], task], logits[mask[:, task], task]) for task in self._judged]
-        return float(np.mean([normalized_entropy(*task) for task in tasks]))
+        scores = [self._losses[x](labels[mask[:, x], x], logits[mask[:, x], x]) for x in self._judged]
+        return float(np.mean(scores))
 
 
 def _stream(

@@ -50,11 +50,11 @@ class Bundle:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the outputs, in their order."""
-        return tuple(task.name for task in self.manifest.tasks)
+        """Names of the outputs, in their order: a task's, or `<task>_expected` where that is an expected value."""
+        return tuple(task.output for task in self.manifest.tasks)
 
     def predict(self, rows: pa.Table | pa.RecordBatch | Batch) -> dict[str, Tensor]:
-        """Recalibrated probabilities of some events.
+        """Recalibrated probabilities, and expected values, of some events.
 
         Args:
             rows: the columns of `schema.columns()`; or a batch, fresh from `to_batch` with that schema.

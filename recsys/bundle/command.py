@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from recsys.bundle.start import Start
 from recsys.bundle.write import bundle_folder, stage_name
 from recsys.config import ConfigError, RankerConfig, to_dict
 from recsys.data.files import find_files
+from recsys.evaluate.measures import measures
 from recsys.folders import make_out
 from recsys.identity import identify_files
 from recsys.jobs import run_job
@@ -73,13 +75,11 @@ def _identity(config: RankerConfig, arm: str, data: Path, store: str) -> dict[st
 
 def _tell_bundle(folder: Path, manifest: Manifest) -> None:
     for task in manifest.tasks:
-        measured = task.validation
-        print(
-            f"task {task.name} (label {task.label}): validation ne {measured['ne']:.4f}, auc {measured['auc']:.4f}, "
-            f"{measured['rows']:,.0f} rows"
-        )
+        measured, judged = task.validation, measures(is_value=task.is_value)
+        figures = ", ".join(f"{name} {measured[name]:.4f}" for name in (judged.loss_name, judged.ranking_name))
+        print(f"{task.output} ({task.kind}, label {task.label}): validation {figures}, {measured['rows']:,.0f} rows")
     for number, earlier in enumerate(manifest.training["progressive"], start=2):
-        said = ", ".join(f"{label} ne {_figure(found['ne'])}" for label, found in earlier["tasks"].items())
+        said = ", ".join(_said(label, found) for label, found in earlier["tasks"].items())
         print(f"before training {number}, of its {earlier['rows']:,} new rows: {said}")
     for pin in manifest.pins:
         print(f"reads {pin.series} version {pin.version} (space {pin.space}, as of {pin.as_of} ms)")
@@ -87,8 +87,10 @@ def _tell_bundle(folder: Path, manifest: Manifest) -> None:
     print(f"bundle: {folder} ({size / 2**20:,.1f} MiB; recsys score {folder} --data DIR --out DIR)")
 
 
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+def _said(label: str, figures: Mapping[str, float | None]) -> str:
+    name = measures(is_value="deviance" in figures).loss_name
+    value = figures[name]
+    return f"{label} {name} {'undefined' if value is None else f'{value:.4f}'}"
 
 
 def score(bundle: Path, data: Path, files: str, out: Path, store: str, ranks: int, device: str) -> None:

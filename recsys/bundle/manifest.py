@@ -22,6 +22,8 @@ from recsys.sealed import damage, read_manifest
 MANIFEST, PROGRAM, COMPILED = "bundle.json", "ranker.pt2", "ranker-aot.pt2"
 SCHEMA, VOCABULARY = "schema.toml", "vocabulary.npz"
 FORMAT = 1
+PROBABILITY, EXPECTED_VALUE = "probability", "expected value"
+"""What an output of a ranker may be."""
 
 
 class BundleError(ValueError):
@@ -53,13 +55,26 @@ class TaskFacts:
     name: str
     label: str
     """The label it has learned."""
+    kind: str = PROBABILITY
+    """Of what is said: `probability` that the label is 1, or `expected value`, of a label that is a value."""
     scale: float
-    """Its recalibration, sigmoid(scale * logit + bias), fitted on the validation rows."""
+    """Its recalibration, fitted on the validation rows: sigmoid(scale * logit + bias), of a value exp(...)."""
     bias: float
     kept_negatives: float
     """Of the label: the probabilities are of all rows, of whose negatives so many were in the files."""
     validation: Mapping[str, float]
-    """`ne`, `auc`, `calibration`, `rows` and `positives` of those rows, as they are in the files."""
+    """`ne`, `auc`, `calibration`, `rows` and `positives` of those rows, as they are in the files; of an expected value
+    `deviance` and `concordance` instead of the first two, see `recsys.evaluate.values`."""
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it says an expected value."""
+        return self.kind == EXPECTED_VALUE
+
+    @property
+    def output(self) -> str:
+        """What it is called beside the other outputs; a value, so that nobody takes it for a probability."""
+        return f"{self.name}_expected" if self.is_value else self.name
 
     @property
     def recalibration(self) -> Recalibration:

@@ -17,6 +17,8 @@ from recsys.evaluate.recalibration import Recalibration
 from recsys.models.ranker import Ranker
 from recsys.train.distributed import without_notices
 
+MOST = 88.0
+"""Log of the greatest expected value that is said, which is finite in float32."""
 LEAST = 2
 """Rows, and values of each feature, that a program is traced for: torch.export takes 0 and 1 for constants."""
 
@@ -76,17 +78,19 @@ class Inputs(NamedTuple):
 
 
 class RankerProgram(nn.Module):
-    """`Inputs` -> probabilities, float32 [B, T]: a trained ranker and its recalibration.
+    """`Inputs` -> probabilities and expected values, float32 [B, T]: a trained ranker and its recalibration.
 
     Args:
         ranker: with whole tables on the CPU; changed in place, its collections of tables become plain ones.
         recalibrations: of each task's logits.
+        values: whether each task's logit is the log of an expected value.
     """
 
-    def __init__(self, ranker: Ranker, recalibrations: Sequence[Recalibration]) -> None:
+    def __init__(self, ranker: Ranker, recalibrations: Sequence[Recalibration], values: Sequence[bool] = ()) -> None:
         super().__init__()
         self.ranker = with_plain_tables(ranker)
         self.scale = nn.Buffer(torch.tensor([x.scale for x in recalibrations], dtype=torch.float32))
+        self.values = nn.Buffer(torch.tensor(values, dtype=torch.bool)) if any(values) else None
         self.bias = nn.Buffer(torch.tensor([x.bias for x in recalibrations], dtype=torch.float32))
 
     def forward(
@@ -99,7 +103,10 @@ class RankerProgram(nn.Module):
         feed: Tensor,
     ) -> Tensor:  # [B, T]
         events = PlainBatch(FlatSparse(rows, offsets), dense, vectors, found, feed, user_ids=vectors)
-        return torch.sigmoid(self.ranker(events) * self.scale + self.bias)
+        logits = self.ranker(events) * self.scale + self.bias
+        if self.values is None:
+            return torch.sigmoid(logits)
+        return torch.where(self.values, logits.clamp(max=MOST).exp(), torch.sigmoid(logits))
 
 
 def export(program: RankerProgram, example: Inputs) -> torch.export.ExportedProgram:

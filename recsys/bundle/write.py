@@ -11,7 +11,16 @@ import torch.distributed as dist
 
 from embedding_store import EmbeddingStore
 from recsys.atomic import new_folder
-from recsys.bundle.manifest import COMPILED, PROGRAM, SCHEMA, VOCABULARY, Manifest, TaskFacts
+from recsys.bundle.manifest import (
+    COMPILED,
+    EXPECTED_VALUE,
+    PROBABILITY,
+    PROGRAM,
+    SCHEMA,
+    VOCABULARY,
+    Manifest,
+    TaskFacts,
+)
 from recsys.bundle.pins import PinnedFeatures, pin
 from recsys.bundle.program import Inputs, RankerProgram, compile_program, export
 from recsys.bundle.start import Forecast, Start, forecasts
@@ -25,8 +34,8 @@ from recsys.data.stream import EventStream
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import check_visible, screen_splits
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
+from recsys.evaluate.measures import measures
 from recsys.identity import code_version, flatten, identify_files
-from recsys.models.ranker import RankerTask
 from recsys.sealed import fingerprint
 from recsys.source import ranker_schema
 from recsys.stages import exclusive, stage
@@ -167,9 +176,9 @@ def _write(
     """The bundle of a trained ranker, whole or not at all."""
     training, tasks = trained.training, _facts(trained, config)
     ranker, device = training.model(), training.environment.device
-    load_model(out / "training" / "checkpoints", allocate(RankerTask(ranker)))
+    load_model(out / "training" / "checkpoints", allocate(training.task(ranker)))
     schema = training.schema.select(labels=())
-    program = RankerProgram(ranker, [each.recalibration for each in tasks]).eval()
+    program = RankerProgram(ranker, [x.recalibration for x in tasks], [x.is_value for x in tasks]).eval()
     example = _example(training, schema, features, program)
     with new_folder(bundle_folder(out)) as folder:
         exported = export(program, example)
@@ -199,15 +208,21 @@ def _facts(trained: TrainedRanker, config: RankerConfig) -> tuple[TaskFacts, ...
     """What each task's output is, with the recalibration that the validation rows ask for."""
     facts = []
     for name, label in config.tasks.items():
-        found = trained.validated(name)
-        measured = {key: getattr(found, key) for key in ("ne", "auc", "calibration", "rows", "positives")}
+        found, learned = trained.validated(name), trained.training.schema.label(label)
+        judged = measures(is_value=learned.is_value)
+        measured = {
+            judged.loss_name: found.ne,
+            judged.ranking_name: found.auc,
+            **{key: getattr(found, key) for key in ("calibration", "rows", "positives")},
+        }
         facts.append(
             TaskFacts(
                 name=name,
                 label=label,
+                kind=EXPECTED_VALUE if learned.is_value else PROBABILITY,
                 scale=found.scale,
                 bias=found.bias,
-                kept_negatives=trained.training.schema.label(label).kept_negatives,
+                kept_negatives=learned.kept_negatives,
                 validation=measured,
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from recsys.config.rules import NO_STUDY, ConfigError, check_layers, check_seeds, is_word, require
+from recsys.config.rules import NO_STUDY, ConfigError, check_layers, check_seeds, check_value_loss, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import RankerTrainConfig
 from recsys.dates import HOUR_MS
@@ -100,6 +100,9 @@ class RankerSettings:
     entire_space: bool = False
     """Where one model learns several tasks: a label that exists only where another task's is 1 is learned from all of
     that one's rows, as the product of both (ESMM), and not from the few for which it exists."""
+    value_loss: str = "poisson"
+    """By what labels that are values are learned: `poisson`, or `weighted`, a logistic regression whose positives weigh
+    their value. Both make the prediction the expected value; `weighted` takes great values less to heart."""
     publish_delay_ms: int = 6 * HOUR_MS
     """A snapshot may be read by events later than its `as_of` plus this delay: what a cycle needs to publish a day that
     has ended. 0 where nothing is published by days; it must be 0 where the schema has no event times."""
@@ -118,6 +121,7 @@ class RankerSettings:
             require(is_word(task), f"tasks names {task!r}; use letters, digits and _ (it names a folder)")
         require(len(self.seeds) > 0, "seeds is empty; give at least one")
         check_seeds(self.seeds, "seeds")
+        check_value_loss(self.value_loss)
         require(self.publish_delay_ms >= 0, f"publish_delay_ms is {self.publish_delay_ms}; use 0 or more")
 
 

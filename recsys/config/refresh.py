@@ -31,8 +31,8 @@ class GateConfig:
     max_skew: float = 1.0
     """Greatest relative ROC-AUC loss when one side of the pair is a version behind; the worse of both directions."""
     max_ne: float = 2.0
-    """Greatest normalized entropy of the day's events by the model of the day before, of any task with a hundred
-    positives and negatives; 1 is that of the day's rate. 0: any."""
+    """Greatest normalized entropy (of values: deviance) of the day's events by the model of the day before, of any task
+    with a hundred positives and negatives; 1 is that of the day's rate. 0: any."""
 
     def __post_init__(self) -> None:
         limits = {"min_coverage": 1.0, "min_auc": 1.0, "max_drift": 2.0, "max_skew": 1.0, "max_ne": 100.0}

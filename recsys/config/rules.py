@@ -30,6 +30,15 @@ def check_seeds(seeds: Sequence[int], name: str) -> None:
     require(distinct, f"{name} is {seeds}; use different ones, 0 <= seed < 2^32")
 
 
+VALUE_LOSSES = ("poisson", "weighted")
+"""What `value_loss` may be."""
+
+
+def check_value_loss(value_loss: str) -> None:
+    """Tell a ConfigError unless there is such a loss."""
+    require(value_loss in VALUE_LOSSES, f"value_loss is {value_loss!r}; use one of {', '.join(VALUE_LOSSES)}")
+
+
 INTERACTIONS = ("masknet", "dcnv2", "transformer", "mlp")
 """Modules of a DHEN layer."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from recsys.config.rules import NO_STUDY, check_layers, is_word, require
+from recsys.config.rules import NO_STUDY, check_layers, check_value_loss, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import TrainConfig
 
@@ -85,6 +85,9 @@ class LossConfig:
     log_q: bool = True
     """Whether the softmax is corrected by log Q. Without, it takes popular items, which are in most batches, for less
     wanted than they are, and the prior must not be added to what it learns; to see what the correction is worth."""
+    value_loss: str = "poisson"
+    """By what labels that are values are learned: `poisson`, or `weighted`, a logistic regression whose positives weigh
+    their value. Both make the prediction the expected value; `weighted` takes great values less to heart."""
     uniform_negatives: int = 0
     """Items that every rank draws uniformly from all of the source's (a day's) for every step, as candidates beside the
     items of the batches' positives (Yang et al. 2020), less those that were withdrawn before; 0: none."""
@@ -92,6 +95,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"temperature is {self.temperature}; use more than 0")
         require(self.contrastive_weight >= 0, f"contrastive_weight is {self.contrastive_weight}; use 0 or more")
+        check_value_loss(self.value_loss)
         require(self.uniform_negatives >= 0, f"uniform_negatives is {self.uniform_negatives}; use 0 or more")
 
 

@@ -27,7 +27,7 @@ from recsys.data.strings import ColumnReader
 MOST = 100_000
 """Events that are held out at most: more would cost time and say the same."""
 LEAST = 20
-"""A label has so many of 0 and of 1 among them, or it is not judged by."""
+"""A label has so many of 0 and of 1 among them, a value so many above 0 and two that differ, or it is not judged by."""
 _BATCH_ROWS = 4096
 
 
@@ -57,14 +57,13 @@ def hold_out(files: Sequence[Path], schema: Schema, share: float, skip: Quaranti
     """
     stream = EventStream(files, schema.select(features=()), batch_size=SCAN_ROWS, drop_last=False, skip=skip)
     share = min(share, MOST / max(1, stream.rows))
-    found, start, counts = [], 0, np.zeros((len(schema.labels), 2), np.int64)
+    found, start, enough = [], 0, _Enough(schema)
     for batch in stream:
         rows = np.flatnonzero(_draws(batch) < np.uint64(share * 2**64))
-        valid, positive = batch.label_mask.numpy()[rows], batch.labels.numpy()[rows] > 0.5
-        counts += np.stack([(valid & ~positive).sum(0), (valid & positive).sum(0)], axis=1)
+        enough.add(batch.labels.numpy()[rows], batch.label_mask.numpy()[rows])
         found.append(start + rows)
         start += len(batch)
-    judged = tuple(np.flatnonzero(counts.min(1) >= LEAST).tolist())
+    judged = enough.labels()
     if not judged:
         return ALL_TRAIN
     chosen, starts = np.concatenate(found), np.cumsum([0, *stream.file_rows])
@@ -73,6 +72,28 @@ def hold_out(files: Sequence[Path], schema: Schema, share: float, skip: Quaranti
         for path, first, end in zip(files, starts[:-1], starts[1:], strict=True)
     }
     return HeldOut(Quarantine(by_file), judged, len(chosen))
+
+
+class _Enough:
+    """Counts whether rows tell good models of a label from bad ones."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._values = np.array([label.is_value for label in schema.labels], bool)
+        count = len(schema.labels)
+        self._rows, self._positive = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self._least, self._most = np.full(count, np.inf), np.full(count, -np.inf)
+
+    def add(self, labels: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
+        """Labels and where they exist, [N, T]."""
+        self._rows += mask.sum(0)
+        self._positive += (mask & (labels > 0)).sum(0)
+        self._least = np.minimum(self._least, np.where(mask, labels, np.inf).min(0, initial=np.inf))
+        self._most = np.maximum(self._most, np.where(mask, labels, -np.inf).max(0, initial=-np.inf))
+
+    def labels(self) -> tuple[int, ...]:
+        """Those that are told well enough."""
+        zeros = np.where(self._values, np.where(self._least < self._most, LEAST, 0), self._rows - self._positive)
+        return tuple(np.flatnonzero(np.minimum(self._positive, zeros) >= LEAST).tolist())
 
 
 class HeldOutBatches:

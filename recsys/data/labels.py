@@ -26,7 +26,8 @@ def read_labels(labels: Sequence[Label], columns: Mapping[str, pa.Array], rows: 
     for index, label in enumerate(labels):
         if label.valid:
             mask[:, index] = _binary(columns[label.valid], label.valid, mask[:, index]) == 1
-        values[:, index] = _binary(columns[label.name], label.name, mask[:, index])
+        read = _value if label.is_value else _binary
+        values[:, index] = read(columns[label.name], label.name, mask[:, index])
     return values, mask
 
 
@@ -55,6 +56,21 @@ def _binary(array: pa.Array, name: str, valid: Bools) -> Floats:
             row,
             f"the label is {_said(found[row])}; it must be 0 or 1. Where it means nothing, name a 0 / 1 column in "
             "`valid`",
+        )
+    return np.where(valid, found, np.float32(0))
+
+
+def _value(array: pa.Array, name: str, valid: Bools) -> Floats:
+    """A column of numbers of 0 or more, 0 where not valid; what it holds there does not matter."""
+    found = _numbers(array)
+    wrong = ~(np.isfinite(found) & (found >= 0)) & valid
+    if wrong.any():
+        row = _first(wrong)
+        raise RowError(
+            name,
+            row,
+            f"the label is {_said(found[row])}; a value must be a finite number of 0 or more. Where it means nothing, "
+            "name a 0 / 1 column in `valid`",
         )
     return np.where(valid, found, np.float32(0))
 

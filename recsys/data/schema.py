@@ -20,6 +20,7 @@ T = TypeVar("T", "Feature", "Label")
 OWNERS = ("user", "item", "context", "interaction")
 KINDS = ("id", "ids", "sequence", "dense", "vector")
 SPARSE_KINDS = ("id", "ids", "sequence")
+LABEL_KINDS = ("binary", "value")
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "a string"),
     "int": (int, "an integer"),
@@ -88,10 +89,13 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """A binary outcome, and the rows for which it means something."""
+    """An outcome, and the rows for which it means something."""
 
     name: str
-    """Column name; values 0 and 1 (integer, float or boolean)."""
+    """Column name."""
+    kind: str = "binary"
+    """`binary`: 0 or 1 (integer, float or boolean). `value`: a number of 0 or more, say revenue or watch time, whose
+    expectation is learned."""
     valid: str = ""
     """Column (0 / 1) that is 1 on the rows this label exists for, say `is_click` for a conversion. Empty: all rows."""
     kept_negatives: float = 1.0
@@ -100,11 +104,24 @@ class Label:
 
     def __post_init__(self) -> None:
         kept = self.kept_negatives
+        known = self.kind in LABEL_KINDS
+        like = meant(self.kind, LABEL_KINDS)
+        _require(known, f"label {self.name!r}: kind is {self.kind!r}{like}; use one of {', '.join(LABEL_KINDS)}")
+        _require(
+            not self.is_value or kept == 1,
+            f"label {self.name!r}: kept_negatives is {kept}, but how often a value is 0 does not say what it is "
+            "otherwise: leave it out, and give the rows that were kept their `weight`",
+        )
         _require(0 < kept <= 1, f"label {self.name!r}: kept_negatives is {kept}; use a share above 0, 1 for all")
         _require(bool(self.name), "a label has an empty name: give the Parquet column's name")
         _require(
             self.valid != self.name, f"label {self.name!r}: valid names the label itself; name the enabling column"
         )
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it is a number of 0 or more, not 0 or 1."""
+        return self.kind == "value"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +158,12 @@ class Schema:
         for what, listed in (("features", names), ("labels", [label.name for label in self.labels])):
             repeated = sorted({name for name in listed if listed.count(name) > 1})
             _require(not repeated, f"{what} {repeated} are listed twice: keep one of each")
+        values = {label.name for label in self.labels if label.is_value}
+        for label in self.labels:
+            _require(
+                label.valid not in values,
+                f"label {label.name!r}: valid is {label.valid!r}, a label of kind 'value': name a 0 / 1 column",
+            )
         future = {label.name for label in self.labels} | {label.valid for label in self.labels} | set(self.outcomes)
         leaks = sorted(future.intersection(names))
         _require(not leaks, f"features {leaks} are labels or outcomes, known only after the event: remove them")

@@ -34,7 +34,7 @@ from recsys.downstream.training import RankerTraining, TrainedRanker, sized
 from recsys.downstream.validation import REFERENCE, Validation, gain, named
 from recsys.folders import store_folder
 from recsys.screening import screen
-from recsys.source import ranker_schema
+from recsys.source import ranker_schema, refuse_values
 from recsys.stages import stage
 from recsys.train.distributed import Environment, broadcast, process_group
 
@@ -99,6 +99,7 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
     Raises:
         SchemaError, DataError, KeyError: a file, feature, label or series is not there.
     """
+    refuse_values(ranker_schema(config, data, tuple(config.tasks.values())))
     opened = EmbeddingStore(store or store_folder(out))
     rankers = list(all_rankers(config))
     with process_group() as environment, stage(out, stage_name(config), environment):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -17,17 +18,17 @@ from torch import Tensor, nn
 from recsys.config import RankerSettings
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
+from recsys.data.label_facts import LabelFacts, survey_labels
 from recsys.data.quarantine import Quarantine
-from recsys.data.schema import Schema
+from recsys.data.schema import Label, Schema
 from recsys.data.seen import Ints
 from recsys.data.sizes import Tables, described
 from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.validation import Validation, row_losses, validate
-from recsys.evaluate.entropy import relative_to_rate
-from recsys.evaluate.metrics import normalized_entropy
-from recsys.evaluate.recalibration import fit_recalibration
+from recsys.evaluate.measures import measures
+from recsys.models.objective import Objective
 from recsys.models.ranker import Ranker, RankerTask
 from recsys.models.rankers import build_ranker
 from recsys.models.vocabulary import Vocabulary
@@ -69,7 +70,22 @@ class RankerTraining:
     def model(self) -> Ranker:
         """As it is before it is trained, its tables on "meta"."""
         torch.manual_seed(self.seed)  # the same start for every arm: see recsys/models/ranker.py
-        return build_ranker(self.schema, self.config.network, self.features.specs, tasks=len(self.labels))
+        ranking = build_ranker(self.schema, self.config.network, self.features.specs, tasks=len(self.labels))
+        ranking.raise_logits(self.objective().levels)
+        return ranking
+
+    @cached_property
+    def facts(self) -> LabelFacts:
+        """Of the training rows."""
+        return survey_labels(find_files(self.data, self.config.train), self.schema, self.skip)
+
+    def objective(self) -> Objective:
+        """What the logits are learned by."""
+        return Objective(self.schema.labels, self.facts, self.config.value_loss)
+
+    def task(self, ranking: Ranker) -> RankerTask:
+        """A model of this training and its loss."""
+        return RankerTask(ranking, self.given(), self.objective())
 
     def given(self) -> dict[int, int]:
         """Task -> the one whose label has to be 1 for its own to exist, where it is learned over the entire space."""
@@ -106,11 +122,12 @@ class RankerTraining:
         ranking = self.model()
         vocabulary = ranking.vocabulary
         result = fit(
-            RankerTask(ranking, self.given()),
+            self.task(ranking),
             self.stream(self.config.train, vocabulary, training=True),
             replace(self.config.training, seed=self.seed),
             self.environment,
             tasks=self.labels,
+            values=[label.name for label in self.schema.labels if label.is_value],
             identity=identity,
             out=out,
             title=title,
@@ -146,25 +163,28 @@ class RankerTraining:
         return predict(model, self.stream(patterns, vocabulary), self.environment)
 
     def _judge(self, model: nn.Module, vocabulary: Vocabulary) -> float:
-        """The validation rows' log loss of all tasks together over the entropy of their labels. So a task counts by
-        what there is to be learned of it: the noise of a few conversions does not stop the training of the clicks."""
+        """The validation rows' loss of all tasks together, over that of the constant means: normalized entropy, of values
+        deviance, weighted by what there is to be learned of each: the noise of a few conversions does not stop the
+        training of the clicks."""
         logits, labels, mask, _ = self.predict(model, vocabulary, self.config.validation)
         scores, weights = [], []
-        for task, name in enumerate(self.labels):
+        for task, label in enumerate(self.schema.labels):
             known, said = (x[mask[:, task], task].numpy() for x in (labels, logits))
-            scores.append(self._entropy(name, known, said))
-            weights.append(len(known) / relative_to_rate(1.0, float(known.mean())))
+            scores.append(self._loss(label, known, said))
+            weights.append(measures(is_value=label.is_value).constant(known))
         return float(np.average(scores, weights=weights))
 
-    def _entropy(self, label: str, known: NDArray, said: NDArray) -> float:
+    def _loss(self, label: Label, known: NDArray, said: NDArray) -> float:
         """Recalibrated, as it will be judged."""
-        score = normalized_entropy(known, said)
+        judged = measures(is_value=label.is_value)
+        score = judged.loss(known, said)
         if math.isfinite(score):
-            return normalized_entropy(known, fit_recalibration(known, said)(said))
+            return judged.loss(known, judged.recalibrate(known, said)(said))
         if math.isnan(score) and not np.isnan(said).any():
+            lacking = "two different values" if label.is_value else "both a 0 and a 1"
             raise DataError(
-                f"the validation files {', '.join(self.config.validation)} do not hold both a 0 and a 1 of label "
-                f"{label!r}, so no epoch can be chosen by them: give more of them"
+                f"the validation files {', '.join(self.config.validation)} do not hold {lacking} of label "
+                f"{label.name!r}, so no epoch can be chosen by them: give more of them"
             )
         return score
 
@@ -189,7 +209,7 @@ class TrainedRanker:
         return self.labels[valid, column], self.logits[valid, column], self.users[valid]
 
     def losses(self, task: str) -> NDArray:  # float64 [N]
-        """Of the same rows, see `row_losses`."""
+        """Of the same rows, see `row_losses`; of a task whose label is 0 or 1."""
         labels, logits, _ = self.of_task(task)
         return row_losses(labels, logits)
 
@@ -199,6 +219,7 @@ class TrainedRanker:
         return validate(
             labels,
             logits,
+            is_value=self.training.schema.labels[self.training.column(task)].is_value,
             scores=self.result.scores,
             most_passes=self.training.config.training.epochs,
             reads=bool(self.training.features.specs),

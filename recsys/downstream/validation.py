@@ -11,7 +11,7 @@ import numpy as np
 
 from recsys.atomic import write_json
 from recsys.evaluate.entropy import relative_to_rate
-from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
+from recsys.evaluate.measures import measures
 from recsys.evaluate.recalibration import Recalibration, fit_recalibration
 
 REFERENCE = "none"
@@ -20,7 +20,11 @@ REFERENCE = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Figures of one ranker on its validation rows, of its best epoch, and what they chose."""
+    """Figures of one ranker on its validation rows, of its best epoch, and what they chose.
+
+    Of a label that is a value `ne` is the normalized deviance, `auc` the concordance index, and `positives` are the
+    rows above 0: see `recsys.evaluate.values`.
+    """
 
     ne: float
     """Recalibrated, as all predictions are."""
@@ -59,26 +63,29 @@ class Validation:
 
 
 def validate(
-    labels: np.ndarray,  # [N], 0 or 1
+    labels: np.ndarray,  # [N], 0 or 1, or 0 or more
     logits: np.ndarray,  # [N]
     *,
+    is_value: bool = False,
     scores: Sequence[float],
     most_passes: int,
     reads: bool,
     tried: Mapping[str, float],
 ) -> Validation:
-    """Fit the recalibration on these rows, and measure on them what comes of it; `scores`: their entropy by pass."""
-    fitted = fit_recalibration(labels, logits)
+    """Fit the recalibration on these rows, and measure on them what comes of it; `scores`: their entropy by pass,
+    `is_value`: whether the label is a value."""
+    judged = measures(is_value=is_value)
+    fitted = judged.recalibrate(labels, logits)
     recalibrated = fitted(logits)
     return Validation(
-        ne=normalized_entropy(labels, recalibrated),
-        auc=roc_auc(labels, logits),
-        calibration=calibration(labels, recalibrated),
-        raw_calibration=calibration(labels, logits),
+        ne=judged.loss(labels, recalibrated),
+        auc=judged.ranking(labels, logits),
+        calibration=judged.calibration(labels, recalibrated),
+        raw_calibration=judged.calibration(labels, logits),
         scale=fitted.scale,
         bias=fitted.bias,
         rows=len(labels),
-        positives=int(np.sum(labels == 1)),
+        positives=int(np.sum(labels > 0)),
         best_pass=int(np.argmin(scores)) + 1,
         most_passes=most_passes,
         reads=reads,

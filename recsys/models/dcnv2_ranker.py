@@ -47,6 +47,9 @@ class ExpertHead(Head):
             logits.append(tower(torch.bmm(weights, said).squeeze(1)))
         return torch.cat(logits, dim=1)
 
+    def outputs(self) -> list[nn.Linear]:
+        return [tower for tower in self.towers if isinstance(tower, nn.Linear)]
+
 
 class DCNv2Ranker(TokenRanker):
     """Cross layers over all tokens, then experts that the tasks share."""

@@ -68,6 +68,11 @@ class DERM(nn.Module):
         user, item = self.user(batch), self.item(batch)
         return DermOutput(self.interaction(user, item, batch), user, item)
 
+    @torch.no_grad()
+    def raise_logits(self, levels: Tensor) -> None:  # [T]
+        """Add to each task's logit, for a start where its level is known."""
+        self.interaction.pair.heads.bias.add_(levels)
+
     def user_vector(self, batch: Batch) -> Tensor:
         """User vectors [B, D]; touches only user features, so a batch that has no others will do."""
         return self.user(batch)

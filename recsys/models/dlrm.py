@@ -47,6 +47,9 @@ class DLRM(Ranker):
         bags = None if self.bags is None else self.bags(batch.sparse)
         return self.network(bags, batch.dense, batch.vectors, batch.found, batch.feed)
 
+    def outputs(self) -> list[nn.Linear]:
+        return self.network.body.outputs()
+
 
 class DLRMNetwork(nn.Module):
     """Everything of DLRM that is not a table; a leaf of the train pipeline's trace."""

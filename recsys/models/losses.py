@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recsys.config import ConfigError, LossConfig
 from recsys.data.batch import Batch
 from recsys.models.derm import DermOutput
+from recsys.models.objective import Objective, ranks_of
 
 
 class TaskOutput(NamedTuple):
@@ -27,7 +28,7 @@ class TaskOutput(NamedTuple):
 class DermTask(nn.Module):
     """A DERM and its loss, in the form the trainer takes: `forward(batch) -> (loss, TaskOutput)`.
 
-    The loss is the sum of the tasks' mean cross-entropies plus `contrastive_weight` x the contrastive loss. Of
+    The loss is the sum of the tasks' losses, see `Objective`, plus `contrastive_weight` x the contrastive loss. Of
     `losses`, each task has its own under its name, the contrastive one (where there is one) is "contrastive".
     All means are over the rows of all ranks: averaged over ranks, loss and gradient are those of one rank with the
     whole batch.
@@ -39,6 +40,7 @@ class DermTask(nn.Module):
         frequencies: log Q of the items, counted over the rows with a positive contrastive label; None where there are
             none, or their weight is 0: nothing is contrasted.
         items: how many the negatives of a batch are drawn from, where it has any.
+        objective: what the logits are learned by; None: labels of 0 and 1, as they stand.
 
     Raises:
         ConfigError: the contrastive label is not among the tasks.
@@ -51,10 +53,11 @@ class DermTask(nn.Module):
         tasks: Sequence[str],
         frequencies: ItemFrequencies | None,
         items: int = 0,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = DermLoss(config, tasks, frequencies, items)
+        self.loss = DermLoss(config, tasks, frequencies, items, objective)
 
     def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
         """Scalar loss of this rank's rows, and what to log."""
@@ -65,7 +68,12 @@ class DermLoss(nn.Module):
     """DermOutput and its batch -> (loss, TaskOutput); a leaf of the train pipeline's trace. See DermTask."""
 
     def __init__(
-        self, config: LossConfig, tasks: Sequence[str], frequencies: ItemFrequencies | None, items: int = 0
+        self,
+        config: LossConfig,
+        tasks: Sequence[str],
+        frequencies: ItemFrequencies | None,
+        items: int = 0,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         label = config.contrastive_label or tasks[0]
@@ -76,6 +84,7 @@ class DermLoss(nn.Module):
         self.contrasted = self.tasks.index(label)
         self.frequencies = frequencies
         self.items = items
+        self.objective = objective or Objective()
 
     def forward(self, output: DermOutput, batch: Batch) -> tuple[Tensor, TaskOutput]:
         logits = output.logits.float()
@@ -84,7 +93,7 @@ class DermLoss(nn.Module):
                 f"batch.labels is {list(batch.labels.shape)}, the logits are {list(logits.shape)} for the tasks "
                 f"{', '.join(self.tasks)}: read the events with schema.select(labels=tasks)"
             )
-        means = supervised_loss(logits, batch.labels, batch.label_mask, weights=batch.weights)
+        means = self.objective(logits, batch, batch.label_mask)
         losses = dict(zip(self.tasks, means.detach().unbind(), strict=True))
         loss = means.sum()
         if self.config.contrastive_weight and self.frequencies is not None:
@@ -107,30 +116,6 @@ class DermLoss(nn.Module):
             losses["contrastive"] = contrastive.detach()
             loss = loss + self.config.contrastive_weight * contrastive
         return loss, TaskOutput(losses, logits.detach(), batch.labels, batch.label_mask)
-
-
-def supervised_loss(
-    logits: Tensor,  # [B, T]
-    labels: Tensor,  # float [B, T]
-    mask: Tensor,  # bool [B, T], true where the label exists
-    *,
-    weights: Tensor | None = None,  # float [B], 0 or more; None: all the same
-    group: dist.ProcessGroup | None = None,
-) -> Tensor:  # float32 [T]
-    """This rank's part of each task's mean binary cross-entropy over the valid rows of all ranks in `group`, weighted:
-    the sum of weight x loss over the sum of the weights, so that a factor of all weights changes nothing.
-
-    The ranks' parts average to the mean, and their gradients to its gradient; 0, with a gradient of 0, where no rank
-    has a valid row of any weight. `group` is by default all ranks, where torch.distributed runs: all of them must call
-    this.
-    """
-    each = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
-    share = mask.float() if weights is None else mask * weights.float().unsqueeze(1)
-    totals = share.sum(0)  # [T]
-    if _world_size(group) > 1:
-        dist.all_reduce(totals, group=group)
-    summed = torch.where(share > 0, each * share, 0.0).sum(0) * _world_size(group)
-    return summed / torch.where(totals > 0, totals, 1.0)
 
 
 class Drawn(NamedTuple):
@@ -193,7 +178,7 @@ def contrastive_loss(
         known = _chosen_items(users[columns], items[every], own).scatter(1, own.unsqueeze(1), False)
         logits = logits.masked_fill(known, float("-inf"))
         losses = logits.logsumexp(1) - logits.gather(1, own.unsqueeze(1)).squeeze(1)
-        return losses.sum() * _world_size(group) / max(columns.shape[0], 1)
+        return losses.sum() * ranks_of(group) / max(columns.shape[0], 1)
 
 
 def _chosen_items(
@@ -253,12 +238,8 @@ def _rank(group: dist.ProcessGroup | None) -> int:
     return dist.get_rank(group) if dist.is_initialized() else 0
 
 
-def _world_size(group: dist.ProcessGroup | None) -> int:
-    return dist.get_world_size(group) if dist.is_initialized() else 1
-
-
 def _gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:  # [B, ...] -> [W B, ...]
-    if _world_size(group) == 1:
+    if ranks_of(group) == 1:
         return x
     return _AllGather.apply(x, group)
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from recsys.config import NetworkConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import Schema
-from recsys.models.losses import TaskOutput, supervised_loss
+from recsys.models.losses import TaskOutput
+from recsys.models.objective import Objective
 from recsys.models.series import SeriesSpec, VectorFeatures
 from recsys.models.tokens import dense_widths
 from recsys.models.vocabulary import Vocabulary
@@ -53,6 +54,17 @@ class Ranker(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:  # [B, T]
         """Logits, float32 [B, T]."""
+
+    @abstractmethod
+    def outputs(self) -> list[nn.Linear]:
+        """The layers whose outputs, side by side, are the logits."""
+
+    @torch.no_grad()
+    def raise_logits(self, levels: Tensor) -> None:  # [T]
+        """Add to each task's logit, for a start where its level is known."""
+        layers = self.outputs()
+        for layer, part in zip(layers, levels.split([layer.out_features for layer in layers]), strict=True):
+            layer.bias.add_(part)
 
 
 class RankerBody(nn.Module):
@@ -92,11 +104,19 @@ class RankerBody(nn.Module):
             hidden = hidden + self.vectors(fields, vectors, found, feed)
         return self.head(hidden).float()
 
+    def outputs(self) -> list[nn.Linear]:
+        """See `Ranker`; without a layer in the head these are the trunk's."""
+        return self.head.outputs() or [x for x in self.trunk.modules() if isinstance(x, nn.Linear)][-1:]
 
-class Head(nn.Module):
+
+class Head(nn.Module, ABC):
     """What follows the sum of trunk and vectors, [B, H] -> [B, T]. `width`: H."""
 
     width: int
+
+    @abstractmethod
+    def outputs(self) -> list[nn.Linear]:
+        """The layers whose outputs, side by side, are its own; empty where it has none."""
 
 
 class TowerHead(Head):
@@ -114,14 +134,19 @@ class TowerHead(Head):
     def forward(self, hidden: Tensor) -> Tensor:  # [B, H] -> [B, T]
         return self.layers(hidden)
 
+    def outputs(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)][-1:]
+
 
 class RankerTask(nn.Module):
     """A ranker of all labels of its batches and its loss, see `RankerLoss`: `forward(batch) -> (loss, TaskOutput)`."""
 
-    def __init__(self, model: Ranker, given: Mapping[int, int] = MappingProxyType({})) -> None:
+    def __init__(
+        self, model: Ranker, given: Mapping[int, int] = MappingProxyType({}), objective: Objective | None = None
+    ) -> None:
         super().__init__()
         self.model = model
-        self.loss = RankerLoss(given)
+        self.loss = RankerLoss(given, objective)
 
     def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
         """Scalar loss, and what to log."""
@@ -131,18 +156,20 @@ class RankerTask(nn.Module):
 class RankerLoss(nn.Module):
     """Logits [B, T] and their batch -> (loss, TaskOutput); a leaf of the train pipeline's trace.
 
-    The loss is the sum of the tasks' masked and weighted binary cross-entropies ("bce"). A task of `given` is learned
-    over the whole space instead (ESMM, arXiv 1804.07931): its probability times that of the task it is given by,
-    against its label, which is 0 where the other one is, on every row that the other one has. Its logit stays the
-    conditional one.
+    The loss is the sum of the tasks' losses, see `Objective`. A task of `given` is learned over the whole space instead
+    (ESMM, arXiv 1804.07931): its probability, or expectation, times the probability of the task it is given by, against
+    its label, which is 0 where the other one is, on every row that the other one has. Its logit stays the conditional
+    one.
 
     Args:
         given: column of a task -> column of the task whose label has to be 1 for its own to exist.
+        objective: what the logits are learned by; None: labels of 0 and 1, as they stand.
     """
 
-    def __init__(self, given: Mapping[int, int] = MappingProxyType({})) -> None:
+    def __init__(self, given: Mapping[int, int] = MappingProxyType({}), objective: Objective | None = None) -> None:
         super().__init__()
         self.given = dict(given)
+        self.objective = objective or Objective()
 
     def forward(self, logits: Tensor, batch: Batch) -> tuple[Tensor, TaskOutput]:
         if logits.shape != batch.labels.shape:
@@ -154,10 +181,11 @@ class RankerLoss(nn.Module):
         if self.given:
             columns, masks = list(logits.float().unbind(1)), list(mask.unbind(1))
             for task, other in self.given.items():
-                columns[task], masks[task] = joint_logit(logits[:, task], logits[:, other]), mask[:, other]
+                whole = joint_log_mean if self.objective.is_value(task) else joint_logit
+                columns[task], masks[task] = whole(logits[:, task], logits[:, other]), mask[:, other]
             learned, mask = torch.stack(columns, dim=1), torch.stack(masks, dim=1)
-        loss = supervised_loss(learned, batch.labels, mask, weights=batch.weights).sum()
-        return loss, TaskOutput({"bce": loss.detach()}, logits.detach().float(), batch.labels, batch.label_mask)
+        loss = self.objective(learned, batch, mask).sum()
+        return loss, TaskOutput({"supervised": loss.detach()}, logits.detach().float(), batch.labels, batch.label_mask)
 
 
 def joint_logit(first: Tensor, second: Tensor) -> Tensor:  # float [B] each -> float32 [B]
@@ -168,3 +196,8 @@ def joint_logit(first: Tensor, second: Tensor) -> Tensor:  # float [B] each -> f
     a, b = first.float(), second.float()
     both = F.logsigmoid(a) + F.logsigmoid(b)
     return both - torch.logaddexp(F.logsigmoid(-a), F.logsigmoid(a) + F.logsigmoid(-b))
+
+
+def joint_log_mean(first: Tensor, second: Tensor) -> Tensor:  # float [B] each -> float32 [B]
+    """The log of a mean, given as a log, times a probability, given as a logit."""
+    return first.float() + F.logsigmoid(second.float())

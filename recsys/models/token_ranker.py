@@ -32,6 +32,9 @@ class TokenRanker(Ranker):
     def forward(self, batch: Batch) -> Tensor:  # [B, T]
         return self.network(self.tokens(batch), batch.vectors, batch.found, batch.feed)
 
+    def outputs(self) -> list[nn.Linear]:
+        return self.network.outputs()
+
     @abstractmethod
     def trunk(self, tokens: int, config: NetworkConfig, width: int) -> nn.Module:
         """Tokens [B, m, e] -> [B, H]."""

@@ -34,6 +34,8 @@ HELP = {
     "ageing_auc": "ROC-AUC of the day's label with vectors of this many days.",
     "progressive_ne": "Normalized entropy of the newest day's events by the model of the day before, by task.",
     "progressive_auc": "ROC-AUC of the newest day's events by the model of the day before, by task.",
+    "progressive_deviance": "Normalized deviance of the newest day's values by the model of the day before, by task.",
+    "progressive_concordance": "Concordance of the newest day's values with the model of the day before, by task.",
     "progressive_calibration": "Calibration on the newest day's events of the model of the day before, by task.",
     "gates_refused": "Reasons for which the newest publish was kept from the tag; 0: it passed.",
     "rows_quarantined": "Rows of the newest cycle's days that could not be read and were left out.",
@@ -75,8 +77,8 @@ def samples(record: Record, upstream: str) -> Iterator[Sample]:
     ]
     found += [("stage_seconds", {**of_upstream, "stage": name}, value) for name, value in record["seconds"].items()]
     for task, figures in record.get("progressive", {}).items():
-        for name in ("ne", "auc", "calibration"):
-            found.append((f"progressive_{name}", {**of_upstream, "task": task}, figures[name]))
+        for name in ("ne", "auc", "deviance", "concordance", "calibration"):
+            found.append((f"progressive_{name}", {**of_upstream, "task": task}, figures.get(name)))
     for name, measured in quality["series"].items():
         found += _of_series({"series": name}, measured)
     if quality["pair"]:

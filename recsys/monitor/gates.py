@@ -45,12 +45,13 @@ def check_progressive(
     of them, see recsys/progressive.py. `key`: of `max_ne`, 0 for any, in the config."""
     reasons = []
     for task, found in figures.items():
-        entropy, rows, positives = found["ne"], found["rows"] or 0, found["positives"] or 0
-        asked = max_ne > 0 and min(positives, rows - positives) >= ENOUGH
-        if asked and entropy is not None and entropy > max_ne:
+        value = "deviance" in found
+        loss, rows, positives = found["deviance" if value else "ne"], found["rows"] or 0, found["positives"] or 0
+        asked = max_ne > 0 and min(positives, ENOUGH if value else rows - positives) >= ENOUGH
+        if asked and loss is not None and loss > max_ne:
             reasons.append(
-                f"task {task!r}: the model of before scores the {rows:,} new events with a normalized entropy of "
-                f"{entropy:.4f}; {key} allows {max_ne:.4f}"
+                f"task {task!r}: the model of before scores the {rows:,} new events with a normalized "
+                f"{'deviance' if value else 'entropy'} of {loss:.4f}; {key} allows {max_ne:.4f}"
             )
     return reasons
 

@@ -210,7 +210,12 @@ def _spread(row: Record, of: Callable[[Sequence[float]], float]) -> float | None
 
 def _progressive(rows: Sequence[Record]) -> dict[str, list]:
     tasks = dict.fromkeys(task for row in rows for task in row.get("progressive", {}))
-    return {task: _line(rows, "progressive", task, "ne") for task in tasks}
+    found = {}
+    for task in tasks:
+        value = any("deviance" in row.get("progressive", {}).get(task, {}) for row in rows)
+        name, figure = (f"{task} (deviance)", "deviance") if value else (task, "ne")
+        found[name] = _line(rows, "progressive", task, figure)
+    return found
 
 
 def _seconds(rows: Sequence[Record]) -> dict[str, list]:

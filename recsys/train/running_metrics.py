@@ -1,9 +1,12 @@
-"""Loss, normalized entropy and AUC while training, accumulated on the device and summed over ranks only when logged."""
+"""Loss, normalized entropy or deviance, and AUC while training.
+
+Accumulated on the device and summed over ranks only when logged.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -53,6 +56,7 @@ class Sums(NamedTuple):
     losses: Tensor  # float64 [1 + P]: the loss, then its parts
     entropy: Tensor  # float64 [T]: summed cross-entropy of valid rows
     counts: Tensor  # float64 [T, 2, BINS]: valid rows by label and score
+    values: Tensor  # float64 [T, 4]: of valid rows, see `value_sums`; of labels that are values alone
 
     def plus(self, other: Sums) -> Sums:
         """The sums of both."""
@@ -66,8 +70,10 @@ class Metrics:
     after the same step.
     """
 
-    def __init__(self, tasks: Sequence[str], device: torch.device) -> None:
+    def __init__(self, tasks: Sequence[str], device: torch.device, values: Collection[str] = ()) -> None:
         self.tasks = tuple(tasks)
+        self.values = frozenset(values)
+        """The tasks whose labels are values."""
         self._device = device
         self._parts: tuple[str, ...] = ()
         self._first_step = 0
@@ -101,7 +107,7 @@ class Metrics:
         self._reduce_pending()
         local = self._local
         assert local is not None
-        for total in (local.rows, local.entropy, local.counts):
+        for total in (local.rows, local.entropy, local.counts, local.values):
             dist.all_reduce(total)
         steps = torch.full_like(local.steps, float(len(self._losses) * dist.get_world_size()))
         summed = local._replace(steps=steps, losses=losses.sum(0))
@@ -113,7 +119,8 @@ class Metrics:
         """The window's and the whole run's figures, and a new window.
 
         Keys: `loss`, `loss/<part>`, `ne/<task>`, `auc/<task>`, `lifetime_ne/<task>`, `lifetime_auc/<task>`,
-        `samples_per_second` (all ranks). NE and AUC are left out where a task had only one kind of label.
+        `samples_per_second` (all ranks). NE and AUC are left out where a task had only one kind of label. A task whose
+        label is a value has `deviance/<task>` and `lifetime_deviance/<task>` instead of them.
         """
         if self.window is None or self.lifetime is None:
             return {}
@@ -122,6 +129,10 @@ class Metrics:
         record = {"loss": means[0], **{f"loss/{name}": mean for name, mean in zip(self._parts, means[1:], strict=True)}}
         for index, task in enumerate(self.tasks):
             for prefix, sums in (("", window), ("lifetime_", self.lifetime)):
+                if task in self.values:
+                    deviance = deviance_of_sums(sums.values[index])
+                    record |= {f"{prefix}deviance/{task}": deviance} if math.isfinite(deviance) else {}
+                    continue
                 ne, auc = entropy_of_sums(sums.entropy[index], sums.counts[index]), binned_auc(sums.counts[index])
                 record |= {f"{prefix}ne/{task}": ne} if math.isfinite(ne) else {}
                 record |= {f"{prefix}auc/{task}": auc} if math.isfinite(auc) else {}
@@ -137,9 +148,11 @@ class Metrics:
         """Continue from `state()`; `parts` are the names of the loss's parts at that time."""
         self._parts = tuple(parts)
         for name in ("window", "lifetime"):
-            keys = [f"{name}.{field}" for field in Sums._fields]
-            if keys[0] in state:
-                setattr(self, name, Sums(*(state[key].to(self._device) for key in keys)))
+            keys = {field: f"{name}.{field}" for field in Sums._fields}
+            found = {field: state[key].to(self._device) for field, key in keys.items() if key in state}
+            if found:
+                nothing = torch.zeros(len(self.tasks), 4, dtype=torch.float64, device=self._device)
+                setattr(self, name, Sums(**{"values": nothing, **found}))  # older checkpoints have none
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -154,7 +167,8 @@ class Metrics:
         mask = torch.cat([output.mask for output in self._pending])
         self._pending = []
         none = torch.zeros(1, dtype=torch.float64, device=logits.device)  # filled in by `fold`
-        sums = Sums(none, none + logits.shape[0], none, *score_sums(logits, labels, mask))
+        of_values = value_sums(logits, labels, mask) if self.values else none.new_zeros(logits.shape[1], 4)
+        sums = Sums(none, none + logits.shape[0], none, *score_sums(logits, labels, mask), of_values)
         self._local = sums if self._local is None else self._local.plus(sums)
 
     def _check_finite(self, losses: Tensor) -> None:
@@ -184,6 +198,26 @@ def score_sums(
     index = cells * BINS + scaled.nan_to_num(0.0).round().long()
     counts = torch.bincount(index[mask], minlength=tasks * 2 * BINS)
     return entropy.double().sum(0), counts.double().view(tasks, 2, BINS)
+
+
+def value_sums(
+    logits: Tensor,  # [N, T], logs of the predicted means
+    labels: Tensor,  # [N, T], 0 or more
+    mask: Tensor,  # bool [N, T]
+) -> Tensor:
+    """Of the valid rows, float64 [T, 4]: their number, and the sums of y, of y log y, and of exp(z) - y z."""
+    y, z = labels.double(), logits.double()
+    parts = (torch.ones_like(y), y, torch.xlogy(y, y), z.clamp(max=100).exp() - y * z)
+    return torch.stack([x.masked_fill(~mask, 0.0).sum(0) for x in parts], dim=1)
+
+
+def deviance_of_sums(sums: Tensor) -> float:
+    """Normalized deviance, see `recsys.evaluate.values`, from `value_sums` of one task; NaN where all are the same."""
+    rows, total, logs, losses = sums.tolist()
+    if not total > 0:
+        return math.nan
+    constant = logs - total * math.log(total / rows)
+    return (logs - total + losses) / constant if constant > 1e-9 * total else math.nan
 
 
 def entropy_of_sums(entropy: Tensor, counts: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -225,6 +225,7 @@ def fit(
     environment: Environment,
     *,
     tasks: Sequence[str],
+    values: Collection[str] = (),
     identity: Mapping[str, Mapping[str, str]] | None = None,
     out: Path | None = None,
     start: Path | None = None,
@@ -245,6 +246,7 @@ def fit(
         config: learning rates, seed, steps between log lines and between checkpoints.
         environment: this rank.
         tasks: names of the T columns of the task's logits.
+        values: those of them whose labels are values, not 0 and 1.
         identity: what the run is of, `files`, `config` and the rows in `quarantine`, as name -> value; a checkpoint of
             something else is refused. The number of ranks is no part of it.
         out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
@@ -268,7 +270,8 @@ def fit(
     """
     if stream.total_steps == 0:
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
-    run = _prepare(task, stream, config, environment, tasks, identity or {}, out)
+    metrics = Metrics(tasks, environment.device, values)
+    run = _prepare(task, stream, config, environment, metrics, identity or {}, out)
     run.score = score
     resumed = run.begin(start, before)
     if begun is not None:
@@ -288,7 +291,7 @@ def _prepare(
     stream: Stream,
     config: TrainConfig,
     environment: Environment,
-    tasks: Sequence[str],
+    metrics: Metrics,
     identity: Mapping[str, Mapping[str, str]],
     out: Path | None,
 ) -> _Run:
@@ -302,7 +305,7 @@ def _prepare(
         optimizer=build_optimizer(
             model, dense_lr=config.dense_lr, weight_decay=config.weight_decay, clip_norm=config.clip_norm
         ),
-        metrics=Metrics(tasks, environment.device),
+        metrics=metrics,
         identity=identity,
         steps_per_epoch=stream.steps_per_epoch,
         total_steps=stream.total_steps,

@@ -82,3 +82,38 @@ def test_a_batch_takes_all_its_tensors_along() -> None:
     kept = Batch._map(batch, lambda x: seen.append(x) or x)
     assert kept.weights is batch.weights
     assert any(x is batch.weights for x in seen)
+
+
+VALUED = Schema(labels=(Label(name="click"), Label(name="spent", kind="value", valid="click")))
+
+
+def test_values_are_read_where_they_exist() -> None:
+    batch = to_batch(rows(click=[1, 1, 0], spent=pa.array([0, 2.5, None], pa.float64())), VALUED)
+    assert batch.labels[:, 1].tolist() == [0, 2.5, 0]
+    assert batch.label_mask[:, 1].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(None, "null or NaN"), (math.nan, "null or NaN"), (-0.5, "-0.5"), (math.inf, "inf")]
+)
+def test_a_value_that_is_none_is_a_bad_row(value: float | None, said: str) -> None:
+    table = rows(click=[1, 1], spent=pa.array([1.0, value], pa.float64()))
+    with pytest.raises(RowError, match=f"'spent', row 1: the label is {said}; a value must be a finite number of 0 or"):
+        to_batch(table, VALUED)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "valu"}, "kind is 'valu'.*use one of binary, value"),
+        ({"kind": "value", "kept_negatives": 0.1}, "kept_negatives is 0.1"),
+    ],
+)
+def test_a_label_that_contradicts_itself(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=f"label 'spent': {message}"):
+        Label(name="spent", **wrong)
+
+
+def test_a_value_makes_no_row_valid() -> None:
+    with pytest.raises(SchemaError, match="'gift': valid is 'spent', a label of kind 'value'"):
+        Schema(labels=(Label(name="spent", kind="value"), Label(name="gift", valid="spent")))

@@ -182,7 +182,7 @@ def test_ranker_task_reads_its_labels_and_their_masks():
         each = torch.nn.functional.binary_cross_entropy_with_logits
         expected = expected + each(logits[valid, task], batch.labels[valid, task])
     torch.testing.assert_close(loss, expected)
-    assert output.losses.keys() == {"bce"}
+    assert output.losses.keys() == {"supervised"}
     assert torch.equal(output.labels, batch.labels)
     assert torch.equal(output.mask, batch.label_mask)
     assert output.logits.shape == (30, 2)

@@ -14,7 +14,8 @@ from recsys.config import ConfigError, LossConfig
 from recsys.data.negatives import with_negatives
 from recsys.data.schema import Schema
 from recsys.models.derm import DERM, DermOutput
-from recsys.models.losses import DermLoss, DermTask, Drawn, ItemFrequencies, contrastive_loss, supervised_loss
+from recsys.models.losses import DermLoss, DermTask, Drawn, ItemFrequencies, contrastive_loss
+from recsys.models.objective import weighted_means
 from recsys.models.ranker import RankerLoss
 from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
@@ -239,6 +240,11 @@ def test_a_rank_without_positives_does_not_wait():
     assert first > 0
     assert learns
     assert (second, idle) == (0.0, False)
+
+
+def supervised_loss(logits: Tensor, labels: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    return weighted_means(each, mask, weights)
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
+from recsys.evaluate.values import normalized_deviance
 from recsys.train.distributed import Environment
 from recsys.train.running_metrics import (
     BINS,
@@ -13,8 +14,10 @@ from recsys.train.running_metrics import (
     LossError,
     Metrics,
     binned_auc,
+    deviance_of_sums,
     entropy_of_sums,
     score_sums,
+    value_sums,
 )
 from tests.recsys.train.toy import Output
 
@@ -112,3 +115,36 @@ def test_loss_that_is_not_finite_names_step_and_part(environment: Environment, v
         metrics.update(step, torch.tensor(loss), one)
     with pytest.raises(LossError, match=r"loss of 'b' is not finite at step 8: lower training\.dense_lr"):
         metrics.fold()
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(0, 40), seed=st.integers(0, 1000), same=st.booleans())
+def test_deviance_of_sums_is_that_of_the_rows(rows: int, seed: int, same: bool):
+    one = output(rows, seed)
+    values = one.labels * (2.0 if same else one.logits.abs().round(decimals=2) + 1)
+    sums = value_sums(one.logits, values, one.mask)
+    for task in range(2):
+        valid = one.mask[:, task]
+        wanted = normalized_deviance(values[valid, task].numpy(), one.logits[valid, task].numpy())
+        assert deviance_of_sums(sums[task]) == pytest.approx(wanted, rel=1e-4, nan_ok=True)
+
+
+def test_a_value_is_logged_by_its_deviance(environment: Environment):
+    metrics = Metrics(("click", "spent"), environment.device, ("spent",))
+    one = output(100, 0)
+    one.labels[:, 1] *= 7.5
+    metrics.update(1, torch.tensor(0.5), one)
+    metrics.fold()
+    state = metrics.state()
+    record = metrics.take_window(1.0)
+    valid = one.mask[:, 1]
+    wanted = normalized_deviance(one.labels[valid, 1].numpy(), one.logits[valid, 1].numpy())
+    assert record["deviance/spent"] == pytest.approx(wanted, rel=1e-6)
+    assert record.keys() >= {"ne/click", "auc/click", "lifetime_deviance/spent"}
+    assert not record.keys() & {"ne/spent", "auc/spent", "lifetime_ne/spent"}
+    again = Metrics(("click", "spent"), environment.device, ("spent",))
+    again.load_state(state, metrics.parts)
+    assert again.take_window(1.0) == record
+    old = Metrics(("click", "spent"), environment.device)
+    old.load_state({key: x for key, x in state.items() if not key.endswith(".values")}, metrics.parts)
+    assert old.take_window(1.0)["ne/click"] == record["ne/click"]
