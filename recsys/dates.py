@@ -5,6 +5,7 @@ Where days are not of 24 hours, a day is called by when it begins: 2024-01-31T06
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
@@ -19,6 +20,15 @@ UNTIMED = 0
 
 SECONDS = (10**9, 10**11)
 """Numbers from 2001 to 5138 in seconds; in milliseconds they are of 1970 to 1973. Smaller ones may be a counter's."""
+
+
+_SPANS = {"m": HOUR_MS // 60, "h": HOUR_MS, "d": DAY_MS}
+
+
+def span_ms(text: str) -> int | None:
+    """Milliseconds of `30m`, `24h` or `7d`; None if it is nothing of the kind."""
+    found = re.fullmatch(r"([1-9]\d{0,5})([mhd])", text)
+    return int(found[1]) * _SPANS[found[2]] if found else None
 
 
 def dates(first: str, last: str, hours: int = 24) -> Iterator[str]:

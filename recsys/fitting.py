@@ -17,6 +17,7 @@ from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.schema import Schema, SchemaError, entity_schema
 from recsys.data.times import check_unit, newest_time
+from recsys.dates import HOUR_MS
 from recsys.mistakes import MistakesError, meant
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.days import find_days, require_times, window
@@ -102,6 +103,7 @@ class Fit:
         if days is not None:
             with self.kept.at():
                 require_times(schema, upstream)
+            self._waiting(path, schema, days)
         if not events:
             return events
         with self.kept.at():
@@ -133,6 +135,16 @@ class Fit:
         for owner in ENTITIES:
             if not schema.owned_by(owner):
                 self.kept.add(f"upstream {upstream.name!r} has no {owner} feature: its {owner} tower needs one")
+
+    def _waiting(self, path: str, schema: Schema, days: DaysConfig) -> None:
+        """A day is trained on once, when it ends: a label that waits longer than that is never learned."""
+        for label in schema.labels:
+            if label.delayed == "wait" and label.window_ms >= days.hours * HOUR_MS:
+                self.kept.add(
+                    f"label {label.name!r} of {join(path, 'source.schema')} waits for a window of {label.window}, and "
+                    f"a day of {days.hours} hours is trained on once, when it ends: none of its rows would ever be "
+                    "learned from. Say delayed = 'corrected', or leave the label out of the upstream's tasks"
+                )
 
     def _one_step(self, path: str, upstream: UpstreamConfig, rows: int) -> None:
         size = upstream.training.batch_size or 1

@@ -44,6 +44,7 @@ class Scored:
         folder: of the training.
         environment: this rank.
         recalibrations: label -> what is done to its logits where they are used; of the others nothing is.
+        as_of: time up to which the outcomes of labels are known, ms. Rows whose outcome may still come are left out.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Scored:
         folder: Path,
         environment: Environment,
         recalibrations: Mapping[str, Recalibration] = MappingProxyType({}),
+        as_of: int | None = None,
     ) -> None:
+        self._as_of = as_of
         self._files, self._schema, self._resolve, self._skip = files, schema, resolve, skip
         self._path, self._environment, self._recalibrations = folder / RECORD, environment, recalibrations
 
@@ -71,6 +74,7 @@ class Scored:
             drop_last=False,
             transform=self._resolve,
             skip=self._skip,
+            as_of=self._as_of,
         )
         logits, labels, mask, _ = (x.numpy() for x in predict(model, stream, self._environment))
         figures: Figures = {}

@@ -164,6 +164,7 @@ def train_on(
     withdrawn: Collection[int] = (),
     skip: Quarantine = NOTHING,
     steps: int = 0,
+    as_of: int | None = None,
 ) -> Trained:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
 
@@ -185,6 +186,7 @@ def train_on(
         withdrawn: items that are not drawn.
         skip: rows that are left out.
         steps: that a pass is to have, where no batch size is given; 0: as many as `TrainConfig` says.
+        as_of: time up to which the outcomes of labels are known, ms; None: the newest event's.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
@@ -192,9 +194,9 @@ def train_on(
     tasks = [label.name for label in schema.labels]
     torch.manual_seed(training.seed)
     model = DERM(schema, upstream.model, tasks)
-    held = ALL_TRAIN
+    facts, held = survey_labels(files, schema, skip, as_of=as_of, with_delays=start is None), ALL_TRAIN
     if training.epochs > 1 and upstream.held_out and start is None:
-        held = hold_out(files, schema, upstream.held_out, skip)
+        held = hold_out(files, schema, upstream.held_out, skip, facts.as_of)
     left_out = skip | held.rows
     rows = check_files(files, schema) - left_out.count(files)
     identity = _identity(files, items, data, schema, upstream, training, skip)  # other ranks may need other batches
@@ -202,20 +204,20 @@ def train_on(
     training = training.sized(rows // environment.world_size, steps)
     if told and environment.is_main:
         _tell_batches(str(title), training, rows, held.count, environment)
-    frequencies, seen = _survey(files, schema, upstream, left_out, started=start is not None)
+    frequencies, seen = _survey(files, schema, upstream, left_out, facts.as_of, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
     resolve = partial(model.vocabulary.resolve, dropout=upstream.model.id_dropout, seed=training.seed)
     negatives, count = None, upstream.loss.uniform_negatives if frequencies is not None else 0
     if count and len(last := last_events([*files, *items], schema, "item", skip).without(withdrawn)):
         negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)
-    objective = Objective(schema.labels, survey_labels(files, schema, left_out), upstream.loss.value_loss)
+    objective = Objective(schema.labels, facts, upstream.loss.value_loss)
     model.raise_logits(objective.levels)  # a checkpoint that is begun with has levels of its own
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0, objective)
-    judge = _Judge(files, schema, held, model.vocabulary, environment) if held.count else None
+    judge = _Judge(files, schema, held, model.vocabulary, environment, facts.as_of) if held.count else None
     result = fit(
         task,
-        _stream(files, schema, training, environment, negatives or resolve, left_out),
+        _stream(files, schema, training, environment, negatives or resolve, left_out, facts.as_of),
         training,
         environment,
         tasks=tasks,
@@ -224,7 +226,7 @@ def train_on(
         out=out,
         start=start,
         title=title,
-        before=Scored(files, schema, model.vocabulary.resolve, left_out, out, environment),
+        before=Scored(files, schema, model.vocabulary.resolve, left_out, out, environment, as_of=facts.as_of),
         begun=lambda: model.vocabulary.admit(seen),
         after_epoch=judge,
     )
@@ -269,11 +271,14 @@ class _Judge:
         held: HeldOut,
         vocabulary: Vocabulary,
         environment: Environment,
+        as_of: int | None,
     ) -> None:
         self._judged, self._environment = held.judged, environment
         self._losses = [measures(is_value=label.is_value).loss for label in schema.labels]
         rank, world_size, transform = environment.rank, environment.world_size, vocabulary.resolve
-        self._batches = HeldOutBatches(files, schema, held, rank=rank, world_size=world_size, transform=transform)
+        self._batches = HeldOutBatches(
+            files, schema, held, rank=rank, world_size=world_size, transform=transform, as_of=as_of
+        )
 
     def __call__(self, model: nn.Module) -> float:
         logits, labels, mask, _ = (x.numpy() for x in predict(model, self._batches, self._environment))
@@ -288,6 +293,7 @@ def _stream(
     environment: Environment,
     transform: Callable[[Batch], Batch],
     skip: Quarantine,
+    as_of: int | None,
 ) -> EventStream:
     """This rank's batches of a training."""
     return EventStream(
@@ -301,6 +307,7 @@ def _stream(
         epochs=training.epochs,
         transform=transform,
         skip=skip,
+        as_of=as_of,
     )
 
 
@@ -312,7 +319,13 @@ def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainCo
 
 
 def _survey(
-    files: Sequence[Path], schema: Schema, upstream: UpstreamConfig, skip: Quarantine, *, started: bool
+    files: Sequence[Path],
+    schema: Schema,
+    upstream: UpstreamConfig,
+    skip: Quarantine,
+    as_of: int | None,
+    *,
+    started: bool,
 ) -> tuple[ItemFrequencies | None, dict[str, Ints]]:
     """What the contrastive loss needs, None if there is to be none; and the ids of all events, by owner. A day that
     goes on from a trained model may have no positive: it teaches what it can. A first training without one is a
@@ -321,7 +334,7 @@ def _survey(
     if not upstream.loss.contrastive_weight:
         return None, read_ids(files, schema, skip) if own_ids(schema) else {}
     seen = SeenIds()
-    frequencies = count_positives(files, schema, label, skip, seen)
+    frequencies = count_positives(files, schema, label, skip, seen, as_of)
     if frequencies is None and not started:
         raise DataError(
             f"label {label!r} is never 1 in {len(files)} files: contrast another label, give more events, or set "
@@ -331,7 +344,12 @@ def _survey(
 
 
 def count_positives(
-    files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING, seen: SeenIds | None = None
+    files: Sequence[Path],
+    schema: Schema,
+    label: str,
+    skip: Quarantine = NOTHING,
+    seen: SeenIds | None = None,
+    as_of: int | None = None,
 ) -> ItemFrequencies | None:
     """How often each item is the positive of a training row: Q of the logQ correction (Yi et al. 2019).
 
@@ -343,7 +361,9 @@ def count_positives(
     facts = schema.select(features=(), labels=(label,))
     ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for path in files:
-        stream = EventStream([path], facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, transform=seen)
+        stream = EventStream(
+            [path], facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, transform=seen, as_of=as_of
+        )
         items = [batch.item_ids[(batch.labels[:, 0] == 1) & batch.label_mask[:, 0]].numpy() for batch in stream]
         weights = np.concatenate([counts, np.ones(sum(map(len, items)), np.int64)])
         ids, inverse = np.unique(np.concatenate([ids, *items]), return_inverse=True)

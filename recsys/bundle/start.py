@@ -114,6 +114,7 @@ class Forecast:
             self._out,
             training.environment,
             {task.label: Recalibration(task.scale, task.bias) for task in self._start.manifest.tasks},
+            training.facts.as_of,
         )(model)
         reasons = check_progressive(read_figures(self._out), self._max_ne, "max_ne")
         if reasons:

@@ -144,6 +144,7 @@ def _training(
         seen=read_ids(find_files(data, config.train), schema, skip),
         environment=environment,
         skip=skip,
+        started=earlier is not None,
     )
 
 

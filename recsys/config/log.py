@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from recsys.config.rules import is_word, require
 from recsys.config.toml import Config
-from recsys.dates import DAY_MS, HOUR_MS
+from recsys.dates import span_ms
 
 SESSION = "session"
 """What `within` says of an action that must follow in the same session."""
 UNITS = {"s": 1_000, "ms": 1, "us": -1_000, "ns": -1_000_000}
 """Unit of a time -> factor to ms; below zero a divisor."""
 DRAWS = ("popularity", "uniform")
-
-_SPANS = {"m": HOUR_MS // 60, "h": HOUR_MS, "d": DAY_MS}
-
-
-def span_ms(text: str) -> int | None:
-    """Milliseconds of `30m`, `24h` or `7d`; None if it is nothing of the kind."""
-    found = re.fullmatch(r"([1-9]\d{0,5})([mhd])", text)
-    return int(found[1]) * _SPANS[found[2]] if found else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,9 @@ class Batch(Pipelineable):
     user_ids: Tensor  # int64 [B]
     item_ids: Tensor  # int64 [B]
     timestamps: Tensor  # int64 [B], ms; 0 in a log without event times
+    elapsed: Tensor | None = None
+    """float32 [B, T]: the share of a label's window that has passed, 1 where it has ended or there is none. None: all
+    have ended. See `Label.delayed`."""
     weights: Tensor | None = None  # float32 [B], 0 or more: how much of a row is learned; None: of all the same
     vectors: Tensor | None = None  # float32 [B, V]: store vectors of the series a ranker reads, side by side
     found: Tensor | None = None  # bool [B, P]: whether there is a vector for the row's entity in each of P places: one
@@ -44,6 +47,11 @@ class Batch(Pipelineable):
 
     def __len__(self) -> int:
         return self.user_ids.shape[0]
+
+    @property
+    def known(self) -> Tensor:  # bool [B, T]
+        """Where a label exists and will not change any more: what a model may be judged by."""
+        return self.label_mask if self.elapsed is None else self.label_mask & (self.elapsed >= 1)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """A copy on `device` (Pipelineable)."""
@@ -67,6 +75,7 @@ class Batch(Pipelineable):
             user_ids=function(self.user_ids),
             item_ids=function(self.item_ids),
             timestamps=function(self.timestamps),
+            elapsed=None if self.elapsed is None else function(self.elapsed),
             weights=None if self.weights is None else function(self.weights),
             vectors=None if self.vectors is None else function(self.vectors),
             found=None if self.found is None else function(self.found),

@@ -108,6 +108,8 @@ def expected_columns(schema: Schema) -> tuple[Column, ...]:
         columns.append(Column(label.name, f"label {label.name!r}", "a number"))
         if label.valid:
             columns.append(Column(label.valid, f"the valid rows of label {label.name!r}", "a number"))
+        if label.time:
+            columns.append(Column(label.time, f"the times of label {label.name!r}", "int64"))
     if schema.weight:
         columns.append(Column(schema.weight, "the row's weight", "a number"))
     return tuple(columns)

@@ -68,7 +68,7 @@ class _Ranges(NamedTuple):
         return int(np.searchsorted(np.cumsum(self.lengths), element, side="right"))
 
 
-def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> Batch:
+def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema, as_of: int | None = None) -> Batch:
     """Convert B rows; chunked and sliced tables, other integer widths and all-null columns included.
 
     A null id has length 0, a null list too; a null or NaN number is 0. An id within [0, rows) is its own table row, any
@@ -79,6 +79,7 @@ def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> Batch:
         table: The columns of `schema.columns()`; others are ignored. Entity rows (a schema of user features alone,
             without labels) may lack `item_id`, which is then -1, and the other way round.
         schema: What the columns mean.
+        as_of: Time up to which outcomes are known, ms, see `Label.time`; None: all of them are.
 
     Returns:
         The batch. `dense` has the owners with a `dense` or `vector` feature; the keys of `sparse` are in schema order,
@@ -87,24 +88,30 @@ def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> Batch:
     Raises:
         DataError: a column is missing or has a wrong type; a value is out of bounds: then it is a `RowError`.
     """
-    types = _types(table.schema, schema)
-    columns = {name: read_column(table.column(name), kind) for name, kind in types.items()}
+    columns = read_columns(table, schema)
     timestamps = np.full(table.num_rows, UNTIMED, dtype=np.int64)
     if schema.timed:
         timestamps = _timestamps(columns[schema.timestamp], schema.timestamp)
     jagged = [part for feature in schema.features for part in _sparse(feature, columns, timestamps)]
-    labels, mask = read_labels(schema.labels, columns, table.num_rows)
+    labels = read_labels(schema.labels, columns, timestamps, as_of)
     weights = read_weights(columns[schema.weight], schema.weight) if schema.weight else None
     return Batch(
         dense=_dense(schema, columns, table.num_rows),
         sparse=_keyed(jagged, table.num_rows),
-        labels=torch.from_numpy(labels),
-        label_mask=torch.from_numpy(mask),
+        labels=torch.from_numpy(labels.values),
+        label_mask=torch.from_numpy(labels.mask),
         user_ids=torch.from_numpy(_entity_ids(columns, schema.user_id, table.num_rows)),
         item_ids=torch.from_numpy(_entity_ids(columns, schema.item_id, table.num_rows)),
         timestamps=torch.from_numpy(timestamps),
+        elapsed=None if labels.elapsed is None else torch.from_numpy(labels.elapsed),
         weights=None if weights is None else torch.from_numpy(weights),
     )
+
+
+def read_columns(table: pa.Table | pa.RecordBatch, schema: Schema) -> Columns:
+    """The columns of a schema, in their canonical types. Raises DataError: one is missing or has a wrong type."""
+    types = _types(table.schema, schema)
+    return {name: read_column(table.column(name), kind) for name, kind in types.items()}
 
 
 def age_buckets(ages: Ints) -> Ints:

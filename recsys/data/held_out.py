@@ -47,7 +47,9 @@ ALL_TRAIN = HeldOut(NOTHING, (), 0)
 """None is held out."""
 
 
-def hold_out(files: Sequence[Path], schema: Schema, share: float, skip: Quarantine = NOTHING) -> HeldOut:
+def hold_out(
+    files: Sequence[Path], schema: Schema, share: float, skip: Quarantine = NOTHING, as_of: int | None = None
+) -> HeldOut:
     """Choose this share of the events, at most MOST; or none where they would not tell one model from another.
 
     Ids, times and labels of all events are read.
@@ -55,12 +57,13 @@ def hold_out(files: Sequence[Path], schema: Schema, share: float, skip: Quaranti
     Raises:
         DataError: what `EventStream` raises.
     """
-    stream = EventStream(files, schema.select(features=()), batch_size=SCAN_ROWS, drop_last=False, skip=skip)
+    facts = schema.select(features=())
+    stream = EventStream(files, facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, as_of=as_of)
     share = min(share, MOST / max(1, stream.rows))
     found, start, enough = [], 0, _Enough(schema)
     for batch in stream:
         rows = np.flatnonzero(_draws(batch) < np.uint64(share * 2**64))
-        enough.add(batch.labels.numpy()[rows], batch.label_mask.numpy()[rows])
+        enough.add(batch.labels.numpy()[rows], batch.known.numpy()[rows])
         found.append(start + rows)
         start += len(batch)
     judged = enough.labels()
@@ -108,6 +111,7 @@ class HeldOutBatches:
         rank: this process.
         world_size: processes that share them; fewer events than that at the end are left out.
         transform: applied to every batch.
+        as_of: time up to which the labels' outcomes are known, ms; None: all of them are.
     """
 
     def __init__(
@@ -119,10 +123,11 @@ class HeldOutBatches:
         rank: int,
         world_size: int,
         transform: Callable[[Batch], Batch],
+        as_of: int | None = None,
     ) -> None:
         size = held.count // world_size
         self._rows = _read(files, schema, held.rows, rank * size, (rank + 1) * size)
-        self._schema, self._transform = schema, transform
+        self._schema, self._transform, self._as_of = schema, transform, as_of
         self._next = 0
 
     def seek(self, position: int) -> None:
@@ -132,7 +137,7 @@ class HeldOutBatches:
     def __iter__(self) -> Iterator[Batch]:
         """The batches from `seek`'s on."""
         for start in range(self._next * _BATCH_ROWS, self._rows.num_rows, _BATCH_ROWS):
-            yield self._transform(to_batch(self._rows.slice(start, _BATCH_ROWS), self._schema))
+            yield self._transform(to_batch(self._rows.slice(start, _BATCH_ROWS), self._schema, self._as_of))
 
 
 def _draws(batch: Batch) -> NDArray[np.uint64]:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from recsys.data.convert import read_columns
+from recsys.data.errors import DataError
+from recsys.data.files import read_footers
+from recsys.data.labels import read_labels
 from recsys.data.quarantine import NOTHING, Quarantine
-from recsys.data.schema import Schema
-from recsys.data.stream import EventStream
+from recsys.data.schema import Label, Schema
+from recsys.data.stream import read_group
+from recsys.data.strings import ColumnReader
+from recsys.dates import iso
 
-_SCAN_ROWS = 65_536
-"""Rows of labels that are read at once."""
+LEAST_DELAYS = 30
+"""Outcomes of rows whose window has ended that delays are measured by at least."""
+QUANTILES = 1024
+"""That a distribution of delays is kept as."""
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,21 +35,97 @@ class LabelFacts:
 
     means: Mapping[str, float] = field(default_factory=dict)
     """Label that is a value -> its mean; 1 where all are 0."""
+    as_of: int | None = None
+    """Time up to which outcomes are known, ms; None: no label's outcomes have times."""
+    delays: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Label that is `corrected` -> [QUANTILES], ascending: quantiles of its outcomes' delays, shares of its window."""
 
 
-def survey_labels(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING) -> LabelFacts:
-    """Read the labels of all rows, if any of them asks for it.
+def survey_labels(
+    files: Sequence[Path],
+    schema: Schema,
+    skip: Quarantine = NOTHING,
+    *,
+    as_of: int | None = None,
+    with_delays: bool = True,
+) -> LabelFacts:
+    """Read labels and times of all rows, if any label asks for it.
+
+    Args:
+        files: that are trained on.
+        schema: whose labels are trained.
+        skip: rows that are left out.
+        as_of: time up to which outcomes are known, ms; None: the newest row's, where a label's outcomes have times.
+        with_delays: whether the delays of `corrected` labels are to be measured; a training that goes on from another
+            has them from there.
 
     Raises:
-        DataError: what `EventStream` raises.
+        DataError: what `read_group` raises, or too few outcomes to measure delays by.
     """
-    values = [label.name for label in schema.labels if label.is_value]
-    if not values:
+    facts = schema.select(features=())
+    timed = any(label.time for label in schema.labels)
+    if not timed and not any(label.is_value for label in schema.labels):
         return LabelFacts()
-    facts = schema.select(features=(), labels=tuple(values))
-    sums, counts = np.zeros(len(values)), np.zeros(len(values))
-    for batch in EventStream(files, facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip):
-        sums += batch.labels.double().sum(0).numpy()  # 0 where it is not valid
-        counts += batch.label_mask.double().sum(0).numpy()
-    means = np.where(sums > 0, sums / np.maximum(counts, 1), 1.0)
-    return LabelFacts(means=dict(zip(values, means.tolist(), strict=True)))
+    if timed and as_of is None:
+        as_of = newest_outcome(files, schema.select(labels=()), skip)
+    as_of = as_of if timed else None
+    count = len(schema.labels)
+    sums, rows, delays = np.zeros(count), np.zeros(count), defaultdict[str, list[NDArray[np.float32]]](list)
+    for columns, times in _read(files, facts, skip):
+        read = read_labels(schema.labels, columns, times, as_of)
+        sums, rows = sums + read.values.sum(0, dtype=np.float64), rows + read.mask.sum(0)
+        for index, label in enumerate(schema.labels):
+            if with_delays and label.delayed == "corrected" and as_of is not None:
+                came = read.delays[:, index]
+                counted = (came >= 0) & (came <= label.window_ms) & (times + label.window_ms <= as_of)
+                delays[label.name].append((came[counted] / label.window_ms).astype(np.float32))
+    means = np.where(sums > 0, sums / np.maximum(rows, 1), 1.0).tolist()
+    measured = {name: np.concatenate(parts) for name, parts in delays.items()}
+    for label in schema.labels:
+        found = measured.get(label.name)
+        if found is not None and as_of is not None and len(found) < LEAST_DELAYS:
+            raise DataError(_too_few(label, len(found), as_of))
+    return LabelFacts(
+        means={label.name: mean for label, mean in zip(schema.labels, means, strict=True) if label.is_value},
+        as_of=as_of,
+        delays={name: _quantiles(found) for name, found in measured.items()},
+    )
+
+
+def newest_outcome(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING) -> int:
+    """The newest time that rows tell of, ms: of an event, or of an outcome of the schema's labels within its window."""
+    newest = 0
+    for columns, times in _read(files, schema.select(features=()), skip):
+        newest = max(newest, int(times.max(initial=0)))
+        came = read_labels(schema.labels, columns, times, None).delays
+        for index, label in enumerate(schema.labels):
+            known = came[:, index] <= label.window_ms
+            newest = max(newest, int((times + came[:, index])[known].max(initial=0)))
+    return newest
+
+
+def _read(files: Sequence[Path], facts: Schema, skip: Quarantine) -> Iterator[tuple[Mapping[str, pa.Array], Ints]]:
+    """Columns and times of all rows, piece by piece."""
+    footers = read_footers(files, facts)
+    readers = {name: ColumnReader(kind) for name, kind in footers.types.items()}
+    for group in footers.row_groups:
+        gone = skip.within(group)
+        if group.rows == len(gone):
+            continue
+        for piece in read_group(group, 0, group.rows - len(gone), readers, gone):
+            columns = read_columns(piece.data, facts)
+            times = columns[facts.timestamp].to_numpy() if facts.timed else np.zeros(piece.data.num_rows, np.int64)
+            yield columns, times
+
+
+def _quantiles(delays: NDArray[np.float32]) -> NDArray[np.float32]:
+    shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    return np.quantile(delays, shares, method="inverted_cdf").astype(np.float32)
+
+
+def _too_few(label: Label, count: int, as_of: int) -> str:
+    return (
+        f"label {label.name!r}: {count} of its outcomes are of rows whose window of {label.window} had ended by "
+        f"{iso(as_of)}, the end of what is trained on; {LEAST_DELAYS} are needed to measure delays by. Give older "
+        "events too, shorten the window, or say delayed = 'wait' or 'ignored'"
+    )

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import tomli_w
 
+from recsys.dates import span_ms
 from recsys.mistakes import MistakesError, closest, collecting, meant, tell
 
 T = TypeVar("T", "Feature", "Label")
@@ -21,6 +22,8 @@ OWNERS = ("user", "item", "context", "interaction")
 KINDS = ("id", "ids", "sequence", "dense", "vector")
 SPARSE_KINDS = ("id", "ids", "sequence")
 LABEL_KINDS = ("binary", "value")
+DELAYED = ("ignored", "wait", "corrected")
+"""What `delayed` of a label may be."""
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "a string"),
     "int": (int, "an integer"),
@@ -101,6 +104,15 @@ class Label:
     kept_negatives: float = 1.0
     """Share of the rows with a 0 that are in the files, where not all are: a bundle's probabilities are those of all
     rows. What a report says is of the rows in the files."""
+    time: str = ""
+    """Column of the time at which the outcome came (int64 ms; null: it has not). What came later than the end of what
+    is trained on is not known then, and counts as not come. Empty: the label has been known all along."""
+    window: str = ""
+    """How long after its row an outcome counts: `30m`, `24h` or `7d`. Until then a row without one is open."""
+    delayed: str = "ignored"
+    """What a training makes of rows whose window has not ended. `ignored`: no outcome is a 0. `wait`: it does not learn
+    from them. `corrected`: no outcome yet is as likely as the delays of older rows make it (Chapelle, Modeling delayed
+    feedback in display advertising, KDD 2014)."""
 
     def __post_init__(self) -> None:
         kept = self.kept_negatives
@@ -117,6 +129,47 @@ class Label:
         _require(
             self.valid != self.name, f"label {self.name!r}: valid names the label itself; name the enabling column"
         )
+        self._check_delay()
+
+    def _check_delay(self) -> None:
+        where = f"label {self.name!r}"
+        like = meant(self.delayed, DELAYED)
+        _require(
+            self.delayed in DELAYED, f"{where}: delayed is {self.delayed!r}{like}; use one of {', '.join(DELAYED)}"
+        )
+        _require(
+            bool(self.time) == bool(self.window),
+            f"{where}: time is {self.time!r}, window {self.window!r}; an outcome that comes later has both: time = "
+            '"bought_at", window = "7d"',
+        )
+        _require(
+            not self.window or span_ms(self.window) is not None,
+            f"{where}: window is {self.window!r}; use minutes, hours or days: '30m', '24h', '7d'",
+        )
+        _require(
+            self.delayed == "ignored" or bool(self.time),
+            f"{where}: delayed is {self.delayed!r}, but without time and window no row is open: give both",
+        )
+        corrected = self.delayed == "corrected"
+        _require(
+            not (corrected and self.is_value),
+            f"{where}: delayed is 'corrected', which is for labels of kind 'binary'; let a value wait",
+        )
+        _require(
+            not corrected or self.kept_negatives == 1,
+            f"{where}: delayed is 'corrected' and kept_negatives {self.kept_negatives}; among the rows with a 0 are "
+            "some whose outcome will come, so give all rows, or let the label wait",
+        )
+
+    @property
+    def window_ms(self) -> int:
+        """The window in milliseconds; 0 where there is none."""
+        return span_ms(self.window) or 0
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it is read from."""
+        return [self.name, *([self.valid] if self.valid else []), *([self.time] if self.time else [])]
 
     @property
     def is_value(self) -> bool:
@@ -164,7 +217,13 @@ class Schema:
                 label.valid not in values,
                 f"label {label.name!r}: valid is {label.valid!r}, a label of kind 'value': name a 0 / 1 column",
             )
-        future = {label.name for label in self.labels} | {label.valid for label in self.labels} | set(self.outcomes)
+        future = {column for label in self.labels for column in label.columns} | set(self.outcomes)
+        late = [label.name for label in self.labels if label.time]
+        _require(
+            self.timed or not late,
+            f"labels {late} have the times of their outcomes, but timestamp is '': without event times no window "
+            "begins. Leave out their `time` and `window`, or name the column of the event time",
+        )
         leaks = sorted(future.intersection(names))
         _require(not leaks, f"features {leaks} are labels or outcomes, known only after the event: remove them")
         _require(
@@ -224,8 +283,8 @@ class Schema:
             kept_labels = self.labels if labels is None else _named(self.labels, labels, "label")
         if found:
             raise SchemaError(*found)
-        outcomes = set(self.outcomes) | {x.name for x in self.labels} | {x.valid for x in self.labels if x.valid}
-        outcomes -= {x.name for x in kept_labels} | {x.valid for x in kept_labels}
+        outcomes = set(self.outcomes) | {column for label in self.labels for column in label.columns}
+        outcomes -= {column for label in kept_labels for column in label.columns}
         weight = self.weight if kept_labels else ""  # of what is learned: rows without labels teach nothing
         return self._with(features=kept, labels=kept_labels, outcomes=tuple(sorted(outcomes)), weight=weight)
 
@@ -245,7 +304,7 @@ class Schema:
         for feature in self.features:
             names += [feature.name] + ([feature.time] if feature.time else [])
         for label in self.labels:
-            names += [label.name] + ([label.valid] if label.valid else [])
+            names += label.columns
         names += [self.weight] if self.weight else []
         return tuple(dict.fromkeys(names))
 

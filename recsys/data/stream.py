@@ -67,6 +67,7 @@ class EventStream:
         transform: Applied to every batch, in the input thread, so that it runs beside the training step; the store's
             vectors are joined here. What it raises surfaces in the iteration.
         skip: Rows of the files that are left out, as if they were not there.
+        as_of: Time up to which the labels' outcomes are known, ms, see `Label.time`; None: all of them are.
 
     Raises:
         ValueError: an argument is out of its bounds.
@@ -87,6 +88,7 @@ class EventStream:
         drop_last: bool = True,
         transform: Callable[[Batch], Batch] | None = None,
         skip: Quarantine = NOTHING,
+        as_of: int | None = None,
     ) -> None:
         _at_least("batch_size", batch_size, 1)
         _at_least("world_size", world_size, 1)
@@ -98,7 +100,7 @@ class EventStream:
         self._footers = read_footers(files, schema)
         if skip.count(files):
             self._footers = self._footers.keeping(lambda group: group.rows > len(skip.within(group)))
-        self._skip = skip
+        self._skip, self._as_of = skip, as_of
         self.file_rows = [file.rows - len(skip.of(path)) for path, file in zip(files, self._footers.files, strict=True)]
         """Rows of each file, less those that are skipped."""
         self.rows = sum(self.file_rows)
@@ -203,7 +205,7 @@ class EventStream:
     ) -> Batch:
         """Batch `number`, of the rows that begin with row `first` of their block."""
         try:
-            batch = to_batch(rows, self._schema)
+            batch = to_batch(rows, self._schema, self._as_of)
         except RowError as error:
             row = first + error.row
             raise _located(error, origins, row if order is None else int(order[row])) from None

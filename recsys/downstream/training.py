@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recsys.config import RankerSettings
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
-from recsys.data.label_facts import LabelFacts, survey_labels
+from recsys.data.label_facts import LabelFacts, newest_outcome, survey_labels
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Label, Schema
 from recsys.data.seen import Ints
@@ -57,6 +57,8 @@ class RankerTraining:
     environment: Environment
     """The ranks that train it together."""
     skip: Quarantine
+    started: bool = False
+    """Whether it goes on from another, from which it has the delays of outcomes."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -77,7 +79,20 @@ class RankerTraining:
     @cached_property
     def facts(self) -> LabelFacts:
         """Of the training rows."""
-        return survey_labels(find_files(self.data, self.config.train), self.schema, self.skip)
+        files = find_files(self.data, self.config.train)
+        return survey_labels(files, self.schema, self.skip, with_delays=not self.started)
+
+    def known_until(self, patterns: tuple[str, ...]) -> int | None:
+        """The time up to which these files, which are judged by, tell of outcomes, ms; None: no outcome has a time."""
+        if not any(label.time for label in self.schema.labels):
+            return None
+        if patterns not in self._known_until:
+            self._known_until[patterns] = newest_outcome(find_files(self.data, patterns), self.schema, self.skip)
+        return self._known_until[patterns]
+
+    @cached_property
+    def _known_until(self) -> dict[tuple[str, ...], int]:
+        return {}
 
     def objective(self) -> Objective:
         """What the logits are learned by."""
@@ -154,6 +169,7 @@ class RankerTraining:
             drop_last=training,
             transform=lambda batch: self.features(vocabulary.resolve(batch, dropout, self.seed)),
             skip=self.skip,
+            as_of=self.facts.as_of if training else self.known_until(patterns),
         )
 
     def predict(
@@ -163,9 +179,9 @@ class RankerTraining:
         return predict(model, self.stream(patterns, vocabulary), self.environment)
 
     def _judge(self, model: nn.Module, vocabulary: Vocabulary) -> float:
-        """The validation rows' loss of all tasks together, over that of the constant means: normalized entropy, of values
-        deviance, weighted by what there is to be learned of each: the noise of a few conversions does not stop the
-        training of the clicks."""
+        """The validation rows' loss of all tasks together over that of their constant means: normalized entropy, of
+        values deviance. So a task counts by what there is to be learned of it: the noise of a few conversions does not
+        stop the training of the clicks."""
         logits, labels, mask, _ = self.predict(model, vocabulary, self.config.validation)
         scores, weights = [], []
         for task, label in enumerate(self.schema.labels):
@@ -182,9 +198,10 @@ class RankerTraining:
             return judged.loss(known, judged.recalibrate(known, said)(said))
         if math.isnan(score) and not np.isnan(said).any():
             lacking = "two different values" if label.is_value else "both a 0 and a 1"
+            hint = f", up to a window of {label.window} before what they know of outcomes ends" if label.time else ""
             raise DataError(
                 f"the validation files {', '.join(self.config.validation)} do not hold {lacking} of label "
-                f"{label.name!r}, so no epoch can be chosen by them: give more of them"
+                f"{label.name!r}, so no epoch can be chosen by them: give more of them{hint}"
             )
         return score
 

@@ -22,7 +22,7 @@ class TaskOutput(NamedTuple):
     losses: dict[str, Tensor]  # scalars: each part of the loss by name
     logits: Tensor  # float32 [B, T]
     labels: Tensor  # float32 [B, T]
-    mask: Tensor  # bool [B, T], true where the label exists
+    mask: Tensor  # bool [B, T], true where the label exists and will not change any more
 
 
 class DermTask(nn.Module):
@@ -115,7 +115,7 @@ class DermLoss(nn.Module):
             )
             losses["contrastive"] = contrastive.detach()
             loss = loss + self.config.contrastive_weight * contrastive
-        return loss, TaskOutput(losses, logits.detach(), batch.labels, batch.label_mask)
+        return loss, TaskOutput(losses, logits.detach(), batch.labels, batch.known)
 
 
 class Drawn(NamedTuple):

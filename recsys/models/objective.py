@@ -1,7 +1,8 @@
 """What a model's logits are learned by, one task a column: the loss of upstreams and rankers alike.
 
 The logit of a label of 0 and 1 is the log-odds of its probability (binary cross-entropy). That of a value, revenue or
-watch time, is the log of its expectation.
+watch time, is the log of its expectation. Of a row whose outcome may still come, not having come yet is what is as
+likely as the model says.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.data.label_facts import LabelFacts
+from recsys.data.label_facts import QUANTILES, LabelFacts
 from recsys.data.schema import Label
 
 STEEPEST = 20.0
@@ -37,6 +39,7 @@ class Objective(nn.Module):
     """
 
     means: Tensor  # float32 [T], 1 where the label is no value
+    delays: Tensor  # float32 [T, QUANTILES]; 0 where the label is not `corrected`
 
     def __init__(
         self, labels: Sequence[Label] = (), facts: LabelFacts | None = None, value_loss: str = "poisson"
@@ -47,6 +50,12 @@ class Objective(nn.Module):
         self.weighted = value_loss == "weighted"
         means = torch.tensor([facts.means.get(label.name, 1.0) for label in labels])
         self.register_buffer("means", means, persistent=False)
+        self.corrected = any(label.delayed == "corrected" for label in labels)
+        if self.corrected:
+            # In the checkpoints: a day that goes on from one has no row whose window has ended to measure delays by.
+            nothing = np.zeros(QUANTILES, np.float32)
+            delays = np.stack([facts.delays.get(label.name, nothing) for label in labels])
+            self.register_buffer("delays", torch.from_numpy(delays))
 
     def is_value(self, task: int) -> bool:
         """Whether a task's label is a value."""
@@ -64,11 +73,18 @@ class Objective(nn.Module):
         mask: Tensor,  # bool [B, T], true where a row is learned from
     ) -> Tensor:  # float32 [T]
         labels = batch.labels.float()
+        if self.corrected and batch.elapsed is not None:
+            logits = torch.where(labels > 0, logits.float(), unfinished_logit(logits, self._come(batch.elapsed)))
         each = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
         if any(self.values):
             chosen = torch.tensor(self.values, device=each.device)
             each = torch.where(chosen, self._of_values(logits.float() - self.levels, labels / self.means), each)
         return weighted_means(each, mask, batch.weights)
+
+    def _come(self, elapsed: Tensor) -> Tensor:  # float32 [B, T]
+        """The share of outcomes that have come by then, [B, T]."""
+        places = torch.searchsorted(self.delays, elapsed.T.contiguous(), right=True)
+        return places.T.float() / self.delays.shape[1]
 
     def _of_values(self, logits: Tensor, values: Tensor) -> Tensor:  # [B, T] each
         if self.weighted:
@@ -95,6 +111,16 @@ def weighted_means(
         dist.all_reduce(totals, group=group)
     summed = torch.where(share > 0, losses * share, 0.0).sum(0) * ranks
     return summed / torch.where(totals > 0, totals, 1.0)
+
+
+def unfinished_logit(logits: Tensor, come: Tensor) -> Tensor:  # float [B, T] each -> float32 [B, T]
+    """The logit of p F: that an outcome of probability p comes, and has come already, which of those that come a share
+    F has. So its cross-entropy with a label of 0 is -log(1 - p F) (Chapelle, KDD 2014, 4; there F is fitted with p).
+
+    p F / (1 - p F) = e^z F / (1 + e^z (1 - F)): nothing is lost where p is near 1, or F is 1.
+    """
+    z, share = logits.float(), come.clamp(min=1e-12)
+    return z + share.log() - F.softplus(z + torch.log1p(-share))
 
 
 def safe_exp(x: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ class RankerLoss(nn.Module):
                 columns[task], masks[task] = whole(logits[:, task], logits[:, other]), mask[:, other]
             learned, mask = torch.stack(columns, dim=1), torch.stack(masks, dim=1)
         loss = self.objective(learned, batch, mask).sum()
-        return loss, TaskOutput({"supervised": loss.detach()}, logits.detach().float(), batch.labels, batch.label_mask)
+        return loss, TaskOutput({"supervised": loss.detach()}, logits.detach().float(), batch.labels, batch.known)
 
 
 def joint_logit(first: Tensor, second: Tensor) -> Tensor:  # float [B] each -> float32 [B]

@@ -134,14 +134,17 @@ class Quality:
         return asdict(self)
 
 
-def read_events(files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING) -> DayEvents:
-    """Ids and one label of every row of the day's files that is not skipped, about 25 bytes an event.
+def read_events(
+    files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING, *, as_of: int | None = None
+) -> DayEvents:
+    """Ids and one label of every row of the day's files that is not skipped, about 25 bytes an event; `as_of`: time up
+    to which outcomes are known, ms, None: all of them are.
 
     Raises:
         DataError, SchemaError: a file cannot be read, or there is no such label.
     """
     facts = schema.select(features=(), labels=(label,))
-    stream = EventStream(list(files), facts, batch_size=BLOCK, drop_last=False, skip=skip)
+    stream = EventStream(list(files), facts, batch_size=BLOCK, drop_last=False, skip=skip, as_of=as_of)
     rows = [(b.user_ids, b.item_ids, b.labels[:, 0].float(), b.label_mask[:, 0]) for b in stream]
     return DayEvents(*(torch.cat(column) for column in zip(*rows, strict=True)))
 

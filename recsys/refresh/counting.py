@@ -97,7 +97,7 @@ def count_prior(read: Sequence[Events], schema: Schema, upstream: UpstreamConfig
 
 def _count(files: Sequence[Path], facts: Schema, skip: Quarantine, after: float, until: int) -> Prior:
     items, positive = [np.empty(0, np.int64)], [np.empty(0, bool)]
-    for batch in EventStream(files, facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip):
+    for batch in EventStream(files, facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip, as_of=until):
         counted = (batch.timestamps > after) & (batch.timestamps <= until)
         items.append(batch.item_ids[counted].numpy())
         positive.append(((batch.labels[:, 0] == 1) & batch.label_mask[:, 0])[counted].numpy())

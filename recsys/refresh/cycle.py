@@ -186,7 +186,7 @@ class _Refresh:
         record = None
         if main:
             progressive = read_figures(plan.folder)
-            measured, reasons = self._measure(publication, files[cycle.day], skip, timer)
+            measured, reasons = self._measure(publication, cycle, files[cycle.day], skip, timer)
             reasons += gates.check_progressive(progressive, self._config.gates.max_ne)
             with timer("store"):
                 if reasons:
@@ -259,6 +259,7 @@ class _Refresh:
             skip=skip,
             title=f"{upstream.name} {cycle.day}",
             steps=0 if plan.cold else DAY_STEPS,
+            as_of=window(days, cycle.day)[1] - 1,
         )
 
     def _content(
@@ -317,13 +318,14 @@ class _Refresh:
         return True
 
     def _measure(
-        self, publication: Publication, files: list[Path], skip: Quarantine, timer: Timer
+        self, publication: Publication, cycle: Cycle, files: list[Path], skip: Quarantine, timer: Timer
     ) -> tuple[dict[str, object], list[str]]:
         """What was published, measured, and why it may not take the tag."""
         upstream = self._upstream
         with timer("quality"):
             label = upstream.loss.contrastive_label or self._schema.labels[0].name
-            events = read_events(files, self._schema, label, skip)
+            end = window(self._config.day_by_day(), cycle.day)[1]
+            events = read_events(files, self._schema, label, skip, as_of=end - 1)
             store, versions = self._publisher.store, publication.versions
             measured = measure(store, upstream.name, versions, events, served=publication.tags)
             return measured.as_dict(), gates.check(measured, self._config.gates)

@@ -132,7 +132,7 @@ def load_into(model: T, folder: Path, upstream: UpstreamConfig, environment: Env
     """A model that has not been sharded -> the same as the newest checkpoint has it; see `load_towers`."""
     # The name under which tasks hold the model, so that the checkpoint's keys are the same.
     sharded = shard(nn.ModuleDict({"model": model}), environment, sparse_lr=upstream.training.sparse_lr)
-    loaded = load_model(folder, sharded)
+    loaded = load_model(folder, sharded, parts=("model.",))
     return sharded.module["model"], loaded
 
 

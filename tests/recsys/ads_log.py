@@ -90,3 +90,33 @@ def write_log(folder: Path, schema: Schema = SCHEMA, rows: int = 12_000) -> Path
     write(folder, impressions(rows, 0), "train")
     write(folder, impressions(rows // 3, 1, start=START + DAY_MS), "validation")
     return folder
+
+
+WINDOW = 7 * DAY_MS
+SPAN = 8 * DAY_MS
+"""Of what is trained on: the window of one row in eight has ended at its end."""
+
+
+def sales(rows: int, seed: int, *, start: int = START, span: int = SPAN) -> dict[str, np.ndarray | pa.Array]:
+    """Rows each of which is followed by a sale as often as TRUTH has clicks, some days later, all of them known."""
+    columns: dict[str, np.ndarray | pa.Array] = dict(impressions(rows, seed, start=start, span=span))
+    rng = np.random.default_rng((seed, 1))
+    item, time = columns["item_id"], columns["timestamp"]
+    sale = rng.random(rows) < TRUTH.click[item]
+    delay = (rng.exponential(5 * DAY_MS, rows) % WINDOW).astype(np.int64)
+    return columns | {"sale": sale.astype(np.int8), "sold_at": pa.array(time + delay, mask=~sale)}
+
+
+def sale_schema(delayed: str) -> Schema:
+    """Sales alone."""
+    label = Label(name="sale", time="sold_at", window="7d", delayed=delayed)
+    return Schema(features=SCHEMA.features, labels=(label,))
+
+
+def write_sales(folder: Path, delayed: str, rows: int = 8_000) -> Path:
+    """Eight days to train on, and later ones to choose the pass by."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sale_schema(delayed).save(folder / "schema.toml")
+    write(folder, sales(rows, 0), "train")
+    write(folder, sales(rows // 4, 1, start=START + SPAN, span=DAY_MS), "validation")
+    return folder

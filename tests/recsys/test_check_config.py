@@ -164,7 +164,8 @@ def test_mistakes_of_a_schema_and_of_files(data: Path, tmp_path: Path) -> None:
         "feature 'age': kind is 'number'; use one of id, ids, sequence, dense, vector",
         "feature 'tags': unknown key 'row' (did you mean 'rows'?); known keys: name, owner, kind, rows, table, "
         "max_length, time, width",
-        "label 3: unknown key 'vlaid' (did you mean 'valid'?); known keys: name, valid, kept_negatives",
+        "label 3: unknown key 'vlaid' (did you mean 'valid'?); known keys: name, kind, valid, kept_negatives, "
+        "time, window, delayed",
         "label 3: name is 3; use a string",
         "max_bad_rows is 5; use a share, 0 or more, below 1",
     ]

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.config import LogConfig
-from recsys.config.log import span_ms
 from recsys.data.log.engine import Connection, literal, number, quoted
 from recsys.data.log.past import Past
 from recsys.data.log.rows import done
+from recsys.dates import span_ms
 
 _SHARE = 4_000_000
 """Events, or rows, of the entities that are looked at together."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from recsys.config import LogConfig
-from recsys.config.log import SESSION, span_ms
+from recsys.config.log import SESSION
 from recsys.data.errors import DataError
 from recsys.data.log.engine import Connection, number, quoted
+from recsys.dates import span_ms
 
 
 def done(config: LogConfig, name: str) -> str:

@@ -9,11 +9,11 @@ from itertools import pairwise
 import numpy as np
 
 from recsys.config import LogConfig
-from recsys.config.log import SESSION, span_ms
+from recsys.config.log import SESSION
 from recsys.data.errors import DataError
 from recsys.data.log.engine import Connection, number, quoted
 from recsys.data.log.rows import labels
-from recsys.dates import DAY_MS, HOUR_MS
+from recsys.dates import DAY_MS, HOUR_MS, span_ms
 
 NAMES = ("upstream", "train", "validation", "test")
 SHARES = (0.5, 0.25, 0.1, 0.15)

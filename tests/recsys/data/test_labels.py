@@ -14,7 +14,7 @@ from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError, RowError
 from recsys.data.scan import Part, scan
-from recsys.data.schema import Label, Schema, SchemaError, entity_schema
+from recsys.data.schema import Feature, Label, Schema, SchemaError, entity_schema
 from recsys.data.stream import EventStream
 
 NOW = 1_700_000_000_000
@@ -117,3 +117,124 @@ def test_a_label_that_contradicts_itself(wrong: dict[str, Any], message: str) ->
 def test_a_value_makes_no_row_valid() -> None:
     with pytest.raises(SchemaError, match="'gift': valid is 'spent', a label of kind 'value'"):
         Schema(labels=(Label(name="spent", kind="value"), Label(name="gift", valid="spent")))
+
+
+def late(delayed: str, **more: Any) -> Schema:
+    return Schema(
+        labels=(Label(name="click"), Label(name="sale", time="sold_at", window="1h", delayed=delayed, **more))
+    )
+
+
+HOUR = 3_600_000
+MOMENTS = pa.table(
+    {
+        "timestamp": [NOW] * 5,
+        "user_id": [1] * 5,
+        "item_id": [2] * 5,
+        "click": [1] * 5,
+        "sale": [1, 1, 1, 1, 0],  # at once, in half an hour, when the window ends, after it; never
+        "sold_at": pa.array([NOW, NOW + HOUR // 2, NOW + HOUR, NOW + HOUR + 1, None], pa.int64()),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("as_of", "known"),
+    [
+        (NOW, [1, 0, 0, 0, 0]),
+        (NOW + HOUR // 2 - 1, [1, 0, 0, 0, 0]),
+        (NOW + HOUR // 2, [1, 1, 0, 0, 0]),
+        (NOW + HOUR, [1, 1, 1, 0, 0]),
+        (NOW + 2 * HOUR, [1, 1, 1, 0, 0]),
+        (None, [1, 1, 1, 0, 0]),
+    ],
+)
+def test_what_came_later_is_not_known_and_what_came_too_late_is_nothing(as_of: int | None, known: list[int]) -> None:
+    ended = as_of is None or as_of >= NOW + HOUR
+    ignored, waiting, corrected = (to_batch(MOMENTS, late(x), as_of) for x in ("ignored", "wait", "corrected"))
+    for batch in (ignored, corrected):
+        assert batch.labels[:, 1].tolist() == known
+        assert batch.label_mask.all()
+    assert ignored.elapsed is None
+    assert waiting.elapsed is None
+    assert waiting.labels[:, 1].tolist() == (known if ended else [0] * 5)
+    assert waiting.label_mask[:, 1].tolist() == [ended] * 5
+    assert corrected.known[:, 1].tolist() == [ended] * 5
+    assert corrected.known[:, 0].all()
+    if as_of is None:
+        assert corrected.elapsed is None
+    else:
+        assert corrected.elapsed is not None
+        share = min(1.0, (as_of - NOW) / HOUR)
+        torch.testing.assert_close(corrected.elapsed, torch.tensor([[1.0, share]] * 5))
+    assert waiting.labels[:, 0].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("delayed", ["ignored", "wait", "corrected"])
+def test_nothing_later_can_make_a_difference(delayed: str) -> None:
+    """Whatever the files say of sales after the end of what is trained on."""
+    as_of = NOW + HOUR // 2
+    never = MOMENTS.set_column(4, "sale", pa.array([1, 1, 0, 0, 0]))
+    never = never.set_column(5, "sold_at", pa.array([NOW, NOW + HOUR // 2, None, None, None], pa.int64()))
+    read, other = (to_batch(table, late(delayed), as_of) for table in (MOMENTS, never))
+    assert torch.equal(read.labels, other.labels)
+    assert torch.equal(read.label_mask, other.label_mask)
+    assert (read.elapsed is None) == (other.elapsed is None)
+    assert read.elapsed is None or torch.equal(read.elapsed, other.elapsed)
+
+
+@pytest.mark.parametrize(
+    ("sale", "sold_at", "message"),
+    [
+        (1, None, "its label is 1, but no time says when that came: give the time"),
+        (1, NOW - 1, f"its time is {NOW - 1}, before the event's own, {NOW}"),
+        (0, NOW + HOUR, "its label is 0, but its time is .* within the window of 1h after"),
+        (1, NOW // 1000, "the outcome's time is .* reads as seconds"),
+    ],
+)
+def test_a_time_that_contradicts_its_label_is_a_bad_row(sale: int, sold_at: int | None, message: str) -> None:
+    table = rows(sale=[0, sale], sold_at=pa.array([None, sold_at], pa.int64()))
+    table = table.set_column(0, "timestamp", pa.array([NOW, NOW]))
+    with pytest.raises(RowError, match=f"'sold_at', row 1: {message}"):
+        to_batch(table, late("wait"))
+
+
+def test_where_a_label_does_not_exist_its_time_does_not_matter() -> None:
+    table = rows(sale=[1], sold_at=pa.array([None], pa.int64()))
+    batch = to_batch(table, late("wait", valid="click"), NOW)
+    assert not batch.label_mask[0, 1]
+
+
+def test_times_are_integers() -> None:
+    with pytest.raises(
+        DataError, match=r"'sold_at' has type double; it is the times of label 'sale' and must be int64"
+    ):
+        to_batch(rows(sale=[1], sold_at=[1.5]), late("wait"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"delayed": "correct"}, "delayed is 'correct'.*did you mean 'corrected'"),
+        ({"time": "sold_at"}, "time is 'sold_at', window ''; an outcome that comes later has both"),
+        ({"window": "7d"}, "time is '', window '7d'"),
+        ({"time": "sold_at", "window": "a week"}, "window is 'a week'; use minutes, hours or days"),
+        ({"delayed": "wait"}, "delayed is 'wait', but without time and window no row is open"),
+        ({"time": "t", "window": "7d", "delayed": "corrected", "kind": "value"}, "let a value wait"),
+        ({"time": "t", "window": "7d", "delayed": "corrected", "kept_negatives": 0.5}, "kept_negatives 0.5"),
+    ],
+)
+def test_a_delay_that_contradicts_itself(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=f"label 'sale': .*{message}"):
+        Label(name="sale", **wrong)
+
+
+def test_the_time_of_an_outcome_is_no_feature_and_needs_that_of_the_event() -> None:
+    schema = late("wait")
+    with pytest.raises(SchemaError, match=r"features \['sold_at'\] are labels or outcomes"):
+        replace(schema, features=(Feature(name="sold_at", owner="item", kind="dense"),))
+    with pytest.raises(SchemaError, match=r"labels \['sale'\] have the times of their outcomes, but timestamp is ''"):
+        replace(schema, timestamp="")
+    narrow = schema.select(labels=("click",))
+    assert {"sale", "sold_at"} <= set(narrow.outcomes)
+    assert "sold_at" not in narrow.columns()

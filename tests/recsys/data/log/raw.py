@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.config import LogConfig, from_dict
-from recsys.config.log import SESSION, span_ms
+from recsys.config.log import SESSION
 from recsys.data.log.cleaning import clean
 from recsys.data.log.columns import columns
 from recsys.data.log.engine import engine, number
@@ -24,7 +24,7 @@ from recsys.data.log.reading import read_log
 from recsys.data.log.rows import make_rows
 from recsys.data.log.splits import Part
 from recsys.data.log.writing import write_events
-from recsys.dates import HOUR_MS
+from recsys.dates import HOUR_MS, span_ms
 
 START = 1_700_000_000_000
 Row = dict[str, Any]
