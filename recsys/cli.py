@@ -117,17 +117,19 @@ def config(kind: Annotated[str, tyro.conf.Positional] = "study", /) -> None:
     """Print every key of a config with its default and its meaning, as TOML to start one of your own with.
 
     Args:
-        kind: study, for `recsys run` and `recsys daily`; or that of a job: upstream, refresh, ranker, towers; or log,
-            for `recsys prepare log`.
+        kind: study, for `recsys run` and `recsys daily`; or that of a job: upstream, refresh, ranker, two_tower; or
+            log, for `recsys prepare log`; or schema, the file that says what the columns of events mean.
     """
     from recsys.checks import KINDS
     from recsys.config import ConfigError
     from recsys.config.listing import listing
+    from recsys.data.schema import TABLES, Schema
     from recsys.mistakes import meant
 
-    if kind not in KINDS:
-        raise ConfigError(f"config {kind!r} is unknown{meant(kind, KINDS)}; use one of {', '.join(KINDS)}")
-    print(listing(KINDS[kind]), end="")
+    known = [*KINDS, "schema"]
+    if kind not in known:
+        raise ConfigError(f"config {kind!r} is unknown{meant(kind, known)}; use one of {', '.join(known)}")
+    print(listing(Schema, TABLES) if kind == "schema" else listing(KINDS[kind]), end="")
 
 
 def demo(

@@ -10,9 +10,10 @@ import ast
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from recsys.config.reading import join
@@ -20,14 +21,18 @@ from recsys.config.reading import join
 _WIDTH = 118
 
 
-def listing(kind: type) -> str:
+def listing(kind: type, tables: Mapping[str, str] = MappingProxyType({})) -> str:
     """All keys of a config as TOML that can be edited: comments say what each means, defaults are filled in.
 
     `must be given` marks what has no default. Lines that begin with `#` and no space are keys and tables that may be
     left out altogether, and are by default.
+
+    Args:
+        kind: a dataclass whose fields have docstrings.
+        tables: field -> what its table is called in the TOML, where that is something else.
     """
     shown: set[type] = set()
-    lines = [*_comment(inspect.getdoc(kind) or ""), *_table(kind, "", shown, optional=False)]
+    lines = [*_comment(inspect.getdoc(kind) or ""), *_table(kind, "", shown, tables, optional=False)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -49,7 +54,7 @@ def meanings(kind: type) -> dict[str, str]:
     return found
 
 
-def _table(kind: Any, path: str, shown: set[type], *, optional: bool) -> Iterator[str]:
+def _table(kind: Any, path: str, shown: set[type], called: Mapping[str, str], *, optional: bool) -> Iterator[str]:
     """The keys of a class, then the tables in it."""
     shown.add(kind)
     hints, tables = get_type_hints(kind), list[tuple[Field, Any, bool]]()
@@ -63,7 +68,7 @@ def _table(kind: Any, path: str, shown: set[type], *, optional: bool) -> Iterato
         yield _key(entry, hints[entry.name], off)
         yield ""
     for entry, inner, many in tables:
-        name, may = join(path, entry.name), optional or entry.default is None
+        name, may = join(path, called.get(entry.name, entry.name)), optional or entry.default is None
         if get_origin(hints[entry.name]) is dict:
             name += ".NAME"  # a table for each name that is given
         said, more = meanings(kind)[entry.name], inspect.getdoc(inner) or ""
@@ -77,7 +82,7 @@ def _table(kind: Any, path: str, shown: set[type], *, optional: bool) -> Iterato
             yield ""
             continue
         yield f"{'#' if may else ''}{header}{note}"
-        yield from _table(inner, name, shown, optional=may)
+        yield from _table(inner, name, shown, called, optional=may)
 
 
 def _key(entry: Field, hint: Any, off: str) -> str:

@@ -24,6 +24,8 @@ SPARSE_KINDS = ("id", "ids", "sequence")
 LABEL_KINDS = ("binary", "value")
 DELAYED = ("ignored", "wait", "corrected")
 """What `delayed` of a label may be."""
+TABLES = {"features": "feature", "labels": "label"}
+"""Field -> what its tables are called in the TOML."""
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "a string"),
     "int": (int, "an integer"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.checks import check_run
+from recsys.checks import check_config, check_rankers, check_run
 from recsys.config import (
     LossConfig,
     ModelConfig,
@@ -141,3 +141,17 @@ def test_what_values_cannot_be_is_found_before_anything_is_trained(tmp_path: Pat
     with pytest.raises(MistakesError, match=r"upstreams.ads.loss.contrastive_label is 'revenue', a label of kind 'val"):
         check_run(study(first, {"ctr": "click"}), data)
     check_run(study(replace(first, loss=LossConfig(contrastive_label="click")), {"ctr": "click"}), data)
+
+
+def test_an_output_that_would_be_called_as_another_task(tmp_path: Path) -> None:
+    data = write_log(tmp_path, rows=900)
+    write(tmp_path, impressions(900, 2), "test")
+    path = tmp_path / "ranker.toml"
+    ranker = replace(RANKER, test=("test/*.parquet",), tasks={"spend": "revenue", "ctr": "click"})
+    ranker.save(path)
+    assert check_config(path, data) == ranker, "for `recsys bundle` it is good"
+    with pytest.raises(MistakesError, match=r"labels \['revenue'\] are of kind 'value'"):
+        check_rankers(path, data, "s3://nowhere", compared=True)
+    replace(ranker, tasks={"spend": "revenue", "spend_expected": "click"}).save(path)
+    with pytest.raises(MistakesError, match=r"tasks names 'spend' and 'spend_expected'.*rename one"):
+        check_config(path, data)

@@ -12,6 +12,7 @@ import pytest
 from recsys.checks import KINDS
 from recsys.config import StudyConfig, UpstreamConfig, from_dict, to_dict
 from recsys.config.listing import listing, meanings
+from recsys.data.schema import TABLES, Feature, Label, Schema
 from tests.recsys.test_config import SMALL
 
 
@@ -32,6 +33,17 @@ def test_every_key_is_listed_with_what_it_means(kind: type) -> None:
             assert meaning
             assert meaning.rstrip(".") in flat
             assert re.search(rf"(^#?|[.[]){entry.name}( =|\.NAME\]|\])", text, re.MULTILINE), entry.name
+
+
+def test_every_key_of_a_schema_is_listed() -> None:
+    text = listing(Schema, TABLES)
+    listed = tomllib.loads(text)
+    assert listed.keys() == {entry.name for entry in fields(Schema)} - TABLES.keys() | set(TABLES.values())
+    (feature,), (label,) = listed["feature"], listed["label"]
+    assert feature.keys() == {entry.name for entry in fields(Feature)}
+    assert label.keys() == {entry.name for entry in fields(Label)}
+    flat = " ".join(text.replace("# ", "").split())
+    assert all(meanings(kind)[entry.name].rstrip(".") in flat for kind in (Feature, Label) for entry in fields(kind))
 
 
 def test_what_is_listed_is_the_default_and_what_must_be_given_is_marked() -> None:

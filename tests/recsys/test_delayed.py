@@ -81,7 +81,7 @@ def test_rates_that_are_learned(
     assert least < share(said[:, 0]) < most
     found = ranker(data, tmp_path, environment)
     assert least < share(found.logits[:, 0]) < most, "before the recalibration on rows whose sales are all known"
-    labels, _, _ = found.of_task()
+    labels, _, _ = found.of_task("cvr")
     assert labels.mean() == pytest.approx(TRUTH.click.mean(), abs=0.03)
 
 
@@ -132,6 +132,15 @@ def test_a_bundle_of_a_delayed_label(logs: dict[str, Path], tmp_path: Path) -> N
     assert "sold_at" not in bundle.schema.columns()
     rows = pq.read_table(logs["corrected"] / "validation/a.parquet")
     assert bundle.predict(rows)["cvr"].mean().item() == pytest.approx(TRUTH.click.mean(), abs=0.04)
+    data = write_sales(tmp_path / "data", "corrected", rows=2000)
+    write(data, sales(1000, 3, start=START + SPAN, span=86_400_000), "train")  # too young to measure delays by
+    with pytest.raises(DataError, match="are needed to measure delays by"):
+        train_bundle(RANK, "none", data, tmp_path / "anew", str(tmp_path / "store"))
+    train_bundle(RANK, "none", data, tmp_path / "next", str(tmp_path / "store"), start=tmp_path)
+    again = load_bundle(bundle_folder(tmp_path / "next"))
+    (earlier,) = again.manifest.training["progressive"]
+    assert earlier["tasks"]["sale"]["rows"] == 0, "nobody knows them yet"
+    assert again.predict(rows)["cvr"].mean().item() == pytest.approx(TRUTH.click.mean(), abs=0.06)
 
 
 def _day(data: Path, out: Path) -> None:
