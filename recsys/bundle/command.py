@@ -77,7 +77,8 @@ def _tell_bundle(folder: Path, manifest: Manifest) -> None:
     for task in manifest.tasks:
         measured, judged = task.validation, measures(is_value=task.is_value)
         figures = ", ".join(f"{name} {measured[name]:.4f}" for name in (judged.loss_name, judged.ranking_name))
-        print(f"{task.output} ({task.kind}, label {task.label}): validation {figures}, {measured['rows']:,.0f} rows")
+        of = f"{task.label}, expected value {task.output}" if task.is_value else task.label
+        print(f"task {task.name} (label {of}): validation {figures}, {measured['rows']:,.0f} rows")
     for number, earlier in enumerate(manifest.training["progressive"], start=2):
         said = ", ".join(_said(label, found) for label, found in earlier["tasks"].items())
         print(f"before training {number}, of its {earlier['rows']:,} new rows: {said}")

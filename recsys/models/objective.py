@@ -39,6 +39,7 @@ class Objective(nn.Module):
     """
 
     means: Tensor  # float32 [T], 1 where the label is no value
+    chosen: Tensor  # bool [T], whether the label is a value
     delays: Tensor  # float32 [T, QUANTILES]; 0 where the label is not `corrected`
 
     def __init__(
@@ -50,6 +51,7 @@ class Objective(nn.Module):
         self.weighted = value_loss == "weighted"
         means = torch.tensor([facts.means.get(label.name, 1.0) for label in labels])
         self.register_buffer("means", means, persistent=False)
+        self.register_buffer("chosen", torch.tensor(self.values, dtype=torch.bool), persistent=False)
         self.corrected = any(label.delayed == "corrected" for label in labels)
         if self.corrected:
             # In the checkpoints: a day that goes on from one has no row whose window has ended to measure delays by.
@@ -77,8 +79,7 @@ class Objective(nn.Module):
             logits = torch.where(labels > 0, logits.float(), unfinished_logit(logits, self._come(batch.elapsed)))
         each = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
         if any(self.values):
-            chosen = torch.tensor(self.values, device=each.device)
-            each = torch.where(chosen, self._of_values(logits.float() - self.levels, labels / self.means), each)
+            each = torch.where(self.chosen, self._of_values(logits.float() - self.levels, labels / self.means), each)
         return weighted_means(each, mask, batch.weights)
 
     def _come(self, elapsed: Tensor) -> Tensor:  # float32 [B, T]
