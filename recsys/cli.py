@@ -117,8 +117,8 @@ def config(kind: Annotated[str, tyro.conf.Positional] = "study", /) -> None:
     """Print every key of a config with its default and its meaning, as TOML to start one of your own with.
 
     Args:
-        kind: study, for `recsys run` and `recsys daily`; or that of a job: upstream, refresh, ranker, two_tower; or
-            log, for `recsys prepare log`; or schema, the file that says what the columns of events mean.
+        kind: study, for `recsys run` and `recsys daily`; or that of a job: upstream, refresh, ranker, towers; or log,
+            for `recsys prepare log`; or schema, the file that says what the columns of events mean.
     """
     from recsys.checks import KINDS
     from recsys.config import ConfigError
