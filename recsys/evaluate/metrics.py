@@ -99,5 +99,25 @@ def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(expit(np.asarray(logits, np.float64)).sum() / positives) if positives > 0 else math.nan
 
 
+def reliability(labels: np.ndarray, logits: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
+    """Mean predicted probability and mean label of rows of similar predictions: equal where a model is calibrated.
+
+    Args:
+        labels: [N], 0 or 1.
+        logits: [N], log-odds of the predicted probability.
+        bins: into which the rows are cut, in the order of their predictions, of the same size but for one row.
+
+    Returns:
+        `predicted`, `observed` and `rows` of each bin, lowest predictions first; fewer where there are fewer rows.
+    """
+    order = np.argsort(logits, kind="stable")
+    said, known = expit(np.asarray(logits, np.float64))[order], np.asarray(labels, np.float64)[order]
+    return [
+        {"predicted": float(said[part].mean()), "observed": float(known[part].mean()), "rows": len(part)}
+        for part in np.array_split(np.arange(len(order)), bins)
+        if len(part)
+    ]
+
+
 def _both_classes(labels: np.ndarray) -> bool:
     return bool(np.any(labels == 0) and np.any(labels == 1))

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from recsys.evaluate.wording import percent
 
@@ -95,6 +95,37 @@ def gap_plot(gap_closed: Mapping[str, float | None]) -> str:
         axes.set_xlim(min(0.0, *values) * 1.1, max(1.0, *values) * 1.02)
         _share_ticks(axes, figure.get_figwidth(), arms)
         axes.set_xlabel("ROC-AUC gap to the oracle closed")
+        return svg(figure)
+
+
+def reliability_plot(models: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Observed against predicted rates of rows of similar predictions, on logarithmic axes; the line is where they are
+    equal.
+
+    Args:
+        models: name -> `recsys.evaluate.metrics.reliability`; points where nothing was observed are left out.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(3.3, 2.6)
+        points = {
+            name: [(x["predicted"], x["observed"]) for x in bins if x["observed"] > 0 and x["predicted"] > 0]
+            for name, bins in models.items()
+        }
+        every = [value for line in points.values() for point in line for value in point] or [0.01, 1.0]
+        bounds = min(every) / 1.3, min(1.0, max(every) * 1.3)
+        axes.plot(bounds, bounds, color=FAINT, linewidth=1)
+        for (name, line), color in zip(points.items(), COLORS, strict=False):
+            axes.plot(*np.array(line).reshape(-1, 2).T, "o-", color=color, markersize=3, linewidth=1.2, label=name)
+        axes.set(xscale="log", yscale="log", xlim=bounds, ylim=bounds)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(_rate)
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid()
+        axes.set_title("Reliability", loc="left", fontsize=10)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("observed")
+        _legend(axes)
         return svg(figure)
 
 
@@ -243,6 +274,10 @@ def _date_axis(axes: Axes, at: Sequence[float]) -> None:
     room = min([1.0, *np.diff(at)]) / 2
     axes.set_xlim(at[0] - room, at[-1] + room)
     axes.tick_params(axis="x", pad=7)  # clear of the vertical axis' lowest figure
+
+
+def _rate(value: float, _position: float) -> str:
+    return f"{100 * value:g} %"
 
 
 def _share(value: float, _position: float) -> str:

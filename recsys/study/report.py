@@ -52,6 +52,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     tasks.<task>.<arm>.ndcg_5               number; NDCG@5 of each user's rows, mean over users with a positive, seeds
     tasks.<task>.<arm>.calibration          number; mean prediction / mean label, mean over seeds
     tasks.<task>.<arm>.calibration_by_seed  list of numbers
+    tasks.<task>.<arm>.reliability          list of {predicted, observed, rows}: of tenths of the test rows, in the
+                                            order of the seeds' mean prediction: its mean, and that of the labels
     tasks.<task>.<arm>.calibration_by_day.<day>  number; the same of each test day; none without event times
     tasks.<task>.<arm>.ne_by_day.<day>      number; of each test day, which no ranker has been trained on; likewise
     tasks.<task>.<arm>.validation.ne        number; on the validation rows, mean over seeds, as are the next three

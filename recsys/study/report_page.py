@@ -52,7 +52,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         retrieval=retrieval,
         retrieval_sentence=verdict.get("retrieval", {}).get("sentence", ""),
         recall_image=recall_image(retrieval),
-        entropy_images={task: entropy_image(arms, titled) for task, arms in report["tasks"].items()},
+        ranker_images={task: ranker_images(arms, titled) for task, arms in report["tasks"].items()},
         flow_image=_flow_image(report),
         lift_images={task: _lift_image(report, task) for task in report["tasks"]},
         gap_images={task: _gap_image(report, task) for task in report.get("oracle", {})},
@@ -142,17 +142,18 @@ def _curve_images(name: str, run: Mapping[str, Any], colors: Mapping[str, str]) 
     return [image(svg, f"{title} of upstream {name} over training steps") for title, svg in drawn.items()]
 
 
-def entropy_image(arms: Mapping[str, Mapping[str, Any]], arm_title: Callable[[str], str]) -> Markup:
-    """Normalized entropy of every test day, before anybody has been trained on it: without vectors, and of the arm that
-    stands for all; nothing where there is one day."""
-    shown = dict.fromkeys((REFERENCE, judged_arm(arms) or list(arms)[-1]))
-    days = list(arms[REFERENCE].get("ne_by_day", {}))
-    if len(days) < 2:
-        return Markup()
-    lines = {arm_title(arm): [arms[arm]["ne_by_day"][day] for day in days] for arm in shown}
-    heading = "Normalized entropy, day by day"
-    svg = plots.days_plot(days, lines, heading, wide=True)
-    return image(svg, f"{heading}, with and without vectors") if svg else Markup()
+def ranker_images(arms: Mapping[str, Mapping[str, Any]], arm_title: Callable[[str], str]) -> list[Markup]:
+    """Without vectors, and of the arm that stands for all: reliability; and the normalized entropy of every test day,
+    before anybody has been trained on it, where there are several."""
+    shown = {arm: arm_title(arm) for arm in dict.fromkeys((REFERENCE, judged_arm(arms) or list(arms)[-1]))}
+    bins = {title: arms[arm].get("reliability", []) for arm, title in shown.items()}
+    days, heading = list(arms[REFERENCE].get("ne_by_day", {})), "Normalized entropy, day by day"
+    lines = {title: [arms[arm]["ne_by_day"][day] for day in days] for arm, title in shown.items()}
+    drawn = {
+        "Reliability": plots.reliability_plot(bins) if all(bins.values()) else "",
+        heading: plots.days_plot(days, lines, heading, wide=True) if len(days) > 1 else "",
+    }
+    return [image(svg, f"{title}, with and without vectors") for title, svg in drawn.items() if svg]
 
 
 def recall_image(table: RetrievalTable | None) -> Markup:

@@ -11,7 +11,7 @@ import numpy as np
 from recsys.dates import iso_day
 from recsys.downstream.validation import REFERENCE, Validation
 from recsys.evaluate.bootstrap import METRICS, Resampled, resample
-from recsys.evaluate.metrics import calibration, log_loss, normalized_entropy, pr_auc, roc_auc
+from recsys.evaluate.metrics import calibration, log_loss, normalized_entropy, pr_auc, reliability, roc_auc
 from recsys.evaluate.per_user import group_auc, ndcg
 
 
@@ -87,6 +87,7 @@ def measure_arms(
             "log_loss": float(np.mean([log_loss(scores.labels, line) for line in logits])),
             "gauc": float(np.mean([group_auc(scores.labels, line, scores.users) for line in logits])),
             "ndcg_5": float(np.mean([ndcg(scores.labels, line, scores.users, 5) for line in logits])),
+            "reliability": reliability(scores.labels, logits.mean(axis=0)),
             "calibration_by_day": _by_day(scores, logits, calibration),
             "ne_by_day": _by_day(scores, logits, normalized_entropy),
             **_validation(scores.validation, arm),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, roc_auc
+from recsys.evaluate.metrics import calibration, normalized_entropy, pr_auc, reliability, roc_auc
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -46,6 +46,17 @@ def test_normalized_entropy_of_the_base_rate_is_one_and_matches_log_loss():
 def test_confident_logits_keep_their_digits():
     # a sigmoid in float32 would be exactly 1 here, its complement's log infinite
     assert normalized_entropy(np.array([1, 0]), np.array([60.0, 60.0], np.float32)) == pytest.approx(30 / math.log(2))
+
+
+def test_reliability_is_of_rows_of_similar_predictions():
+    labels, logits = np.array([1, 0, 0, 1, 1]), np.array([2.0, -3.0, -2.0, 0.0, 3.0])
+    low, high = reliability(labels, logits, bins=2)
+    assert (low["rows"], high["rows"]) == (3, 2)
+    assert low["observed"] == pytest.approx(1 / 3)
+    assert low["predicted"] == pytest.approx(np.mean(1 / (1 + np.exp([3.0, 2.0, 0.0]))))
+    assert high["observed"] == 1
+    assert len(reliability(labels, logits)) == 5
+    assert reliability(labels[:0], logits[:0]) == []
 
 
 def test_calibration_says_how_many_times_too_many():
