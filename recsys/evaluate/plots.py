@@ -106,7 +106,7 @@ def reliability_plot(models: Mapping[str, Sequence[Mapping[str, float]]]) -> str
         models: name -> `recsys.evaluate.metrics.reliability`; points where nothing was observed are left out.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(3.3, 2.6)
+        figure, axes = _figure(4.8, 3.2)
         points = {
             name: [(x["predicted"], x["observed"]) for x in bins if x["observed"] > 0 and x["predicted"] > 0]
             for name, bins in models.items()
