@@ -4,7 +4,7 @@ Each job has one: an upstream, its refresh, rankers. `StudyConfig` composes them
 `recsys.recipes` holds named complete ones. Paths are relative to the data folder given on the command line.
 """
 
-from recsys.config.aggregation import AGGREGATIONS, STUDIED
+from recsys.config.aggregation import AGGREGATIONS, CROSS, STUDIED
 from recsys.config.days import DaysConfig
 from recsys.config.log import ActionConfig, EntityTable, ItemTable, LogConfig, LogFiles, NegativesConfig, PastConfig
 from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerSettings, RetrievalConfig
@@ -19,6 +19,7 @@ from recsys.config.upstream import LossConfig, ModelConfig, SourceConfig, Upstre
 
 __all__ = [
     "AGGREGATIONS",
+    "CROSS",
     "INTERACTIONS",
     "STUDIED",
     "ActionConfig",

@@ -12,3 +12,5 @@ STUDIED = {
     "average": ("average", 0.8),
 }
 """Arm -> method and weight, in the order of the paper's table."""
+CROSS = "_cross"
+"""What the series of an upstream's cross representations have at the end of their names: `user_ctr_cross`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from recsys.config.aggregation import CROSS
 from recsys.config.rules import NO_STUDY, ConfigError, check_layers, check_seeds, check_value_loss, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import RankerTrainConfig
@@ -191,7 +192,8 @@ class RankerConfig(RankerSettings, Config):
     def series(self, arm: ArmConfig, seed: int) -> tuple[str, ...]:
         """What the rankers of this arm and this one of `seeds` read."""
         suffix = self.seed_suffixes[self.seeds.index(seed) % len(self.seed_suffixes)]
-        return tuple(f"{name}{suffix}" for name in arm.series)
+        parts = [(name.removesuffix(CROSS), name) for name in arm.series]
+        return tuple(f"{upstream}{suffix}{name.removeprefix(upstream)}" for upstream, name in parts)
 
 
 @dataclass(frozen=True, kw_only=True)

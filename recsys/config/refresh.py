@@ -96,12 +96,18 @@ class RefreshSettings:
     dtype: str = "float16"
     """How the series store vectors: float32, float16, bfloat16, int8, int4."""
     tag: str = "prod"
-    """The tag of both series that a publish moves, if it passes the gates."""
+    """The tag of these series that a publish moves, if it passes the gates."""
     delta_below: float = 0.5
     """A snapshot is written as a delta of the one before where less than this share of its rows changed."""
     align: str = ""
     """What a cold retrain does with the old vectors: "" leaves them behind and embeds every entity anew; `procrustes`
     rotates them onto the new space, so that absent entities keep theirs and the moving average goes on."""
+    cross: bool = False
+    """Also publish `user_<upstream>_cross` and `item_<upstream>_cross`: of each entity the mean over its events of the
+    interaction tower's last hidden layer (LFM4Ads, arXiv 2508.14948). It takes one more pass of the model over a
+    cycle's events; the first publication, and a cold retrain, pass over all events there are."""
+    cross_decay: float = 0.99
+    """What an event weighs there beside the entity's next one."""
     gates: GateConfig = field(default_factory=GateConfig)
     """What a publish must pass to take the tag."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)
@@ -116,6 +122,7 @@ class RefreshSettings:
             value = getattr(self, name)
             require(value in known, f"{name} is {value!r}; use one of {', '.join(map(repr, known))}")
         require(0 <= self.weight < 1, f"weight is {self.weight}; use 0 <= weight < 1")
+        require(0 <= self.cross_decay < 1, f"cross_decay is {self.cross_decay}; use 0 <= cross_decay < 1")
         require(self.time_to_live_days > 0, f"time_to_live_days is {self.time_to_live_days}; use 1 or more")
         require(0 <= self.delta_below <= 1, f"delta_below is {self.delta_below}; use a share from 0 to 1")
         require(bool(self.tag), "tag is empty; name the tag that readers follow, say 'prod'")

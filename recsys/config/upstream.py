@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from recsys.config.aggregation import CROSS
 from recsys.config.rules import NO_STUDY, check_layers, check_value_loss, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import TrainConfig
@@ -71,6 +72,11 @@ class ModelConfig:
         """D, the dimension of user and item vectors."""
         return self.out_tokens * self.out_dim
 
+    @property
+    def cross_dim(self) -> int:
+        """H, the dimension of cross representations."""
+        return self.tokens * self.token_dim
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -103,7 +109,8 @@ class LossConfig:
 class UpstreamConfig(Config):
     """One upstream model, a job of its own: `recsys upstream --config ctr.toml`.
 
-    Its refresh publishes the series `user_<name>` and `item_<name>`.
+    Its refresh publishes the series `user_<name>` and `item_<name>`, and `user_<name>_cross` and `item_<name>_cross`
+    where `refresh.cross` says so.
     """
 
     MOVED: ClassVar = {
@@ -134,6 +141,10 @@ class UpstreamConfig(Config):
         require(
             is_word(self.name),
             f"name is {self.name!r}; use up to 100 of a-z, A-Z, 0-9 and _ (it becomes part of series' names)",
+        )
+        require(
+            not self.name.endswith(CROSS),
+            f"name is {self.name!r}; let it end otherwise: user_ctr{CROSS} is a series of upstream ctr (refresh.cross)",
         )
         require(0 <= self.held_out <= 0.5, f"held_out is {self.held_out}; use a share from 0 to 0.5")
         require(len(set(self.tasks)) == len(self.tasks), f"tasks is {self.tasks}; name each label once")

@@ -7,12 +7,14 @@ cannot reach an entity vector. They enter the interaction tower, behind the two 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import ModelConfig
 from recsys.data.batch import Batch
@@ -57,11 +59,13 @@ class DERM(nn.Module):
         for task in tasks:
             schema.label(task)
         self.tasks = tuple(tasks)
+        self.cross_dim = config.cross_dim
         self.vocabulary = Vocabulary(schema)
         """Who owns the rows that users and items read by their own id; batches are to pass its `resolve`."""
         self.user = EntityTower(schema, "user", config)
         self.item = EntityTower(schema, "item", config)
         self.interaction = InteractionTower(schema, config, len(tasks))
+        self._own = {x: {key for own in schema.owned_by(x) for key in (own.name, own.age_key)} for x in ENTITIES}
 
     def forward(self, batch: Batch) -> DermOutput:
         """Logits [B, T], user vectors [B, D] and item vectors [B + N, D] of B events and N negatives."""
@@ -72,6 +76,18 @@ class DERM(nn.Module):
     def raise_logits(self, levels: Tensor) -> None:  # [T]
         """Add to each task's logit, for a start where its level is known."""
         self.interaction.pair.heads.bias.add_(levels)
+
+    def cross_vector(self, batch: Batch) -> Tensor:
+        """The interaction tower's last hidden layer, unit vectors float32 [B, H] of B events; H is `cross_dim`.
+
+        Of several layers after which the tower could be read, the last one that all tasks share: LFM4Ads
+        (arXiv 2508.14948) takes the one before the logits. Unit length is ours, so that no event outweighs another in
+        a mean. Each tower gets the keys of its owner alone, as from a batch of entities: in a sharded model the first
+        batch settles for good which keys a collection of tables is given.
+        """
+        user = self.user(replace(batch, sparse=_of(batch.sparse, self._own["user"])))
+        item = self.item(replace(batch, sparse=_of(batch.sparse, self._own["item"])))
+        return F.normalize(self.interaction.hidden(user, item, batch).float(), dim=1)
 
     def user_vector(self, batch: Batch) -> Tensor:
         """User vectors [B, D]; touches only user features, so a batch that has no others will do."""
@@ -137,6 +153,15 @@ class InteractionTower(nn.Module):
     ) -> Tensor:  # [B, T]
         return self.pair(user, item, None if self.tokens is None else self.tokens(batch))
 
+    def hidden(
+        self,
+        user: Tensor,  # [B, D]
+        item: Tensor,  # [B, D]
+        batch: Batch,
+    ) -> Tensor:  # [B, H]
+        """What the tasks' heads read."""
+        return self.pair.hidden(*self.pair.scaled(user, item), None if self.tokens is None else self.tokens(batch))
+
 
 class PairNetwork(nn.Module):
     """Tokens of user, item, their elementwise product (ours) and the event -> DHEN -> one small MLP a task.
@@ -151,7 +176,7 @@ class PairNetwork(nn.Module):
         self.scale = math.sqrt(config.vector_dim)  # brings the components of a unit vector to unit size
         self.project = nn.ModuleList(nn.Linear(config.out_dim, config.token_dim) for _ in range(3))
         self.backbone = DHEN(3 * config.out_tokens + event_tokens, config)
-        self.heads = TaskHeads(config.tokens * config.token_dim, config.token_dim, tasks)
+        self.heads = TaskHeads(config.cross_dim, config.token_dim, tasks)
         self.inner_product = nn.Linear(config.vector_dim, tasks, bias=False)
 
     def forward(
@@ -160,15 +185,29 @@ class PairNetwork(nn.Module):
         item: Tensor,  # [B + N, D], the events' first
         event: Tensor | None,  # [B, m, d]
     ) -> Tensor:  # [B, T]
+        user, item, product = self.scaled(user, item)
+        return self.heads(self.hidden(user, item, product, event)) + self.inner_product(product)
+
+    def scaled(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [B, D] each
+        """The vectors of the events' users and items with components of unit size, and their product."""
         user, item = user * self.scale, item[: user.shape[0]] * self.scale
-        product = user * item
+        return user, item, user * item
+
+    def hidden(
+        self,
+        user: Tensor,  # [B, D]
+        item: Tensor,  # [B, D]
+        product: Tensor,  # [B, D]
+        event: Tensor | None,  # [B, m, d]
+    ) -> Tensor:  # [B, H]
+        """The last layer that the tasks share, of what `scaled` gives."""
         tokens = [
             project(vector.unflatten(1, (self.out_tokens, -1)))
             for project, vector in zip(self.project, (user, item, product), strict=True)
         ]
         if event is not None:
             tokens.append(event)
-        return self.heads(self.backbone(torch.cat(tokens, dim=1)).flatten(1)) + self.inner_product(product)
+        return self.backbone(torch.cat(tokens, dim=1)).flatten(1)
 
 
 class TaskHeads(nn.Module):
@@ -191,3 +230,9 @@ class TaskHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B, W] -> float32 [B, T]
         hidden = self.hidden(x).unflatten(1, (self.tasks, -1)).float()
         return (hidden * self.weight).sum(2) + self.bias
+
+
+def _of(sparse: KeyedJaggedTensor, own: Collection[str]) -> KeyedJaggedTensor:
+    """The keys of one owner alone, if it has any."""
+    places = [place for place, key in enumerate(sparse.keys()) if key in own]
+    return sparse.permute(places) if places else sparse

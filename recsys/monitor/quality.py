@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedding_store import EmbeddingStore, Series, Snapshot, Table, VersionNotFoundError
+from recsys.config import CROSS
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
@@ -163,21 +164,21 @@ def measure(
     Args:
         store: where the series lie.
         upstream: whose; `user_<upstream>` and `item_<upstream>` are the pair that is read together.
-        versions: series -> the version that was published. Series besides the pair (a study's variants) are measured
-            in norms and drift alone.
+        versions: series -> the version that was published. Series besides the pair and the cross representations (a
+            study's variants) are measured in norms and drift alone.
         events: the day's.
-        served: series of the pair -> the version that the tag points to; None: nowhere.
+        served: series that readers follow -> the version that the tag points to; None: nowhere.
         seed: of the samples.
 
     Returns:
         The previous snapshot is always the newest of an earlier `as_of`: a correction is held against the day before.
     """
     histories = {name: lineage(store.series(name), version) for name, version in versions.items()}
-    pair = {f"{owner}_{upstream}" for owner in ("user", "item")}
+    read = _read(upstream)
     seen = {
         name: [history[0], *(s for s in history[1:] if s.version <= tag)]
         for name, history in histories.items()
-        if name in pair and (tag := (served or {}).get(name)) is not None
+        if name in read and (tag := (served or {}).get(name)) is not None
     }
     others = any(_previous(seen[name]) != _previous(histories[name]) for name in seen)
     return Quality(
@@ -190,13 +191,14 @@ def _measured(
     store: EmbeddingStore, upstream: str, histories: Mapping[str, list[Snapshot]], events: DayEvents, seed: int
 ) -> dict[str, Any]:
     """The fields of a Quality, by these histories."""
-    pair = {f"user_{upstream}": events.users, f"item_{upstream}": events.items}
+    read = _read(upstream)
+    pair = read[:2]
     measured = {
         name: measure_series(
             history,
-            pair.get(name, events.users if name.startswith("user_") else events.items),
-            activity=_activity(store, history[0]) if name in pair else None,
-            traffic=name in pair,
+            events.users if name.startswith("user_") else events.items,
+            activity=_activity(store, history[0]) if name in read else None,
+            traffic=name in read,
             seed=seed,
         )
         for name, history in histories.items()
@@ -206,6 +208,11 @@ def _measured(
         users, items = (histories[name] for name in pair)
         together = measure_pair(users, items, events.users, events.items, events.labels, events.mask, seed=seed)
     return {"events": len(events.users), "series": measured, "pair": together}
+
+
+def _read(upstream: str) -> tuple[str, ...]:
+    """The series that readers follow: the pair, and the cross representations."""
+    return tuple(f"{owner}_{upstream}{which}" for which in ("", CROSS) for owner in ("user", "item"))
 
 
 def lineage(series: Series, version: int) -> list[Snapshot]:

@@ -33,7 +33,7 @@ from embedding_store import (
     WriterClosedError,
 )
 from recsys.dates import DAY_MS
-from recsys.refresh.aggregate import Aggregation, aggregate, expired
+from recsys.refresh.aggregate import DECAY, Aggregation, aggregate, expired
 
 ACTIVITY_DIM = 3
 """What is known of an entity beside its vector, see `Blended.activity`."""
@@ -99,11 +99,11 @@ class Aggregator:
         self.series, self.activity, self.aggregation = series, activity, aggregation
         self.day, self.as_of, self.space = day, as_of, space
         self._withdrawn = torch.empty(0, dtype=torch.int64) if withdrawn is None else withdrawn
-        self.previous = None if fresh else _newest(series, (before or as_of) - 1, after_refused)
+        self.previous = None if fresh else newest_before(series, (before or as_of) - 1, after_refused)
         """The snapshot that the day goes on from."""
         self.previous_activity = None
         if self.previous is not None:
-            self.previous_activity = _newest(activity, self.previous.as_of, after_refused)
+            self.previous_activity = newest_before(activity, self.previous.as_of, after_refused)
         if self.previous is not None and self.previous.space != space and rotation is None:
             raise SpaceMismatchError(
                 f"version {self.previous.version} of series {series.name!r} is in space {self.previous.space!r}, the "
@@ -124,7 +124,8 @@ class Aggregator:
         """Today's aggregates of some of the day's entities.
 
         An event of a late day changes no vector where the series knows a later one: the last event by time counts,
-        whatever brings it. It is counted nevertheless. An entity whose time to live had ended before today starts anew,
+        whatever brings it. It is counted nevertheless; and where vectors are means over events (`decay`) it is one of
+        them, as if it had been the entity's newest. An entity whose time to live had ended before today starts anew,
         whether or not it was deleted.
         """
         ids, today, days, events = ids.cpu(), today.detach().cpu(), days.cpu(), events.cpu()
@@ -138,8 +139,13 @@ class Aggregator:
         counts = torch.where(known, activity[:, 1], 0)
         so_far = torch.where(known, activity[:, 2], 0) + events
         how, stored = self.aggregation, past[late]
-        vectors = aggregate(how.method, how.weight, past, counts, known, today, renormalise=how.renormalise, out=past)
-        vectors[late] = stored
+        of_events = how.method == DECAY
+        before = so_far - events if of_events else counts
+        vectors = aggregate(
+            how.method, how.weight, past, before, known, today, news=events, renormalise=how.renormalise, out=past
+        )
+        if not of_events:
+            vectors[late] = stored
         now = torch.stack([days.to(counts.dtype), counts + 1, so_far], dim=1)
         now[late, :2] = activity[late, :2]
         return Blended(ids, vectors, now)
@@ -294,7 +300,7 @@ def _load(snapshot: Snapshot | None) -> Table | None:
     return None if snapshot is None else snapshot.load()
 
 
-def _newest(series: Series, timestamp: int, refused: bool) -> Snapshot | None:
+def newest_before(series: Series, timestamp: int, refused: bool = False) -> Snapshot | None:
     """The newest snapshot as of a time, if there is one; `refused`: also of those that were refused."""
     try:
         return series.as_of(timestamp, refused=refused)

@@ -24,6 +24,7 @@ from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Findings, Part, Window, join
 from recsys.dates import number_of
 from recsys.folders import store_folder, upstream_folder
+from recsys.models.derm import DERM
 from recsys.monitor import export, gates, quality_page
 from recsys.monitor.quality import measure, read_events
 from recsys.progressive import read_figures
@@ -32,6 +33,7 @@ from recsys.refresh.arms import ENTITIES
 from recsys.refresh.catalogue import Place, Told, as_tensors, tell, withdrawn_by, write_withdrawn
 from recsys.refresh.cold import align_spaces
 from recsys.refresh.counting import read_prior
+from recsys.refresh.cross import CrossEvents
 from recsys.refresh.days import (
     Cycle,
     again,
@@ -244,7 +246,7 @@ class _Refresh:
         training = replace(training, epochs=days.epochs, batch_size=days.batch_size or training.batch_size)
         if plan.cold:
             training = replace(upstream.training, seed=upstream.training.seed + generation(plan.space) - 1)
-            files = [*find_files(self._data, upstream.source.events), *chain(*self._all_days(cycle).values())]
+            files = [*find_files(self._data, upstream.source.events), *self._every_day(cycle)]
         return train_on(
             files,
             self._schema,
@@ -277,8 +279,7 @@ class _Refresh:
             for owner in ENTITIES:
                 chosen = [path for day in cycle.days for path in files[day]]
                 if anew:
-                    every = self._all_days(cycle).values()
-                    chosen = [*source_files(self._data, upstream.source, owner), *chain(*every)]
+                    chosen = [*source_files(self._data, upstream.source, owner), *self._every_day(cycle)]
                 own = dict.fromkeys(own_files(self._data, upstream.source, owner) if anew else (), 0) | {**told.since}
                 found = last_events(chosen + told.of(owner), self._schema, owner, skip | told.skip, own)
                 events[owner] = found.without(withdrawn[owner])
@@ -294,11 +295,25 @@ class _Refresh:
             before=plan.along.before,
             withdrawn=as_tensors(withdrawn),
             prior=read_prior(self._config, self._schema, self._data, self._out, end, self._environment),
+            cross=self._cross(model, plan, files, cycle, skip) if self._config.cross else None,
         )
         if not plan.cold or anew:
             return content, None
         rotation, quality = align_spaces(self._publisher, content, plan.along.before, plan.folder, self._environment)
         return replace(content, rotation=rotation), quality
+
+    def _cross(
+        self, model: DERM, plan: Plan, files: dict[str, list[Path]], cycle: Cycle, skip: Quarantine
+    ) -> CrossEvents:
+        """The events of the cycle's days; in a new space, where no rotation takes the old ones to, all there are."""
+        if not plan.cold:
+            return CrossEvents(model, [path for day in cycle.days for path in files[day]], skip)
+        source = find_files(self._data, self._upstream.source.events)
+        return CrossEvents(model, [*source, *self._every_day(cycle)], skip, fresh=True)
+
+    def _every_day(self, cycle: Cycle) -> list[Path]:
+        """All these files."""
+        return list(chain(*self._all_days(cycle).values()))
 
     def _all_days(self, cycle: Cycle) -> dict[str, list[Path]]:
         """Files of every day up to the cycle's, as they now are."""

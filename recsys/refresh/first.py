@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.catalogue import NOBODY_WITHDRAWN, Told, Withdrawn, as_tensors, withdrawn_by, write_withdrawn
 from recsys.refresh.counting import read_prior
+from recsys.refresh.cross import CrossEvents
 from recsys.refresh.embed import Towers, own_files, source_files
 from recsys.refresh.publish import Content, Publisher, Timer, space_name
 from recsys.refresh.records import PUBLISHED, WITHDRAWN
@@ -53,7 +54,12 @@ def read_source(config: RefreshConfig, schema: Schema, data: Path, out: Path, en
     """
     upstream = config.upstream
     model, loaded = load_towers(upstream_folder(out, upstream.name) / "checkpoints", upstream, schema, environment)
-    return source_of(model, loaded, config, schema, data, out, environment)
+    source = source_of(model, loaded, config, schema, data, out, environment)
+    if not config.cross:
+        return source
+    skip = screen_source(upstream, schema, data, out, environment).quarantine
+    cross = CrossEvents(model, find_files(data, upstream.source.events), skip, fresh=True)
+    return replace(source, content=replace(source.content, cross=cross))
 
 
 def source_of(

@@ -1,4 +1,5 @@
-"""Publish an upstream's vectors: user and item series together, whole or not at all, tagged when they pass.
+"""Publish an upstream's vectors: user and item series together, whole or not at all, tagged when they pass; and with
+them, where the config wants it, those of cross representations.
 
 What is to be published (`Publication`) is decided and written down before the first commit. So a crash between two
 commits is mended by the next call: it finds the same decision, and which series still lack their version.
@@ -15,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,10 +30,11 @@ from recsys.data.last_events import LastEvents
 from recsys.data.schema import Schema
 from recsys.folders import store_folder
 from recsys.prior import Prior
-from recsys.refresh.aggregate import Aggregation
-from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series
-from recsys.refresh.arms import ENTITIES, arm_of, series_of
-from recsys.refresh.embed import Towers, embed, gather
+from recsys.refresh.aggregate import DECAY, Aggregation
+from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series, newest_before
+from recsys.refresh.arms import ENTITIES, arm_of, cross_series, series_of
+from recsys.refresh.cross import CrossEvents, CrossSums, sum_cross
+from recsys.refresh.embed import Embedded, Towers, embed, gather
 from recsys.refresh.prior import prior_series, publish_prior, withdraw
 from recsys.train.distributed import Environment, broadcast
 
@@ -43,6 +45,12 @@ BATCH = 4096
 def space_name(upstream: str, generation: int = 1) -> str:
     """The vector space of an upstream's first training run; each retraining from scratch opens the next."""
     return f"{upstream}-{generation}"
+
+
+def cross_space(space: str) -> str:
+    """The space of the cross representations that are published with vectors of a space: of users and items alike, and
+    the vectors' own in nothing."""
+    return f"{space}-cross"
 
 
 def aggregations(refresh: RefreshSettings, *, study: bool) -> dict[str, Aggregation]:
@@ -69,11 +77,11 @@ class Publication:
     as_of: int
     """Event time of the snapshots, ms."""
     space: str
-    """Their space."""
+    """Their space; that of cross representations is `cross_space` of it."""
     versions: dict[str, int]
     """Series -> the version it will have; equal for the user and the item series of an arm."""
     tags: dict[str, int | None]
-    """Plain series -> where the tag stood; None: nowhere."""
+    """Series that readers follow -> where the tag stood; None: nowhere."""
     done: bool = False
     """Whether the tag has been moved, for a publication that no record tells of."""
 
@@ -104,6 +112,21 @@ class Content:
     """Of the items, on rank 0."""
     read: Callable[[Batch], Batch] | None = None
     """See `embed`."""
+    cross: CrossEvents | None = None
+    """What cross representations are made of, where they are published; None: of nothing new."""
+
+
+class _Part(NamedTuple):
+    """What goes into some series of one owner."""
+
+    owner: str
+    names: tuple[str, ...]
+    size: int
+    """Entities on all ranks."""
+    batches: Iterator[Embedded]
+    """This rank's share of them."""
+    stage: str
+    """Where the time for them goes."""
 
 
 class Timer:
@@ -138,12 +161,23 @@ class Publisher:
         self._ways = aggregations(config, study=config.study)
         self._pairs = {arm: series_of(arm, config.upstream.name, config) for arm in self._ways}
         self.plain = series_of(next(iter(self._ways)), config.upstream.name, config)
-        """The series that readers follow: user and item."""
+        """The series of the upstream's own way: user and item."""
+        self._cross: tuple[str, ...] = ()
+        if config.cross:
+            self._cross = self._pairs[DECAY] = cross_series(config.upstream.name)
+            self._ways[DECAY] = Aggregation(
+                method=DECAY,
+                weight=config.cross_decay,
+                time_to_live_days=config.time_to_live_days,
+                delta_below=config.delta_below,
+            )
         self.expired: dict[str, int] = {}
         """Series -> entities that left it when it was last written; on rank 0."""
         if environment.is_main:
             for name in (name for pair in self._pairs.values() for name in pair):
-                self._store.create(name, dim=config.upstream.model.vector_dim, dtype=config.dtype, exist_ok=True)
+                model = config.upstream.model
+                dim = model.cross_dim if name in self._cross else model.vector_dim
+                self._store.create(name, dim=dim, dtype=config.dtype, exist_ok=True)
                 activity_series(self._store, name)
             prior_series(self._store, config.upstream.name)
         dist.barrier()
@@ -162,11 +196,15 @@ class Publisher:
         return self._store
 
     def decide(self, path: Path, key: Mapping[str, Any], as_of: int, space: str) -> Publication:
-        """The publication of this key: the one written to `path` before, or a new one, which is written there."""
+        """The publication of this key: the one written to `path` before, or a new one, which is written there.
+
+        One of other series, by another config, is none of this key.
+        """
         found = None
         if self._environment.is_main:
             found = Publication(**json.loads(path.read_text())) if path.is_file() else None
-            if found is None or (found.key, found.as_of, found.space) != (key, as_of, space):
+            same = found is not None and (found.key, found.as_of, found.space) == (key, as_of, space)
+            if found is None or not same or found.versions.keys() != self._series.keys():
                 free = {name: series.next_version for name, series in self._series.items()}
                 versions = {name: max(free[n] for n in pair) for pair in self._pairs.values() for name in pair}
                 found = Publication(key=key, as_of=as_of, space=space, versions=versions, tags=self._tags())
@@ -177,7 +215,7 @@ class Publisher:
         """Write every series that lacks its version, and tell whether one did. The others are left as they are.
 
         The vectors of users and items are complete before either is committed; the items' prior is there before them.
-        Rank 0's time goes to `embed`, `aggregate` and `store`.
+        Rank 0's time goes to `embed`, `cross`, `aggregate` and `store`.
 
         Raises:
             DataError: a row that cannot be read, naming file and row; nothing is published.
@@ -190,7 +228,7 @@ class Publisher:
         return bool(rounds)
 
     def move_tags(self, publication: Publication, path: Path) -> None:
-        """Point the tag of the plain series to what was published, if it still stands where the publication found it.
+        """Point the tag that readers follow to what was published, if it still stands where the publication found it.
 
         Raises:
             TagMovedError: it does not; the next call takes it as it then is.
@@ -198,7 +236,7 @@ class Publisher:
         if not self._environment.is_main:
             return
         tag = self._config.tag
-        for name in self.plain:
+        for name in self._tagged:
             series, version = self._series[name], publication.versions[name]
             if series.tags().get(tag) == version:
                 continue  # before a crash
@@ -213,8 +251,8 @@ class Publisher:
 
     def followed(self, publication: Publication) -> bool:
         """Whether the tag stood on the newest versions before the publication that were not refused, on rank 0."""
-        newest = {name: self._series[name].as_of(publication.as_of - 1).version for name in self.plain}
-        return publication.tags == newest
+        newest = {name: newest_before(self._series[name], publication.as_of - 1) for name in self._tagged}
+        return publication.tags == {name: None if x is None else x.version for name, x in newest.items()}
 
     def refuse(self, publication: Publication, reasons: Sequence[str]) -> None:
         """Mark what was published as refused, on rank 0: nobody reads it as of a time, no later day builds on it."""
@@ -258,8 +296,13 @@ class Publisher:
         versions = publication.versions.items()
         return {name: self._series[name].version(version).manifest.base is None for name, version in versions}
 
+    @property
+    def _tagged(self) -> tuple[str, ...]:
+        """The series that readers follow."""
+        return (*self.plain, *self._cross)
+
     def _tags(self) -> dict[str, int | None]:
-        return {name: self._series[name].tags().get(self._config.tag) for name in self.plain}
+        return {name: self._series[name].tags().get(self._config.tag) for name in self._tagged}
 
     def _owed(self, publication: Publication) -> list[tuple[str, ...]]:
         """Round by round, the series to write; decided by rank 0 for all."""
@@ -271,32 +314,13 @@ class Publisher:
 
     def _write(self, names: tuple[str, ...], publication: Publication, content: Content, timer: Timer) -> None:
         """Embed once, aggregate in each series' way, and commit all of them at the end."""
-        ways = {name: self._ways[arm] for arm, pair in self._pairs.items() for name in pair}
         main = self._environment.is_main
         opened: dict[str, DayWriter] = {}
         with ExitStack() as writers:  # commits at its end, or nothing if anything raises before
-            for owner in ENTITIES:
-                aggregators = {
-                    name: Aggregator(
-                        self._series[name],
-                        self._activity[name],
-                        ways[name],
-                        day=content.day,
-                        as_of=publication.as_of,
-                        space=publication.space,
-                        rotation=content.rotation,
-                        fresh=content.fresh,
-                        after_refused=content.after_refused,
-                        before=content.before,
-                        withdrawn=content.withdrawn.get(owner),
-                    )
-                    for name in names
-                    if name.startswith(owner)
-                }
-                entities = len(content.events[owner])
-                mine = {name: writers.enter_context(a.writer(entities)) for name, a in aggregators.items() if main}
-                if aggregators:
-                    self._append(owner, aggregators, mine, content, timer)
+            for part in self._parts(names, content, timer):
+                aggregators = {name: self._aggregator(name, part.owner, publication, content) for name in part.names}
+                mine = {name: writers.enter_context(a.writer(part.size)) for name, a in aggregators.items() if main}
+                self._append(part, aggregators, mine, content, timer)
                 opened |= mine
             with timer("store"):
                 for writer in opened.values():
@@ -315,26 +339,67 @@ class Publisher:
         if content.schema.withdrawn:
             withdraw(self._prior, withdrawn)
 
+    def _parts(self, names: Sequence[str], content: Content, timer: Timer) -> Iterator[_Part]:
+        """What goes into these series: for the users and for the items the towers' vectors, then the cross ones."""
+        model, schema, environment = content.model, content.schema, self._environment
+        for owner in ENTITIES:
+            events = content.events[owner]
+            chosen = tuple(name for name in names if name.startswith(owner) and name not in self._cross)
+            if chosen:
+                batches = embed(model, schema, events, owner, environment, BATCH, read=content.read)
+                yield _Part(owner, chosen, len(events), batches, "embed")
+        crossed = [name for name in self._cross if name in names]
+        sums: dict[str, CrossSums] = {}
+        if crossed and content.cross is not None:
+            with timer("cross"):
+                sums = sum_cross(schema, content.cross, self._config.cross_decay, environment, BATCH)
+        for owner in ENTITIES:
+            chosen = tuple(name for name in crossed if name.startswith(owner))
+            if chosen and owner in sums:
+                gone = content.withdrawn.get(owner, torch.empty(0, dtype=torch.int64))
+                summed = sums.pop(owner)  # gone when the next owner's turn comes
+                yield _Part(owner, chosen, len(summed), summed.means(gone, BATCH, environment), "cross")
+            elif chosen:
+                yield _Part(owner, chosen, 0, iter(()), "cross")
+
+    def _aggregator(self, name: str, owner: str, publication: Publication, content: Content) -> Aggregator:
+        """What goes on with a series. No rotation takes cross representations from one space to another: a new one
+        begins with all events that there are."""
+        cross, space = name in self._cross, publication.space
+        anew = cross and content.cross is not None and content.cross.fresh
+        ways = {name: self._ways[arm] for arm, pair in self._pairs.items() for name in pair}
+        return Aggregator(
+            self._series[name],
+            self._activity[name],
+            ways[name],
+            day=content.day,
+            as_of=publication.as_of,
+            space=cross_space(space) if cross else space,
+            rotation=None if cross else content.rotation,
+            fresh=content.fresh or anew,
+            after_refused=content.after_refused,
+            before=content.before,
+            withdrawn=content.withdrawn.get(owner),
+        )
+
     def _append(
         self,
-        owner: str,
+        part: _Part,
         aggregators: Mapping[str, Aggregator],
         writers: Mapping[str, DayWriter],
         content: Content,
         timer: Timer,
     ) -> None:
-        """One owner's vectors: each rank embeds and aggregates its share, rank 0 writes."""
-        events, ranks = content.events[owner], self._environment
-        batches = embed(content.model, content.schema, events, owner, ranks, BATCH, read=content.read)
+        """One owner's vectors: each rank computes and aggregates its share, rank 0 writes."""
         while True:
-            with timer("embed"):
-                part = next(batches, None)
-            if part is None:
+            with timer(part.stage):
+                some = next(part.batches, None)
+            if some is None:
                 return
-            days = part.days(content.utc_offset_hours)
+            days = some.days(content.utc_offset_hours)
             for name, aggregator in aggregators.items():
                 with timer("aggregate"):
-                    blended = aggregator.blend(part.ids, part.vectors, days, part.events)
+                    blended = aggregator.blend(some.ids, some.vectors, days, some.events)
                     parts = gather(blended, BATCH, self._environment)
                 if parts is not None:
                     with timer("store"):

@@ -79,7 +79,7 @@ class Record:
     rows_per_second: dict[str, float]
     """`train`: events; `embed`: entities of both kinds; of all ranks."""
     seconds: dict[str, float]
-    """`train`, `embed`, `aggregate`, `store`, `quality`."""
+    """`train`, `embed`, `cross` where there is one, `aggregate`, `store`, `quality`."""
     gates: list[str]
     """Why the tag did not move; empty: it did."""
     tagged: bool
