@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from recsys.evaluate.wording import title
+from recsys.refresh.arms import cross_series
 from recsys.study.payoff import unpaid
 
 
 def arm_title(arm: str, upstreams: Iterable[str]) -> str:
-    """What a ranker reads, in words: `ctr_cvr_user_item` -> "CTR + CVR, user + item"; other names stay as they are."""
+    """What a ranker reads, in words: `ctr_cvr_user_item` -> "CTR + CVR, user + item", `ctr_user_item_cross` ->
+    "CTR user + item + cross"; other names stay as they are."""
     named, entities = _parsed(arm, upstreams)
     if not named:
         return "no vectors" if arm == "none" else arm
@@ -18,14 +20,17 @@ def arm_title(arm: str, upstreams: Iterable[str]) -> str:
 
 
 def series_read(arm: str, upstreams: Iterable[str]) -> list[str]:
-    """The series that a ranker reads: `ctr_user_item` -> user_ctr, item_ctr."""
+    """The series that a ranker reads: `ctr_user_item` -> user_ctr, item_ctr; with `_cross` user_ctr_cross,
+    item_ctr_cross too."""
     named, entities = _parsed(arm, upstreams)
-    return [f"{entity}_{name}" for name in named for entity in entities]
+    read = [f"{entity}_{name}" for name in named for entity in entities if entity != "cross"]
+    return read + [series for name in named if "cross" in entities for series in cross_series(name)]
 
 
 def _parsed(arm: str, upstreams: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The upstreams and entities in an arm's name; none where it is not made of them."""
-    entities = next((e for e in ("user_item", "user", "item") if arm.endswith(f"_{e}")), "")
+    """The upstreams and entities in an arm's name, `cross` behind these; none where it is not made of them."""
+    known = ("user_item_cross", "user_item", "user", "item")
+    entities = next((e for e in known if arm.endswith(f"_{e}")), "")
     rest, named = arm.removesuffix(f"_{entities}"), []
     for upstream in upstreams:
         if rest == upstream or rest.startswith(f"{upstream}_"):

@@ -68,9 +68,8 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
             for upstream in config.upstreams
         },
         series={
-            f"{owner}_{upstream.name}": _series_run(store, f"{owner}_{upstream.name}", test, config.rankers)
-            for upstream in config.upstreams
-            for owner in ("user", "item")
+            name: _series_run(store, name, test, config.rankers)
+            for name in dict.fromkeys(name for job in jobs.values() for arm in job.arms for name in arm.series)
         },
         retrieval=collect_retrieval(config, config.rankers, data, out, skip),
         rows=split_rows(config.rankers, data, skip),

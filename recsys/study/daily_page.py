@@ -55,9 +55,10 @@ def render_daily(document: Mapping[str, Any]) -> str:
 
 
 def shown_arms(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The study's arms in the order of the tables: `none`, the ways of aggregation, `once`."""
-    once = document["cadence"].get("once")
-    return {"none": document["baseline"], **document["aggregation"], **({"once": once} if once else {})}
+    """The study's arms in the order of the tables: `none`, the ways of aggregation, `cross`, `once`."""
+    others = {"cross": document.get("cross"), "once": document["cadence"].get("once")}
+    found = {arm: measured for arm, measured in others.items() if measured}
+    return {"none": document["baseline"], **document["aggregation"], **found}
 
 
 def _lift_image(arms: Mapping[str, Mapping[str, Any]]) -> Markup:

@@ -19,10 +19,12 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
 
     baseline.*                              the ranker without vectors: keys as tasks.<task>.<arm>
     aggregation.<arm>.*                     by way of aggregation, refreshed daily: keys as tasks.<task>.<arm>
+    cross.*                                 the configured arm with cross representations beside it: the same keys;
+                                            absent where these are not published
     cadence.daily.*                         the configured arm again, refreshed daily
     cadence.once.*                          the first snapshot for all days
     comparisons.<a>_over_<b>.auc_lift       number; ROC-AUC of a / that of b - 1, mean over seeds; every arm over
-                                            `latest`, and the configured one over every other
+                                            `latest`, the configured one over every other, and `cross` over it
     comparisons.<a>_over_<b>.auc_lift_ci95  [low, high]; paired bootstrap over users and seeds
     tasks.<task>.<arm>.*                    as in report.json
     segments.<task>.*                       as in report.json, of `none`, the configured arm and `once`
@@ -52,7 +54,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     time_shares.<stage>                     number; share of all cycles' time: train, embed, aggregate, store, quality
 
 Arms: `none` (no vectors), `latest` (today's vector overwrites), `ma_<w>` (moving average, w on the previous), `average`
-(mean of all days), `once` (never refreshed).
+(mean of all days), `cross` (cross representations beside the configured one), `once` (never refreshed).
 """
 
 from __future__ import annotations
@@ -79,9 +81,9 @@ from recsys.study.retrieval_report import retrieval_document
 from recsys.study.scores import ReportError, TaskScores, measure_arms, resample_arms
 from recsys.study.segments import measure_segments
 from recsys.study.verdict import judge_daily
+from recsys.study.ways import CROSSED, ONCE
 
 FORMAT_VERSION = 1
-ONCE = "once"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,8 @@ class DailyResults:
     upstream: str
     """Whose vectors the rankers read."""
     tasks: Mapping[str, TaskScores]
-    """The rankers' test predictions, arms `none`, ways of aggregation, `once`; the first task is the study's."""
+    """The rankers' test predictions, arms `none`, ways of aggregation, `cross`, `once`; the first task is the
+    study's."""
     records: Sequence[Mapping[str, Any]]
     """`days/<day>.json` of every day, oldest first."""
     retrieval: RetrievalResult | None = None
@@ -156,7 +159,8 @@ def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) ->
         "configured": results.configured,
         "task": task,
         "baseline": arms[REFERENCE],
-        "aggregation": {arm: measured for arm, measured in arms.items() if arm not in (REFERENCE, ONCE)},
+        "aggregation": {arm: measured for arm, measured in arms.items() if arm not in (REFERENCE, CROSSED, ONCE)},
+        **({"cross": arms[CROSSED]} if CROSSED in arms else {}),
         "cadence": {name: measured for name, measured in cadence.items() if measured},
         "comparisons": _comparisons(drawn[task], results.configured),
         "tasks": tasks,
@@ -189,10 +193,14 @@ def load_daily(folder: str | Path) -> dict[str, Any]:
 
 
 def _comparisons(arms: Mapping[str, Mapping[str, Resampled]], configured: str) -> dict[str, dict[str, Any]]:
-    """Every arm over `latest`, and the configured one over every other."""
+    """Every arm over `latest`, and the configured one over every other, but `cross` over it."""
     pairs = [(arm, "latest") for arm in arms if arm not in (REFERENCE, "latest")] if "latest" in arms else []
     pairs += (
-        [(configured, arm) for arm in arms if arm not in (REFERENCE, configured, "latest")]
+        [
+            (arm, configured) if arm == CROSSED else (configured, arm)
+            for arm in arms
+            if arm not in (REFERENCE, configured, "latest")
+        ]
         if configured in arms
         else []
     )
@@ -249,7 +257,7 @@ def _check(results: DailyResults) -> None:
     if not results.tasks:
         raise ReportError("the daily report has no task: give the predictions of at least one")
     for task, scores in results.tasks.items():
-        known = (REFERENCE, *STUDIED, results.configured, ONCE)
+        known = (REFERENCE, *STUDIED, results.configured, CROSSED, ONCE)
         unknown = [arm for arm in scores.arms if arm not in known]
         if unknown:
             raise ReportError(f"task {task!r}: arm {unknown[0]!r}; use {', '.join(dict.fromkeys(known))}")

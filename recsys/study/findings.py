@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 from statistics import median
 from typing import Any
 
-from recsys.evaluate.wording import number, percent, verdict
+from recsys.evaluate.wording import interval, number, percent, verdict
 
 PAPER = {"latest": 0.0002, "ma_0.2": 0.0003, "ma_0.5": 0.0006, "ma_0.8": 0.0009, "average": 0.0003}
 """Lifts by way of aggregation as the paper reports them (arXiv 2509.04337)."""
@@ -27,6 +27,7 @@ def method_title(arm: str) -> str:
         "none": "no vectors",
         "latest": "latest overwrites",
         "average": "average pooling",
+        "cross": "with cross representations",
         "once": "never refreshed",
         "daily": "refreshed daily",
     }
@@ -47,6 +48,7 @@ def findings(document: Mapping[str, Any]) -> dict[str, str]:
         "How much there is to smooth": _drift(document),
         "How often a vector is blended": _memory(document),
         "Who has a vector at all": _coverage(document),
+        "What cross representations add": _cross(document),
     }
     return {heading: text for heading, text in parts.items() if text}
 
@@ -148,6 +150,18 @@ def _chain(papers: list[str]) -> str:
     """`a > b = c`, by the paper's figures."""
     signs = [" > " if PAPER[a] > PAPER[b] else " = " for a, b in pairwise(papers)]
     return "".join(sign + method_title(arm) for sign, arm in zip(["", *signs], papers, strict=True))
+
+
+def _cross(document: Mapping[str, Any]) -> str:
+    configured = document["configured"]
+    found = document["comparisons"].get(f"cross_over_{configured}")
+    if not found or found["auc_lift"] is None:
+        return ""
+    told = {"up": "worth reading", "down": "better not read"}.get(verdict(found), "not clear of chance")
+    return (
+        f"Read beside the vectors of {method_title(configured)} they change the ranker's ROC-AUC by "
+        f"{percent(found['auc_lift'], signed=True)} ({interval(found['auc_lift_ci95'])}): {told}."
+    )
 
 
 def _against_configured(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from recsys.downstream.validation import REFERENCE
 from recsys.evaluate import plots, wording
 from recsys.evaluate.flow import Model, flow_plot
 from recsys.evaluate.html import image, render
+from recsys.refresh.arms import cross_series
 from recsys.study.arms import arm_title, drawn, judged_arm, series_read
 from recsys.study.cautions import cautions
 from recsys.study.payoff import payoff_note
@@ -86,7 +87,9 @@ def _flow_image(report: Mapping[str, Any]) -> Markup:
     configs = {entry["name"]: entry for entry in report["config"].get("upstreams", ())}
     models = []
     for name in report["upstreams"]:
-        series = {f"{owner}_{name}": owner for owner in ("user", "item") if f"{owner}_{name}" in report["store"]}
+        published = {f"{owner}_{name}": owner for owner in ("user", "item")}
+        published |= {series: f"{series.partition('_')[0]} cross" for series in cross_series(name)}
+        series = {entry: what for entry, what in published.items() if entry in report["store"]}
         stored = [report["store"][entry] for entry in series]
         config = configs.get(name, {})
         notes = [
@@ -94,7 +97,7 @@ def _flow_image(report: Mapping[str, Any]) -> Markup:
             *dict.fromkeys(f"up to {as_of[:10]}" if (as_of := entry["as_of"]) else wording.UNTIMED for entry in stored),
         ]
         events = config.get("source", {}).get("events", ())
-        labels = {entry: f"{owner} v{report['store'][entry]['version']}" for entry, owner in series.items()}
+        labels = {entry: f"{what} v{report['store'][entry]['version']}" for entry, what in series.items()}
         models.append(Model(name=name, notes=notes, source=_first_and_last(events), series=labels))
     arms: Mapping[str, Any] = next(iter(report["tasks"].values()), {})
     readers = {arm_title(arm, report["upstreams"]): series_read(arm, report["upstreams"]) for arm in arms}

@@ -12,17 +12,19 @@ from pathlib import Path
 
 from recsys.config import STUDIED, ArmConfig, RankerConfig, StudyConfig
 from recsys.data.errors import DataError
-from recsys.refresh.arms import arm_of, series_of
+from recsys.refresh.arms import arm_of, cross_series, series_of
 from recsys.refresh.days import find_day
 from recsys.study.ablation import ranker_job
 
 JOB = "daily"
 ONCE = "once"
 """The arm that reads the first snapshots alone: what the vectors are worth if nobody refreshes them."""
+CROSSED = "cross"
+"""The arm that reads cross representations beside the upstream's own way, where they are published."""
 
 
 def study_arms(study: StudyConfig) -> tuple[ArmConfig, ...]:
-    """The arms in the order of the report: `none`, the ways of aggregation, `once`."""
+    """The arms in the order of the report: `none`, the ways of aggregation, `cross`, `once`."""
     refresh = study.refresh
     own = arm_of(refresh)
 
@@ -31,6 +33,9 @@ def study_arms(study: StudyConfig) -> tuple[ArmConfig, ...]:
 
     ways = dict.fromkeys([*(STUDIED if refresh.study else ()), own])
     refreshed = [ArmConfig(name=arm, series=series(arm)) for arm in ways]
+    if refresh.cross:
+        added = tuple(name for upstream in study.upstreams for name in cross_series(upstream.name))
+        refreshed.append(ArmConfig(name=CROSSED, series=series(own) + added))
     return (ArmConfig(name="none"), *refreshed, ArmConfig(name=ONCE, series=series(own), once=True))
 
 
