@@ -62,6 +62,7 @@ def config(**gates: float) -> StudyConfig:
             whole.refresh,
             days=DaysConfig(events="market/events/{day}/*/*.parquet", first=DAYS[0], last=DAYS[-1]),
             gates=GateConfig(**gates),
+            cross=True,
         ),
         spans=SpansConfig(
             train=(DAYS[0], DAYS[0]),
@@ -140,7 +141,7 @@ def test_follow_a_folder_to_the_report(
     assert json.loads((out / "daily.json").read_text())["retrieval"]["version"] == records[0].versions["item_ctr"]
     predictions = sorted((out / "downstream/daily/ctr").glob("*.npz"))
     assert [path.stem for path in predictions] == sorted(
-        f"{arm}-0" for arm in ("none", "latest", "ma_0.2", "ma_0.5", "ma_0.8", "average", "once")
+        f"{arm}-0" for arm in ("none", "latest", "ma_0.2", "ma_0.5", "ma_0.8", "average", "cross", "once")
     )
     written = [path.stat().st_mtime_ns for path in predictions]
     reported = []
@@ -167,6 +168,7 @@ def report_is_complete(out: Path) -> None:
         assert np.isfinite(arm["auc_lift"])
         assert arm["auc_lift_ci95"][0] <= arm["auc_lift_ci95"][1]
     assert {"daily", "once"} <= set(report["cadence"])
+    assert np.isfinite(report["cross"]["auc_lift"])
     assert report["retrieval"]["days"] == 3  # two of 24 hours from when the newest vectors are to be read on
     assert "</html>" in (out / "daily.html").read_text()
     assert (out / "daily/ctr/item_ctr/quality.html").is_file()

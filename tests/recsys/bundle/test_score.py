@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from recsys.bundle import score as score_module
 from recsys.bundle.bundle import Bundle, load_bundle
 from recsys.bundle.manifest import BundleError, Manifest
 from recsys.bundle.repin import repin
-from recsys.config import ConfigError
+from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.config import ArmConfig, ConfigError
 from recsys.data.errors import DataError
+from tests.recsys.bundle.conftest import CONFIG
 from tests.recsys.downstream.example import SPLIT, publish_vectors
 
 FILES = SPLIT.test[0]
@@ -143,6 +146,36 @@ def test_a_newer_version_of_the_same_space_is_pinned(
     moves = {move.after.series: move for move in repin(folder)}
     assert moves["item_ctr"].drift is None  # gone: nothing to be held against
     assert moves["user_ctr"].drift is not None
+
+
+def test_cross_representations_are_pinned_beside_the_vectors(data: Path, tmp_path: Path) -> None:
+    """Each pair of one time and one space, and moved on together."""
+    store, series = tmp_path / "store", ("user_ctr", "item_ctr", "user_ctr_cross", "item_ctr_cross")
+
+    def publish(later_ms: int, turned: float = 0.0, space: str = "ctr-1") -> None:
+        publish_vectors(data, store, later_ms=later_ms, turned=turned, space=space)
+        crossed = {"space": f"{space}-cross", "upstream": "ctr_cross", "dim": 8}
+        publish_vectors(data, store, later_ms=later_ms, turned=turned, **crossed)
+
+    publish(0)
+    job = replace(CONFIG, arms=(ArmConfig(name="none"), ArmConfig(name="crossed", series=series)))
+    train_bundle(job, "crossed", data, tmp_path / "out", str(store))
+    folder = bundle_folder(tmp_path / "out")
+    rows = pq.ParquetFile(next(iter(sorted(data.glob(FILES))))).read()
+    before = load_bundle(folder).predict(rows)
+    assert [(pin.space, pin.version) for pin in Manifest.load(folder).pins] == [("ctr-1", 1)] * 2 + [
+        ("ctr-1-cross", 1)
+    ] * 2
+    publish(1000, turned=0.2)
+    assert [move.after.series for move in repin(folder)] == list(series)
+    assert [pin.version for pin in Manifest.load(folder).pins] == [2] * 4
+    assert not torch.equal(load_bundle(folder).predict(rows)["ctr"], before["ctr"])
+    publish(2000, space="ctr-2")
+    with pytest.raises(BundleError, match="series 'user_ctr' moved from space 'ctr-1'"):
+        repin(folder, max_drift=2)
+    shutil.rmtree(next(store.rglob("item_ctr_cross")))
+    with pytest.raises(BundleError, match="item_ctr_cross"):
+        load_bundle(folder)
 
 
 def test_vectors_that_have_moved_too_far_are_not_pinned(copied: tuple[Path, Path], data: Path) -> None:

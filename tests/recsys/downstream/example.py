@@ -30,13 +30,22 @@ USER = Ranker("tasks", "ctr_user", ("user_ctr",), 0)
 BOTH = Ranker("tasks", "ctr_user_item", ("user_ctr", "item_ctr"), 0)
 
 
-def publish_vectors(data: Path, store: Path, *, later_ms: int = 0, turned: float = 0.0, space: str = "ctr-1") -> None:
+def publish_vectors(
+    data: Path,
+    store: Path,
+    *,
+    later_ms: int = 0,
+    turned: float = 0.0,
+    space: str = "ctr-1",
+    upstream: str = "ctr",
+    dim: int = 6,
+) -> None:
     """Vectors of most users and items, as of the last upstream day or later; `turned`: towards others, 0 to 1."""
     opened, generator = EmbeddingStore(store), torch.Generator().manual_seed(0)
     for owner in ("user", "item"):
         rows = pq.ParquetFile(data / f"market/{owner}s/part-0.parquet").read(["timestamp", f"{owner}_id"])
         ids = torch.from_numpy(rows[f"{owner}_id"].to_numpy().copy())
-        series = opened.create(f"{owner}_ctr", dim=6, exist_ok=True)
-        vectors, others = torch.randn(len(ids), 6, generator=generator), torch.randn(len(ids), 6, generator=generator)
+        series = opened.create(f"{owner}_{upstream}", dim=dim, exist_ok=True)
+        vectors, others = (torch.randn(len(ids), dim, generator=generator) for _ in range(2))
         with series.write(as_of=rows["timestamp"][0].as_py() + later_ms, space=space) as writer:
             writer.append(ids, (1 - turned) * vectors + turned * others)

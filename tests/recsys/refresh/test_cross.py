@@ -17,16 +17,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from recsys.config import ConfigError, GateConfig, RefreshSettings, UpstreamConfig
+from embedding_store import EmbeddingStore
+from recsys.config import (
+    ArmConfig,
+    ConfigError,
+    GateConfig,
+    NetworkConfig,
+    RankerTrainConfig,
+    RefreshSettings,
+    UpstreamConfig,
+)
 from recsys.data.convert import to_batch
+from recsys.downstream.features import StoreFeatures
+from recsys.downstream.ranking import all_rankers, read_predictions, train_rankers
+from recsys.folders import store_folder
 from recsys.models.derm import DERM
 from recsys.refresh.aggregate import DECAY, aggregate
+from recsys.refresh.aggregator import DayWriter
 from recsys.refresh.arms import ENTITIES, cross_series
 from recsys.refresh.cross import CrossSums, Recency
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.days import window
 from recsys.refresh.on_demand import embed_rows
-from recsys.refresh.publish import Publisher
+from recsys.study.ablation import ranker_job
 from recsys.train.checkpoint import load_model
 from recsys.train.distributed import Environment
 from recsys.train.tables import allocate
@@ -46,6 +59,7 @@ from tests.recsys.refresh.daily_example import (
     start_run,
     write_day,
 )
+from tests.recsys.refresh.example import CONFIG as STUDY
 from tests.recsys.refresh.example import MODEL, SCHEMA, events
 
 CROSS = cross_series("ctr")
@@ -184,7 +198,6 @@ def test_four_series_of_one_version_in_every_cycle(crossed: tuple[Path, Path]) -
     assert newest.versions == dict.fromkeys(ALL, 3)
     assert newest.seconds["cross"] > 0
     assert all(newest.quality["series"][name]["coverage"]["by_event"] > 0 for name in ALL)
-    assert contents(out) == contents(out)
 
 
 def on_two_ranks(data: Path, out: Path) -> None:
@@ -209,7 +222,6 @@ def test_a_crash_between_two_commits(run: tuple[Path, Path], tmp_path: Path, mon
     unbroken = Path(shutil.copytree(out, tmp_path / "unbroken"))
     refresh(CONFIG, data, unbroken)
     written: list[str] = []
-    commit = Publisher._aggregator
     for stop in range(1, 4):
         broken = Path(shutil.copytree(out, tmp_path / f"broken-{stop}"))
         with monkeypatch.context() as patched:
@@ -222,13 +234,10 @@ def test_a_crash_between_two_commits(run: tuple[Path, Path], tmp_path: Path, mon
         assert refresh(CONFIG, data, broken) == [DAYS[2]]
         assert contents(broken) == contents(unbroken)
     assert set(written) & set(CROSS)
-    assert commit is Publisher._aggregator
 
 
 def _crash_after(commits: int, patched: pytest.MonkeyPatch) -> None:
     """Let the process be stopped as soon as so many series of vectors have their day."""
-    from recsys.refresh.aggregator import DayWriter
-
     end = DayWriter.__exit__
     ended = 0
 
@@ -355,6 +364,38 @@ def test_a_config_that_publishes_other_series_decides_anew(tmp_path: Path, envir
     assert [series(out, name).tags() for name in ALL] == [{"prod": 2}] * 2 + [{"prod": 1}] * 2
     refresh(CONFIG, data, out)
     assert [len(snapshots(out, name)) for name in ALL] == [2, 2, 1, 1]
+
+
+def test_rankers_read_them_as_of_each_event(run: tuple[Path, Path]) -> None:
+    """By their names in an arm; the pair is multiplied as the vectors are, and never with them."""
+    data, out = run
+    for day in DAYS[2:4]:
+        write_day(data, day)
+    rankers = replace(
+        STUDY.rankers,
+        train=(f"days/{DAYS[1]}/*",),
+        validation=(f"days/{DAYS[2]}/*",),
+        test=(f"days/{DAYS[3]}/*",),
+        publish_delay_ms=0,
+        network=NetworkConfig(embedding_dim=4, projection_dim=4, hidden=(8,)),
+        training=RankerTrainConfig(epochs=1, batch_size=8),
+    )
+    job = ranker_job("tasks", rankers, (ArmConfig(name="none"), ArmConfig(name="crossed", series=ALL)))
+    train_rankers(job, data, out)
+    predictions = [read_predictions(ranker.path(out)) for ranker in all_rankers(job)]
+    assert len(predictions) == 2 * len(rankers.seeds)
+    features = StoreFeatures(EmbeddingStore(store_folder(out)), ALL)
+    assert [spec.space for spec in features.specs] == ["ctr-1"] * 2 + ["ctr-1-cross"] * 2
+    day = to_batch(pq.read_table(data / f"days/{DAYS[1]}/part-0.parquet"), SCHEMA)
+    batch = features(day)
+    assert batch.vectors is not None
+    start = 2 * MODEL.vector_dim
+    for name, ids in zip(CROSS, (batch.user_ids, batch.item_ids), strict=True):
+        of_the_day_before = series(out, name).version(2).load().lookup(ids)[0]
+        assert torch.equal(batch.vectors[:, start : start + MODEL.cross_dim], of_the_day_before)
+        start += MODEL.cross_dim
+    assert batch.found is not None
+    assert batch.found[:, 2:].any()
 
 
 def test_entities_leave_at_their_time_to_live(run: tuple[Path, Path]) -> None:

@@ -14,7 +14,8 @@ from recsys.study.daily_report import DailyResults
 from recsys.study.scores import TaskScores
 from tests.recsys.study.example import SEEDS, example_facts, example_retrieval
 
-PAPERS_ORDER = {"latest": 0.02, "ma_0.2": 0.03, "ma_0.5": 0.06, "ma_0.8": 0.09, "average": 0.04, "once": 0.0}
+PAPERS_ORDER = {"latest": 0.02, "ma_0.2": 0.03, "ma_0.5": 0.06, "ma_0.8": 0.09, "average": 0.04}
+PAPERS_ORDER |= {"cross": 0.2, "once": 0.0}
 DAYS = tuple((date(2024, 2, 26) + timedelta(days=day)).isoformat() for day in range(12) if day != 6)
 
 

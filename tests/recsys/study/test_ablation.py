@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from recsys.downstream.ranking import all_rankers
-from recsys.study.ablation import ablation_arms, ablation_jobs
+from recsys.study.ablation import ablation_arms, ablation_jobs, fullest_job
+from recsys.study.arms import arm_title, series_read
 from tests.recsys.downstream.example import NONE, RANKERS
 from tests.recsys.refresh.example import CONFIG
 
@@ -63,3 +64,20 @@ def test_every_seed_of_a_study_reads_its_training_of_the_upstreams() -> None:
     assert [read["ctr_user", seed] for seed in (4, 5, 6)] == [("user_ctr",), ("user_ctr_s8",), ("user_ctr",)]
     assert read["ctr_user_item", 5] == ("user_ctr_s8", "item_ctr_s8")
     assert read["none", 5] == ()
+
+
+def test_one_more_arm_reads_cross_representations() -> None:
+    *others, last = ablation_arms(["ctr", "cvr"], cross=True)
+    assert others == list(ablation_arms(["ctr", "cvr"]))
+    assert (last.name, last.series[:4]) == (f"{others[-1].name}_cross", others[-1].series)
+    assert last.series[4:] == ("user_ctr_cross", "item_ctr_cross", "user_cvr_cross", "item_cvr_cross")
+    assert arm_title(last.name, ["ctr", "cvr"]) == "CTR + CVR, user + item + cross"
+    assert arm_title("ctr_user_item_cross", ["ctr"]) == "CTR user + item + cross"
+    assert series_read(last.name, ["ctr", "cvr"])[4:] == list(last.series[4:])
+    assert sorted(series_read(last.name, ["ctr", "cvr"])) == sorted(last.series)
+    study = replace(CONFIG, refresh=replace(CONFIG.refresh, cross=True), rankers=replace(RANKERS, seeds=(4, 5)))
+    (job,) = ablation_jobs(replace(study, upstream_seeds=(0, 8))).values()
+    read = {(ranker.arm, ranker.seed): ranker.series for ranker in all_rankers(job)}
+    assert read["ctr_user_item_cross", 5] == ("user_ctr_s8", "item_ctr_s8", "user_ctr_s8_cross", "item_ctr_s8_cross")
+    assert "ctr_user_item_cross" not in {arm.name for arm in ablation_jobs(CONFIG)["tasks"].arms}
+    assert [arm.name for arm in fullest_job(study).arms] == ["ctr_user_item_cross"]

@@ -52,6 +52,7 @@ def test_the_keys_that_others_read(full: dict[str, Any]) -> None:
         assert full["aggregation"][arm]["auc_lift"] == pytest.approx(measured[arm]["auc_lift"])
         assert full["aggregation"][arm]["auc_lift_ci95"] == pytest.approx(measured[arm]["auc_lift_ci95"])
     assert full["cadence"] == {"daily": full["aggregation"]["ma_0.8"], "once": full["tasks"]["ctr"]["once"]}
+    assert full["cross"] == full["tasks"]["ctr"]["cross"]
     assert full["baseline"]["auc"] == pytest.approx(measured["none"]["auc"])
     assert full["seeds"] == [0, 1, 2]
     assert list(full["tasks"]) == ["ctr", "cvr"]
@@ -59,14 +60,16 @@ def test_the_keys_that_others_read(full: dict[str, Any]) -> None:
 
 def test_comparisons_are_the_paired_bootstrap_of_the_two_arms(full: dict[str, Any]) -> None:
     scores = example_scores(PAPERS_ORDER)
-    for name in ("ma_0.2_over_latest", "once_over_latest", "ma_0.8_over_once", "ma_0.8_over_average"):
+    named = ("ma_0.2_over_latest", "once_over_latest", "ma_0.8_over_once", "ma_0.8_over_average", "cross_over_ma_0.8")
+    for name in named:
         a, b = name.split("_over_")
         slow = paired_bootstrap(scores.labels, scores.users, scores.arms[b], scores.arms[a], samples=60)
         found = full["comparisons"][name]
         assert found["auc_lift"] == pytest.approx(slow.lift)
         assert found["auc_lift_ci95"] == pytest.approx([slow.low, slow.high])
     assert "ma_0.8_over_none" not in full["comparisons"]
-    assert len(full["comparisons"]) == len(set(full["comparisons"])) == 5 + 4
+    assert "ma_0.8_over_cross" not in full["comparisons"]
+    assert len(full["comparisons"]) == len(set(full["comparisons"])) == 6 + 4 + 1
 
 
 def test_figures_of_the_days(full: dict[str, Any]) -> None:
@@ -114,6 +117,8 @@ def test_page_is_self_contained_and_complete(full: dict[str, Any], tmp_path: Any
         f"{100 * over['auc_lift']:+.2f}",
         "moving average 0.5",
         "never refreshed",
+        "with cross representations",
+        "of its events",
         "CVR ranker",
         DAYS[-1],
         "refused",
@@ -126,7 +131,7 @@ def test_page_is_self_contained_and_complete(full: dict[str, Any], tmp_path: Any
 
 
 def test_the_papers_order_is_recognised_and_a_reversed_one_is_not_hidden() -> None:
-    reversed_order = dict(zip(PAPERS_ORDER, (0.09, 0.06, 0.03, 0.02, 0.06, 0.0), strict=True))
+    reversed_order = dict(zip(PAPERS_ORDER, (0.09, 0.06, 0.03, 0.02, 0.06, 0.1, 0.0), strict=True))
     theirs = findings(build_daily(example_daily(), samples=40))
     ours = findings(build_daily(example_daily(tasks={"ctr": example_scores(reversed_order)}), samples=40))
     assert "Its order came out; of 4 comparisons" in theirs["The order"]
@@ -216,6 +221,16 @@ def test_never_refreshed_may_be_left_out(full: dict[str, Any]) -> None:
     assert "refresh" in full["verdict"]
 
 
+def test_cross_representations_may_be_left_out(full: dict[str, Any]) -> None:
+    """And the verdict, which is of the configured way, is not theirs."""
+    gains = {arm: gain for arm, gain in PAPERS_ORDER.items() if arm != "cross"}
+    document = build_daily(example_daily(tasks={"ctr": example_scores(gains, rows=500)}), samples=20)
+    assert "cross" not in document
+    assert not any("cross" in name for name in document["comparisons"])
+    assert "What cross representations add" not in findings(document)
+    assert full["verdict"]["tasks"]["ctr"]["arm"] == "ma_0.8"
+
+
 def test_a_weight_that_the_paper_does_not_have_may_be_the_configured_one() -> None:
     gains = {"latest": 0.02, "ma_0.8": 0.05, "ma_0.9": 0.09, "once": 0.0}
     document = build_daily(
@@ -246,6 +261,11 @@ def test_terminal_shows_tables_and_findings_in_80_columns(full: dict[str, Any]) 
     assert text.count("refused") == 1
     assert "events read vectors from 6 h 00 min after their as_of (publish_delay_ms)" in text
     assert "The order. Here, best first" in text
+    over = full["comparisons"]["cross_over_ma_0.8"]
+    told = " ".join(text.split()).partition("What cross representations add. ")[2]
+    assert told.startswith("Read beside the vectors of moving average 0.8 they change the ranker's ROC-AUC by +")
+    assert f"{100 * over['auc_lift']:+.2f}" in told
+    assert "): worth reading." in told
 
 
 def test_names_are_escaped(tmp_path: Any) -> None:

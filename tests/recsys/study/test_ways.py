@@ -38,6 +38,12 @@ def test_arms_without_a_study_and_of_another_way() -> None:
     assert arms_of(other)["ma_0.8"] == ("user_ctr.ma_0.8", "item_ctr.ma_0.8")
 
 
+def test_cross_representations_are_read_beside_the_upstreams_own_way() -> None:
+    arms = arms_of(daily_study(study=True, cross=True))
+    assert list(arms)[-3:] == ["average", "cross", "once"]
+    assert arms["cross"] == ("user_ctr", "item_ctr", "user_ctr_cross", "item_ctr_cross")
+
+
 def test_two_upstreams() -> None:
     (first,) = CONFIG.upstreams
     arms = arms_of(replace(CONFIG, upstreams=(first, replace(first, name="cvr"))))
