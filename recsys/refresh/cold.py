@@ -10,8 +10,9 @@ from torch import Tensor
 
 from recsys.refresh.align import AlignmentQuality, procrustes
 from recsys.refresh.arms import ENTITIES
+from recsys.refresh.content import BATCH, Content
 from recsys.refresh.embed import embed, gather
-from recsys.refresh.publish import BATCH, Content, Publisher
+from recsys.refresh.publish import Publisher
 from recsys.train.distributed import Environment, broadcast
 
 

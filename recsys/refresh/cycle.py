@@ -32,6 +32,7 @@ from recsys.refresh.align import AlignmentQuality
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.catalogue import Place, Told, as_tensors, tell, withdrawn_by, write_withdrawn
 from recsys.refresh.cold import align_spaces
+from recsys.refresh.content import Content, Timer
 from recsys.refresh.counting import read_prior
 from recsys.refresh.cross import CrossEvents
 from recsys.refresh.days import (
@@ -49,7 +50,7 @@ from recsys.refresh.embed import own_files, source_files
 from recsys.refresh.errors import StoreLostError
 from recsys.refresh.first import load_towers, publish_source, read_source
 from recsys.refresh.plan import Plan, Planner, generation
-from recsys.refresh.publish import Content, Publication, Publisher, Timer
+from recsys.refresh.publish import Publication, Publisher
 from recsys.refresh.records import PUBLICATION, WITHDRAWN, Ledger, Record, summary
 from recsys.screening import read_as_0, screen
 from recsys.source import upstream_schema

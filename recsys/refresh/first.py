@@ -17,10 +17,11 @@ from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.catalogue import NOBODY_WITHDRAWN, Told, Withdrawn, as_tensors, withdrawn_by, write_withdrawn
+from recsys.refresh.content import Content, Timer
 from recsys.refresh.counting import read_prior
 from recsys.refresh.cross import CrossEvents
 from recsys.refresh.embed import Towers, own_files, source_files
-from recsys.refresh.publish import Content, Publisher, Timer, space_name
+from recsys.refresh.publish import Publisher, space_name
 from recsys.refresh.records import PUBLISHED, WITHDRAWN
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError, Loaded, load_model

@@ -37,9 +37,10 @@ from recsys.refresh.catalogue import (
     withdrawn_before,
     withdrawn_by,
 )
+from recsys.refresh.content import Content, Timer
 from recsys.refresh.days import window
 from recsys.refresh.errors import UnfinishedError
-from recsys.refresh.publish import Content, Publication, Publisher, Timer, space_name
+from recsys.refresh.publish import Publication, Publisher, space_name
 from recsys.refresh.records import PUBLICATION, PUBLISHED, Ledger, Record
 from recsys.source import upstream_schema
 from recsys.stages import exclusive

@@ -8,38 +8,28 @@ commits is mended by the next call: it finds the same decision, and which series
 from __future__ import annotations
 
 import json
-import time
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from embedding_store import EmbeddingStore, Series, TagMovedError
 from recsys.atomic import write_json
 from recsys.config import STUDIED, RefreshConfig, RefreshSettings
-from recsys.data.batch import Batch
-from recsys.data.last_events import LastEvents
-from recsys.data.schema import Schema
 from recsys.folders import store_folder
-from recsys.prior import Prior
 from recsys.refresh.aggregate import DECAY, Aggregation
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series, newest_before
-from recsys.refresh.arms import ENTITIES, arm_of, cross_series, series_of
-from recsys.refresh.cross import CrossEvents, CrossSums, sum_cross
-from recsys.refresh.embed import Embedded, Towers, embed, gather
+from recsys.refresh.arms import arm_of, cross_series, series_of
+from recsys.refresh.content import BATCH, Content, Part, Timer, cross_parts, tower_parts
+from recsys.refresh.embed import gather
 from recsys.refresh.prior import prior_series, publish_prior, withdraw
 from recsys.train.distributed import Environment, broadcast
-
-BATCH = 4096
-"""Entities that a rank embeds at once."""
 
 
 def space_name(upstream: str, generation: int = 1) -> str:
@@ -84,63 +74,6 @@ class Publication:
     """Series that readers follow -> where the tag stood; None: nowhere."""
     done: bool = False
     """Whether the tag has been moved, for a publication that no record tells of."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Content:
-    """Where the vectors come from."""
-
-    model: Towers
-    schema: Schema
-    events: Mapping[str, LastEvents]
-    """Owner -> the entities and their last events."""
-    day: int
-    """Number of the day: an entity's time to live ends by it."""
-    utc_offset_hours: float = 0.0
-    """Of the time zone that days are counted in."""
-    fresh: bool = False
-    """Carry nothing over from earlier snapshots."""
-    after_refused: bool = False
-    """Carry over from the newest earlier snapshot even if it was refused, not from the newest that was not."""
-    before: int | None = None
-    """Earlier snapshots are those before this time, ms; None: before the publication's own `as_of`."""
-    withdrawn: Mapping[str, Tensor] = field(default_factory=dict)  # int64 [w] each, ascending
-    """Owner -> the entities that must not be in what is published; none of them is in `events`."""
-    rotation: Tensor | None = None  # float32 [D, D]
-    """Takes the vectors of the previous snapshots' space to this one's."""
-    prior: Prior | None = None
-    """Of the items, on rank 0."""
-    read: Callable[[Batch], Batch] | None = None
-    """See `embed`."""
-    cross: CrossEvents | None = None
-    """What cross representations are made of, where they are published; None: of nothing new."""
-
-
-class _Part(NamedTuple):
-    """What goes into some series of one owner."""
-
-    owner: str
-    names: tuple[str, ...]
-    size: int
-    """Entities on all ranks."""
-    batches: Iterator[Embedded]
-    """This rank's share of them."""
-    stage: str
-    """Where the time for them goes."""
-
-
-class Timer:
-    """Seconds spent in named blocks."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Add the block's time to `name`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
 
 
 class Publisher:
@@ -339,28 +272,11 @@ class Publisher:
         if content.schema.withdrawn:
             withdraw(self._prior, withdrawn)
 
-    def _parts(self, names: Sequence[str], content: Content, timer: Timer) -> Iterator[_Part]:
-        """What goes into these series: for the users and for the items the towers' vectors, then the cross ones."""
-        model, schema, environment = content.model, content.schema, self._environment
-        for owner in ENTITIES:
-            events = content.events[owner]
-            chosen = tuple(name for name in names if name.startswith(owner) and name not in self._cross)
-            if chosen:
-                batches = embed(model, schema, events, owner, environment, BATCH, read=content.read)
-                yield _Part(owner, chosen, len(events), batches, "embed")
-        crossed = [name for name in self._cross if name in names]
-        sums: dict[str, CrossSums] = {}
-        if crossed and content.cross is not None:
-            with timer("cross"):
-                sums = sum_cross(schema, content.cross, self._config.cross_decay, environment, BATCH)
-        for owner in ENTITIES:
-            chosen = tuple(name for name in crossed if name.startswith(owner))
-            if chosen and owner in sums:
-                gone = content.withdrawn.get(owner, torch.empty(0, dtype=torch.int64))
-                summed = sums.pop(owner)  # gone when the next owner's turn comes
-                yield _Part(owner, chosen, len(summed), summed.means(gone, BATCH, environment), "cross")
-            elif chosen:
-                yield _Part(owner, chosen, 0, iter(()), "cross")
+    def _parts(self, names: Sequence[str], content: Content, timer: Timer) -> Iterator[Part]:
+        """What goes into these series."""
+        cross, environment = [name for name in names if name in self._cross], self._environment
+        yield from tower_parts(content, [name for name in names if name not in cross], environment)
+        yield from cross_parts(content, cross, self._config.cross_decay, environment, timer)
 
     def _aggregator(self, name: str, owner: str, publication: Publication, content: Content) -> Aggregator:
         """What goes on with a series. No rotation takes cross representations from one space to another: a new one
@@ -384,7 +300,7 @@ class Publisher:
 
     def _append(
         self,
-        part: _Part,
+        part: Part,
         aggregators: Mapping[str, Aggregator],
         writers: Mapping[str, DayWriter],
         content: Content,
