@@ -51,7 +51,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
                                             its neighbouring versions had too
     days.<day>.gates                        list of str; why the publish did not take the tag, empty if it did
     days.<day>.seconds.<stage>              number; of that day's cycle
-    time_shares.<stage>                     number; share of all cycles' time: train, embed, aggregate, store, quality
+    time_shares.<stage>                     number; share of all cycles' time: train, embed, cross, aggregate, store,
+                                            quality
 
 Arms: `none` (no vectors), `latest` (today's vector overwrites), `ma_<w>` (moving average, w on the previous), `average`
 (mean of all days), `cross` (cross representations beside the configured one), `once` (never refreshed).

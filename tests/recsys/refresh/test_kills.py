@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from recsys.refresh import cycle
+from recsys.refresh.arms import cross_series
 from recsys.refresh.cycle import refresh_upstream
 from recsys.train.distributed import Environment
 from tests.processes import forkserver
@@ -30,7 +31,7 @@ from tests.recsys.refresh.daily_example import (
     write_day,
 )
 
-DAILY = config(time_to_live_days=2)
+DAILY = config(time_to_live_days=2, cross=True)
 TRAINING = replace(DAILY.upstream.training, checkpoint_every=2)
 CONFIG = replace(DAILY, upstream=replace(DAILY.upstream, training=TRAINING))
 """With a checkpoint within each day's training too."""
@@ -168,7 +169,8 @@ def test_killed_in_a_correction_that_is_followed_by_another(
     tmp_path: Path,
     step: int,
 ) -> None:
-    """Users and items stay a pair, of one version and one content, whatever was left half-way."""
+    """Users and items stay a pair, of one version and one content, whatever was left half-way; and so do their cross
+    representations."""
     data, out = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in unbroken)
     write_day(data, DAYS[3], seed=50)
     process = start(data, out, step)
@@ -179,11 +181,12 @@ def test_killed_in_a_correction_that_is_followed_by_another(
     process.join(600)
     assert process.exitcode == 0
     found = contents(out)
-    versions = {_newest(found, name)[0] for name in PLAIN}
-    assert len(versions) == 1
-    for name in PLAIN:
-        assert found[name, "tags"] == {"prod": max(versions)}
-        assert _newest(found, name)[1] == _newest(corrected, name)[1]
+    for pair in (PLAIN, cross_series("ctr")):
+        versions = {_newest(found, name)[0] for name in pair}
+        assert len(versions) == 1
+        for name in pair:
+            assert found[name, "tags"] == {"prod": max(versions)}
+            assert _newest(found, name)[1] == _newest(corrected, name)[1]
 
 
 def _newest(found: dict[Any, Any], name: str) -> tuple[int, Any]:
