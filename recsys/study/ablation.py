@@ -10,8 +10,8 @@ from recsys.refresh.arms import cross_series
 
 
 def ablation_arms(upstreams: Sequence[str], *, cross: bool = False) -> tuple[ArmConfig, ...]:
-    """The arms in the order of the paper's table (arXiv 2509.04337), and each upstream's vectors alone; `cross`: and one
-    that reads, beside all that the last of them does, the upstreams' cross representations.
+    """The arms in the order of the paper's table (arXiv 2509.04337), and each upstream's vectors alone; `cross`: and
+    one that reads, beside all that the last of them does, the upstreams' cross representations.
 
     For the upstreams ctr and cvr: none, ctr_user, ctr_user_item, cvr_user_item, ctr_cvr_user_item,
     ctr_cvr_user_item_cross.

@@ -29,7 +29,7 @@ from recsys.config import (
 )
 from recsys.data.convert import to_batch
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.ranking import all_rankers, read_predictions, train_rankers
+from recsys.downstream.ranking import all_rankers, train_rankers
 from recsys.folders import store_folder
 from recsys.models.derm import DERM
 from recsys.refresh.aggregate import DECAY, aggregate
@@ -382,7 +382,7 @@ def test_rankers_read_them_as_of_each_event(run: tuple[Path, Path]) -> None:
     )
     job = ranker_job("tasks", rankers, (ArmConfig(name="none"), ArmConfig(name="crossed", series=ALL)))
     train_rankers(job, data, out)
-    predictions = [read_predictions(ranker.path(out)) for ranker in all_rankers(job)]
+    predictions = [ranker.read(out, task) for ranker in all_rankers(job) for task in job.tasks]
     assert len(predictions) == 2 * len(rankers.seeds)
     features = StoreFeatures(EmbeddingStore(store_folder(out)), ALL)
     assert [spec.space for spec in features.specs] == ["ctr-1"] * 2 + ["ctr-1-cross"] * 2
