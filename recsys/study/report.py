@@ -124,7 +124,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
 
 With several `upstream_seeds`, what is below `upstreams`, `transfer`, `store` and `retrieval` is of the first one.
 
-Arms are named by what the ranker reads: `none`, `ctr_user`, `ctr_user_item`, `cvr_user_item`, `ctr_cvr_user_item`.
+Arms are named by what the ranker reads: `none`, `ctr_user`, `ctr_user_item`, `cvr_user_item`, `ctr_cvr_user_item`,
+`ctr_cvr_user_item_cross`.
 """
 
 from __future__ import annotations
