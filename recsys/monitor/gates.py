@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from recsys.config import GateConfig
+from recsys.config import CROSS, GateConfig
 from recsys.monitor.quality import Quality, SeriesQuality
 from recsys.monitor.worth import NORMAL, Worth
 
@@ -19,14 +19,15 @@ def check(quality: Quality, gates: GateConfig) -> list[str]:
     The publish is held against what the tag points to, which after a refusal is older than the previous snapshot: else
     a jump would take the tag a day late. What could not be measured stops nothing: a first snapshot has nothing to be
     held against. Nor does what a quiet day's few events may show by chance, in coverage and ROC-AUC. Coverage and drift
-    are asked of the pair's two series, not of a study's variants.
+    are asked of the pair's two series, not of a study's variants; of cross representations drift alone, since only who
+    had an event has one, however good the vectors beside it.
     """
     quality = quality.tagged or quality
     reasons = [
         f"{name}: {reason}"
         for name, measured in quality.series.items()
         if measured.coverage is not None  # the variants have none
-        for reason in _refused(measured, gates)
+        for reason in _refused(measured, gates, covers=not name.endswith(CROSS))
     ]
     if quality.pair:
         reasons += _ranks_worse(quality.pair.worth, gates)
@@ -67,8 +68,8 @@ def _ranks_worse(worth: Worth, gates: GateConfig) -> Iterator[str]:
         )
 
 
-def _refused(measured: SeriesQuality, gates: GateConfig) -> Iterator[str]:
-    coverage = measured.coverage
+def _refused(measured: SeriesQuality, gates: GateConfig, *, covers: bool) -> Iterator[str]:
+    coverage = measured.coverage if covers else None
     covered = coverage.by_event if coverage else None
     if coverage and covered is not None and _at_most(covered, coverage.events) < gates.min_coverage:
         yield (

@@ -280,9 +280,10 @@ def test_a_late_day_counts_when_it_comes(run: tuple[Path, Path]) -> None:
 def test_a_refused_day_is_refused_in_all_series(run: tuple[Path, Path]) -> None:
     data, out = run
     write_day(data, DAYS[2], users=60)
-    refresh(replace(CONFIG, gates=GateConfig(min_coverage=1.0)), data, out)
-    reasons = records(out)[-1].gates
-    assert any(reason.startswith("user_ctr_cross: the snapshot before") for reason in reasons)
+    refresh(replace(CONFIG, gates=GateConfig(min_coverage=1.0, max_drift=0.0)), data, out)
+    told = {reason.partition(" ")[0] + reason.partition(": ")[2][:12] for reason in records(out)[-1].gates}
+    assert {f"{name}:the day's en" for name in ALL} <= told
+    assert {f"{name}:the snapshot" for name in ALL} & told == {"user_ctr:the snapshot"}, "of vectors alone"
     for name in ALL:
         assert series(out, name).latest(refused=False).version == 3
         assert series(out, name).tags() == {"prod": 3}
