@@ -96,7 +96,8 @@ class DermLoss(nn.Module):
         means = self.objective(logits, batch, batch.label_mask)
         losses = dict(zip(self.tasks, means.detach().unbind(), strict=True))
         loss = means.sum()
-        if self.config.contrastive_weight and self.frequencies is not None:
+        # Not in evaluation, whose loss nobody reads: the ranks' batches need not be of one size there.
+        if self.training and self.config.contrastive_weight and self.frequencies is not None:
             positive = (batch.labels[:, self.contrasted] > 0.5) & batch.label_mask[:, self.contrasted]
             drawn = None
             if batch.negatives is not None:
