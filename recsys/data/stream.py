@@ -119,7 +119,8 @@ class EventStream:
                 f"{piece * world_size} a pass"
             )
         rest = 0 if drop_last else rest
-        self._first_row = rank * piece + min(rank, rest)
+        self.first_row = rank * piece + min(rank, rest)
+        """Where this rank's rows begin, in the files' order."""
         piece += rank < rest
         self._schema = schema
         self._batch_size = batch_size = max(1, min(batch_size, piece))
@@ -136,7 +137,7 @@ class EventStream:
         """The next batch to be handed out, counted from 0 over all epochs."""
         self.wait_seconds = 0.0
         """Time the consumer has waited for input."""
-        self._end_row = self._first_row + min(piece, self.steps_per_epoch * batch_size)
+        self._end_row = self.first_row + min(piece, self.steps_per_epoch * batch_size)
 
     def seek(self, position: int) -> None:
         """Let the next iteration begin with batch `position`; earlier blocks are not read.
@@ -178,7 +179,7 @@ class EventStream:
         if not self._shuffled:
             skipped = 0  # stored order needs no whole blocks: begin with the row that is wanted
         block_rows = self._block_steps * self._batch_size
-        start = self._first_row + (step - skipped) * self._batch_size
+        start = self.first_row + (step - skipped) * self._batch_size
         with closing(self._pieces(epoch, start, self._end_row)) as pieces:
             buffer = Buffer(pieces)
             while start < self._end_row:
@@ -190,7 +191,7 @@ class EventStream:
                     order = self._rng(_BLOCKS, epoch, self._rank, block).permutation(rows)
                     table = _permuted(table, order)
                 for first in range(skipped * self._batch_size, rows, self._batch_size):
-                    number = epoch * self.steps_per_epoch + (start - self._first_row + first) // self._batch_size
+                    number = epoch * self.steps_per_epoch + (start - self.first_row + first) // self._batch_size
                     yield self._convert(table.slice(first, self._batch_size), first, origins, order, number)
                     buffer.fill(first + self._batch_size)
                 start, block, skipped = start + rows, block + 1, 0

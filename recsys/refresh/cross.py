@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ from recsys.refresh.aggregate import total_weight
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.embed import Embedded
 from recsys.train.distributed import Environment
+from recsys.train.predict import in_step
 
 _SCAN_ROWS = 65_536
 """Rows of ids and times that are read at once."""
@@ -128,7 +128,7 @@ def sum_cross(
     sums = {owner: CrossSums(Recency.of(ids[owner], ids["time"]), model.cross_dim, decay) for owner in ENTITIES}
     del ids
     for first, batch, counts in _batches(schema, events, environment, batch_size):
-        vectors = model.cross_vector(batch.to(environment.device)).cpu()
+        vectors = model.cross_vector(batch).cpu()
         if counts:
             for owner in ENTITIES:
                 sums[owner].add(first, vectors)
@@ -148,22 +148,18 @@ def _read_ids(events: CrossEvents, schema: Schema) -> dict[str, Ints]:
 def _batches(
     schema: Schema, events: CrossEvents, environment: Environment, batch_size: int
 ) -> Iterator[tuple[int, Batch, bool]]:
-    """This rank's events: number of a batch's first one, the batch, and whether it counts.
-
-    A stream gives every rank as many and leaves fewer rows than there are ranks at the end: of these each rank reads
-    one more, and a rank that has none the first of them, for nothing, since a sharded forward is collective.
-    """
-    rank, ranks = environment.rank, environment.world_size
-    resolved = partial(EventStream, events.files, schema, transform=events.model.vocabulary.resolve, skip=events.skip)
-    rest = resolved(batch_size=1, drop_last=False)
-    piece, left = divmod(rest.rows, ranks)
-    if piece:
-        first = rank * piece
-        for batch in resolved(batch_size=batch_size, rank=rank, world_size=ranks, drop_last=False):
-            yield first, batch, True
-            first += len(batch)
-    if left:
-        counts = rank < left
-        first = piece * ranks + (rank if counts else 0)
-        rest.seek(first)
-        yield first, next(iter(rest)), counts
+    """This rank's events: number of a batch's first one, the batch, and whether it counts."""
+    stream = EventStream(
+        events.files,
+        schema,
+        batch_size=batch_size,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        drop_last=False,
+        transform=events.model.vocabulary.resolve,
+        skip=events.skip,
+    )
+    first = stream.first_row
+    for batch, counts in in_step(stream, environment) if stream.rows else ():
+        yield first, batch, counts
+        first += len(batch) if counts else 0

@@ -86,7 +86,7 @@ def predict(model: nn.Module, stream: Batches, environment: Environment) -> tupl
     forward, parts = loss_forward(model, environment), []
     stream.seek(0)
     with torch.no_grad():
-        for batch, kept in _in_step(stream, environment):
+        for batch, kept in in_step(stream, environment):
             _, (_, output) = forward(batch)
             if kept:
                 parts.append((output.logits.float(), output.labels, output.mask, batch.user_ids))
@@ -95,7 +95,7 @@ def predict(model: nn.Module, stream: Batches, environment: Environment) -> tupl
     return logits, labels, mask, users
 
 
-def _in_step(stream: Batches, environment: Environment) -> Iterator[tuple[Batch, bool]]:
+def in_step(stream: Batches, environment: Environment) -> Iterator[tuple[Batch, bool]]:
     """The rank's batches, on its device, and whether they count: the last one again until no rank has another."""
     batches, batch = device_batches(stream, environment), None
     while True:
