@@ -168,8 +168,9 @@ class Fit:
             schema = self._known_part(rankers.schema, rankers.features, tuple(rankers.tasks.values()))
         elif not schema.features:
             self.kept.add(f"{name} has no feature: a ranker needs one, add it to {rankers.schema}")
-        for task, label in rankers.tasks.items() if schema is not None else ():
-            if schema.label(label).is_value and f"{task}_expected" in rankers.tasks:
+        values = {label.name for label in schema.labels if label.is_value} if schema is not None else set()
+        for task, label in rankers.tasks.items():
+            if label in values and f"{task}_expected" in rankers.tasks:
                 self.kept.add(
                     f"{join(path, 'tasks')} names {task!r} and '{task}_expected', which is what a bundle calls the "
                     "expected value of the first: rename one of them"

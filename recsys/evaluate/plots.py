@@ -129,6 +129,28 @@ def reliability_plot(models: Mapping[str, Sequence[Mapping[str, float]]]) -> str
         return svg(figure)
 
 
+def latency_plot(ways: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Recall of the exact answer over what a request takes, a line a way to search.
+
+    Args:
+        ways: name -> its points, (milliseconds, recall), in the order in which they are joined.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(4.8, 2.6)
+        axes.grid()
+        for (name, points), color in zip(ways.items(), COLORS, strict=False):
+            axes.plot(*np.array(points).T, "o-", color=color, markersize=4, linewidth=1.2, label=name)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(_tick)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(_share)
+        axes.set_title("Recall against latency", loc="left", fontsize=10)
+        axes.set_xlabel("milliseconds a request")
+        _legend(axes)
+        return svg(figure)
+
+
 def loss_colors(names: Iterable[str]) -> dict[str, str]:
     """A color for each part of a loss, the same in every plot that is given them; the whole loss is in ink."""
     tasks = [name for name in dict.fromkeys(names) if name not in (CONTRASTIVE, "")]

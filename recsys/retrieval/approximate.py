@@ -41,9 +41,14 @@ _BATCH = 16_384
 """Items that are added at once, between two steps of the progress bar."""
 
 
+def is_installed() -> bool:
+    """Whether there is faiss."""
+    return find_spec("faiss") is not None
+
+
 def check_installed() -> None:
     """Raise RetrievalError unless there is faiss: it comes with the extra `retrieval`."""
-    if find_spec("faiss") is None:
+    if not is_installed():
         raise RetrievalError(
             "an index needs faiss, which is not installed: pip install 'recsys-derm[retrieval]', or retrieve without "
             "an index"
@@ -96,15 +101,18 @@ def search(
     queries: Tensor,  # float32 [U, W]
     k: int,
     without: Tensor,  # int64 [R], rows that nobody gets
+    *,
+    width: int = 0,
 ) -> Nearest:
     """Rows and inner products of the k items that the index holds for the best, best first; -1 and -inf where there is
-    none. Those of `ivfpq` are of vectors that were rounded."""
+    none. Those of `ivfpq` are of vectors that were rounded. `width`: of the search of `hnsw`, k at least; 0: as wide as
+    is right for most, see SEARCH_WIDTH."""
     faiss = _faiss()
     chosen: dict[str, Any] = {}
     if len(without):
         chosen["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(without.numpy()))
     if kind == "hnsw":
-        parameters = faiss.SearchParametersHNSW(efSearch=max(SEARCH_WIDTH, 2 * k), **chosen)
+        parameters = faiss.SearchParametersHNSW(efSearch=max(width, k) if width else max(SEARCH_WIDTH, 2 * k), **chosen)
     elif kind == "ivfpq":
         parameters = faiss.SearchParametersIVF(nprobe=max(8, round(index.nlist * LISTS_SHARE)), **chosen)
     else:

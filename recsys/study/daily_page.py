@@ -15,7 +15,7 @@ from recsys.study.arms import judged_arm
 from recsys.study.cautions import daily_cautions
 from recsys.study.findings import OWNERS, findings, method_title, series_of
 from recsys.study.payoff import payoff_note
-from recsys.study.report_page import data_notes, ranker_images, recall_image, without_none
+from recsys.study.report_page import data_notes, latency_image, ranker_images, recall_image, without_none
 from recsys.study.retrieval_report import retrieval_table
 from recsys.study.segments import DEFINITION
 from recsys.study.verdict import judge_daily, parts_of
@@ -45,6 +45,7 @@ def render_daily(document: Mapping[str, Any]) -> str:
         retrieval=retrieval,
         retrieval_sentence=verdict.get("retrieval", {}).get("sentence", ""),
         recall_image=recall_image(retrieval),
+        latency_image=latency_image(retrieval),
         ranker_images={task: ranker_images(measured, method_title) for task, measured in document["tasks"].items()},
         over_latest={arm: document["comparisons"].get(f"{arm}_over_latest") for arm in arms},
         lift_image=_lift_image(arms),

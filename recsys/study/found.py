@@ -12,6 +12,7 @@ from torch import Tensor
 from recsys.downstream.retrieval import positions
 from recsys.evaluate.nearest import found_at, mean_recall, recall_by_user
 from recsys.evaluate.ranked import best_places, hit_by_list, ndcg_by_list
+from recsys.study.latency import Point
 from recsys.study.moments import Moment
 
 Recall = Mapping[int, float]
@@ -73,6 +74,8 @@ class RetrievalResult:
     """Chosen settings of iALS; empty: it was not run."""
     two_tower: tuple[float, float] | None = None
     """Window and weight chosen for the two-tower model; None: there is none."""
+    latency: tuple[Point, ...] = ()
+    """What a request takes, and finds of the exact answer, by way of searching."""
     days: int
     """Moments at which requests were answered."""
     users: int

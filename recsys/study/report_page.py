@@ -53,6 +53,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         retrieval=retrieval,
         retrieval_sentence=verdict.get("retrieval", {}).get("sentence", ""),
         recall_image=recall_image(retrieval),
+        latency_image=latency_image(retrieval),
         ranker_images={task: ranker_images(arms, titled) for task, arms in report["tasks"].items()},
         flow_image=_flow_image(report),
         lift_images={task: _lift_image(report, task) for task in report["tasks"]},
@@ -157,6 +158,16 @@ def ranker_images(arms: Mapping[str, Mapping[str, Any]], arm_title: Callable[[st
         heading: plots.days_plot(days, lines, heading, wide=True) if len(days) > 1 else "",
     }
     return [image(svg, f"{title}, with and without vectors") for title, svg in drawn.items() if svg]
+
+
+def latency_image(table: RetrievalTable | None) -> Markup:
+    """Recall against latency of one user's request; nothing where there was nothing to compare."""
+    ways: dict[str, list[tuple[float, float]]] = {}
+    for point in table.found.get("latency", ()) if table else ():
+        ways.setdefault(point["way"], []).append((point["milliseconds"], point["recall"]))
+    if len(ways) < 2:
+        return Markup()
+    return image(plots.latency_plot(ways), "Recall of the exact answer over the time of a request")
 
 
 def recall_image(table: RetrievalTable | None) -> Markup:

@@ -46,6 +46,7 @@ from recsys.screening import screen
 from recsys.source import ranker_schema, upstream_schema
 from recsys.study import als
 from recsys.study.found import Bucket, Found, Measures, Recall, RetrievalResult, Retriever, find
+from recsys.study.latency import Point, latencies
 from recsys.study.moments import Log, Moment, moments
 from recsys.study.segments import BUCKETS, assign_bucket
 from recsys.study.visible import Visible
@@ -161,6 +162,7 @@ class _Study:
             weight=weight,
             ials="" if settings is None else settings.text,
             two_tower=towers,
+            latency=self._latency(test.moments[-1], hours, weight),
             **self._facts(test.moments, hours, weight),
         )
 
@@ -294,6 +296,9 @@ class _Study:
             return ids, exact_top_k(users, items[stays], max(self.k), without=pairs_of(ids, moment.without))
 
         return retrieve
+
+    def _latency(self, moment: Moment, hours: float, weight: float) -> tuple[Point, ...]:
+        return latencies(self.vectors.index(moment, _prior(moment, hours), weight), moment.users, max(self.k))
 
     def _facts(self, requests: Sequence[Moment], hours: float, weight: float) -> dict[str, Any]:
         """What there was to retrieve from."""

@@ -29,6 +29,9 @@ Keys:
     ials                            str; chosen settings of iALS; empty: it was not run, for want of the extra
     two_tower.hours                 number; chosen window of the prior for the two-tower model, where there is one
     two_tower.weight                number; chosen weight of it
+    latency                         list of {way, width, milliseconds, recall}: of one user's request for the greatest k
+                                    on the last day, by `every item` or an index of a kind (width: of HNSW's search,
+                                    else 0): median, and the share of the exact answer found, see latency.py
     days                            int; times at which vectors and prior were read: days, 1 without event times
     users                           int; test users with a positive
     users_without_vector            number; share of their days on which they had none: the prior alone counts
@@ -73,6 +76,7 @@ def retrieval_document(result: RetrievalResult) -> dict[str, Any]:
         "hours": result.hours,
         "weight": result.weight,
         "ials": result.ials,
+        "latency": [asdict(point) for point in result.latency],
         **({"two_tower": dict(zip(("hours", "weight"), result.two_tower, strict=True))} if result.two_tower else {}),
         "days": result.days,
         "users": result.users,

@@ -11,6 +11,7 @@ import numpy as np
 from recsys.dates import DAY_MS
 from recsys.downstream.validation import Validation
 from recsys.study.found import Bucket, Measures, RetrievalResult
+from recsys.study.latency import Point
 from recsys.study.report import RunResults, SeriesRun, UpstreamRun
 from recsys.study.scores import TaskScores
 
@@ -46,6 +47,11 @@ def example_retrieval() -> RetrievalResult:
         weight=1.5,
         ials="16 factors, regularization 10, alpha 1",
         two_tower=(6.0, 0.75),
+        latency=(
+            Point("every item", 0, 0.9, 1.0),
+            Point("flat", 0, 0.7, 1.0),
+            *(Point("hnsw", width, 0.05 + width / 1000, 1 - 4 / width) for width in (16, 64, 256)),
+        ),
         days=2,
         users=2210,
         users_without_vector=0.081,

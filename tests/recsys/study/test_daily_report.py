@@ -101,9 +101,9 @@ def test_page_is_self_contained_and_complete(full: dict[str, Any], tmp_path: Any
     text = (tmp_path / "daily.html").read_text()
     page = Page(text)
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
-    # lifts and differences; two tasks' reliability and entropy by day; recall of the test days; inner product's,
-    # coverage, activity, two cosines, seconds
-    assert len(page.addresses) == 2 + 4 + 1 + 2 + 5
+    # lifts and differences; two tasks' reliability and entropy by day; recall of the test days and latency; inner
+    # product's, coverage, activity, two cosines, seconds
+    assert len(page.addresses) == 2 + 4 + 2 + 2 + 5
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "url(" not in text
     assert "@import" not in text

@@ -165,8 +165,8 @@ def test_page_is_self_contained_and_complete(full, tmp_path):
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
-    # flow, lifts, reliability, entropy by day, oracle gaps, recall, five curves twice
-    assert len(page.addresses) == 1 + 2 + 2 + 2 + 2 + 1 + 10
+    # flow, lifts, reliability, entropy by day, oracle gaps, recall and latency, five curves twice
+    assert len(page.addresses) == 1 + 2 + 2 + 2 + 2 + 2 + 10
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "url(" not in text
     assert "@import" not in text
