@@ -27,7 +27,7 @@ WIDTHS = (16, 32, 64, 128, 256)
 """Of HNSW's search."""
 EXACT = "every item"
 KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivfpq")
-_CLOSE = 1e-5
+_CLOSE = 1e-4
 """Relative difference of scores that are summed in another order."""
 NO_ROWS = torch.empty(0, dtype=torch.int64)
 
