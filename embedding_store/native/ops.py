@@ -1,4 +1,5 @@
-"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_history`, `_pooled` and `_tiered`: fakes and gradients.
+"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_history`, `_pooled`, `_tiered`, and `nearest`: fakes and
+gradients.
 
 Importing this module loads the native library. Schemas and registrations are in csrc/common/ops.cpp, the same functions
 in plain PyTorch in reference.py. A loaded table is two tensors, so that ops see nothing of files and snapshots:
@@ -112,6 +113,21 @@ def lookup_tiered(
     return torch.ops.embedding_store.lookup_tiered(ids, storage, cold, layout, dim, dtype, out, counters)
 
 
+def nearest(
+    users: Tensor,  # float32 [U, D]
+    items: Tensor,  # float32 [N, D]
+    k: int,
+    without_users: Tensor,  # int64 [P], rows of users: with
+    without_items: Tensor,  # int64 [P], the rows of items that they must not get
+) -> tuple[Tensor, Tensor]:
+    """Rows int64 [U, min(k, N)] of the items of greatest inner product with each user, best first, and these float32.
+
+    -1 and -inf where a user has fewer, scores of -inf and NaN left out too. Of equal scores the first rows win. The
+    same bits whatever else is asked for, and on any number of threads. CPU only.
+    """
+    return torch.ops.embedding_store.nearest(users, items, k, without_users, without_items)
+
+
 @torch.library.register_fake("embedding_store::lookup")
 def _(ids: Tensor, storage: Tensor, layout: Tensor, dim: int, dtype: str, out: torch.dtype) -> tuple[Tensor, Tensor]:
     return ids.new_empty((*ids.shape, dim), dtype=out), ids.new_empty(ids.shape, dtype=torch.bool)
@@ -180,6 +196,12 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     bags = offsets.shape[0] - 1
     return ids.new_empty((bags, dim), dtype=out), ids.new_empty((bags,))
+
+
+@torch.library.register_fake("embedding_store::nearest")
+def _(users: Tensor, items: Tensor, k: int, without_users: Tensor, without_items: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (users.shape[0], min(k, items.shape[0]))
+    return users.new_empty(shape, dtype=torch.int64), users.new_empty(shape)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -117,6 +117,20 @@ def lookup_tiered(
     return vectors.to(out).view(*ids.shape, dim), found.view(ids.shape)
 
 
+def nearest(
+    users: Tensor,  # float32 [U, D]
+    items: Tensor,  # float32 [N, D]
+    k: int,
+    without_users: Tensor,  # int64 [P]
+    without_items: Tensor,  # int64 [P]
+) -> tuple[Tensor, Tensor]:
+    """Rows and inner products [U, min(k, N)] of the items with the greatest, -1 and -inf where there are none."""
+    scores = users @ items.T
+    scores[without_users, without_items] = float("-inf")
+    best, rows = scores.sort(dim=1, descending=True, stable=True)
+    return rows.masked_fill(best == float("-inf"), -1)[:, :k], best[:, :k]
+
+
 def find(
     ids: Tensor,  # int64 [N]
     storage: Tensor,  # uint8 [bytes]

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_USERS = 512
-"""That are scored at once, if k is no greater than a block of items."""
-_SCORES = _USERS * 4096
-"""Of a block, at most, if one user's are no more: they lie in the processor's caches while they are looked through."""
-_GROUP = 16
-"""Items of a group that is passed over or looked at as one."""
+from embedding_store.native import ops
+
+_SCORES = 1 << 24
+"""That PyTorch holds at once, where native code does not compute them."""
+_ITEMS = 4096
+"""That a block of users is scored against at once there."""
 _NOTHING = float("-inf")
 
 
@@ -29,132 +29,75 @@ def exact_top_k(
     users: Tensor,  # float [U, D]
     items: Tensor,  # float [N, D]
     k: int,
-    chunk: int = 4096,
     *,
     without: tuple[Tensor, Tensor] | None = None,  # int64 [P] each: rows of users, rows of items
 ) -> Tensor:
     """For each user the rows of the `k` items of greatest inner product: `nearest`, without the scores."""
-    return nearest(users, items, k, chunk, without=without).rows
+    return nearest(users, items, k, without=without).rows
 
 
 def nearest(
     users: Tensor,  # float [U, D]
     items: Tensor,  # float [N, D]
     k: int,
-    chunk: int = 4096,
     *,
     without: tuple[Tensor, Tensor] | None = None,  # int64 [P] each: rows of users, rows of items
 ) -> Nearest:
     """For each user the `k` items of greatest inner product, best first; ties in any order.
 
-    Some users are scored against `chunk` items at a time, so memory does not grow with U x N. What is no better than a
-    user's k-th so far is passed over in blocks, so next to the products little is left to do.
+    float32 on the CPU is native code's, in which a score that is no better than the user's k-th so far never leaves the
+    registers it is computed in; all else PyTorch's, some users against some items at a time. Memory does not grow with
+    U x N.
 
     Args:
         users, items: the vectors.
         k: how many.
-        chunk: see above.
         without: pairs that are left out, each user row with an item row that it must not get.
 
     Returns:
         rows of `items` and their scores, [U, min(k, N)]; -1 and -inf where a user has fewer that are not left out.
 
     Raises:
-        ValueError: k or chunk < 1, or widths D that differ.
+        ValueError: k < 1, widths D that differ, or a pair that is left out of a user that is not there.
     """
-    if k < 1 or chunk < 1:
-        raise ValueError(f"k is {k} and chunk is {chunk}; use 1 or more")
+    if k < 1:
+        raise ValueError(f"k is {k}; use 1 or more")
     if users.shape[1] != items.shape[1]:
         raise ValueError(
             f"users have {users.shape[1]} dimensions and items {items.shape[1]}: give vectors of one space"
         )
-    shape, size = (len(users), min(k, len(items))), max(1, _SCORES // max(chunk, k, _SCORES // _USERS))
-    result = Nearest(torch.empty(shape, dtype=torch.int64, device=users.device), users.new_empty(shape))
-    for start in range(0, len(users), size):
-        found = _nearest_of_few(users[start : start + size], items, k, chunk, _shifted(without, start))
-        result.rows[start : start + size] = torch.where(found.scores == _NOTHING, -1, found.rows)
-        result.scores[start : start + size] = found.scores
-    return result
+    if without is None:
+        without = (torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+    unknown = without[0][(without[0] < 0) | (without[0] >= len(users))]
+    if len(unknown):
+        raise ValueError(f"without has user {int(unknown[0])}; use a row of the {len(users)} users")
+    if users.device.type == "cpu" and users.dtype == items.dtype == torch.float32:
+        return Nearest(*ops.nearest(users, items, k, *without))
+    size = max(1, _SCORES // (_ITEMS + k))
+    parts = [
+        _nearest_of_some(users[start : start + size], items, min(k, len(items)), (without[0] - start, without[1]))
+        for start in range(0, max(1, len(users)), size)
+    ]
+    return Nearest(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def _nearest_of_few(
+def _nearest_of_some(
     users: Tensor,  # float [u, D]
     items: Tensor,  # float [N, D]
     k: int,
-    chunk: int,
-    without: tuple[Tensor, Tensor] | None,
+    without: tuple[Tensor, Tensor],  # int64 [P] each; others' pairs may be among them
 ) -> Nearest:
-    queries, first = users.T.contiguous(), max(chunk, k)
-    scores = _leave_out(items[:first] @ queries, without)
-    best, rows = scores.T.topk(min(k, len(scores)), dim=1)
-    found, pending = Nearest(rows, best), list[_Better]()
-    block = scores.new_empty(
-        chunk if first < len(items) else 0, len(users)
-    )  # memory anew would cost a tenth of a product
-    for begin in range(first, len(items), chunk):
-        # [items, users]: so the maxima of groups of items, and the products themselves, are taken at full speed
-        part = items[begin : begin + chunk]
-        scores = _leave_out(torch.mm(part, queries, out=block[: len(part)]), _shifted(without, 0, begin))
-        pending.append(_better(scores, found.scores[:, -1], begin))
-        if sum(len(each.users) for each in pending) * 2 > best.numel():
-            found, pending = _merged(found, pending), []
-    return _merged(found, pending) if pending else found
-
-
-class _Better(NamedTuple):
-    """Items that beat a user's k-th."""
-
-    users: Tensor  # int64 [P]
-    rows: Tensor  # int64 [P], of all items
-    scores: Tensor  # float [P]
-
-
-def _better(
-    scores: Tensor,  # float [n, u], of consecutive items
-    bar: Tensor,  # float [u], what is to be beaten
-    begin: int,  # row of the first item
-) -> _Better:
-    """Only the items of groups whose greatest score beats the bar are looked at; a group is every so many-th item."""
-    count = len(scores) // _GROUP
-    groups = scores[: count * _GROUP].view(_GROUP, count, scores.shape[1])
-    group, user = (groups.amax(dim=0) > bar).nonzero(as_tuple=True)
-    members = groups[:, group, user]  # [_GROUP, G]
-    member, place = (members > bar[user]).nonzero(as_tuple=True)
-    rest, rest_user = (scores[count * _GROUP :] > bar).nonzero(as_tuple=True)
-    rows = torch.cat([member * count + group[place], rest + count * _GROUP]) + begin
-    values = torch.cat([members[member, place], scores[count * _GROUP :][rest, rest_user]])
-    return _Better(torch.cat([user[place], rest_user]), rows, values)
-
-
-def _merged(found: Nearest, pending: Sequence[_Better]) -> Nearest:
-    """The best of what was found and what is better than its last."""
-    users, rows, scores = (torch.cat(parts) for parts in zip(*pending, strict=True))
-    order = users.argsort()
-    users, rows, scores = users[order], rows[order], scores[order]
-    (many, k), counts = found.rows.shape, torch.bincount(users, minlength=len(found.rows))
-    width = k + int(counts.max())
-    place = k + torch.arange(len(users), device=users.device) - (counts.cumsum(0) - counts)[users]
-    every = Nearest(rows.new_full((many, width), -1), scores.new_full((many, width), _NOTHING))
-    every.rows[:, :k], every.scores[:, :k] = found
-    every.rows[users, place], every.scores[users, place] = rows, scores
-    best, order = every.scores.topk(k, dim=1)
-    return Nearest(every.rows.gather(1, order), best)
-
-
-def _shifted(pairs: tuple[Tensor, Tensor] | None, user: int, item: int = 0) -> tuple[Tensor, Tensor] | None:
-    """Pairs of rows of users and items, counted from these on."""
-    return None if pairs is None else (pairs[0] - user, pairs[1] - item)
-
-
-def _leave_out(
-    scores: Tensor,  # float [n, u], changed
-    without: tuple[Tensor, Tensor] | None,  # int64 [P] each: rows of users, rows of items; others may be among them
-) -> Tensor:
-    if without is not None:
-        column, row = without
-        here = (row >= 0) & (row < scores.shape[0]) & (column >= 0) & (column < scores.shape[1])
-        scores[row[here], column[here]] = _NOTHING
-    return scores
+    scores = users.new_full((len(users), k), _NOTHING)
+    rows = torch.full_like(scores, -1, dtype=torch.int64)
+    for begin in range(0, len(items), _ITEMS):
+        here = users @ items[begin : begin + _ITEMS].T  # [u, n]
+        user, item = without[0], without[1] - begin
+        inside = (user >= 0) & (user < here.shape[0]) & (item >= 0) & (item < here.shape[1])
+        here[user[inside], item[inside]] = _NOTHING
+        numbers = torch.arange(begin, begin + here.shape[1], device=rows.device).expand_as(here)
+        scores, place = torch.cat([scores, here], dim=1).topk(k, dim=1)
+        rows = torch.cat([rows, numbers], dim=1).gather(1, place)
+    return Nearest(rows.masked_fill(scores == _NOTHING, -1), scores)
 
 
 def recall_at_k(

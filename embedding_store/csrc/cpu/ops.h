@@ -53,6 +53,13 @@ std::tuple<Tensor, Tensor> lookup_tiered(
     int64_t dim, const std::string& dtype, ScalarType out,
     Tensor counters);  // int64 [3]: += hot hits, cold hits, misses
 
+std::tuple<Tensor, Tensor> nearest(
+    const Tensor& users,  // float32 [U, D]
+    const Tensor& items,  // float32 [N, D]
+    int64_t k,
+    const Tensor& without_users,   // int64 [P]: pairs that are left out, rows of users
+    const Tensor& without_items);  // int64 [P]: and of items
+
 Tensor map_files(
     const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs, bool copies,
     bool anew);

@@ -6,24 +6,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.evaluate import nearest as nearest_module
 from recsys.evaluate.nearest import exact_top_k, nearest, recall_at_k
 
+DTYPES = st.sampled_from([torch.float32, torch.float64])  # native code's, and PyTorch's
 
-@given(st.integers(0, 9), st.integers(0, 30), st.integers(1, 40), st.integers(1, 7), st.integers(0, 99))
+
+@given(DTYPES, st.integers(0, 9), st.integers(0, 30), st.integers(1, 40), st.integers(0, 99))
 @settings(max_examples=80, deadline=None)
-def test_top_k_equals_sorting_everything(users, items, k, chunk, seed):
+def test_top_k_equals_sorting_everything(dtype, users, items, k, seed):
     generator = torch.Generator().manual_seed(seed)
-    left, right = torch.randn(users, 4, generator=generator), torch.randn(items, 4, generator=generator)
-    found = exact_top_k(left, right, k, chunk)
+    left, right = (torch.randn(count, 4, generator=generator, dtype=dtype) for count in (users, items))
+    found = exact_top_k(left, right, k)
     assert torch.equal(found, (left @ right.T).argsort(dim=1, descending=True)[:, :k])
     assert found.dtype == torch.int64
 
 
 def test_top_k_refuses_what_cannot_be():
-    with pytest.raises(ValueError, match=r"k is 0 and chunk is 5; use 1 or more"):
-        exact_top_k(torch.zeros(1, 2), torch.zeros(1, 2), 0, 5)
+    with pytest.raises(ValueError, match=r"k is 0; use 1 or more"):
+        exact_top_k(torch.zeros(1, 2), torch.zeros(1, 2), 0)
     with pytest.raises(ValueError, match=r"users have 2 dimensions and items 3"):
         exact_top_k(torch.zeros(1, 2), torch.zeros(1, 3), 1)
+    pair = (torch.tensor([1]), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"without has user 1; use a row of the 1 users"):
+        exact_top_k(torch.zeros(1, 2), torch.zeros(1, 2), 1, without=pair)
 
 
 def test_recall_worked_by_hand():
@@ -51,46 +57,32 @@ def test_recall_equals_sets(positives, width, seed):
 
 
 @given(
-    st.integers(0, 6), st.integers(0, 20), st.integers(1, 25), st.integers(1, 7), st.integers(0, 40), st.integers(0, 99)
-)
-@settings(max_examples=60, deadline=None)
-def test_pairs_that_are_left_out_are_not_found(users, items, k, chunk, pairs, seed):
-    generator = torch.Generator().manual_seed(seed)
-    left, right = torch.randn(users, 4, generator=generator), torch.randn(items, 4, generator=generator)
-    count = pairs if users and items else 0
-    without = (
-        torch.randint(max(users, 1), (count,), generator=generator),
-        torch.randint(max(items, 1), (count,), generator=generator),
-    )
-    scores = left @ right.T
-    scores[without] = float("-inf")
-    best, wanted = scores.sort(dim=1, descending=True)
-    wanted[best == float("-inf")] = -1
-    assert torch.equal(exact_top_k(left, right, k, chunk, without=without), wanted[:, :k])
-
-
-@given(
-    users=st.integers(1, 5),
+    dtype=DTYPES,
+    users=st.integers(0, 12),
     items=st.integers(0, 200),
     k=st.integers(1, 30),
-    chunk=st.integers(16, 70),
-    order=st.sampled_from(["any", "best first", "best last"]),
     pairs=st.integers(0, 300),
+    order=st.sampled_from(["any", "best first", "best last"]),
+    few=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None)
-def test_blocks_and_groups_pass_over_nothing_that_wins(users, items, k, chunk, order, pairs, seed):
-    """Whole groups of items, a rest, and bars that rise with every block or never."""
+@settings(max_examples=120, deadline=None)
+def test_pairs_that_are_left_out_are_not_found(dtype, users, items, k, pairs, order, few, seed):
+    """In one block of users and items, and in many of few."""
     generator = torch.Generator().manual_seed(seed)
-    left, right = torch.randn(users, 4, generator=generator), torch.randn(items, 4, generator=generator)
-    if order != "any":
+    left, right = (torch.randn(count, 4, generator=generator, dtype=dtype) for count in (users, items))
+    if order != "any" and users:
         right = right[(right @ left[0]).argsort(descending=order == "best first")]
-    count = pairs if items else 0
+    count = pairs if users and items else 0
     without = tuple(torch.randint(max(n, 1), (count,), generator=generator) for n in (users, items))
     scores = left @ right.T
     scores[without] = float("-inf")
     best, wanted = scores.sort(dim=1, descending=True)
     wanted[best == float("-inf")] = -1
-    found = nearest(left, right, k, chunk, without=without)
+    with pytest.MonkeyPatch.context() as patch:
+        if few:
+            patch.setattr(nearest_module, "_ITEMS", 17)
+            patch.setattr(nearest_module, "_SCORES", 100)
+        found = nearest(left, right, k, without=without)
     assert torch.equal(found.rows, wanted[:, :k])
     torch.testing.assert_close(found.scores, best[:, :k])

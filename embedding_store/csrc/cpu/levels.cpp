@@ -1,6 +1,8 @@
+// Which set of loops this processor runs.
 #include <algorithm>
 #include <atomic>
 
+#include "products.h"
 #include "rows.h"
 
 namespace embedding_store {
@@ -11,11 +13,11 @@ enum Level { kBaseline, kAvx2, kAvx512 };
 Level best_level() {
 #if defined(ES_X86_LEVELS)
   __builtin_cpu_init();
-  const bool f16c = __builtin_cpu_supports("f16c");
+  const bool both = __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
-  if (avx512 && f16c) return kAvx512;
-  if (__builtin_cpu_supports("avx2") && f16c) return kAvx2;
+  if (avx512 && both) return kAvx512;
+  if (__builtin_cpu_supports("avx2") && both) return kAvx2;
 #endif
   return kBaseline;
 }
@@ -31,6 +33,14 @@ RowFunctions row_functions(Dtype dtype, OutDtype out) {
   if (level == kAvx2) return avx2::row_functions(dtype, out);
 #endif
   return baseline::row_functions(dtype, out);
+}
+
+ProductFunctions product_functions() {
+#if defined(ES_X86_LEVELS)
+  if (level == kAvx512) return avx512::product_functions();
+  if (level == kAvx2) return avx2::product_functions();
+#endif
+  return baseline::product_functions();
 }
 
 }  // namespace embedding_store
