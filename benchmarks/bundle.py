@@ -4,8 +4,8 @@
 
 Trains a ranker for a pass on a small market (SYNTHETIC) with a store of random vectors, and leaves it as a bundle; then
 
-- `recsys score` of the market's events, repeated, from Parquet to Parquet in this process; beside it the exported
-  program alone on batches that were prepared before, `ratio` is one over the other;
+- `recsys score` of the market's events, repeated, from Parquet to Parquet in this process; in turn with it the exported
+  program alone on batches that were prepared before: `ratio` is one speed over the other, medians;
 - a request of one user and 500 items through `Bundle.predict`, Arrow table in, probabilities out.
 """
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 import tyro
 
-from benchmarks.common import print_record
+from benchmarks.common import in_turn, print_record
 from embedding_store import EmbeddingStore
 from recsys.bundle import Bundle, load_bundle
 from recsys.bundle.score import BATCH_ROWS, score_files
@@ -49,6 +49,8 @@ class Options:
     """Of a request."""
     requests: int = 500
     """After fifty that do not count."""
+    rounds: int = 5
+    """Times that the rows are scored."""
     compiled: bool = False
     """Compile the program with AOTInductor."""
 
@@ -63,7 +65,10 @@ def main(options: Options) -> None:
         train_bundle(job(), "both", data, out, str(store), compiled=options.compiled)
         bundle = load_bundle(bundle_folder(out))
         rows = many_rows(data, options.rows)
-        figures = {**scored(bundle, bundle_folder(out), rows, folder), **requested(bundle, rows, options)}
+        figures = {
+            **scored(bundle, bundle_folder(out), rows, folder, options.rounds),
+            **requested(bundle, rows, options),
+        }
     print_record("bundle", {"rows": options.rows, "compiled": options.compiled, **figures})
 
 
@@ -96,23 +101,27 @@ def many_rows(data: Path, rows: int) -> pa.Table:
     return pa.concat_tables([table] * -(-rows // len(table))).slice(0, rows)
 
 
-def scored(bundle: Bundle, source: Path, rows: pa.Table, folder: Path) -> dict[str, float]:
-    """Rows a second of `recsys score`, and of the program alone."""
+def scored(bundle: Bundle, source: Path, rows: pa.Table, folder: Path, rounds: int) -> dict[str, float]:
+    """Rows a second of `recsys score`, and of the program alone on the same rows, in turn."""
     (folder / "in").mkdir()
     pq.write_table(rows, folder / "in/rows.parquet", row_group_size=131_072)
     files = [folder / "in/rows.parquet"]
-    score_files(bundle, source, files, folder / "in", folder / "warm")
-    done = score_files(bundle, source, files, folder / "in", folder / "scores")
     prepared = [
         bundle.prepare(to_batch(rows.slice(first, BATCH_ROWS), bundle.schema))
-        for first in range(0, min(len(rows), 40 * BATCH_ROWS), BATCH_ROWS)
+        for first in range(0, len(rows), BATCH_ROWS)
     ]
-    start = time.perf_counter()
-    for batch in prepared:
-        bundle.run(batch)
-    bare = sum(batch.rows for batch in prepared) / (time.perf_counter() - start)
-    speed = done.rows / done.seconds
-    return {"score_rows_per_s": round(speed), "forward_rows_per_s": round(bare), "ratio": round(speed / bare, 3)}
+
+    def forward(_: int) -> None:
+        for batch in prepared:
+            bundle.run(batch)
+
+    def score(number: int) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            score_files(bundle, source, files, folder / "in", Path(out))
+
+    seconds = in_turn({"score": score, "forward": forward}, range(rounds))
+    speeds = {f"{name}_rows_per_s": round(len(rows) / each) for name, each in seconds.items()}
+    return {**speeds, "ratio": round(seconds["forward"] / seconds["score"], 3)}
 
 
 def requested(bundle: Bundle, rows: pa.Table, options: Options) -> dict[str, float]:

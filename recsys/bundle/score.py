@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from recsys.atomic import whole_file, write_json
 from recsys.bundle.bundle import Bundle, Prepared
@@ -39,8 +40,10 @@ UNIT_ROWS = 1 << 20
 """A unit ends with the row group that reaches so many rows."""
 BATCH_ROWS = 8192
 """Rows that are scored at once."""
+GROUP_ROWS = 1 << 17
+"""A row group of the scores."""
 _AHEAD = 3
-"""Batches that are ready before they are scored."""
+"""Batches that are ready before they are scored, or written."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,16 @@ def score_files(bundle: Bundle, source: Path, files: Sequence[Path], folder: Pat
     rows, early, start = 0, 0, time.monotonic()
     with _bar(sum(unit.rows for unit in todo), shown=rank == 0) as bar:
         for unit in todo:
-            with whole_file(unit.target) as file, closing(_Writer(file, bundle)) as writer:
-                for scored in writer.write(_batches(bundle, unit)):
-                    rows += scored.rows
-                    early += scored.before(first)
-                    bar.advance(TaskID(0), scored.rows)
+            with (
+                whole_file(unit.target) as file,
+                closing(_Writer(file, bundle)) as writer,
+                closing(Prefetcher(_scored(bundle, unit), _AHEAD)) as scored,  # scores while this thread writes
+            ):
+                for batch, scores in scored:
+                    writer.write(batch, scores)
+                    rows += batch.rows
+                    early += batch.before(first)
+                    bar.advance(TaskID(0), batch.rows)
     return Scored(rows, time.monotonic() - start, early)
 
 
@@ -134,31 +142,43 @@ class _Ready(NamedTuple):
 
 
 class _Writer:
-    """Writes the scores of a unit."""
+    """Writes the scores of a unit, in row groups of some `GROUP_ROWS` rows."""
 
     def __init__(self, file: BinaryIO, bundle: Bundle) -> None:
-        self._file, self._bundle = file, bundle
+        self._file, self._schema = file, bundle.schema
         self._parquet: pq.ParquetWriter | None = None
+        self._waiting = list[pa.RecordBatch]()
 
-    def write(self, batches: Iterator[_Ready]) -> Iterator[_Ready]:
-        """Score them; yields each when it is written."""
-        for batch in batches:
-            scores = {task: pa.array(x.cpu().numpy()) for task, x in self._bundle.run(batch.prepared).items()}
-            columns = dict(zip(batch.kept.schema.names, batch.kept.columns, strict=True)) | scores
-            part = pa.record_batch(columns)
-            self._parquet = self._parquet or pq.ParquetWriter(self._file, part.schema)
-            self._parquet.write_batch(part)
-            yield batch
+    def write(self, batch: _Ready, scores: Mapping[str, Tensor]) -> None:
+        """Add rows."""
+        columns = dict(zip(batch.kept.schema.names, batch.kept.columns, strict=True))
+        columns |= {task: pa.array(x.cpu().numpy()) for task, x in scores.items()}
+        self._waiting.append(pa.record_batch(columns))
+        if sum(x.num_rows for x in self._waiting) >= GROUP_ROWS:
+            self._flush()
 
     def close(self) -> None:
+        """Write what is left."""
+        if self._waiting:
+            self._flush()
         if self._parquet is not None:
             self._parquet.close()
 
+    def _flush(self) -> None:
+        table = pa.Table.from_batches(self._waiting)
+        if self._parquet is None:
+            # only these repeat: to look in vain for scores that do takes longer than all the rest
+            ids = [self._schema.user_id, self._schema.item_id]
+            self._parquet = pq.ParquetWriter(self._file, table.schema, use_dictionary=ids)
+        self._parquet.write_table(table)
+        self._waiting.clear()
 
-def _batches(bundle: Bundle, unit: Unit) -> Iterator[_Ready]:
+
+def _scored(bundle: Bundle, unit: Unit) -> Generator[tuple[_Ready, dict[str, Tensor]], None, None]:
     """The unit's rows, prepared in a thread while the ones before are scored."""
     with closing(Prefetcher(_read(bundle, unit), _AHEAD)) as batches:
-        yield from batches
+        for batch in batches:
+            yield batch, bundle.run(batch.prepared)
 
 
 def _read(bundle: Bundle, unit: Unit) -> Generator[_Ready, None, None]:
