@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -180,9 +181,10 @@ class PointInTime:
         """The tables of the snapshots of these indices, and the number among them of none and of each snapshot, int64
         [1 + snapshots]: -1 for those without."""
         tables = [self._tables.get(self._valid[index]) for index in indices]
-        numbers = torch.full((len(self._versions),), -1)
-        numbers[torch.tensor(indices) + 1] = torch.arange(len(indices))
-        return tables, numbers
+        numbers = [-1] * len(self._versions)
+        for number, index in enumerate(indices):
+            numbers[index + 1] = number
+        return tables, torch.tensor(numbers)
 
     def _newest_visible(self, ids: Tensor, timestamps: Tensor, delay_ms: int, out_dtype: torch.dtype) -> Tensor:
         """How many snapshots each timestamp may see, int64 as `timestamps`: the last one of them is the newest.
@@ -199,9 +201,9 @@ class PointInTime:
         """Indices of the snapshots that some id has among the k newest it may see: a list for each dtype, nearly always
         one. Raises what `_check_alike` raises."""
         count = len(self._valid)
-        up_to = torch.bincount(newest.flatten(), minlength=count + 1).cumsum(0)  # ids that see so many or fewer
-        last = (torch.arange(count) + k).clamp(max=count)
-        used = (up_to[last] > up_to[:-1]).nonzero().squeeze(1).tolist()
+        seeing = torch.bincount(newest.flatten(), minlength=count + 1).tolist()  # ids that see so many
+        up_to = list(accumulate(seeing))  # or fewer
+        used = [index for index in range(count) if up_to[min(index + k, count)] > up_to[index]]
         self._check_alike([self._valid[index] for index in used])
         by_dtype: dict[str, list[int]] = {}
         for index in used:

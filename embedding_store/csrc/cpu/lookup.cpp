@@ -1,8 +1,10 @@
 // lookup, lookup_tiered, lookup_versions and lookup_history on the CPU.
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <limits>
 #include <string>
 #include <vector>
@@ -17,6 +19,7 @@ namespace embedding_store {
 namespace {
 
 constexpr int64_t kGrain = 1024;  // ids a thread, at least: waking one costs some microseconds
+constexpr int kOrderBits = 12;  // of hashes, by which ids are ordered: a part of 100 million rows' index is 1 MiB
 constexpr int64_t kMostPlaces = 4096;  // of each id: every place takes memory, whether a version is there or not
 constexpr int64_t kStreamBytes = int64_t{1} << 20;  // outputs from here on leave no room in the caches: go past them
 
@@ -105,6 +108,7 @@ class Tables {
 
   int64_t count() const { return static_cast<int64_t>(views_.size()); }
   Dtype dtype() const { return views_[0].dtype; }
+  int64_t seed() const { return views_[0].seed; }  // of the first: tables of one series nearly always share it
   const Finder* finder(int64_t number) const { return number < 0 ? nullptr : &finders_[number]; }
 
  private:
@@ -137,6 +141,20 @@ std::vector<int64_t> by_table(
   return positions;
 }
 
+// The positions of ids, roughly in the order of their buckets in a table of this seed: neighbours find each other's
+// entries of the index's page tables in the caches, where a few ids in each of many tables would find none.
+std::vector<int64_t> by_bucket(
+    const int64_t* ids,  // [count]
+    int64_t count, int64_t seed) {
+  const int bits = std::clamp<int>(std::bit_width(static_cast<uint64_t>(count)), 1, kOrderBits);
+  const auto part = [&](int64_t id) { return hash_id(id, seed) >> (64 - bits); };
+  std::vector<int64_t> starts((int64_t{1} << bits) + 1), positions(count);
+  for (int64_t i = 0; i < count; ++i) ++starts[part(ids[i]) + 1];
+  for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
+  for (int64_t i = 0; i < count; ++i) positions[starts[part(ids[i])]++] = i;
+  return positions;
+}
+
 // Versions of a series, oldest first, and the newest of them that each id may see: the k up to it are its places.
 struct History {
   const int64_t* ids;         // [count]
@@ -148,32 +166,35 @@ struct History {
   int64_t versions, k;
 };
 
-// Lookups in the order in which they are made.
-struct Order {
-  explicit Order(int64_t count) {
-    ids.reserve(count);
-    positions.reserve(count);
-    finders.reserve(count);
-  }
-
-  std::vector<int64_t> ids, positions;
-  std::vector<const Finder*> finders;  // nullptr: no table
+// A lookup of a history.
+struct Place {
+  int64_t position;      // of the outputs
+  const Finder* finder;  // nullptr: no table
 };
 
-// Version by version, for by_table's reason. Those that ids with fewer than k versions lack count down from -1 to -k.
+// Lookups in the order in which they are made.
+struct Order {
+  std::vector<int64_t> ids;
+  std::vector<Place> places;
+};
+
+// Version by version, for by_table's reason, and in each by_bucket. Those that ids with fewer than k versions lack count down from -1 to -k.
 Order by_version(const History& history, const Tables& tables) {
-  const std::vector<int64_t> sorted = by_table(history.newest, history.count, history.versions);
-  Order order(history.count * history.k);
-  int64_t first = 0, last = 0;  // of the sorted ids these see `version` among their k newest
-  for (int64_t version = -history.k; version < history.versions; ++version) {
-    while (first < history.count && history.newest[sorted[first]] < version) ++first;
-    while (last < history.count && history.newest[sorted[last]] < version + history.k) ++last;
-    const Finder* finder = tables.finder(version < 0 ? -1 : history.numbers[version]);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t id = sorted[i];
-      order.ids.push_back(history.ids[id]);
-      order.positions.push_back(id * history.k + history.newest[id] - version);
-      order.finders.push_back(finder);
+  const int64_t k = history.k;
+  std::vector<int64_t> changes(history.versions + k + 1);  // in how many ids see a version, from version -k on
+  for (int64_t i = 0; i < history.count; ++i) {
+    ++changes[history.newest[i] + 1];
+    --changes[history.newest[i] + k + 1];
+  }
+  std::vector<int64_t> starts(history.versions + k);
+  for (size_t i = 1, ids = changes[0]; i < starts.size(); ids += changes[i++]) starts[i] = starts[i - 1] + ids;
+  Order order{std::vector<int64_t>(history.count * k), std::vector<Place>(history.count * k)};
+  for (const int64_t i : by_bucket(history.ids, history.count, tables.seed())) {
+    for (int64_t place = 0; place < k; ++place) {
+      const int64_t version = history.newest[i] - place;
+      const int64_t next = starts[version + k]++;
+      order.ids[next] = history.ids[i];
+      order.places[next] = {i * k + place, tables.finder(version < 0 ? -1 : history.numbers[version])};
     }
   }
   return order;
@@ -257,8 +278,8 @@ std::tuple<Tensor, Tensor, Tensor> lookup_history(
   const Order order = by_version(history, tables);
   std::vector<int64_t> shape = shape_of(ids);
   shape.push_back(k);
-  const auto finder_of = [&](int64_t i) { return order.finders[i]; };
-  const auto position_of = [&](int64_t i) { return order.positions[i]; };
+  const auto finder_of = [&](int64_t i) { return order.places[i].finder; };
+  const auto position_of = [&](int64_t i) { return order.places[i].position; };
   auto [vectors, mask] =
       lookup_in(ids, shape, order.ids.data(), finder_of, position_of, dim, tables.dtype(), out, nullptr);
   return {vectors, mask, ages_of(history, mask)};
