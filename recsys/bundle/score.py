@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +103,9 @@ def score_files(bundle: Bundle, source: Path, files: Sequence[Path], folder: Pat
             with (
                 whole_file(unit.target) as file,
                 closing(_Writer(file, bundle)) as writer,
-                closing(Prefetcher(_scored(bundle, unit), _AHEAD)) as scored,  # scores while this thread writes
+                closing(_scored(bundle, unit, writer)) as scored,
             ):
-                for batch, scores in scored:
-                    writer.write(batch, scores)
+                for batch in scored:
                     rows += batch.rows
                     early += batch.before(first)
                     bar.advance(TaskID(0), batch.rows)
@@ -174,11 +175,22 @@ class _Writer:
         self._waiting.clear()
 
 
-def _scored(bundle: Bundle, unit: Unit) -> Generator[tuple[_Ready, dict[str, Tensor]], None, None]:
-    """The unit's rows, prepared in a thread while the ones before are scored."""
-    with closing(Prefetcher(_read(bundle, unit), _AHEAD)) as batches:
+def _scored(bundle: Bundle, unit: Unit, writer: _Writer) -> Generator[_Ready, None, None]:
+    """The unit's rows, prepared in one thread while those before are scored, and written in another. Scored in this
+    one: in others malloc gives large tensors back to the system each time."""
+    pending = deque[tuple[_Ready, Future[None]]]()
+    with closing(Prefetcher(_read(bundle, unit), _AHEAD)) as batches, ThreadPoolExecutor(1) as thread:
         for batch in batches:
-            yield batch, bundle.run(batch.prepared)
+            pending.append((batch, thread.submit(writer.write, batch, bundle.run(batch.prepared))))
+            if len(pending) > _AHEAD:
+                yield _done(*pending.popleft())
+        for each in pending:
+            yield _done(*each)
+
+
+def _done(batch: _Ready, writing: Future[None]) -> _Ready:
+    writing.result()
+    return batch
 
 
 def _read(bundle: Bundle, unit: Unit) -> Generator[_Ready, None, None]:
