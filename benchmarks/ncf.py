@@ -73,10 +73,10 @@ def read_split(folder: Path) -> Split:
     """Read and check a split.
 
     Raises:
-        DataError: a file is missing or there are several, a line is something else, an id is negative, a user is tested
-            twice or without a training row, a held-out item is among the user's training rows, or in all lines among the
-            negatives, a negative is a training row of its user or there twice, or lines have different numbers of
-            negatives; the message names file and line.
+        DataError: a file is missing or there are several, a line is something else, an id is negative, a user is
+            tested twice or without a training row, a held-out item is among the user's training rows, or in all lines
+            among the negatives, a negative is a training row of its user or there twice, or lines have different
+            numbers of negatives; the message names file and line.
     """
     train, test, negative = (_only(Path(folder), end) for end in ("train.rating", "test.rating", "test.negative"))
     users, items, times = _ratings(train)

@@ -165,10 +165,11 @@ def train_on(
     skip: Quarantine = NOTHING,
     steps: int = 0,
     as_of: int | None = None,
+    judge: Callable[[nn.Module], float] | None = None,
 ) -> Trained:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
 
-    Where it begins from its own and may make several passes, events that are held out choose the best one.
+    Where it begins from its own and may make several passes, events that are held out choose the best one, or `judge`.
 
     A collective. Where `out` has a checkpoint, continue from that.
 
@@ -187,6 +188,7 @@ def train_on(
         skip: rows that are left out.
         steps: that a pass is to have, where no batch size is given; 0: as many as `TrainConfig` says.
         as_of: time up to which the outcomes of labels are known, ms; None: the newest event's.
+        judge: scores the task's model after each pass, less is better, see `fit`; nothing is held out then.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
@@ -195,7 +197,7 @@ def train_on(
     torch.manual_seed(training.seed)
     model = DERM(schema, upstream.model, tasks)
     facts, held = survey_labels(files, schema, skip, as_of=as_of, with_delays=start is None), ALL_TRAIN
-    if training.epochs > 1 and upstream.held_out and start is None:
+    if judge is None and training.epochs > 1 and upstream.held_out and start is None:
         held = hold_out(files, schema, upstream.held_out, skip, facts.as_of)
     left_out = skip | held.rows
     rows = check_files(files, schema) - left_out.count(files)
@@ -214,7 +216,8 @@ def train_on(
     objective = Objective(schema.labels, facts, upstream.loss.value_loss)
     model.raise_logits(objective.levels)  # a checkpoint that is begun with has levels of its own
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0, objective)
-    judge = _Judge(files, schema, held, model.vocabulary, environment, facts.as_of) if held.count else None
+    if held.count:
+        judge = _Judge(files, schema, held, model.vocabulary, environment, facts.as_of)
     result = fit(
         task,
         _stream(files, schema, training, environment, negatives or resolve, left_out, facts.as_of),
