@@ -3,11 +3,11 @@
     python -m benchmarks.cross_fitting --data DIR --out runs/cross-fitting
 
 DIR holds MovieLens 1M as `recsys run movielens-1m` takes it. Protocol: like = rating > 3, random 8:1:1, all training
-rows, no times. The training rows are dealt into K folds at random; an upstream is trained on the rows outside each, and
-one on all of them. A training row reads the vectors of the upstream that has not seen its fold, validation and test
-rows those of the one of all training rows. The K spaces are turned into that one's by orthogonal Procrustes over all
-users and items (recsys/refresh/align.py). The store keeps the K + 1 as versions of one series, "as of" fold 1 to K + 1,
-and a row's time is its fold, so the join by time picks them. The validation rows choose the number of passes and
+rows, no times. The training rows are dealt into K folds at random; an upstream is trained on the rows outside each. A
+training row reads the vectors of the upstream that has not seen its fold, validation and test rows the mean of all K,
+brought back to unit length. The spaces are turned into the first one's by orthogonal Procrustes over all users and
+items (recsys/refresh/align.py). The store keeps the K and their mean as versions of one series, "as of" fold 1 to
+K + 1, and a row's time is its fold, so the join by time picks them. The validation rows choose the number of passes and
 recalibrate; the test rows are scored once. The ranker without vectors is the same network with the same rows, start and
 seeds; the difference is bootstrapped over users and seeds. Stopped, the same command goes on with the first training
 that is not done.
@@ -26,6 +26,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from benchmarks.common import print_record
 from embedding_store import EmbeddingStore
@@ -54,7 +55,7 @@ from recsys.train.distributed import Environment, process_group
 from recsys.upstream import train_upstream
 
 OWNERS = ("user", "item")
-SPACE = "all"
+SPACE = "fitted"
 _FOLDS, _SEED = "folds", 0
 
 
@@ -121,11 +122,11 @@ def _at(table: pa.Table, time: int) -> pa.Table:
 
 
 def upstream(number: int, options: Options) -> UpstreamConfig:
-    """The one that has not seen fold `number`, from 1 on; K + 1: that of all training rows."""
+    """The one that has not seen fold `number`, from 1 on."""
     seen = [fold for fold in range(1, options.folds + 1) if fold != number]
     small = ModelConfig(layers=(("mlp",),), tokens=4)
     return UpstreamConfig(
-        name=f"without{number}" if number <= options.folds else SPACE,
+        name=f"without{number}",
         source=SourceConfig(
             schema=f"{_FOLDS}/schema.toml",
             events=tuple(f"{_FOLDS}/train/fold={fold}/*.parquet" for fold in seen),
@@ -137,34 +138,34 @@ def upstream(number: int, options: Options) -> UpstreamConfig:
 
 
 def publish_folds(options: Options, data: Path, environment: Environment) -> list[float]:
-    """Train the K + 1 upstreams, turn their vectors into the space of the last, and publish them as of 1 to K + 1.
+    """Train the K upstreams, turn their vectors into the space of the first, and publish them and their mean as of 1 to
+    K + 1.
 
     Returns:
-        the mean cosine of each of the K with the last, after it was turned, over entities that the fit did not see.
+        the mean cosine of each but the first with that, after it was turned, over entities that the fit did not see.
     """
-    vectors = {}
-    for number in range(1, options.folds + 2):
+    versions: list[dict[str, tuple[Tensor, Tensor]]] = []
+    cosines: list[float] = []
+    for number in range(1, options.folds + 1):
         config = upstream(number, options)
         train_upstream(config, data, options.out)
-        vectors[number] = entity_vectors(config, data, options.out, environment)
-    last = vectors[options.folds + 1]
-    store, cosines = EmbeddingStore(store_folder(options.out)), []
-    known = set(store.list())
-    dim = last["user"][1].shape[1]
-    series = {
-        x: store.series(f"{x}_{SPACE}") if f"{x}_{SPACE}" in known else store.create(f"{x}_{SPACE}", dim=dim)
-        for x in OWNERS
-    }
-    for number, each in vectors.items():
-        rotation = torch.eye(dim)
-        if number <= options.folds:
-            old, new = (torch.cat([of[owner][1] for owner in OWNERS]) for of in (each, last))
+        found = entity_vectors(config, data, options.out, environment)
+        if versions:
+            old, new = (torch.cat([of[owner][1] for owner in OWNERS]) for of in (found, versions[0]))
             rotation, quality = procrustes(old, new)
             cosines.append(round(quality.cosine_after, 3))
-        for owner, (ids, rows) in each.items():
-            if len(series[owner].history()) < number:
-                with series[owner].write(as_of=number, space=SPACE) as writer:
-                    writer.append(ids, rows @ rotation)
+            found = {owner: (ids, vectors @ rotation) for owner, (ids, vectors) in found.items()}
+        versions.append(found)
+    total = {owner: torch.stack([of[owner][1] for of in versions]).mean(0) for owner in OWNERS}
+    versions.append({owner: (versions[0][owner][0], normalize(total[owner], dim=1)) for owner in OWNERS})
+    store = EmbeddingStore(store_folder(options.out))
+    for owner in OWNERS:
+        name = f"{owner}_{SPACE}"
+        dim = total[owner].shape[1]
+        series = store.series(name) if name in store.list() else store.create(name, dim=dim)
+        for as_of, each in list(enumerate(versions, start=1))[len(series.history()) :]:
+            with series.write(as_of=as_of, space=SPACE) as writer:
+                writer.append(*each[owner])
     return cosines
 
 

@@ -12,6 +12,7 @@ Intervals are over users. Stopped, the same command goes on.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.common import print_record
 from benchmarks.ncf import Found, Split, interval, leave_last_out, read_split, repeated
 from benchmarks.ncf_derm import Chosen
+from recsys.atomic import write_json
 from recsys.study.als import Settings, is_installed
 from recsys.train.distributed import process_group
 
@@ -53,7 +55,7 @@ def main(options: Options) -> None:
     found = {"popularity": Found.of(split, popularity(split))}
     show("popularity", found["popularity"])
     if is_installed():
-        chosen = max(grid(), key=lambda settings: _ndcg(validation, factorised(validation, settings), settings.text))
+        chosen = tuned(validation, options.out / "ials.json")
         found["iALS"] = Found.of(split, factorised(split, chosen))
         show(f"iALS, {chosen.text}", found["iALS"])
     else:
@@ -86,9 +88,14 @@ def popularity(split: Split) -> NDArray[np.float64]:
     return np.bincount(split.items, minlength=split.item_count)[split.candidates].astype(np.float64)
 
 
-def grid() -> list[Settings]:
-    """What is tried of iALS."""
-    return [Settings(*each) for each in product(FACTORS, REGULARIZATION, ALPHA)]
+def tuned(validation: Split, record: Path) -> Settings:
+    """The best of iALS's settings, which are kept in this file once they are known."""
+    if record.is_file():
+        return Settings(**json.loads(record.read_text()))
+    tried = [Settings(*each) for each in product(FACTORS, REGULARIZATION, ALPHA)]
+    best = max(tried, key=lambda each: _ndcg(validation, factorised(validation, each), each.text))
+    write_json(record, best._asdict())
+    return best
 
 
 def factorised(split: Split, settings: Settings) -> NDArray:

@@ -95,7 +95,9 @@ class Chosen:
         """Of the candidates, float32 [T, 1 + K]."""
         derm: DERM = model.module.model
         split = self.split
-        user = self._vectors(derm, "user", self._rows(split.tested, np.full_like(split.tested, _AFTER_ALL)))
+        user = self._vectors(
+            derm, "user", self._rows(split.tested, np.full_like(split.tested, _AFTER_ALL), split.held_out)
+        )
         item = self._vectors(derm, "item", self._items())
         return torch.einsum("td,tkd->tk", user, item[torch.from_numpy(split.candidates)]).numpy()
 
