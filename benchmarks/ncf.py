@@ -255,8 +255,10 @@ def _check(split: Split, test: Path, negative: Path) -> None:
     _refuse(test, np.isin(split.pairs(split.tested, split.held_out), known), "its pair is a training row too")
     if not split.counted.all(axis=1).any():
         raise DataError(f"{negative}: every line lists the held-out item among its negatives: list the others alone")
-    seen = np.isin(split.pairs(tested, split.negatives), known).any(axis=1)
-    _refuse(negative, seen, "a negative is a training row of the user: draw from what the user never chose")
+    seen = np.isin(split.pairs(tested, split.negatives), known)
+    _refuse(
+        negative, np.any(seen, axis=1), "a negative is a training row of the user: draw from what the user never chose"
+    )
     _refuse(negative, (ordered[:, 1:] == ordered[:, :-1]).any(axis=1), "a negative is there twice: draw each once")
 
 

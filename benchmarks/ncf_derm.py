@@ -2,10 +2,10 @@
 
 The user tower reads the user's id and what the user chose last, in windows of several lengths that are averaged; the
 item tower the item's id. Each of a user's last TARGETS choices is an event, which reads the choices before it; those of
-one second are put into an order that is drawn. A choice without a time stands at a drawn place among the user's others:
-it is an event if that is among the last, and is in no window. Every event is a choice, so the label is always 1 and the
-supervised part of the loss has nothing to teach; negatives are those of the batch and items drawn uniformly. A
-candidate's score is the inner product of the two vectors.
+one second are put into an order that is drawn. Choices without a time are left out, but of users who have no others,
+whose order is drawn then. Every event is a choice, so the label is always 1 and the supervised part of the loss has
+nothing to teach; negatives are those of the batch and items drawn uniformly. A candidate's score is the inner product
+of the two vectors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from recsys.train.distributed import Environment
 from recsys.upstream import train_on
 
 WINDOWS = (1, 4, 16, 64)
-TARGETS = 40
+TARGETS = 50
 LABEL = "chosen"
 _AFTER_ALL = 1
 _ROWS = 1024
@@ -61,14 +61,12 @@ class Chosen:
         self.schema = _schema(split)
         rng = np.random.default_rng(seed)
         order = in_order(split.users, split.times, rng)
-        users, items, timed = split.users[order], split.items[order], split.times[order] > 0
-        ends = np.searchsorted(users, np.arange(split.user_count), side="right")
-        left = ends[users] - np.arange(len(users))  # 1: the user's last
-        known = np.bincount(users[timed], minlength=split.user_count)[users]
-        # The last is at -1, the one before it at -2; those without a time somewhere between.
-        places = np.where(timed, 2 * -left, 1 - 2 * rng.integers(1, known + 2))
-        self._past = PastEvents(users[timed], places[timed], items[timed])
-        chosen = rng.permutation(np.flatnonzero(places >= -2 * TARGETS))
+        dated = np.bincount(split.users, split.times, minlength=split.user_count)[split.users[order]] > 0
+        order = order[(split.times[order] > 0) | ~dated]
+        users, items = split.users[order], split.items[order]
+        places = np.arange(len(users)) - np.searchsorted(users, users, side="right")  # the user's last is at -1
+        self._past = PastEvents(users, places, items)
+        chosen = rng.permutation(np.flatnonzero(places >= -TARGETS))
         with replacing_folder(folder / "log") as out:
             write_part(self._rows(users[chosen], places[chosen], items[chosen]), out / "events")
             write_part(self._items(), out / "items")

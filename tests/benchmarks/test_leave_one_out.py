@@ -30,17 +30,19 @@ def test_an_event_reads_what_its_user_chose_before_it_oldest_first(split: Split,
     Chosen(split, tmp_path, seed=0)
     rows = pq.read_table(tmp_path / "log" / "events").to_pylist()
     undated = set(zip(split.users[split.times == 0], split.items[split.times == 0], strict=True))
-    assert len(rows) == len(split.users)
+    assert len(undated) == USERS // 2
+    assert len(rows) == len(split.users) - len(undated)
     for row in rows:
-        user, item = row["user_id"], row["item_id"]
-        before = [i for i in chain(split, user) if (user, i) not in undated]
-        if (user, item) not in undated:
-            before = before[: before.index(item)]
-            assert row["last_64"] == before
-            assert row["last_4"] == before[-4:]
-        assert item not in row["last_64"]
-        assert row["last_64"] == before[: len(row["last_64"])]
+        known = [i for i in chain(split, row["user_id"]) if (row["user_id"], i) not in undated]
+        before = known[: known.index(row["item_id"])]
+        assert row["last_64"] == before
+        assert row["last_4"] == before[-4:]
         assert row[LABEL] == 1
+
+
+def test_of_users_without_any_time_all_choices_are_events(split: Split, tmp_path: Path) -> None:
+    Chosen(replace(split, times=np.zeros_like(split.times)), tmp_path, seed=0)
+    assert len(pq.read_table(tmp_path / "log" / "events")) == len(split.users)
 
 
 def chain(split: Split, user: int) -> list[int]:
