@@ -18,9 +18,9 @@ from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
 from recsys.train import trainer
 from recsys.train.checkpoint import load_model
-from recsys.train.distributed import process_group
+from recsys.train.distributed import current_environment, process_group
 from recsys.train.tables import draw_tables
-from recsys.upstream import train_upstream
+from recsys.upstream import train_on, train_upstream
 from tests.distributed import run_ranks
 from tests.recsys.refresh.example import CONFIG, SCHEMA, SOURCE, events
 
@@ -106,3 +106,22 @@ def test_a_single_pass_trains_on_all_events(log: Path, tmp_path: Path) -> None:
     assert passes(tmp_path) == {"done": 1, "most": 1, "best": 1, "held_out": 0, "validation_ne": []}
     result = json.loads((upstream_folder(tmp_path, "ctr") / "result.json").read_text())
     assert result["steps"] == ROWS // 64
+
+
+def test_a_judge_of_the_callers_chooses_the_pass_and_holds_nothing_out(log: Path, tmp_path: Path) -> None:
+    scores = iter([0.5, 0.3, 0.4, 0.1])
+    trained = train_on(
+        find_files(log, SOURCE.events),
+        SCHEMA.select(labels=("click",)),
+        UPSTREAM,
+        TRAINING,
+        current_environment(),
+        data=log,
+        out=tmp_path,
+        title=None,
+        judge=lambda model: next(scores),
+    )
+    assert trained.result.scores == (0.5, 0.3, 0.4)  # the first that is not better was the last
+    assert trained.held_out == 0
+    assert trained.result.steps == 3 * (ROWS // 64)
+    assert trained.record()["passes"]["best"] == 2
