@@ -122,7 +122,7 @@ def _at(table: pa.Table, time: int) -> pa.Table:
 
 
 def upstream(number: int, options: Options) -> UpstreamConfig:
-    """The one that has not seen fold `number`, from 1 on."""
+    """The one that has not seen fold `number`, from 1 on: two passes in large batches, because there are K of them."""
     seen = [fold for fold in range(1, options.folds + 1) if fold != number]
     small = ModelConfig(layers=(("mlp",),), tokens=4)
     return UpstreamConfig(
@@ -227,7 +227,7 @@ def settings(options: Options) -> RankerSettings:
 def _train(training: RankerTraining, path: Path, title: str) -> None:
     """Train one, recalibrate it on the validation rows, and write what it says of the test rows."""
     trained = training.train(title=title)
-    labels, logits, _ = trained.of_task()
+    labels, logits, _ = trained.of_task("like")
     tested = training.predict(trained.result.model, trained.vocabulary, training.config.test)
     said, known, mask, users = (x.numpy() for x in tested)
     path.parent.mkdir(parents=True, exist_ok=True)

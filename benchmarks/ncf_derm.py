@@ -91,7 +91,8 @@ class Chosen:
 
     def scores(self, model: nn.Module) -> NDArray:
         """Of the candidates, float32 [T, 1 + K]."""
-        derm: DERM = model.module.model
+        derm = model.module.model  # type: ignore[union-attr]
+        assert isinstance(derm, DERM)
         split = self.split
         user = self._vectors(
             derm, "user", self._rows(split.tested, np.full_like(split.tested, _AFTER_ALL), split.held_out)
