@@ -69,13 +69,11 @@ def main(options: Options) -> None:
 
 def faiss_index(items: Tensor) -> Callable[[int], Search]:
     """By `recsys retrieve`."""
-    import faiss
-
-    index = approximate.build(items.numpy(), "hnsw", lambda _: None)
+    index, everybody = approximate.build(items.numpy(), "hnsw", lambda _: None), torch.empty(0, dtype=torch.int64)
 
     def for_k(k: int) -> Search:
         def search(users: Tensor, width: int) -> NDArray[np.int64]:
-            return index.search(users.numpy(), k, params=faiss.SearchParametersHNSW(efSearch=width))[1]
+            return approximate.search(index, "hnsw", users, k, everybody, width=width).rows.numpy()
 
         return search
 
