@@ -69,6 +69,30 @@ def test_any_number_of_ranks_and_units_say_the_same(
         np.testing.assert_allclose(found[name].to_numpy(), whole[name].to_numpy(), rtol=1e-5)
 
 
+def test_row_groups_are_of_many_batches(made: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_module, "BATCH_ROWS", 7)
+    monkeypatch.setattr(score_module, "GROUP_ROWS", 20)
+    score(made, data, tmp_path)
+    for path in tmp_path.rglob("*.parquet"):
+        stored = pq.read_metadata(path)
+        groups = [stored.row_group(number).num_rows for number in range(stored.num_row_groups)]
+        assert set(groups[:-1]) == {21}
+        assert sum(groups) > 21
+
+
+def test_a_disk_that_is_full_is_said_and_half_a_file_is_never_seen(
+    made: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(score_module, "BATCH_ROWS", 7)
+    monkeypatch.setattr(score_module._Writer, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        score(made, data, tmp_path)
+    assert not list(tmp_path.rglob("*.parquet*"))
+
+
 def test_a_fresh_process_says_the_same_on_two_ranks(made: Path, data: Path, tmp_path: Path) -> None:
     whole = score(made, data, tmp_path / "1")
     options = ("--data", str(data), "--files", FILES, "--out", str(tmp_path / "2"), "--ranks", "2")
