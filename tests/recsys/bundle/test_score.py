@@ -69,7 +69,9 @@ def test_any_number_of_ranks_and_units_say_the_same(
         np.testing.assert_allclose(found[name].to_numpy(), whole[name].to_numpy(), rtol=1e-5)
 
 
-def test_row_groups_are_of_many_batches(made: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_are_of_many_batches(
+    made: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(score_module, "BATCH_ROWS", 7)
     monkeypatch.setattr(score_module, "GROUP_ROWS", 20)
     score(made, data, tmp_path)
