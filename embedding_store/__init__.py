@@ -45,6 +45,7 @@ from embedding_store.errors import (
 from embedding_store.history.state import Move
 from embedding_store.history.tombstones import Tombstone
 from embedding_store.keys import hash_keys
+from embedding_store.native.ops import nearest
 from embedding_store.nn.entity_embedding import EntityEmbedding
 from embedding_store.read.point_in_time import PointInTime
 from embedding_store.read.snapshot import Snapshot
@@ -104,4 +105,5 @@ __all__ = [
     "VersionRetractedError",
     "WriterClosedError",
     "hash_keys",
+    "nearest",
 ]

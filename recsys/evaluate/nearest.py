@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedding_store.native import ops
+from embedding_store import nearest as nearest_rows
 
 _SCORES = 1 << 24
 """That PyTorch holds at once, where native code does not compute them."""
@@ -72,7 +72,7 @@ def nearest(
     if len(unknown):
         raise ValueError(f"without has user {int(unknown[0])}; use a row of the {len(users)} users")
     if users.device.type == "cpu" and users.dtype == items.dtype == torch.float32:
-        return Nearest(*ops.nearest(users, items, k, *without))
+        return Nearest(*nearest_rows(users, items, k, *without))
     size = max(1, _SCORES // (_ITEMS + k))
     parts = [
         _nearest_of_some(users[start : start + size], items, min(k, len(items)), (without[0] - start, without[1]))

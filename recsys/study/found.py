@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -74,8 +74,8 @@ class RetrievalResult:
     """Chosen settings of iALS; empty: it was not run."""
     two_tower: tuple[float, float] | None = None
     """Window and weight chosen for the two-tower model; None: there is none."""
-    latency: tuple[Point, ...] = ()
-    """What a request takes, and finds of the exact answer, by way of searching."""
+    latency: tuple[Point, ...] = field(default=(), compare=False)
+    """What a request takes, another time every time, and finds of the exact answer, by way of searching."""
     days: int
     """Moments at which requests were answered."""
     users: int

@@ -43,7 +43,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """The README's schema and ranker, and days of events after its words."""
-    schema, *_, config = toml_blocks()
+    schema, *_, config, _ = toml_blocks()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/schema.toml").write_text(schema)
     (tmp_path / "cart.toml").write_text(config)

@@ -29,7 +29,7 @@ README, SERVING = (ROOT / "README.md").read_text(), (ROOT / "docs/serving.md").r
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The README's ranker, days of events after its words and a store; jobs run in this process."""
-    schema, *_, config = toml_blocks()
+    schema, *_, config, _ = toml_blocks()
     (tmp_path / "DIR/mine").mkdir(parents=True)
     (tmp_path / "DIR/mine/schema.toml").write_text(schema)
     (tmp_path / "cart.toml").write_text(config)

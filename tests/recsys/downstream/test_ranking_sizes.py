@@ -1,5 +1,6 @@
 """What a ranker's tables and batches are: of the training rows."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_what_is_left_out_follows_from_the_training_rows(
     said = capsys.readouterr().out
     rows = check_files(find_files(data, SPLIT.train), schema)
     assert f"rankers: {rows:,} rows, so batches of 128: {rows // 128} a pass" in said
+    assert re.search(r"^ranker 1/1 tasks/none/seed 0: validation ne ctr \d\.\d{4}$", said, re.MULTILINE)
     items = np.unique(
         np.concatenate(
             [pq.ParquetFile(x).read(["item_id"])["item_id"].to_numpy() for x in find_files(data, SPLIT.train)]

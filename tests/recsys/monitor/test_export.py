@@ -20,7 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = EmbeddingStore(root / "store")
     for day in range(3):
         gates = ["user_ctr: too little"] if day == 2 else []
-        scored = {"click": {"ne": 0.9, "auc": 0.7, "calibration": 1.1, "rows": 200, "positives": 20}} if day else {}
+        counted = {"calibration": 1.1, "rows": 200, "positives": 20}
+        clicks, paid = {"ne": 0.9, "auc": 0.7, **counted}, {"deviance": 0.8, "concordance": 0.6, **counted}
+        scored = {"click": clicks, "revenue": paid} if day else {}
         write_record(root / "ctr", day, replay(store, 1, noisy, first=day), gates=gates, progressive=scored)
     return root / "ctr"
 
@@ -68,6 +70,7 @@ def test_prometheus_text_holds_the_newest_days_figures(folder: Path) -> None:
     assert value("skew_auc", upstream="ctr", users_behind="0", items_behind="2") == skew["auc"][0][2]
     assert value("gates_refused", upstream="ctr") == 1
     assert value("progressive_ne", upstream="ctr", task="click") == 0.9
+    assert value("progressive_deviance", upstream="ctr", task="revenue") == 0.8
     assert value("stage_seconds", upstream="ctr", stage="train") == 14.5
     assert value("ageing_auc", upstream="ctr", days="2") == quality["pair"]["ageing"][2]["auc"]
     assert not any(dict(labels).get("days") == "14" for _, labels in found)  # undefined: no sample
@@ -76,7 +79,7 @@ def test_prometheus_text_holds_the_newest_days_figures(folder: Path) -> None:
 def test_what_is_not_known_on_the_first_day_has_no_sample(folder: Path) -> None:
     found = parse(exposition(samples(read_records(folder)[0], "ctr")))
     names = {name.removeprefix("recsys_refresh_") for name, _ in found}
-    scored = {f"progressive_{name}" for name in ("ne", "auc", "calibration")}
+    scored = {name for name in HELP if name.startswith("progressive_")}
     assert names == set(HELP) - scored - {
         "coverage_ratio",
         "drift_cosine",

@@ -244,7 +244,9 @@ def _crash_after(commits: int, patched: pytest.MonkeyPatch) -> None:
     def counted(self: DayWriter, *error: Any) -> None:
         nonlocal ended
         if error[0] is None and ended == commits:
-            raise KeyboardInterrupt
+            stopped = KeyboardInterrupt()
+            end(self, KeyboardInterrupt, stopped, None)  # its threads end with the process
+            raise stopped
         end(self, *error)
         ended += error[0] is None
 
