@@ -1,8 +1,8 @@
 """The ranker's job: train rankers that read the store's vectors, and keep what they predict.
 
-This is what `launchers/downstream.py` starts. Every ranker is one model of all tasks, trained by all ranks together, as
-one that is deployed is. It leaves a file of test predictions for each task, beside what it came to on the validation
-rows, so a run that was stopped goes on with the rankers that are missing.
+This is what `launchers/downstream.py` starts. Every ranker is trained by all ranks together, as one that is deployed
+is, but with a model for each task. It leaves a file of test predictions for each task, beside what it came to on the
+validation rows, so a run that was stopped goes on with the rankers that are missing.
 
 The validation rows choose three things, the test rows none: the pass, whether a task is ranked with the arm's vectors
 at all, and the recalibration that is applied to the predictions.
@@ -41,7 +41,7 @@ from recsys.train.distributed import Environment, broadcast, process_group
 
 @dataclass(frozen=True)
 class Ranker:
-    """One ranker of a job, which learns all of its tasks, and the files its predictions go to."""
+    """One ranker of a job, for all of its tasks, and the files its predictions go to."""
 
     job: str
     """Name of the job that trains it."""
@@ -174,8 +174,11 @@ def train_ranker(
     tables: Tables = MappingProxyType({}),
     store: EmbeddingStore | None = None,
 ) -> dict[str, float]:
-    """Train one ranker of all tasks on all ranks together, with its vectors and without; choose by the validation rows
-    the pass, and for each task which of the two predicts the test rows, recalibrated, once; write it. A collective.
+    """Train one ranker on all ranks together, with its vectors and without; choose by the validation rows the pass, and
+    for each task which of the two predicts the test rows, recalibrated, once; write it. A collective.
+
+    Each task is learned by a model of its own, until that gets no better at it: a lift counts over the best that a team
+    would have without vectors. Over the entire space all are learned by one.
 
     Args:
         ranker: which one.
@@ -190,7 +193,24 @@ def train_ranker(
     Returns:
         task -> its validation NE.
     """
-    store = store or EmbeddingStore(store_folder(out))
+    store, scores = store or EmbeddingStore(store_folder(out)), dict[str, float]()
+    alone = [{task: label} for task, label in config.tasks.items()]
+    for tasks in [config.tasks] if config.entire_space else alone:
+        scores |= _train(ranker, replace(config, tasks=tasks), data, out, environment, skip, tables, store)
+    return scores
+
+
+def _train(
+    ranker: Ranker,
+    config: RankerSettings,
+    data: Path,
+    out: Path,
+    environment: Environment,
+    skip: Quarantine,
+    tables: Tables,
+    store: EmbeddingStore,
+) -> dict[str, float]:
+    """One model of these tasks with vectors, one without; see `train_ranker`."""
     features = StoreFeatures(
         store,
         ranker.series,
