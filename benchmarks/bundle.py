@@ -26,12 +26,13 @@ from benchmarks.common import in_turn, print_record
 from embedding_store import EmbeddingStore
 from recsys.bundle import Bundle, load_bundle
 from recsys.bundle.score import BATCH_ROWS, score_files
-from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.bundle.write import train_bundle
 from recsys.config import ArmConfig, RankerConfig
 from recsys.data.convert import to_batch
 from recsys.data.files import find_files
 from recsys.data.synthetic import prepare_synthetic
 from recsys.dates import DAY_MS
+from recsys.folders import bundle_folder
 from recsys.recipes import synthetic
 
 

@@ -25,7 +25,7 @@ from benchmarks.common import print_record
 from benchmarks.ncf import Found, Split, interval, leave_last_out, read_split, repeated
 from benchmarks.ncf_derm import Chosen
 from recsys.atomic import write_json
-from recsys.study.als import Settings, is_installed
+from recsys.study.als import Settings, fit, is_installed
 from recsys.train.distributed import process_group
 
 FACTORS, REGULARIZATION, ALPHA = (64, 192), (10.0, 30.0, 100.0), (1.0, 4.0)
@@ -100,23 +100,8 @@ def tuned(validation: Split, record: Path) -> Settings:
 
 def factorised(split: Split, settings: Settings) -> NDArray:
     """iALS's scores of the candidates, float32 [T, 1 + K]."""
-    from implicit.cpu.als import AlternatingLeastSquares
-    from scipy.sparse import csr_matrix
-    from threadpoolctl import threadpool_limits
-
-    shape = split.user_count, split.item_count
-    matrix = csr_matrix((np.ones(len(split.users), np.float32), (split.users, split.items)), shape=shape)
-    matrix.data[:] = 1.0  # a pair that came again was added up
-    with threadpool_limits(1, "blas"):  # its own threads are many: BLAS's would wait for them
-        model = AlternatingLeastSquares(
-            factors=settings.factors,
-            regularization=settings.regularization,
-            alpha=settings.alpha,
-            iterations=ITERATIONS,
-            random_state=0,
-        )
-        model.fit(matrix, show_progress=False)
-    return np.einsum("td,tkd->tk", model.user_factors[split.tested], model.item_factors[split.candidates])
+    users, items = fit(split.users, split.items, (split.user_count, split.item_count), settings, ITERATIONS)
+    return np.einsum("td,tkd->tk", users[split.tested], items[split.candidates])
 
 
 def derm(split: Split, validation: Split, options: Options) -> tuple[NDArray, int]:

@@ -19,6 +19,11 @@ def store_folder(out: Path) -> Path:
     return out / "store"
 
 
+def bundle_folder(out: Path) -> Path:
+    """Where the training of a ranker that is deployed leaves its bundle."""
+    return out / "bundle"
+
+
 def make_out(out: Path) -> None:
     """Make the folder of a run, if it is not there. Raises ConfigError unless files can be written into it."""
     try:

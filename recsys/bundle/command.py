@@ -18,11 +18,11 @@ from recsys.bundle.manifest import Manifest
 from recsys.bundle.repin import repin
 from recsys.bundle.score import Scored, score_files
 from recsys.bundle.start import Start
-from recsys.bundle.write import bundle_folder, stage_name
+from recsys.bundle.write import stage_name
 from recsys.config import ConfigError, RankerConfig, to_dict
 from recsys.data.files import find_files
 from recsys.evaluate.measures import measures
-from recsys.folders import make_out
+from recsys.folders import bundle_folder, make_out
 from recsys.identity import identify_files
 from recsys.jobs import run_job
 from recsys.pipeline import ranks_here, start_job

@@ -23,6 +23,7 @@ from recsys.data.schema import Schema
 from recsys.data.sizes import Tables, key_of
 from recsys.downstream.training import RankerTraining
 from recsys.evaluate.recalibration import Recalibration
+from recsys.folders import bundle_folder
 from recsys.models.vocabulary import Vocabulary
 from recsys.monitor.gates import check_progressive
 from recsys.progressive import Scored, read_figures
@@ -39,7 +40,7 @@ class Start:
     @cached_property
     def manifest(self) -> Manifest:
         """Of its bundle. Raises BundleError."""
-        return Manifest.load(self._bundle)
+        return Manifest.load(bundle_folder(self.out))
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -79,12 +80,8 @@ class Start:
     @property
     def tables(self) -> Tables:
         """The sizes of its tables, which the new one keeps."""
-        schema = Schema.load(self._bundle / SCHEMA)
+        schema = Schema.load(bundle_folder(self.out) / SCHEMA)
         return {key_of(feature): feature.rows for feature in schema.features if feature.rows}
-
-    @property
-    def _bundle(self) -> Path:
-        return self.out / "bundle"
 
 
 class Forecast:

@@ -35,6 +35,7 @@ from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import check_visible, screen_splits
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
 from recsys.evaluate.measures import measures
+from recsys.folders import bundle_folder
 from recsys.identity import code_version, flatten, identify_files
 from recsys.sealed import fingerprint
 from recsys.source import ranker_schema
@@ -47,11 +48,6 @@ _EXAMPLE_ROWS = 8
 """Rows that the program is traced with."""
 _WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "name", "arms", "seeds", "test", "max_ne")
 """What may change while a ranker is trained."""
-
-
-def bundle_folder(out: Path) -> Path:
-    """Where the bundle comes to lie."""
-    return out / "bundle"
 
 
 def stage_name(config: RankerConfig, arm: str) -> str:

@@ -104,6 +104,11 @@ def newest_outcome(files: Sequence[Path], schema: Schema, skip: Quarantine = NOT
     return newest
 
 
+def known_until(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING) -> int | None:
+    """`newest_outcome` of files that a model is judged by; None: no outcome has a time."""
+    return newest_outcome(files, schema, skip) if any(label.time for label in schema.labels) else None
+
+
 def _read(files: Sequence[Path], facts: Schema, skip: Quarantine) -> Iterator[tuple[Mapping[str, pa.Array], Ints]]:
     """Columns and times of all rows, piece by piece."""
     footers = read_footers(files, facts)

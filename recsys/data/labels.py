@@ -17,6 +17,8 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
+_MEANS_NOTHING = "Where it means nothing, name a 0 / 1 column in `valid`"
+
 
 class Labels(NamedTuple):
     """Of B rows."""
@@ -99,9 +101,7 @@ def read_weights(array: pa.Array, name: str) -> Floats:
     """
     found = _numbers(array)
     wrong = ~(np.isfinite(found) & (found >= 0))
-    if wrong.any():
-        row = _first(wrong)
-        raise RowError(name, row, f"the weight is {_said(found[row])}; it must be a number of 0 or more: correct it")
+    _refuse(name, "weight", found, wrong, "it must be a number of 0 or more: correct it")
     return found.astype(np.float32)
 
 
@@ -109,14 +109,7 @@ def _binary(array: pa.Array, name: str, valid: Bools) -> Floats:
     """A 0 / 1 column, 0 where not valid; what it holds there does not matter."""
     found = _numbers(array)
     wrong = (found != 0) & (found != 1) & valid
-    if wrong.any():
-        row = _first(wrong)
-        raise RowError(
-            name,
-            row,
-            f"the label is {_said(found[row])}; it must be 0 or 1. Where it means nothing, name a 0 / 1 column in "
-            "`valid`",
-        )
+    _refuse(name, "label", found, wrong, f"it must be 0 or 1. {_MEANS_NOTHING}")
     return np.where(valid, found, np.float32(0))
 
 
@@ -124,14 +117,7 @@ def _value(array: pa.Array, name: str, valid: Bools) -> Floats:
     """A column of numbers of 0 or more, 0 where not valid; what it holds there does not matter."""
     found = _numbers(array)
     wrong = ~(np.isfinite(found) & (found >= 0)) & valid
-    if wrong.any():
-        row = _first(wrong)
-        raise RowError(
-            name,
-            row,
-            f"the label is {_said(found[row])}; a value must be a finite number of 0 or more. Where it means nothing, "
-            "name a 0 / 1 column in `valid`",
-        )
+    _refuse(name, "label", found, wrong, f"a value must be a finite number of 0 or more. {_MEANS_NOTHING}")
     return np.where(valid, found, np.float32(0))
 
 
@@ -139,8 +125,12 @@ def _numbers(array: pa.Array) -> Floats:
     return (array.fill_null(np.nan) if array.null_count else array).to_numpy()
 
 
-def _said(value: np.float32) -> str:
-    return "null or NaN" if np.isnan(value) else f"{value:g}"
+def _refuse(name: str, what: str, found: Floats, wrong: Bools, remedy: str) -> None:
+    """Raise RowError for the first row that is wrong, if any is."""
+    if wrong.any():
+        row = _first(wrong)
+        said = "null or NaN" if np.isnan(found[row]) else f"{found[row]:g}"
+        raise RowError(name, row, f"the {what} is {said}; {remedy}")
 
 
 def _first(mask: Bools) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recsys.config import RankerSettings
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
-from recsys.data.label_facts import LabelFacts, newest_outcome, survey_labels
+from recsys.data.label_facts import LabelFacts, known_until, survey_labels
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Label, Schema
 from recsys.data.seen import Ints
@@ -83,15 +83,13 @@ class RankerTraining:
         return survey_labels(files, self.schema, self.skip, with_delays=not self.started)
 
     def known_until(self, patterns: tuple[str, ...]) -> int | None:
-        """The time up to which these files, which are judged by, tell of outcomes, ms; None: no outcome has a time."""
-        if not any(label.time for label in self.schema.labels):
-            return None
+        """Of these files, which are judged by, see `recsys.data.label_facts.known_until`."""
         if patterns not in self._known_until:
-            self._known_until[patterns] = newest_outcome(find_files(self.data, patterns), self.schema, self.skip)
+            self._known_until[patterns] = known_until(find_files(self.data, patterns), self.schema, self.skip)
         return self._known_until[patterns]
 
     @cached_property
-    def _known_until(self) -> dict[tuple[str, ...], int]:
+    def _known_until(self) -> dict[tuple[str, ...], int | None]:
         return {}
 
     def objective(self) -> Objective:

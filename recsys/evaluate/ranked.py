@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recsys.evaluate.nearest import recall_by_user
+
 
 def ndcg_by_list(
     lists: Tensor,  # int64 [P], 0, 1, ...: the list that each positive was wanted from
@@ -30,9 +32,7 @@ def hit_by_list(
     cut: int,
 ) -> Tensor:  # float64 [<= L], of lists with a positive
     """Whether any of a list's positives is among its first `cut` places; arguments as of `ndcg_by_list`."""
-    positives = torch.bincount(lists)
-    hits = torch.bincount(lists, (places < cut).double(), minlength=len(positives))
-    return (hits[positives > 0] > 0).double()
+    return (recall_by_user(lists, places, cut) > 0).double()
 
 
 def best_places(

@@ -65,6 +65,14 @@ def check_kind(kind: Kind, items: int) -> None:
         )
 
 
+def lifted(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Items [N, D + 1] as an index takes them, a copy, and the `base` that their products lack."""
+    base = float(vectors[:, -1].min())
+    vectors = vectors.copy()
+    vectors[:, -1] -= base
+    return vectors, base
+
+
 def build(vectors: NDArray[np.float32], kind: Kind, advance: Callable[[int], None]) -> Any:
     """A faiss index of some vectors [N, W], which are its rows; on one thread the same every time.
 

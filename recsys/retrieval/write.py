@@ -53,9 +53,7 @@ def build_index(
     approximate.check_installed()
     index = pair.load(withdrawn_now(opened, upstream))
     approximate.check_kind(kind, len(index.ids))
-    vectors, done = index.vectors.numpy(), 0
-    base = float(vectors[:, -1].min())
-    vectors[:, -1] -= base
+    (vectors, base), done = approximate.lifted(index.vectors.numpy()), 0
 
     def advance(items: int) -> None:
         nonlocal done

@@ -63,24 +63,36 @@ class Factors:
 
 def factorise(log: Log, settings: Settings) -> Factors:
     """Factorise the positives of a log, each pair once; needs `implicit`."""
+    chosen = log.only(log.positive)
+    user_ids, users = np.unique(chosen.users, return_inverse=True)
+    item_ids, items = np.unique(chosen.items, return_inverse=True)
+    user_factors, item_factors = fit(users, items, (len(user_ids), len(item_ids)), settings, ITERATIONS)
+    popularity = np.bincount(items).astype(np.float32)
+    learned = (user_ids, user_factors, item_ids, item_factors, popularity)
+    return Factors(*(torch.from_numpy(each) for each in learned))
+
+
+def fit(
+    users: np.ndarray,  # int [P], rows of the first factors
+    items: np.ndarray,  # int [P], rows of the second
+    shape: tuple[int, int],
+    settings: Settings,
+    iterations: int,
+) -> tuple[np.ndarray, np.ndarray]:  # float32 [U, F], [N, F]
+    """Factorise these pairs, each once, of U users and N items."""
     from implicit.cpu.als import AlternatingLeastSquares
     from scipy.sparse import csr_matrix
     from threadpoolctl import threadpool_limits
 
-    chosen = log.only(log.positive)
-    user_ids, users = np.unique(chosen.users, return_inverse=True)
-    item_ids, items = np.unique(chosen.items, return_inverse=True)
-    matrix = csr_matrix((np.ones(len(users), np.float32), (users, items)), shape=(len(user_ids), len(item_ids)))
+    matrix = csr_matrix((np.ones(len(users), np.float32), (users, items)), shape=shape)
     matrix.data[:] = 1.0  # a pair that came again was added up
     with threadpool_limits(1, "blas"):  # its own threads are many: BLAS's would wait for them
         model = AlternatingLeastSquares(
             factors=settings.factors,
             regularization=settings.regularization,
             alpha=settings.alpha,
-            iterations=ITERATIONS,
+            iterations=iterations,
             random_state=0,
         )
         model.fit(matrix, show_progress=False)
-    popularity = np.bincount(items).astype(np.float32)
-    learned = (user_ids, model.user_factors, item_ids, model.item_factors, popularity)
-    return Factors(*(torch.from_numpy(np.asarray(each)) for each in learned))
+    return np.asarray(model.user_factors), np.asarray(model.item_factors)

@@ -29,7 +29,7 @@ EXACT = "every item"
 KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivfpq")
 _CLOSE = 1e-4
 """Relative difference of scores that are summed in another order."""
-NO_ROWS = torch.empty(0, dtype=torch.int64)
+_NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,17 @@ def _ways(index: Index, k: int) -> Iterator[tuple[str, int, Callable[[Tensor], T
     yield EXACT, 0, lambda query: exact_top_k(query, index.vectors, k)
     if not approximate.is_installed() or len(index.ids) > ITEMS:
         return
-    lifted = index.vectors.clone()
-    lifted[:, -1] -= lifted[:, -1].min()  # see recsys/retrieval/approximate.py
+    items, _ = approximate.lifted(index.vectors.numpy())
     for kind in KINDS:
-        if kind == "ivfpq" and len(lifted) < approximate.LEAST_ITEMS:
+        if kind == "ivfpq" and len(items) < approximate.LEAST_ITEMS:
             continue
-        built = approximate.build(lifted.numpy(), kind, lambda _: None)
+        built = approximate.build(items, kind, lambda _: None)
         for width in WIDTHS if kind == "hnsw" else (0,):
             yield kind, width, _searching(built, kind, k, width)
 
 
 def _searching(built: object, kind: Kind, k: int, width: int) -> Callable[[Tensor], Tensor]:
-    return lambda query: approximate.search(built, kind, query, k, NO_ROWS, width=width).rows
+    return lambda query: approximate.search(built, kind, query, k, _NO_ROWS, width=width).rows
 
 
 def _measure(

@@ -28,6 +28,7 @@ from torch import nn
 from recsys.config import RankerSettings, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
+from recsys.data.label_facts import known_until
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
@@ -139,12 +140,18 @@ def _load(upstream: UpstreamConfig, schema: Schema, out: Path) -> DERM:
 
 @torch.no_grad()  # not inference_mode: on CPUs FBGEMM's lookup exists as an autograd kernel only
 def _predict(model: DERM, schema: Schema, files: list[Path], skip: Quarantine) -> tuple[NDArray, NDArray]:
-    """Labels, NaN where there is none, and logits of all rows, float32 [N, T]."""
+    """Labels, NaN where there is none or it may still change, and logits of all rows, float32 [N, T]."""
     stream = EventStream(
-        files, schema, batch_size=_ROWS, drop_last=False, skip=skip, transform=model.vocabulary.resolve
+        files,
+        schema,
+        batch_size=_ROWS,
+        drop_last=False,
+        skip=skip,
+        transform=model.vocabulary.resolve,
+        as_of=known_until(files, schema, skip),
     )
     labels, logits = [], []
     for batch in stream:
-        labels.append(torch.where(batch.label_mask, batch.labels.float(), float("nan")).numpy())
+        labels.append(torch.where(batch.known, batch.labels.float(), float("nan")).numpy())
         logits.append(model(batch).logits.float().numpy())
     return np.concatenate(labels), np.concatenate(logits)

@@ -66,6 +66,8 @@ class _Run:
     total_steps: int
     identity: Mapping[str, Mapping[str, str]]
     """What the run is of: `files`, `config`, `quarantine`."""
+    score: str
+    """What `scores` are called."""
     step: int = 0
     """Steps done. Differs from `position` only after a resume on another number of ranks."""
     position: int = 0
@@ -76,8 +78,6 @@ class _Run:
     """Of the passes that have been judged."""
     best_step: int = 0
     """The step after which the best of them ended."""
-    score: str = "ne"
-    """What they are called."""
 
     @property
     def checkpoints(self) -> Path | None:
@@ -271,8 +271,7 @@ def fit(
     if stream.total_steps == 0:
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
     metrics = Metrics(tasks, environment.device, values)
-    run = _prepare(task, stream, config, environment, metrics, identity or {}, out)
-    run.score = score
+    run = _prepare(task, stream, config, environment, metrics, identity or {}, out, score)
     resumed = run.begin(start, before)
     if begun is not None:
         begun()
@@ -294,6 +293,7 @@ def _prepare(
     metrics: Metrics,
     identity: Mapping[str, Mapping[str, str]],
     out: Path | None,
+    score: str,
 ) -> _Run:
     model = shard(task, environment, sparse_lr=config.sparse_lr, batch_size=config.batch_size)
     torch.manual_seed(config.seed * 1009 + environment.rank)  # ranks differ in dropout
@@ -309,6 +309,7 @@ def _prepare(
         identity=identity,
         steps_per_epoch=stream.steps_per_epoch,
         total_steps=stream.total_steps,
+        score=score,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from embedding_store import EmbeddingStore
 from recsys.bundle.bundle import load_bundle
-from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.bundle.write import train_bundle
 from recsys.checks import check_daily
 from recsys.config import DaysConfig, RefreshSettings, SpansConfig
 from recsys.data.errors import DataError
@@ -26,7 +26,7 @@ from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
-from recsys.folders import upstream_folder
+from recsys.folders import bundle_folder, upstream_folder
 from recsys.mistakes import MistakesError
 from recsys.progressive import read_figures
 from recsys.refresh.first import load_towers

@@ -9,20 +9,14 @@ import pytest
 
 from recsys.bundle.bundle import Bundle, load_bundle
 from recsys.bundle.manifest import BundleError
-from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.bundle.write import train_bundle
+from recsys.folders import bundle_folder
 from tests.recsys.downstream.conftest import data as data
+from tests.recsys.downstream.conftest import store as store
 from tests.recsys.downstream.example import CONFIG as HARDLY_TRAINED
-from tests.recsys.downstream.example import publish_vectors
 
 CONFIG = replace(HARDLY_TRAINED, training=replace(HARDLY_TRAINED.training, dense_lr=0.02, sparse_lr=0.1))
 ARM = "ctr_user_item"
-
-
-@pytest.fixture(scope="module")
-def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
-    publish_vectors(data, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

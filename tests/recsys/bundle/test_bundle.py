@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from embedding_store import EmbeddingStore
 from recsys.bundle.bundle import Bundle, load_bundle
 from recsys.bundle.manifest import BundleError, Manifest
-from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.bundle.write import train_bundle
 from recsys.config import ConfigError, RankerConfig
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
@@ -29,6 +29,7 @@ from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.training import RankerTraining, TrainedRanker, sized
+from recsys.folders import bundle_folder
 from recsys.sealed import fingerprint
 from recsys.source import ranker_schema
 from recsys.train.distributed import process_group

@@ -19,9 +19,10 @@ from recsys.bundle import score as score_module
 from recsys.bundle.bundle import Bundle, load_bundle
 from recsys.bundle.manifest import BundleError, Manifest
 from recsys.bundle.repin import repin
-from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.bundle.write import train_bundle
 from recsys.config import ArmConfig, ConfigError
 from recsys.data.errors import DataError
+from recsys.folders import bundle_folder
 from tests.recsys.bundle.conftest import CONFIG
 from tests.recsys.downstream.example import SPLIT, publish_vectors
 

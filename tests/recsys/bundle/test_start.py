@@ -13,11 +13,12 @@ from scipy.special import logit
 
 from recsys.bundle.bundle import load_bundle
 from recsys.bundle.manifest import BundleError, Manifest
-from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.bundle.write import train_bundle
 from recsys.config import RankerConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.evaluate.metrics import normalized_entropy
+from recsys.folders import bundle_folder
 from recsys.progressive import read_figures
 from recsys.train.checkpoint import CheckpointError
 from tests.recsys.bundle.conftest import ARM, CONFIG

@@ -9,10 +9,11 @@ import pytest
 
 from recsys.bundle import command
 from recsys.bundle.bundle import load_bundle
-from recsys.bundle.write import bundle_folder, train_bundle
+from recsys.bundle.write import train_bundle
 from recsys.config import RankerConfig
 from recsys.data.errors import DataError
 from recsys.downstream.ranking import train_rankers
+from recsys.folders import bundle_folder
 from recsys.mistakes import MistakesError
 from tests.recsys.ads_log import RANKER, SCHEMA, TRUTH, impressions, write, write_log
 

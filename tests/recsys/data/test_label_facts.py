@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.data.errors import DataError
-from recsys.data.label_facts import QUANTILES, LabelFacts, newest_outcome, survey_labels
+from recsys.data.label_facts import QUANTILES, LabelFacts, known_until, newest_outcome, survey_labels
 from recsys.data.quarantine import Quarantine
 from recsys.dates import DAY_MS
 from tests.recsys.ads_log import SCHEMA, SPAN, START, WINDOW, sale_schema, sales, write_log, write_sales
@@ -64,4 +64,6 @@ def test_how_far_files_know(log: Path) -> None:
     newest = table["sold_at"].to_numpy(zero_copy_only=False)
     assert newest_outcome(files, sale_schema("ignored")) == int(np.nanmax(newest)) > START + SPAN
     assert newest_outcome(files, sale_schema("ignored").select(labels=())) == table["timestamp"].to_numpy().max()
+    assert known_until(files, sale_schema("wait")) == newest_outcome(files, sale_schema("wait"))
+    assert known_until(files, SCHEMA.select(labels=("click",))) is None, "no outcome has a time"
     assert len(sales(0, 0)["timestamp"]) == 0

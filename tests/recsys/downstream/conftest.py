@@ -30,3 +30,11 @@ def out(data: Path, tmp_path: Path) -> Path:
     """The folder of a run whose store has vectors of most users and items, as of the last upstream day."""
     publish_vectors(data, store_folder(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with vectors of most users and items, that tests copy before they change it."""
+    folder = tmp_path_factory.mktemp("store")
+    publish_vectors(data, folder)
+    return folder

@@ -24,7 +24,7 @@ from recsys.refresh import publish
 from recsys.retrieval import RetrievalError, open_exact
 from recsys.train.checkpoint import CheckpointError
 from tests.distributed import run_ranks
-from tests.recsys.downstream.example import SPLIT, publish_vectors
+from tests.recsys.downstream.example import SPLIT
 
 CONFIG = TwoTowerConfig(
     name="tower",
@@ -39,13 +39,6 @@ CONFIG = TwoTowerConfig(
     uniform_negatives=20,
     training=RankerTrainConfig(epochs=2, batch_size=32, shuffle_batches=2),
 )
-
-
-@pytest.fixture(scope="module")
-def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
-    publish_vectors(data, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -9,7 +11,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys.config import ModelConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import OWNERS, Feature, Label, Schema
+from recsys.models.losses import Drawn
 
+TAU = 0.2
+"""Temperature of the contrastive loss."""
 SMALL = ModelConfig(token_dim=8, layers=(("masknet", "mlp"), ("transformer", "dcnv2")), tokens=3, out_dim=4)
 
 
@@ -68,3 +73,22 @@ def random_batch(schema: Schema, size: int, seed: int = 0, owners: tuple[str, ..
         item_ids=torch.randint(0, 30, (size,), generator=generator),
         timestamps=torch.arange(size),
     )
+
+
+def contrasted_rows(size: int, positives: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """user and item [B, 3], user and item ids [B] (few, so that they repeat), positive [B], log_q [B] (one an item)."""
+    generator = torch.Generator().manual_seed(seed)
+    user, item = torch.randn(2, size, 3, generator=generator, dtype=torch.float64)
+    user_ids = torch.randint(-3, 3, (size,), generator=generator)
+    item_ids = torch.randint(-4, 4, (size,), generator=generator)
+    positive = torch.zeros(size, dtype=torch.bool)
+    positive[torch.randperm(size, generator=generator)[:positives]] = True
+    return user, item, user_ids, item_ids, positive, -1 - (item_ids.double() + 4) / 3
+
+
+def drawn_items(size: int, seed: int = 0) -> Drawn:
+    """Of ten items, four of which are nobody's positive and three of which are those of `contrasted_rows`."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    ids = torch.randint(-4, 6, (size,), generator=generator)
+    log_q = (-1 - (ids.double() + 4) / 3).masked_fill(ids > 3, -math.inf)
+    return Drawn(torch.randn(size, 3, generator=generator, dtype=torch.float64), ids, log_q, 10)

@@ -19,148 +19,7 @@ from recsys.models.objective import weighted_means
 from recsys.models.ranker import RankerLoss
 from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
-from tests.recsys.models.support import SMALL, full_schema, random_batch
-
-TAU = 0.2
-
-
-def _rows(size: int, positives: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """user and item [B, 3], user and item ids [B] (few, so that they repeat), positive [B], log_q [B] (one an item)."""
-    generator = torch.Generator().manual_seed(seed)
-    user, item = torch.randn(2, size, 3, generator=generator, dtype=torch.float64)
-    user_ids = torch.randint(-3, 3, (size,), generator=generator)
-    item_ids = torch.randint(-4, 4, (size,), generator=generator)
-    positive = torch.zeros(size, dtype=torch.bool)
-    positive[torch.randperm(size, generator=generator)[:positives]] = True
-    return user, item, user_ids, item_ids, positive, -1 - (item_ids.double() + 4) / 3
-
-
-def _loop(user: Tensor, item: Tensor, user_ids: Tensor, item_ids: Tensor, positive: Tensor, log_q: Tensor) -> Tensor:
-    """The loss of one rank as its definition reads."""
-    chosen = [row for row in range(len(user)) if positive[row]]
-    losses = []
-    for query in chosen:
-        known = {int(item_ids[row]) for row in chosen if user_ids[row] == user_ids[query]}
-        others = [row for row in chosen if row == query or int(item_ids[row]) not in known]
-        scores = torch.stack([user[query] @ item[row] / TAU - log_q[row] for row in others])
-        losses.append(-(scores[others.index(query)] - scores.logsumexp(0)))
-    return torch.stack(losses).mean() if losses else (user + item).sum() * 0
-
-
-@settings(max_examples=40, deadline=None)
-@given(size=st.integers(0, 12), share=st.floats(0, 1), seed=st.integers(0, 99))
-def test_contrastive_loss_and_gradient_are_the_loops(size, share, seed):
-    user, item, *rest = _rows(size, round(share * size), seed)
-    gradients = []
-    for function in (lambda *x: contrastive_loss(*x, temperature=TAU), _loop):
-        x = [user.clone().requires_grad_(), item.clone().requires_grad_()]
-        loss = function(*x, *rest)
-        loss.backward()
-        gradients.append([tensor.float() for tensor in (loss.detach(), x[0].grad, x[1].grad)])
-    for got, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("drawn", [False, True])
-def test_without_the_correction_how_often_an_item_was_seen_does_not_matter(drawn: bool):
-    user, item, *rest, log_q = _rows(12, 8)
-    extra = Drawn(torch.randn(3, 3), torch.tensor([50, 51, 52]), torch.full((3,), -torch.inf), 100) if drawn else None
-    options = {"temperature": TAU, "drawn": extra}
-    losses = [contrastive_loss(user, item, *rest, x, corrected=False, **options) for x in (log_q, log_q * 3)]
-    assert losses[0] == losses[1]
-    if not drawn:
-        torch.testing.assert_close(losses[0], _loop(user, item, *rest, torch.zeros(12)).float())
-    assert contrastive_loss(user, item, *rest, log_q, **options) != losses[0]
-
-
-def test_contrastive_loss_knows_its_pairs():
-    vectors, ids, log_q = torch.eye(4), torch.arange(4), torch.full((4,), math.log(0.25))
-    facts = (ids, ids, torch.ones(4).bool(), log_q)
-    aligned = contrastive_loss(vectors, vectors, *facts, temperature=0.05)
-    crossed = contrastive_loss(vectors, vectors.roll(1, 0), *facts, temperature=0.05)
-    assert aligned < 1e-6
-    assert crossed > 10
-
-
-def test_what_a_user_chose_elsewhere_in_the_batch_is_no_negative():
-    """Rows: user 1 chose items 1 and 2, user 2 chose item 2 too, user 3 chose item 3: a negative of all others."""
-    vectors = torch.eye(4).requires_grad_()
-    users, items = torch.tensor([1, 1, 2, 3]), torch.tensor([1, 2, 2, 3])
-    log_q, positive = torch.zeros(4), torch.ones(4).bool()
-    query = torch.tensor([True, False, False, False])
-    loss = contrastive_loss(torch.eye(4), vectors, users, items, positive, log_q, temperature=1.0)
-    loss.backward()
-    assert not vectors.grad[1:3, 0].any(), "of the first row, neither another item of the user nor the same by another"
-    assert vectors.grad[3, 0] > 0
-    alone = contrastive_loss(torch.eye(4), torch.eye(4), users, items, query, log_q, temperature=1.0)
-    assert alone == 0, "rows that are not positive are nobody's negatives"
-
-
-def _drawn(size: int, seed: int = 0) -> Drawn:
-    """Of ten items, four of which are nobody's positive and three of which are those of `_rows`."""
-    generator = torch.Generator().manual_seed(seed + 1000)
-    ids = torch.randint(-4, 6, (size,), generator=generator)
-    log_q = (-1 - (ids.double() + 4) / 3).masked_fill(ids > 3, -math.inf)
-    return Drawn(torch.randn(size, 3, generator=generator, dtype=torch.float64), ids, log_q, 10)
-
-
-def _mixed_loop(
-    user: Tensor,
-    item: Tensor,
-    user_ids: Tensor,
-    item_ids: Tensor,
-    positive: Tensor,
-    log_q: Tensor,
-    drawn: Drawn,
-) -> Tensor:
-    """The loss of one rank with mixed negatives as its definition reads."""
-    chosen = [row for row in range(len(user)) if positive[row]]
-    mixed = [(item[row], int(item_ids[row]), log_q[row].exp()) for row in chosen]
-    mixed += [(drawn.item[row], int(drawn.ids[row]), drawn.log_q[row].exp()) for row in range(len(drawn.ids))]
-    losses = []
-    for query, row in enumerate(chosen):
-        known = {int(item_ids[other]) for other in chosen if user_ids[other] == user_ids[row]}
-        scores, own = [], 0
-        for place, (vector, item_id, q) in enumerate(mixed):
-            if place == query or item_id not in known:
-                both = (len(chosen) * q + len(drawn.ids) / drawn.items) / len(mixed)
-                scores.append(user[row] @ vector / TAU - both.log())
-                own = len(scores) - 1 if place == query else own
-        losses.append(torch.stack(scores).logsumexp(0) - scores[own])
-    nothing = (user.sum() + item.sum() + drawn.item.sum()) * 0
-    return torch.stack(losses).mean() + nothing if losses else nothing
-
-
-@settings(max_examples=40, deadline=None)
-@given(size=st.integers(0, 8), share=st.floats(0, 1), count=st.integers(0, 8), seed=st.integers(0, 99))
-def test_mixed_negatives_are_the_loops(size, share, count, seed):
-    user, item, *rest = _rows(size, round(share * size), seed)
-    gradients = []
-    for mixed in (True, False):
-        x = [tensor.clone().requires_grad_() for tensor in (user, item, _drawn(count, seed).item)]
-        drawn = _drawn(count, seed)._replace(item=x[2])
-        if mixed:
-            loss = contrastive_loss(x[0], x[1], *rest, temperature=TAU, drawn=drawn)
-        else:
-            loss = _mixed_loop(x[0], x[1], *rest, drawn)
-        loss.backward()
-        gradients.append([tensor.float() for tensor in (loss.detach(), *(each.grad for each in x))])
-    for got, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_mixed_negatives_by_hand():
-    """One user who chose item 0, of probability 1/2; drawn from four: item 1 that was never chosen, and item 0."""
-    user, item = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])
-    drawn = Drawn(
-        torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 0]), torch.tensor([-math.inf, math.log(0.5)]), 4
-    )
-    ids, positive, log_q = torch.tensor([0]), torch.tensor([True]), torch.tensor([math.log(0.5)])
-    loss = contrastive_loss(user, item, ids, ids, positive, log_q, temperature=1.0, drawn=drawn)
-    chosen = math.e / ((1 / 2 + 2 / 4) / 3)  # one in-batch candidate and two drawn ones
-    other = 1 / ((0 + 2 / 4) / 3)
-    assert loss.item() == pytest.approx(-math.log(chosen / (chosen + other)), rel=1e-5)
-
+from tests.recsys.models.support import SMALL, TAU, contrasted_rows, drawn_items, full_schema, random_batch
 
 LOSS = LossConfig(contrastive_label="buy", contrastive_weight=0.5, temperature=TAU)
 
@@ -171,7 +30,7 @@ def _loss_on_rank(positives: tuple[int, ...], valid: tuple[int, ...], size: int,
     `positives` and `valid` rows of the second task for each of the parts that the ranks share, and `drawn` items.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    parts = [_rows(size, count, seed) for seed, count in enumerate(positives)]
+    parts = [contrasted_rows(size, count, seed) for seed, count in enumerate(positives)]
     share = len(parts) // world
     mine = slice(rank * share, (rank + 1) * share)
     user, item, user_ids, item_ids, positive, _ = (torch.cat(column) for column in zip(*parts[mine], strict=True))
@@ -183,7 +42,7 @@ def _loss_on_rank(positives: tuple[int, ...], valid: tuple[int, ...], size: int,
     batch.labels = torch.stack([positive, positive], dim=1).float()
     batch.weights = (user_ids + item_ids) % 3 + 0.5
     if drawn:
-        extra = [_drawn(drawn, seed) for seed in range(len(parts))][mine]
+        extra = [drawn_items(drawn, seed) for seed in range(len(parts))][mine]
         batch.negatives, item = torch.cat([x.ids for x in extra]), torch.cat((item, *(x.item for x in extra)))
     torch.manual_seed(0)
     weights = [torch.randn(3, width, dtype=torch.float64, requires_grad=True) for width in (3, 3, 2)]
@@ -218,7 +77,7 @@ def _loss_on_ranks() -> list[list[Tensor]]:
 
 def _parts_of_two_ranks() -> tuple[Tensor, bool]:
     """This rank's part of the contrastive loss and whether its users learn, where rank 0 alone has positives."""
-    user, item, _, _, positive, log_q = _rows(5, 3 if dist.get_rank() == 0 else 0, seed=dist.get_rank())
+    user, item, _, _, positive, log_q = contrasted_rows(5, 3 if dist.get_rank() == 0 else 0, seed=dist.get_rank())
     user.requires_grad_()
     loss = contrastive_loss(user, item, torch.arange(5), torch.arange(5), positive, log_q, temperature=TAU)
     loss.backward()
