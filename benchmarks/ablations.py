@@ -196,7 +196,7 @@ def _rows(options: Options, base: Variation, variation: Variation) -> Iterator[s
 
 def _readers(study: StudyConfig) -> list[Ranker]:
     """The rankers that read all vectors."""
-    return list(all_rankers(fullest_job(study)))
+    return all_rankers(fullest_job(study))
 
 
 def _plain(study: StudyConfig) -> list[Ranker]:

@@ -41,7 +41,7 @@ from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import read_predictions, write_predictions
-from recsys.downstream.training import RankerTraining, sized
+from recsys.downstream.training import RankerTraining, counted_tables, sized
 from recsys.downstream.validation import row_losses
 from recsys.evaluate.bootstrap import paired_bootstrap
 from recsys.evaluate.metrics import log_loss, roc_auc
@@ -189,7 +189,7 @@ def entity_vectors(
 def rank(options: Options, data: Path, environment: Environment) -> dict[str, object]:
     """Train the rankers of both arms and all seeds; their figures on the test rows."""
     config = settings(options)
-    config, tables = sized(config, data, NOTHING, told=True)
+    config, tables = sized(config, data, NOTHING, told=True), counted_tables(config, data, NOTHING, told=True)
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     seen = read_ids(find_files(data, config.train), schema)
     store = EmbeddingStore(store_folder(options.out))
@@ -228,8 +228,7 @@ def _train(training: RankerTraining, path: Path, title: str) -> None:
     """Train one, recalibrate it on the validation rows, and write what it says of the test rows."""
     trained = training.train(title=title)
     labels, logits, _ = trained.of_task("like")
-    tested = training.predict(trained.result.model, trained.vocabulary, training.config.test)
-    said, known, mask, users = (x.numpy() for x in tested)
+    said, known, mask, users = trained.test()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_predictions(
         path,

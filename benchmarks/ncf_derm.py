@@ -87,7 +87,7 @@ class Chosen:
             items=find_files(self.folder, config.source.items),
             judge=self._judge if judged else None,
         )
-        return self.scores(trained.result.model), [-score for score in trained.result.scores]
+        return self.scores(trained.result.model), [-score for (score,) in trained.result.scores]
 
     def scores(self, model: nn.Module) -> NDArray:
         """Of the candidates, float32 [T, 1 + K]."""
@@ -100,8 +100,8 @@ class Chosen:
         item = self._vectors(derm, "item", self._items())
         return torch.einsum("td,tkd->tk", user, item[torch.from_numpy(split.candidates)]).numpy()
 
-    def _judge(self, model: nn.Module) -> float:
-        return -float(Found.of(self.split, self.scores(model)).gains().mean())
+    def _judge(self, model: nn.Module) -> tuple[float]:
+        return (-float(Found.of(self.split, self.scores(model)).gains().mean()),)
 
     def _rows(self, users: Ints, places: Ints, items: Ints) -> pa.Table:
         """Events of these users and items, with what each user chose strictly before its place."""

@@ -40,7 +40,7 @@ from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.data.synthetic import prepare_synthetic
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.training import RankerTraining, sized
+from recsys.downstream.training import RankerTraining, counted_tables, sized
 from recsys.source import ranker_schema
 from recsys.train.distributed import Environment, broadcast, process_group
 
@@ -146,7 +146,8 @@ def _train(
 ) -> tuple[float, float]:
     """Rows a second of all ranks, without the first step, and the share of the time that waits for input."""
     data = folder / "data"
-    config, tables = sized(config, data, NOTHING, ranks=environment.world_size, told=False)
+    tables = counted_tables(config, data, NOTHING, told=False)
+    config = sized(config, data, NOTHING, ranks=environment.world_size, told=False)
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     opened, delay = EmbeddingStore(store), config.publish_delay_ms
     training = RankerTraining(

@@ -73,7 +73,7 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
         progress.begin(why, done=is_done(out, f"refresh-{name}"))
         train_and_publish(study, upstream, data, out, ranks)
     for population, rankers in jobs.items():
-        count = len(list(all_rankers(rankers)))
+        count = len(all_rankers(rankers))
         what = f"{count} rankers" + (" of one surface alone" if population == "fragment" else "")
         why = f"{what}: learn from {between(rankers.train)}, with and without those vectors, which is what is compared"
         progress.begin(why, done=is_done(out, stage_name(rankers)))

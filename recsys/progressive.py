@@ -23,6 +23,7 @@ from recsys.data.stream import EventStream
 from recsys.evaluate.measures import measures
 from recsys.evaluate.recalibration import Recalibration
 from recsys.train.distributed import Environment
+from recsys.train.passes import BestPasses
 from recsys.train.predict import predict
 
 RECORD = "progressive.json"
@@ -44,6 +45,7 @@ class Scored:
         folder: of the training.
         environment: this rank.
         recalibrations: label -> what is done to its logits where they are used; of the others nothing is.
+        passes: of the training that the model is of, where its tasks are predicted by several.
         as_of: time up to which the outcomes of labels are known, ms. Rows whose outcome may still come are left out.
     """
 
@@ -57,8 +59,9 @@ class Scored:
         environment: Environment,
         recalibrations: Mapping[str, Recalibration] = MappingProxyType({}),
         as_of: int | None = None,
+        passes: Callable[[nn.Module], BestPasses] | None = None,
     ) -> None:
-        self._as_of = as_of
+        self._as_of, self._passes = as_of, passes
         self._files, self._schema, self._resolve, self._skip = files, schema, resolve, skip
         self._path, self._environment, self._recalibrations = folder / RECORD, environment, recalibrations
 
@@ -76,7 +79,8 @@ class Scored:
             skip=self._skip,
             as_of=self._as_of,
         )
-        logits, labels, mask, _ = (x.numpy() for x in predict(model, stream, self._environment))
+        score = predict if self._passes is None else self._passes(model).predict
+        logits, labels, mask, _ = (x.numpy() for x in score(model, stream, self._environment))
         figures: Figures = {}
         for task, label in enumerate(self._schema.labels):
             known, said = labels[mask[:, task], task], logits[mask[:, task], task]

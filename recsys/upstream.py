@@ -42,6 +42,7 @@ from recsys.screening import screen
 from recsys.source import TABLES, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
+from recsys.train.passes import Scores
 from recsys.train.predict import predict
 from recsys.train.trainer import TrainResult, fit
 
@@ -114,7 +115,7 @@ class Trained:
 
     def record(self) -> dict[str, Any]:
         """For result.json, see `recsys.study.report`."""
-        scores = self.result.scores
+        scores = [score for (score,) in self.result.scores]
         return {
             "steps": self.result.steps,
             "input_wait_fraction": self.result.input_wait_fraction,
@@ -124,7 +125,7 @@ class Trained:
                 "most": self.most,
                 "best": int(np.argmin(scores)) + 1 if scores else self.most,
                 "held_out": self.held_out,
-                "validation_ne": list(scores),
+                "validation_ne": scores,
             },
         }
 
@@ -165,7 +166,7 @@ def train_on(
     skip: Quarantine = NOTHING,
     steps: int = 0,
     as_of: int | None = None,
-    judge: Callable[[nn.Module], float] | None = None,
+    judge: Callable[[nn.Module], Scores] | None = None,
 ) -> Trained:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
 
@@ -283,10 +284,10 @@ class _Judge:
             files, schema, held, rank=rank, world_size=world_size, transform=transform, as_of=as_of
         )
 
-    def __call__(self, model: nn.Module) -> float:
+    def __call__(self, model: nn.Module) -> tuple[float]:
         logits, labels, mask, _ = (x.numpy() for x in predict(model, self._batches, self._environment))
         scores = [self._losses[x](labels[mask[:, x], x], logits[mask[:, x], x]) for x in self._judged]
-        return float(np.mean(scores))
+        return (float(np.mean(scores)),)
 
 
 def _stream(

@@ -81,14 +81,23 @@ class RankerProgram(nn.Module):
     """`Inputs` -> probabilities and expected values, float32 [B, T]: a trained ranker and its recalibration.
 
     Args:
-        ranker: with whole tables on the CPU; changed in place, its collections of tables become plain ones.
+        rankers: the ranker after each pass that was the best for a task, with whole tables on the CPU; changed in
+            place, their collections of tables become plain ones.
+        of_task: the index of the one that each task is predicted by.
         recalibrations: of each task's logits.
         values: whether each task's logit is the log of an expected value.
     """
 
-    def __init__(self, ranker: Ranker, recalibrations: Sequence[Recalibration], values: Sequence[bool] = ()) -> None:
+    def __init__(
+        self,
+        rankers: Sequence[Ranker],
+        of_task: Sequence[int],
+        recalibrations: Sequence[Recalibration],
+        values: Sequence[bool] = (),
+    ) -> None:
         super().__init__()
-        self.ranker = with_plain_tables(ranker)
+        self.rankers = nn.ModuleList(with_plain_tables(ranker) for ranker in rankers)
+        self.of_task = tuple(of_task)
         self.scale = nn.Buffer(torch.tensor([x.scale for x in recalibrations], dtype=torch.float32))
         self.values = nn.Buffer(torch.tensor(values, dtype=torch.bool)) if any(values) else None
         self.bias = nn.Buffer(torch.tensor([x.bias for x in recalibrations], dtype=torch.float32))
@@ -103,7 +112,9 @@ class RankerProgram(nn.Module):
         feed: Tensor,
     ) -> Tensor:  # [B, T]
         events = PlainBatch(FlatSparse(rows, offsets), dense, vectors, found, feed, user_ids=vectors)
-        logits = self.ranker(events) * self.scale + self.bias
+        said = [ranker(events) for ranker in self.rankers]
+        logits = torch.stack([said[which][:, task] for task, which in enumerate(self.of_task)], dim=1)
+        logits = logits * self.scale + self.bias
         if self.values is None:
             return torch.sigmoid(logits)
         return torch.where(self.values, logits.clamp(max=MOST).exp(), torch.sigmoid(logits))

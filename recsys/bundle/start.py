@@ -29,6 +29,7 @@ from recsys.monitor.gates import check_progressive
 from recsys.progressive import Scored, read_figures
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError
+from recsys.train.passes import BestPasses, best_passes
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Start:
                 "training folder"
             )
         return found
+
+    def passes(self, model: nn.Module) -> BestPasses:
+        """Those its tasks are predicted by, which a sharded model of it can be brought to."""
+        progress, folder = checkpoint.read_progress(self.checkpoint), self.checkpoint.parent
+        return BestPasses(
+            best_passes(progress["scores"]),
+            lambda number: checkpoint.load_model(checkpoint.at(folder, progress["ends"][number]), model),
+        )
 
     def identity(self) -> dict[str, str]:
         """What it is, for what is trained from it."""
@@ -112,6 +121,7 @@ class Forecast:
             training.environment,
             {task.label: Recalibration(task.scale, task.bias) for task in self._start.manifest.tasks},
             training.facts.as_of,
+            self._start.passes,
         )(model)
         reasons = check_progressive(read_figures(self._out), self._max_ne, "max_ne")
         if reasons:

@@ -33,13 +33,16 @@ from recsys.data.sizes import with_tables
 from recsys.data.stream import EventStream
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import check_visible, screen_splits
-from recsys.downstream.training import RankerTraining, TrainedRanker, sized
+from recsys.downstream.training import RankerTraining, TrainedRanker, counted_tables, sized
 from recsys.evaluate.measures import measures
 from recsys.folders import bundle_folder
 from recsys.identity import code_version, flatten, identify_files
+from recsys.models.ranker import Ranker
+from recsys.models.vocabulary import Vocabulary
 from recsys.sealed import fingerprint
 from recsys.source import ranker_schema
 from recsys.stages import exclusive, stage
+from recsys.train import checkpoint
 from recsys.train.checkpoint import load_model
 from recsys.train.distributed import Environment, process_group
 from recsys.train.tables import allocate
@@ -128,8 +131,9 @@ def _training(
     skip: Quarantine,
     earlier: Start | None,
 ) -> RankerTraining:
-    known = None if earlier is None else earlier.tables
-    config, tables = sized(config, data, skip, ranks=environment.world_size, told=environment.is_main, known=known)
+    told = environment.is_main
+    config = sized(config, data, skip, ranks=environment.world_size, told=told)
+    tables = counted_tables(config, data, skip, told=told) if earlier is None else earlier.tables
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     return RankerTraining(
         seed=config.seeds[0],
@@ -171,19 +175,24 @@ def _write(
     earlier: Start | None,
 ) -> None:
     """The bundle of a trained ranker, whole or not at all."""
-    training, tasks = trained.training, _facts(trained, config)
-    ranker, device = training.model(), training.environment.device
-    load_model(out / "training" / "checkpoints", allocate(training.task(ranker)))
-    schema = training.schema.select(labels=())
-    program = RankerProgram(ranker, [x.recalibration for x in tasks], [x.is_value for x in tasks]).eval()
-    example = _example(training, schema, features, program)
+    training, tasks, passes = trained.training, _facts(trained, config), trained.result.best.numbers
+    schema, device = training.schema.select(labels=()), training.environment.device
+    rankers = {number: _ranker_of(trained, number, out / "training") for number in sorted(set(passes))}
+    program = RankerProgram(
+        list(rankers.values()),
+        [list(rankers).index(number) for number in passes],
+        [x.recalibration for x in tasks],
+        [x.is_value for x in tasks],
+    ).eval()
+    vocabulary = rankers[passes[0]].vocabulary  # the ids are those of all passes
+    example = _example(training, schema, features, vocabulary)
     with new_folder(bundle_folder(out)) as folder:
         exported = export(program, example)
         torch.export.save(exported, folder / PROGRAM)
         if compiled:
             compile_program(exported, folder / COMPILED, device)
         schema.save(folder / SCHEMA)
-        owners = {owner: marks.numpy() for owner, marks in ranker.vocabulary.state().items()}
+        owners = {owner: marks.numpy() for owner, marks in vocabulary.state().items()}
         np.savez(folder / VOCABULARY, allow_pickle=False, **owners)
         files = {path.name: fingerprint(path) for path in sorted(folder.iterdir())}
         Manifest(
@@ -199,6 +208,15 @@ def _write(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             files=files,
         ).save(folder)
+
+
+def _ranker_of(trained: TrainedRanker, number: int, folder: Path) -> Ranker:
+    """As it was after one of the best passes."""
+    ranker = trained.training.model()
+    load_model(
+        checkpoint.at(folder / "checkpoints", trained.result.ends[number]), allocate(trained.training.task(ranker))
+    )
+    return ranker
 
 
 def _facts(trained: TrainedRanker, config: RankerConfig) -> tuple[TaskFacts, ...]:
@@ -233,7 +251,7 @@ def _about(trained: TrainedRanker, folder: Path, earlier: Start | None) -> dict[
     return {
         "rows": rows,
         "passes": len(scores),
-        "best_pass": int(np.argmin(scores)) + 1,
+        "best_passes": {task: trained.result.best.numbers[training.column(task)] + 1 for task in training.config.tasks},
         "ranks": training.environment.world_size,
         "seed": training.seed,
         "code": code_version(),
@@ -241,9 +259,9 @@ def _about(trained: TrainedRanker, folder: Path, earlier: Start | None) -> dict[
     }
 
 
-def _example(training: RankerTraining, schema: Schema, features: PinnedFeatures, program: RankerProgram) -> Inputs:
+def _example(training: RankerTraining, schema: Schema, features: PinnedFeatures, vocabulary: Vocabulary) -> Inputs:
     """The first validation rows, as the program takes them."""
     files = find_files(training.data, training.config.validation)
     stream = EventStream(files, schema, batch_size=_EXAMPLE_ROWS, drop_last=False, skip=training.skip)
-    batch = features(program.ranker.vocabulary.resolve(next(iter(stream))))
+    batch = features(vocabulary.resolve(next(iter(stream))))
     return Inputs.of(batch, torch.device("cpu"))

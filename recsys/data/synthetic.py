@@ -51,7 +51,7 @@ from recsys.dates import DAY_MS, HOUR_MS
 
 FOLDER = "market"
 """Folder of the market within the data folder."""
-DAYS = 16
+DAYS = 17
 """Days of events."""
 PAST_DAYS = 21
 """Days before them, of which only the histories and counts tell."""
@@ -95,11 +95,11 @@ def market_split(*, days: int = DAYS, upstream_days: int = UPSTREAM_DAYS, surfac
     _require(surface is None or 0 <= surface < SURFACES, f"surface is {surface}; use None or one below {SURFACES}")
     below = "*" if surface is None else f"surface={surface}"
     downstream = tuple(f"{FOLDER}/events/{_date(day)}/{below}/*.parquet" for day in range(upstream_days, days))
-    tested = (days - upstream_days) // 2
+    tested, tuned = max(2, 2 * len(downstream) // 5), max(1, len(downstream) // 5)
     return MarketSplit(
         upstream=tuple(f"{FOLDER}/events/{_date(day)}/*/*.parquet" for day in range(upstream_days)),
-        train=downstream[: -tested - 1],
-        validation=downstream[-tested - 1 : -tested],
+        train=downstream[: -tested - tuned],
+        validation=downstream[-tested - tuned : -tested],
         test=downstream[-tested:],
     )
 

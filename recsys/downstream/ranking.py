@@ -1,8 +1,8 @@
 """The ranker's job: train rankers that read the store's vectors, and keep what they predict.
 
-This is what `launchers/downstream.py` starts. Every ranker is trained by all ranks together, as one that is deployed
-is, but with a model for each task. It leaves a file of test predictions for each task, beside what it came to on the
-validation rows, so a run that was stopped goes on with the rankers that are missing.
+This is what `launchers/downstream.py` starts. Every ranker is one model of all tasks, trained as one that is deployed
+is. It leaves a file of test predictions for each task, beside what it came to on the validation
+rows, so a run that was stopped goes on with the rankers that are missing.
 
 The validation rows choose three things, the test rows none: the pass, whether a task is ranked with the arm's vectors
 at all, and the recalibration that is applied to the predictions.
@@ -10,12 +10,14 @@ at all, and the recalibration that is applied to the predictions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from embedding_store import EmbeddingStore
@@ -26,22 +28,26 @@ from recsys.data.files import find_files
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.seen import read_ids
-from recsys.data.sizes import Tables, with_tables
+from recsys.data.sizes import Tables, key_of, with_tables
 from recsys.data.stream import EventStream
 from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.training import RankerTraining, TrainedRanker, sized
+from recsys.downstream.training import RankerTraining, TrainedRanker, counted_tables, sized
 from recsys.downstream.validation import REFERENCE, Validation, gain, named
 from recsys.folders import store_folder
 from recsys.screening import screen
 from recsys.source import ranker_schema, refuse_values
 from recsys.stages import stage
 from recsys.train.distributed import Environment, broadcast, process_group
+from recsys.train.sharding import rank_memory
+
+ALONE = 0.1
+"""Of a rank's memory, that the tables of a ranker may fill which it trains alone."""
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """One ranker of a job, for all of its tasks, and the files its predictions go to."""
+    """One ranker of a job, which learns all of its tasks, and the files its predictions go to."""
 
     job: str
     """Name of the job that trains it."""
@@ -73,12 +79,15 @@ class Ranker:
         return all(self.path(out, task).is_file() for task in tasks)
 
 
-def all_rankers(config: RankerConfig) -> Iterator[Ranker]:
-    """Every ranker of a job."""
-    for arm in config.arms:
-        for seed in config.seeds:
-            reads = (arm.once, arm.history, arm.history_pooling)
-            yield Ranker(config.name, arm.name, config.series(arm, seed), seed, *reads)
+def all_rankers(config: RankerConfig) -> list[Ranker]:
+    """Every ranker of a job, each after those that it is held against: those without vectors come first, and every arm
+    of a seed before the next seed."""
+    found = [
+        Ranker(config.name, arm.name, config.series(arm, seed), seed, arm.once, arm.history, arm.history_pooling)
+        for seed in config.seeds
+        for arm in config.arms
+    ]
+    return sorted(found, key=lambda ranker: bool(ranker.series))
 
 
 def stage_name(config: RankerConfig) -> str:
@@ -87,8 +96,11 @@ def stage_name(config: RankerConfig) -> str:
 
 
 def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path | None = None) -> None:
-    """Train every ranker of a job that has not left its predictions yet, one after the other. Every rank calls it: all
-    ranks train each ranker together, as they train one that is deployed (recsys/bundle/write.py).
+    """Train every ranker of a job that has not left its predictions yet. Every rank calls it.
+
+    A ranker is trained as one that is deployed is (recsys/bundle/write.py), by all ranks together; where a rank can
+    hold it alone, each rank trains rankers of its own beside the others', which is the faster: no rank waits for
+    another at every step.
 
     Args:
         config: of the job.
@@ -100,21 +112,63 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
         SchemaError, DataError, KeyError: a file, feature, label or series is not there.
     """
     refuse_values(ranker_schema(config, data, tuple(config.tasks.values())))
-    opened = EmbeddingStore(store or store_folder(out))
-    rankers = list(all_rankers(config))
-    with process_group() as environment, stage(out, stage_name(config), environment):
+    opened, begun = EmbeddingStore(store or store_folder(out)), dist.is_initialized()
+    with process_group() as environment:
         skip = screen_splits(config, data, out, environment).quarantine
-        series = list(dict.fromkeys(name for ranker in rankers for name in ranker.series))
+        series = list(dict.fromkeys(name for ranker in all_rankers(config) for name in ranker.series))
         check_visible(series, config, data, opened, skip)
-        config, tables = sized(config, data, skip, ranks=environment.world_size, told=environment.is_main)
-        for number, ranker in enumerate(rankers, start=1):
-            if broadcast(ranker.is_done(out, config.tasks), environment):
-                continue
-            scores = train_ranker(ranker, config, data, out, environment, skip, tables, opened)
-            if environment.is_main:
-                said = ", ".join(f"{task} {score:.4f}" for task, score in scores.items())
-                which = f"{ranker.job}/{ranker.arm}/seed {ranker.seed}"
-                print(f"ranker {number}/{len(rankers)} {which}: validation ne {said}", flush=True)
+        tables = counted_tables(config, data, skip, told=environment.is_main)
+        apart = environment.world_size > 1 and not begun and _fits_one_rank(config, data, tables, environment)
+        dist.barrier()
+        if not apart:
+            with stage(out, stage_name(config), environment):
+                _train_all(config, data, out, environment, skip, tables, opened)
+    if apart:
+        part, parts = environment.rank, environment.world_size
+        with process_group(alone=True) as alone, stage(out, stage_name(config), alone, part=part, parts=parts):
+            _train_all(config, data, out, alone, skip, tables, opened, part, parts)
+
+
+def _fits_one_rank(config: RankerConfig, data: Path, tables: Tables, environment: Environment) -> bool:
+    """Whether the tables of a ranker and their optimizer fill a small part of the memory that a rank has."""
+    schema = with_tables(ranker_schema(config, data, ()), tables)
+    rows = {key_of(feature): feature.rows for feature in schema.features}
+    return sum(rows.values()) * (config.network.embedding_dim + 1) * 4 <= ALONE * rank_memory(environment)
+
+
+def _train_all(
+    config: RankerConfig,
+    data: Path,
+    out: Path,
+    environment: Environment,
+    skip: Quarantine,
+    tables: Tables,
+    store: EmbeddingStore,
+    part: int = 0,
+    parts: int = 1,
+) -> None:
+    """Train every `parts`-th ranker from number `part` on; the other parts train the others at the same time."""
+    config = sized(config, data, skip, ranks=environment.world_size, told=environment.is_main and not part)
+    rankers = all_rankers(config)
+    for number, ranker in enumerate(rankers[part::parts]):
+        if broadcast(ranker.is_done(out, config.tasks), environment):
+            continue
+        if parts > 1:
+            _wait_for(ranker, rankers, out, config)
+        scores = train_ranker(ranker, config, data, out, environment, skip, tables, store)
+        if environment.is_main:
+            said = ", ".join(f"{task} {score:.4f}" for task, score in scores.items())
+            which = f"{ranker.job}/{ranker.arm}/seed {ranker.seed}"
+            print(f"ranker {part + number * parts + 1}/{len(rankers)} {which}: validation ne {said}", flush=True)
+
+
+def _wait_for(ranker: Ranker, rankers: Sequence[Ranker], out: Path, config: RankerConfig) -> None:
+    """Until those that a ranker is held against are done: without vectors of its seed, and of its arm's first seed.
+    Where the part that trains them fails, the launcher stops this one too."""
+    for other in rankers:
+        first = other.arm == ranker.arm and other.seed == config.seeds[0]
+        while (first or other == _reference(ranker)) and other != ranker and not other.is_done(out, config.tasks):
+            time.sleep(0.1)
 
 
 def screen_splits(config: RankerConfig, data: Path, out: Path, environment: Environment | None = None) -> Findings:
@@ -177,8 +231,7 @@ def train_ranker(
     """Train one ranker on all ranks together, with its vectors and without; choose by the validation rows the pass, and
     for each task which of the two predicts the test rows, recalibrated, once; write it. A collective.
 
-    Each task is learned by a model of its own, until that gets no better at it: a lift counts over the best that a team
-    would have without vectors. Over the entire space all are learned by one.
+    All tasks are learned by one model, as in a bundle, each predicted by the pass that was best for it.
 
     Args:
         ranker: which one.
@@ -193,24 +246,7 @@ def train_ranker(
     Returns:
         task -> its validation NE.
     """
-    store, scores = store or EmbeddingStore(store_folder(out)), dict[str, float]()
-    alone = [{task: label} for task, label in config.tasks.items()]
-    for tasks in [config.tasks] if config.entire_space else alone:
-        scores |= _train(ranker, replace(config, tasks=tasks), data, out, environment, skip, tables, store)
-    return scores
-
-
-def _train(
-    ranker: Ranker,
-    config: RankerSettings,
-    data: Path,
-    out: Path,
-    environment: Environment,
-    skip: Quarantine,
-    tables: Tables,
-    store: EmbeddingStore,
-) -> dict[str, float]:
-    """One model of these tasks with vectors, one without; see `train_ranker`."""
+    store = store or EmbeddingStore(store_folder(out))
     features = StoreFeatures(
         store,
         ranker.series,

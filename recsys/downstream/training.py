@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from recsys.config import RankerSettings
 from recsys.data.errors import DataError
@@ -94,7 +94,7 @@ class RankerTraining:
 
     def objective(self) -> Objective:
         """What the logits are learned by."""
-        return Objective(self.schema.labels, self.facts, self.config.value_loss)
+        return Objective(self.schema.labels, self.facts, self.config.value_loss, tempered=True)
 
     def task(self, ranking: Ranker) -> RankerTask:
         """A model of this training and its loss."""
@@ -120,7 +120,7 @@ class RankerTraining:
         start: Path | None = None,
         before: Callable[[nn.Module, Vocabulary], None] | None = None,
     ) -> TrainedRanker:
-        """The model of the best pass. A collective of the environment's ranks.
+        """The model of each task's best pass. A collective of the environment's ranks.
 
         Args:
             out: folder of checkpoints, from which it goes on, and figures; None writes nothing.
@@ -149,7 +149,7 @@ class RankerTraining:
             begun=lambda: vocabulary.admit(self.seen),
             after_epoch=lambda model: self._judge(model, vocabulary),
         )
-        said = self.predict(result.model, vocabulary, self.config.validation)
+        said = result.best.predict(result.model, self.stream(self.config.validation, vocabulary), self.environment)
         return TrainedRanker(self, result, vocabulary, *(x.numpy() for x in said))
 
     def stream(self, patterns: tuple[str, ...], vocabulary: Vocabulary, *, training: bool = False) -> EventStream:
@@ -170,23 +170,15 @@ class RankerTraining:
             as_of=self.facts.as_of if training else self.known_until(patterns),
         )
 
-    def predict(
-        self, model: nn.Module, vocabulary: Vocabulary, patterns: tuple[str, ...]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the model says of the rows of these files, see `recsys.train.predict.predict`. A collective."""
-        return predict(model, self.stream(patterns, vocabulary), self.environment)
-
-    def _judge(self, model: nn.Module, vocabulary: Vocabulary) -> float:
-        """The validation rows' loss of all tasks together over that of their constant means: normalized entropy, of
-        values deviance. So a task counts by what there is to be learned of it: the noise of a few conversions does not
-        stop the training of the clicks."""
-        logits, labels, mask, _ = self.predict(model, vocabulary, self.config.validation)
-        scores, weights = [], []
-        for task, label in enumerate(self.schema.labels):
-            known, said = (x[mask[:, task], task].numpy() for x in (labels, logits))
-            scores.append(self._loss(label, known, said))
-            weights.append(measures(is_value=label.is_value).constant(known))
-        return float(np.average(scores, weights=weights))
+    def _judge(self, model: nn.Module, vocabulary: Vocabulary) -> list[float]:
+        """The normalized entropy of the validation rows, of values the deviance, of each task: it is predicted by the
+        pass that was best for it. Clicks of every row are learned sooner than conversions of the few that have them,
+        and would overfit while these are learned."""
+        logits, labels, mask, _ = predict(model, self.stream(self.config.validation, vocabulary), self.environment)
+        return [
+            self._loss(label, labels[mask[:, task], task].numpy(), logits[mask[:, task], task].numpy())
+            for task, label in enumerate(self.schema.labels)
+        ]
 
     def _loss(self, label: Label, known: NDArray, said: NDArray) -> float:
         """Recalibrated, as it will be judged."""
@@ -206,7 +198,7 @@ class RankerTraining:
 
 @dataclass(frozen=True)
 class TrainedRanker:
-    """A model, and what it says of the V validation rows."""
+    """A model, and what it says of the V validation rows: of each task what its own best pass does."""
 
     training: RankerTraining
     result: TrainResult
@@ -235,7 +227,7 @@ class TrainedRanker:
             labels,
             logits,
             is_value=self.training.schema.labels[self.training.column(task)].is_value,
-            scores=self.result.scores,
+            scores=[scores[self.training.column(task)] for scores in self.result.scores],
             most_passes=self.training.config.training.epochs,
             reads=bool(self.training.features.specs),
             tried=tried,
@@ -244,26 +236,34 @@ class TrainedRanker:
     def test(self) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         """What it says of the test rows: logits, labels and mask [N, T], users [N]. A collective."""
         training = self.training
-        said, known, mask, users = training.predict(self.result.model, self.vocabulary, training.config.test)
+        stream = training.stream(training.config.test, self.vocabulary)
+        said, known, mask, users = self.result.best.predict(self.result.model, stream, training.environment)
         return said.numpy(), known.numpy(), mask.numpy(), users.numpy()
 
 
-def sized(
-    config: S, data: Path, skip: Quarantine, *, ranks: int = 1, told: bool, known: Tables | None = None
-) -> tuple[S, Tables]:
-    """The same with the batch size, and the rows of the tables, that follow from the training rows where none are
-    given; which can be `told`. `ranks`: that train a ranker together. `known`: the rows of the tables, as they are.
+def counted_tables(config: RankerSettings, data: Path, skip: Quarantine, *, told: bool) -> Tables:
+    """The rows of the tables for which the schema gives none, by the ids of the training rows; which can be `told`.
+
+    Raises:
+        DataError: what `EventStream` raises.
+    """
+    tables = count_tables(find_files(data, config.train), ranker_schema(config, data, ()), skip)
+    if told and tables:
+        print(f"rankers: tables of {described(tables)} rows, by the ids of their training rows", flush=True)
+    return tables
+
+
+def sized(config: S, data: Path, skip: Quarantine, *, ranks: int = 1, told: bool) -> S:
+    """The same with the batch size that follows from the training rows where none is given; which can be `told`.
+    `ranks`: that train a ranker together.
 
     Raises:
         DataError: what `EventStream` raises.
     """
     files, schema = find_files(data, config.train), ranker_schema(config, data, tuple(config.tasks.values()))
-    rows, training = check_files(files, schema) - skip.count(files), config.training
-    training = training.sized(rows // ranks)
+    rows = check_files(files, schema) - skip.count(files)
+    training = config.training.sized(rows // ranks)
     if told and not config.training.batch_size:
         steps, each = training.steps(rows // ranks), " a rank" if ranks > 1 else ""
         print(f"rankers: {rows:,} rows, so batches of {training.batch_size}{each}: {steps} a pass", flush=True)
-    tables = count_tables(files, schema, skip) if known is None else known
-    if told and tables and known is None:
-        print(f"rankers: tables of {described(tables)} rows, by the ids of their training rows", flush=True)
-    return replace(config, training=training), tables
+    return replace(config, training=training)

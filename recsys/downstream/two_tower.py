@@ -261,7 +261,7 @@ class _Training:
             skip=self.rows.positives,
         )
 
-    def _judge(self, model: nn.Module, transform: Callable[[Batch], Batch], batch_size: int) -> float:
+    def _judge(self, model: nn.Module, transform: Callable[[Batch], Batch], batch_size: int) -> tuple[float]:
         """The sampled softmax loss of the validation positives, against the same candidates after every pass."""
         stream, device = self._stream(self.rows.validation, transform, batch_size), self.environment.device
         forward, losses = loss_forward(model, self.environment), []
@@ -270,7 +270,7 @@ class _Training:
                 losses.append(forward(batch.to(device, non_blocking=True))[0])
         total = torch.stack(losses).double().mean()
         dist.all_reduce(total)
-        return float(total) / self.environment.world_size
+        return (float(total) / self.environment.world_size,)
 
     def _identity(self) -> dict[str, dict[str, str]]:
         """What the training is of: a checkpoint of something else is refused. The store's newer versions are no part of

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.evaluate.metrics import calibration, entropy, normalized_entropy, roc_auc
+from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
 from recsys.evaluate.recalibration import Recalibration, fit_recalibration
-from recsys.evaluate.values import concordance, fit_level, normalized_deviance, spread, value_calibration
+from recsys.evaluate.values import concordance, fit_level, normalized_deviance, value_calibration
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 """Labels [N] and logits [N] -> a figure, NaN where it is not defined."""
@@ -27,9 +27,6 @@ class Measures:
     ranking_name: str
     loss: Metric
     """Relative to the best constant."""
-    constant: Callable[[np.ndarray], float]
-    """Labels [N] -> the loss of the best constant, summed: what there is to be learned. A value's is in units of the
-    mean."""
     ranking: Metric
     calibration: Metric
     recalibrate: Callable[[np.ndarray, np.ndarray], Recalibration]
@@ -47,7 +44,6 @@ _BINARY = Measures(
     loss_name="ne",
     ranking_name="auc",
     loss=normalized_entropy,
-    constant=entropy,
     ranking=roc_auc,
     calibration=calibration,
     recalibrate=fit_recalibration,
@@ -56,7 +52,6 @@ _VALUE = Measures(
     loss_name="deviance",
     ranking_name="concordance",
     loss=normalized_deviance,
-    constant=spread,
     ranking=concordance,
     calibration=value_calibration,
     recalibrate=fit_level,

@@ -69,11 +69,6 @@ def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
     )
 
 
-def entropy(labels: np.ndarray) -> float:
-    """Summed cross-entropy, in nats, of labels [N] of 0 and 1 and their own rate; NaN unless both classes are there."""
-    return len(labels) / relative_to_rate(1.0, float(np.mean(labels, dtype=np.float64))) if len(labels) else math.nan
-
-
 def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
     """Mean binary cross-entropy, in nats, from logits; NaN without rows.
 

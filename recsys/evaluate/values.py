@@ -44,13 +44,6 @@ def normalized_deviance(values: np.ndarray, logs: np.ndarray) -> float:
     return float(row_deviances(y, logs).sum() / row_deviances(y, constant).sum())
 
 
-def spread(values: np.ndarray) -> float:
-    """Half the Poisson deviance of values [N] of 0 or more from their mean, in units of it, summed; NaN unless two
-    differ."""
-    y = np.asarray(values, np.float64)
-    return float(xlogy(y / y.mean(), y / y.mean()).sum()) if _differ(y) else math.nan
-
-
 def concordance(values: np.ndarray, scores: np.ndarray) -> float:
     """Concordance index: of two rows with different values, the probability that the greater one scores higher; ties in
     the score count half (Harrell et al., JAMA 1982, without censoring).

@@ -13,7 +13,7 @@ from recsys.models.token_ranker import TokenRanker, tokens_config
 
 
 class DHENRanker(TokenRanker):
-    """DHEN layers over the tokens, then one MLP for all tasks."""
+    """DHEN layers over the tokens, then an MLP for each task."""
 
     def trunk(self, tokens: int, config: NetworkConfig, width: int) -> nn.Module:
         flat = config.tokens * config.embedding_dim

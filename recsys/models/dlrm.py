@@ -1,4 +1,4 @@
-"""DLRM (arXiv 1906.00091), the default ranker: bottom MLP, pooled tables, pairwise dots, top MLP."""
+"""DLRM (arXiv 1906.00091), the default ranker: bottom MLP, pooled tables, pairwise dots, a top MLP a task."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class DLRMNetwork(nn.Module):
         dim, total = config.embedding_dim, sum(self.widths.values())
         self.bottom = nn.Sequential(nn.Linear(total, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim)) if total else None
         fields = len(sparse) + bool(total)
-        trunk, head = _PairwiseDots(fields, dim, (*config.hidden, tasks)[0]), TowerHead(config, tasks)
+        head = TowerHead(config, tasks)
+        trunk = _PairwiseDots(fields, dim, head.width)
         self.body = RankerBody(trunk, head, fields=fields, config=config, series=series)
 
     def forward(

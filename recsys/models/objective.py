@@ -28,6 +28,10 @@ class Objective(nn.Module):
     """Logits [B, T] and their batch -> the loss of each task, float32 [T]: a weighted mean over the rows of all ranks.
 
     Args:
+        tempered: whether a task weighs as the root of how many rows it has, which is between all tasks alike, where
+            those of few rows spoil the tables for the others, and all rows alike, where they hardly train them
+            (Arivazhagan et al., arXiv 1907.05019, 4.2, of languages: a temperature of 2); else tasks weigh alike. What
+            a task has of its own learns the same, as AdamW trains it.
         labels: of the tasks, in the order of the logits; empty: any number of labels of 0 and 1.
         facts: of the rows that are trained on.
         value_loss: of labels that are values. `poisson`: exp(z) - y z, which is least at exp(z) = the mean of y,
@@ -43,10 +47,16 @@ class Objective(nn.Module):
     delays: Tensor  # float32 [T, QUANTILES]; 0 where the label is not `corrected`
 
     def __init__(
-        self, labels: Sequence[Label] = (), facts: LabelFacts | None = None, value_loss: str = "poisson"
+        self,
+        labels: Sequence[Label] = (),
+        facts: LabelFacts | None = None,
+        value_loss: str = "poisson",
+        *,
+        tempered: bool = False,
     ) -> None:
         super().__init__()
         facts = facts or LabelFacts()
+        self.tempered = tempered
         self.values = tuple(label.is_value for label in labels)
         self.weighted = value_loss == "weighted"
         means = torch.tensor([facts.means.get(label.name, 1.0) for label in labels])
@@ -80,7 +90,7 @@ class Objective(nn.Module):
         each = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
         if any(self.values):
             each = torch.where(self.chosen, self._of_values(logits.float() - self.levels, labels / self.means), each)
-        return weighted_means(each, mask, batch.weights)
+        return weighted_means(each, mask, batch.weights, tempered=self.tempered)
 
     def _come(self, elapsed: Tensor) -> Tensor:  # float32 [B, T]
         """The share of outcomes that have come by then, [B, T]."""
@@ -98,9 +108,12 @@ def weighted_means(
     mask: Tensor,  # bool [B, T], true where the label exists
     weights: Tensor | None = None,  # float [B], 0 or more; None: all the same
     group: dist.ProcessGroup | None = None,
+    *,
+    tempered: bool = False,
 ) -> Tensor:  # float32 [T]
     """This rank's part of each task's mean loss over the valid rows of all ranks in `group`, weighted: the sum of
-    weight x loss over the sum of the weights, so that a factor of all weights changes nothing.
+    weight x loss over the sum of the weights, so that a factor of all weights changes nothing. `tempered`: times the
+    root of that sum over the sum of the task that has most.
 
     The ranks' parts average to the mean, and their gradients to its gradient; 0, with a gradient of 0, where no rank
     has a valid row of any weight. `group` is by default all ranks, where torch.distributed runs: all of them must call
@@ -110,6 +123,8 @@ def weighted_means(
     totals, ranks = share.sum(0), ranks_of(group)
     if ranks > 1:
         dist.all_reduce(totals, group=group)
+    if tempered:
+        totals = (totals * totals.max()).sqrt()
     summed = torch.where(share > 0, losses * share, 0.0).sum(0) * ranks
     return summed / torch.where(totals > 0, totals, 1.0)
 

@@ -120,22 +120,31 @@ class Head(nn.Module, ABC):
 
 
 class TowerHead(Head):
-    """The top MLP, one for all tasks: activation, dropout, linear, ... down to the logits."""
+    """The top MLP, one for each task: activation, dropout, linear, ... down to its logit.
+
+    Of what is summed each has a share of its own, so that tasks share the tables, the fields and their interactions,
+    and none a hidden layer: of the conversions of few rows a layer shared with the clicks of all learns little.
+    """
 
     def __init__(self, config: NetworkConfig, tasks: int) -> None:
         super().__init__()
-        widths = (*config.hidden, tasks)
-        self.width = widths[0]  # without hidden layers the sum is the logits
+        widths = (*config.hidden, 1)
+        self.width = tasks * widths[0]  # without hidden layers the sum is the logits
+        self.towers = nn.ModuleList(self._tower(widths, config.dropout) for _ in range(tasks))
+
+    def _tower(self, widths: Sequence[int], dropout: float) -> nn.Sequential:
         layers: list[nn.Module] = []
         for wider, width in pairwise(widths):
-            layers += [nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(wider, width)]
-        self.layers = nn.Sequential(*layers)
+            layers += [nn.ReLU(), nn.Dropout(dropout), nn.Linear(wider, width)]
+        return nn.Sequential(*layers)
 
     def forward(self, hidden: Tensor) -> Tensor:  # [B, H] -> [B, T]
-        return self.layers(hidden)
+        shares = hidden.chunk(len(self.towers), dim=1)
+        return torch.cat([tower(share) for tower, share in zip(self.towers, shares, strict=True)], dim=1)
 
     def outputs(self) -> list[nn.Linear]:
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)][-1:]
+        last = [[layer for layer in tower.modules() if isinstance(layer, nn.Linear)][-1:] for tower in self.towers]
+        return [layer for layers in last for layer in layers]
 
 
 class RankerTask(nn.Module):

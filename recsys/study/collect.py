@@ -138,7 +138,7 @@ def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
 
 def job_scores(job: RankerConfig, data: Path, out: Path, utc_offset_hours: float = 0.0) -> dict[str, TaskScores]:
     """Task -> what the rankers of a job predicted; days are counted in the time zone this many hours before UTC."""
-    rankers, skip = list(all_rankers(job)), screen_splits(job, data, out).quarantine
+    rankers, skip = all_rankers(job), screen_splits(job, data, out).quarantine
     facts = _test_facts(job, data, skip, utc_offset_hours)
     return {task: task_scores(task, rankers, job, data, out, skip, facts) for task in job.tasks}
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,7 +68,7 @@ def save(
     progress: Mapping[str, Any],
     environment: Environment,
     keep: int = 2,
-    protected: int = 0,
+    protected: Collection[int] = (),
 ) -> Path:
     """Write `folder/step-<number>` and delete all but the newest `keep`. A collective: every rank calls it.
 
@@ -81,7 +81,7 @@ def save(
         progress: what JSON can say about the run so far, equal on every rank.
         environment: this rank.
         keep: how many checkpoints to leave.
-        protected: the step of one more to leave.
+        protected: the steps of others to leave.
 
     Raises:
         torch.distributed.checkpoint.api.CheckpointException: a rank could not write (a full disk, say); on every rank.
@@ -103,8 +103,9 @@ def save(
             shutil.rmtree(final)
         unfinished.rename(final)
         _sync(folder)
+        left = {at(folder, step) for step in protected}
         for old in _checkpoints(folder)[:-keep]:
-            if old != at(folder, protected):
+            if old not in left:
                 shutil.rmtree(old)
     dist.barrier()
     return final

@@ -184,12 +184,18 @@ def _constraints(
     return {name: ParameterConstraints(sharding_types=[kind]) for name, kind in chosen.items()}
 
 
+def rank_memory(environment: Environment) -> int:
+    """Bytes of table memory that a rank may use: most of its GPU, or of the host's share of it."""
+    if environment.device.type == "cuda":
+        return int(USABLE * torch.cuda.get_device_properties(environment.device).total_memory)
+    return int(USABLE * host_memory()) // environment.local_world_size
+
+
 def _topology(environment: Environment, memory: int | None) -> Topology:
     host = memory if memory is not None else int(USABLE * host_memory()) // environment.local_world_size
     gpu = None
     if environment.device.type == "cuda":
-        total = torch.cuda.get_device_properties(environment.device).total_memory
-        gpu = memory if memory is not None else int(USABLE * total)
+        gpu = memory if memory is not None else rank_memory(environment)
     return TopologyFactory.create_topology(
         TrainerConfig(
             world_size=environment.world_size,

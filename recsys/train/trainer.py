@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +19,13 @@ from recsys.config import TrainConfig
 from recsys.data.batch import Batch
 from recsys.identity import code_version, differences
 from recsys.train import checkpoint
-from recsys.train.best import BestPass
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.log import RunLog
 from recsys.train.optimizer import build_optimizer, decay_accumulators
+from recsys.train.passes import BestPasses, Passes, Scores, best_passes, is_settled
 from recsys.train.predict import Stream, device_batches, loss_forward
 from recsys.train.running_metrics import Metrics
 from recsys.train.schedule import Schedule
@@ -46,8 +47,12 @@ class TrainResult:
     """Share of that time in which this rank waited for input."""
     metrics: dict[str, float]
     """The last logged figures; keys as in `recsys.train.running_metrics.Metrics.take_window`."""
-    scores: tuple[float, ...]
+    scores: tuple[Scores, ...]
     """What `after_epoch` returned, epoch by epoch, those before a resume included."""
+    ends: tuple[int, ...]
+    """The steps after which these epochs ended."""
+    best: BestPasses = field(repr=False)
+    """The best of these passes; `model` is that of the newest of them."""
     shortfall: str
     """What became of events that were less than a batch of every rank; empty: they were more."""
 
@@ -74,10 +79,10 @@ class _Run:
     """Batches of the stream consumed."""
     record: dict[str, float] = field(default_factory=dict)
     """The last logged figures."""
-    scores: list[float] = field(default_factory=list)
+    scores: list[Scores] = field(default_factory=list)
     """Of the passes that have been judged."""
-    best_step: int = 0
-    """The step after which the best of them ended."""
+    ends: list[int] = field(default_factory=list)
+    """The steps after which they ended."""
 
     @property
     def checkpoints(self) -> Path | None:
@@ -97,8 +102,8 @@ class _Run:
 
     @property
     def settled(self) -> bool:
-        """Whether the last pass that was judged is not the best one."""
-        return bool(self.scores) and self.scores.index(min(self.scores)) < len(self.scores) - 1
+        """Whether the last pass that was judged is the best by no score."""
+        return is_settled(self.scores)
 
     @property
     def unjudged(self) -> bool:
@@ -125,24 +130,25 @@ class _Run:
             draw_tables(self.model, self.config.seed)
         if path is None:
             return ""
-        note = self._check_identity(path)
+        note = self._check_identity(path, checkpoint.read_progress(path))
         progress, sums = checkpoint.restore(
             path, model=self.model, optimizer=self.optimizer, environment=self.environment
         )
         self.metrics.load_state(sums, progress["parts"])
         self.step, self.record = progress["step"], progress["record"]
-        self.scores, self.best_step = progress.get("scores", []), progress.get("best_step", 0)
+        self.scores, self.ends = [tuple(scores) for scores in progress["scores"]], progress["ends"]
         # The same share of the passes, where another number of ranks cuts the events into other batches.
         self.position = round(progress["position"] * self.steps_per_epoch / progress["steps_per_epoch"])
         moved = progress["steps_per_epoch"] != self.steps_per_epoch
         note += f", now {self.steps_per_epoch} instead of {progress['steps_per_epoch']} batches a pass" if moved else ""
         return f"continuing from {path}{note}"
 
-    def _check_identity(self, path: Path) -> str:
+    def _check_identity(self, path: Path, progress: Mapping[str, Any]) -> str:
         """See that a checkpoint is of these files and this config; tell if other code wrote it."""
-        progress = checkpoint.read_progress(path)
         parts = {name: differences(progress["identity"].get(name, {}), now) for name, now in self.identity.items()}
         found = [f"{name}: {difference}" for name, difference in parts.items() if difference]
+        if "ends" not in progress:
+            found.append(f"version {progress['code']} of this package wrote it, which knew no best pass of each task")
         if found:
             raise CheckpointError(
                 f"{path} is of another training. {'. '.join(found)}. Give the files and the config it was begun with, "
@@ -159,7 +165,7 @@ class _Run:
             "steps_per_epoch": self.steps_per_epoch,
             "record": self.record,
             "scores": self.scores,
-            "best_step": self.best_step,
+            "ends": self.ends,
             "parts": self.metrics.parts,
             "identity": self.identity,
             "code": code_version(),
@@ -172,28 +178,35 @@ class _Run:
             metrics=self.metrics.state(),
             progress=progress,
             environment=self.environment,
-            protected=self.best_step,
+            protected={self.ends[number] for number in best_passes(self.scores)},
         )
 
-    def judge(self, best: BestPass) -> str:
-        """Score the pass that has ended; what to say of it. The first one that is not the best so far is the last: the
-        model is that of the best again. Where checkpoints are kept, the best pass's is one, and brings it back."""
-        improved = best.evaluate()
-        self.scores = best.scores
-        if improved:
-            self.best_step = self.step
-        elif self.checkpoints is None:
-            best.restore()
-        else:
-            kept = checkpoint.at(self.checkpoints, self.best_step)
+    def judge(self, passes: Passes) -> str:
+        """Score the pass that has ended; what to say of it. The first one that is the best by no score is the last: the
+        model is that of the newest best one again. Where checkpoints are kept, theirs are, and bring them back."""
+        improved = passes.evaluate()
+        self.scores = list(passes.scores)
+        self.ends.append(self.step)
+        newest = max(best_passes(self.scores))
+        if not improved and self.checkpoints is None:
+            passes.bring(newest)
+        elif not improved and self.checkpoints is not None:
+            kept = checkpoint.at(self.checkpoints, self.ends[newest])
             checkpoint.restore(kept, model=self.model, optimizer=self.optimizer, environment=self.environment)
         if self.checkpoints is not None:
             self.save()
-        most, last = self.total_steps // self.steps_per_epoch, self.scores[-1]
-        verdict = "the best so far" if improved else f"no better than {min(self.scores):.4f}: this was the last"
-        return f"pass {len(self.scores)} of at most {most}: validation {self.score} {last:.4f}, {verdict}"
+        return self._verdict(improved)
 
-    def result(self, clock: Clock, shortfall: str) -> TrainResult:
+    def _verdict(self, improved: bool) -> str:
+        most, last = self.total_steps // self.steps_per_epoch, self.scores[-1]
+        least = [min(column) for column in zip(*self.scores, strict=True)]
+        better = [f"{score:.4f}" for score, known in zip(last, least, strict=True) if score <= known]
+        verdict = f"no better than {_said(least)}: this was the last"
+        if improved:
+            verdict = "the best so far" if len(better) == len(last) else f"{', '.join(better)} the best so far"
+        return f"pass {len(self.scores)} of at most {most}: validation {self.score} {_said(last)}, {verdict}"
+
+    def result(self, clock: Clock, shortfall: str, passes: Passes | None) -> TrainResult:
         """What the run leaves behind."""
         return TrainResult(
             model=self.model,
@@ -202,8 +215,15 @@ class _Run:
             input_wait_fraction=clock.input_wait_fraction,
             metrics=self.record,
             scores=tuple(self.scores),
+            ends=tuple(self.ends),
+            best=BestPasses(best_passes(self.scores), self._bring if passes is None or self.out else passes.bring),
             shortfall=shortfall,
         )
+
+    def _bring(self, number: int) -> None:
+        """Bring the model to what it was after one of the best passes, from its checkpoint. A collective."""
+        assert self.checkpoints is not None
+        checkpoint.load_model(checkpoint.at(self.checkpoints, self.ends[number]), self.model)
 
     def interrupted(self, stop: StopSignals) -> Interrupted:
         """What to raise when a signal asked the run to stop; rank 0 says how to go on."""
@@ -232,7 +252,7 @@ def fit(
     title: str | None = "train",
     before: Callable[[nn.Module], None] | None = None,
     begun: Callable[[], None] | None = None,
-    after_epoch: Callable[[DistributedModelParallel], float] | None = None,
+    after_epoch: Callable[[nn.Module], Scores] | None = None,
     score: str = "ne",
 ) -> TrainResult:
     """Train `task` on `stream`; where `out` has a checkpoint, continue from it to the same losses as if never stopped.
@@ -255,9 +275,10 @@ def fit(
         before: called with the model of `start` in evaluation mode, before anything of this run is trained; not where
             it goes on from a checkpoint of its own.
         begun: called once the model is what the training begins or goes on with, before the first batch is read.
-        after_epoch: called with the model in evaluation mode after each epoch; returns a score, the same on every rank.
-            The first epoch that does not lower it is the last; the model of the best one is returned, and is what the
-            newest checkpoint in `out` holds.
+        after_epoch: called with the model in evaluation mode after each epoch; returns a score, or several, one for
+            each column of the logits, the same on every rank. The first epoch that lowers none is the last. The model
+            of the newest one that was the best by any is returned, and is what the newest checkpoint in `out` holds;
+            those of the others are kept beside it.
         score: what `after_epoch` returns, in a word.
 
     Raises:
@@ -275,14 +296,18 @@ def fit(
     resumed = run.begin(start, before)
     if begun is not None:
         begun()
-    best = after_epoch and BestPass(run.model, after_epoch, keeps=out is None, scores=run.scores)
+    passes = after_epoch and Passes(run.model, after_epoch, keeps=out is None, scores=run.scores)
     with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
         if start is None:  # else it is the same as that of the run it starts from
             log.say(plan_table(run.model))
         for line in filter(None, (resumed, stream.shortfall)):
             log.say(line)
-        clock = _loop(run, stream, log, stop, best)
-    return run.result(clock, stream.shortfall)
+        clock = _loop(run, stream, log, stop, passes)
+    return run.result(clock, stream.shortfall, passes)
+
+
+def _said(scores: Scores) -> str:
+    return ", ".join(f"{score:.4f}" for score in scores)
 
 
 def _prepare(
@@ -313,17 +338,17 @@ def _prepare(
     )
 
 
-def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: BestPass | None) -> Clock:
+def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
     """Train until the stream ends, or an epoch does not improve on the best; raises Interrupted."""
     try:
-        return _passes(run, stream, log, stop, best)
+        return _passes(run, stream, log, stop, passes)
     except Exception:
         if stop.received is not None:  # another rank was stopped first, and this one missed it in a collective
             raise run.interrupted(stop) from None
         raise
 
 
-def _passes(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: BestPass | None) -> Clock:
+def _passes(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
     """Train pass by pass."""
     pipeline = TrainPipelineSparseDist(
         run.model,
@@ -336,13 +361,13 @@ def _passes(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, best: Bes
     stream.seek(run.position)
     batches, clock = device_batches(stream, run.environment), Clock(stream)
     schedule = Schedule(run.model, run.optimizer, run.config, run.total_steps)
-    while not run.finished or (best is not None and run.unjudged):
-        if best is None or not run.unjudged:  # else it was stopped between the last step of a pass and its score
-            _pass(run, pipeline, batches, schedule, clock, log, stop, judged=best is not None)
-        if best is not None:
+    while not run.finished or (passes is not None and run.unjudged):
+        if passes is None or not run.unjudged:  # else it was stopped between the last step of a pass and its score
+            _pass(run, pipeline, batches, schedule, clock, log, stop, judged=passes is not None)
+        if passes is not None:
             pipeline.detach()  # give the model its own forward back
             with clock.paused():
-                log.say(run.judge(best))
+                log.say(run.judge(passes))
     pipeline.detach()
     return clock
 

@@ -25,7 +25,7 @@ from recsys.data.quarantine import NOTHING
 from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.training import RankerTraining, TrainedRanker, sized
+from recsys.downstream.training import RankerTraining, TrainedRanker, counted_tables, sized
 from recsys.folders import bundle_folder, upstream_folder
 from recsys.mistakes import MistakesError
 from recsys.progressive import read_figures
@@ -63,7 +63,7 @@ def share(logits: np.ndarray) -> float:
 
 
 def ranker(data: Path, out: Path, environment: Environment) -> TrainedRanker:
-    config, tables = sized(RANK, data, NOTHING, told=False)
+    config, tables = sized(RANK, data, NOTHING, told=False), counted_tables(RANK, data, NOTHING, told=False)
     schema = with_tables(ranker_schema(config, data, ("sale",)), tables)
     seen = read_ids(find_files(data, config.train), schema)
     features = StoreFeatures(EmbeddingStore(out / "store"), ())

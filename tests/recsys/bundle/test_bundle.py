@@ -28,7 +28,7 @@ from recsys.data.schema import Schema
 from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.training import RankerTraining, TrainedRanker, sized
+from recsys.downstream.training import RankerTraining, TrainedRanker, counted_tables, sized
 from recsys.folders import bundle_folder
 from recsys.sealed import fingerprint
 from recsys.source import ranker_schema
@@ -47,7 +47,7 @@ def trained_in_memory(config: RankerConfig, data: Path, store: Path, arm: str) -
     """The same training, without checkpoints or a bundle."""
     names = config.series(config.arm(arm), 0)
     with process_group() as environment:
-        config, tables = sized(config, data, NOTHING, told=False)
+        config, tables = sized(config, data, NOTHING, told=False), counted_tables(config, data, NOTHING, told=False)
         schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
         seen = read_ids(find_files(data, config.train), schema)
         history = config.arm(arm).history
@@ -113,6 +113,36 @@ def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Pa
     few = rows_of(data, SPLIT.validation).slice(5, 1)
     np.testing.assert_allclose(bundle.predict(few)["ctr"].numpy(), wanted["ctr"][5:6], rtol=1e-5)
     assert [pin.series for pin in bundle.manifest.pins] == ([] if arm == "none" else ["user_ctr", "item_ctr"])
+
+
+def test_each_task_is_predicted_by_the_pass_that_was_best_for_it(
+    data: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the bundle, and in what it says of new rows when another goes on from it."""
+    scores = {"now": iter(())}
+    monkeypatch.setattr(RankerTraining, "_judge", lambda *_: next(scores["now"]))
+    of_passes = ([0.7, 0.9], [0.8, 0.8], [0.9, 0.9])
+    keen = replace(CONFIG, training=replace(CONFIG.training, epochs=5, dense_lr=0.02))
+    scores["now"] = iter(of_passes)
+    train_bundle(keen, ARM, data, tmp_path / "first", str(store))
+    bundle = load_bundle(bundle_folder(tmp_path / "first"))
+    assert bundle.manifest.training["best_passes"] == {"ctr": 1, "cvr": 2}
+    scores["now"] = iter(of_passes)
+    trained = trained_in_memory(keen, data, store, ARM)
+    wanted, said = said_in_training(trained, bundle.manifest), bundle.predict(rows_of(data, SPLIT.validation))
+    for task in ("ctr", "cvr"):
+        np.testing.assert_allclose(said[task].numpy(), wanted[task], rtol=1e-5)
+    for number, alone in enumerate((([0.7, 0.7], [0.8, 0.8]), ([0.8, 0.8], [0.7, 0.7], [0.8, 0.8]))):
+        scores["now"] = iter(alone)  # one pass for both
+        other = trained_in_memory(keen, data, store, ARM)
+        np.testing.assert_array_equal(other.logits[:, number], trained.logits[:, number])
+        assert not np.allclose(other.logits[:, 1 - number], trained.logits[:, 1 - number])
+    scores["now"] = iter(of_passes)
+    after = replace(keen, train=SPLIT.validation, validation=SPLIT.test)
+    train_bundle(after, ARM, data, tmp_path / "second", str(store), start=tmp_path / "first")
+    (before,) = Manifest.load(bundle_folder(tmp_path / "second")).training["progressive"]
+    assert before["tasks"]["click"]["ne"] == pytest.approx(bundle.manifest.tasks[0].validation["ne"], rel=1e-4)
+    assert before["tasks"]["conversion"]["ne"] == pytest.approx(bundle.manifest.tasks[1].validation["ne"], rel=1e-4)
 
 
 def _trained(data: Path, out: Path, store: str) -> None:

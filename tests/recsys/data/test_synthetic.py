@@ -241,7 +241,7 @@ def test_split_shares_out_the_days(root: Path) -> None:
     assert fragment.upstream == split.upstream
     assert {file.parent.name for file in find_files(root, fragment.test)} == {"surface=1"}
     longer = market_split(days=9, upstream_days=2)
-    assert [len(part) for part in (longer.train, longer.validation, longer.test)] == [3, 1, 3]
+    assert [len(part) for part in (longer.train, longer.validation, longer.test)] == [4, 1, 2]
     with pytest.raises(ValueError, match="days is 5; use at least upstream_days"):
         market_split(days=5, upstream_days=2)
     with pytest.raises(ValueError, match="surface is 2"):

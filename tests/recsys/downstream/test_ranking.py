@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ from recsys.downstream.validation import Validation
 from recsys.evaluate.bootstrap import paired_bootstrap
 from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
 from recsys.folders import store_folder
+from recsys.jobs import run_ranks
 from recsys.stages import is_done
 from recsys.train.distributed import Environment, process_group
 from recsys.train.tables import draw_tables
-from tests.distributed import run_ranks
 from tests.recsys.downstream.example import BOTH, CONFIG, NONE, RANKERS, SPLIT, USER
 
 
@@ -238,23 +239,34 @@ def test_a_training_of_an_upstream_that_is_missing_is_named_before_any_ranker_is
     assert not (out / "downstream").exists()
 
 
-def on_ranks(data: Path, out: Path) -> None:
-    train_rankers(replace(CONFIG, seeds=(0,), test=("odd.parquet",)), data, out)
+def on_ranks(data: Path, out: Path, alone: float) -> None:
+    ranking.ALONE = alone
+    train_rankers(replace(CONFIG, test=("odd.parquet",)), data, out)
 
 
-def test_ranks_train_each_ranker_together_and_leave_out_no_row(
-    data: Path, out: Path, rows_of_test: dict[str, np.ndarray], tmp_path: Path
+@pytest.mark.parametrize("together", [True, False])
+def test_ranks_train_rankers_together_or_apart_and_leave_out_no_row(
+    data: Path, out: Path, rows_of_test: dict[str, np.ndarray], tmp_path: Path, together: bool
 ) -> None:
-    """Three ranks, and test rows that these do not divide."""
+    """Three ranks, and test rows that these do not divide. Apart, what comes of it is that of one process."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "market").symlink_to(data / "market")
     rows = pa.concat_tables([pq.ParquetFile(path).read() for path in find_files(data, SPLIT.test)])
     count = len(rows) // 3 * 3 - 1
     pq.write_table(rows.slice(0, count), shared / "odd.parquet")
-    run_ranks(on_ranks, 3, shared, out)
-    for ranker in (NONE, USER, BOTH):
+    run_ranks("downstream", on_ranks, (shared, out, 0.0 if together else 0.1), 3, tmp_path / "logs")
+    stages = list((out / "stages").iterdir())
+    assert len(stages) == (1 if together else 3)
+    if not together:
+        (tmp_path / "one").mkdir()
+        shutil.copytree(out / "store", tmp_path / "one/store")
+        on_ranks(shared, tmp_path / "one", 0.1)
+    for ranker in all_rankers(CONFIG):
         for task in CONFIG.tasks:
+            if not together:
+                one = ranker.read(tmp_path / "one", task)
+                assert all(np.array_equal(values, one[name]) for name, values in ranker.read(out, task).items())
             found = ranker.read(out, task)
             assert np.array_equal(found["users"], rows_of_test["user_id"][:count])
             assert np.isfinite(found["logits"]).all()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import mean_poisson_deviance, roc_auc_score
 
 from recsys.evaluate.metrics import roc_auc
-from recsys.evaluate.values import concordance, fit_level, normalized_deviance, row_deviances, spread, value_calibration
+from recsys.evaluate.values import concordance, fit_level, normalized_deviance, row_deviances, value_calibration
 
 VALUES = st.lists(st.integers(0, 4000).map(lambda x: x / 8) | st.sampled_from([0.0, 1.0, 2.5]), max_size=30)
 
@@ -44,8 +44,6 @@ def test_deviance_is_scikit_learns(values: list[float], seed: int) -> None:
     assert normalized_deviance(y, z) == pytest.approx(wanted, rel=1e-6)
     assert normalized_deviance(y, np.log(constant)) == pytest.approx(1)
     assert normalized_deviance(3 * y, z + math.log(3)) == pytest.approx(wanted, rel=1e-6)
-    assert 2 * y.mean() * spread(y) == pytest.approx(row_deviances(y, np.log(constant)).sum(), rel=1e-6)
-    assert spread(3 * y) == pytest.approx(spread(y))
     assert float(row_deviances(y, z).mean()) == pytest.approx(mean_poisson_deviance(y, np.exp(z)), rel=1e-6, abs=1e-9)
 
 
@@ -61,8 +59,6 @@ def test_the_level_makes_the_sums_equal(values: list[float], seed: int, wrong: f
 
 def test_what_is_not_defined_is_nan() -> None:
     nothing, same = np.zeros(0), np.full(3, 2.0)
-    assert math.isnan(spread(nothing))
-    assert math.isnan(spread(same))
     for metric in (concordance, normalized_deviance):
         assert math.isnan(metric(nothing, nothing))
         assert math.isnan(metric(same, np.arange(3.0)))

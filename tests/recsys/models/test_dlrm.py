@@ -77,7 +77,7 @@ def test_the_ranker_starts_the_same_with_and_without_vectors():
 
 def test_the_ranker_starts_as_the_same_function_with_and_without_vectors():
     """Bit by bit, in training too; and from its first step on the vectors' part learns."""
-    config = replace(SMALL, dropout=0.1)
+    config = replace(SMALL, hidden=(32, 16), dropout=0.1)
     for seed in range(3):
         plain, rich, batch = _ranker(config=config, seed=seed), _ranker(SERIES, config, seed), _batch(6, seed)
         torch.manual_seed(seed)

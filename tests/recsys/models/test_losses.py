@@ -123,6 +123,18 @@ def test_supervised_loss_is_the_mean_over_valid_rows(size, tasks, seed):
     assert not logits.grad[~mask].any()
 
 
+def test_a_tempered_task_weighs_as_the_root_of_its_rows():
+    generator = torch.Generator().manual_seed(0)
+    each, weights = torch.rand(50, 3, generator=generator), 5 * torch.rand(50, generator=generator)
+    mask = torch.rand(50, 3, generator=generator) < torch.tensor([0.9, 0.1, 0.0])
+    totals = (mask * weights.unsqueeze(1)).sum(0)
+    wanted = weighted_means(each, mask, weights) * (totals / totals[0]).sqrt()
+    torch.testing.assert_close(weighted_means(each, mask, weights, tempered=True), wanted)
+    assert wanted[2] == 0 < wanted[1]
+    alone = weighted_means(each[:, 1:2], mask[:, 1:2], weights)
+    torch.testing.assert_close(weighted_means(each[:, 1:2], mask[:, 1:2], weights, tempered=True), alone)
+
+
 @settings(max_examples=30, deadline=None)
 @given(size=st.integers(0, 6), factor=st.floats(0.01, 100), seed=st.integers(0, 99))
 def test_a_weight_is_how_often_a_row_is_there(size, factor, seed):

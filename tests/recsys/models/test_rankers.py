@@ -16,7 +16,7 @@ from recsys.data.batch import Batch
 from recsys.data.schema import Schema
 from recsys.models.dcnv2_ranker import ExpertHead
 from recsys.models.interactions import Crosses
-from recsys.models.ranker import Ranker, RankerLoss, RankerTask, joint_logit
+from recsys.models.ranker import Ranker, RankerLoss, RankerTask, TowerHead, joint_logit
 from recsys.models.rankers import build_ranker
 from recsys.models.series import SeriesSpec
 from recsys.train.tables import draw_tables
@@ -104,6 +104,23 @@ def test_crosses_are_their_definition() -> None:
     for down, up in crosses:
         expected = x * (expected @ down.weight.T @ up.weight.T + up.bias) + expected
     torch.testing.assert_close(crosses(x), expected)
+
+
+def test_no_hidden_layer_is_shared_by_two_towers() -> None:
+    torch.manual_seed(0)
+    head, hidden = TowerHead(SMALL, 3), torch.randn(4, 24, requires_grad=True)
+    logits = head(hidden)
+    for task, tower in enumerate(head.towers):
+        share = hidden[:, 8 * task : 8 * (task + 1)]
+        torch.testing.assert_close(logits[:, task : task + 1], tower[5](tower[2](share.relu()).relu()))
+    logits[:, 1].sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad[:, 8:16].any()
+    assert not hidden.grad[:, :8].any()
+    assert not hidden.grad[:, 16:].any()
+    reached = {name.split(".")[1] for name, p in head.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {"1"}
+    assert TowerHead(replace(SMALL, hidden=()), 3)(hidden[:, :3]).equal(hidden[:, :3])
 
 
 def test_experts_are_weighted_by_each_tasks_gate() -> None:

@@ -25,7 +25,7 @@ def test_arms_in_the_order_of_the_table() -> None:
     assert arms["none"] == ()
     assert arms["latest"] == ("user_ctr.latest", "item_ctr.latest")
     assert arms["ma_0.8"] == arms["once"] == ("user_ctr", "item_ctr"), "the upstream's own way is the plain pair"
-    rankers = list(all_rankers(ranker_job("daily", CONFIG.rankers, study_arms(CONFIG))))
+    rankers = all_rankers(ranker_job("daily", CONFIG.rankers, study_arms(CONFIG)))
     assert {ranker.arm for ranker in rankers if ranker.once} == {"once"}
     assert len({ranker.path(Path(), "ctr") for ranker in rankers}) == 7 * 3
 

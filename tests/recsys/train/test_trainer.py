@@ -11,6 +11,7 @@ from recsys.data.batch import Batch
 from recsys.train.checkpoint import latest, load_model, read_progress
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted
+from recsys.train.passes import Scores
 from recsys.train.predict import predict
 from recsys.train.running_metrics import LossError
 from recsys.train.trainer import TrainResult, fit
@@ -119,25 +120,25 @@ def test_loss_falls_and_figures_are_reported(environment: Environment):
 def test_best_epoch_is_kept(environment: Environment):
     scores, states = iter([0.5, 0.25, 0.75, 0.1]), []
 
-    def after_epoch(model: torch.nn.Module) -> float:
+    def after_epoch(model: torch.nn.Module) -> tuple[float]:
         assert not model.training
         logits, *_ = predict(model, make_stream(2, rank=9), environment)
         states.append(logits)
-        return next(scores)
+        return (next(scores),)
 
     stream = make_stream(3, epochs=4)
     result = fit(make_task(), stream, CONFIG, environment, tasks=TASKS, title=None, after_epoch=after_epoch)
-    assert result.scores == (0.5, 0.25, 0.75)  # the fourth epoch is not trained
+    assert result.scores == ((0.5,), (0.25,), (0.75,))  # the fourth epoch is not trained
     assert result.steps == 9
     assert torch.equal(predict(result.model, make_stream(2, rank=9), environment)[0], states[1])
     assert not torch.equal(states[1], states[2])
 
 
-SCORES = (0.5, 0.25, 0.75)
+SCORES = ((0.5,), (0.25,), (0.75,))
 STOPS = {"within the second pass": 10, "at its end, before its score": 13, "in the third": 16}
 
 
-def judged(out: Path, environment: Environment, scores: list[float], stop_at: int | None = None) -> TrainResult:
+def judged(out: Path, environment: Environment, scores: list[Scores], stop_at: int | None = None) -> TrainResult:
     """At most four passes of six steps, of which the second is the best."""
     left = iter(scores)
     stream = make_stream(6, epochs=4, stop_at=stop_at)
@@ -147,7 +148,7 @@ def judged(out: Path, environment: Environment, scores: list[float], stop_at: in
 @pytest.fixture(scope="module")
 def whole(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
     out = tmp_path_factory.mktemp("whole")
-    return out, judged(out, environment, [*SCORES, 0.1])
+    return out, judged(out, environment, [*SCORES, (0.1,)])
 
 
 def test_the_newest_checkpoint_is_of_the_best_pass(
@@ -181,6 +182,34 @@ def test_a_stopped_run_is_judged_as_the_whole_one(
     assert resumed.steps == result.steps == 18
     for name, value in whole_state(result.model).items():
         assert torch.equal(whole_state(resumed.model)[name], value), name
+
+
+EACH = ((0.5, 0.9), (0.6, 0.8), (0.7, 0.7), (0.8, 0.8))
+"""The first column's best pass is the first, the second's the third; the fourth lowers neither."""
+
+
+@pytest.mark.parametrize("kept", ["in memory", "in checkpoints"])
+def test_every_column_is_predicted_by_its_own_best_pass(environment: Environment, tmp_path: Path, kept: str) -> None:
+    states: list[torch.Tensor] = []
+
+    def after_epoch(model: torch.nn.Module) -> tuple[float, float]:
+        states.append(predict(model, make_stream(2, rank=9), environment)[0])
+        return EACH[len(states) - 1]
+
+    out = None if kept == "in memory" else tmp_path
+    stream = make_stream(6, epochs=9)
+    result = fit(make_task(), stream, CONFIG, environment, tasks=TASKS, title=None, out=out, after_epoch=after_epoch)
+    assert (result.scores, result.best.numbers, result.ends) == (EACH, (0, 2), (6, 12, 18, 24))
+    wanted = torch.stack([states[0][:, 0], states[2][:, 1]], dim=1)
+    for _ in range(2):  # it leaves the model as it was
+        assert torch.equal(predict(result.model, make_stream(2, rank=9), environment)[0], states[2])
+        found = result.best.predict(result.model, make_stream(2, rank=9), environment)
+        assert torch.equal(found[0], wanted)
+        assert all(map(torch.equal, found[1:], predict(result.model, make_stream(2, rank=9), environment)[1:]))
+    if out is not None:
+        again = fit(make_task(), stream, CONFIG, environment, tasks=TASKS, out=out, after_epoch=after_epoch)
+        assert (again.best.numbers, len(states)) == ((0, 2), 4)
+        assert torch.equal(again.best.predict(again.model, make_stream(2, rank=9), environment)[0], wanted)
 
 
 class DenseTask(torch.nn.Module):
@@ -236,7 +265,7 @@ def test_score_that_is_not_finite(environment: Environment, score: float):
             environment,
             tasks=TASKS,
             title=None,
-            after_epoch=lambda model: score,
+            after_epoch=lambda model: (score,),
         )
 
 
