@@ -51,7 +51,7 @@ from recsys.dates import DAY_MS, HOUR_MS
 
 FOLDER = "market"
 """Folder of the market within the data folder."""
-DAYS = 17
+DAYS = 16
 """Days of events."""
 PAST_DAYS = 21
 """Days before them, of which only the histories and counts tell."""
@@ -95,7 +95,7 @@ def market_split(*, days: int = DAYS, upstream_days: int = UPSTREAM_DAYS, surfac
     _require(surface is None or 0 <= surface < SURFACES, f"surface is {surface}; use None or one below {SURFACES}")
     below = "*" if surface is None else f"surface={surface}"
     downstream = tuple(f"{FOLDER}/events/{_date(day)}/{below}/*.parquet" for day in range(upstream_days, days))
-    tested, tuned = max(2, 2 * len(downstream) // 5), max(1, len(downstream) // 5)
+    tested, tuned = max(2, len(downstream) // 3), max(1, len(downstream) // 4)
     return MarketSplit(
         upstream=tuple(f"{FOLDER}/events/{_date(day)}/*/*.parquet" for day in range(upstream_days)),
         train=downstream[: -tested - tuned],

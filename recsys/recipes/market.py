@@ -49,7 +49,7 @@ def synthetic() -> StudyConfig:
         note="SYNTHETIC data with planted user and item factors. Users' taste for categories and brands shows in the "
         "histories of a month, which the rankers lack; one click in forty converts; one item in fourteen is replaced "
         "each day. The upstreams learned from the first seven days on both surfaces, the rankers from four days after "
-        "them, tuned on the next two and tested once on the last four.",
+        "them, tuned on the next two and tested once on the last three.",
         upstreams=(
             UpstreamConfig(
                 name="ctr",
