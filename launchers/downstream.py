@@ -17,7 +17,7 @@ def downstream(
     memory: int = 8192,
     image: str = torchx.IMAGE,
 ) -> specs.AppDef:
-    """Train and test the rankers: all ranks train each of them together.
+    """Train and test the rankers: on all ranks together, or where they fit one rank's memory a rank each.
 
     `torchx run -s local_cwd launchers/downstream.py:downstream --config rankers.toml --data D --out O -j 1x2`
 

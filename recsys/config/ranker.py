@@ -38,7 +38,7 @@ class NetworkConfig:
     """Width of that one projection, of `together`. It spares work below V h / (V + h), of V values side by side and
     h = `hidden[0]`: the vectors meet that layer alone."""
     hidden: tuple[int, ...] = (256, 128)
-    """Widths of the top MLP; of a `dcnv2` the first is what its experts take, the others are theirs."""
+    """Widths of the top MLP of each task; of a `dcnv2` the first is what its experts take, the others are theirs."""
     cross_layers: int = 2
     """Of a `dcnv2`."""
     experts: int = 4

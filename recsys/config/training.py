@@ -80,12 +80,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RankerTrainConfig(TrainConfig):
-    """The training run of a ranker, by one rank; it may be given more passes than it needs."""
+    """The training run of a ranker; it may be given more passes than it needs."""
 
     SMALLEST: ClassVar[int] = 128
     LARGEST: ClassVar[int] = 1024
     STEPS: ClassVar[int] = 200
     epochs: int = 8
-    """Passes over the events, at most: the validation files choose the best, and one that is worse is the last."""
+    """Passes over the events, at most: the validation files choose the best for each task, and one that is worse for
+    all is the last."""
     sparse_lr: float = 0.005
     """Learning rate of the tables. A ranker's ids have fewer events than an upstream's and overfit sooner."""

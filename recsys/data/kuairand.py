@@ -7,7 +7,7 @@ seen by a model trained on the first, unless `recsys daily` lets it go on with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,8 @@ from recsys.dates import DAY_MS, HOUR_MS
 CUT_MS = 1_650_816_000_000
 """25 April 2022, 00:00 in China: history ends, impressions begin."""
 CHINA_MS = 8 * HOUR_MS
+WITH_HISTORIES = "with-histories.toml"
+"""A second schema of the impressions, whose rankers read what upstreams learn from: the users' histories."""
 LONGEST = 50
 """Elements kept of every history list, as in the published extract."""
 
@@ -260,9 +262,11 @@ def _write_impressions(folder: Path, events: pa.Table, watched: Watched, users: 
         Feature(name="duration_s", owner="item", kind="dense"),
     )
     outcomes = (*(name for name in FEEDBACK if name != "is_like"), "play_time_ms")
-    Schema(features=(*_user_features(users), *_item_features(items), *context), labels=labels, outcomes=outcomes).save(
-        folder / "schema.toml"
+    schema = Schema(
+        features=(*_user_features(users), *_item_features(items), *context), labels=labels, outcomes=outcomes
     )
+    schema.save(folder / "schema.toml")
+    replace(schema, features=(*schema.features, *_past_features(len(items)))).save(folder / WITH_HISTORIES)
     log = _join(_join(log, users, "user_id"), items, "item_id")
     day = np.datetime_as_string((local // DAY_MS).astype("datetime64[D]"))
     tab = log["tab"].to_numpy()

@@ -208,6 +208,11 @@ def test_impressions_know_what_their_user_had_done_before(forms: Path, tmp_path:
     assert check_files([*history, *files], schema)
     ranker = Schema.load(tmp_path / "impressions/schema.toml")
     assert not {"watched", "past_watched"} & {feature.name for feature in ranker.features}
+    histories = Schema.load(tmp_path / "impressions/with-histories.toml")
+    more = {feature.name for feature in histories.features} - {feature.name for feature in ranker.features}
+    assert {"long_watched", "watched", "liked", "past_watched"} < more
+    assert histories.labels == ranker.labels
+    assert check_files(files, histories) == 40
 
 
 def test_a_repeated_watch_has_the_feedback_it_is_listed_with(forms: Path, tmp_path: Path) -> None:
