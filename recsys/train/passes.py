@@ -63,6 +63,20 @@ def is_settled(scores: Sequence[Scores]) -> bool:
     return bool(scores) and len(scores) - 1 not in best_passes(scores)
 
 
+def told(scores: Sequence[Scores], most: int, name: str) -> str:
+    """A line on the last of these passes, of at most so many; `name` is what its scores are called."""
+    last, best = scores[-1], best_passes(scores)
+    better = [score for score, number in zip(last, best, strict=True) if number == len(scores) - 1]
+    verdict = f"{'' if len(better) == len(last) else f'{_said(better)} '}the best so far"
+    if not better:
+        verdict = f"no better than {_said([min(column) for column in zip(*scores, strict=True)])}: this was the last"
+    return f"pass {len(scores)} of at most {most}: validation {name} {_said(last)}, {verdict}"
+
+
+def _said(scores: Scores) -> str:
+    return ", ".join(f"{score:.4f}" for score in scores)
+
+
 class Passes:
     """Scores passes, and keeps the model of the best ones.
 

@@ -25,7 +25,7 @@ from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.log import RunLog
 from recsys.train.optimizer import build_optimizer, decay_accumulators
-from recsys.train.passes import BestPasses, Passes, Scores, best_passes, is_settled
+from recsys.train.passes import BestPasses, Passes, Scores, best_passes, is_settled, told
 from recsys.train.predict import Stream, device_batches, loss_forward
 from recsys.train.running_metrics import Metrics
 from recsys.train.schedule import Schedule
@@ -195,16 +195,7 @@ class _Run:
             checkpoint.restore(kept, model=self.model, optimizer=self.optimizer, environment=self.environment)
         if self.checkpoints is not None:
             self.save()
-        return self._verdict(improved)
-
-    def _verdict(self, improved: bool) -> str:
-        most, last = self.total_steps // self.steps_per_epoch, self.scores[-1]
-        least = [min(column) for column in zip(*self.scores, strict=True)]
-        better = [f"{score:.4f}" for score, known in zip(last, least, strict=True) if score <= known]
-        verdict = f"no better than {_said(least)}: this was the last"
-        if improved:
-            verdict = "the best so far" if len(better) == len(last) else f"{', '.join(better)} the best so far"
-        return f"pass {len(self.scores)} of at most {most}: validation {self.score} {_said(last)}, {verdict}"
+        return told(self.scores, self.total_steps // self.steps_per_epoch, self.score)
 
     def result(self, clock: Clock, shortfall: str, passes: Passes | None) -> TrainResult:
         """What the run leaves behind."""
@@ -304,10 +295,6 @@ def fit(
             log.say(line)
         clock = _loop(run, stream, log, stop, passes)
     return run.result(clock, stream.shortfall, passes)
-
-
-def _said(scores: Scores) -> str:
-    return ", ".join(f"{score:.4f}" for score in scores)
 
 
 def _prepare(
