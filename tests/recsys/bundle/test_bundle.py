@@ -98,7 +98,7 @@ def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Pa
     bundle = load_bundle(bundle_folder(tmp_path))
     trained = trained_in_memory(config, data, store, arm)
     wanted = said_in_training(trained, bundle.manifest)
-    assert (trained.logits.std(axis=0) > 0.02).all()  # before the recalibration, which finds little to go by
+    assert (trained.logits.std(axis=0) > 0.002).all()  # before the recalibration, which finds little to go by
     scores = bundle.predict(rows_of(data, SPLIT.validation))
     assert scores.keys() == {"ctr", "cvr"}
     for task, score in scores.items():
