@@ -109,7 +109,7 @@ def test_a_single_pass_trains_on_all_events(log: Path, tmp_path: Path) -> None:
 
 
 def test_a_judge_of_the_callers_chooses_the_pass_and_holds_nothing_out(log: Path, tmp_path: Path) -> None:
-    scores = iter([0.5, 0.3, 0.4, 0.1])
+    scores = iter([(0.5,), (0.3,), (0.4,), (0.1,)])
     trained = train_on(
         find_files(log, SOURCE.events),
         SCHEMA.select(labels=("click",)),
@@ -121,7 +121,7 @@ def test_a_judge_of_the_callers_chooses_the_pass_and_holds_nothing_out(log: Path
         title=None,
         judge=lambda model: next(scores),
     )
-    assert trained.result.scores == (0.5, 0.3, 0.4)  # the first that is not better was the last
+    assert trained.result.scores == ((0.5,), (0.3,), (0.4,))  # the first that is not better was the last
     assert trained.held_out == 0
     assert trained.result.steps == 3 * (ROWS // 64)
     assert trained.record()["passes"]["best"] == 2
