@@ -119,6 +119,8 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
         check_visible(series, config, data, opened, skip)
         tables = counted_tables(config, data, skip, told=environment.is_main)
         apart = environment.world_size > 1 and not begun and _fits_one_rank(config, data, tables, environment)
+        if apart and environment.is_main:
+            print(f"rankers: one each on {environment.world_size} ranks; told of here are those of rank 0", flush=True)
         dist.barrier()
         if not apart:
             with stage(out, stage_name(config), environment):

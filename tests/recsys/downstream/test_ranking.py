@@ -1,4 +1,3 @@
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from recsys.downstream.validation import Validation
 from recsys.evaluate.bootstrap import paired_bootstrap
 from recsys.evaluate.metrics import calibration, normalized_entropy, roc_auc
 from recsys.folders import store_folder
-from recsys.jobs import run_ranks
 from recsys.stages import is_done
 from recsys.train.distributed import Environment, process_group
 from recsys.train.tables import draw_tables
@@ -237,40 +235,6 @@ def test_a_training_of_an_upstream_that_is_missing_is_named_before_any_ranker_is
     with pytest.raises(KeyError, match=r"no series 'user_ctr_s1' in .*; series: item_ctr, user_ctr"):
         train_rankers(replace(CONFIG, seed_suffixes=("", "_s1")), data, out)
     assert not (out / "downstream").exists()
-
-
-def on_ranks(data: Path, out: Path, alone: float) -> None:
-    ranking.ALONE = alone
-    train_rankers(replace(CONFIG, test=("odd.parquet",)), data, out)
-
-
-@pytest.mark.parametrize("together", [True, False])
-def test_ranks_train_rankers_together_or_apart_and_leave_out_no_row(
-    data: Path, out: Path, rows_of_test: dict[str, np.ndarray], tmp_path: Path, together: bool
-) -> None:
-    """Three ranks, and test rows that these do not divide. Apart, what comes of it is that of one process."""
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    (shared / "market").symlink_to(data / "market")
-    rows = pa.concat_tables([pq.ParquetFile(path).read() for path in find_files(data, SPLIT.test)])
-    count = len(rows) // 3 * 3 - 1
-    pq.write_table(rows.slice(0, count), shared / "odd.parquet")
-    run_ranks("downstream", on_ranks, (shared, out, 0.0 if together else 0.1), 3, tmp_path / "logs")
-    stages = list((out / "stages").iterdir())
-    assert len(stages) == (1 if together else 3)
-    if not together:
-        (tmp_path / "one").mkdir()
-        shutil.copytree(out / "store", tmp_path / "one/store")
-        on_ranks(shared, tmp_path / "one", 0.1)
-    for ranker in all_rankers(CONFIG):
-        for task in CONFIG.tasks:
-            if not together:
-                one = ranker.read(tmp_path / "one", task)
-                assert all(np.array_equal(values, one[name]) for name, values in ranker.read(out, task).items())
-            found = ranker.read(out, task)
-            assert np.array_equal(found["users"], rows_of_test["user_id"][:count])
-            assert np.isfinite(found["logits"]).all()
-    assert is_done(out, "downstream-tasks")
 
 
 def test_written_predictions_are_read_as_they_were(tmp_path: Path) -> None:
