@@ -90,11 +90,10 @@ class EventStream:
         skip: Quarantine = NOTHING,
         as_of: int | None = None,
     ) -> None:
-        _at_least("batch_size", batch_size, 1)
-        _at_least("world_size", world_size, 1)
-        _at_least("shuffle_batches", shuffle_batches, 0)
-        _at_least("seed", seed, 0)
-        _at_least("epochs", epochs, 1)
+        for name, value in (("batch_size", batch_size), ("world_size", world_size), ("epochs", epochs)):
+            _at_least(name, value, 1)
+        for name, value in (("shuffle_batches", shuffle_batches), ("seed", seed)):
+            _at_least(name, value, 0)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; use 0 <= rank < world_size = {world_size}")
         self._footers = read_footers(files, schema)

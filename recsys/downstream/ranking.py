@@ -1,8 +1,8 @@
 """The ranker's job: train rankers that read the store's vectors, and keep what they predict.
 
 This is what `launchers/downstream.py` starts. Every ranker is one model of all tasks, trained as one that is deployed
-is. It leaves a file of test predictions for each task, beside what it came to on the validation
-rows, so a run that was stopped goes on with the rankers that are missing.
+is. It leaves a file of test predictions for each task, beside what it came to on the validation rows, so a run that was
+stopped goes on with the rankers that are missing.
 
 The validation rows choose three things, the test rows none: the pass, whether a task is ranked with the arm's vectors
 at all, and the recalibration that is applied to the predictions.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -288,10 +289,19 @@ def fit(
     if begun is not None:
         begun()
     passes = after_epoch and Passes(run.model, after_epoch, keeps=out is None, scores=run.scores)
-    with RunLog(environment, title=title, total=run.last_step, out=out, step=run.step) as log, StopSignals() as stop:
-        if start is None:  # else it is the same as that of the run it starts from
-            log.say(plan_table(run.model))
-        for line in filter(None, (resumed, stream.shortfall)):
+    plan = None if start is not None else plan_table(run.model)  # it is the same as that of the run it starts from
+    return _trained(run, stream, title, [x for x in (plan, resumed, stream.shortfall) if x], passes)
+
+
+def _trained(
+    run: _Run, stream: Stream, title: str | None, lines: Sequence[Table | str], passes: Passes | None
+) -> TrainResult:
+    """Train with a log, which begins with these lines."""
+    with (
+        RunLog(run.environment, title=title, total=run.last_step, out=run.out, step=run.step) as log,
+        StopSignals() as stop,
+    ):
+        for line in lines:
             log.say(line)
         clock = _loop(run, stream, log, stop, passes)
     return run.result(clock, stream.shortfall, passes)
