@@ -39,7 +39,7 @@ def derm_config(passes: int, seed: int) -> UpstreamConfig:
     """Tuned on the validation rows of MovieLens 1M."""
     return UpstreamConfig(
         name="chosen",
-        source=SourceConfig(schema="schema.toml", events=("log/events/*.parquet",), items=("log/items/*.parquet",)),
+        source=SourceConfig(schema="log/schema.toml", events=("log/events/*.parquet",), items=("log/items/*.parquet",)),
         model=ModelConfig(token_dim=64, layers=(("mlp",),), tokens=2, out_tokens=2, out_dim=64),
         loss=LossConfig(contrastive_weight=1.0, temperature=0.1, uniform_negatives=512),
         training=TrainConfig(epochs=passes, batch_size=512, sparse_lr=0.05, dense_lr=2e-3, seed=seed),
@@ -67,7 +67,8 @@ class Chosen:
         places = np.arange(len(users)) - np.searchsorted(users, users, side="right")  # the user's last is at -1
         self._past = PastEvents(users, places, items)
         chosen = rng.permutation(np.flatnonzero(places >= -TARGETS))
-        with replacing_folder(folder / "log") as out:
+        with replacing_folder(folder / "log") as out:  # when a stopped run goes on too
+            self.schema.save(out / "schema.toml")
             write_part(self._rows(users[chosen], places[chosen], items[chosen]), out / "events")
             write_part(self._items(), out / "items")
 

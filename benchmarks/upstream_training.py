@@ -28,13 +28,13 @@ from recsys.data.stream import EventStream
 from recsys.data.synthetic import prepare_synthetic
 from recsys.models.derm import DERM
 from recsys.models.losses import DermTask
+from recsys.positives import count_positives
 from recsys.recipes import synthetic
 from recsys.source import upstream_schema
 from recsys.study.environment import commit, hardware
 from recsys.train.distributed import current_environment
 from recsys.train.tables import draw_tables
 from recsys.train.trainer import fit
-from recsys.upstream import count_positives
 
 WARM_UP = 10
 
@@ -55,7 +55,8 @@ def measure(variant: str, rank: int, ranks: int, folder: str, steps: int) -> Non
     )
     stream.total_steps = steps
     torch.manual_seed(0)
-    task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, count_positives(files, schema, tasks[0]))
+    frequencies = count_positives(files, schema, tasks[:1])
+    task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
     if variant == "torchrec":
         training = replace(training, log_every=10**6)
         result = fit(task, stream, training, current_environment(), tasks=tasks, title=None)

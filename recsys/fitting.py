@@ -119,6 +119,7 @@ class Fit:
     def _towers(self, path: str, upstream: UpstreamConfig, schema: Schema) -> None:
         """Something to predict, and for each tower something to read."""
         names, wanted = [label.name for label in schema.labels], upstream.loss.contrastive_label
+        self._positives(join(path, "loss.positives"), upstream.loss.positives, schema)
         if not names:
             self.kept.add(f"upstream {upstream.name!r} has no label to predict: add one to {upstream.source.schema}")
         elif wanted and wanted not in names:
@@ -135,6 +136,15 @@ class Fit:
         for owner in ENTITIES:
             if not schema.owned_by(owner):
                 self.kept.add(f"upstream {upstream.name!r} has no {owner} feature: its {owner} tower needs one")
+
+    def _positives(self, path: str, positives: Mapping[str, float], schema: Schema) -> None:
+        """What is contrasted beside the contrastive label are tasks too, of 0 and 1."""
+        kinds = {label.name: label.is_value for label in schema.labels}
+        for name in positives:
+            if name not in kinds:
+                self.kept.add(f"{path} names {name!r}; use some of its tasks: {list(kinds)}{meant(name, list(kinds))}")
+            elif kinds[name]:
+                self.kept.add(f"{path} names {name!r}, a label of kind 'value': what is contrasted are rows of 1")
 
     def _waiting(self, path: str, schema: Schema, days: DaysConfig) -> None:
         """A day is trained on once, when it ends: a label that waits longer than that is never learned."""

@@ -40,13 +40,16 @@ def upstream_schema(upstream: UpstreamConfig, data: Path, out: Path | None = Non
         path: of its config in a study's, with a dot at the end.
 
     Raises:
-        SchemaError: the file is not a schema, or lacks features or labels that the config names.
+        SchemaError: the file is not a schema, or lacks features or labels that the config names; or has none that an
+            upstream of this kind needs, or others than it can read.
         DataError: there is no such file, or no size of a table.
     """
     file = data / upstream.source.schema
-    schema = _narrowed(
-        load_schema(file, f"{path}source.schema"), path, upstream.features or None, upstream.tasks or None
-    )
+    schema = load_schema(file, f"{path}source.schema")
+    features = upstream.features or (None if upstream.kind == "derm" else _own_ids(schema))
+    schema = _narrowed(schema, path, features, upstream.tasks or None)
+    if upstream.kind != "derm":
+        _refuse_others(schema, upstream, path, file)
     if out is None or not unsized(schema):
         return schema
     record = upstream_folder(out, upstream.name) / TABLES
@@ -57,6 +60,30 @@ def upstream_schema(upstream: UpstreamConfig, data: Path, out: Path | None = Non
             f"{record} does not say how many rows the tables have for which {file} gives none ({error}): train the "
             "upstream first, into this folder"
         ) from None
+
+
+def _own_ids(schema: Schema) -> tuple[str, ...]:
+    """The features by which users and items are known."""
+    return tuple(x.name for x in schema.features if x.name in (schema.user_id, schema.item_id))
+
+
+def _refuse_others(schema: Schema, upstream: UpstreamConfig, path: str, file: Path) -> None:
+    """Raise SchemaError unless the features are ids, the own ones of users and items among them."""
+    kinds, mistakes = {x.name: (x.owner, x.kind) for x in schema.features}, list[str]()
+    for owner, name in (("user", schema.user_id), ("item", schema.item_id)):
+        if kinds.get(name) != (owner, "id"):
+            mistakes.append(
+                f"upstream {upstream.name!r} is of kind {upstream.kind!r}: it needs {name!r} as a feature of kind 'id' "
+                f"and owner {owner!r}: list it in {file}, and in {path}features if these are given"
+            )
+    for name, (owner, kind) in kinds.items():
+        if owner not in ("user", "item") or kind not in ("id", "ids"):
+            mistakes.append(
+                f"{path}features names {name!r}, a {owner} feature of kind {kind!r}: an upstream of kind "
+                f"{upstream.kind!r} reads 'id' and 'ids' of users and items alone; leave it out"
+            )
+    if mistakes:
+        raise SchemaError(*mistakes)
 
 
 def ranker_schema(rankers: RankerSettings, data: Path, labels: tuple[str, ...], path: str = "") -> Schema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from recsys.atomic import write_json
-from recsys.config import TrainConfig, UpstreamConfig
+from recsys.config import KINDS, TrainConfig, UpstreamConfig
 from recsys.data.batch import Batch
 from recsys.data.entities import entity_parts, withdrawn_after
 from recsys.data.errors import DataError
@@ -26,17 +26,19 @@ from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
-from recsys.data.seen import SCAN_ROWS, Ints, SeenIds, read_ids
+from recsys.data.seen import Ints, SeenIds, read_ids
 from recsys.data.sizes import described, unsized
 from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
 from recsys.evaluate.measures import measures
 from recsys.folders import upstream_folder
 from recsys.identity import flatten, identify_files
-from recsys.models.derm import DERM
+from recsys.models.hashed_ids import HashedIds
+from recsys.models.kinds import build_upstream
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.models.objective import Objective
 from recsys.models.vocabulary import Vocabulary, own_ids
+from recsys.positives import count_positives
 from recsys.progressive import Scored
 from recsys.screening import screen
 from recsys.source import TABLES, upstream_schema
@@ -112,6 +114,8 @@ class Trained:
     """Passes it could have made."""
     held_out: int
     """Events that chose the pass; 0: none did."""
+    collisions: dict[str, float]
+    """Owner -> share of its ids in these events that have no row of their own."""
 
     def record(self) -> dict[str, Any]:
         """For result.json, see `recsys.study.report`."""
@@ -120,6 +124,7 @@ class Trained:
             "steps": self.result.steps,
             "input_wait_fraction": self.result.input_wait_fraction,
             "batch_size": self.batch_size,
+            "collisions": self.collisions,
             "passes": {
                 "done": len(scores) or self.most,
                 "most": self.most,
@@ -196,7 +201,7 @@ def train_on(
     """
     tasks = [label.name for label in schema.labels]
     torch.manual_seed(training.seed)
-    model = DERM(schema, upstream.model, tasks)
+    model = build_upstream(upstream, schema)
     facts, held = survey_labels(files, schema, skip, as_of=as_of, with_delays=start is None), ALL_TRAIN
     if judge is None and training.epochs > 1 and upstream.held_out and start is None:
         held = hold_out(files, schema, upstream.held_out, skip, facts.as_of)
@@ -210,7 +215,7 @@ def train_on(
     frequencies, seen = _survey(files, schema, upstream, left_out, facts.as_of, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
-    resolve = partial(model.vocabulary.resolve, dropout=upstream.model.id_dropout, seed=training.seed)
+    resolve = partial(model.vocabulary.resolve, dropout=upstream.network.id_dropout, seed=training.seed)
     negatives, count = None, upstream.loss.uniform_negatives if frequencies is not None else 0
     if count and len(last := last_events([*files, *items], schema, "item", skip).without(withdrawn)):
         negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)
@@ -218,7 +223,7 @@ def train_on(
     model.raise_logits(objective.levels)  # a checkpoint that is begun with has levels of its own
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0, objective)
     if held.count:
-        judge = _Judge(files, schema, held, model.vocabulary, environment, facts.as_of)
+        judge = _Judge(files, schema, held, model.vocabulary.resolve, environment, facts.as_of)
     result = fit(
         task,
         _stream(files, schema, training, environment, negatives or resolve, left_out, facts.as_of),
@@ -231,10 +236,16 @@ def train_on(
         start=start,
         title=title,
         before=Scored(files, schema, model.vocabulary.resolve, left_out, out, environment, as_of=facts.as_of),
-        begun=lambda: model.vocabulary.admit(seen),
+        begun=partial(_admit, model.vocabulary, seen, upstream, first=start is None),
         after_epoch=judge,
     )
-    return Trained(result=result, batch_size=training.batch_size, most=training.epochs, held_out=held.count)
+    return Trained(
+        result=result,
+        batch_size=training.batch_size,
+        most=training.epochs,
+        held_out=held.count,
+        collisions=model.vocabulary.without_row(seen) if seen else {},
+    )
 
 
 def _identity(
@@ -264,6 +275,24 @@ def _tell_batches(title: str, training: TrainConfig, rows: int, held_out: int, e
     )
 
 
+def _admit(
+    vocabulary: Vocabulary | HashedIds, seen: Mapping[str, Ints], upstream: UpstreamConfig, *, first: bool
+) -> None:
+    """Give the training's ids their rows. Raises DataError where a first one's tables are too small for them."""
+    vocabulary.admit(seen)
+    most = upstream.contrastive.max_collisions
+    if not first or upstream.kind != "contrastive":
+        return
+    for owner, share in vocabulary.without_row(seen).items():
+        if share > most:
+            feature = vocabulary.features[owner]
+            raise DataError(
+                f"{share:.1%} of the {len(seen[owner]):,} {owner} ids of upstream {upstream.name!r} have no row of "
+                f"their own, more than contrastive.max_collisions = {most:g}: feature {feature.name!r} has rows = "
+                f"{feature.rows:,}; give it {2 * len(seen[owner]):,}, or leave `rows` out"
+            )
+
+
 class _Judge:
     """Scores a model by the events that are held out: their normalized entropy, of values deviance, mean over tasks. A
     collective."""
@@ -273,15 +302,15 @@ class _Judge:
         files: Sequence[Path],
         schema: Schema,
         held: HeldOut,
-        vocabulary: Vocabulary,
+        resolve: Callable[[Batch], Batch],
         environment: Environment,
         as_of: int | None,
     ) -> None:
         self._judged, self._environment = held.judged, environment
         self._losses = [measures(is_value=label.is_value).loss for label in schema.labels]
-        rank, world_size, transform = environment.rank, environment.world_size, vocabulary.resolve
+        rank, world_size = environment.rank, environment.world_size
         self._batches = HeldOutBatches(
-            files, schema, held, rank=rank, world_size=world_size, transform=transform, as_of=as_of
+            files, schema, held, rank=rank, world_size=world_size, transform=resolve, as_of=as_of
         )
 
     def __call__(self, model: nn.Module) -> tuple[float]:
@@ -317,8 +346,8 @@ def _stream(
 
 def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainConfig) -> dict[str, str]:
     """Everything that a model depends on but its events and the number of ranks, as key -> value."""
-    settings = {"model": asdict(upstream.model), "loss": asdict(upstream.loss), "training": asdict(training)}
-    config = flatten({"schema": asdict(schema), **settings, "held_out": upstream.held_out})
+    settings = {"loss": asdict(upstream.loss), "training": asdict(training), "held_out": upstream.held_out}
+    config = flatten({"schema": asdict(schema), KINDS[upstream.kind]: asdict(upstream.network), **settings})
     return {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT and not key.endswith(_OF_BUNDLES)}
 
 
@@ -334,44 +363,14 @@ def _survey(
     """What the contrastive loss needs, None if there is to be none; and the ids of all events, by owner. A day that
     goes on from a trained model may have no positive: it teaches what it can. A first training without one is a
     mistake."""
-    label = upstream.loss.contrastive_label or schema.labels[0].name
     if not upstream.loss.contrastive_weight:
         return None, read_ids(files, schema, skip) if own_ids(schema) else {}
+    labels = tuple(upstream.loss.contrasted([label.name for label in schema.labels]))
     seen = SeenIds()
-    frequencies = count_positives(files, schema, label, skip, seen, as_of)
+    frequencies = count_positives(files, schema, labels, skip, seen, as_of)
     if frequencies is None and not started:
         raise DataError(
-            f"label {label!r} is never 1 in {len(files)} files: contrast another label, give more events, or set "
-            "loss.contrastive_weight = 0"
+            f"label {' or '.join(map(repr, labels))} is never 1 in {len(files)} files: contrast another label, give "
+            "more events, or set loss.contrastive_weight = 0"
         )
     return frequencies, seen.ids()
-
-
-def count_positives(
-    files: Sequence[Path],
-    schema: Schema,
-    label: str,
-    skip: Quarantine = NOTHING,
-    seen: SeenIds | None = None,
-    as_of: int | None = None,
-) -> ItemFrequencies | None:
-    """How often each item is the positive of a training row: Q of the logQ correction (Yi et al. 2019).
-
-    Exact counts, read file by file before training starts; None if no row is positive. `seen` gets the ids of all rows.
-
-    Raises:
-        DataError: what `EventStream` raises.
-    """
-    facts = schema.select(features=(), labels=(label,))
-    ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
-    for path in files:
-        stream = EventStream(
-            [path], facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, transform=seen, as_of=as_of
-        )
-        items = [batch.item_ids[(batch.labels[:, 0] == 1) & batch.label_mask[:, 0]].numpy() for batch in stream]
-        weights = np.concatenate([counts, np.ones(sum(map(len, items)), np.int64)])
-        ids, inverse = np.unique(np.concatenate([ids, *items]), return_inverse=True)
-        counts = np.bincount(inverse, weights, minlength=len(ids)).astype(np.int64)
-    if not len(ids):
-        return None
-    return ItemFrequencies.from_counts(torch.from_numpy(ids), torch.from_numpy(counts))

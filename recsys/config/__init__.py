@@ -5,6 +5,7 @@ Each job has one: an upstream, its refresh, rankers. `StudyConfig` composes them
 """
 
 from recsys.config.aggregation import AGGREGATIONS, CROSS, STUDIED
+from recsys.config.contrastive import ContrastiveConfig
 from recsys.config.days import DaysConfig
 from recsys.config.log import ActionConfig, EntityTable, ItemTable, LogConfig, LogFiles, NegativesConfig, PastConfig
 from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerSettings, RetrievalConfig
@@ -15,17 +16,19 @@ from recsys.config.study import SpansConfig, StudyConfig
 from recsys.config.toml import Config, assign, override, parse_assignment, read_document, to_dict
 from recsys.config.training import RankerTrainConfig, TrainConfig
 from recsys.config.two_tower import TwoTowerConfig, TwoTowerSettings
-from recsys.config.upstream import LossConfig, ModelConfig, SourceConfig, UpstreamConfig
+from recsys.config.upstream import KINDS, LossConfig, ModelConfig, SourceConfig, UpstreamConfig
 
 __all__ = [
     "AGGREGATIONS",
     "CROSS",
     "INTERACTIONS",
+    "KINDS",
     "STUDIED",
     "ActionConfig",
     "ArmConfig",
     "Config",
     "ConfigError",
+    "ContrastiveConfig",
     "DaysConfig",
     "EntityTable",
     "GateConfig",

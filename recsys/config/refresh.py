@@ -128,6 +128,15 @@ class RefreshSettings:
         require(bool(self.tag), "tag is empty; name the tag that readers follow, say 'prod'")
 
 
+def check_cross(cross: bool, upstream: UpstreamConfig) -> None:
+    """Tell a ConfigError if cross representations are wanted of an upstream that has none."""
+    require(
+        not cross or upstream.kind == "derm",
+        f"cross is true, but upstream {upstream.name!r} is of kind {upstream.kind!r}, which has no hidden layer "
+        "of user and item together: set cross = false",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RefreshConfig(RefreshSettings, Config):
     """The refresh of one upstream, a job of its own: `recsys refresh --config refresh-ctr.toml`."""
@@ -136,6 +145,10 @@ class RefreshConfig(RefreshSettings, Config):
 
     upstream: UpstreamConfig
     """Whose vectors: what it was trained as."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_cross(self.cross, self.upstream)
 
     def day_by_day(self) -> DaysConfig:
         """The days. Raises ConfigError where there are none."""

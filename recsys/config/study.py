@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from recsys.config.days import DaysConfig, check_day
 from recsys.config.ranker import RankerSettings, RetrievalConfig
-from recsys.config.refresh import RefreshConfig, RefreshSettings
+from recsys.config.refresh import RefreshConfig, RefreshSettings, check_cross
 from recsys.config.rules import ConfigError, check_seeds, require
 from recsys.config.toml import Config
 from recsys.config.two_tower import TwoTowerConfig, TwoTowerSettings
@@ -82,6 +82,8 @@ class StudyConfig(Config):
         self._check_upstream_seeds()
         names = [upstream.name for upstream in self.trainings()]
         require(len(set(names)) == len(names), f"upstreams are named {names}; make the names different")
+        for upstream in self.upstreams:
+            check_cross(self.refresh.cross, upstream)
         require(self.ranks > 0, f"ranks is {self.ranks}; use 1 or more")
         if self.retrieval is not None:
             require(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from recsys.config.aggregation import CROSS
+from recsys.config.contrastive import ContrastiveConfig
 from recsys.config.rules import NO_STUDY, check_layers, check_value_loss, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import TrainConfig
@@ -84,6 +86,9 @@ class LossConfig:
 
     contrastive_label: str = ""
     """Label whose positives are contrasted; empty: the first task."""
+    positives: dict[str, float] = field(default_factory=dict)
+    """Labels whose rows are contrasted, and what such a row weighs (one of several labels: their sum); empty: those of
+    `contrastive_label`, with weight 1. Retrieval, its prior and the gates are of `contrastive_label` all the same."""
     contrastive_weight: float = 0.1
     """Factor of the contrastive term; our choice, the paper reports a plain sum (1.0). 0 turns it off."""
     temperature: float = 0.1
@@ -102,7 +107,17 @@ class LossConfig:
         require(self.temperature > 0, f"temperature is {self.temperature}; use more than 0")
         require(self.contrastive_weight >= 0, f"contrastive_weight is {self.contrastive_weight}; use 0 or more")
         check_value_loss(self.value_loss)
+        for label, weight in self.positives.items():
+            require(weight > 0, f"positives.{label} is {weight}; use more than 0, or leave the label out")
         require(self.uniform_negatives >= 0, f"uniform_negatives is {self.uniform_negatives}; use 0 or more")
+
+    def contrasted(self, tasks: Sequence[str]) -> dict[str, float]:
+        """The labels whose rows are contrasted, and their weights; these are all of the upstream's."""
+        return dict(self.positives) or {self.contrastive_label or tasks[0]: 1.0}
+
+
+KINDS = {"derm": "model", "contrastive": "contrastive"}
+"""What an upstream may be, and the key that has the settings of its network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +135,18 @@ class UpstreamConfig(Config):
 
     name: str
     """Name of the upstream, say `ctr`."""
+    kind: str = "derm"
+    """`derm`: towers over all features, [model] has their sizes. `contrastive`: tables of ids alone, [contrastive]."""
     source: SourceConfig
     """The events it learns from. They must end before the first event a downstream trains on."""
     tasks: tuple[str, ...] = ()
     """Labels it predicts; empty: all labels of the schema."""
     features: tuple[str, ...] = ()
-    """Features it reads; empty: all features of the schema."""
+    """Features it reads; empty: all features of the schema, of kind `contrastive` the own ids of users and items."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The network."""
+    """The network of kind `derm`."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """The tables of kind `contrastive`."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The loss."""
     training: TrainConfig = field(default_factory=TrainConfig)
@@ -148,3 +167,19 @@ class UpstreamConfig(Config):
         )
         require(0 <= self.held_out <= 0.5, f"held_out is {self.held_out}; use a share from 0 to 0.5")
         require(len(set(self.tasks)) == len(self.tasks), f"tasks is {self.tasks}; name each label once")
+        require(self.kind in KINDS, f"kind is {self.kind!r}; use one of {', '.join(KINDS)}")
+        for kind, key in KINDS.items():
+            given = getattr(self, key)
+            require(
+                self.kind == kind or given == type(given)(),
+                f"{key} has settings of an upstream of kind {kind!r}, but kind is {self.kind!r}: leave them out",
+            )
+        require(
+            self.kind != "contrastive" or self.loss.contrastive_weight > 0,
+            "loss.contrastive_weight is 0, but nothing else teaches an upstream of kind 'contrastive': use more than 0",
+        )
+
+    @property
+    def network(self) -> ModelConfig | ContrastiveConfig:
+        """The settings of its kind: all have `vector_dim`, D of user and item vectors, and `id_dropout`."""
+        return getattr(self, KINDS[self.kind])

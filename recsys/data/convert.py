@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.batch import Batch
 from recsys.data.columns import canonical_types, with_defaults
@@ -22,12 +21,12 @@ from recsys.data.errors import RowError
 from recsys.data.hashing import splitmix64
 from recsys.data.labels import read_labels, read_weights
 from recsys.data.schema import SPARSE_KINDS, Feature, Schema
+from recsys.data.sparse import Ints, keyed
 from recsys.data.strings import read_column
 from recsys.dates import UNTIMED, misread, not_milliseconds
 
 AGE_BUCKETS = 32
 
-Ints = NDArray[np.int64]
 Columns = Mapping[str, pa.Array]
 
 
@@ -97,7 +96,7 @@ def to_batch(table: pa.Table | pa.RecordBatch, schema: Schema, as_of: int | None
     weights = read_weights(columns[schema.weight], schema.weight) if schema.weight else None
     return Batch(
         dense=_dense(schema, columns, table.num_rows),
-        sparse=_keyed(jagged, table.num_rows),
+        sparse=keyed({part.key: (part.values, part.lengths) for part in jagged}, table.num_rows),
         labels=torch.from_numpy(labels.values),
         label_mask=torch.from_numpy(labels.mask),
         user_ids=torch.from_numpy(_entity_ids(columns, schema.user_id, table.num_rows)),
@@ -273,20 +272,6 @@ def _ages(feature: Feature, columns: Columns, ids: _Ranges, timestamps: Ints) ->
         row = ranges.row_of(_first(falls))
         raise RowError(feature.time, row, f"the times of {feature.name!r} decrease; sort each list oldest first")
     return age_buckets(ages)
-
-
-def _keyed(parts: list[_Jagged], rows: int) -> KeyedJaggedTensor:
-    nothing = np.zeros(0, dtype=np.int64)
-    sizes = [len(part.values) for part in parts]
-    return KeyedJaggedTensor(
-        keys=[part.key for part in parts],
-        values=torch.from_numpy(np.concatenate([part.values for part in parts]) if parts else nothing),
-        lengths=torch.from_numpy(np.concatenate([part.lengths for part in parts]) if parts else nothing),
-        stride=rows,
-        # Known here for nothing; computed later from a tensor on the GPU they would cost a synchronisation.
-        length_per_key=sizes,
-        offset_per_key=np.cumsum([0, *sizes]).tolist(),
-    )
 
 
 def _dense(schema: Schema, columns: Columns, rows: int) -> dict[str, torch.Tensor]:

@@ -7,26 +7,23 @@ whatever score they began with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.batch import Batch
 from recsys.data.last_events import LastEvents, read_rows, rows_to_batch
 from recsys.data.schema import Schema, entity_schema
+from recsys.data.sparse import Ints, columns, keyed
 
 MOST = 1_000_000
 """Items that a rank keeps rows of."""
 _BANK, _STEP = 4, 5
 """First words of the kinds of random streams, beside those of `recsys.data.stream`."""
-
-Ints = NDArray[np.int64]
 
 
 class UniformNegatives:
@@ -88,16 +85,16 @@ class UniformNegatives:
 def take(batch: Batch, rows: Ints) -> Batch:
     """Rows [n] of an entity's batch, in that order and as often as they are named."""
     picked = torch.from_numpy(rows)
-    parts = []
-    for values, lengths in _columns(batch.sparse):
+    parts = {}
+    for key, (values, lengths) in columns(batch.sparse).items():
         starts, kept = (np.cumsum(lengths) - lengths)[rows], lengths[rows]
         ends = np.cumsum(kept)
         within = np.arange(kept.sum()) - np.repeat(ends - kept, kept)
-        parts.append((values[np.repeat(starts, kept) + within], kept))
+        parts[key] = values[np.repeat(starts, kept) + within], kept
     return replace(
         batch,
         dense={owner: x[picked] for owner, x in batch.dense.items()},
-        sparse=_keyed(batch.sparse.keys(), parts, len(rows)),
+        sparse=keyed(parts, len(rows)),
         labels=batch.labels[picked],
         label_mask=batch.label_mask[picked],
         user_ids=batch.user_ids[picked],
@@ -115,17 +112,16 @@ def with_negatives(batch: Batch, drawn: Batch) -> Batch:
 
     The vectors of stores that both may have lie behind each other too.
     """
-    keys = batch.sparse.keys()
-    items = dict(zip(drawn.sparse.keys(), _columns(drawn.sparse), strict=True))
+    items = columns(drawn.sparse)
     none = np.zeros(0, np.int64), np.zeros(len(drawn), np.int64)
-    parts = [
-        tuple(np.concatenate(pair) for pair in zip(events, items.get(key, none), strict=True))
-        for key, events in zip(keys, _columns(batch.sparse), strict=True)
-    ]
+    parts = {}
+    for key, (values, lengths) in columns(batch.sparse).items():
+        more, kept = items.get(key, none)
+        parts[key] = np.concatenate((values, more)), np.concatenate((lengths, kept))
     return replace(
         batch,
         dense=batch.dense | {owner: torch.cat((batch.dense[owner], x)) for owner, x in drawn.dense.items()},
-        sparse=_keyed(keys, parts, len(batch) + len(drawn)),
+        sparse=keyed(parts, len(batch) + len(drawn)),
         vectors=_behind(batch.vectors, drawn.vectors),
         found=_behind(batch.found, drawn.found),
         feed=_behind(batch.feed, drawn.feed),
@@ -136,23 +132,3 @@ def with_negatives(batch: Batch, drawn: Batch) -> Batch:
 def _behind(events: Tensor | None, items: Tensor | None) -> Tensor | None:
     """[B, ...] and [N, ...] -> [B + N, ...]."""
     return events if events is None or items is None else torch.cat((events, items))
-
-
-def _columns(sparse: KeyedJaggedTensor) -> list[tuple[Ints, Ints]]:
-    """Values and lengths of each key, views of the batch's."""
-    lengths = sparse.lengths().numpy().reshape(len(sparse.keys()), -1)
-    values, bounds = sparse.values().numpy(), sparse.offset_per_key()
-    return [(values[bounds[key] : bounds[key + 1]], lengths[key]) for key in range(len(lengths))]
-
-
-def _keyed(keys: Sequence[str], parts: Sequence[tuple[Ints, ...]], rows: int) -> KeyedJaggedTensor:
-    nothing = [np.zeros(0, np.int64)]
-    sizes = [len(values) for values, _ in parts]
-    return KeyedJaggedTensor(
-        keys=list(keys),
-        values=torch.from_numpy(np.concatenate([values for values, _ in parts] or nothing)),
-        lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in parts] or nothing)),
-        stride=rows,
-        length_per_key=sizes,  # see `to_batch`
-        offset_per_key=np.cumsum([0, *sizes]).tolist(),
-    )

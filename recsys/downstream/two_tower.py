@@ -39,6 +39,7 @@ from recsys.folders import store_folder, upstream_folder
 from recsys.identity import flatten, identify_files
 from recsys.models.two_tower import TwoTower, TwoTowerTask
 from recsys.models.vocabulary import Vocabulary
+from recsys.positives import count_positives
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.first import load_into, publish_source, source_of
 from recsys.refresh.publish import Publisher, space_name
@@ -49,7 +50,7 @@ from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, broadcast, process_group
 from recsys.train.predict import device_batches, loss_forward
 from recsys.train.trainer import fit
-from recsys.upstream import count_positives, screen_source, size_tables
+from recsys.upstream import screen_source, size_tables
 
 _WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every")
 """What may change while it is trained."""
@@ -197,7 +198,7 @@ class _Training:
         training = config.training.sized(rows.count // environment.world_size)
         torch.manual_seed(training.seed)
         model = TwoTower(self.schema, config.model, self.features.specs)
-        frequencies = count_positives(rows.train, self.schema, config.label, rows.skip)
+        frequencies = count_positives(rows.train, self.schema, (config.label,), rows.skip)
         assert frequencies is not None, "there are positives"
         if environment.is_main and not config.training.batch_size:
             steps = training.steps(rows.count // environment.world_size)

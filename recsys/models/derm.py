@@ -59,7 +59,7 @@ class DERM(nn.Module):
         for task in tasks:
             schema.label(task)
         self.tasks = tuple(tasks)
-        self.cross_dim = config.cross_dim
+        self.vector_dim, self.cross_dim = config.vector_dim, config.cross_dim
         self.vocabulary = Vocabulary(schema)
         """Who owns the rows that users and items read by their own id; batches are to pass its `resolve`."""
         self.user = EntityTower(schema, "user", config)

@@ -67,6 +67,8 @@ class DermTask(nn.Module):
 class DermLoss(nn.Module):
     """DermOutput and its batch -> (loss, TaskOutput); a leaf of the train pipeline's trace. See DermTask."""
 
+    positives: Tensor  # float32 [T], what a row weighs for being positive by each label; 0: nothing
+
     def __init__(
         self,
         config: LossConfig,
@@ -81,7 +83,10 @@ class DermLoss(nn.Module):
             raise ConfigError(f"loss.contrastive_label is {label!r}; use one of the tasks: {', '.join(tasks)}")
         self.config = config
         self.tasks = tuple(tasks)
-        self.contrasted = self.tasks.index(label)
+        weights = config.contrasted(self.tasks)
+        if unknown := sorted(weights.keys() - set(self.tasks)):
+            raise ConfigError(f"loss.positives names {unknown}; use some of the tasks: {', '.join(tasks)}")
+        self.register_buffer("positives", torch.tensor([weights.get(x, 0.0) for x in self.tasks]), persistent=False)
         self.frequencies = frequencies
         self.items = items
         self.objective = objective or Objective()
@@ -98,7 +103,7 @@ class DermLoss(nn.Module):
         loss = means.sum()
         # Not in evaluation, whose loss nobody reads: the ranks' batches need not be of one size there.
         if self.training and self.config.contrastive_weight and self.frequencies is not None:
-            positive = (batch.labels[:, self.contrasted] > 0.5) & batch.label_mask[:, self.contrasted]
+            weights = ((batch.labels > 0.5) & batch.label_mask).float() @ self.positives
             drawn = None
             if batch.negatives is not None:
                 known = self.frequencies(batch.negatives, unseen=float("-inf"))
@@ -108,7 +113,7 @@ class DermLoss(nn.Module):
                 output.item[: len(batch)],
                 batch.user_ids,
                 batch.item_ids,
-                positive,
+                weights,
                 self.frequencies(batch.item_ids),
                 temperature=self.config.temperature,
                 corrected=self.config.log_q,
@@ -133,7 +138,7 @@ def contrastive_loss(
     item: Tensor,  # [B, D]
     user_ids: Tensor,  # int64 [B]
     item_ids: Tensor,  # int64 [B]
-    positive: Tensor,  # bool [B], rows whose user chose their item
+    weights: Tensor,  # float [B], above 0 in the rows whose user chose their item, the positive ones
     log_q: Tensor,  # float [B], log of the probability that the item of a positive row is this row's
     *,
     temperature: float,
@@ -141,7 +146,8 @@ def contrastive_loss(
     drawn: Drawn | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:  # float32 []
-    """This rank's part of the mean over positive rows of -log softmax(u.p / temperature - log Q), mixed negatives.
+    """This rank's part of the weighted mean over positive rows of -log softmax(u.p / temperature - log Q), mixed
+    negatives.
 
     The candidates of a row are the items of the C positive rows of every rank in `group` (default: all ranks, where
     torch.distributed runs) and the M items that these have drawn, but for the items of the user's own positive rows.
@@ -160,14 +166,15 @@ def contrastive_loss(
             log_q = torch.cat((log_q, drawn.log_q))
         behind = item.shape[0] - size
         candidates = _gather(item.float(), group)  # [W (B + N), D]
-        # One exchange for what has no gradient: the bits of log_q travel as int64.
-        facts = (F.pad(user_ids, (0, behind)), item_ids, log_q.double().view(torch.int64), F.pad(positive, (0, behind)))
-        users, items, log_q_bits, chosen = _gather(torch.stack([x.long() for x in facts], dim=1), group).unbind(1)
-        columns = chosen.nonzero().squeeze(1)  # [C]
+        # One exchange for what has no gradient: the bits of numbers travel as int64.
+        facts = (F.pad(user_ids, (0, behind)), item_ids, _bits(log_q), _bits(F.pad(weights, (0, behind))))
+        users, items, log_q_bits, weight_bits = _gather(torch.stack(facts, dim=1), group).unbind(1)
+        every_weight = _numbers(weight_bits)
+        columns = (every_weight > 0).nonzero().squeeze(1)  # [C]
         extra = (torch.arange(len(users), device=users.device) % max(size + behind, 1) >= size).nonzero().squeeze(1)
         every = torch.cat((columns, extra))  # [C + M]
-        rows = positive.nonzero().squeeze(1)  # [P]
-        candidate_log_q = log_q_bits.contiguous().view(torch.float64)[every]
+        rows = (weights > 0).nonzero().squeeze(1)  # [P]
+        candidate_log_q = _numbers(log_q_bits)[every]
         if drawn is not None:
             share = len(columns) / max(len(every), 1)
             candidate_log_q = (share * candidate_log_q.exp() + (1 - share) / drawn.items).log()
@@ -179,7 +186,16 @@ def contrastive_loss(
         known = _chosen_items(users[columns], items[every], own).scatter(1, own.unsqueeze(1), False)
         logits = logits.masked_fill(known, float("-inf"))
         losses = logits.logsumexp(1) - logits.gather(1, own.unsqueeze(1)).squeeze(1)
-        return losses.sum() * ranks_of(group) / max(columns.shape[0], 1)
+        total = every_weight.sum().float()
+        return (losses * weights[rows]).sum() * ranks_of(group) / torch.where(total > 0, total, 1.0)
+
+
+def _bits(numbers: Tensor) -> Tensor:  # float [N] -> int64 [N]
+    return numbers.double().view(torch.int64)
+
+
+def _numbers(bits: Tensor) -> Tensor:  # int64 [N] -> float64 [N]
+    return bits.contiguous().view(torch.float64)
 
 
 def _chosen_items(

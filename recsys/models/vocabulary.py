@@ -66,6 +66,15 @@ class Vocabulary(nn.Module):
         for owner, table in self._tables():
             table.admit(seen[owner])
 
+    def without_row(self, seen: Mapping[str, Ints]) -> dict[str, float]:
+        """Owner -> share of these different ids that have no row of their own."""
+        return {
+            owner: float(np.mean(table.find(seen[owner], table_rows(seen[owner], table.unknown)) == table.unknown))
+            if len(seen[owner])
+            else 0.0
+            for owner, table in self._tables()
+        }
+
     def state(self) -> dict[str, Tensor]:
         """Owner -> who owns each row of its table, int16 [rows]."""
         return {owner: table.get_extra_state() for owner, table in self._tables()}

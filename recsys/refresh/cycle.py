@@ -25,6 +25,7 @@ from recsys.data.scan import Findings, Part, Window, join
 from recsys.dates import number_of
 from recsys.folders import store_folder, upstream_folder
 from recsys.models.derm import DERM
+from recsys.models.kinds import UpstreamModel
 from recsys.monitor import export, gates, quality_page
 from recsys.monitor.quality import measure, read_events
 from recsys.progressive import read_figures
@@ -304,9 +305,10 @@ class _Refresh:
         return replace(content, rotation=rotation), quality
 
     def _cross(
-        self, model: DERM, plan: Plan, files: dict[str, list[Path]], cycle: Cycle, skip: Quarantine
+        self, model: UpstreamModel, plan: Plan, files: dict[str, list[Path]], cycle: Cycle, skip: Quarantine
     ) -> CrossEvents:
         """The events of the cycle's days; in a new space, where no rotation takes the old ones to, all there are."""
+        assert isinstance(model, DERM)  # by the config
         if not plan.cold:
             return CrossEvents(model, [path for day in cycle.days for path in files[day]], skip)
         source = find_files(self._data, self._upstream.source.events)

@@ -16,11 +16,11 @@ from recsys.data.files import find_files
 from recsys.data.last_events import LastEvents, read_rows, rows_to_batch
 from recsys.data.schema import Schema, entity_schema
 from recsys.dates import DAY_MS, HOUR_MS
-from recsys.models.derm import DERM
+from recsys.models.kinds import UpstreamModel
 from recsys.models.two_tower import TwoTower
 from recsys.train.distributed import Environment
 
-Towers = DERM | TwoTower
+Towers = UpstreamModel | TwoTower
 """Models with a tower for each entity."""
 
 

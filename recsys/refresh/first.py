@@ -15,6 +15,7 @@ from recsys.data.schema import Schema
 from recsys.dates import number_of
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
+from recsys.models.kinds import UpstreamModel, build_upstream
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.catalogue import NOBODY_WITHDRAWN, Told, Withdrawn, as_tensors, withdrawn_by, write_withdrawn
 from recsys.refresh.content import Content, Timer
@@ -59,6 +60,7 @@ def read_source(config: RefreshConfig, schema: Schema, data: Path, out: Path, en
     if not config.cross:
         return source
     skip = screen_source(upstream, schema, data, out, environment).quarantine
+    assert isinstance(model, DERM)  # by the config
     cross = CrossEvents(model, find_files(data, upstream.source.events), skip, fresh=True)
     return replace(source, content=replace(source.content, cross=cross))
 
@@ -121,7 +123,7 @@ def publish_source(publisher: Publisher, source: Source, out: Path, upstream: st
 
 def load_towers(
     folder: Path, upstream: UpstreamConfig, schema: Schema, environment: Environment
-) -> tuple[DERM, Loaded]:
+) -> tuple[UpstreamModel, Loaded]:
     """The model of the newest checkpoint in `folder`, to embed with, and which one that is. A collective.
 
     A model that was trained in this process does not do: TorchRec's input distribution, built by its first batch,
@@ -130,9 +132,7 @@ def load_towers(
     Raises:
         CheckpointError: there is none, or it is of another schema or config.
     """
-    return load_into(
-        DERM(schema, upstream.model, [label.name for label in schema.labels]), folder, upstream, environment
-    )
+    return load_into(build_upstream(upstream, schema), folder, upstream, environment)
 
 
 def load_into(model: T, folder: Path, upstream: UpstreamConfig, environment: Environment) -> tuple[T, Loaded]:

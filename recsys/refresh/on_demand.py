@@ -26,7 +26,7 @@ from recsys.data.last_events import NOBODY, LastEvents, last_events
 from recsys.data.schema import Schema
 from recsys.dates import DAY_MS, HOUR_MS, number_of
 from recsys.folders import upstream_folder
-from recsys.models.derm import DERM
+from recsys.models.kinds import UpstreamModel, build_upstream
 from recsys.refresh.between import Entry, entries, keep, newest, publication_of
 from recsys.refresh.catalogue import (
     Delivery,
@@ -230,13 +230,15 @@ def _content(known: _Known, rows: Path, owner: str, number: int, place: Place) -
     return content, max(known.floor(number) + 1, chosen.as_of)
 
 
-def load_tower(path: Path, upstream: UpstreamConfig, schema: Schema, owner: str, environment: Environment) -> DERM:
+def load_tower(
+    path: Path, upstream: UpstreamConfig, schema: Schema, owner: str, environment: Environment
+) -> UpstreamModel:
     """A model that has its tower and the vocabulary of this owner alone, with whole tables in this process.
 
     Raises:
         CheckpointError: the checkpoint is of another schema or config, or cannot be read.
     """
-    model = DERM(schema, upstream.model, [label.name for label in schema.labels])
+    model = build_upstream(upstream, schema)
     tower = model.user if owner == "user" else model.item
     allocate(tower)
     load_model(path, nn.ModuleDict({"model": model}), parts=(f"model.{owner}.", f"model.vocabulary.tables.{owner}."))

@@ -108,8 +108,8 @@ class Publisher:
         """Series -> entities that left it when it was last written; on rank 0."""
         if environment.is_main:
             for name in (name for pair in self._pairs.values() for name in pair):
-                model = config.upstream.model
-                dim = model.cross_dim if name in self._cross else model.vector_dim
+                upstream = config.upstream
+                dim = upstream.model.cross_dim if name in self._cross else upstream.network.vector_dim
                 self._store.create(name, dim=dim, dtype=config.dtype, exist_ok=True)
                 activity_series(self._store, name)
             prior_series(self._store, config.upstream.name)

@@ -37,7 +37,7 @@ from recsys.evaluate.metrics import normalized_entropy
 from recsys.evaluate.recalibration import fit_recalibration
 from recsys.evaluate.wording import number, title
 from recsys.folders import upstream_folder
-from recsys.models.derm import DERM
+from recsys.models.kinds import UpstreamModel, build_upstream
 from recsys.source import upstream_schema
 from recsys.train.checkpoint import load_model
 from recsys.train.distributed import host_memory
@@ -130,16 +130,16 @@ def _table_bytes(schema: Schema, upstream: UpstreamConfig) -> int:
     return sum(feature.rows for feature in schema.features) * upstream.model.token_dim * 4
 
 
-def _load(upstream: UpstreamConfig, schema: Schema, out: Path) -> DERM:
+def _load(upstream: UpstreamConfig, schema: Schema, out: Path) -> UpstreamModel:
     """With whole tables, on the CPU."""
-    model = DERM(schema, upstream.model, [label.name for label in schema.labels])
+    model = build_upstream(upstream, schema)
     allocate(model)
     load_model(upstream_folder(out, upstream.name) / "checkpoints", nn.ModuleDict({"model": model}), parts=("model.",))
     return model.eval()
 
 
 @torch.no_grad()  # not inference_mode: on CPUs FBGEMM's lookup exists as an autograd kernel only
-def _predict(model: DERM, schema: Schema, files: list[Path], skip: Quarantine) -> tuple[NDArray, NDArray]:
+def _predict(model: UpstreamModel, schema: Schema, files: list[Path], skip: Quarantine) -> tuple[NDArray, NDArray]:
     """Labels, NaN where there is none or it may still change, and logits of all rows, float32 [N, T]."""
     stream = EventStream(
         files,

@@ -85,6 +85,8 @@ def test_the_command_measures_all_rows_and_the_derm_learns_what_follows(
     )
     assert figures["DERM"][0] > 0.3  # by chance 0.1
     assert figures["hr_over_popularity"][1] > 0
+    main(Options(data=data, out=out, passes=12))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures, "stopped, the same command goes on"
 
 
 def quick(config: UpstreamConfig) -> UpstreamConfig:

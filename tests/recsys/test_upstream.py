@@ -24,11 +24,12 @@ from recsys.data.strings import read_column
 from recsys.folders import upstream_folder
 from recsys.models.derm import DermOutput
 from recsys.models.losses import DermLoss
+from recsys.positives import count_positives
 from recsys.source import upstream_schema
 from recsys.stages import is_done, read_stages
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import process_group
-from recsys.upstream import count_positives, train_upstream
+from recsys.upstream import train_upstream
 from tests.recsys.refresh.example import CONFIG, LAST, SCHEMA, write_log
 
 BUY = Schema(
@@ -78,9 +79,9 @@ def test_count_positives_against_a_loop(
     with tempfile.TemporaryDirectory() as folder:
         paths = [_write(Path(folder, f"{index}.parquet"), rows, kind) for index, rows in enumerate(files)]
         if not counts:
-            assert count_positives(paths, BUY, label) is None
+            assert count_positives(paths, BUY, (label,)) is None
             return
-        found = count_positives(paths, BUY, label)
+        found = count_positives(paths, BUY, (label,))
     assert found.ids.tolist() == sorted(counts)
     share = torch.tensor([counts[item] for item in sorted(counts)]).double() / sum(counts.values())
     torch.testing.assert_close(found.log_probability, share.log().float())
@@ -88,7 +89,7 @@ def test_count_positives_against_a_loop(
 
 def test_string_items_are_counted_by_their_hash(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.parquet", [("x", 1, 0, False), ("y", 1, 0, False), ("x", 1, 0, False)], pa.int8())
-    found = count_positives([path], BUY, "click")
+    found = count_positives([path], BUY, ("click",))
     ids = read_column(pa.array(["x", "y"]), pa.string()).to_pylist()
     torch.testing.assert_close(found(torch.tensor(ids)).exp(), torch.tensor([2 / 3, 1 / 3]))
 
@@ -97,9 +98,9 @@ def test_bad_labels_name_file_and_row(tmp_path: Path) -> None:
     good = _write(tmp_path / "a.parquet", [(1, 1, 0, False)] * 5, pa.int8())
     bad = _write(tmp_path / "b.parquet", [(1, 1, 0, False)] * 3 + [(1, 2, 0, False)], pa.int8())
     with pytest.raises(DataError, match=r"b.parquet: column 'click', row 3: the label is 2; it must be 0 or 1"):
-        count_positives([good, bad], BUY, "click")
+        count_positives([good, bad], BUY, ("click",))
     with pytest.raises(SchemaError, match=r"unknown label 'like'.*; the schema has: click, buy"):
-        count_positives([good], BUY, "like")
+        count_positives([good], BUY, ("like",))
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,22 @@ def test_contrastive_loss_and_gradient_are_the_loops(size, share, seed):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(0, 12), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_a_row_that_weighs_twice_is_as_if_its_loss_counted_twice(size, share, seed):
+    user, item, *rest, positive, log_q = contrasted_rows(size, round(share * size), seed)
+    weights = positive.double() * (1 + torch.arange(size) % 3)
+    loss = contrastive_loss(user, item, *rest, weights, log_q, temperature=TAU)
+    each = []
+    for row in positive.nonzero().squeeze(1):
+        gradient = torch.zeros(size, dtype=torch.float64)
+        gradient[row] = 1
+        only = torch.where(gradient > 0, 1.0, 1e-12) * positive  # all stay candidates, one counts
+        each.append(contrastive_loss(user, item, *rest, only, log_q, temperature=TAU) * weights[row])
+    expected = torch.stack(each).sum() / weights.sum() if each else torch.tensor(0.0)
+    torch.testing.assert_close(loss.float(), expected.float(), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("drawn", [False, True])
 def test_without_the_correction_how_often_an_item_was_seen_does_not_matter(drawn: bool):
     user, item, *rest, log_q = contrasted_rows(12, 8)
