@@ -30,7 +30,7 @@ from recsys.data.files import find_files
 from recsys.fitting import SPLITS, Fit, Kept
 from recsys.mistakes import closest, meant
 from recsys.refresh.days import find_day
-from recsys.source import load_schema, refuse_values
+from recsys.source import known_part, load_schema, refuse_unowned, refuse_values
 from recsys.study.ways import study_job
 
 KINDS: Mapping[str, type[Config]] = {
@@ -223,6 +223,10 @@ class _Asked:
                 with kept.at(owner):
                     find_files(data, patterns)
         self.check_times(data, kept)
+        for path, job in self.rankers.items():
+            if isinstance(job, RankerConfig) and (data / job.schema).is_file():
+                with kept.at(path):
+                    refuse_unowned(job, known_part(load_schema(data / job.schema, ""), job.features, ()))
         wanted, rankers_ = self.retrieval, self.rankers.get("rankers")
         if wanted is not None and wanted.label and rankers_ is not None and (data / rankers_.schema).is_file():
             with kept.at("retrieval.label"):

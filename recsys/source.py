@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from recsys.config import ConfigError, RankerSettings, UpstreamConfig
+from recsys.config import ConfigError, RankerConfig, RankerSettings, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema, SchemaError
 from recsys.data.sizes import unsized, with_tables
@@ -70,7 +70,8 @@ def _own_ids(schema: Schema) -> tuple[str, ...]:
 def _refuse_others(schema: Schema, upstream: UpstreamConfig, path: str, file: Path) -> None:
     """Raise SchemaError unless the features are ids, the own ones of users and items among them."""
     kinds, mistakes = {x.name: (x.owner, x.kind) for x in schema.features}, list[str]()
-    for owner, name in (("user", schema.user_id), ("item", schema.item_id)):
+    for owner in ("user", "item"):
+        name = _own_id(schema, owner)
         if kinds.get(name) != (owner, "id"):
             mistakes.append(
                 f"upstream {upstream.name!r} is of kind {upstream.kind!r}: it needs {name!r} as a feature of kind 'id' "
@@ -123,6 +124,30 @@ def refuse_values(schema: Schema, path: str = "") -> None:
             f"{path}labels {values} are of kind 'value': what is compared, rankers and retrieval, is judged by labels "
             "of 0 and 1. Leave them out here; `recsys bundle` trains a ranker of both kinds of tasks"
         )
+
+
+def refuse_unowned(config: RankerConfig, schema: Schema) -> None:
+    """Raise ConfigError where an arm learns tables of entities whose own id is no feature: it says whose row is whose.
+
+    Args:
+        config: of the rankers.
+        schema: from `ranker_schema`.
+    """
+    own = {owner: _own_id(schema, owner) for owner in ("user", "item")}
+    mistakes = [
+        f"arms.{arm.name}.tables names {name!r}, but {own[owner]!r} is not among the rankers' features as an id of the "
+        f"{owner}, whose rows they would be: list it in features, and in {config.schema}"
+        for arm in config.arms
+        for name in arm.tables
+        if (owner := name.split("_", 1)[0]) in own
+        and not any((x.name, x.owner, x.kind) == (own[owner], owner, "id") for x in schema.features)
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _own_id(schema: Schema, owner: str) -> str:
+    return schema.user_id if owner == "user" else schema.item_id
 
 
 def _narrowed(schema: Schema, path: str, features: tuple[str, ...] | None, labels: tuple[str, ...] | None) -> Schema:

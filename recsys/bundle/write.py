@@ -40,7 +40,7 @@ from recsys.identity import code_version, flatten, identify_files
 from recsys.models.ranker import Ranker
 from recsys.models.vocabulary import Vocabulary
 from recsys.sealed import fingerprint
-from recsys.source import ranker_schema
+from recsys.source import ranker_schema, refuse_unowned
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.checkpoint import load_model
@@ -93,7 +93,9 @@ def train_bundle(
     earlier = None if start is None else Start(start)
     if earlier is not None:
         earlier.check(config.arm(arm), tuple(config.tasks), pins)
-    _check_lengths(ranker_schema(config, data, tuple(config.tasks.values())), config)
+    schema = ranker_schema(config, data, tuple(config.tasks.values()))
+    _check_lengths(schema, config)
+    refuse_unowned(config, schema)
     with (
         process_group() as environment,
         exclusive(folder, environment),
@@ -101,7 +103,14 @@ def train_bundle(
     ):
         skip = screen_splits(config, data, out, environment).quarantine
         check_visible(names, config, data, opened, skip)
-        features = StoreFeatures(opened, names, config.publish_delay_ms, history=history, pooling=pooling)
+        features = StoreFeatures(
+            opened,
+            names,
+            config.publish_delay_ms,
+            history=history,
+            pooling=pooling,
+            tables=config.arm(arm).learned(),
+        )
         training = _training(config, features, data, environment, skip, earlier)
         identity = _identity(config, features, data, skip, earlier)
         before = None if earlier is None else Forecast(earlier, training, folder, config.max_ne)
@@ -158,7 +167,7 @@ def _identity(
     return {
         "files": identify_files(files, data),
         "config": settings
-        | {"series": ", ".join(spec.name for spec in features.specs)}
+        | {"series": ", ".join(f"{spec.name} {spec.table}".strip() for spec in features.specs)}
         | (earlier.identity() if earlier else {}),
         "quarantine": {path.relative_to(data).as_posix(): f"rows {x.tolist()}" for path, x in skip.rows.items()},
     }

@@ -18,6 +18,8 @@ JOINS = ("each", "raw", "together")
 """What `network.join` may be."""
 POOLINGS = ("mean", "attention")
 """What an arm's `history_pooling` may be."""
+TABLES = ("fine_tuned", "scratch")
+"""What an arm's `tables` may make of a series."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,11 @@ class NetworkConfig:
     """Dropout of what the ranker makes of the vectors, in front of the layer that starts at zero."""
     entity_dropout: float = 0.0
     """Probability with which a training row loses one series' vector, as if the entity were new."""
+    table_rate: float = 0.1
+    """Of an arm's `fine_tuned` tables: share of the tables' learning rate with which they go on learning (PinFM)."""
+    frequency_adaptive: bool = False
+    """Whether a row of an arm's `tables` learns at log(F + 1) / max log(F + 1) times its rate, F being how many
+    training rows its id has (FAL, arXiv 2505.05605)."""
     id_dropout: float = 0.1
     """Share of the training rows whose user, and of those whose item, is read without its own id, as a new one is."""
 
@@ -76,6 +83,7 @@ class NetworkConfig:
         enough = self.kind != "dcnv2" or len(self.hidden) > 1
         require(enough, f"hidden is {self.hidden}; a dcnv2 needs two widths or more: the last ones are its experts'")
         check_layers(self.layers)
+        require(0 < self.table_rate <= 1, f"table_rate is {self.table_rate}; use a share above 0, up to 1")
         for name in ("dropout", "vector_dropout", "entity_dropout", "id_dropout"):
             require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; use 0 <= p < 1")
 
@@ -142,8 +150,16 @@ class ArmConfig:
     history_pooling: str = "mean"
     """How: their `mean`, or by `attention`, a weighted mean whose weights depend on the row, the vectors and their
     ages."""
+    tables: dict[str, str] = field(default_factory=dict)
+    """Series -> what the ranker makes of it where it does not leave the vectors as they are: a table that is
+    `fine_tuned`, beginning with the store's vectors, or one from `scratch`, of as many rows and columns, to see what
+    the vectors are worth beyond its size. Rows are those of the entity's own id, which must be one of the features."""
 
     def __post_init__(self) -> None:
+        for name, table in self.tables.items():
+            place = f"tables.{name} is {table!r}"
+            require(name in self.series, f"{place}, but series are {list(self.series)}{meant(name, self.series)}")
+            require(table in TABLES, f"{place}{meant(table, TABLES)}; use one of {', '.join(TABLES)}")
         plain = is_word(self.name.replace(".", "_"))
         require(plain, f"name is {self.name!r}; use letters, digits, _ and . (it names a file)")
         require(0 <= self.history <= 64, f"history is {self.history}; use 0 to 64 versions")
@@ -154,6 +170,10 @@ class ArmConfig:
         require(pools, "history_pooling is 'attention', but history is 0: say how many versions, history = 8 say")
         bare = self.name != "none" or not self.series
         require(bare, f"name is 'none', but series are {self.series}: what reads no vectors is called so, rename it")
+
+    def learned(self) -> tuple[str, ...]:
+        """Of each series what `tables` says, "" where it stays as it is; empty where all do."""
+        return tuple(self.tables.get(name, "") for name in self.series) if self.tables else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,6 +170,7 @@ class StoreFeatures:
         once: Read each series' first snapshot alone, as if nothing had been refreshed since.
         history: Behind all of them add, of each series, the vectors of so many versions; 0: none.
         pooling: How these are pooled, `mean` or `attention`.
+        tables: What the ranker learns in place of each, see `SeriesSpec.table`; empty: of none.
 
     Raises:
         KeyError: no such series; the message names those that exist.
@@ -185,6 +186,7 @@ class StoreFeatures:
         once: bool = False,
         history: int = 0,
         pooling: str = "mean",
+        tables: Sequence[str] = (),
     ) -> None:
         known = set(store.list())
         self.series = [
@@ -198,7 +200,9 @@ class StoreFeatures:
         ]
         self._versions, self._pooled = history, POOLED[pooling]
         newest = tuple(series.spec for series in self.series)
-        self.specs = (*newest, *(history_spec(spec, history, pooling) for spec in newest if history))
+        made = tables or ("",) * len(newest)
+        told = tuple(replace(spec, table=table) for spec, table in zip(newest, made, strict=True))
+        self.specs = (*told, *(history_spec(spec, history, pooling) for spec in newest if history))
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with `vectors` float32 [B, V], `found` bool [B, P] and `feed` float32 [B, P, 2], series side by

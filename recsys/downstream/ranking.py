@@ -35,8 +35,9 @@ from recsys.downstream.features import StoreFeatures
 from recsys.downstream.training import RankerTraining, TrainedRanker, counted_tables, sized
 from recsys.downstream.validation import REFERENCE, Validation, gain, named
 from recsys.folders import store_folder
+from recsys.models.vocabulary import own_ids
 from recsys.screening import screen
-from recsys.source import ranker_schema, refuse_values
+from recsys.source import ranker_schema, refuse_unowned, refuse_values
 from recsys.stages import stage
 from recsys.train.distributed import Environment, broadcast, process_group
 from recsys.train.sharding import rank_memory
@@ -61,6 +62,8 @@ class Ranker:
     """Versions of each series that it reads, pooled, beside the newest; 0: none."""
     pooling: str = "mean"
     """How they are pooled."""
+    tables: tuple[str, ...] = ()
+    """What it learns in place of each series, see `ArmConfig.tables`."""
 
     def path(self, out: Path, task: str) -> Path:
         """Where its test predictions of a task go."""
@@ -83,7 +86,16 @@ def all_rankers(config: RankerConfig) -> list[Ranker]:
     """Every ranker of a job, each after those that it is held against: those without vectors come first, and every arm
     of a seed before the next seed."""
     found = [
-        Ranker(config.name, arm.name, config.series(arm, seed), seed, arm.once, arm.history, arm.history_pooling)
+        Ranker(
+            config.name,
+            arm.name,
+            config.series(arm, seed),
+            seed,
+            arm.once,
+            arm.history,
+            arm.history_pooling,
+            arm.learned(),
+        )
         for seed in config.seeds
         for arm in config.arms
     ]
@@ -111,14 +123,17 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
     Raises:
         SchemaError, DataError, KeyError: a file, feature, label or series is not there.
     """
-    refuse_values(ranker_schema(config, data, tuple(config.tasks.values())))
+    schema = ranker_schema(config, data, tuple(config.tasks.values()))
+    refuse_values(schema)
+    refuse_unowned(config, schema)
     opened, begun = EmbeddingStore(store or store_folder(out)), dist.is_initialized()
     with process_group() as environment:
         skip = screen_splits(config, data, out, environment).quarantine
         series = list(dict.fromkeys(name for ranker in all_rankers(config) for name in ranker.series))
         check_visible(series, config, data, opened, skip)
         tables = counted_tables(config, data, skip, told=environment.is_main)
-        apart = environment.world_size > 1 and not begun and _fits_one_rank(config, data, tables, environment)
+        small = table_bytes(config, data, tables, opened) <= ALONE * rank_memory(environment)
+        apart = environment.world_size > 1 and not begun and small
         if apart and environment.is_main:
             print(f"rankers: one each on {environment.world_size} ranks; told of here are those of rank 0", flush=True)
         dist.barrier()
@@ -131,11 +146,22 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
             _train_all(config, data, out, alone, skip, tables, opened, part, parts)
 
 
-def _fits_one_rank(config: RankerConfig, data: Path, tables: Tables, environment: Environment) -> bool:
-    """Whether the tables of a ranker and their optimizer fill a small part of the memory that a rank has."""
+def table_bytes(config: RankerConfig, data: Path, tables: Tables, store: EmbeddingStore) -> int:
+    """What the tables of a ranker and their optimizer take, those that it learns in place of series included: of the
+    arm that has most of them."""
     schema = with_tables(ranker_schema(config, data, ()), tables)
     rows = {key_of(feature): feature.rows for feature in schema.features}
-    return sum(rows.values()) * (config.network.embedding_dim + 1) * 4 <= ALONE * rank_memory(environment)
+    own = {owner: feature.rows for owner, feature in own_ids(schema).items()}
+    learned = [
+        sum(
+            own[name.split("_", 1)[0]] * (store.series(name).dim + 1)
+            for name, table in zip(config.series(arm, config.seeds[0]), arm.learned(), strict=True)
+            if table
+        )
+        for arm in config.arms
+        if arm.tables
+    ]
+    return 4 * (sum(rows.values()) * (config.network.embedding_dim + 1) + max(learned, default=0))
 
 
 def _train_all(
@@ -256,6 +282,7 @@ def train_ranker(
         once=ranker.once,
         history=ranker.history,
         pooling=ranker.pooling,
+        tables=ranker.tables,
     )
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     seen = read_ids(find_files(data, config.train), schema, skip)
@@ -308,7 +335,7 @@ def _choose(
 
 def _reference(ranker: Ranker) -> Ranker:
     """The ranker of the same seed that reads no vectors."""
-    return replace(ranker, arm=REFERENCE, series=(), once=False, history=0, pooling="mean")
+    return replace(ranker, arm=REFERENCE, series=(), once=False, history=0, pooling="mean", tables=())
 
 
 def _has_reference(ranker: Ranker, config: RankerSettings, out: Path) -> bool:

@@ -21,7 +21,7 @@ from recsys.data.files import check_files, find_files
 from recsys.data.label_facts import LabelFacts, known_until, survey_labels
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Label, Schema
-from recsys.data.seen import Ints
+from recsys.data.seen import SCAN_ROWS, Ints
 from recsys.data.sizes import Tables, described
 from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
@@ -146,11 +146,31 @@ class RankerTraining:
             title=title,
             start=start,
             before=None if before is None else lambda model: before(model, vocabulary),
-            begun=lambda: vocabulary.admit(self.seen),
+            begun=lambda: self._begin(ranking),
             after_epoch=lambda model: self._judge(model, vocabulary),
         )
         said = result.best.predict(result.model, self.stream(self.config.validation, vocabulary), self.environment)
         return TrainedRanker(self, result, vocabulary, *(x.numpy() for x in said))
+
+    def _begin(self, ranking: Ranker) -> None:
+        """Give the training's ids their rows, and these their rates."""
+        ranking.vocabulary.admit(self.seen)
+        if ranking.learned is not None and self.config.network.frequency_adaptive:
+            ranking.learned.join.set_frequencies(self._frequencies(ranking.vocabulary))
+
+    def _frequencies(self, vocabulary: Vocabulary) -> dict[str, torch.Tensor]:
+        """Owner -> how many training rows read each row of its own id, [rows]. Every rank reads all of them."""
+        own = vocabulary.features
+        facts = self.schema.select(features=tuple(x.name for x in own.values()), labels=())
+        files = find_files(self.data, self.config.train)
+        counts = {owner: torch.zeros(feature.rows + 1) for owner, feature in own.items()}
+        for batch in EventStream(
+            files, facts, batch_size=SCAN_ROWS, drop_last=False, skip=self.skip, transform=vocabulary.resolve
+        ):
+            for owner, feature in own.items():
+                rows = batch.sparse[feature.name].values()
+                counts[owner].index_add_(0, rows, torch.ones(len(rows)))
+        return counts
 
     def stream(self, patterns: tuple[str, ...], vocabulary: Vocabulary, *, training: bool = False) -> EventStream:
         """This rank's rows of these files: in their order, or as they are trained on."""

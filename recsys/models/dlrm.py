@@ -11,6 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from recsys.config import NetworkConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import OWNERS, Schema
+from recsys.models.learned import learned_tables
 from recsys.models.ranker import Ranker, RankerBody, TowerHead
 from recsys.models.series import SeriesSpec, pair_count, upper_pairs
 from recsys.models.tokens import bag_collection, checked_dense, dense_widths, pooled_tokens
@@ -42,10 +43,11 @@ class DLRM(Ranker):
         sparse = tuple(x for x in table_features(schema) if x.rows)
         self.bags = bag_collection(sparse, config.embedding_dim, init=_TABLE_INIT)
         self.network = DLRMNetwork([x.name for x in sparse], dense_widths(schema.features), config, series, tasks)
+        self.learned = learned_tables(schema, series, config)
 
     def forward(self, batch: Batch) -> Tensor:  # [B, T]
         bags = None if self.bags is None else self.bags(batch.sparse)
-        return self.network(bags, batch.dense, batch.vectors, batch.found, batch.feed)
+        return self.network(bags, batch.dense, *self.stored(batch))
 
     def outputs(self) -> list[nn.Linear]:
         return self.network.body.outputs()

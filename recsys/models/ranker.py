@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from recsys.config import NetworkConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import Schema
+from recsys.models.learned import LearnedTables
 from recsys.models.losses import TaskOutput
 from recsys.models.objective import Objective
 from recsys.models.series import SeriesSpec, VectorFeatures
@@ -51,9 +52,19 @@ class Ranker(nn.Module, ABC):
         self.vocabulary = Vocabulary(schema)
         """Who owns the rows that users and items read by their own id; batches are to pass its `resolve`."""
 
+    learned: LearnedTables | None
+    """Tables in place of some of the series, built after everything else."""
+
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:  # [B, T]
         """Logits, float32 [B, T]."""
+
+    def stored(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What the network reads as the batch's `vectors`, `found` and `feed`."""
+        if self.learned is None:
+            return batch.vectors, batch.found, batch.feed
+        read = self.learned(batch.sparse, batch.vectors, batch.found)
+        return read[0], read[1], batch.feed  # the pipeline's trace cannot unpack what it has not run
 
     @abstractmethod
     def outputs(self) -> list[nn.Linear]:

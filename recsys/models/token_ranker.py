@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recsys.config import ModelConfig, NetworkConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import OWNERS, Schema
+from recsys.models.learned import learned_tables
 from recsys.models.ranker import Head, Ranker, RankerBody, TowerHead
 from recsys.models.series import SeriesSpec
 from recsys.models.tokens import OwnerTokens
@@ -28,9 +29,10 @@ class TokenRanker(Ranker):
         head = self.HEAD(config, tasks)
         trunk = self.trunk(self.tokens.count, config, head.width)
         self.network = RankerBody(trunk, head, fields=self.tokens.count, config=config, series=series)
+        self.learned = learned_tables(schema, series, config)
 
     def forward(self, batch: Batch) -> Tensor:  # [B, T]
-        return self.network(self.tokens(batch), batch.vectors, batch.found, batch.feed)
+        return self.network(self.tokens(batch), *self.stored(batch))
 
     def outputs(self) -> list[nn.Linear]:
         return self.network.outputs()

@@ -57,6 +57,7 @@ def trained_in_memory(config: RankerConfig, data: Path, store: Path, arm: str) -
             config.publish_delay_ms,
             history=history,
             pooling=config.arm(arm).history_pooling,
+            tables=config.arm(arm).learned(),
         )
         return RankerTraining(0, schema, config, data, features, seen, environment, NOTHING).train()
 
@@ -80,13 +81,18 @@ def of_kind(kind: str) -> RankerConfig:
     if kind in HISTORIES:
         arms = [replace(arm, **HISTORIES[kind]) if arm.series else arm for arm in CONFIG.arms]
         return replace(CONFIG, arms=tuple(arms))
+    if kind == "learned":
+        tables = {"user_ctr": "fine_tuned", "item_ctr": "scratch"}
+        arms = [replace(arm, tables=tables) if arm.name == ARM else arm for arm in CONFIG.arms]
+        return replace(CONFIG, arms=tuple(arms), network=replace(CONFIG.network, frequency_adaptive=True))
     features = (*CONFIG.features, "clicked_items", "converted_items")
     network = replace(CONFIG.network, kind=kind, hidden=(8, 4), tokens=2)
     return replace(CONFIG, network=network, features=features, entire_space=True)
 
 
 @pytest.mark.parametrize(
-    ("arm", "kind"), [(ARM, "dlrm"), ("none", "dlrm"), (ARM, "dcnv2"), (ARM, "dhen"), (ARM, "mean"), (ARM, "attention")]
+    ("arm", "kind"),
+    [("none", "dlrm"), *((ARM, kind) for kind in ("dlrm", "dcnv2", "dhen", "mean", "attention", "learned"))],
 )
 def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Path, arm: str, kind: str) -> None:
     config = of_kind(kind)

@@ -93,6 +93,18 @@ KEEN = replace(RANKERS, training=replace(RANKERS.training, epochs=6, dense_lr=0.
 """So few rows are learned from."""
 
 
+@pytest.mark.parametrize("table", ["fine_tuned", "scratch"])
+def test_an_arm_learns_tables_beside_or_instead_of_its_vectors(
+    data: Path, out: Path, environment: Environment, table: str
+) -> None:
+    made, tried = replace(BOTH, arm=table, tables=(table, table)), {}
+    for ranker in (NONE, BOTH, made):
+        train_ranker(ranker, KEEN, data, out, environment)
+        tried[ranker.arm] = Validation.load(ranker.validation(out, "ctr")).tried
+    assert tried[table]["without"] == tried["none"]["without"] == tried[BOTH.arm]["without"]
+    assert tried[table]["with"] != tried[BOTH.arm]["with"]
+
+
 @pytest.mark.parametrize(("mixed_up", "begin"), [(False, NONE), (True, NONE), (True, USER)])
 def test_an_arm_reads_its_vectors_where_they_pay(
     data: Path, tmp_path: Path, environment: Environment, mixed_up: bool, begin: Ranker

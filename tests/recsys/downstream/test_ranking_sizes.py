@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.config import RankerTrainConfig
+from embedding_store import EmbeddingStore
+from recsys.config import ConfigError, RankerTrainConfig
 from recsys.data.convert import table_rows
 from recsys.data.files import check_files, find_files
 from recsys.data.schema import Schema
-from recsys.downstream.ranking import ranker_schema, train_ranker, train_rankers
+from recsys.downstream.ranking import ranker_schema, table_bytes, train_ranker, train_rankers
 from recsys.downstream.validation import Validation
 from recsys.train.distributed import Environment
 from tests.recsys.downstream.example import CONFIG, NONE, RANKERS, SPLIT
@@ -40,6 +41,19 @@ def test_new_items_are_all_one_to_a_ranker(data: Path, out: Path, tmp_path: Path
     logits = NONE.read(out, "ctr")["logits"]
     assert len(set(logits[: len(new)].tolist())) == 1
     assert len(set(logits.tolist())) > 20
+
+
+def test_tables_of_an_arms_own_count_and_need_an_id(data: Path, store: Path, tmp_path: Path) -> None:
+    learned = replace(CONFIG.arms[-1], tables={"user_ctr": "fine_tuned", "item_ctr": "scratch"})
+    config, opened = replace(CONFIG, arms=(CONFIG.arms[0], learned)), EmbeddingStore(store)
+    schema = ranker_schema(config, data, ())
+    plain = table_bytes(CONFIG, data, {}, opened)
+    rows = schema.feature("user_id").rows + schema.feature("item_id").rows
+    assert table_bytes(config, data, {}, opened) == plain + 4 * 7 * rows  # six dimensions and the optimizer's
+    nameless = replace(config, features=("item_id", "price"))
+    told = r"arms.ctr_user_item.tables names 'user_ctr', but 'user_id' is not among the rankers' features as an id"
+    with pytest.raises(ConfigError, match=told):
+        train_rankers(nameless, data, tmp_path, store)
 
 
 def test_what_is_left_out_follows_from_the_training_rows(
