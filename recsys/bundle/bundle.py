@@ -67,8 +67,12 @@ class Bundle:
                 `RowError`, which says which row.
         """
         if not len(rows):
-            return {task: torch.zeros(0, device=self.device) for task in self.tasks}
+            return self.nothing()
         return self.run(self.prepare(rows if isinstance(rows, Batch) else to_batch(rows, self.schema)))
+
+    def nothing(self) -> dict[str, Tensor]:
+        """What is said of no events."""
+        return {task: torch.zeros(0, device=self.device) for task in self.tasks}
 
     def prepare(self, batch: Batch) -> Prepared:
         """All of `predict` that the CPU does, and the lookup of the vectors. The batch holds a row at least."""

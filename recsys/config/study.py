@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
+from recsys.config.aggregation import CROSS
 from recsys.config.days import DaysConfig, check_day
-from recsys.config.ranker import RankerSettings, RetrievalConfig
+from recsys.config.ranker import ArmConfig, RankerSettings, RetrievalConfig
 from recsys.config.refresh import RefreshConfig, RefreshSettings, check_cross
 from recsys.config.rules import ConfigError, check_seeds, require
 from recsys.config.toml import Config
 from recsys.config.two_tower import TwoTowerConfig, TwoTowerSettings
 from recsys.config.upstream import UpstreamConfig
+from recsys.mistakes import meant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,9 @@ class StudyConfig(Config):
     """How each of them is refreshed."""
     rankers: RankerSettings
     """The rankers."""
+    arms: tuple[ArmConfig, ...] = ()
+    """What the rankers of `recsys run` read, arm by arm; one without vectors comes first in any case. Empty: the first
+    upstream's users, then users and items of every upstream alone, and of all up to it."""
     fragment: RankerSettings | None = None
     """The same rankers on one surface alone, if there are several."""
     retrieval: RetrievalConfig | None = None
@@ -84,6 +90,7 @@ class StudyConfig(Config):
         require(len(set(names)) == len(names), f"upstreams are named {names}; make the names different")
         for upstream in self.upstreams:
             check_cross(self.refresh.cross, upstream)
+        self._check_arms(names)
         require(self.ranks > 0, f"ranks is {self.ranks}; use 1 or more")
         if self.retrieval is not None:
             require(
@@ -98,6 +105,19 @@ class StudyConfig(Config):
                 self.two_tower.name not in names,
                 f"two_tower.name is {self.two_tower.name!r}, as an upstream is called: choose another name",
             )
+
+    def _check_arms(self, upstreams: Sequence[str]) -> None:
+        arms = [arm.name for arm in self.arms]
+        require(len(set(arms)) == len(arms), f"arms are named {arms}; make the names different")
+        known = [f"{owner}_{name}" for name in upstreams for owner in ("user", "item")]
+        for arm in self.arms:
+            for series in arm.series:
+                plain = series.removesuffix(CROSS) if self.refresh.cross else series
+                require(
+                    plain in known,
+                    f"arms.{arm.name}.series names {series!r}, which no upstream publishes{meant(series, known)}; use "
+                    f"some of {', '.join(known)}",
+                )
 
     def _check_upstream_seeds(self) -> None:
         check_seeds(self.upstream_seeds, "upstream_seeds")
@@ -133,6 +153,10 @@ class StudyConfig(Config):
             )
         if self.two_tower is not None:
             raise ConfigError("two_tower is trained once: day by day leave it out, or use `recsys run`")
+        if self.arms:
+            raise ConfigError(
+                "arms are of `recsys run`: day by day the ways of refreshing are compared; leave them out"
+            )
         if self.refresh.days is None or self.spans is None:
             raise ConfigError(
                 "refresh.days or spans is missing: say in [refresh.days] where days of events lie, and in [spans] "

@@ -26,6 +26,11 @@ from recsys.models.tokens import TABLE_INIT, bag_collection, pooled_tokens
 from recsys.models.vocabulary import Vocabulary, own_ids, table_features
 
 
+_HASTE = 30.0
+"""By this much the readout's two numbers a task are larger than their parameters, whose steps are those of a network:
+so that they settle within the first pass."""
+
+
 class IdTables(nn.Module):
     """Logits per task and the two entity vectors, as `DERM`; its tables are on "meta" until they are drawn or loaded.
 
@@ -56,7 +61,7 @@ class IdTables(nn.Module):
     @torch.no_grad()
     def raise_logits(self, levels: Tensor) -> None:  # [T]
         """Add to each task's logit, for a start where its level is known."""
-        self.readout.bias.add_(levels)
+        self.readout.bias.add_(levels / _HASTE)
 
     def user_vector(self, batch: Batch) -> Tensor:
         """User vectors [B, D]; touches only user features."""
@@ -113,7 +118,7 @@ class Readout(nn.Module):
 
     def __init__(self, tasks: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(tasks))
+        self.scale = nn.Parameter(torch.full((tasks,), 1 / _HASTE))
         self.bias = nn.Parameter(torch.zeros(tasks))
 
     def forward(
@@ -122,4 +127,4 @@ class Readout(nn.Module):
         item: Tensor,  # [B + N, D], the events' first
     ) -> Tensor:
         product = (user * item[: user.shape[0]]).sum(1, keepdim=True).detach()
-        return product * self.scale + self.bias
+        return _HASTE * (product * self.scale + self.bias)

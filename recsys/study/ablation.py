@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from recsys.config import CROSS, ArmConfig, RankerConfig, RankerSettings, StudyConfig
+from recsys.downstream.validation import REFERENCE
 from recsys.refresh.arms import cross_series
 
 
@@ -47,6 +48,8 @@ def ablation_jobs(study: StudyConfig) -> dict[str, RankerConfig]:
 
 
 def _arms(study: StudyConfig) -> tuple[ArmConfig, ...]:
+    if study.arms:
+        return ArmConfig(name=REFERENCE), *(arm for arm in study.arms if arm.name != REFERENCE)
     return ablation_arms([upstream.name for upstream in study.upstreams], cross=study.refresh.cross)
 
 

@@ -101,6 +101,7 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     upstreams.<name>.samples_per_second     number; over all ranks, median of the logged windows
     upstreams.<name>.input_wait_fraction    number; share of the training time spent waiting for input
     upstreams.<name>.batch_size             int; rows a rank and step
+    upstreams.<name>.collisions             owner -> share of its ids in the source without a row of their own
     upstreams.<name>.passes.done            int; passes over its events, the last one too
     upstreams.<name>.passes.most            int; those that its config allows
     upstreams.<name>.passes.best            int; number of the one whose model was kept
@@ -166,6 +167,7 @@ class UpstreamRun:
     samples_per_second: float
     input_wait_fraction: float
     batch_size: int
+    collisions: Mapping[str, float]
     passes: Mapping[str, Any]
     """`done`, `most`, `best`, `held_out`, `validation_ne`."""
     curves: Sequence[Mapping[str, float]]
@@ -315,6 +317,7 @@ def _upstream(run: UpstreamRun) -> dict[str, Any]:
         "samples_per_second": run.samples_per_second,
         "input_wait_fraction": run.input_wait_fraction,
         "batch_size": run.batch_size,
+        "collisions": dict(run.collisions),
         "passes": dict(run.passes),
         "loss": last.get("loss"),
         "ne": {key[len("ne.") :]: value for key, value in last.items() if key.startswith("ne.")},

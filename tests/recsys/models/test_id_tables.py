@@ -44,8 +44,10 @@ def test_vectors_are_those_of_the_tables(config: ContrastiveConfig) -> None:
     assert torch.equal(made.item_vector(rows), output.item)
     assert torch.equal(made.user_vector(rows), output.user)
     assert output.logits.shape == (5, 2)
-    expected = (output.user * output.item).sum(1, keepdim=True) * made.readout.scale + made.readout.bias
+    expected = (output.user * output.item).sum(1, keepdim=True).expand(-1, 2)
     torch.testing.assert_close(output.logits, expected)
+    made.raise_logits(torch.tensor([1.0, -2.0]))
+    torch.testing.assert_close(made(rows).logits, expected + torch.tensor([1.0, -2.0]))
 
 
 def test_logits_get_no_gradient_to_the_tables() -> None:

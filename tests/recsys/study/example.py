@@ -148,7 +148,7 @@ def example_upstream(task: str, steps: int = 1200) -> UpstreamRun:
         )
     passes = {"done": 2, "most": 4, "best": 1, "held_out": 900, "validation_ne": [0.91, 0.92]}
     speed = {"samples_per_second": 20_650.3, "input_wait_fraction": 0.013}
-    return UpstreamRun(steps=steps, **speed, batch_size=512, passes=passes, curves=curves)
+    return UpstreamRun(steps=steps, **speed, batch_size=512, collisions={}, passes=passes, curves=curves)
 
 
 def example_results(**changes: Any) -> RunResults:
