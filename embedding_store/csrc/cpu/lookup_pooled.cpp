@@ -49,8 +49,7 @@ void pool(const TableView& table, const RowFunctions& functions, const Bags& bag
   };
   const int64_t first = bags.offsets[begin];
   const Finder finder(table);
-  const auto same = [&](int64_t) { return &finder; };
-  find_all(bags.ids + first, bags.offsets[end] - first, same, [&](int64_t i, const Row& row, uint64_t) {
+  find_all(finder, bags.ids + first, bags.offsets[end] - first, [&](int64_t i, const Row& row, uint64_t) {
     while (bags.offsets[bag + 1] <= first + i) finish_bag();
     if (row.vector == nullptr) return;
     functions.add(row, table.dim, bags.weights == nullptr ? 1.0f : bags.weights[first + i], sum.data());

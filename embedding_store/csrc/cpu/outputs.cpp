@@ -7,6 +7,7 @@
 #include <mutex>
 #include <new>
 
+#include "../common/names.h"
 #include "fork.h"
 #include "pages.h"
 
@@ -15,6 +16,7 @@ namespace {
 
 constexpr int64_t kLarge = int64_t{8} << 20;    // from here on malloc takes fresh memory each time, or may
 constexpr int64_t kKept = int64_t{128} << 20;   // bytes that the process keeps at most
+constexpr int64_t kStream = int64_t{1} << 20;   // outputs from here on leave no room in the caches: go past them
 
 struct Block {
   void* data;
@@ -89,6 +91,22 @@ torch::stable::Tensor new_output(
   const torch::stable::Device device(torch::headeronly::DeviceType::CPU);
   return torch::stable::from_blob(
       block.data, shape, strides, device, dtype, [block](void*) { pool.give(block); });
+}
+
+Vectors::Vectors(
+    const torch::stable::Tensor& ids, std::vector<int64_t> shape, int64_t dim, Dtype dtype,
+    torch::headeronly::ScalarType out)
+    : dim_(dim), row_bytes_(dim * element_bytes(out_dtype(out))) {
+  int64_t bytes = row_bytes_;
+  for (const int64_t size : shape) bytes *= size;
+  shape.push_back(dim);
+  tensor_ = new_output(ids, shape, out, bytes);
+  data_ = static_cast<uint8_t*>(tensor_.mutable_data_ptr());
+  const RowFunctions functions = row_functions(dtype, out_dtype(out));
+  const bool aligned = reinterpret_cast<uintptr_t>(data_) % kCacheLine == 0 && row_bytes_ % kCacheLine == 0;
+  const bool streams = aligned && bytes >= kStream;
+  copy_ = streams ? functions.stream : functions.copy;
+  clear_ = streams ? functions.stream_zeros : functions.clear;
 }
 
 }  // namespace embedding_store

@@ -11,7 +11,7 @@
 namespace embedding_store {
 
 constexpr int64_t kGroup = 16;  // ids: some 8 KiB of float32 rows of 128 values in flight, well within the first cache
-constexpr int64_t kCacheLine = 64;
+constexpr int64_t kGrain = 1024;  // ids a thread, at least: waking one costs some microseconds
 
 inline void prefetch(const void* address, int64_t bytes) {
   const auto* byte = static_cast<const char*>(address);
@@ -32,7 +32,7 @@ class Finder {
     return home;
   }
 
-  // The row, checked and on its way; row.vector is nullptr if the id is not in the index.
+  // The row, checked; row.vector is nullptr if the id is not in the index.
   // Throws InvalidIndexError or ChecksumError, as raise_corrupt does.
   Row find(int64_t id, int64_t home, uint64_t* segment) const {
     const uint64_t location = probe(table_.buckets, table_.total_buckets, home, id, [&](int64_t number) {
@@ -47,8 +47,17 @@ class Finder {
     return place(*segment, static_cast<int64_t>(row));
   }
 
+  // A row on its way.
+  void fetch(const Row& row) const {
+    if (row.scale != nullptr) {
+      __builtin_prefetch(row.scale);
+      __builtin_prefetch(row.offset);
+    }
+    prefetch(row.vector, table_.row_bytes);
+  }
+
  private:
-  // The row's addresses, its bytes checked and on their way.
+  // The row's addresses, its bytes checked.
   Row place(uint64_t number, int64_t row) const {
     const Segment& segment = table_.segments[number];
     const uint8_t* base = table_.bytes_of(number).data;
@@ -56,10 +65,7 @@ class Finder {
     if (is_quantised(table_.dtype)) {
       found.scale = reinterpret_cast<const float*>(base + segment.scale + row * table_.scale_stride);
       found.offset = reinterpret_cast<const float*>(base + segment.offset + row * table_.scale_stride);
-      __builtin_prefetch(found.scale);
-      __builtin_prefetch(found.offset);
     }
-    prefetch(found.vector, table_.row_bytes);
     if (Mapping* unchecked = number == 0 ? storage_unchecked_ : cold_unchecked_) {
       unchecked->require(found.vector, table_.row_bytes);
       if (found.scale != nullptr) {
@@ -75,12 +81,13 @@ class Finder {
   Mapping* cold_unchecked_;
 };
 
-// Calls consume(i, row, segment) for each id in turn; row.vector is nullptr if the id is not found. finder_of(i) gives
-// the table to look into: a Finder*, or nullptr for none. Throws what Finder::find does.
-template <class FinderOf, class Consume>
+// Calls consume(i, row, segment) for each id in turn; row.vector is nullptr if the id is not found.
+// Throws what Finder::find does.
+template <class Consume>
 void find_all(
+    const Finder& finder,
     const int64_t* ids,  // [count]
-    int64_t count, const FinderOf& finder_of, const Consume& consume) {
+    int64_t count, const Consume& consume) {
   int64_t homes[2][kGroup];
   Row rows[2][kGroup];
   uint64_t segments[2][kGroup] = {};
@@ -89,8 +96,7 @@ void find_all(
   for (int64_t hashed = 0; hashed < count + 2 * kGroup; hashed += kGroup) {
     const int64_t side = hashed / kGroup % 2;
     for (int64_t id = hashed; id < std::min(hashed + kGroup, count); ++id) {
-      const Finder* finder = finder_of(id);
-      if (finder != nullptr) homes[side][id - hashed] = finder->home(ids[id]);
+      homes[side][id - hashed] = finder.home(ids[id]);
     }
     const int64_t copied = hashed - 2 * kGroup, searched = hashed - kGroup;
     for (int64_t id = std::max<int64_t>(copied, 0); id < std::min(copied + kGroup, count); ++id) {
@@ -98,8 +104,8 @@ void find_all(
     }
     for (int64_t id = std::max<int64_t>(searched, 0); id < std::min(searched + kGroup, count); ++id) {
       const int64_t i = id - searched;
-      const Finder* finder = finder_of(id);
-      rows[1 - side][i] = finder == nullptr ? Row{} : finder->find(ids[id], homes[1 - side][i], &segments[1 - side][i]);
+      rows[1 - side][i] = finder.find(ids[id], homes[1 - side][i], &segments[1 - side][i]);
+      if (rows[1 - side][i].vector != nullptr) finder.fetch(rows[1 - side][i]);
     }
   }
 }

@@ -7,6 +7,8 @@
 
 namespace embedding_store {
 
+constexpr int64_t kCacheLine = 64;
+
 // A row as it lies in memory. `scale` and `offset` are nullptr unless it is quantised.
 struct Row {
   const uint8_t* vector;

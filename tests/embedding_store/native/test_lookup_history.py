@@ -80,10 +80,12 @@ def test_history_gives_what_the_reference_gives(dtype, dim, counts, shape, k, ou
             assert torch.equal(vectors[..., place, :][here], table.answer(inputs["ids"][here], out)[0])
 
 
-def test_history_over_many_threads_and_past_the_caches():
-    """Enough ids for several threads, and vectors enough to be streamed."""
-    tables = tables_of("float16", 16, [3000, 2000, 2500])
-    inputs = inputs_of(tables, [0, 1, 2, 0, -1, 1], (6000,), 0)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_history_over_many_threads_and_past_the_caches(dtype: str):
+    """Enough ids for several threads and for several parts of a version, and vectors enough to be streamed."""
+    tables = tables_of(dtype, 16, [3000, 2000, 2500])
+    inputs = inputs_of(tables, [0, 1, 2, 0, -1, 1], (30_000,), 0)
+    inputs["ids"] = torch.randint(0, 21_000, (30_000,), generator=torch.Generator().manual_seed(1))
     expected = reference.lookup_history(**inputs, k=4)
     threads = torch.get_num_threads()
     try:
@@ -93,6 +95,19 @@ def test_history_over_many_threads_and_past_the_caches():
                 assert torch.equal(got, wanted)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_place_of_a_version_is_what_the_version_alone_gives():
+    """As lookup_versions, place by place."""
+    tables = tables_of("bfloat16", 5, [300, 200, 250])
+    inputs = inputs_of(tables, [2, -1, 0, 1], (4000,), 1)
+    vectors, mask, _ = ops.lookup_history(**inputs, k=6)
+    same = {name: inputs[name] for name in ("ids", "storages", "layouts", "dim", "dtype")}
+    for place in range(6):
+        choice = ints([2, -1, 0, 1, *[-1] * 6])[inputs["newest"] - place]
+        alone, found = ops.lookup_versions(**same, choice=choice)
+        assert torch.equal(vectors[:, place], alone)
+        assert torch.equal(mask[:, place], found)
 
 
 def test_an_age_is_at_most_the_largest_number():

@@ -180,6 +180,27 @@ def test_only_versions_in_a_place_are_opened(series: Series, monkeypatch: pytest
     assert opened == [2, 3, 6, 7, 5]
 
 
+def test_what_changes_between_two_calls_is_seen(series: Series) -> None:
+    """Of one handle, whoever changes it: no call answers from what an earlier one has listed."""
+    other = EmbeddingStore(folder(series).parent).series("user_ctr")
+    assert history(series, 1, 35, 4)[1] == [False] * 4
+    for as_of in (10, 20, 30):
+        constant(other, as_of, as_of / 10, [1])
+        assert history(series, 1, 35, 4)[0][0] == as_of / 10
+    other.tag("prod", 1)
+    assert history(series, 1, 35, 4)[0] == [3.0, 2.0, 1.0, 0.0]
+    other.expire(keep_last=1, dry_run=False)  # all but the tagged one and the newest
+    assert history(series, 1, 35, 4)[0] == [3.0, 1.0, 0.0, 0.0]
+    other.untag("prod")
+    other.expire(keep_last=1, dry_run=False)
+    assert history(series, 1, 35, 4)[0] == [3.0, 0.0, 0.0, 0.0]
+    constant(other, 34, 4.0, [1])
+    other.refuse(4, ["unfit"])
+    assert history(series, 1, 35, 4)[0] == [3.0, 0.0, 0.0, 0.0]
+    other.retract(4)
+    assert history(series, 1, 35, 4, refused=True)[0] == [3.0, 0.0, 0.0, 0.0]
+
+
 def test_two_dtypes_are_read_together(series: Series) -> None:
     constant(series, 0, 1.0, [1, 2])
     narrow = series.evolve(dtype="float16")
