@@ -74,7 +74,7 @@ class GraphConfig:
     in_batch: bool = False
     """Whether the heads and tails of the links of one relation are negatives of one another too, where no link of the
     group joins them."""
-    group: int = 32
+    group: int = 64
     """Links of one relation that lie side by side: its parameters are read once for all of them."""
     loss: str = "softmax"
     """`softmax`: cross-entropy over the candidates; `logistic`: log-sigmoids of links and of negatives, as RotatE's;

@@ -30,7 +30,7 @@ class GraphOutput(NamedTuple):
     drawn: Tensor  # float32 [2, G, P, N]; -inf: it is the end itself
     others: Tensor | None  # float32 [2, G, P, P]; -inf: it is linked in the group as well, or no link
     entities: Tensor  # float32 [2, G], how many entities there are for that end
-    cubes: Tensor  # float32 [2, G, P], N3 of each link; 0 where the score takes none
+    cubes: Tensor | None  # float32 [G, P], of the vectors of each link, for N3
 
 
 class GraphModel(nn.Module):
@@ -92,16 +92,15 @@ class Links(nn.Module):
         with torch.autocast(batch.weights.device.type, enabled=False):
             rows = torch.cat([found[name].values() for name in self.types]).float()
             ends = torch.stack((rows[batch.heads], rows[batch.tails]))  # [2, G, P, d]
-            drawn = rows[batch.drawn]  # [T, N, d]
-            spaces = [self.space(batch.relations, backwards=backwards) for backwards in (False, True)]
-            sides = [self._side(ends, drawn, batch, spaces[side], side) for side in (0, 1)]
-            links, negatives, others, n3 = zip(*sides, strict=True)
+            near, far = self._projected(ends, rows[batch.drawn], batch.relations)
+            sides = [self._side(side, near[side], far[side], batch) for side in (0, 1)]
+            links, drawn, others = zip(*sides, strict=True)
             return GraphOutput(
                 torch.stack(links),
-                torch.stack(negatives),
+                torch.stack(drawn),
                 torch.stack(others) if self.config.in_batch else None,
                 batch.entities[self.ends[batch.relations].flip(1).T].float(),
-                torch.stack(n3),
+                self._cubes(ends, batch.relations) if self.config.n3 else None,
             )
 
     def space(self, relations: Tensor, *, backwards: bool) -> Tensor:  # int64 [G] -> int64 [G]
@@ -112,29 +111,51 @@ class Links(nn.Module):
         """What the other end of links is to match; reciprocal relations are asked for heads as others for tails."""
         return self.score.query(known, space, backwards=backwards and not self.config.reciprocal)
 
-    def _side(
+    def _projected(
         self,
         ends: Tensor,  # [2, G, P, d]
         drawn: Tensor,  # [T, N, d]
+        relations: Tensor,  # int64 [G]
+    ) -> tuple[list[Tensor], list[Tensor]]:  # [2, G, P, D] and [G or 1, N, D] each
+        """Heads and tails, and the candidates, in the relations' spaces for finding tails, then for finding heads. What
+        is the same for both is projected once."""
+        own, one = self.config.reciprocal, len(self.types) == 1
+        near, far = [], []
+        for side in (0, 1):
+            space = self.space(relations, backwards=side == 1)
+            if side == 0 or own:
+                near.append(torch.stack(self.score.project(torch.cat((ends[0], ends[1]), 1), space).chunk(2, 1)))
+            if side == 0 or own or not one:
+                candidates = drawn if one else drawn[self.ends[relations, 1 - side]]
+                far.append(self.score.project(candidates, space))
+        return [near[0], near[-1]], [far[0], far[-1]]
+
+    def _side(
+        self,
+        side: int,  # 0: candidates for the tail, 1: for the head
+        near: Tensor,  # [2, G, P, D]
+        far: Tensor,  # [G or 1, N, D]
         batch: LinkBatch,
-        space: Tensor,  # int64 [G]
-        side: int,  # 0: negatives are in place of the tail, 1: of the head
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        known, wanted = self.score.project(torch.cat((ends[side], ends[1 - side]), 1), space).chunk(2, 1)
-        places = (batch.heads, batch.tails)[1 - side]  # [G, P]
-        queries = F.dropout(self.query(known, space, backwards=side == 1), self.config.dropout, self.training)
-        types = self.ends[batch.relations, 1 - side]  # [G]
-        one = len(self.types) == 1
-        candidates, drawn_places = (drawn, batch.drawn) if one else (drawn[types], batch.drawn[types])
-        negatives = self.score.match(queries, self.score.project(candidates, space))
-        negatives = negatives.masked_fill(places.unsqueeze(2) == drawn_places.unsqueeze(1), HIDDEN)
-        others = n3 = negatives.new_zeros(())
-        if self.config.in_batch:
-            others = self.score.match(queries, wanted).masked_fill(linked(batch, side), HIDDEN)
-        if self.config.n3:
-            of_ends = cubes(ends, of_complex=self.score.COMPLEX).sum(0)
-            n3 = of_ends + self.score.cubes(space).unsqueeze(1)
-        return self.score.pair(queries, wanted), negatives, others, n3.expand(places.shape)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of links [G, P], of candidates that were drawn [G, P, N], and of those in the batch [G, P, P],
+        if any."""
+        wanted, places = near[1 - side], (batch.heads, batch.tails)[1 - side]
+        space = self.space(batch.relations, backwards=side == 1)
+        queries = self.query(near[side], space, backwards=side == 1)
+        queries = F.dropout(queries, self.config.dropout, self.training)
+        drawn = batch.drawn if len(self.types) == 1 else batch.drawn[self.ends[batch.relations, 1 - side]]
+        same = places.unsqueeze(2) == drawn.unsqueeze(1)
+        negatives = self.score.match(queries, far).masked_fill(same, HIDDEN)
+        links = self.score.pair(queries, wanted)
+        if not self.config.in_batch:
+            return links, negatives, links
+        return links, negatives, self.score.match(queries, wanted).masked_fill(linked(batch, side), HIDDEN)
+
+    def _cubes(self, ends: Tensor, relations: Tensor) -> Tensor:  # [2, G, P, d], int64 [G] -> [G, P]
+        """N3 of each link, of a relation that has two vectors their mean."""
+        spaces = [self.space(relations, backwards=backwards) for backwards in (False, True)]
+        of_relations = torch.stack([self.score.cubes(space) for space in spaces]).mean(0)
+        return cubes(ends, of_complex=self.score.COMPLEX).sum(0) + of_relations.unsqueeze(1)
 
 
 class LinkLoss(nn.Module):
@@ -146,7 +167,8 @@ class LinkLoss(nn.Module):
 
     def forward(self, output: GraphOutput, batch: LinkBatch) -> tuple[Tensor, TaskOutput]:
         each = self._softmax(output) if self.config.loss == "softmax" else self._contrasted(output)  # [2, G, P]
-        columns = torch.cat((each, output.cubes[:1]) if self.config.n3 else (each,)).flatten(1).T  # [G P, 2 or 3]
+        parts = each if output.cubes is None else torch.cat((each, output.cubes.unsqueeze(0)))
+        columns = parts.flatten(1).T  # [G P, 2 or 3]
         weights = batch.weights.flatten()
         there = (weights > 0).unsqueeze(1).expand_as(columns)
         means = weighted_means(columns, there, weights)
@@ -158,11 +180,11 @@ class LinkLoss(nn.Module):
     def _softmax(self, output: GraphOutput) -> Tensor:  # [2, G, P]
         """Cross-entropy of the end among the candidates. One that was drawn stands for as many as there are entities
         for each that was drawn: in the mean the denominator is that of all entities."""
-        share = (output.entities / output.drawn.shape[3]).log()[..., None, None]
-        parts = [output.links.unsqueeze(3), output.drawn + share]
+        share = (output.entities / output.drawn.shape[3]).log().unsqueeze(2)  # [2, G, 1]
+        total = torch.logaddexp(output.links, output.drawn.logsumexp(3) + share)
         if output.others is not None:
-            parts.append(output.others)
-        return torch.cat(parts, 3).logsumexp(3) - output.links
+            total = torch.logaddexp(total, output.others.logsumexp(3))
+        return total - output.links
 
     def _contrasted(self, output: GraphOutput) -> Tensor:  # [2, G, P]
         """Links above, negatives below: by log-sigmoids or by hinges, a mean over negatives that may lean to the

@@ -12,7 +12,7 @@ is no matrix product; the rotation is the paper's.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class Score(nn.Module):
         candidates: Tensor,  # [G, N, D] or [1, N, D], projected
     ) -> Tensor:  # [G, P, N]
         """Scores of every candidate for every query of its group."""
-        return queries @ candidates.transpose(1, 2)
+        return products(queries, candidates)
 
     def pair(
         self,
@@ -105,7 +105,7 @@ class _Distance(Score):
     """Scores that are minus a Euclidean distance."""
 
     def match(self, queries: Tensor, candidates: Tensor) -> Tensor:
-        return -distances(queries, candidates)
+        return distances(queries, candidates)
 
     def pair(self, queries: Tensor, candidates: Tensor) -> Tensor:
         return -(queries - candidates).square().sum(2).clamp(min=NEAREST).sqrt()
@@ -179,15 +179,41 @@ SCORES: dict[str, type[Score]] = {
 """By the name that a config has for them."""
 
 
+def products(
+    queries: Tensor,  # [G, P, D]
+    candidates: Tensor,  # [G, N, D] or [1, N, D]
+) -> Tensor:  # [G, P, N]
+    """Dot products; where all groups have the same candidates, as one matrix product, whose gradient is one too."""
+    if len(candidates) == len(queries):
+        return torch.bmm(queries, candidates.transpose(1, 2))
+    return queries @ candidates[0].T
+
+
 def distances(
     queries: Tensor,  # [G, P, D]
     candidates: Tensor,  # [G, N, D] or [1, N, D]
 ) -> Tensor:  # [G, P, N]
-    """Euclidean distances by one matrix product: |q|^2 + |c|^2 - 2 q c. In float32, what is nearer than a thousandth of
-    the vectors' lengths is not told apart."""
-    products = queries @ candidates.transpose(1, 2)
-    lengths = queries.square().sum(2).unsqueeze(2) + candidates.square().sum(2).unsqueeze(1)
-    return torch.sub(lengths, products, alpha=2).clamp(min=NEAREST).sqrt()
+    """Minus the Euclidean distances: (-2 q, |q|^2, 1) . (c, 1, |c|^2) is their square. In float32, what is nearer than
+    a thousandth of the vectors' lengths is not told apart."""
+    mine, theirs = (x.square().sum(2, keepdim=True) for x in (queries, candidates))
+    left = torch.cat((-2 * queries, mine, torch.ones_like(mine)), 2)
+    right = torch.cat((candidates, torch.ones_like(theirs), theirs), 2)
+    return _MinusRoot.apply(products(left, right))
+
+
+class _MinusRoot(torch.autograd.Function):
+    """-sqrt(max(x, NEAREST)), in place of x: scores of all candidates are the largest of what a step holds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x.clamp_(min=NEAREST).sqrt_().neg_())
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return (gradient / root).mul_(0.5).masked_fill_(root >= -math.sqrt(NEAREST), 0.0)
 
 
 def rotated(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:  # [G, P, d], [G, 1, d / 2] twice -> [G, P, d]
