@@ -133,7 +133,7 @@ def test_a_batch_without_a_link():
 
 
 def test_negatives_that_are_all_the_end_itself():
-    task, (relations, heads, tails, weights, drawn) = made_task(), arrays()
+    task, (relations, heads, _, weights, drawn) = made_task(), arrays()
     same = np.full_like(heads, 4)
     for loss in ("softmax", "margin"):
         task.loss.config = GraphConfig(dim=8, loss=loss)
