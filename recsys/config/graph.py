@@ -51,6 +51,10 @@ class RelationConfig:
 
     def __post_init__(self) -> None:
         require(is_word(self.name), f"name is {self.name!r}; use letters, digits and _")
+        require(
+            self.head.column != self.tail.column,
+            f"relation {self.name!r} has column {self.head.column!r} at both ends; name two columns",
+        )
         require(self.weight > 0, f"weight of relation {self.name!r} is {self.weight}; use more than 0")
 
 

@@ -68,6 +68,8 @@ class LinkStream:
         epochs: of so many `passes` each.
         passes: over the links.
         seed: of the shuffling and the drawing.
+        locate: gives ids their rows, where the links and the graph have ids: called when the first batch is asked for,
+            so that a vocabulary that is loaded with the model knows them by then.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class LinkStream:
         epochs: int = 1,
         passes: int = 1,
         seed: int = 0,
+        locate: Callable[[Graph, Triples], tuple[Graph, Triples]] | None = None,
     ) -> None:
+        self._locate = locate
         self._graph, self._negatives, self._seed, self._rank = graph, negatives, seed, rank
         self._groups = max(1, batch_size // group)
         counts = np.bincount(triples.relations, minlength=len(graph.relations))
@@ -113,6 +117,9 @@ class LinkStream:
         self._next = position
 
     def __iter__(self) -> Iterator[LinkBatch]:
+        if self._locate is not None:
+            self._graph, self._links = self._locate(self._graph, self._links)
+            self._locate = None
         order, groups, shuffled = np.empty(0, np.int64), np.empty(0, np.int64), -1
         while self._next < self.total_steps:
             started = time.perf_counter()

@@ -21,10 +21,10 @@ class Graph:
     types: tuple[str, ...]
     """T node types."""
     rows: tuple[int, ...]
-    """Rows of their tables."""
+    """Rows of their tables that ids may own. Behind them is one more, which the others share: the unknown row."""
     entities: tuple[Ints, ...]
     """The rows that are entities, ascending, int64 [E] each: negatives are drawn from them, and links ranked among
-    them."""
+    them. Ids, where a graph has been read and no vocabulary has given them rows yet."""
     relations: tuple[str, ...]
     """Names of R relations."""
     ends: Ints
@@ -108,8 +108,8 @@ def read_openke(folder: Path, parts: Sequence[str] = ("train", "valid", "test"))
         relations=tuple(f"relation_{number}" for number in range(relations)),
         ends=np.zeros((relations, 2), np.int64),
     )
-    ones = [np.ones(len(each), np.float32) for each in found]
-    return graph, [Triples(*each.T.copy(), weights=one) for each, one in zip(found, ones, strict=True)]
+    columns = [each.T.copy() for each in found]
+    return graph, [Triples(each[0], each[1], each[2], np.ones(each.shape[1], np.float32)) for each in columns]
 
 
 def _read_part(path: Path) -> Ints:
@@ -126,7 +126,7 @@ def _read_part(path: Path) -> Ints:
         )
     try:
         rows = np.array([line.split() for line in lines[1:]], np.int64).reshape(len(lines) - 1, 3)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         number = next(at for at, line in enumerate(lines[1:], 2) if not _is_triple(line))
         raise DataError(
             f"{path}: line {number} is {lines[number - 1]!r}; give three integers: head, relation, tail"
@@ -143,4 +143,4 @@ def _read_part(path: Path) -> Ints:
 
 def _is_triple(line: str) -> bool:
     parts = line.split()
-    return len(parts) == 3 and all(part.lstrip("-").isdecimal() for part in parts)
+    return len(parts) == 3 and all(part.lstrip("-").isdecimal() and abs(int(part)) < 2**63 for part in parts)

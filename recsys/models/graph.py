@@ -13,10 +13,12 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from recsys.config.graph import GraphConfig
+from recsys.data.batch import Batch
 from recsys.data.links import LinkBatch
 from recsys.data.triples import Graph
 from recsys.models.graph_scores import SCORES, cubes
 from recsys.models.losses import TaskOutput
+from recsys.models.nodes import NodeVocabulary
 from recsys.models.objective import weighted_means
 
 HIDDEN = float("-inf")
@@ -46,12 +48,14 @@ class GraphModel(nn.Module):
     def __init__(self, graph: Graph, config: GraphConfig) -> None:
         super().__init__()
         self.types = graph.types
+        self.vocabulary = NodeVocabulary(graph)
+        """Who owns the rows that ids read; events are to pass its `resolve`, links its `locate`."""
         self.tables = EmbeddingCollection(
             tables=[
                 EmbeddingConfig(
                     name=f"node_{name}",
                     embedding_dim=config.dim,
-                    num_embeddings=rows,
+                    num_embeddings=rows + 1,  # the unknown one
                     feature_names=[name],
                     weight_init_min=-config.init,
                     weight_init_max=config.init,
@@ -65,6 +69,21 @@ class GraphModel(nn.Module):
     def forward(self, batch: LinkBatch) -> GraphOutput:
         """Scores of G x P links and their negatives."""
         return self.links(self.tables(batch.nodes), batch)
+
+    def user_vector(self, batch: Batch) -> Tensor:
+        """Vectors [B, d] of the users of events, or of users' own rows, that have passed `vocabulary.resolve`."""
+        return self._published("user", batch)
+
+    def item_vector(self, batch: Batch) -> Tensor:
+        """Vectors [B, d] of the items."""
+        return self._published("item", batch)
+
+    def _published(self, name: str, batch: Batch) -> Tensor:
+        if name not in self.types:
+            raise ValueError(
+                f"the graph has no node type {name!r}, but {', '.join(self.types)}; name the type of its {name}s so"
+            )
+        return self.tables(batch.sparse)[name].values()
 
     def entity_vectors(self, name: str, rows: Tensor) -> Tensor:  # int64 [n] -> float32 [n, d]
         """Vectors of entities of a node type by their rows. A collective where the tables are sharded."""

@@ -140,7 +140,7 @@ def test_negatives_that_are_all_the_end_itself():
         drawn = [np.full_like(rows, 4) for rows in drawn]
         value, _ = task(make_batch(GRAPH, relations, same, same, weights, drawn))
         value.backward()
-        assert float(value) == 0
+        assert value.item() == 0
         assert all(parameter.grad.isfinite().all() for parameter in task.parameters())
 
 
