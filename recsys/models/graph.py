@@ -29,8 +29,8 @@ class GraphOutput(NamedTuple):
     """Scores of a batch's links and of their negatives: those in place of the tail, then those in place of the head."""
 
     links: Tensor  # float32 [2, G, P]
-    drawn: Tensor  # float32 [2, G, P, N]; -inf: it is the end itself
-    others: Tensor | None  # float32 [2, G, P, P]; -inf: it is linked in the group as well, or no link
+    drawn: tuple[Tensor, Tensor]  # float32 [G, P, N] each; -inf: it is the end itself
+    others: tuple[Tensor, Tensor] | None  # float32 [G, P, P] each; -inf: it is linked in the group as well, or no link
     entities: Tensor  # float32 [2, G], how many entities there are for that end
     cubes: Tensor | None  # float32 [G, P], of the vectors of each link, for N3
 
@@ -110,14 +110,14 @@ class Links(nn.Module):
     def forward(self, found: dict[str, JaggedTensor], batch: LinkBatch) -> GraphOutput:
         with torch.autocast(batch.weights.device.type, enabled=False):
             rows = torch.cat([found[name].values() for name in self.types]).float()
-            ends = torch.stack((rows[batch.heads], rows[batch.tails]))  # [2, G, P, d]
-            near, far = self._projected(ends, rows[batch.drawn], batch.relations)
+            ends = F.embedding(torch.stack((batch.heads, batch.tails)), rows)  # [2, G, P, d]
+            near, far = self._projected(ends, F.embedding(batch.drawn, rows), batch.relations)
             sides = [self._side(side, near[side], far[side], batch) for side in (0, 1)]
             links, drawn, others = zip(*sides, strict=True)
             return GraphOutput(
                 torch.stack(links),
-                torch.stack(drawn),
-                torch.stack(others) if self.config.in_batch else None,
+                drawn,
+                others if self.config.in_batch else None,
                 batch.entities[self.ends[batch.relations].flip(1).T].float(),
                 self._cubes(ends, batch.relations) if self.config.n3 else None,
             )
@@ -185,7 +185,8 @@ class LinkLoss(nn.Module):
         self.config = config
 
     def forward(self, output: GraphOutput, batch: LinkBatch) -> tuple[Tensor, TaskOutput]:
-        each = self._softmax(output) if self.config.loss == "softmax" else self._contrasted(output)  # [2, G, P]
+        loss_of = self._softmax if self.config.loss == "softmax" else self._contrasted
+        each = torch.stack([loss_of(output, side) for side in (0, 1)])  # [2, G, P]
         parts = each if output.cubes is None else torch.cat((each, output.cubes.unsqueeze(0)))
         columns = parts.flatten(1).T  # [G P, 2 or 3]
         weights = batch.weights.flatten()
@@ -196,27 +197,29 @@ class LinkLoss(nn.Module):
         loss = means[:2].mean() + self.config.n3 * means[2:].sum()
         return loss, TaskOutput(losses, nothing, nothing, nothing.bool())
 
-    def _softmax(self, output: GraphOutput) -> Tensor:  # [2, G, P]
+    def _softmax(self, output: GraphOutput, side: int) -> Tensor:  # [G, P]
         """Cross-entropy of the end among the candidates. One that was drawn stands for as many as there are entities
         for each that was drawn: in the mean the denominator is that of all entities."""
-        share = (output.entities / output.drawn.shape[3]).log().unsqueeze(2)  # [2, G, 1]
-        total = torch.logaddexp(output.links, output.drawn.logsumexp(3) + share)
+        links, drawn = output.links[side], output.drawn[side]
+        share = (output.entities[side] / drawn.shape[2]).log().unsqueeze(1)  # [G, 1]
+        total = torch.logaddexp(links, drawn.logsumexp(2) + share)
         if output.others is not None:
-            total = torch.logaddexp(total, output.others.logsumexp(3))
-        return total - output.links
+            total = torch.logaddexp(total, output.others[side].logsumexp(2))
+        return total - links
 
-    def _contrasted(self, output: GraphOutput) -> Tensor:  # [2, G, P]
+    def _contrasted(self, output: GraphOutput, side: int) -> Tensor:  # [G, P]
         """Links above, negatives below: by log-sigmoids or by hinges, a mean over negatives that may lean to the
         hardest (self-adversarial, Sun et al. 2019)."""
-        negatives = output.drawn if output.others is None else torch.cat((output.drawn, output.others), 3)
+        links, negatives, margin = output.links[side], output.drawn[side], self.config.margin
+        if output.others is not None:
+            negatives = torch.cat((negatives, output.others[side]), 2)
         there = negatives > HIDDEN
         scores = negatives.masked_fill(~there, 0.0)
         lean = (self.config.adversarial * scores.detach()).masked_fill(~there, HIDDEN)
-        shares = lean.softmax(3).nan_to_num()  # nothing to learn where there is no negative
-        links, margin = output.links, self.config.margin
+        shares = lean.softmax(2).nan_to_num()  # nothing to learn where there is no negative
         if self.config.loss == "margin":
-            return (shares * F.relu(margin + scores - links.unsqueeze(3))).sum(3)
-        return F.softplus(-margin - links) + (shares * F.softplus(margin + scores)).sum(3)
+            return (shares * F.relu(margin + scores - links.unsqueeze(2))).sum(2)
+        return F.softplus(-margin - links) + (shares * F.softplus(margin + scores)).sum(2)
 
 
 class GraphTask(nn.Module):

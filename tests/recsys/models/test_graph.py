@@ -157,7 +157,7 @@ def test_drawn_ones_stand_for_all():
             row = torch.from_numpy(known[group, link : link + 1])
             found = scores(int(relations[group]), row, backwards=bool(backwards))[0]
             total += weights[group, link] * float(found.logsumexp(0) - found[end[group, link] - 3]) / 2
-    assert float(loss) == pytest.approx(total / weights.sum(), rel=1e-5)
+    assert loss.item() == pytest.approx(total / weights.sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -171,7 +171,7 @@ def test_whole_graph_scores_as_the_task_does(score: str, reciprocal: bool):
         for side, known in enumerate((heads, tails)):
             found = whole(relation, torch.from_numpy(known[group]), backwards=side == 1)
             columns = drawn[GRAPH.ends[relation, 1 - side]] - 3
-            mine = output.drawn[side, group]
+            mine = output.drawn[side][group]
             shown = mine > -math.inf
             torch.testing.assert_close(mine[shown], found[:, columns][shown])
 
