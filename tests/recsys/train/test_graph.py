@@ -20,6 +20,7 @@ from recsys.train.distributed import Environment, current_environment
 from recsys.train.trainer import TrainResult, fit
 from tests.distributed import run_ranks
 from tests.recsys.models.graphs import planted_graph, planted_links
+from tests.recsys.models.test_nodes import events
 from tests.recsys.train.test_ranks import records
 from tests.recsys.train.toy import ListStream, whole_state
 
@@ -94,10 +95,15 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
     for name, config in CONFIGS.items():
         result = run(config, half_or_whole([environment.rank]), environment, out=folder / name)
     train, held_out = planted_links(0.7)
-    known = KnownLinks(Triples.join((train, held_out)), GRAPH)
-    return {
-        "ranks": rank_links(WholeGraph(result.model.module.model, GRAPH, environment.device), held_out, known, GRAPH)
-    }
+    known, model = KnownLinks(Triples.join((train, held_out)), GRAPH), result.model.module.model
+    found = {"ranks": rank_links(WholeGraph(model, GRAPH, environment.device), held_out, known, GRAPH)}
+    model.vocabulary.admit(dict(zip(GRAPH.types, GRAPH.entities, strict=True)))
+    with torch.no_grad():
+        users = torch.tensor([[4, 9, 7], [11]][environment.rank])  # more of one rank than of the other
+        batch = model.vocabulary.resolve(events(users.tolist(), users.tolist()))
+        found["vectors"], found["rows"] = model.user_vector(batch), model.entity_vectors("user", users)
+        found["items"] = model.item_vector(batch).shape
+    return found
 
 
 def test_two_ranks_train_as_one(environment: Environment, tmp_path: Path):
@@ -109,6 +115,9 @@ def test_two_ranks_train_as_one(environment: Environment, tmp_path: Path):
     train, held_out = planted_links(0.7)
     known = KnownLinks(Triples.join((train, held_out)), GRAPH)
     alone = rank_links(WholeGraph(result.model.module.model, GRAPH, environment.device), held_out, known, GRAPH)
+    for rank in (first, second):
+        assert torch.equal(rank["vectors"], rank["rows"])
+        assert rank["items"] == rank["vectors"].shape
     assert first["ranks"].mrr == second["ranks"].mrr == pytest.approx(alone.mrr, rel=1e-3)
 
 
