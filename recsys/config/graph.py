@@ -91,7 +91,7 @@ class GraphConfig:
     n3: float = 0.0
     """Factor of the cubed moduli of a link's vectors in the loss (Lacroix et al. 2018), of distmult and complex."""
     dropout: float = 0.0
-    """Share of the elements of the queries that are left out while training, see `recsys.models.graph.Links`."""
+    """Share of the dimensions that a step of the training leaves out, other ones each time."""
     init: float = 0.1
     """Entity and relation vectors are drawn from [-init, init]."""
 

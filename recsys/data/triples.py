@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.errors import DataError
+from recsys.data.hashing import splitmix64
 
 Ints = NDArray[np.int64]
 
@@ -67,6 +68,15 @@ class Triples:
             np.concatenate([part.tails for part in parts]),
             np.concatenate([part.weights for part in parts]),
         )
+
+    def hold_out(self, share: float) -> tuple[Triples, Triples]:
+        """The links to train on, and about this share of them to judge a model by. Which these are is a function of
+        head, relation and tail alone: the same on every rank and after a restart."""
+        draws = splitmix64(self.heads.view(np.uint64) ^ np.uint64(1))
+        for each in (self.relations, self.tails):
+            draws = splitmix64(draws ^ each.view(np.uint64))
+        held = draws < np.uint64(share * 2**64)
+        return self.take(~held), self.take(held)
 
     def distinct(self) -> Triples:
         """Each link once, with the sum of its weights, sorted by relation, head and tail."""

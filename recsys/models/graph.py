@@ -95,7 +95,8 @@ class GraphModel(nn.Module):
 class Links(nn.Module):
     """Entity vectors and a batch -> GraphOutput; a leaf of the train pipeline's trace.
 
-    While training, `dropout` leaves out elements of what the given end and its relation ask for: the queries.
+    While training, `dropout` leaves out dimensions of the relations' spaces, other ones in every step and for either
+    end: both of queries and of candidates, so that a distance is one within the rest.
     """
 
     ends: Tensor  # int64 [R, 2]
@@ -161,7 +162,9 @@ class Links(nn.Module):
         wanted, places = near[1 - side], (batch.heads, batch.tails)[1 - side]
         space = self.space(batch.relations, backwards=side == 1)
         queries = self.query(near[side], space, backwards=side == 1)
-        queries = F.dropout(queries, self.config.dropout, self.training)
+        if self.training and self.config.dropout:
+            kept = F.dropout(torch.ones_like(far[:1, :1]), self.config.dropout).sqrt()  # [1, 1, D], in the mean 1
+            queries, wanted, far = queries * kept, wanted * kept, far * kept
         drawn = batch.drawn if len(self.types) == 1 else batch.drawn[self.ends[batch.relations, 1 - side]]
         same = places.unsqueeze(2) == drawn.unsqueeze(1)
         negatives = self.score.match(queries, far).masked_fill(same, HIDDEN)

@@ -47,6 +47,18 @@ def test_shares_are_all_links_and_even_in_every_relation(each: list, world_size:
         assert max(counts) - min(counts) <= 1
 
 
+def test_links_that_are_held_out():
+    random = np.random.default_rng(0)
+    links = Triples(*random.integers(-(2**63), 2**63 - 1, (3, 4000)), np.ones(4000, np.float32))
+    train, held = links.hold_out(0.1)
+    assert len(train) + len(held) == 4000
+    assert 300 < len(held) < 500
+    order = random.permutation(4000)
+    again = links.take(order).hold_out(0.1)[1]
+    assert sorted(rows(again)) == sorted(rows(held))
+    assert len(links.hold_out(0.0)[1]) == 0
+
+
 def write(folder: Path, **parts: str) -> Path:
     for name in ("train", "valid", "test"):
         (folder / f"{name}2id.txt").write_text(parts.get(name, "1\n0\t0\t1\n"))
