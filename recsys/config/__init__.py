@@ -7,6 +7,7 @@ Each job has one: an upstream, its refresh, rankers. `StudyConfig` composes them
 from recsys.config.aggregation import AGGREGATIONS, CROSS, STUDIED
 from recsys.config.contrastive import ContrastiveConfig
 from recsys.config.days import DaysConfig
+from recsys.config.graph import EndConfig, GraphConfig, RelationConfig
 from recsys.config.log import ActionConfig, EntityTable, ItemTable, LogConfig, LogFiles, NegativesConfig, PastConfig
 from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerSettings, RetrievalConfig
 from recsys.config.reading import Reading, from_dict
@@ -30,8 +31,10 @@ __all__ = [
     "ConfigError",
     "ContrastiveConfig",
     "DaysConfig",
+    "EndConfig",
     "EntityTable",
     "GateConfig",
+    "GraphConfig",
     "ItemTable",
     "LogConfig",
     "LogFiles",
@@ -47,6 +50,7 @@ __all__ = [
     "Reading",
     "RefreshConfig",
     "RefreshSettings",
+    "RelationConfig",
     "RetentionConfig",
     "RetrievalConfig",
     "SourceConfig",

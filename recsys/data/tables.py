@@ -38,10 +38,11 @@ def count_tables(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHI
 
     for _ in EventStream(files, facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, transform=collect):
         pass
-    return {key: _rows(distinct.merged()) for key, distinct in found.items()}
+    return {key: room_for(distinct.merged()) for key, distinct in found.items()}
 
 
-def _rows(ids: Ints) -> int:  # ascending
+def room_for(ids: Ints) -> int:
+    """Rows of a table for these ids, int64 [N], ascending: see `count_tables`."""
     room = _ROOM * max(1, len(ids))
     dense = len(ids) > 0 and ids[0] >= 0 and ids[-1] < _SPARSE * len(ids)
     return max(room, int(ids[-1]) + 1) if dense else room

@@ -1,0 +1,237 @@
+"""Links that the columns of Parquet files are: relations as a config declares them, read into triples of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.config.graph import EndConfig, RelationConfig
+from recsys.data.columns import NULL, NUMBER, STRING, Column
+from recsys.data.errors import DataError
+from recsys.data.files import find_files
+from recsys.data.footers import open_file, read_footer
+from recsys.data.strings import ColumnReader
+from recsys.data.tables import room_for
+from recsys.data.triples import Graph, Ints, Triples
+from recsys.mistakes import collecting, meant, tell
+
+_ROWS = 65_536
+"""Rows that are read at once."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """A column of a file, as it is read there."""
+
+    column: str
+    kind: pa.DataType
+    """Canonical type: of integers, of strings, or a list of these; of nulls where it has no values."""
+
+    @property
+    def is_list(self) -> bool:
+        return pa.types.is_list(self.kind)
+
+    @property
+    def element(self) -> pa.DataType:
+        return self.kind.value_type if self.is_list else self.kind
+
+
+def read_links(relations: Sequence[RelationConfig], data: Path, events: Sequence[str] = ()) -> tuple[Graph, Triples]:
+    """The links of all relations, each once, with its relation's weight times how often it is there.
+
+    Heads and tails are ids here, of which strings are the 64-bit hash (`recsys.data.strings`), and so are the graph's
+    `entities`; the rows of its tables are what so many ids need. `NodeVocabulary.locate` gives ids their rows.
+
+    Memory: 32 bytes for every link that is read, twice over while they are sorted.
+
+    Args:
+        relations: what to read, in the order of their numbers.
+        data: folder that the files lie below.
+        events: patterns of the files of relations that name none.
+
+    Raises:
+        DataError: a sentence for each thing that is wrong: no relation, files that are not there or cannot be read, a
+            column that is missing or holds no ids, two ends that are lists, a node type whose ids are integers here and
+            strings there, a `where` that is not 0 or 1, a relation without a link.
+    """
+    if not relations:
+        raise DataError(
+            "graph.relations is empty: declare at least one, say { name = 'clicked', head = ..., tail = ... }"
+        )
+    parts = list[Triples]()
+    with collecting() as mistakes:
+        files = {each.name: find_files(data, each.events or events) for each in relations}
+        ends = {(each.name, file): _check(each, file) for each in relations for file in files[each.name]}
+    if not mistakes:
+        with collecting() as mistakes:
+            _check_kinds(relations, files, ends)
+    if not mistakes:
+        with collecting() as mistakes:
+            for number, relation in enumerate(relations):
+                parts.append(
+                    _read_relation(number, relation, [(x, *ends[relation.name, x]) for x in files[relation.name]])
+                )
+    if mistakes:
+        raise DataError(*mistakes)
+    links = Triples.join(parts)
+    return _graph(relations, links), links
+
+
+def _graph(relations: Sequence[RelationConfig], links: Triples) -> Graph:
+    types = tuple(dict.fromkeys(end.type for each in relations for end in (each.head, each.tail)))
+    ends = np.array([[types.index(each.head.type), types.index(each.tail.type)] for each in relations])
+    heads, tails = ends[links.relations].T
+    entities = tuple(
+        np.unique(np.concatenate((links.heads[heads == number], links.tails[tails == number])))
+        for number in range(len(types))
+    )
+    return Graph(
+        types=types,
+        rows=tuple(room_for(ids) for ids in entities),
+        entities=entities,
+        relations=tuple(each.name for each in relations),
+        ends=ends,
+    )
+
+
+def _check(relation: RelationConfig, file: Path) -> tuple[_End, _End]:
+    """How a file's columns are read as the ends of a relation; what does not fit is told."""
+    try:
+        found = read_footer(file).schema
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: not a readable Parquet file ({error}); write it again, or leave it out") from error
+    head, tail = (
+        _end(relation, file, found, end, role) for end, role in ((relation.head, "head"), (relation.tail, "tail"))
+    )
+    if head.is_list and tail.is_list:
+        tell(
+            DataError(
+                f"{file}: relation {relation.name!r} has lists at both ends, {head.column!r} and {tail.column!r}; let "
+                "one of them be a column of single ids"
+            )
+        )
+    if relation.where:
+        _column(relation, file, found, Column(relation.where, "`where`", "a number"))
+    return head, tail
+
+
+def _end(relation: RelationConfig, file: Path, found: pa.Schema, end: EndConfig, role: str) -> _End:
+    of_lists = end.column in found.names and pa.types.is_nested(found.field(end.column).type)
+    column = Column(end.column, f"its {role}", "an integer or a string", is_list=of_lists)
+    return _End(end.column, _column(relation, file, found, column))
+
+
+def _column(relation: RelationConfig, file: Path, found: pa.Schema, column: Column) -> pa.DataType:
+    """The canonical type of a column, one of nulls where it does not fit, of which a DataError is told."""
+    if column.name not in found.names:
+        tell(
+            DataError(
+                f"{file}: column {column.name!r} is missing{meant(column.name, found.names)}; relation "
+                f"{relation.name!r} reads it as {column.role}. The columns are: {', '.join(found.names)}. Add it to "
+                "the file, or correct the relation"
+            )
+        )
+        return NULL
+    kind = column.canonical(found.field(column.name).type)
+    if kind is None:
+        tell(
+            DataError(
+                f"{file}: column {column.name!r} has type {found.field(column.name).type}; relation {relation.name!r} "
+                f"reads it as {column.role}, which must be {column.wanted}. Cast it in the file, or correct the "
+                "relation"
+            )
+        )
+    return NULL if kind is None else kind
+
+
+def _check_kinds(
+    relations: Sequence[RelationConfig],
+    files: Mapping[str, Sequence[Path]],
+    ends: Mapping[tuple[str, Path], tuple[_End, _End]],
+) -> None:
+    """See that the ids of a node type are all integers or all strings."""
+    first: dict[str, tuple[pa.DataType, str]] = {}
+    for relation in relations:
+        for file in files[relation.name]:
+            for name, end in zip((relation.head.type, relation.tail.type), ends[relation.name, file], strict=True):
+                if end.element == NULL:
+                    continue
+                words = "strings" if end.element == STRING else "integers"
+                place = f"{words} in column {end.column!r} of {file} (relation {relation.name!r})"
+                kind, before = first.setdefault(name, (end.element, place))
+                if kind != end.element:
+                    tell(
+                        DataError(
+                            f"node type {name!r} has {before} and {place}: ids of one type must all be integers or all "
+                            "be strings. Cast one of the columns, or give it a node type of its own"
+                        )
+                    )
+                    return
+
+
+def _read_relation(number: int, relation: RelationConfig, files: Sequence[tuple[Path, _End, _End]]) -> Triples:
+    """Every link of a relation once, weighted."""
+    pairs = [pair for file, head, tail in files for pair in _read_file(relation, file, head, tail)]
+    heads, tails = (np.concatenate([pair[side] for pair in pairs] or [np.empty(0, np.int64)]) for side in (0, 1))
+    if not len(heads):
+        why = f", and where {relation.where!r} is 1" if relation.where else ""
+        tell(
+            DataError(
+                f"relation {relation.name!r} has no link in {len(files)} files: there is no row where both "
+                f"{relation.head.column!r} and {relation.tail.column!r} have an id{why}. Correct its columns or its "
+                "files, or leave it out"
+            )
+        )
+    weights = np.full(len(heads), relation.weight, np.float32)
+    return Triples(heads, np.full(len(heads), number), tails, weights).distinct()
+
+
+def _read_file(relation: RelationConfig, file: Path, head: _End, tail: _End) -> Iterator[tuple[Ints, Ints]]:
+    """Heads and tails of the links in a file, some rows at a time."""
+    if NULL in (head.element, tail.element):
+        return
+    readers = {end.column: ColumnReader(end.kind) for end in (head, tail)}
+    columns = list(dict.fromkeys([*readers, *([relation.where] if relation.where else [])]))
+    try:
+        for piece in open_file(file).iter_batches(batch_size=_ROWS, columns=columns):
+            heads, tails = (readers[end.column].read(piece.column(end.column)) for end in (head, tail))
+            chosen = _chosen(piece.column(relation.where), relation, file) if relation.where else None
+            yield _pairs(heads, tails, chosen)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read ({error}); write it again, or leave it out") from error
+
+
+def _chosen(column: pa.Array, relation: RelationConfig, file: Path) -> np.ndarray:
+    """Where a column of 0 and 1 is 1, bool [n]; null is 0."""
+    values = column.cast(NUMBER, safe=False).fill_null(0).to_numpy(zero_copy_only=False)
+    strange = values[(values != 0) & (values != 1)]
+    if len(strange):
+        raise DataError(
+            f"{file}: column {relation.where!r} has the value {strange[0]:g}; it is `where` of relation "
+            f"{relation.name!r} and takes 0 and 1. Give the relation a column of these"
+        )
+    return values == 1
+
+
+def _pairs(heads: pa.Array, tails: pa.Array, chosen: np.ndarray | None) -> tuple[Ints, Ints]:
+    """Both ends of every link in these rows, int64 [K] each. One of the two may be lists."""
+    if pa.types.is_list(heads.type):
+        found, known = _pairs(tails, heads, chosen)
+        return known, found
+    there = heads.is_valid().to_numpy(zero_copy_only=False)
+    if chosen is not None:
+        there &= chosen
+    known = heads.fill_null(0).to_numpy(zero_copy_only=False)
+    if pa.types.is_list(tails.type):
+        rows, others = pc.list_parent_indices(tails), pc.list_flatten(tails)
+    else:
+        rows, others = pa.array(np.arange(len(tails))), tails
+    row = rows.filter(others.is_valid()).to_numpy(zero_copy_only=False)
+    found = others.drop_null().to_numpy(zero_copy_only=False)
+    kept = there[row]
+    return known[row[kept]], found[kept]
