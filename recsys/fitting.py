@@ -13,6 +13,7 @@ from pathlib import Path
 from recsys.config import ConfigError, DaysConfig, RankerSettings, UpstreamConfig
 from recsys.config.reading import join
 from recsys.data.delivered import check_rows, with_rows
+from recsys.data.ends import check_links
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.schema import Schema, SchemaError, entity_schema
@@ -94,6 +95,8 @@ class Fit:
             with self.kept.at(join(path, f"source.{key}")):
                 files[key] = find_files(self.data, getattr(source, key))
         events = files.get("events", [])
+        if upstream.kind == "graph":
+            self._links(path, upstream, days)
         if schema is not None:
             self._towers(path, upstream, schema)
         else:
@@ -116,6 +119,17 @@ class Fit:
                 check_files([*events, *files.get(f"{owner}s", ())], entity_schema(schema, owner))
         return events
 
+    def _links(self, path: str, upstream: UpstreamConfig, days: DaysConfig | None) -> None:
+        """A graph's relations against their files; and something that a day can teach."""
+        relations = upstream.graph.relations
+        with self.kept.at(join(path, "graph.relations")):
+            check_links(relations, self.data, upstream.source.events)
+        if days is not None and all(relation.events for relation in relations):
+            self.kept.add(
+                f"{join(path, 'graph.relations')} all name files of their own, so that no day would teach anything: "
+                "leave `events` out of a relation over the events, or leave out [refresh.days]"
+            )
+
     def _towers(self, path: str, upstream: UpstreamConfig, schema: Schema) -> None:
         """Something to predict, and for each tower something to read."""
         names, wanted = [label.name for label in schema.labels], upstream.loss.contrastive_label
@@ -133,7 +147,7 @@ class Fit:
                 "contrasted, retrieved and watched are rows of 1; name a task of kind 'binary', the first one is the "
                 "default"
             )
-        for owner in ENTITIES:
+        for owner in ENTITIES if upstream.kind == "derm" else ():
             if not schema.owned_by(owner):
                 self.kept.add(f"upstream {upstream.name!r} has no {owner} feature: its {owner} tower needs one")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from recsys.config import ConfigError, RankerConfig, RankerSettings, UpstreamConfig
@@ -46,8 +47,8 @@ def upstream_schema(upstream: UpstreamConfig, data: Path, out: Path | None = Non
     """
     file = data / upstream.source.schema
     schema = load_schema(file, f"{path}source.schema")
-    features = upstream.features or (None if upstream.kind == "derm" else _own_ids(schema))
-    schema = _narrowed(schema, path, features, upstream.tasks or None)
+    default = None if upstream.kind == "derm" else _own_ids(schema)
+    schema = _narrowed(schema, path, upstream.features or default, upstream.tasks or None)
     if upstream.kind != "derm":
         _refuse_others(schema, upstream, path, file)
     if out is None or not unsized(schema):
@@ -85,6 +86,26 @@ def _refuse_others(schema: Schema, upstream: UpstreamConfig, path: str, file: Pa
             )
     if mistakes:
         raise SchemaError(*mistakes)
+
+
+def sized_upstream(upstream: UpstreamConfig, out: Path) -> UpstreamConfig:
+    """The same with the rows of a graph's tables, as they were counted for its first training.
+
+    Raises:
+        DataError: it has not been trained into this folder.
+    """
+    if upstream.kind != "graph" or upstream.graph.rows.keys() == set(upstream.graph.node_types):
+        return upstream
+    record = upstream_folder(out, upstream.name) / TABLES
+    try:
+        counted = json.loads(record.read_text())
+    except OSError as error:
+        raise DataError(
+            f"{record} does not say how many rows the tables of graph {upstream.name!r} have ({error}): train the "
+            "upstream first, into this folder"
+        ) from None
+    rows = {name: counted[name] for name in upstream.graph.node_types if name in counted}
+    return replace(upstream, graph=replace(upstream.graph, rows=rows | upstream.graph.rows))
 
 
 def ranker_schema(rankers: RankerSettings, data: Path, labels: tuple[str, ...], path: str = "") -> Schema:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from recsys.atomic import write_json
-from recsys.config import KINDS, TrainConfig, UpstreamConfig
+from recsys.config import KINDS, GraphConfig, TrainConfig, UpstreamConfig
 from recsys.data.batch import Batch
 from recsys.data.entities import entity_parts, withdrawn_after
 from recsys.data.errors import DataError
@@ -27,12 +26,14 @@ from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
 from recsys.data.seen import Ints, SeenIds, read_ids
-from recsys.data.sizes import described, unsized
+from recsys.data.sizes import Tables, described, key_of, unsized
 from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
 from recsys.evaluate.measures import measures
 from recsys.folders import upstream_folder
+from recsys.graph_upstream import count_nodes, train_on_links
 from recsys.identity import flatten, identify_files
+from recsys.models.graph import GraphModel
 from recsys.models.hashed_ids import HashedIds
 from recsys.models.kinds import build_upstream
 from recsys.models.losses import DermTask, ItemFrequencies
@@ -41,12 +42,13 @@ from recsys.models.vocabulary import Vocabulary, own_ids
 from recsys.positives import count_positives
 from recsys.progressive import Scored
 from recsys.screening import screen
-from recsys.source import TABLES, upstream_schema
+from recsys.source import TABLES, sized_upstream, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.passes import Scores
 from recsys.train.predict import predict
-from recsys.train.trainer import TrainResult, fit
+from recsys.train.trainer import fit
+from recsys.trained import Trained
 
 _WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.withdrawn", "schema.max_bad_rows")
 """What may change while a model is trained."""
@@ -72,8 +74,10 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
     ):
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
+        if upstream.kind == "graph":
+            note_tables(partial(_count_nodes, upstream, schema, data, files), folder / TABLES, title, environment)
         size_tables(files, schema, skip, folder / TABLES, title, environment)
-        schema = upstream_schema(upstream, data, out)
+        schema, upstream = upstream_schema(upstream, data, out), sized_upstream(upstream, out)
         items = drawn_files(upstream, data)
         trained = train_on(
             files,
@@ -96,43 +100,23 @@ def size_tables(
     files: Sequence[Path], schema: Schema, skip: Quarantine, record: Path, title: str, environment: Environment
 ) -> None:
     """Count the rows of the tables for which the schema gives none, once: later trainings have the same."""
-    if environment.is_main and unsized(schema) and not record.is_file():
-        tables = count_tables(files, schema, skip)
+    if unsized(schema):
+        note_tables(partial(count_tables, files, schema, skip), record, title, environment)
+
+
+def _count_nodes(upstream: UpstreamConfig, schema: Schema, data: Path, files: Sequence[Path]) -> dict[str, int]:
+    """Rows of a graph's tables; and of those by which events name users and items, which it has no use for."""
+    counted = dict(count_nodes(upstream.graph, data, files))
+    return counted | {key_of(feature): 1 for feature in unsized(schema)}
+
+
+def note_tables(count: Callable[[], Tables], record: Path, title: str, environment: Environment) -> None:
+    """Note the rows of tables in this file, if it is not there. A collective."""
+    if environment.is_main and not record.is_file():
+        tables = count()
         write_json(record, tables)
         print(f"{title}: tables of {described(tables)} rows, by the ids of its events", flush=True)
     dist.barrier()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A training that has come to its end."""
-
-    result: TrainResult
-    batch_size: int
-    """Rows a rank and step."""
-    most: int
-    """Passes it could have made."""
-    held_out: int
-    """Events that chose the pass; 0: none did."""
-    collisions: dict[str, float]
-    """Owner -> share of its ids in these events that have no row of their own."""
-
-    def record(self) -> dict[str, Any]:
-        """For result.json, see `recsys.study.report`."""
-        scores = [score for (score,) in self.result.scores]
-        return {
-            "steps": self.result.steps,
-            "input_wait_fraction": self.result.input_wait_fraction,
-            "batch_size": self.batch_size,
-            "collisions": self.collisions,
-            "passes": {
-                "done": len(scores) or self.most,
-                "most": self.most,
-                "best": int(np.argmin(scores)) + 1 if scores else self.most,
-                "held_out": self.held_out,
-                "validation_ne": scores,
-            },
-        }
 
 
 def drawn_files(upstream: UpstreamConfig, data: Path) -> list[Path]:
@@ -199,9 +183,15 @@ def train_on(
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
+    if upstream.kind == "graph":
+        return train_on_links(
+            files, upstream, training, environment, data=data, out=out, title=title, start=start, steps=steps
+        )
     tasks = [label.name for label in schema.labels]
     torch.manual_seed(training.seed)
-    model = build_upstream(upstream, schema)
+    model, network = build_upstream(upstream, schema), upstream.network
+    assert not isinstance(model, GraphModel)
+    assert not isinstance(network, GraphConfig)
     facts, held = survey_labels(files, schema, skip, as_of=as_of, with_delays=start is None), ALL_TRAIN
     if judge is None and training.epochs > 1 and upstream.held_out and start is None:
         held = hold_out(files, schema, upstream.held_out, skip, facts.as_of)
@@ -215,7 +205,7 @@ def train_on(
     frequencies, seen = _survey(files, schema, upstream, left_out, facts.as_of, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
-    resolve = partial(model.vocabulary.resolve, dropout=upstream.network.id_dropout, seed=training.seed)
+    resolve = partial(model.vocabulary.resolve, dropout=network.id_dropout, seed=training.seed)
     negatives, count = None, upstream.loss.uniform_negatives if frequencies is not None else 0
     if count and len(last := last_events([*files, *items], schema, "item", skip).without(withdrawn)):
         negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)

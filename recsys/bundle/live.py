@@ -3,8 +3,8 @@
     live = LiveBundle("runs/cart-ranker/bundle")
     scores = live.predict(rows)
 
-A thread looks whether `bundle.json` is another one, after `recsys repin` or a new `recsys bundle`; loads and checks what
-it names, program and pinned tables, beside the present bundle; and swaps it in with one assignment. A request is
+A thread looks whether `bundle.json` is another one, after `recsys repin` or a new `recsys bundle`; loads and checks
+what it names, program and pinned tables, beside the present bundle; and swaps it in with one assignment. A request is
 answered by one bundle from beginning to end. What is wrong with a new one is in `error`, never in an answer.
 """
 

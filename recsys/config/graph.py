@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recsys.config.rules import is_word, require
 from recsys.mistakes import meant
@@ -92,6 +92,11 @@ class GraphConfig:
     """Factor of the cubed moduli of a link's vectors in the loss (Lacroix et al. 2018), of distmult and complex."""
     dropout: float = 0.0
     """Share of the dimensions that a step of the training leaves out, other ones each time."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """Node type -> rows of its table; a type that is left out has twice as many as it has ids in the first training."""
+    max_collisions: float = 0.05
+    """Greatest share of a node type's ids that may be without a row of their own in the first training: more of them
+    are refused before it."""
     init: float = 0.1
     """Entity and relation vectors are drawn from [-init, init]."""
 
@@ -115,10 +120,21 @@ class GraphConfig:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")
         for name in ("n3", "adversarial", "margin"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
+        require(0 <= self.max_collisions <= 1, f"max_collisions is {self.max_collisions}; use a share from 0 to 1")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; use 0 <= dropout < 1")
         names = [relation.name for relation in self.relations]
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, f"relations names {', '.join(twice)} twice; give each a name of its own")
+
+        unknown = sorted(self.rows.keys() - set(self.node_types))
+        require(not unknown, f"rows names {unknown}; the relations have the node types {list(self.node_types)}")
+        for name, rows in self.rows.items():
+            require(rows > 0, f"rows.{name} is {rows}; use 1 or more, or leave it out")
+
+    @property
+    def vector_dim(self) -> int:
+        """D, the dimension of user and item vectors."""
+        return self.dim
 
     @property
     def node_types(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from recsys.config.aggregation import CROSS
 from recsys.config.contrastive import ContrastiveConfig
+from recsys.config.graph import GraphConfig
 from recsys.config.rules import NO_STUDY, check_layers, check_value_loss, is_word, require
 from recsys.config.toml import Config
 from recsys.config.training import TrainConfig
@@ -116,7 +117,7 @@ class LossConfig:
         return dict(self.positives) or {self.contrastive_label or tasks[0]: 1.0}
 
 
-KINDS = {"derm": "model", "contrastive": "contrastive"}
+KINDS = {"derm": "model", "contrastive": "contrastive", "graph": "graph"}
 """What an upstream may be, and the key that has the settings of its network."""
 
 
@@ -136,17 +137,21 @@ class UpstreamConfig(Config):
     name: str
     """Name of the upstream, say `ctr`."""
     kind: str = "derm"
-    """`derm`: towers over all features, [model] has their sizes. `contrastive`: tables of ids alone, [contrastive]."""
+    """`derm`: towers over all features, [model] has their sizes. `contrastive`: tables of ids alone, [contrastive].
+    `graph`: entities that relations join, [graph]."""
     source: SourceConfig
     """The events it learns from. They must end before the first event a downstream trains on."""
     tasks: tuple[str, ...] = ()
     """Labels it predicts; empty: all labels of the schema."""
     features: tuple[str, ...] = ()
-    """Features it reads; empty: all features of the schema, of kind `contrastive` the own ids of users and items."""
+    """Features it reads; empty: all features of the schema, of kind `contrastive` the own ids of users and items. A
+    graph reads the columns of its relations."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network of kind `derm`."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """The tables of kind `contrastive`."""
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    """The relations of kind `graph`."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The loss."""
     training: TrainConfig = field(default_factory=TrainConfig)
@@ -179,7 +184,19 @@ class UpstreamConfig(Config):
             "loss.contrastive_weight is 0, but nothing else teaches an upstream of kind 'contrastive': use more than 0",
         )
 
+        if self.kind == "graph":
+            self._check_graph()
+
+    def _check_graph(self) -> None:
+        for owner in ("user", "item"):
+            require(
+                owner in self.graph.node_types,
+                f"graph.relations have the node types {list(self.graph.node_types)}, and no {owner!r}: name the type "
+                f"of {owner}s so, whose vectors are published",
+            )
+        require(not self.features, f"features is {self.features}; a graph reads columns of relations, leave it out")
+
     @property
-    def network(self) -> ModelConfig | ContrastiveConfig:
-        """The settings of its kind: all have `vector_dim`, D of user and item vectors, and `id_dropout`."""
+    def network(self) -> ModelConfig | ContrastiveConfig | GraphConfig:
+        """The settings of its kind: all have `vector_dim`, D of user and item vectors."""
         return getattr(self, KINDS[self.kind])

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.config.graph import EndConfig, RelationConfig
-from recsys.data.columns import NULL, NUMBER, STRING, Column
+from recsys.config.graph import GraphConfig, RelationConfig
+from recsys.data.columns import NULL, NUMBER
+from recsys.data.ends import End, check_links
 from recsys.data.errors import DataError
-from recsys.data.files import find_files
-from recsys.data.footers import open_file, read_footer
+from recsys.data.footers import open_file
+from recsys.data.sizes import room_for
 from recsys.data.strings import ColumnReader
-from recsys.data.tables import room_for
 from recsys.data.triples import Graph, Ints, Triples
-from recsys.mistakes import collecting, meant, tell
+from recsys.mistakes import collecting, tell
 
 _ROWS = 65_536
 """Rows that are read at once."""
-
-
-@dataclass(frozen=True)
-class _End:
-    """A column of a file, as it is read there."""
-
-    column: str
-    kind: pa.DataType
-    """Canonical type: of integers, of strings, or a list of these; of nulls where it has no values."""
-
-    @property
-    def is_list(self) -> bool:
-        return pa.types.is_list(self.kind)
-
-    @property
-    def element(self) -> pa.DataType:
-        return self.kind.value_type if self.is_list else self.kind
 
 
 def read_links(relations: Sequence[RelationConfig], data: Path, events: Sequence[str] = ()) -> tuple[Graph, Triples]:
@@ -59,32 +41,35 @@ def read_links(relations: Sequence[RelationConfig], data: Path, events: Sequence
             column that is missing or holds no ids, two ends that are lists, a node type whose ids are integers here and
             strings there, a `where` that is not 0 or 1, a relation without a link.
     """
-    if not relations:
-        raise DataError(
-            "graph.relations is empty: declare at least one, say { name = 'clicked', head = ..., tail = ... }"
-        )
-    parts = list[Triples]()
+    parts, (files, ends) = list[Triples](), check_links(relations, data, events)
     with collecting() as mistakes:
-        files = {each.name: find_files(data, each.events or events) for each in relations}
-        ends = {(each.name, file): _check(each, file) for each in relations for file in files[each.name]}
-    if not mistakes:
-        with collecting() as mistakes:
-            _check_kinds(relations, files, ends)
-    if not mistakes:
-        with collecting() as mistakes:
-            for number, relation in enumerate(relations):
-                parts.append(
-                    _read_relation(number, relation, [(x, *ends[relation.name, x]) for x in files[relation.name]])
-                )
+        for number, relation in enumerate(relations):
+            parts.append(_read_relation(number, relation, [(x, *ends[relation.name, x]) for x in files[relation.name]]))
     if mistakes:
         raise DataError(*mistakes)
     links = Triples.join(parts)
     return _graph(relations, links), links
 
 
+def graph_of(config: GraphConfig) -> Graph:
+    """The graph of a config whose tables all have rows, without an entity yet."""
+    types = config.node_types
+    return Graph(
+        types=types,
+        rows=tuple(config.rows[name] for name in types),
+        entities=tuple(np.zeros(0, np.int64) for _ in types),
+        relations=tuple(each.name for each in config.relations),
+        ends=_ends(config.relations, types),
+    )
+
+
+def _ends(relations: Sequence[RelationConfig], types: Sequence[str]) -> Ints:
+    return np.array([[types.index(each.head.type), types.index(each.tail.type)] for each in relations])
+
+
 def _graph(relations: Sequence[RelationConfig], links: Triples) -> Graph:
     types = tuple(dict.fromkeys(end.type for each in relations for end in (each.head, each.tail)))
-    ends = np.array([[types.index(each.head.type), types.index(each.tail.type)] for each in relations])
+    ends = _ends(relations, types)
     heads, tails = ends[links.relations].T
     entities = tuple(
         np.unique(np.concatenate((links.heads[heads == number], links.tails[tails == number])))
@@ -99,82 +84,7 @@ def _graph(relations: Sequence[RelationConfig], links: Triples) -> Graph:
     )
 
 
-def _check(relation: RelationConfig, file: Path) -> tuple[_End, _End]:
-    """How a file's columns are read as the ends of a relation; what does not fit is told."""
-    try:
-        found = read_footer(file).schema
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: not a readable Parquet file ({error}); write it again, or leave it out") from error
-    head, tail = (
-        _end(relation, file, found, end, role) for end, role in ((relation.head, "head"), (relation.tail, "tail"))
-    )
-    if head.is_list and tail.is_list:
-        tell(
-            DataError(
-                f"{file}: relation {relation.name!r} has lists at both ends, {head.column!r} and {tail.column!r}; let "
-                "one of them be a column of single ids"
-            )
-        )
-    if relation.where:
-        _column(relation, file, found, Column(relation.where, "`where`", "a number"))
-    return head, tail
-
-
-def _end(relation: RelationConfig, file: Path, found: pa.Schema, end: EndConfig, role: str) -> _End:
-    of_lists = end.column in found.names and pa.types.is_nested(found.field(end.column).type)
-    column = Column(end.column, f"its {role}", "an integer or a string", is_list=of_lists)
-    return _End(end.column, _column(relation, file, found, column))
-
-
-def _column(relation: RelationConfig, file: Path, found: pa.Schema, column: Column) -> pa.DataType:
-    """The canonical type of a column, one of nulls where it does not fit, of which a DataError is told."""
-    if column.name not in found.names:
-        tell(
-            DataError(
-                f"{file}: column {column.name!r} is missing{meant(column.name, found.names)}; relation "
-                f"{relation.name!r} reads it as {column.role}. The columns are: {', '.join(found.names)}. Add it to "
-                "the file, or correct the relation"
-            )
-        )
-        return NULL
-    kind = column.canonical(found.field(column.name).type)
-    if kind is None:
-        tell(
-            DataError(
-                f"{file}: column {column.name!r} has type {found.field(column.name).type}; relation {relation.name!r} "
-                f"reads it as {column.role}, which must be {column.wanted}. Cast it in the file, or correct the "
-                "relation"
-            )
-        )
-    return NULL if kind is None else kind
-
-
-def _check_kinds(
-    relations: Sequence[RelationConfig],
-    files: Mapping[str, Sequence[Path]],
-    ends: Mapping[tuple[str, Path], tuple[_End, _End]],
-) -> None:
-    """See that the ids of a node type are all integers or all strings."""
-    first: dict[str, tuple[pa.DataType, str]] = {}
-    for relation in relations:
-        for file in files[relation.name]:
-            for name, end in zip((relation.head.type, relation.tail.type), ends[relation.name, file], strict=True):
-                if end.element == NULL:
-                    continue
-                words = "strings" if end.element == STRING else "integers"
-                place = f"{words} in column {end.column!r} of {file} (relation {relation.name!r})"
-                kind, before = first.setdefault(name, (end.element, place))
-                if kind != end.element:
-                    tell(
-                        DataError(
-                            f"node type {name!r} has {before} and {place}: ids of one type must all be integers or all "
-                            "be strings. Cast one of the columns, or give it a node type of its own"
-                        )
-                    )
-                    return
-
-
-def _read_relation(number: int, relation: RelationConfig, files: Sequence[tuple[Path, _End, _End]]) -> Triples:
+def _read_relation(number: int, relation: RelationConfig, files: Sequence[tuple[Path, End, End]]) -> Triples:
     """Every link of a relation once, weighted."""
     pairs = [pair for file, head, tail in files for pair in _read_file(relation, file, head, tail)]
     heads, tails = (np.concatenate([pair[side] for pair in pairs] or [np.empty(0, np.int64)]) for side in (0, 1))
@@ -191,7 +101,7 @@ def _read_relation(number: int, relation: RelationConfig, files: Sequence[tuple[
     return Triples(heads, np.full(len(heads), number), tails, weights).distinct()
 
 
-def _read_file(relation: RelationConfig, file: Path, head: _End, tail: _End) -> Iterator[tuple[Ints, Ints]]:
+def _read_file(relation: RelationConfig, file: Path, head: End, tail: End) -> Iterator[tuple[Ints, Ints]]:
     """Heads and tails of the links in a file, some rows at a time."""
     if NULL in (head.element, tail.element):
         return

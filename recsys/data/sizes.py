@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recsys.data.schema import SPARSE_KINDS, Feature, Schema
 
 Tables = Mapping[str, int]
 """`<owner>.<table>` -> rows."""
+_ROOM = 2
+"""Rows for each id: more would rarely be trained, fewer would make ids share one."""
+_SPARSE = 4
+"""Ids that begin at 0 keep rows of their own, as long as the greatest is less than so many times their number."""
 
 
 def key_of(feature: Feature) -> str:
@@ -37,3 +44,11 @@ def with_tables(schema: Schema, tables: Tables) -> Schema:
 def described(tables: Tables) -> str:
     """For a line in the terminal."""
     return ", ".join(f"{name} {rows:,}" for name, rows in tables.items())
+
+
+def room_for(ids: NDArray[np.int64]) -> int:
+    """Rows of a table for these ids, int64 [N], ascending: twice as many, or one for each id
+    from 0 to the greatest where most of these are there."""
+    room = _ROOM * max(1, len(ids))
+    dense = len(ids) > 0 and ids[0] >= 0 and ids[-1] < _SPARSE * len(ids)
+    return max(room, int(ids[-1]) + 1) if dense else room

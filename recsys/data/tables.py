@@ -8,14 +8,9 @@ from pathlib import Path
 from recsys.data.batch import Batch
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.schema import Schema
-from recsys.data.seen import SCAN_ROWS, Distinct, Ints
-from recsys.data.sizes import key_of, unsized
+from recsys.data.seen import SCAN_ROWS, Distinct
+from recsys.data.sizes import key_of, room_for, unsized
 from recsys.data.stream import EventStream
-
-_ROOM = 2
-"""Rows for each id: more would rarely be trained, fewer would make ids share one."""
-_SPARSE = 4
-"""Ids that begin at 0 keep rows of their own, as long as the greatest is less than so many times their number."""
 
 
 def count_tables(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING) -> dict[str, int]:
@@ -39,10 +34,3 @@ def count_tables(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHI
     for _ in EventStream(files, facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, transform=collect):
         pass
     return {key: room_for(distinct.merged()) for key, distinct in found.items()}
-
-
-def room_for(ids: Ints) -> int:
-    """Rows of a table for these ids, int64 [N], ascending: see `count_tables`."""
-    room = _ROOM * max(1, len(ids))
-    dense = len(ids) > 0 and ids[0] >= 0 and ids[-1] < _SPARSE * len(ids)
-    return max(room, int(ids[-1]) + 1) if dense else room

@@ -89,6 +89,10 @@ class DERM(nn.Module):
         item = self.item(replace(batch, sparse=_of(batch.sparse, self._own["item"])))
         return F.normalize(self.interaction.hidden(user, item, batch).float(), dim=1)
 
+    def part_of(self, owner: str) -> tuple[nn.Module, tuple[str, ...]]:
+        """The tower of an owner, and with what the names of all begin that its vectors take."""
+        return (self.user if owner == "user" else self.item), (f"{owner}.", f"vocabulary.tables.{owner}.")
+
     def user_vector(self, batch: Batch) -> Tensor:
         """User vectors [B, D]; touches only user features, so a batch that has no others will do."""
         return self.user(batch)

@@ -48,6 +48,7 @@ class GraphModel(nn.Module):
     def __init__(self, graph: Graph, config: GraphConfig) -> None:
         super().__init__()
         self.types = graph.types
+        self.vector_dim = config.dim
         self.vocabulary = NodeVocabulary(graph)
         """Who owns the rows that ids read; events are to pass its `resolve`, links its `locate`."""
         self.tables = EmbeddingCollection(
@@ -69,6 +70,10 @@ class GraphModel(nn.Module):
     def forward(self, batch: LinkBatch) -> GraphOutput:
         """Scores of G x P links and their negatives."""
         return self.links(self.tables(batch.nodes), batch)
+
+    def part_of(self, owner: str) -> tuple[nn.Module, tuple[str, ...]]:
+        """All of it, for users and for items: in a batch of links its tables are one collection."""
+        return self, ("",)
 
     def user_vector(self, batch: Batch) -> Tensor:
         """Vectors [B, d] of the users of events, or of users' own rows, that have passed `vocabulary.resolve`."""

@@ -25,7 +25,6 @@ from recsys.models.hashed_ids import HashedIds
 from recsys.models.tokens import TABLE_INIT, bag_collection, pooled_tokens
 from recsys.models.vocabulary import Vocabulary, own_ids, table_features
 
-
 _HASTE = 30.0
 """By this much the readout's two numbers a task are larger than their parameters, whose steps are those of a network:
 so that they settle within the first pass."""
@@ -62,6 +61,10 @@ class IdTables(nn.Module):
     def raise_logits(self, levels: Tensor) -> None:  # [T]
         """Add to each task's logit, for a start where its level is known."""
         self.readout.bias.add_(levels / _HASTE)
+
+    def part_of(self, owner: str) -> tuple[nn.Module, tuple[str, ...]]:
+        """The tower of an owner, and with what the names of all begin that its vectors take."""
+        return (self.user if owner == "user" else self.item), (f"{owner}.", f"vocabulary.tables.{owner}.")
 
     def user_vector(self, batch: Batch) -> Tensor:
         """User vectors [B, D]; touches only user features."""

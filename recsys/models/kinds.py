@@ -1,17 +1,20 @@
 """The kinds of upstreams: which model each is. All of them train by the one loop and publish by the one refresh.
 
-What a model must have: `forward(batch) -> DermOutput`, `user_vector` and `item_vector`, whose towers are its attributes
-`user` and `item`; `vocabulary`, `vector_dim` and `raise_logits`.
+What a model must have: `user_vector` and `item_vector`, `vector_dim`, a `vocabulary`, and `part_of(owner)`, what of it
+is needed for the vectors of one. Those of events, trained by `recsys.upstream.train_on`, also have
+`forward(batch) -> DermOutput` and `raise_logits`; a graph's links are trained on by `recsys.graph_upstream`.
 """
 
 from __future__ import annotations
 
 from recsys.config import UpstreamConfig
+from recsys.data.relations import graph_of
 from recsys.data.schema import Schema
 from recsys.models.derm import DERM
+from recsys.models.graph import GraphModel
 from recsys.models.id_tables import IdTables
 
-UpstreamModel = DERM | IdTables
+UpstreamModel = DERM | IdTables | GraphModel
 
 
 def build_upstream(upstream: UpstreamConfig, schema: Schema) -> UpstreamModel:
@@ -24,4 +27,6 @@ def build_upstream(upstream: UpstreamConfig, schema: Schema) -> UpstreamModel:
     tasks = [label.name for label in schema.labels]
     if upstream.kind == "contrastive":
         return IdTables(schema, upstream.contrastive, tasks)
+    if upstream.kind == "graph":
+        return GraphModel(graph_of(upstream.graph), upstream.graph)
     return DERM(schema, upstream.model, tasks)

@@ -43,10 +43,24 @@ class NodeVocabulary(nn.Module):
             if name in seen:
                 table.admit(seen[name])
 
+    def without_row(self, seen: Mapping[str, Ints]) -> dict[str, float]:
+        """Node type -> share of these different ids that have no row of their own."""
+        return {
+            name: float(np.mean(self.find(name, ids) == self._table(name).unknown)) if len(ids) else 0.0
+            for name, ids in seen.items()
+        }
+
+    def entities(self) -> tuple[Ints, ...]:
+        """The rows that some id owns, of each node type, ascending."""
+        return tuple(np.flatnonzero(table.get_extra_state().numpy()) for _, table in self._tables())
+
+    def known(self, name: str, ids: Tensor) -> Tensor:  # int64 [N] -> bool [N]
+        """Which ids of a node type have a row of their own."""
+        return torch.from_numpy(self.find(name, ids.numpy()) != self._table(name).unknown)
+
     def find(self, name: str, ids: Ints) -> Ints:
         """The rows of ids of a node type, int64 [N] both."""
-        table = self.tables[name]
-        assert isinstance(table, OwnedRows)
+        table = self._table(name)
         return table.find(ids, table_rows(ids, table.unknown))
 
     def locate(self, graph: Graph, links: Triples) -> tuple[Graph, Triples]:
@@ -57,8 +71,7 @@ class NodeVocabulary(nn.Module):
             for number, name in enumerate(graph.types):
                 mine = types == number
                 end[mine] = self.find(name, end[mine])
-        entities = (np.unique(self.find(*each)) for each in zip(graph.types, graph.entities, strict=True))
-        return replace(graph, entities=tuple(entities)), replace(links, heads=ends[0], tails=ends[1])
+        return replace(graph, entities=self.entities()), replace(links, heads=ends[0], tails=ends[1])
 
     def resolve(self, batch: Batch) -> Batch:
         """A batch of events, or of entities' own rows, whose `sparse` has nothing but the rows of its users and items.
@@ -85,6 +98,11 @@ class NodeVocabulary(nn.Module):
         """What `state` gave."""
         for name, table in self._tables():
             table.set_extra_state(state[name])
+
+    def _table(self, name: str) -> OwnedRows:
+        table = self.tables[name]
+        assert isinstance(table, OwnedRows)
+        return table
 
     def _tables(self) -> Iterator[tuple[str, OwnedRows]]:
         for name, table in self.tables.items():

@@ -54,7 +54,7 @@ from recsys.refresh.plan import Plan, Planner, generation
 from recsys.refresh.publish import Publication, Publisher
 from recsys.refresh.records import PUBLICATION, WITHDRAWN, Ledger, Record, summary
 from recsys.screening import read_as_0, screen
-from recsys.source import upstream_schema
+from recsys.source import sized_upstream, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, broadcast, process_group
@@ -101,6 +101,7 @@ def refresh_upstream(
         exclusive(upstream_folder(out, name), environment),
         stage(out, f"refresh-{name}", environment),
     ):
+        config = replace(config, upstream=sized_upstream(config.upstream, out))
         refresh = _Refresh(config, data, out, environment, after_refused=after_refused)
         first = refresh.publish_first()
         if config.days is None and day is None and not cold:

@@ -16,6 +16,7 @@ from recsys.data.files import find_files
 from recsys.data.last_events import LastEvents, read_rows, rows_to_batch
 from recsys.data.schema import Schema, entity_schema
 from recsys.dates import DAY_MS, HOUR_MS
+from recsys.models.graph import GraphModel
 from recsys.models.kinds import UpstreamModel
 from recsys.models.two_tower import TwoTower
 from recsys.train.distributed import Environment
@@ -31,6 +32,10 @@ class Embedded(NamedTuple):
     vectors: Tensor  # float32 [n, D]
     timestamps: Tensor  # int64 [n], ms: when each entity was active, see `LastEvents.active`
     events: Tensor  # int64 [n]: how many the log has of each
+
+    def where(self, kept: Tensor) -> Embedded:  # bool [n]
+        """Some of them."""
+        return Embedded(*(each[kept] for each in self))
 
     def days(self, utc_offset_hours: float) -> Tensor:  # int64 [n]
         """The number of the day on which each was active, see recsys/dates.py."""
@@ -85,10 +90,12 @@ def embed(
         batch = model.vocabulary.resolve(batch)
         batch = (batch if read is None else read(batch)).to(device)
         vectors = (model.user_vector(batch) if owner == "user" else model.item_vector(batch)).float()
-        ids = batch.user_ids if owner == "user" else batch.item_ids
+        ids = (batch.user_ids if owner == "user" else batch.item_ids).cpu()
         count = 0 if table is None else len(table)
         active, counts = (torch.from_numpy(column[start : start + count]) for column in (mine.active, mine.events))
-        yield Embedded(ids[:count].cpu(), vectors[:count].cpu(), active, counts)
+        some = Embedded(ids[:count], vectors[:count].cpu(), active, counts)
+        # What nothing links is no part of a graph: it has no vector.
+        yield some.where(model.vocabulary.known(owner, some.ids)) if isinstance(model, GraphModel) else some
 
 
 def gather(parts: Sequence[Tensor], most: int, environment: Environment) -> list[Tensor] | None:

@@ -13,7 +13,7 @@ import json
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from recsys.refresh.days import window
 from recsys.refresh.errors import UnfinishedError
 from recsys.refresh.publish import Publication, Publisher, space_name
 from recsys.refresh.records import PUBLICATION, PUBLISHED, Ledger, Record
-from recsys.source import upstream_schema
+from recsys.source import sized_upstream, upstream_schema
 from recsys.stages import exclusive
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError, load_model
@@ -75,6 +75,7 @@ def embed_rows(config: RefreshConfig, rows: Path, owner: str, data: Path, out: P
         print(f"{rows} holds no rows: nothing to do")
         return None
     start = time.monotonic()
+    config = replace(config, upstream=sized_upstream(config.upstream, out))
     schema, name = upstream_schema(config.upstream, data, out), config.upstream.name
     with process_group(alone=True) as environment, exclusive(upstream_folder(out, name), environment):
         place = Place(upstream=config.upstream, schema=schema, data=data, out=out, environment=environment)
@@ -239,8 +240,8 @@ def load_tower(
         CheckpointError: the checkpoint is of another schema or config, or cannot be read.
     """
     model = build_upstream(upstream, schema)
-    tower = model.user if owner == "user" else model.item
+    tower, names = model.part_of(owner)
     allocate(tower)
-    load_model(path, nn.ModuleDict({"model": model}), parts=(f"model.{owner}.", f"model.vocabulary.tables.{owner}."))
+    load_model(path, nn.ModuleDict({"model": model}), parts=tuple(f"model.{name}" for name in names))
     tower.to(environment.device)
     return model

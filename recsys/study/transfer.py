@@ -62,6 +62,8 @@ def upstream_entropies(
         out: folder of the run.
         skip: rows that are left out, of those screened for the rankers.
     """
+    if upstream.kind == "graph":  # it predicts links, no label
+        return {}
     schema = upstream_schema(upstream, data, out)
     labels = {label.name for label in schema.labels}
     tasks = {task: label for task, label in rankers.tasks.items() if label in labels}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor
 
 from embedding_store import EmbeddingStore
-from recsys.config import ConfigError, ContrastiveConfig, LossConfig, RefreshConfig
+from recsys.config import (
+    ConfigError,
+    ContrastiveConfig,
+    EndConfig,
+    GraphConfig,
+    LossConfig,
+    RefreshConfig,
+    RelationConfig,
+)
 from recsys.data.errors import DataError
 from recsys.data.schema import SchemaError
 from recsys.fitting import Fit
@@ -29,6 +38,25 @@ from tests.recsys.refresh.example import CONFIG, LAST, MODEL, SCHEMA, write_log
 OWN = ContrastiveConfig(dim=8)
 HASHED = ContrastiveConfig(dim=16, ids="hashed", sub_tables=4)
 pytestmark = pytest.mark.usefixtures("no_pages")
+
+
+def link(name: str, head: str, tail: str, **settings: Any) -> RelationConfig:
+    """A relation whose ends are columns called by `type` or `type=column`."""
+    ends = [EndConfig(type=x.split("=")[0], column=x.split("=")[-1]) for x in (head, tail)]
+    return RelationConfig(name=name, head=ends[0], tail=ends[1], **settings)
+
+
+SEEN, CLICKED = (link(x, "user=user_id", "item=item_id", where=y) for x, y in (("seen", ""), ("clicked", "click")))
+TAGGED = link("tagged", "item=item_id", "tag=tags", events=("events/*.parquet",))
+GRAPH = GraphConfig(relations=(SEEN, CLICKED, TAGGED), dim=8, negatives=16, group=8)
+
+
+def graph_config(graph: GraphConfig = GRAPH, **settings: Any) -> RefreshConfig:
+    """The example's refresh day by day, of a graph."""
+    config = daily_config()
+    training = replace(config.upstream.training, batch_size=16)
+    upstream = replace(config.upstream, kind="graph", model=type(MODEL)(), graph=graph, training=training)
+    return replace(config, upstream=replace(upstream, **settings))
 
 
 def config_of(tables: ContrastiveConfig, **settings: object) -> RefreshConfig:
@@ -95,6 +123,43 @@ def test_two_ranks_train_publish_and_go_on(tmp_path: Path) -> None:
     assert vectors(out, "item_ctr", (np.arange(9) * 3**30).tolist())[1].all()
 
 
+def test_a_graph_is_trained_published_and_refreshed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write_log(tmp_path / "data"), tmp_path / "out"
+    write_day(data, DAYS[0])
+    config = graph_config()
+    first_and_a_day(config, data, out)
+    said = capsys.readouterr().out
+    assert "links of 3 relations" in said, "of the source"
+    assert "links of 2 relations" in said, "the day's, whose events say nothing of tags"
+    result = json.loads((upstream_folder(out, "ctr") / "result.json").read_text())
+    assert result["collisions"] == {"user": 0.0, "item": 0.0, "tag": 0.0}
+    assert result["passes"]["validation_ne"] == []
+    assert len(result["passes"]["validation_mrr"]) == result["passes"]["done"]
+    (record,) = records(out)
+    assert record.tagged
+    assert record.progressive == {}
+    items = (np.arange(9) * 3**30).tolist()
+    found_vectors, found = vectors(out, "item_ctr", items)
+    assert found.all()
+    assert len(torch.unique(found_vectors, dim=0)) == 9
+    assert vectors(out, "user_ctr", [-10, 2**62])[1].tolist() == [True, False], "rows of users alone join nothing"
+    pq.write_table(item_rows([555, items[1]], LAST), data / "new.parquet")
+    embed_rows(config, data / "new.parquet", "item", data, out)
+    again, found = vectors(out, "item_ctr", [555, items[1]])
+    assert found.tolist() == [False, True]
+    assert not torch.equal(again[1], torch.zeros(8))
+
+
+def test_a_graph_on_two_ranks_leaves_nothing_to_do_for_one(tmp_path: Path) -> None:
+    data, out = write_log(tmp_path / "data"), tmp_path / "out"
+    write_day(data, DAYS[0])
+    run_ranks(on_ranks, 2, graph_config(), data, out)
+    (record,) = records(out)
+    assert record.tagged
+    run_ranks(on_ranks, 1, graph_config(), data, out)
+    assert records(out) == [record], "nothing is left to do"
+
+
 def test_tables_too_small_for_the_ids_are_refused_before_training(tmp_path: Path) -> None:
     tight = tuple(replace(x, rows=8) if x.name == "user_id" else x for x in SCHEMA.features)
     data = write_log(tmp_path / "data", replace(SCHEMA, features=tight))
@@ -103,6 +168,32 @@ def test_tables_too_small_for_the_ids_are_refused_before_training(tmp_path: Path
         with pytest.raises(DataError, match=told):
             train_upstream(config_of(tables).upstream, data, tmp_path / "out")
         assert not (upstream_folder(tmp_path / "out", "ctr") / "metrics.jsonl").exists()
+
+
+def test_a_graph_whose_tables_are_too_small_is_refused(tmp_path: Path) -> None:
+    data = write_log(tmp_path / "data")
+    told = r"of the 18 ids of node type 'user' .* graph.rows.user is 8; give it 36, or leave it out"
+    with pytest.raises(DataError, match=told):
+        train_upstream(graph_config(replace(GRAPH, rows={"user": 8})).upstream, data, tmp_path / "out")
+
+
+def test_relations_that_do_not_fit_are_told_before_anything_runs(tmp_path: Path) -> None:
+    data = write_log(tmp_path / "data")
+    wrong = (link("viewed", "user=user_id", "item=item"), link("tagged", "item=item_id", "tag=tags"))
+    fit = Fit(data=data)
+    fit.upstream("upstreams.ctr", graph_config(replace(GRAPH, relations=wrong)).upstream, None)
+    with pytest.raises(DataError, match=r"column 'item' is missing \(did you mean 'item_id'\?\); relation 'viewed'"):
+        fit.kept.tell()
+    fit = Fit(data=data)
+    own = tuple(replace(x, events=("events/*.parquet",)) for x in GRAPH.relations)
+    config = graph_config(replace(GRAPH, relations=own))
+    fit.upstream("", config.upstream, config.days)
+    with pytest.raises(ConfigError, match="all name files of their own, so that no day would teach anything"):
+        fit.kept.tell()
+    with pytest.raises(ConfigError, match=r"node types \['item', 'tag'\], and no 'user'"):
+        graph_config(replace(GRAPH, relations=(TAGGED,)))
+    with pytest.raises(ConfigError, match="a graph reads columns of relations, leave it out"):
+        graph_config(features=("user_id",))
 
 
 def test_what_a_kind_cannot_read_is_told_before_anything_runs(tmp_path: Path) -> None:
@@ -122,7 +213,7 @@ def test_what_a_kind_cannot_read_is_told_before_anything_runs(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"kind": "graf"}, "kind is 'graf'; use one of derm, contrastive"),
+        ({"kind": "graf"}, "kind is 'graf'; use one of derm, contrastive, graph"),
         ({"model": MODEL}, "model has settings of an upstream of kind 'derm', but kind is 'contrastive'"),
         ({"loss": LossConfig(contrastive_weight=0.0)}, "contrastive_weight is 0, but nothing else teaches"),
     ],

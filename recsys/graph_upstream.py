@@ -1,0 +1,192 @@
+"""Train an upstream of kind `graph`: what `train_on` does where links are learned, not events.
+
+A first training learns the links of all relations. A day goes on with those of its events: of relations that name no
+files of their own. What these others join is known since the first training, or the next cold one.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from recsys.config import KINDS, GraphConfig, TrainConfig, UpstreamConfig
+from recsys.data.errors import DataError
+from recsys.data.files import find_files
+from recsys.data.links import LinkStream
+from recsys.data.relations import graph_of, read_links
+from recsys.data.seen import Ints
+from recsys.data.sizes import Tables
+from recsys.data.triples import Graph, Triples
+from recsys.evaluate.links import KnownLinks, rank_links
+from recsys.identity import flatten, identify_files
+from recsys.models.graph import GraphModel, GraphTask, WholeGraph
+from recsys.models.nodes import NodeVocabulary
+from recsys.train.distributed import Environment
+from recsys.train.sharding import rank_memory
+from recsys.train.trainer import fit
+from recsys.trained import Trained
+
+JUDGED = 4_000
+"""Links that are held out at most: more would cost time and say the same."""
+_WHOLE = 0.1
+"""Of a rank's memory, that the vectors of all entities may fill for links to be ranked among them."""
+
+
+def count_nodes(config: GraphConfig, data: Path, files: Sequence[Path]) -> Tables:
+    """Rows of the tables of the node types for which the config gives none.
+
+    Args:
+        config: the relations.
+        data: folder that their files lie below.
+        files: of relations that name none.
+
+    Raises:
+        DataError: what `read_links` raises.
+    """
+    graph, _ = read_links(config.relations, data, _named(files, data))
+    rows = dict(zip(graph.types, graph.rows, strict=True))
+    return {name: rows[name] for name in config.node_types if name not in config.rows}
+
+
+def train_on_links(
+    files: Sequence[Path],
+    upstream: UpstreamConfig,
+    training: TrainConfig,
+    environment: Environment,
+    *,
+    data: Path,
+    out: Path,
+    title: str | None,
+    start: Path | None = None,
+    steps: int = 0,
+) -> Trained:
+    """Train a graph, from its own start or from a checkpoint of another run: see `recsys.upstream.train_on`. A
+    collective.
+
+    Where it begins from its own and may make several passes, links that are held out choose the best one, by the mean
+    reciprocal rank of their ends among all entities that could be it.
+
+    Raises:
+        DataError, PlanError, LossError, CheckpointError: as their rooms say.
+    """
+    config = upstream.graph
+    whole = graph_of(config)
+    read = [relation for relation in config.relations if start is None or not relation.events]
+    graph, links = read_links(read, data, _named(files, data))
+    links = replace(links, relations=np.array([whole.relations.index(x) for x in graph.relations])[links.relations])
+    seen = dict(zip(graph.types, graph.entities, strict=True))
+    identity = {
+        "files": identify_files(_files(upstream, files, data), data),
+        "config": _identify(upstream, training),
+    }
+    torch.manual_seed(training.seed)
+    model = GraphModel(whole, config)
+    held = links.take(np.zeros(0, np.int64))
+    if training.epochs > 1 and upstream.held_out and start is None and _is_small(config, environment):
+        links, held = links.hold_out(min(upstream.held_out, JUDGED / len(links)))
+    training = training.sized(len(links) // environment.world_size, steps)
+    stream = LinkStream(
+        links,
+        whole,
+        batch_size=training.batch_size,
+        group=config.group,
+        negatives=config.negatives,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        epochs=training.epochs,
+        seed=training.seed,
+        locate=model.vocabulary.locate,
+    )
+    if title and environment.is_main:
+        _tell(title, graph, links, held, training)
+    result = fit(
+        GraphTask(model, config),
+        stream,
+        training,
+        environment,
+        tasks=(),
+        identity=identity,
+        out=out,
+        start=start,
+        title=title,
+        begun=partial(_admit, model.vocabulary, seen, upstream, first=start is None),
+        after_epoch=_Judge(model.vocabulary, whole, links, held, environment) if len(held) else None,
+        score="1 - mrr",
+    )
+    return Trained(
+        result=result,
+        batch_size=training.batch_size,
+        most=training.epochs,
+        held_out=len(held),
+        collisions=model.vocabulary.without_row(seen),
+        score="mrr",
+    )
+
+
+class _Judge:
+    """Scores a model by the links that are held out: 1 - their mean reciprocal rank. A collective."""
+
+    def __init__(
+        self, vocabulary: NodeVocabulary, graph: Graph, links: Triples, held: Triples, environment: Environment
+    ) -> None:
+        self._vocabulary, self._graph, self._environment = vocabulary, graph, environment
+        self._links, self._held = links, held
+
+    def __call__(self, model: nn.Module) -> tuple[float]:
+        graph, known = self._vocabulary.locate(self._graph, Triples.join((self._links, self._held)))
+        held = known.take(np.arange(len(self._links), len(known)))
+        whole = WholeGraph(cast(GraphTask, model.module).model, graph, self._environment.device)
+        return (1 - rank_links(whole, held, KnownLinks(known, graph), graph).mrr,)
+
+
+def _admit(vocabulary: NodeVocabulary, seen: Mapping[str, Ints], upstream: UpstreamConfig, *, first: bool) -> None:
+    """Give ids their rows. Raises DataError where a first training's tables are too small for them."""
+    vocabulary.admit(seen)
+    most = upstream.graph.max_collisions
+    for name, share in vocabulary.without_row(seen).items() if first else ():
+        if share > most:
+            raise DataError(
+                f"{share:.1%} of the {len(seen[name]):,} ids of node type {name!r} of upstream {upstream.name!r} have "
+                f"no row of their own, more than graph.max_collisions = {most:g}: graph.rows.{name} is "
+                f"{upstream.graph.rows[name]:,}; give it {2 * len(seen[name]):,}, or leave it out"
+            )
+
+
+def _is_small(config: GraphConfig, environment: Environment) -> bool:
+    """Whether every rank can hold the vectors of all entities for a while."""
+    return sum(config.rows.values()) * config.dim * 4 <= _WHOLE * rank_memory(environment)
+
+
+def _identify(upstream: UpstreamConfig, training: TrainConfig) -> dict[str, str]:
+    settings = {KINDS[upstream.kind]: asdict(upstream.graph), "training": asdict(training)}
+    told = flatten({**settings, "held_out": upstream.held_out})
+    return {key: value for key, value in told.items() if key not in ("training.log_every", "training.checkpoint_every")}
+
+
+def _files(upstream: UpstreamConfig, files: Sequence[Path], data: Path) -> list[Path]:
+    """All that may be read, each once."""
+    own = [path for relation in upstream.graph.relations for path in find_files(data, relation.events)]
+    return list(dict.fromkeys([*files, *own]))
+
+
+def _named(files: Sequence[Path], data: Path) -> list[str]:
+    """Patterns that match these files and no others."""
+    return [glob.escape(path.relative_to(data).as_posix()) for path in files]
+
+
+def _tell(title: str, graph: Graph, links: Triples, held: Triples, training: TrainConfig) -> None:
+    nodes = ", ".join(f"{name} {len(ids):,}" for name, ids in zip(graph.types, graph.entities, strict=True))
+    kept = f", {len(held):,} of them held out" if len(held) else ""
+    print(
+        f"{title}: {len(links) + len(held):,} links of {len(graph.relations)} relations{kept}, batches of "
+        f"{training.batch_size} a rank; entities: {nodes}",
+        flush=True,
+    )
