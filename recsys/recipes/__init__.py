@@ -15,6 +15,7 @@ from recsys.data.synthetic import prepare_synthetic
 from recsys.mistakes import meant
 from recsys.recipes.logs import deskdrop, deskdrop_daily, kuairand, kuairand_daily, movielens_1m, movielens_100k
 from recsys.recipes.market import demo, synthetic, synthetic_daily, synthetic_daily_small, synthetic_small
+from recsys.recipes.tables import kuairand_tables
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "kuairand": Recipe(kuairand, prepare_kuairand),
+    "kuairand-tables": Recipe(kuairand_tables, prepare_kuairand),
     "deskdrop": Recipe(deskdrop, prepare_deskdrop),
     "movielens-1m": Recipe(movielens_1m, prepare_movielens_1m),
     "movielens-100k": Recipe(movielens_100k, prepare_movielens_100k),
