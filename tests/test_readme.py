@@ -1,26 +1,33 @@
 """The README's own schema and config are valid, and fit each other and data made after its words."""
 
 import re
+import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from embedding_store import EmbeddingStore
 from recsys.checks import check_daily, check_run, check_towers
-from recsys.config import ConfigError, DaysConfig, RefreshConfig, StudyConfig, override
+from recsys.config import ConfigError, DaysConfig, RefreshConfig, StudyConfig, from_dict, override
 from recsys.data.errors import DataError
 from recsys.data.schema import Schema
+from recsys.folders import store_folder
 from recsys.mistakes import MistakesError
 from recsys.recipes import RECIPES
+from recsys.refresh.cycle import refresh_upstream
+from recsys.upstream import train_upstream
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def toml_blocks() -> list[str]:
-    """Schema and config of a study on one's own data, its days, a refresh's config, and those of a second ranker and of
-    a two-tower model."""
+    """Schema and config of a study on one's own data, upstreams of other kinds, its days, a refresh's config, and those
+    of a second ranker and of a two-tower model."""
     blocks = [block for block in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[log]" not in block]
     return ["\n".join(line.removeprefix("   ") for line in block.splitlines()) for block in blocks]
 
@@ -66,8 +73,30 @@ def test_own_data_section(tmp_path: Path) -> None:
     check_run(run, tmp_path)
 
 
+def test_upstreams_of_other_kinds(tmp_path: Path) -> None:
+    schema, config, kinds, *_ = toml_blocks()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/schema.toml").write_text(schema)
+    document = tomllib.loads(config) | tomllib.loads(kinds)
+    document["retrieval"]["upstream"] = "mf"
+    study = from_dict(StudyConfig, document)
+    write_days(tmp_path / "mine/events", datetime(2026, 1, 20, tzinfo=UTC), days=40, rows=200)
+    items = pq.ParquetFile(tmp_path / "mine/events/2026-01-20/part-0.parquet").read(["timestamp", "item_id", "tags"])
+    (tmp_path / "mine/items").mkdir()
+    pq.write_table(items, tmp_path / "mine/items/part-0.parquet")
+    check_run(study, tmp_path)
+    for upstream in study.upstreams:
+        short = replace(upstream, training=replace(upstream.training, epochs=1))
+        train_upstream(short, tmp_path, tmp_path / "out")
+        refresh_upstream(study.refresh_of(short), tmp_path, tmp_path / "out")
+    store = EmbeddingStore(store_folder(tmp_path / "out"))
+    assert {"user_mf", "item_mf", "user_graph", "item_graph"} <= set(store.list())
+    _, found = store.series("item_graph").latest().load().lookup(torch.tensor([-1, 5]))
+    assert found.tolist() == [True, False]
+
+
 def test_the_days_of_a_study_and_a_refresh_of_its_own(tmp_path: Path) -> None:
-    schema, config, days, refresh, *_ = toml_blocks()
+    schema, config, _, days, refresh, *_ = toml_blocks()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/schema.toml").write_text(schema)
     (tmp_path / "mine.toml").write_text(config + "\n" + days)
