@@ -18,7 +18,7 @@ JOINS = ("each", "raw", "together")
 """What `network.join` may be."""
 POOLINGS = ("mean", "attention")
 """What an arm's `history_pooling` may be."""
-TABLES = ("fine_tuned", "scratch")
+TABLES = ("fine_tuned", "scratch", "attention")
 """What an arm's `tables` may make of a series."""
 
 
@@ -152,8 +152,10 @@ class ArmConfig:
     ages."""
     tables: dict[str, str] = field(default_factory=dict)
     """Series -> what the ranker makes of it where it does not leave the vectors as they are: a table that is
-    `fine_tuned`, beginning with the store's vectors, or one from `scratch`, of as many rows and columns, to see what
-    the vectors are worth beyond its size. Rows are those of the entity's own id, which must be one of the features."""
+    `fine_tuned`, beginning with the store's vectors; the same with `attention` of the candidate to what the relations
+    of the graph make of them (TransRA, arXiv 2508.02609); or one from `scratch`, of as many rows and columns, to see
+    what the vectors are worth beyond its size. Rows are those of the entity's own id, which must be one of the
+    features."""
 
     def __post_init__(self) -> None:
         for name, table in self.tables.items():

@@ -15,6 +15,7 @@ from recsys.data.errors import DataError
 from recsys.dates import DAY_MS
 from recsys.models.series import FEED, SeriesSpec
 from recsys.refresh.aggregator import ACTIVITY_DIM, activity_name
+from recsys.refresh.relations import read_relations
 
 OWNERS = ("user", "item")
 
@@ -160,6 +161,20 @@ def feed_of(
     return torch.stack([age, activity[:, 2]], dim=1) * known.unsqueeze(1)
 
 
+def _relations(store: EmbeddingStore, spec: SeriesSpec) -> tuple[Tensor, Tensor]:
+    """Of the graph that a series is of. Raises DataError if it is of none, or its relations are of another width."""
+    name = f"relation_{spec.name.split('_', 1)[1]}"
+    if name not in store.list():
+        raise DataError(f"series {spec.name!r} is no graph's: the store has no {name!r} to attend to; use fine_tuned")
+    series = store.series(name)
+    if series.dim != spec.dim:
+        raise DataError(
+            f"series {name!r} has {series.dim} dimensions, {spec.name!r} {spec.dim}: to attend to them leave "
+            "graph.relation_dim out, so that they are as wide"
+        )
+    return read_relations(series.history(refused=False)[0], spec.dim)
+
+
 class StoreFeatures:
     """Adds `vectors`, `found` and `feed` of several series to batches; used as the `transform` of an `EventStream`.
 
@@ -200,8 +215,18 @@ class StoreFeatures:
         ]
         self._versions, self._pooled = history, POOLED[pooling]
         newest = tuple(series.spec for series in self.series)
+        self.relations = {
+            spec.name: _relations(store, spec)
+            for spec, table in zip(newest, tables, strict=False)
+            if table == "attention"
+        }
+        """Series -> A and b of the relations that a candidate attends to, see `recsys.refresh.relations`; those of the
+        first snapshot, which no row can be earlier than."""
         made = tables or ("",) * len(newest)
-        told = tuple(replace(spec, table=table) for spec, table in zip(newest, made, strict=True))
+        told = tuple(
+            replace(spec, table=table, relations=len(self.relations[spec.name][1]) if table == "attention" else 0)
+            for spec, table in zip(newest, made, strict=True)
+        )
         self.specs = (*told, *(history_spec(spec, history, pooling) for spec in newest if history))
 
     def __call__(self, batch: Batch) -> Batch:

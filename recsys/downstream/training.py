@@ -74,6 +74,9 @@ class RankerTraining:
         torch.manual_seed(self.seed)  # the same start for every arm: see recsys/models/ranker.py
         ranking = build_ranker(self.schema, self.config.network, self.features.specs, tasks=len(self.labels))
         ranking.raise_logits(self.objective().levels)
+        for name, relations in self.features.relations.items():
+            assert ranking.learned is not None
+            ranking.learned.join.views_of(name).set(*relations)
         return ranking
 
     @cached_property

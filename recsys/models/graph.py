@@ -128,6 +128,16 @@ class Links(nn.Module):
                 self._cubes(ends, batch.relations) if self.config.n3 else None,
             )
 
+    @torch.no_grad()
+    def views(self) -> tuple[Tensor, Tensor]:  # float32 [R, d, D] and [R, D]
+        """A and b of every relation: what it asks the tails of a head h to match is h A + b, of every score."""
+        relations = torch.arange(self.count, device=self.ends.device)
+        ends = torch.eye(self.config.dim + 1, self.config.dim, device=self.ends.device)  # the last one is 0
+        asked = self.score.query(
+            self.score.project(ends.expand(self.count, -1, -1), relations), relations, backwards=False
+        )
+        return asked[:, :-1] - asked[:, -1:], asked[:, -1]
+
     def space(self, relations: Tensor, *, backwards: bool) -> Tensor:  # int64 [G] -> int64 [G]
         """The parameters of relations for finding tails of heads, or heads of tails."""
         return relations + self.count if backwards and self.config.reciprocal else relations

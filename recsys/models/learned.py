@@ -4,7 +4,8 @@ A `fine_tuned` vector is the store's plus `rate` x a row that the ranker learns.
 Adagrad, divides a gradient by the root of its own mean square, so that a factor in front of a row scales the steps of
 what it makes by just that factor: the vector learns as a table would that began as the snapshot, with `rate` times the
 tables' learning rate (1/10: PinFM), though no snapshot is copied, and ids without an event keep the store's vector.
-`scratch` has the rows alone: what a table of the same size is worth that nobody pretrained.
+`scratch` has the rows alone: what a table of the same size is worth that nobody pretrained. `attention` is a fine-tuned
+table with `recsys.models.relation_views` behind it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.config import NetworkConfig
 from recsys.data.schema import Schema
+from recsys.models.relation_views import RelationViews
 from recsys.models.series import SeriesSpec
 from recsys.models.vocabulary import own_ids
 
@@ -64,7 +66,7 @@ class LearnedTables(nn.Module):
 def _table(spec: SeriesSpec, feature: str, rows: int) -> EmbeddingBagCollection:
     """A collection for each series: in one, several that are read by the same id would be called differently."""
     table = EmbeddingBagConfig(
-        name=f"learned_{spec.name}".replace(".", "-"),
+        name=f"learned_{_plain(spec.name)}",
         embedding_dim=-(-spec.dim // _COLUMNS) * _COLUMNS,
         num_embeddings=rows,
         feature_names=[feature],
@@ -84,6 +86,10 @@ class _Join(nn.Module):
         self.series = tuple(series)
         self.features = dict(features)
         self.rate = config.table_rate
+        self.views = nn.ModuleDict(
+            {_plain(x.name): RelationViews(x.relations, x.dim, self.rate) for x in series if x.table == "attention"}
+        )
+        self.candidates = [_candidate(spec, series) for spec in series]
         self.frequency_adaptive = config.frequency_adaptive
         if config.frequency_adaptive:
             for owner in {spec.owner for spec in series if spec.table}:
@@ -97,9 +103,15 @@ class _Join(nn.Module):
         Args:
             counts: owner -> F of each row of its own id.
         """
-        for owner, rates in self.named_buffers():
+        for owner, rates in self.named_buffers(recurse=False):
             new = torch.log1p(counts[owner.removesuffix("_rates")].to(rates).clamp(min=0))
             rates.copy_(torch.where(rates > 0, rates, new / new.max().clamp(min=1e-12)))
+
+    def views_of(self, series: str) -> RelationViews:
+        """What attends to a series."""
+        views = self.views[_plain(series)]
+        assert isinstance(views, RelationViews)
+        return views
 
     def forward(
         self,
@@ -121,14 +133,31 @@ class _Join(nn.Module):
                 rates = self.get_buffer(f"{spec.owner}_rates")
                 ids = sparse[self.features[spec.owner]]  # one an event; a deployed program may have spare ones behind
                 row = row * rates[ids.values()[ids.offsets()[:-1]]].unsqueeze(1)
-            if spec.table == "fine_tuned":
+            if spec.table != "scratch":
                 # Of an id that the snapshot lacks the row is all there is, and learns as other tables do.
                 held = places[number]
                 parts[number] = torch.where(held, parts[number] + self.rate * row, row)
             else:
                 parts[number] = row
             places[number] = torch.ones_like(places[number])
+        known = list(parts)  # before any of them attends
+        for number, spec in enumerate(self.series):
+            if spec.table == "attention":
+                parts[number] = self.views[_plain(spec.name)](known[number], known[self.candidates[number]])
         return torch.cat(parts, dim=1), torch.cat(places, dim=1)
+
+
+def _plain(name: str) -> str:
+    """A series' name as modules and tables have it, which take no dots."""
+    return name.replace(".", "-")
+
+
+def _candidate(spec: SeriesSpec, series: Sequence[SeriesSpec]) -> int:
+    """The place of the items' vectors that attend to a series: those of the same graph; its own where none is to."""
+    items = [number for number, x in enumerate(series) if x.owner == "item" and x.space == spec.space]
+    if spec.table == "attention" and not items:
+        raise ValueError(f"candidates are to attend to series {spec.name!r}: read the items' of the same graph too")
+    return items[0] if items else 0
 
 
 def learned_tables(schema: Schema, series: Sequence[SeriesSpec], config: NetworkConfig) -> LearnedTables | None:

@@ -30,8 +30,10 @@ class SeriesSpec:
     versions: int = 1
     """Places it has in a batch: an entity's vectors in so many versions, newest first, which the ranker attends to."""
     table: str = ""
-    """Whether the ranker learns a table in its place (`scratch`) or on top of it (`fine_tuned`), see
+    """Whether the ranker learns a table in its place (`scratch`) or on top of it (`fine_tuned`, `attention`), see
     `recsys.models.learned`; empty: the vectors stay as the store has them."""
+    relations: int = 0
+    """Of `attention`: relations of the graph."""
 
     def __post_init__(self) -> None:
         if self.owner not in ("user", "item"):

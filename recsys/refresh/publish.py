@@ -23,12 +23,14 @@ from embedding_store import EmbeddingStore, Series, TagMovedError
 from recsys.atomic import write_json
 from recsys.config import STUDIED, RefreshConfig, RefreshSettings
 from recsys.folders import store_folder
+from recsys.models.graph import GraphModel
 from recsys.refresh.aggregate import DECAY, Aggregation
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series, newest_before
 from recsys.refresh.arms import arm_of, cross_series, series_of
 from recsys.refresh.content import BATCH, Content, Part, Timer, cross_parts, tower_parts
 from recsys.refresh.embed import gather
 from recsys.refresh.prior import prior_series, publish_prior, withdraw
+from recsys.refresh.relations import publish_relations, relation_series
 from recsys.train.distributed import Environment, broadcast
 
 
@@ -260,6 +262,11 @@ class Publisher:
                     writer.finish()
                 if main:
                     self._publish_prior(content, publication.as_of)
+                    if isinstance(content.model, GraphModel):
+                        series = relation_series(
+                            self._store, self._config.upstream.name, self._config.upstream.graph.relation_width
+                        )
+                        publish_relations(series, content.model, publication.as_of, publication.space)
                 writers.close()
         if main:
             self.expired |= {name: writer.expired for name, writer in opened.items()}

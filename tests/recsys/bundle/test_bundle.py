@@ -43,6 +43,10 @@ HISTORIES = {"mean": {"history": 2}, "attention": {"history": 3, "history_poolin
 """Of two versions; the third place of those that are attended to stays empty."""
 
 
+TABLES = {"learned": ("fine_tuned", "scratch"), "relations": ("attention", "attention")}
+"""What is learned in place of users' and items' vectors."""
+
+
 def trained_in_memory(config: RankerConfig, data: Path, store: Path, arm: str) -> TrainedRanker:
     """The same training, without checkpoints or a bundle."""
     names = config.series(config.arm(arm), 0)
@@ -81,8 +85,8 @@ def of_kind(kind: str) -> RankerConfig:
     if kind in HISTORIES:
         arms = [replace(arm, **HISTORIES[kind]) if arm.series else arm for arm in CONFIG.arms]
         return replace(CONFIG, arms=tuple(arms))
-    if kind == "learned":
-        tables = {"user_ctr": "fine_tuned", "item_ctr": "scratch"}
+    if kind in TABLES:
+        tables = dict(zip(("user_ctr", "item_ctr"), TABLES[kind], strict=True))
         arms = [replace(arm, tables=tables) if arm.name == ARM else arm for arm in CONFIG.arms]
         return replace(CONFIG, arms=tuple(arms), network=replace(CONFIG.network, frequency_adaptive=True))
     features = (*CONFIG.features, "clicked_items", "converted_items")
@@ -92,7 +96,7 @@ def of_kind(kind: str) -> RankerConfig:
 
 @pytest.mark.parametrize(
     ("arm", "kind"),
-    [("none", "dlrm"), *((ARM, kind) for kind in ("dlrm", "dcnv2", "dhen", "mean", "attention", "learned"))],
+    [("none", "dlrm"), *((ARM, kind) for kind in ("dlrm", "dcnv2", "dhen", "mean", "attention", *TABLES))],
 )
 def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Path, arm: str, kind: str) -> None:
     config = of_kind(kind)
@@ -100,6 +104,11 @@ def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Pa
         shutil.copytree(store, tmp_path / "store")
         store = tmp_path / "store"
         publish_vectors(data, store, later_ms=1000, turned=0.3)
+    if kind == "relations":
+        shutil.copytree(store, tmp_path / "store")
+        store = tmp_path / "store"
+        with EmbeddingStore(store).create("relation_ctr", dim=6).write(as_of=1, space="ctr-1") as writer:
+            writer.append(torch.arange(2 * 7), torch.randn(2 * 7, 6, generator=torch.Generator().manual_seed(0)))
     train_bundle(config, arm, data, tmp_path, str(store))
     bundle = load_bundle(bundle_folder(tmp_path))
     trained = trained_in_memory(config, data, store, arm)

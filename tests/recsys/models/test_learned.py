@@ -85,6 +85,39 @@ def test_every_ranker_has_them_and_starts_as_without(kind: str) -> None:
     assert all(bool(x.grad.abs().sum() > 0) for x in ranker.learned.parameters())
 
 
+def test_candidates_attend_to_what_relations_make_of_vectors() -> None:
+    torch.manual_seed(0)
+    attended = [replace(x, table="attention", relations=2) for x in (USER, ITEM)]
+    made = learned_tables(SCHEMA, attended, CONFIG)
+    assert made is not None
+    draw_tables(made, 0)
+    rows = joined()
+    rows = replace(rows, vectors=rows.vectors[:, :8], found=rows.found[:, :2])
+    plain, _ = replace_tables(made, "fine_tuned")(rows.sparse, rows.vectors, rows.found)
+    views = made.join.views_of("user_mf")
+    matrices, offsets = torch.randn(2, 4, 4), torch.randn(2, 4)
+    views.set(matrices, offsets)
+    got, _ = made(rows.sparse, rows.vectors, rows.found)
+    for row in range(4):
+        user, item = plain[row, :4], plain[row, 4:]
+        seen = [user @ matrices[x] + offsets[x] for x in range(2)]
+        share = torch.stack([each @ views.ask(item) / 2 for each in seen]).softmax(0)
+        torch.testing.assert_close(got[row, :4], user + share[0] * seen[0] + share[1] * seen[1])
+    got.sum().backward()
+    assert views.matrix_steps.grad is not None
+    assert views.matrix_steps.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="read the items' of the same graph too"):
+        learned_tables(SCHEMA, attended[:1], CONFIG)
+
+
+def replace_tables(made: LearnedTables, table: str) -> LearnedTables:
+    """The same rows, otherwise made use of."""
+    series = tuple(replace(x, table=table, relations=0) for x in made.join.series)
+    other = LearnedTables(SCHEMA, series, CONFIG)
+    other.bags = made.bags
+    return other
+
+
 class _Task(nn.Module):
     """Pulls the learned vectors towards targets."""
 

@@ -29,6 +29,7 @@ from recsys.fitting import Fit
 from recsys.folders import store_folder, upstream_folder
 from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.on_demand import embed_rows
+from recsys.refresh.relations import read_relations
 from recsys.upstream import train_upstream
 from tests.distributed import run_ranks
 from tests.recsys.refresh.catalogue_example import item_rows
@@ -148,6 +149,8 @@ def test_a_graph_is_trained_published_and_refreshed(tmp_path: Path, capsys: pyte
     again, found = vectors(out, "item_ctr", [555, items[1]])
     assert found.tolist() == [False, True]
     assert not torch.equal(again[1], torch.zeros(8))
+    matrices, offsets = read_relations(EmbeddingStore(store_folder(out)).series("relation_ctr").history()[0], 8)
+    assert (matrices.shape, offsets.shape) == ((3, 8, 8), (3, 8))
 
 
 def test_a_graph_on_two_ranks_leaves_nothing_to_do_for_one(tmp_path: Path) -> None:
