@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from recsys.cli_bundle import bundle, repin, score
+from recsys.cli_bundle import bundle, publish, repin, score
 from recsys.cli_jobs import downstream, embed, prior, ranker, refresh, twotower, upstream
 from recsys.cli_retrieve import index, retrieve, towers
 from recsys.config import ConfigError
@@ -292,7 +292,7 @@ def run_command() -> None:
     """
     functions = (
         *(demo, run, daily, rank, check, config, tune, prepare, report),
-        *(bundle, score, repin),
+        *(bundle, score, repin, publish),
         *(towers, index, retrieve),
         *(upstream, refresh, embed, prior, downstream, ranker, twotower),
     )

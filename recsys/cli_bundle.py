@@ -88,3 +88,18 @@ def repin(bundle: Annotated[Path, tyro.conf.Positional], /, *, store: str = "", 
     from recsys.bundle.command import move
 
     move(bundle, store, max_drift)
+
+
+def publish(out: Annotated[Path, tyro.conf.Positional], /, *, data: Path, name: str, store: str = "") -> None:
+    """Publish the tables that a ranker has learned on top of a store's series (`tables` of its arm) as new series.
+
+    Args:
+        out: Folder that `recsys bundle` worked in.
+        data: Folder of the events that it was trained on.
+        name: The series are user_NAME and item_NAME.
+        store: Where to; left out, the store that the ranker reads.
+    """
+    from recsys.bundle.publish import publish_tables
+
+    for snapshot in publish_tables(out, data, name, store=store):
+        print(f"{snapshot.series}: version {snapshot.version} of {snapshot.rows:,} in space {snapshot.space}")

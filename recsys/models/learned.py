@@ -66,7 +66,7 @@ class LearnedTables(nn.Module):
 def _table(spec: SeriesSpec, feature: str, rows: int) -> EmbeddingBagCollection:
     """A collection for each series: in one, several that are read by the same id would be called differently."""
     table = EmbeddingBagConfig(
-        name=f"learned_{_plain(spec.name)}",
+        name=rows_name(spec.name),
         embedding_dim=-(-spec.dim // _COLUMNS) * _COLUMNS,
         num_embeddings=rows,
         feature_names=[feature],
@@ -145,6 +145,11 @@ class _Join(nn.Module):
             if spec.table == "attention":
                 parts[number] = self.views[_plain(spec.name)](known[number], known[self.candidates[number]])
         return torch.cat(parts, dim=1), torch.cat(places, dim=1)
+
+
+def rows_name(series: str) -> str:
+    """What the table of a series is called."""
+    return f"learned_{_plain(series)}"
 
 
 def _plain(name: str) -> str:
