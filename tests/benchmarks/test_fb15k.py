@@ -70,7 +70,9 @@ def small(score: str, data: Path, out: Path, **training: object) -> Options:
     recipe = RECIPES[score]
     graph = replace(recipe.graph, dim=32, negatives=64, group=16)
     small = replace(recipe.training, batch_size=256, log_every=1000, **training)
-    return replace(recipe, graph=graph, training=small, first=min(recipe.first, 3), first_lr=0.2, data=data, out=out)
+    return replace(
+        recipe, graph=graph, training=small, first=min(recipe.first, 3), first_lr=0.2, passes=4, data=data, out=out
+    )
 
 
 @pytest.mark.parametrize("score", SCORES)
