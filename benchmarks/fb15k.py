@@ -47,7 +47,7 @@ class Options:
     training: TrainConfig
     """The run; an epoch of it is so many `passes`."""
     first: int = 0
-    """Epochs of a TransE with these settings whose vectors the training begins with; 0: none."""
+    """Epochs of a TransE, by its recipe, whose vectors the training begins with; 0: none."""
     first_lr: float = 0.5
     """Its learning rate of the tables."""
     passes: int = 4
@@ -66,12 +66,13 @@ RUN = TrainConfig(epochs=5, batch_size=1024, sparse_lr=0.5, dense_lr=0.01, final
 RECIPES = {
     "transe": Options(graph=GraphConfig(score="transe", dim=128), training=RUN),
     "transr": Options(
-        graph=GraphConfig(score="transr", dim=128),
-        training=replace(RUN, epochs=3, sparse_lr=0.1, dense_lr=0.001),
-        first=5,
+        graph=GraphConfig(score="transr", dim=128, dropout=0.2),
+        training=replace(RUN, epochs=3, sparse_lr=0.1, dense_lr=3e-4),
+        first=10,
+        passes=2,
     ),
-    "distmult": Options(graph=GraphConfig(score="distmult", dim=128, n3=0.02), training=RUN),
-    "complex": Options(graph=GraphConfig(score="complex", dim=128, n3=0.02), training=RUN),
+    "distmult": Options(graph=GraphConfig(score="distmult", dim=256, n3=0.05), training=RUN),
+    "complex": Options(graph=GraphConfig(score="complex", dim=256, n3=0.05), training=RUN),
     "rotate": Options(graph=GraphConfig(score="rotate", dim=128), training=RUN),
 }
 
@@ -126,7 +127,9 @@ def main(options: Options) -> None:
 def first_of(options: Options) -> Options:
     """The training of the TransE that comes first."""
     training = replace(RUN, epochs=options.first, sparse_lr=options.first_lr, seed=options.training.seed)
-    return replace(options, graph=replace(options.graph, score="transe", relation_dim=0), training=training)
+    return replace(
+        options, graph=replace(options.graph, score="transe", relation_dim=0, dropout=0.0), training=training
+    )
 
 
 def train_graph(

@@ -21,7 +21,7 @@ from recsys.config import KINDS, GraphConfig, TrainConfig, UpstreamConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.links import LinkStream
-from recsys.data.relations import graph_of, read_links
+from recsys.data.relations import declared, read_links
 from recsys.data.seen import Ints
 from recsys.data.sizes import Tables
 from recsys.data.triples import Graph, Triples
@@ -41,7 +41,7 @@ _WHOLE = 0.1
 
 
 def count_nodes(config: GraphConfig, data: Path, files: Sequence[Path]) -> Tables:
-    """Rows of the tables of the node types for which the config gives none.
+    """Rows of the tables of all node types: those that the config gives, and as many as their ids need.
 
     Args:
         config: the relations.
@@ -51,9 +51,7 @@ def count_nodes(config: GraphConfig, data: Path, files: Sequence[Path]) -> Table
     Raises:
         DataError: what `read_links` raises.
     """
-    graph, _ = read_links(config.relations, data, _named(files, data))
-    rows = dict(zip(graph.types, graph.rows, strict=True))
-    return {name: rows[name] for name in config.node_types if name not in config.rows}
+    return read_links(config.relations, data, _named(files, data), config.rows)[0].sizes
 
 
 def train_on_links(
@@ -78,7 +76,7 @@ def train_on_links(
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
     config = upstream.graph
-    whole = graph_of(config)
+    whole = declared(config.relations, config.rows)
     read = [relation for relation in config.relations if start is None or not relation.events]
     graph, links = read_links(read, data, _named(files, data))
     links = replace(links, relations=np.array([whole.relations.index(x) for x in graph.relations])[links.relations])

@@ -89,28 +89,26 @@ class LinkStream:
     ) -> None:
         self._locate = locate
         self._graph, self._negatives, self._seed, self._rank = graph, negatives, seed, rank
-        self._groups = max(1, batch_size // group)
+        self._group, self._groups = group, max(1, batch_size // group)
         counts = np.bincount(triples.relations, minlength=len(graph.relations))
         sizes = [-(-_share(counts, each, world_size) // group) for each in range(world_size)]
         self._steps = -(-max(int(each.sum()) for each in sizes) // self._groups)
         self._links = triples.share(rank, world_size).by_relation()
-        self._begin_groups(_share(counts, rank, world_size), group)
+        self._cut(_share(counts, rank, world_size))
         self.steps_per_epoch = self._steps * passes
         self.total_steps = self.steps_per_epoch * epochs
         self.shortfall = ""
         self.wait_seconds = 0.0
         self._next = 0
 
-    def _begin_groups(self, counts: Ints, group: int) -> None:
-        """Where each group of links begins, its relation and which of its P places hold a link."""
-        per_relation = -(-counts // group)
+    def _cut(self, counts: Ints) -> None:
+        """Each group's relation, where its links begin, and where those of the relation end."""
+        per_relation = -(-counts // self._group)
         self._relation = np.repeat(np.arange(len(counts)), per_relation)
         number = np.arange(len(self._relation)) - np.repeat(np.cumsum(per_relation) - per_relation, per_relation)
         end = np.cumsum(counts)
-        first = (end - counts)[self._relation] + number * group
-        self._at = first[:, None] + np.arange(group)  # [groups, P]
-        self._there = self._at < end[self._relation][:, None]
-        self._at[~self._there] = 0
+        self._first = (end - counts)[self._relation] + number * self._group
+        self._end = end[self._relation]
 
     def seek(self, position: int) -> None:
         """Continue with the batch of this number, counted over all passes."""
@@ -140,16 +138,17 @@ class LinkStream:
 
     def _batch(self, order: Ints, groups: Ints, position: int) -> LinkBatch:
         """These groups, and empty ones of the first relation where they are too few."""
-        at, there, relation = self._at[groups], self._there[groups], self._relation[groups]
         missing = self._groups - len(groups)
-        links = order[at] if len(order) else at
-        heads, tails, weights = (
-            np.pad(np.where(there, each[links] if len(order) else 0, 0), ((0, missing), (0, 0)))
-            for each in (self._links.heads, self._links.tails, self._links.weights)
-        )
+        at = self._first[groups][:, None] + np.arange(self._group)  # [groups, P]
+        there = at < self._end[groups][:, None]
+        heads, tails = np.zeros((2, self._groups, self._group), np.int64)
+        weights = np.zeros((self._groups, self._group), np.float32)
+        links = self._links.take(order[at[there]])
+        for mine, each in ((heads, links.heads), (tails, links.tails), (weights, links.weights)):
+            mine[: len(groups)][there] = each
         random = np.random.default_rng((self._seed, 2, position))  # of all ranks
         drawn = [rows[random.integers(len(rows), size=self._negatives)] for rows in self._graph.entities]
-        return make_batch(self._graph, np.pad(relation, (0, missing)), heads, tails, weights, drawn)
+        return make_batch(self._graph, np.pad(self._relation[groups], (0, missing)), heads, tails, weights, drawn)
 
 
 def make_batch(

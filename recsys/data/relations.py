@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.config.graph import GraphConfig, RelationConfig
+from recsys.config.graph import RelationConfig
 from recsys.data.columns import NULL, NUMBER
 from recsys.data.ends import End, check_links
 from recsys.data.errors import DataError
@@ -23,7 +24,9 @@ _ROWS = 65_536
 """Rows that are read at once."""
 
 
-def read_links(relations: Sequence[RelationConfig], data: Path, events: Sequence[str] = ()) -> tuple[Graph, Triples]:
+def read_links(
+    relations: Sequence[RelationConfig], data: Path, events: Sequence[str] = (), rows: Mapping[str, int] | None = None
+) -> tuple[Graph, Triples]:
     """The links of all relations, each once, with its relation's weight times how often it is there.
 
     Heads and tails are ids here, of which strings are the 64-bit hash (`recsys.data.strings`), and so are the graph's
@@ -35,6 +38,7 @@ def read_links(relations: Sequence[RelationConfig], data: Path, events: Sequence
         relations: what to read, in the order of their numbers.
         data: folder that the files lie below.
         events: patterns of the files of relations that name none.
+        rows: node type -> rows of its table, where a training before counted them, see `Graph.sizes`.
 
     Raises:
         DataError: a sentence for each thing that is wrong: no relation, files that are not there or cannot be read, a
@@ -48,40 +52,37 @@ def read_links(relations: Sequence[RelationConfig], data: Path, events: Sequence
     if mistakes:
         raise DataError(*mistakes)
     links = Triples.join(parts)
-    return _graph(relations, links), links
+    return _graph(relations, links, rows or {}), links
 
 
-def graph_of(config: GraphConfig) -> Graph:
-    """The graph of a config whose tables all have rows, without an entity yet."""
-    types = config.node_types
+def declared(relations: Sequence[RelationConfig], rows: Mapping[str, int]) -> Graph:
+    """The graph that relations declare, without entities: all that a model needs which is to be loaded.
+
+    Args:
+        relations: in the order of their numbers.
+        rows: node type -> rows of its table, as `Graph.sizes` of the graph that was trained on has them.
+    """
+    types = tuple(dict.fromkeys(end.type for each in relations for end in (each.head, each.tail)))
     return Graph(
         types=types,
-        rows=tuple(config.rows[name] for name in types),
-        entities=tuple(np.zeros(0, np.int64) for _ in types),
-        relations=tuple(each.name for each in config.relations),
-        ends=_ends(config.relations, types),
+        rows=tuple(rows[name] for name in types),
+        entities=tuple(np.empty(0, np.int64) for _ in types),
+        relations=tuple(each.name for each in relations),
+        ends=np.array([[types.index(each.head.type), types.index(each.tail.type)] for each in relations]),
     )
 
 
-def _ends(relations: Sequence[RelationConfig], types: Sequence[str]) -> Ints:
-    return np.array([[types.index(each.head.type), types.index(each.tail.type)] for each in relations])
-
-
-def _graph(relations: Sequence[RelationConfig], links: Triples) -> Graph:
-    types = tuple(dict.fromkeys(end.type for each in relations for end in (each.head, each.tail)))
-    ends = _ends(relations, types)
-    heads, tails = ends[links.relations].T
+def _graph(relations: Sequence[RelationConfig], links: Triples, rows: Mapping[str, int]) -> Graph:
+    """The graph of these links; `rows`: of node types that have a table already."""
+    names = dict.fromkeys(end.type for each in relations for end in (each.head, each.tail))
+    graph = declared(relations, {name: rows.get(name, 0) for name in names})
+    heads, tails = graph.ends[links.relations].T
     entities = tuple(
         np.unique(np.concatenate((links.heads[heads == number], links.tails[tails == number])))
-        for number in range(len(types))
+        for number in range(len(graph.types))
     )
-    return Graph(
-        types=types,
-        rows=tuple(room_for(ids) for ids in entities),
-        entities=entities,
-        relations=tuple(each.name for each in relations),
-        ends=ends,
-    )
+    counted = tuple(known or room_for(ids) for known, ids in zip(graph.rows, entities, strict=True))
+    return replace(graph, entities=entities, rows=counted)
 
 
 def _read_relation(number: int, relation: RelationConfig, files: Sequence[tuple[Path, End, End]]) -> Triples:

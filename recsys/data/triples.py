@@ -31,6 +31,11 @@ class Graph:
     ends: Ints
     """int64 [R, 2]: the node types of heads and tails, by number."""
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Node type -> rows of its table."""
+        return dict(zip(self.types, self.rows, strict=True))
+
 
 @dataclass(frozen=True)
 class Triples:

@@ -8,7 +8,7 @@ is needed for the vectors of one. Those of events, trained by `recsys.upstream.t
 from __future__ import annotations
 
 from recsys.config import UpstreamConfig
-from recsys.data.relations import graph_of
+from recsys.data.relations import declared
 from recsys.data.schema import Schema
 from recsys.models.derm import DERM
 from recsys.models.graph import GraphModel
@@ -28,5 +28,5 @@ def build_upstream(upstream: UpstreamConfig, schema: Schema) -> UpstreamModel:
     if upstream.kind == "contrastive":
         return IdTables(schema, upstream.contrastive, tasks)
     if upstream.kind == "graph":
-        return GraphModel(graph_of(upstream.graph), upstream.graph)
+        return GraphModel(declared(upstream.graph.relations, upstream.graph.rows), upstream.graph)
     return DERM(schema, upstream.model, tasks)

@@ -25,7 +25,7 @@ class Batches(Protocol):
 
 
 class Stream(Batches, Protocol):
-    """What training needs of an event stream; every rank has its own, with as many batches as the others'. A batch's
+    """What training needs of a stream; every rank has its own, with as many batches as the others'. A batch's
     number is counted over all passes."""
 
     @property

@@ -254,10 +254,11 @@ def fit(
     Args:
         task: forward(batch) -> (loss, TaskOutput), its tables on "meta", all else the same on every rank; changed in
             place.
-        stream: this rank's batches; how many passes and how many rows a batch is the stream's to say.
+        stream: this rank's batches, of events or of what else the task reads; how many passes and how many rows a batch
+            is the stream's to say.
         config: learning rates, seed, steps between log lines and between checkpoints.
         environment: this rank.
-        tasks: names of the T columns of the task's logits.
+        tasks: names of the T columns of the task's logits; none where its losses are all there is to log.
         values: those of them whose labels are values, not 0 and 1.
         identity: what the run is of, `files`, `config` and the rows in `quarantine`, as name -> value; a checkpoint of
             something else is refused. The number of ranks is no part of it.

@@ -81,6 +81,20 @@ def test_links_of_several_types(tmp_path: Path, chunk: int, monkeypatch: pytest.
     assert graph.rows == (4, 8, 4, 4)  # twice the ids
 
 
+def test_tables_that_have_been_counted(tmp_path: Path):
+    """A later day's graph has the sizes of the first one's, and so does one that is only declared."""
+    write(tmp_path, u=[1, 2], i=[3, 4], click=[1, 1])
+    first, _ = read(tmp_path, CLICKED)
+    assert first.sizes == {"user": 4, "item": 5}  # twice the ids, or one for each from 0 on
+    write(tmp_path, u=list(range(50)), i=list(range(50)), click=[1] * 50)
+    later, _ = read_links([CLICKED], tmp_path, ["events.parquet"], {"user": 4})
+    assert later.sizes == {"user": 4, "item": 100}
+    bare = relations.declared([CLICKED], first.sizes)
+    assert (bare.types, bare.rows, bare.relations) == (first.types, first.rows, first.relations)
+    assert (bare.ends == first.ends).all()
+    assert [len(ids) for ids in bare.entities] == [0, 0]
+
+
 def test_files_of_its_own(tmp_path: Path):
     """Another relation's, an ids' type that narrower integers have, and a file whose column holds nothing."""
     write(tmp_path, u=[1, 2], i=[3, 4], click=[True, False])
