@@ -1,8 +1,8 @@
 """Rows that ids own for as long as they are seen: TorchRec's managed collision, MPZCH, with eviction.
 
 MPZCH (multi-probe zero collision hashing, `torchrec.modules.hash_mc_modules`) keeps the whole id that owns a row, its
-"identity", and looks for an id at up to 128 rows that lie behind one another: a table may be nearly full before an id
-finds no row, and no two ids are ever taken for one. Ids are looked up here by the operator of TorchRec's module,
+"identity", and looks for an id at up to 128 rows that lie behind one another: few find none even where a table is
+nearly full, and no two ids are ever taken for one. Ids are looked up here by the operator of TorchRec's module,
 `fbgemm::zero_collision_hash`. On a CPU that only reads, so that ids are admitted by us: with the operator's rules, all
 together, so that ranks agree whatever the order. Identities are on every rank whole, tables are sharded as ever.
 
@@ -21,7 +21,8 @@ from recsys.dates import HOUR_MS
 from recsys.models.vocabulary import Ints, OwnedRows, settle
 
 PROBES = 128
-"""Rows at which an id may lie: TorchRec's default. Where ids fill 95 % of a table one of 10,000 finds none free."""
+"""Rows at which an id may lie: TorchRec's default. Where ids fill three quarters of a table one of 20,000 finds none
+free, at nine tenths one of 180; with one row each it would be one of 28."""
 EMPTY = -1
 """The operator's identity of a row that nobody owns."""
 ROWLESS = 0x1B873593CC9E2D51
