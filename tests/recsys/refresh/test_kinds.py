@@ -32,6 +32,7 @@ from recsys.refresh.cycle import refresh_upstream
 from recsys.refresh.first import load_towers
 from recsys.refresh.on_demand import embed_rows
 from recsys.train.distributed import Environment
+from recsys.train.tables import draw_tables
 from recsys.upstream import train_upstream
 from tests.distributed import run_ranks
 from tests.recsys.refresh.catalogue_example import item_rows
@@ -40,6 +41,7 @@ from tests.recsys.refresh.example import CONFIG, LAST, MODEL, SCHEMA, write_log
 
 OWN = ContrastiveConfig(dim=8)
 HASHED = ContrastiveConfig(dim=16, ids="hashed", sub_tables=4)
+USERS = "embeddings.user_user_id.weight"
 MANAGED = ContrastiveConfig(dim=8, ids="managed", time_to_live_hours=1)
 pytestmark = pytest.mark.usefixtures("no_pages")
 
@@ -122,6 +124,11 @@ def test_who_a_day_does_not_have_gives_its_row_back(tmp_path: Path, environment:
         for ids, share in ((old, float(hours)), (day, 0.0)):
             seen = {"user": np.array(sorted(ids)), "item": np.arange(0)}
             assert model.vocabulary.without_row(seen)["user"] == share
+        nobodys = model.vocabulary.state()["user"][:, 0] == -1
+        drawn = draw_tables(IdTables(SCHEMA, config.upstream.contrastive, ["click"]), config.upstream.training.seed)
+        (weight,) = (x.local_shards()[0].tensor for x in model.user.own.state_dict().values())
+        assert torch.equal(weight[:-1][nobodys], drawn.user.own.state_dict()[USERS][:-1][nobodys]), "as at the start"
+        assert not torch.equal(weight[:-1], drawn.user.own.state_dict()[USERS][:-1])
 
 
 def test_another_id_column_is_read_beside_the_own_ones(tmp_path: Path) -> None:
