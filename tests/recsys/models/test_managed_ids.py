@@ -120,6 +120,9 @@ def test_ids_that_were_not_seen_for_too_long_give_their_rows_back() -> None:
     assert table.admit(new, 11 * DAY_MS + HOUR_MS).tolist() == sorted(rows)
     assert (find(table, old) == 10).all()
     assert sorted(find(table, new)) == sorted(rows)
+    state = table.get_extra_state().clone()
+    assert not len(table.admit(new, 11 * DAY_MS + HOUR_MS)), "a training that goes on from its checkpoint"
+    assert torch.equal(table.get_extra_state(), state)
     assert not len(table.admit(new, 9 * DAY_MS)), "an older day takes nothing"
     forever = filled(10, old)
     assert not len(forever.admit(new, 10**6 * DAY_MS))
