@@ -27,11 +27,11 @@ from recsys.config import TrainConfig
 from recsys.config.graph import GraphConfig
 from recsys.data.links import LinkStream
 from recsys.data.triples import Graph, Triples, read_openke
-from recsys.evaluate.links import KnownLinks, LinkRanks, rank_links
 from recsys.identity import flatten, identify_files
 from recsys.models.graph import GraphModel, GraphTask, WholeGraph
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, peak_memory, process_group
+from recsys.train.link_ranks import KnownLinks, LinkRanks, rank_links
 from recsys.train.trainer import TrainResult, fit
 
 SHARED = ("model.tables", "model.links.score.vectors")

@@ -25,11 +25,11 @@ from recsys.data.relations import declared, read_links
 from recsys.data.seen import Ints
 from recsys.data.sizes import Tables
 from recsys.data.triples import Graph, Triples
-from recsys.evaluate.links import KnownLinks, rank_links
 from recsys.identity import flatten, identify_files
 from recsys.models.graph import GraphModel, GraphTask, WholeGraph
 from recsys.models.nodes import NodeVocabulary
 from recsys.train.distributed import Environment
+from recsys.train.link_ranks import KnownLinks, rank_links
 from recsys.train.sharding import rank_memory
 from recsys.train.trainer import fit
 from recsys.trained import Trained

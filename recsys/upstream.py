@@ -29,16 +29,18 @@ from recsys.data.seen import Ints, SeenIds, read_ids
 from recsys.data.sizes import Tables, described, key_of, unsized
 from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
+from recsys.dates import UNTIMED
 from recsys.evaluate.measures import measures
 from recsys.folders import upstream_folder
 from recsys.graph_upstream import count_nodes, train_on_links
 from recsys.identity import flatten, identify_files
+from recsys.models.derm import DERM
 from recsys.models.graph import GraphModel
-from recsys.models.hashed_ids import HashedIds
+from recsys.models.id_tables import IdTables
 from recsys.models.kinds import build_upstream
 from recsys.models.losses import DermTask, ItemFrequencies
 from recsys.models.objective import Objective
-from recsys.models.vocabulary import Vocabulary, own_ids
+from recsys.models.vocabulary import own_ids
 from recsys.positives import count_positives
 from recsys.progressive import Scored
 from recsys.screening import screen
@@ -47,6 +49,7 @@ from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, process_group
 from recsys.train.passes import Scores
 from recsys.train.predict import predict
+from recsys.train.tables import renew_rows
 from recsys.train.trainer import fit
 from recsys.trained import Trained
 
@@ -202,7 +205,7 @@ def train_on(
     training = training.sized(rows // environment.world_size, steps)
     if told and environment.is_main:
         _tell_batches(str(title), training, rows, held.count, environment)
-    frequencies, seen = _survey(files, schema, upstream, left_out, facts.as_of, started=start is not None)
+    frequencies, seen, newest = _survey(files, schema, upstream, left_out, facts.as_of, started=start is not None)
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
     resolve = partial(model.vocabulary.resolve, dropout=network.id_dropout, seed=training.seed)
@@ -226,7 +229,7 @@ def train_on(
         start=start,
         title=title,
         before=Scored(files, schema, model.vocabulary.resolve, left_out, out, environment, as_of=facts.as_of),
-        begun=partial(_admit, model.vocabulary, seen, upstream, first=start is None),
+        begun=partial(_admit, model, seen, newest, upstream, training.seed, first=start is None),
         after_epoch=judge,
     )
     return Trained(
@@ -266,12 +269,23 @@ def _tell_batches(title: str, training: TrainConfig, rows: int, held_out: int, e
 
 
 def _admit(
-    vocabulary: Vocabulary | HashedIds, seen: Mapping[str, Ints], upstream: UpstreamConfig, *, first: bool
+    model: DERM | IdTables,
+    seen: Mapping[str, Ints],
+    newest: int,
+    upstream: UpstreamConfig,
+    seed: int,
+    *,
+    first: bool,
 ) -> None:
-    """Give the training's ids their rows. Raises DataError where a first one's tables are too small for them."""
-    vocabulary.admit(seen)
-    most = upstream.contrastive.max_collisions
-    if not first or upstream.kind != "contrastive":
+    """Give the training's ids their rows; those that others owned before begin anew. Raises DataError where a first
+    one's tables are too small for them."""
+    vocabulary, most = model.vocabulary, upstream.contrastive.max_collisions
+    freed = vocabulary.admit(seen, newest)
+    if not isinstance(model, IdTables):
+        return
+    for owner, rows in freed.items():
+        renew_rows(model.own_table(owner), rows, seed)
+    if not first:
         return
     for owner, share in vocabulary.without_row(seen).items():
         if share > most:
@@ -349,12 +363,12 @@ def _survey(
     as_of: int | None,
     *,
     started: bool,
-) -> tuple[ItemFrequencies | None, dict[str, Ints]]:
-    """What the contrastive loss needs, None if there is to be none; and the ids of all events, by owner. A day that
-    goes on from a trained model may have no positive: it teaches what it can. A first training without one is a
-    mistake."""
+) -> tuple[ItemFrequencies | None, dict[str, Ints], int]:
+    """What the contrastive loss needs, None if there is to be none; the ids of all events, by owner; and the time of
+    the newest one, ms, UNTIMED where nothing is contrasted. A day that goes on from a trained model may have no
+    positive: it teaches what it can. A first training without one is a mistake."""
     if not upstream.loss.contrastive_weight:
-        return None, read_ids(files, schema, skip) if own_ids(schema) else {}
+        return None, read_ids(files, schema, skip) if own_ids(schema) else {}, UNTIMED
     labels = tuple(upstream.loss.contrasted([label.name for label in schema.labels]))
     seen = SeenIds()
     frequencies = count_positives(files, schema, labels, skip, seen, as_of)
@@ -363,4 +377,4 @@ def _survey(
             f"label {' or '.join(map(repr, labels))} is never 1 in {len(files)} files: contrast another label, give "
             "more events, or set loss.contrastive_weight = 0"
         )
-    return frequencies, seen.ids()
+    return frequencies, seen.ids(), seen.newest

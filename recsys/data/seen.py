@@ -14,6 +14,7 @@ from recsys.data.batch import Batch
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
+from recsys.dates import UNTIMED
 
 SCAN_ROWS = 65_536
 """Rows of ids that are read at once."""
@@ -31,11 +32,14 @@ class SeenIds:
 
     def __init__(self) -> None:
         self._sets = {"user": Distinct(), "item": Distinct()}
+        self.newest = UNTIMED
+        """Time of the newest event so far, ms."""
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch as it was."""
         self._sets["user"].add(batch.user_ids)
         self._sets["item"].add(batch.item_ids)
+        self.newest = max(self.newest, int(batch.timestamps.max()) if len(batch) else UNTIMED)
         return batch
 
     def ids(self) -> dict[str, Ints]:

@@ -268,7 +268,7 @@ def linked(batch: LinkBatch, side: int) -> Tensor:  # bool [G, P, P]
 
 
 class WholeGraph:
-    """A model's scores of all entities, by vectors that it is asked for once: a `recsys.evaluate.links.Scorer`.
+    """A model's scores of all entities, by vectors that it is asked for once: a `recsys.train.link_ranks.Scorer`.
 
     Built by every rank where the tables are sharded; then each scores by itself.
 

@@ -29,8 +29,9 @@ class HashedIds(nn.Module):
         self.features = own_ids(schema)
         self.sub_tables = sub_tables
 
-    def admit(self, seen: Mapping[str, Ints]) -> None:
-        """Nothing: every id has rows."""
+    def admit(self, seen: Mapping[str, Ints], as_of: int = 0) -> dict[str, Ints]:
+        """Nothing: every id has rows, which nobody gives back."""
+        return {}
 
     def without_row(self, seen: Mapping[str, Ints]) -> dict[str, float]:
         """Owner -> share of these different ids of which each row is another one's too."""

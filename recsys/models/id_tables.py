@@ -9,6 +9,7 @@ so such an upstream is judged by entropy day by day, as any other is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,9 @@ from recsys.data.batch import Batch
 from recsys.data.schema import Schema
 from recsys.models.derm import NORM_EPS, DermOutput
 from recsys.models.hashed_ids import HashedIds
+from recsys.models.managed_ids import ManagedRows
 from recsys.models.tokens import TABLE_INIT, bag_collection, pooled_tokens
-from recsys.models.vocabulary import Vocabulary, own_ids, table_features
+from recsys.models.vocabulary import OwnedRows, Vocabulary, own_ids, table_features
 
 _HASTE = 30.0
 """By this much the readout's two numbers a task are larger than their parameters, whose steps are those of a network:
@@ -47,7 +49,11 @@ class IdTables(nn.Module):
         self.vector_dim = config.dim
         self.vocabulary: Vocabulary | HashedIds
         """What lets ids read their rows; batches are to pass its `resolve`."""
-        self.vocabulary = Vocabulary(schema) if config.ids == "own" else HashedIds(schema, config.sub_tables)
+        if config.ids == "hashed":
+            self.vocabulary = HashedIds(schema, config.sub_tables)
+        else:
+            managed = partial(ManagedRows, time_to_live_hours=config.time_to_live_hours)
+            self.vocabulary = Vocabulary(schema, managed if config.ids == "managed" else OwnedRows)
         self.user = IdTower(schema, "user", config)
         self.item = IdTower(schema, "item", config)
         self.readout = Readout(len(tasks))
@@ -65,6 +71,10 @@ class IdTables(nn.Module):
     def part_of(self, owner: str) -> tuple[nn.Module, tuple[str, ...]]:
         """The tower of an owner, and with what the names of all begin that its vectors take."""
         return (self.user if owner == "user" else self.item), (f"{owner}.", f"vocabulary.tables.{owner}.")
+
+    def own_table(self, owner: str) -> nn.Module:
+        """The collection whose only table is read by the owner's own id."""
+        return self.user.own if owner == "user" else self.item.own
 
     def user_vector(self, batch: Batch) -> Tensor:
         """User vectors [B, D]; touches only user features."""

@@ -9,8 +9,9 @@ PinFM does with its candidates'; the rest is ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ with one row each it would be one of 5, and one of 3."""
 
 Ints = NDArray[np.int64]
 Marks = NDArray[np.uint16]
+M = TypeVar("M", np.int64, np.uint16)
 
 
 def own_ids(schema: Schema) -> dict[str, Feature]:
@@ -50,21 +52,29 @@ class Vocabulary(nn.Module):
     """The owners of the rows of the users' and the items' own table. Part of a model, and of its checkpoints.
 
     Empty at first: every id reads the unknown row.
+
+    Args:
+        schema: of the ids.
+        owned: what keeps the owners of a table of so many rows.
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, owned: Callable[[int], OwnedRows] | None = None) -> None:
         super().__init__()
         self.features = own_ids(schema)
-        self.tables = nn.ModuleDict({owner: OwnedRows(feature.rows) for owner, feature in self.features.items()})
+        make = owned or OwnedRows
+        self.tables = nn.ModuleDict({owner: make(feature.rows) for owner, feature in self.features.items()})
 
-    def admit(self, seen: Mapping[str, Ints]) -> None:
+    def admit(self, seen: Mapping[str, Ints], as_of: int = 0) -> dict[str, Ints]:
         """Give the new ones among the ids of training events rows that nobody owns; those there keep theirs.
 
         Args:
             seen: owner -> int64 [N], in any order; the same on every rank.
+            as_of: time of the newest of the events, ms, for owners that may have been seen too long ago.
+
+        Returns:
+            owner -> rows that others owned before, which are to begin anew.
         """
-        for owner, table in self._tables():
-            table.admit(seen[owner])
+        return {owner: table.admit(seen[owner], as_of) for owner, table in self._tables()}
 
     def without_row(self, seen: Mapping[str, Ints]) -> dict[str, float]:
         """Owner -> share of these different ids that have no row of their own."""
@@ -76,7 +86,7 @@ class Vocabulary(nn.Module):
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Owner -> who owns each row of its table, int16 [rows]."""
+        """Owner -> who owns each row of its table, as `OwnedRows.get_extra_state` has it."""
         return {owner: table.get_extra_state() for owner, table in self._tables()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -157,23 +167,50 @@ class OwnedRows(nn.Module):
             left, first, marks = left[~here], first[~here], marks[~here]
         return found
 
-    def admit(self, ids: Ints) -> None:
+    def admit(self, ids: Ints, as_of: int = 0) -> Ints:
         """Let each id that has no row own the first of its rows that is free; of several that want one the smallest
-        fingerprint wins, so that their order is no matter. Without a free one it goes on without."""
-        owners, first = self._marks(), table_rows(ids, self.unknown)
+        fingerprint wins, so that their order is no matter. Without a free one it goes on without.
+
+        Returns:
+            the rows that others owned before: none.
+        """
+        first = table_rows(ids, self.unknown)
         new = self.find(ids, first) == self.unknown
-        first, marks = first[new], fingerprints(ids[new])
-        for probe in range(PROBES):
-            rows = _place(first, marks, probe, self.unknown)
-            free = np.flatnonzero(owners[rows] == 0)
-            order = free[np.argsort(marks[free], kind="stable")]
-            wanted, winners = np.unique(rows[order], return_index=True)  # the index of the smallest fingerprint
-            owners[wanted] = marks[order[winners]]
-            left = owners[rows] != marks
-            first, marks = first[left], marks[left]
+        settle(self._marks(), fingerprints(ids[new]), first[new], _place, PROBES, 0)
+        return np.empty(0, np.int64)
 
     def _marks(self) -> Marks:
         return self._owners.numpy().view(np.uint16)
+
+
+def settle(
+    owners: NDArray[M],
+    marks: NDArray[M],
+    first: Ints,
+    place: Callable[[Ints, NDArray[M], int, int], Ints],
+    probes: int,
+    nobody: int,
+) -> None:
+    """Let each of some marks own the first of its rows that is free, the smallest before the others.
+
+    Args:
+        owners: [rows], changed in place: the mark that owns each row, or `nobody`.
+        marks: [N], none of which owns a row; those that agree are one.
+        first: int64 [N], the row of each to begin with.
+        place: (first, marks, probe, rows) -> the row to look at next, int64 [N].
+        probes: rows to look at; a mark that finds none free gets none.
+        nobody: no mark.
+    """
+    for probe in range(probes):
+        if not len(marks):
+            break
+        rows = place(first, marks, probe, len(owners))
+        free = np.flatnonzero(owners[rows] == nobody)
+        order = free[np.argsort(marks[free], kind="stable")]
+        wanted, winners = np.unique(rows[order], return_index=True)  # the index of the smallest mark
+        owners[wanted] = marks[order[winners]]
+        left = owners[rows] != marks
+        first, marks = first[left], marks[left]
 
 
 def fingerprints(ids: Ints) -> Marks:

@@ -30,7 +30,6 @@ def kuairand_tables() -> StudyConfig:
         loss=LossConfig(
             contrastive_label="long_view",
             positives={"long_view": 1.0, "is_like": 1.0},
-            contrastive_weight=1.0,
             uniform_negatives=256,
         ),
     )

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
@@ -35,15 +36,31 @@ def draw_tables(task: M, seed: int) -> M:
         `task`.
     """
     for config, weight, first in _tables(task):
-        low, high = config.get_weight_init_min(), config.get_weight_init_max()
-        name, done = zlib.crc32(config.name.encode()), 0
+        done = 0
         while done < len(weight):
             block, skipped = divmod(first + done, _BLOCK_ROWS)
-            random = np.random.default_rng((seed, name, block))
-            rows = random.random((_BLOCK_ROWS, weight.shape[1]), np.float32)[skipped : skipped + len(weight) - done]
-            weight[done : done + len(rows)] = torch.from_numpy(rows * np.float32(high - low) + np.float32(low))
+            rows = _drawn(config, seed, block)[skipped : skipped + len(weight) - done]
+            weight[done : done + len(rows)] = rows
             done += len(rows)
     return task
+
+
+@torch.no_grad()
+def renew_rows(task: nn.Module, rows: NDArray[np.int64], seed: int) -> None:
+    """Let some rows of each table begin anew: as they were drawn, and nothing summed up by their optimizer.
+
+    Args:
+        task: sharded, see `recsys.train.sharding.shard`, or a part of it. Each rank renews those that it holds.
+        rows: int64 [N], numbers of rows, ascending.
+        seed: what the tables were drawn with.
+    """
+    for config, weight, first in _tables(task):
+        mine = rows[(rows >= first) & (rows < first + len(weight))]
+        for block in np.unique(mine // _BLOCK_ROWS):
+            some = mine[mine // _BLOCK_ROWS == block]
+            weight[some - first] = _drawn(config, seed, int(block))[some % _BLOCK_ROWS]
+    for sums, first in _accumulators(task):
+        sums[rows[(rows >= first) & (rows < first + len(sums))] - first] = 0
 
 
 def allocate(task: M) -> M:
@@ -65,6 +82,24 @@ def _tables(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, Tensor, int]
             for key, value in module.state_dict().items():
                 for local in value.local_shards():
                     yield configs[key.split(".")[-2]], local.tensor, local.metadata.shard_offsets[0]
+
+
+def _drawn(config: BaseEmbeddingConfig, seed: int, block: int) -> Tensor:  # float32 [4096, dim]
+    """A block of the rows that a table begins with."""
+    low, high = config.get_weight_init_min(), config.get_weight_init_max()
+    random = np.random.default_rng((seed, zlib.crc32(config.name.encode()), block))
+    rows = random.random((_BLOCK_ROWS, config.embedding_dim), np.float32)
+    return torch.from_numpy(rows * np.float32(high - low) + np.float32(low))
+
+
+def _accumulators(task: nn.Module) -> Iterator[tuple[Tensor, int]]:
+    """What the tables' optimizer keeps of the rows [n] that this process holds, and the number of the first of them."""
+    for module in task.modules():
+        if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
+            for state in module.fused_optimizer.state_dict()["state"].values():
+                for value in state.values():
+                    for local in value.local_shards():
+                        yield local.tensor, local.metadata.shard_offsets[0]
 
 
 def _configs(module: nn.Module) -> list[BaseEmbeddingConfig]:

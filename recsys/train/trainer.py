@@ -243,7 +243,7 @@ def fit(
     start: Path | None = None,
     title: str | None = "train",
     before: Callable[[nn.Module], None] | None = None,
-    begun: Callable[[], None] | None = None,
+    begun: Callable[[], object] | None = None,
     after_epoch: Callable[[nn.Module], Scores] | None = None,
     score: str = "ne",
 ) -> TrainResult:

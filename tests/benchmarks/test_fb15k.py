@@ -13,7 +13,7 @@ import torch
 from benchmarks.fb15k import RECIPES, Options, main
 from recsys.config.graph import SCORES
 from recsys.data.triples import Graph, Triples, read_openke
-from recsys.evaluate.links import KnownLinks, rank_links
+from recsys.train.link_ranks import KnownLinks, rank_links
 
 SHARED = Path(__file__).parents[2] / "../shared/data/fb15k-237"
 PARTS = ("train", "valid", "test")

@@ -12,8 +12,10 @@ from recsys.config import (
     ArmConfig,
     Config,
     ConfigError,
+    ContrastiveConfig,
     DaysConfig,
     GateConfig,
+    GraphConfig,
     LossConfig,
     ModelConfig,
     NetworkConfig,
@@ -163,7 +165,12 @@ def test_recipes_have_the_defaults() -> None:
         study = recipe.config()
         for upstream in () if name in short else study.upstreams:
             assert upstream.model == ModelConfig()
-            assert upstream.loss == LossConfig(contrastive_label=upstream.loss.contrastive_label)
+            said = {"contrastive_label": upstream.loss.contrastive_label}
+            if upstream.kind == "contrastive":  # which is nothing but its loss
+                said |= {key: getattr(upstream.loss, key) for key in ("positives", "uniform_negatives")}
+            assert upstream.loss == LossConfig(**said)
+            assert upstream.contrastive == ContrastiveConfig()
+            assert upstream.graph == GraphConfig(relations=upstream.graph.relations)
             assert upstream.training == TrainConfig(seed=upstream.training.seed)
         for rankers in filter(None, (study.rankers, study.fragment)):
             assert rankers.network == NetworkConfig()

@@ -20,6 +20,7 @@ from tests.recsys.models.test_hashed_ids import ENDS, SCHEMA, batch
 
 OWN = ContrastiveConfig(dim=8)
 HASHED = ContrastiveConfig(dim=12, ids="hashed", sub_tables=3)
+MANAGED = ContrastiveConfig(dim=8, ids="managed")
 SUMMED = ContrastiveConfig(dim=8, ids="hashed", sub_tables=3, join="summed")
 
 
@@ -30,7 +31,7 @@ def model(config: ContrastiveConfig, schema: Schema = SCHEMA) -> IdTables:
     return made
 
 
-@pytest.mark.parametrize("config", [OWN, HASHED, SUMMED])
+@pytest.mark.parametrize("config", [OWN, HASHED, SUMMED, MANAGED])
 def test_vectors_are_those_of_the_tables(config: ContrastiveConfig) -> None:
     made, rows = model(config), batch(ENDS, ENDS[::-1])
     rows = made.vocabulary.resolve(rows)
@@ -115,7 +116,7 @@ def test_an_id_that_is_no_feature_is_refused() -> None:
     [
         ({"dim": 6}, "dim is 6; tables need a multiple of 4"),
         ({"dim": 24, "ids": "hashed"}, "dim is 24, of 8 sub-tables: .* use a multiple of 32, fewer sub_tables"),
-        ({"ids": "hash"}, "ids is 'hash'; use one of own, hashed"),
+        ({"ids": "hash"}, "ids is 'hash'; use one of own, hashed, managed"),
         ({"join": "mean"}, "join is 'mean'; use one of concatenated, summed"),
         ({"sub_tables": 0}, "sub_tables is 0; use 1 or more"),
         ({"id_dropout": 1.0}, "id_dropout is 1.0"),

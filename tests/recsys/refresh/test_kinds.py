@@ -27,9 +27,13 @@ from recsys.data.errors import DataError
 from recsys.data.schema import SchemaError
 from recsys.fitting import Fit
 from recsys.folders import store_folder, upstream_folder
+from recsys.models.id_tables import IdTables
 from recsys.refresh.cycle import refresh_upstream
+from recsys.refresh.first import load_towers
 from recsys.refresh.on_demand import embed_rows
 from recsys.refresh.relations import read_relations
+from recsys.train.distributed import Environment
+from recsys.train.tables import draw_tables
 from recsys.upstream import train_upstream
 from tests.distributed import run_ranks
 from tests.recsys.refresh.catalogue_example import item_rows
@@ -38,6 +42,8 @@ from tests.recsys.refresh.example import CONFIG, LAST, MODEL, SCHEMA, write_log
 
 OWN = ContrastiveConfig(dim=8)
 HASHED = ContrastiveConfig(dim=16, ids="hashed", sub_tables=4)
+USERS = "embeddings.user_user_id.weight"
+MANAGED = ContrastiveConfig(dim=8, ids="managed", time_to_live_hours=1)
 pytestmark = pytest.mark.usefixtures("no_pages")
 
 
@@ -79,7 +85,7 @@ def first_and_a_day(config: RefreshConfig, data: Path, out: Path) -> None:
         refresh_upstream(config, data, out)
 
 
-@pytest.mark.parametrize("tables", [OWN, HASHED])
+@pytest.mark.parametrize("tables", [OWN, HASHED, MANAGED])
 def test_ids_are_trained_published_and_refreshed(tmp_path: Path, tables: ContrastiveConfig) -> None:
     data, out = write_log(tmp_path / "data"), tmp_path / "out"
     write_day(data, DAYS[0])
@@ -99,7 +105,31 @@ def test_ids_are_trained_published_and_refreshed(tmp_path: Path, tables: Contras
     embed_rows(config, data / "new.parquet", "item", data, out)
     new, found = vectors(out, "item_ctr", [555, 556])
     assert found.all()
-    assert torch.equal(new[0], new[1]) == (tables is OWN), "unknown ids share a row; hashed ones have rows of their own"
+    assert torch.equal(new[0], new[1]) == (tables is not HASHED), (
+        "unknown ids share a row; hashed ones have rows of their own"
+    )
+
+
+def test_who_a_day_does_not_have_gives_its_row_back(tmp_path: Path, environment: Environment) -> None:
+    data, out = write_log(tmp_path / "data"), tmp_path / "out"
+    day = pq.read_table(write_day(data, DAYS[0], rows=16))["user_id"].unique().to_pylist()
+    old = set(pq.read_table(data / "events")["user_id"].to_pylist()) - set(day)
+    assert old, "of the example"
+    for hours in (0, 1):
+        config = config_of(replace(MANAGED, time_to_live_hours=hours))
+        first_and_a_day(config, data, out / f"{hours}")
+        (record,) = records(out / f"{hours}")
+        folder = (out / f"{hours}" / record.checkpoint).parent
+        model, _ = load_towers(folder, config.upstream, SCHEMA.select(features=("user_id", "item_id")), environment)
+        assert isinstance(model, IdTables)
+        for ids, share in ((old, float(hours)), (day, 0.0)):
+            seen = {"user": np.array(sorted(ids)), "item": np.arange(0)}
+            assert model.vocabulary.without_row(seen)["user"] == share
+        nobodys = model.vocabulary.state()["user"][:, 0] == -1
+        drawn = draw_tables(IdTables(SCHEMA, config.upstream.contrastive, ["click"]), config.upstream.training.seed)
+        (weight,) = (x.local_shards()[0].tensor for x in model.user.own.state_dict().values())
+        assert torch.equal(weight[:-1][nobodys], drawn.user.own.state_dict()[USERS][:-1][nobodys]), "as at the start"
+        assert not torch.equal(weight[:-1], drawn.user.own.state_dict()[USERS][:-1])
 
 
 def test_another_id_column_is_read_beside_the_own_ones(tmp_path: Path) -> None:
@@ -114,10 +144,11 @@ def on_ranks(config: RefreshConfig, data: Path, out: Path) -> None:
     first_and_a_day(config, data, out)
 
 
-def test_two_ranks_train_publish_and_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tables", [HASHED, MANAGED])
+def test_two_ranks_train_publish_and_go_on(tmp_path: Path, tables: ContrastiveConfig) -> None:
     data, out = write_log(tmp_path / "data"), tmp_path / "out"
     write_day(data, DAYS[0])
-    run_ranks(on_ranks, 2, config_of(HASHED), data, out)
+    run_ranks(on_ranks, 2, config_of(tables), data, out)
     (record,) = records(out)
     assert record.tagged
     assert vectors(out, "user_ctr", [-10, 3])[1].all()
@@ -167,7 +198,7 @@ def test_tables_too_small_for_the_ids_are_refused_before_training(tmp_path: Path
     tight = tuple(replace(x, rows=8) if x.name == "user_id" else x for x in SCHEMA.features)
     data = write_log(tmp_path / "data", replace(SCHEMA, features=tight))
     told = r"of the 18 user ids of upstream 'ctr' have no row .*max_collisions = 0.05: feature 'user_id' has rows = 8"
-    for tables in (OWN, replace(HASHED, sub_tables=1)):
+    for tables in (OWN, MANAGED, replace(HASHED, sub_tables=1)):
         with pytest.raises(DataError, match=told):
             train_upstream(config_of(tables).upstream, data, tmp_path / "out")
         assert not (upstream_folder(tmp_path / "out", "ctr") / "metrics.jsonl").exists()

@@ -19,10 +19,10 @@ from recsys.config.graph import EndConfig, GraphConfig, RelationConfig
 from recsys.data.links import LinkStream, make_batch
 from recsys.data.relations import declared, read_links
 from recsys.data.triples import Triples
-from recsys.evaluate.links import KnownLinks, rank_links
 from recsys.models.graph import GraphModel, GraphTask, WholeGraph
 from recsys.train import checkpoint, sharding
 from recsys.train.distributed import Environment, current_environment
+from recsys.train.link_ranks import KnownLinks, rank_links
 from recsys.train.trainer import TrainResult, fit
 from tests.distributed import run_ranks
 from tests.recsys.models.graphs import planted_graph, planted_links

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from recsys.data.triples import Graph, Triples
 from recsys.evaluate import links
-from recsys.evaluate.links import KnownLinks, LinkRanks, mean_ranks, rank_links
+from recsys.train.link_ranks import KnownLinks, LinkRanks, mean_ranks, rank_links
 
 GRAPH = Graph(
     types=("user", "item"),
