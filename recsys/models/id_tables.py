@@ -25,7 +25,6 @@ from recsys.models.hashed_ids import HashedIds
 from recsys.models.tokens import TABLE_INIT, bag_collection, pooled_tokens
 from recsys.models.vocabulary import Vocabulary, own_ids, table_features
 
-
 _HASTE = 30.0
 """By this much the readout's two numbers a task are larger than their parameters, whose steps are those of a network:
 so that they settle within the first pass."""
