@@ -3,7 +3,8 @@
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.serve_table --rows 20000000
 
 Trains the ranker of `benchmarks.bundle` on a small market (SYNTHETIC); for each dtype, one after another, writes two
-versions of a series of items into a temporary folder: SYNTHETIC unit vectors, of rank 16 and noise. Then
+versions of a series of items into a temporary folder: SYNTHETIC unit vectors of rank 16 and noise, 65,536 of them again
+and again. Then
 
 - bytes a row on disk, resident memory, and the relative L2 error ||v - q|| / ||v|| of what is read back;
 - lookups of uniform ids, by one thread and by two;
@@ -46,7 +47,8 @@ from recsys.folders import bundle_folder
 Found = TypeVar("Found")
 FAR = 10**12
 """Added to the ids of items that the market does not have."""
-RANK, NOISE = 16, 0.3
+RANK, NOISE, DISTINCT = 16, 0.3, 65_536
+"""Of the vectors; so many are distinct, after which they come again."""
 INDEX_BYTES = 40
 """Of a row on disk beside its vector, at most: id, index, scale and offset."""
 SETTLE_S = 2.0
@@ -74,7 +76,7 @@ class Options:
     rounds: int = 5
     """Times that the requests are answered, one after another and by `answers` in turn."""
     swaps: int = 3
-    """Phases with a swap, and as many without."""
+    """Phases with a swap, and as many without; 0: one version alone is written."""
     users: int = 2_500
     """Of the market."""
     market_items: int = 5_000
@@ -109,9 +111,10 @@ def measured(
     publish(data, store, dtype, options)
     repin(folder, store=store, max_drift=2)
     manifests = [Manifest.load(folder)]
-    publish(data, store, dtype, options, later_ms=DAY_MS)
-    repin(folder, store=store, max_drift=2)
-    manifests.append(Manifest.load(folder))
+    if options.swaps:
+        publish(data, store, dtype, options, later_ms=DAY_MS)
+        repin(folder, store=store, max_drift=2)
+        manifests.append(Manifest.load(folder))
     snapshot, before = EmbeddingStore(store).series("item_ctr").latest(), resident()
     seconds, table = timed(lambda: snapshot.load_checked("cpu"))
     figures = stored(snapshot) | {
@@ -125,19 +128,20 @@ def measured(
     seconds, live = timed(lambda: LiveBundle(folder, interval_s=0.1))
     with live:
         figures |= {"load_s": round(seconds, 1), **pipelined(live, asked, options)}
-        return figures | swapped(live, folder, manifests, asked, options.swaps)
+        return figures | (swapped(live, folder, manifests, asked, options.swaps) if options.swaps else {})
 
 
 def chunks(data: Path, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
     """Ids int64 [N] and unit vectors float32 [N, D] of all items, those of the market first; the same at each call."""
     known = torch.from_numpy(_entities(data, "item")["item_id"].to_numpy().copy())
-    basis = torch.randn(RANK, options.dim, generator=torch.Generator().manual_seed(0)) / RANK**0.5
-    for first in range(0, options.rows, 65_536):
-        ids = torch.arange(first, min(first + 65_536, options.rows))
-        generator = torch.Generator().manual_seed(1 + first)
-        noise = torch.randn(len(ids), options.dim, generator=generator) * NOISE
-        vectors = torch.randn(len(ids), RANK, generator=generator) @ basis + noise
-        yield torch.where(ids < len(known), known[ids.clamp(max=len(known) - 1)], ids + FAR), F.normalize(vectors)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(RANK, options.dim, generator=generator) / RANK**0.5
+    noise = torch.randn(DISTINCT, options.dim, generator=generator) * NOISE
+    vectors = F.normalize(torch.randn(DISTINCT, RANK, generator=generator) @ basis + noise)
+    for first in range(0, options.rows, DISTINCT):
+        ids = torch.arange(first, min(first + DISTINCT, options.rows))
+        ids = torch.where(ids < len(known), known[ids.clamp(max=len(known) - 1)], ids + FAR)
+        yield ids, vectors[: len(ids)]
 
 
 def publish(data: Path, store: Path, dtype: str, options: Options, later_ms: int = 0) -> None:
@@ -169,7 +173,8 @@ def l2_error(data: Path, table: Table, options: Options) -> float:
 
 
 def lookups(table: Table, options: Options) -> dict[str, float]:
-    """Vectors a second of uniform ids, which the table has."""
+    """Vectors a second of uniform ids, which the table has; and a second of the processor, which waiting does not
+    lengthen."""
     generator = torch.Generator().manual_seed(0)
     inputs = [_drawn(options.batch, options, generator) for _ in range(options.batches)]
     threads = torch.get_num_threads()
@@ -182,6 +187,10 @@ def lookups(table: Table, options: Options) -> dict[str, float]:
         return look_up
 
     seconds = in_turn({"1 thread": with_threads(1), "2 threads": with_threads(2)}, inputs, rounds=3)
+    alone, start = with_threads(1), time.process_time()
+    for ids in inputs:
+        alone(ids)
+    seconds["1 thread, CPU"] = (time.process_time() - start) / len(inputs)
     torch.set_num_threads(threads)
     return {name: round(options.batch / value) for name, value in seconds.items()}
 
@@ -195,7 +204,9 @@ def request_of(rows: pa.Table, number: int, options: Options) -> pa.Table:
 
 def pipelined(live: LiveBundle, asked: list[pa.Table], options: Options) -> dict[str, float | dict[str, float]]:
     """Milliseconds of a request alone; requests a second, one after another and by `answers`, in turn."""
+    start = time.process_time()
     seconds = [timed(partial(live.predict, rows))[0] for rows in asked]
+    spent = (time.process_time() - start) / len(asked)
     variants: dict[str, Callable[[int], object]] = {
         "predict": lambda _: [live.predict(rows) for rows in asked],
         "answers": lambda _: list(live.answers(asked)),
@@ -203,7 +214,7 @@ def pipelined(live: LiveBundle, asked: list[pa.Table], options: Options) -> dict
     found = in_turn(variants, range(options.rounds))
     rates = {name: round(len(asked) / value, 1) for name, value in found.items()}
     return {
-        "request_ms": quantiles(seconds[20:]),
+        "request_ms": quantiles(seconds[20:]) | {"CPU": round(spent * 1000, 2)},
         "requests_per_s": rates | {"ratio": round(found["predict"] / found["answers"], 3)},
     }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ from recsys.models.vocabulary import Vocabulary
 
 _loading = threading.RLock()
 """torch.export loads one program at a time; a fork waits, so that no child gets one that is half loaded."""
+_SWITCH_S = 1e-4
 os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
@@ -142,8 +145,20 @@ def load_bundle(
 def _program(folder: Path, manifest: Manifest, device: torch.device) -> Callable[..., Tensor]:
     if manifest.compiled == device.type:
         return torch._inductor.aoti_load_package(str(folder / COMPILED))
-    with _loading:
+    with _loading, _giving_way():
         return on_device(torch.export.load(folder / PROGRAM), device).module()
+
+
+@contextmanager
+def _giving_way() -> Iterator[None]:
+    """Loading a program is a second of Python. A thread that serves beside it needs the interpreter after each of its
+    operations, and would wait for it 5 ms each time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _give_back(program: Callable[..., Tensor]) -> None:

@@ -19,7 +19,7 @@ SMALL = Options(
     rounds=1,
     swaps=2,
     users=120,
-    market_items=80,
+    market_items=100,
 )
 
 

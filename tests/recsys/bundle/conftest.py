@@ -15,7 +15,7 @@ from recsys.bundle.manifest import BundleError
 from recsys.bundle.write import train_bundle
 from recsys.data.files import find_files
 from recsys.folders import bundle_folder
-from tests.recsys.bundle.live import SIZES, Place
+from tests.recsys.bundle.live import SIZES, Answer, Place, answers_of
 from tests.recsys.downstream.conftest import data as data
 from tests.recsys.downstream.conftest import store as store
 from tests.recsys.downstream.example import CONFIG as HARDLY_TRAINED
@@ -80,8 +80,14 @@ def place(kept: Path, tmp_path: Path) -> Place:
     return place
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def requests(data: Path) -> list[pa.Table]:
     rows = pa.concat_tables(pq.ParquetFile(path).read() for path in find_files(data, SPLIT.test))
     ends = itertools.accumulate(SIZES)
     return [rows.slice(end - size, size) for size, end in zip(SIZES, ends, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def said(kept: Path, requests: list[pa.Table]) -> dict[str, list[Answer]]:
+    """What each bundle answers."""
+    return {name: answers_of(load_bundle(kept / name, store=kept / "store"), requests) for name in "ab"}

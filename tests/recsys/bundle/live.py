@@ -96,6 +96,7 @@ class Load:
         found = self._live.answers(self._asked()) if number == 3 else map(self._live.predict, self._asked())
         try:
             for place, answer in zip(itertools.cycle(range(len(self._requests))), found, strict=False):
+                time.sleep(OFTEN_S)  # else the threads would keep a small machine from loading anything
                 if len(self._requests[place]):
                     named = [name for name, known in self._known.items() if same(answer, known[place])]
                     self.whose[number] += named or ["a mixture"]

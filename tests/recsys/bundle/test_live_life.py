@@ -51,32 +51,30 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
 
 
 def test_a_link_that_is_switched_while_a_bundle_is_read(
-    place: Place, requests: list[pa.Table], meanwhile: list[Callable[[], object]]
+    place: Place, requests: list[pa.Table], said: dict[str, list[Answer]], meanwhile: list[Callable[[], object]]
 ) -> None:
     """What was read is one bundle, and is not taken for the one that the link points to now."""
-    known = {name: answers_of(load_bundle(place.folder / name, store=place.store), requests) for name in "ab"}
     place.deploy("b")
     meanwhile.append(lambda: place.deploy("a"))
     live = place.serve(interval_s=0)
-    assert all(map(same, answers_of(live.bundle, requests), known["b"]))
+    assert all(map(same, answers_of(live.bundle, requests), said["b"]))
     assert live.refresh()
-    assert all(map(same, answers_of(live.bundle, requests), known["a"]))
+    assert all(map(same, answers_of(live.bundle, requests), said["a"]))
     place.deploy("b")
     meanwhile.append(lambda: place.deploy("a"))
     assert live.refresh()
     assert live.refresh()
-    assert all(map(same, answers_of(live.bundle, requests), known["a"]))
+    assert all(map(same, answers_of(live.bundle, requests), said["a"]))
     assert not live.refresh()
     assert live.swaps == 3
 
 
 def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(
-    place: Place, requests: list[pa.Table], meanwhile: list[Callable[[], object]]
+    place: Place, requests: list[pa.Table], said: dict[str, list[Answer]], meanwhile: list[Callable[[], object]]
 ) -> None:
     """The manifest of one bundle and the program of another would make a third."""
     for name in "ab":
         shutil.copytree(place.folder / name, place.folder / f"new {name}")
-    wanted = answers_of(load_bundle(place.folder / "b", store=place.store), requests)
     live = place.serve(interval_s=0)
 
     def swap(name: str) -> None:
@@ -90,7 +88,7 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(
     assert "were replaced while they were read: load it again" in str(live.error)
     assert live.refresh()
     assert live.error is None
-    assert all(map(same, answers_of(live.bundle, requests), wanted))
+    assert all(map(same, answers_of(live.bundle, requests), said["b"]))
 
 
 def test_a_request_that_is_refused_is_answered_with_its_error(place: Place, requests: list[pa.Table]) -> None:
@@ -105,10 +103,11 @@ def test_a_request_that_is_refused_is_answered_with_its_error(place: Place, requ
         assert list(live.answers([])) == []
 
 
-def test_an_answer_does_not_wait_for_the_next_request_to_come(place: Place, requests: list[pa.Table]) -> None:
+def test_an_answer_does_not_wait_for_the_next_request_to_come(
+    place: Place, requests: list[pa.Table], said: dict[str, list[Answer]]
+) -> None:
     """A caller may ask when it has the answer; and each request is of the bundle that was there when it came."""
     answered = threading.Event()
-    known = {name: answers_of(load_bundle(place.folder / name, store=place.store), requests) for name in "ab"}
     live = place.serve(interval_s=0)
 
     def asked() -> Iterator[pa.Table]:
@@ -120,9 +119,9 @@ def test_an_answer_does_not_wait_for_the_next_request_to_come(place: Place, requ
         raise ConnectionError("no more")
 
     found = live.answers(asked())
-    assert same(next(found), known["a"][0])
+    assert same(next(found), said["a"][0])
     answered.set()
-    assert same(next(found), known["b"][0])
+    assert same(next(found), said["b"][0])
     with pytest.raises(ConnectionError, match="no more"):
         next(found)
 
