@@ -18,8 +18,8 @@ SMALL = Options(
     requests=5,
     rounds=1,
     swaps=2,
-    users=120,
-    market_items=100,
+    users=300,
+    market_items=500,
 )
 
 
