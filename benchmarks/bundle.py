@@ -128,19 +128,24 @@ def scored(bundle: Bundle, source: Path, rows: pa.Table, folder: Path, rounds: i
 def requested(bundle: Bundle, rows: pa.Table, options: Options) -> dict[str, float]:
     """Milliseconds of a request of one user and many items."""
     seconds, generator = list[float](), np.random.default_rng(0)
-    names = [name for name in rows.column_names if name.startswith("user") or name in ("country", "age_bucket")]
     for _ in range(50 + options.requests):
-        first = int(generator.integers(0, len(rows) - options.items))
-        request = rows.slice(first, options.items).combine_chunks()
-        user = rows.slice(first, 1)
-        for name in names:
-            column = pa.concat_arrays([user[name].combine_chunks()] * options.items)
-            request = request.set_column(request.schema.get_field_index(name), name, column)
+        request = request_of(rows, options.items, generator)
         start = time.perf_counter()
         bundle.predict(request)
         seconds.append(time.perf_counter() - start)
     p50, p99 = np.percentile(seconds[50:], [50, 99]) * 1000
     return {"request_items": options.items, "request_p50_ms": round(p50, 2), "request_p99_ms": round(p99, 2)}
+
+
+def request_of(rows: pa.Table, items: int, generator: np.random.Generator) -> pa.Table:
+    """One user, drawn at random, and many items."""
+    first = int(generator.integers(0, len(rows) - items))
+    request, user = rows.slice(first, items).combine_chunks(), rows.slice(first, 1)
+    for name in rows.column_names:
+        if name.startswith("user") or name in ("country", "age_bucket"):
+            column = pa.concat_arrays([user[name].combine_chunks()] * items)
+            request = request.set_column(request.schema.get_field_index(name), name, column)
+    return request
 
 
 if __name__ == "__main__":

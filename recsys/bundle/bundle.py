@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedding_store import EmbeddingStore
-from recsys.bundle.manifest import COMPILED, PROGRAM, SCHEMA, VOCABULARY, Manifest, verify
+from recsys.bundle.manifest import COMPILED, PROGRAM, SCHEMA, VOCABULARY, Manifest, verified
 from recsys.bundle.pins import PinnedFeatures
 from recsys.bundle.program import Inputs, on_device
 from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
 from recsys.data.schema import Schema
 from recsys.models.vocabulary import Vocabulary
+
+_loading = threading.RLock()
+"""torch.export loads one program at a time; a fork waits, so that no child gets one that is half loaded."""
+_SWITCH_S = 1e-4
+os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
 class Prepared(NamedTuple):
@@ -47,6 +57,7 @@ class Bundle:
         self._vocabulary = vocabulary
         self._program = program
         self._features = features
+        weakref.finalize(self, _give_back, program).atexit = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -70,6 +81,14 @@ class Bundle:
             return self.nothing()
         return self.run(self.prepare(rows if isinstance(rows, Batch) else to_batch(rows, self.schema)))
 
+    def check(self, go_on: Callable[[], bool] | None = None) -> None:
+        """Read and check all vectors now: see `PinnedFeatures.check`."""
+        self._features.check(go_on)
+
+    def release_pages(self) -> None:
+        """Give most of the vectors' memory back where nobody needs them soon: see `PinnedFeatures.release_pages`."""
+        self._features.release_pages()
+
     def nothing(self) -> dict[str, Tensor]:
         """What is said of no events."""
         return {task: torch.zeros(0, device=self.device) for task in self.tasks}
@@ -86,7 +105,13 @@ class Bundle:
         return dict(zip(self.tasks, scores.unbind(1), strict=True))
 
 
-def load_bundle(path: str | Path, device: torch.device | str = "cpu", *, store: str | Path | None = None) -> Bundle:
+def load_bundle(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    store: str | Path | None = None,
+    vectors: torch.device | str | None = None,
+) -> Bundle:
     """Load a ranker, and open the pinned versions of the vectors that it reads.
 
     Every file is held against its checksum first. Where the bundle has a compiled program for this kind of device, that
@@ -96,24 +121,49 @@ def load_bundle(path: str | Path, device: torch.device | str = "cpu", *, store: 
         path: folder of the bundle.
         device: where to look up and to compute.
         store: the store, where it is not at the place any more that the bundle names.
+        vectors: where to look up, if not on `device`: "cpu" leaves the tables in the host's memory, mapped.
 
     Raises:
-        BundleError: no bundle, a changed or missing file, or pinned versions that are gone or of another space.
+        BundleError: no bundle, a changed or missing file, one that was replaced while it was read, or pinned versions
+            that are gone or of another space.
         StoreError: the store cannot be read.
     """
-    folder, where = Path(path), torch.device(device)
+    folder, where = Path(path).resolve(), torch.device(device)  # a link may come to point elsewhere meanwhile
+    tables = where if vectors is None else torch.device(vectors)
     manifest = Manifest.load(folder)
-    verify(folder, manifest)
-    opened = EmbeddingStore(store or manifest.store)
-    features = PinnedFeatures(opened, manifest.pins, manifest.history, manifest.history_pooling, where)
-    schema = Schema.load(folder / SCHEMA)
-    vocabulary = Vocabulary(schema)
-    with np.load(folder / VOCABULARY) as owners:
-        vocabulary.restore({owner: torch.from_numpy(owners[owner]) for owner in owners})
-    return Bundle(manifest, schema, vocabulary, _program(folder, manifest, where), features, where)
+    with verified(folder, manifest):
+        opened = EmbeddingStore(store or manifest.store)
+        features = PinnedFeatures(opened, manifest.pins, manifest.history, manifest.history_pooling, tables)
+        schema = Schema.load(folder / SCHEMA)
+        vocabulary = Vocabulary(schema)
+        with np.load(folder / VOCABULARY) as owners:
+            vocabulary.restore({owner: torch.from_numpy(owners[owner]) for owner in owners})
+        program = _program(folder, manifest, where)
+    return Bundle(manifest, schema, vocabulary, program, features, where)
 
 
 def _program(folder: Path, manifest: Manifest, device: torch.device) -> Callable[..., Tensor]:
     if manifest.compiled == device.type:
         return torch._inductor.aoti_load_package(str(folder / COMPILED))
-    return on_device(torch.export.load(folder / PROGRAM), device).module()
+    with _loading, _giving_way():
+        return on_device(torch.export.load(folder / PROGRAM), device).module()
+
+
+@contextmanager
+def _giving_way() -> Iterator[None]:
+    """Loading a program is a second of Python. A thread that serves beside it needs the interpreter after each of its
+    operations, and would wait for it 5 ms each time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def _give_back(program: Callable[..., Tensor]) -> None:
+    """The weights, once nobody has the bundle. The modules refer to one another in a circle, which a full garbage
+    collection alone would find: late, and with all threads stopped."""
+    for module in program.modules() if isinstance(program, nn.Module) else ():
+        module._parameters.clear()
+        module._buffers.clear()

@@ -10,40 +10,51 @@ answered by one bundle from beginning to end. What is wrong with a new one is in
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from recsys.bundle.bundle import Bundle, Prepared, load_bundle
-from recsys.bundle.manifest import MANIFEST
+from recsys.bundle.manifest import Manifest
 from recsys.data.convert import to_batch
+from recsys.data.errors import DataError
 
 _log = logging.getLogger(__name__)
-_AHEAD = 1
-"""Requests that are prepared while the one before them is computed."""
+_LONGEST_S = 86_400.0
+_LINGER_S = 1.0
+"""Most seconds for which the thread keeps a bundle that was replaced, so that no request pays for giving it back."""
+_PATIENCE = 6
+"""After so many failures in a row, each of which doubles the time until the next look, it grows no more."""
 
 
 class LiveBundle:
-    """A ranker that is replaced while it serves. Threads may share it; close it, or use it as a context.
+    """A ranker that is replaced while it serves.
+
+    While another one is loaded both are in memory. What is wrong with it is in `error`, and it is looked at again after
+    1, 2, 4, ... intervals, at most 64. Threads may share a LiveBundle; after a fork parent and child each follow on
+    their own. The thread ends with `close`, with the last reference to the LiveBundle, or with the process.
 
     Args:
         path: folder of the bundle, or a link to one, which may come to point to another.
-        device: where to look up and to compute.
+        device: where to compute.
         store: the store, where it is not at the place that the bundle names.
-        interval_s: seconds between two looks; 0: only `refresh` looks.
+        vectors: where to look up; in the host's memory, unless said otherwise.
+        interval_s: seconds between two looks, at most a day; 0: only `refresh` looks.
 
     Raises:
-        BundleError, StoreError: see `load_bundle`.
-        ValueError: `interval_s` is negative.
+        BundleError, StoreError: see `load_bundle`. All vectors are read and checked.
+        ValueError: `interval_s` is out of bounds.
     """
 
     def __init__(
@@ -52,96 +63,173 @@ class LiveBundle:
         device: torch.device | str = "cpu",
         *,
         store: str | Path | None = None,
+        vectors: torch.device | str = "cpu",
         interval_s: float = 1.0,
     ) -> None:
-        if not interval_s >= 0:
-            raise ValueError(f"interval_s is {interval_s}; use seconds, or 0 to look only when `refresh` is called")
-        self._path, self._device, self._store = Path(path), device, store
-        self._loading, self._ended = threading.Lock(), threading.Event()
+        if not 0 <= interval_s <= _LONGEST_S:
+            raise ValueError(
+                f"interval_s is {interval_s}; use seconds, at most a day, or 0 to look only when `refresh` is called"
+            )
+        self._path, self._device, self._store, self._vectors = Path(path), device, store, vectors
+        self._interval_s = interval_s
         self.error: Exception | None = None
         """Why the bundle that is there is not served; None where it is."""
         self.swaps = 0
         """How often another one took over."""
-        self._seen = self._manifest()
-        self._bundle = load_bundle(self._path.resolve(), device, store=store)
-        self._thread = threading.Thread(target=self._follow, args=(interval_s,), daemon=True, name="live-bundle")
-        if interval_s:
-            self._thread.start()
+        self._bundle = self._load()
+        self._start()
 
     @property
     def bundle(self) -> Bundle:
-        """The one that is served now. Who asks it several things in turn should keep it."""
+        """The one that is served now. Who asks it several things in turn should keep it, but no longer than that: it
+        stays in memory meanwhile."""
         return self._bundle
 
     def predict(self, rows: pa.Table | pa.RecordBatch) -> dict[str, Tensor]:
         """Probabilities and expected values of some events, by one bundle: see `Bundle.predict`."""
         return self._bundle.predict(rows)
 
-    def answers(self, requests: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[dict[str, Tensor]]:
-        """What `predict` says of each request, in their order. What the CPU does for the next one, ids to rows and the
-        lookup of the vectors, is done while the device computes the one before.
+    def answers(self, requests: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[dict[str, Tensor] | DataError]:
+        """What `predict` says of each request, in their order; of one that it refuses, the error.
+
+        While the device computes one, a thread draws the next one and does what the CPU does for it: ids to rows, and
+        the lookup of the vectors. So a request may wait for the one after it to be asked for, never for it to come;
+        and it is answered by the bundle that was served when it was drawn. Ending early waits for the request that is
+        being drawn.
 
         Raises:
-            DataError: see `Bundle.predict`; the requests before it have been answered.
+            Exception: what `requests` raises, after all before it were answered.
         """
-        ahead = deque[Future[tuple[Bundle, Prepared | None]]]()
+        source = iter(requests)
         with ThreadPoolExecutor(1, thread_name_prefix="live-bundle") as thread:
-            for rows in requests:
-                ahead.append(thread.submit(self._prepared, rows))
-                if len(ahead) > _AHEAD:
-                    yield _answer(*ahead.popleft().result())
-            for each in ahead:
-                yield _answer(*each.result())
+            ahead = thread.submit(self._next, source)
+            while (begun := ahead.result()) is not None:
+                ahead = thread.submit(self._next, source)
+                answer = begun.finish() if isinstance(begun, _Begun) else begun
+                del begun  # a caller may take its time, and should not keep a bundle that was replaced
+                yield answer
 
     def refresh(self) -> bool:
-        """Look now, and take over what is there; whether that is another bundle than before.
+        """Look now, and take over what is there; whether another bundle took over.
 
-        Raises:
-            BundleError, StoreError, OSError: it cannot be served; the one before goes on.
+        Waits for a look that the thread has begun, and never raises: see `error`. Works after `close` too.
         """
-        with self._loading:
-            seen = self._manifest()
-            if seen == self._seen:
-                return False
-            # Through the link once: what it points to meanwhile must not be read in part.
-            bundle = load_bundle(self._path.resolve(), self._device, store=self._store)
-            self._bundle, self._seen = bundle, seen
-            self.swaps += 1
-            return True
+        replaced = self._look(lambda: True)
+        if replaced is not None:
+            replaced.release_pages()
+        return replaced is not None
 
     def close(self) -> None:
-        """Stop looking. What is served goes on."""
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        """End the thread. What is served goes on."""
+        self._finalizer()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepared(self, rows: pa.Table | pa.RecordBatch) -> tuple[Bundle, Prepared | None]:
-        """By one bundle, which is to answer too; nothing of no rows."""
-        bundle = self._bundle
-        return bundle, bundle.prepare(to_batch(rows, bundle.schema)) if len(rows) else None
-
-    def _manifest(self) -> bytes:
-        return (self._path / MANIFEST).read_bytes() if (self._path / MANIFEST).is_file() else b""
-
-    def _follow(self, interval_s: float) -> None:
-        while not self._ended.wait(interval_s):
+    def _next(self, source: Iterator[pa.Table | pa.RecordBatch]) -> _Begun | DataError | None:
+        """The next request, prepared; the error of one that is refused; None at the end."""
+        for rows in source:
+            bundle = self._bundle  # the one that is to finish it too
             try:
-                if self.refresh():
-                    _log.info("%s: another bundle is served", self._path)
-                self.error = None
+                return _Begun(bundle, bundle.prepare(to_batch(rows, bundle.schema)) if len(rows) else None)
+            except DataError as error:
+                return error.with_traceback(None)
+        return None
+
+    def _load(self, go_on: Callable[[], bool] | None = None) -> Bundle:
+        """Load and check: with all threads at first, when nobody waits for answers yet; with `go_on` unnoticed."""
+        bundle = load_bundle(self._path, self._device, store=self._store, vectors=self._vectors)
+        bundle.check(go_on)
+        return bundle
+
+    def _look(self, go_on: Callable[[], bool]) -> Bundle | None:
+        """Look for another bundle and swap it in. Returns the one that was replaced, if one was."""
+        with self._looking:
+            try:
+                # Held against what was loaded, not against what was last seen: a link may be switched in between.
+                if _facts(Manifest.load(self._path)) == _facts(self._bundle.manifest):
+                    self.error = None
+                    return None
+                bundle = self._load(go_on)
             except Exception as error:  # whatever it is, requests are answered
-                if str(error) != str(self.error):
-                    _log.warning("%s: the bundle before goes on: %s", self._path, error)
-                self.error = error
+                self._failed(error)
+                return None
+            if not go_on():  # the check was broken off
+                return None
+            replaced, self._bundle = self._bundle, bundle
+            self.error = None
+            self.swaps += 1
+            _log.info("%s: another bundle is served", self._path)
+            return replaced
+
+    def _failed(self, error: Exception) -> None:
+        if (type(error), str(error)) != (type(self.error), str(self.error)):
+            _log.warning("%s: the bundle before goes on: %s", self._path, error)
+        # Its frames would keep what was loaded in memory.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        self.error = error
+
+    def _start(self) -> None:
+        """Begin to follow; anew in a forked child, where no other thread lives."""
+        self._looking, self._ended = threading.Lock(), threading.Event()
+        arguments = (weakref.ref(self), self._ended, self._interval_s)
+        self._thread = threading.Thread(target=_follow, args=arguments, daemon=True, name="live-bundle")
+        # Runs at interpreter exit too, before daemon threads are torn out of native code.
+        self._finalizer = weakref.finalize(self, _end, self._ended, self._thread)
+        if self._interval_s:
+            self._thread.start()
+        _following.add(self)
 
 
-def _answer(bundle: Bundle, prepared: Prepared | None) -> dict[str, Tensor]:
-    return bundle.run(prepared) if prepared is not None else bundle.nothing()
+class _Begun(NamedTuple):
+    """A request of which the device's part is left; nothing is prepared of no rows."""
+
+    bundle: Bundle
+    prepared: Prepared | None
+
+    def finish(self) -> dict[str, Tensor]:
+        return self.bundle.nothing() if self.prepared is None else self.bundle.run(self.prepared)
+
+
+def _facts(manifest: Manifest) -> str:
+    """Equal for equal manifests; of the dataclasses themselves not, where a figure is NaN."""
+    return json.dumps(asdict(manifest))
+
+
+def _follow(reference: weakref.ref[LiveBundle], ended: threading.Event, interval_s: float) -> None:
+    """What the thread does; it holds no reference while it waits."""
+    failures = 0
+    while not ended.wait(min(interval_s * 2 ** min(failures, _PATIENCE), _LONGEST_S)):
+        live = reference()
+        if live is None:
+            return
+        replaced = live._look(lambda: not ended.is_set())
+        failures = 0 if live.error is None else failures + 1
+        del live
+        if replaced is not None:
+            ended.wait(min(_LINGER_S, interval_s))
+            replaced.release_pages()
+            del replaced
+
+
+def _end(ended: threading.Event, thread: threading.Thread) -> None:
+    ended.set()
+    if thread.is_alive() and thread is not threading.current_thread():  # it may itself drop the last reference
+        thread.join(timeout=10.0)
+
+
+_following: weakref.WeakSet[LiveBundle] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for live in list(_following):
+        live._finalizer.detach()
+        live._looking = threading.Lock()  # `refresh` works after `close` too
+        if not live._ended.is_set():
+            live._start()
+
+
+os.register_at_fork(after_in_child=_after_fork)

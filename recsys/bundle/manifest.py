@@ -10,7 +10,8 @@ vocabulary.npz    which id owns which row, int16 [rows] for each owner
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,14 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Raises BundleError: there is none, or it is of another format."""
+        """Raises BundleError: there is none, or it is damaged or of another format."""
         document = read_manifest(folder, MANIFEST, FORMAT, what="bundle", command="recsys bundle", error=BundleError)
-        tasks = tuple(TaskFacts(**task) for task in document["tasks"])
-        return cls(**{**document, "tasks": tasks, "pins": tuple(_pin(pin) for pin in document["pins"])})
+        try:
+            tasks = tuple(TaskFacts(**task) for task in document["tasks"])
+            return cls(**{**document, "tasks": tasks, "pins": tuple(_pin(pin) for pin in document["pins"])})
+        except (KeyError, TypeError) as damaged:
+            what = f"{folder / MANIFEST} is damaged ({type(damaged).__name__}: {damaged})"
+            raise BundleError(f"{what}: make the bundle anew, or copy it again") from None
 
 
 def _pin(document: Mapping[str, Any]) -> Pin:
@@ -128,3 +133,23 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """Raises BundleError, naming the file, unless every file is as it was written."""
     if found := damage(folder, manifest.files):
         raise BundleError(f"{found}: copy the bundle again, or make it anew")
+
+
+@contextmanager
+def verified(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """Files that are read inside are those that were written, also where others take their place meanwhile.
+
+    Raises:
+        BundleError: see `verify`; or, at the end, a file is another one than the one that was verified.
+    """
+    before = _marks(folder, manifest)
+    verify(folder, manifest)
+    yield
+    if _marks(folder, manifest) != before:
+        raise BundleError(f"the files of {folder} were replaced while they were read: load it again")
+
+
+def _marks(folder: Path, manifest: Manifest) -> list[tuple[int, ...]]:
+    """Which files they are, and when they were last changed; a missing one is left to `verify`."""
+    found = [(folder / name).stat() for name in manifest.files if (folder / name).is_file()]
+    return [(x.st_dev, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for x in found]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, PointInTime, Snapshot, StoreError
+from embedding_store import EmbeddingStore, PointInTime, Snapshot, StoreError, Table
 from recsys.bundle.manifest import BundleError, Pin
 from recsys.data.batch import Batch
 from recsys.downstream.features import FEED, POOLED, feed_of, with_vectors
@@ -138,6 +138,35 @@ class PinnedFeatures:
         ]
         parts += [self._history(batch, *each) for each in zip(self._histories, self.pins, strict=False)]
         return with_vectors(batch, parts)
+
+    def check(self, go_on: Callable[[], bool] | None = None) -> None:
+        """Read all vectors now, so that no lookup finds changed bytes, waits for a disk, or misses a version of a
+        history that has expired meanwhile.
+
+        Args:
+            go_on: asked now and then; False ends the check early. With it one thread reads, of the lowest priority and
+                not faster than lookups beside it bear; without, all of torch's threads.
+
+        Raises:
+            StoreError: bytes are not those that were written; names the file.
+        """
+        tables = self._mapped()
+        for versions, wanted in zip(self._histories, self.pins, strict=False):
+            anyone, now = torch.zeros(1, dtype=torch.int64), torch.tensor([wanted.as_of])
+            versions.lookup_history(anyone, now, self.history)  # opens every version, which stays open
+            tables += [snapshot.load() for snapshot in versions.snapshots]
+        for table in tables:
+            if table.mapping is not None:
+                table.mapping.check(None if go_on is None else lambda *_: go_on(), background=go_on is not None)
+
+    def release_pages(self) -> None:
+        """Give most of the memory back, without the GIL, before the last reader lets go; lookups still work."""
+        for table in self._mapped():
+            if table.mapping is not None:
+                table.mapping.release_pages()
+
+    def _mapped(self) -> list[Table]:
+        return [table for each in self._tables for table in each if table is not None]
 
     def _join(self, number: int, ids: Tensor, timestamps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         table, fed = self._tables[number]

@@ -1,19 +1,25 @@
 """A bundle of a small ranker on a small market, which tests copy and do not change."""
 
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recsys.bundle.bundle import Bundle, load_bundle
 from recsys.bundle.manifest import BundleError
 from recsys.bundle.write import train_bundle
+from recsys.data.files import find_files
 from recsys.folders import bundle_folder
+from tests.recsys.bundle.live import SIZES, Answer, Place, answers_of
 from tests.recsys.downstream.conftest import data as data
 from tests.recsys.downstream.conftest import store as store
 from tests.recsys.downstream.example import CONFIG as HARDLY_TRAINED
+from tests.recsys.downstream.example import SPLIT, publish_vectors
 
 CONFIG = replace(HARDLY_TRAINED, training=replace(HARDLY_TRAINED.training, dense_lr=0.02, sparse_lr=0.1))
 ARM = "ctr_user_item"
@@ -50,3 +56,38 @@ def refusal(copied: tuple[Path, Path]) -> Callable[[], str]:
         return str(caught.value)
 
     return words
+
+
+@pytest.fixture(scope="module")
+def kept(made: Path, data: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both bundles and their store, which tests copy."""
+    folder = tmp_path_factory.mktemp("kept")
+    shutil.copytree(store, folder / "store")
+    shutil.copytree(made, folder / "a")
+    publish_vectors(data, folder / "store", later_ms=1000, turned=0.3)
+    other = replace(CONFIG, network=replace(CONFIG.network, hidden=(6,)))
+    train_bundle(other, ARM, data, folder / "out", str(folder / "store"))
+    bundle_folder(folder / "out").rename(folder / "b")
+    return folder
+
+
+@pytest.fixture
+def place(kept: Path, tmp_path: Path) -> Place:
+    for name in ("a", "b", "store"):
+        shutil.copytree(kept / name, tmp_path / name)
+    place = Place(tmp_path)
+    place.deploy("a")
+    return place
+
+
+@pytest.fixture(scope="module")
+def requests(data: Path) -> list[pa.Table]:
+    rows = pa.concat_tables(pq.ParquetFile(path).read() for path in find_files(data, SPLIT.test))
+    ends = itertools.accumulate(SIZES)
+    return [rows.slice(end - size, size) for size, end in zip(SIZES, ends, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def said(kept: Path, requests: list[pa.Table]) -> dict[str, list[Answer]]:
+    """What each bundle answers."""
+    return {name: answers_of(load_bundle(kept / name, store=kept / "store"), requests) for name in "ab"}
