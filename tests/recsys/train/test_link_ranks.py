@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.data.triples import Graph, Triples
-from recsys.evaluate import links
+from recsys.train import link_ranks as links
 from recsys.train.link_ranks import KnownLinks, LinkRanks, mean_ranks, rank_links
 
 GRAPH = Graph(
