@@ -55,6 +55,8 @@ def completejourney() -> StudyConfig:
                 ),
                 tasks=("bought", "redeemed"),
             ),
+            # An upstream of kind `graph` belongs here, over the links of `graph/` up to 25 June (bought, redeemed,
+            # targeted and covers by weeks, of as a whole), and its series into the arms below.
         ),
         rankers=RankerSettings(
             schema="offers/schema.toml",
