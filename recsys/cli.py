@@ -23,7 +23,8 @@ from recsys.telling import first_to_tell
 
 def prepare(
     dataset: Annotated[
-        Literal["log", "kuairand", "deskdrop", "movielens-1m", "movielens-100k", "synthetic"], tyro.conf.Positional
+        Literal["log", "kuairand", "deskdrop", "movielens-1m", "movielens-100k", "completejourney", "synthetic"],
+        tyro.conf.Positional,
     ],
     config: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
@@ -34,7 +35,8 @@ def prepare(
     """Turn a log of your own, or raw public files, into events Parquet and a schema.
 
     Args:
-        dataset: `log`: your own, see config. Or a public data set; `synthetic` needs no source.
+        dataset: `log`: your own, see config. Or a public data set; `synthetic` needs no source, nor does
+            `completejourney` where its package is installed.
         config: Of a log: LOG.toml, which says what its columns and actions mean (recsys/config/log.py).
         out: Folder to write to.
         source: Folder of the raw files; of a log the one that LOG.toml's paths are relative to, if not its own.
@@ -68,7 +70,8 @@ def run(
     A run that was stopped goes on where it was when the same command is given again.
 
     Args:
-        recipe: kuairand, deskdrop, movielens-1m, movielens-100k, synthetic, or the path of a TOML config.
+        recipe: kuairand, deskdrop, movielens-1m, movielens-100k, completejourney, synthetic, or the path of a TOML
+            config.
         data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
         out: Folder of the run: store, checkpoints, report.json, report.html.
         set_: Change one value of the config, `path=value`; may be repeated: --set upstreams.ctr.training.epochs=1
@@ -135,6 +138,7 @@ def config(kind: Annotated[str, tyro.conf.Positional] = "study", /) -> None:
 def demo(
     *,
     out: Path,
+    data: Literal["synthetic", "completejourney"] = "synthetic",
     set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
     small: bool = False,
     full: bool = False,
@@ -143,11 +147,16 @@ def demo(
 
     Args:
         out: Folder of the run.
+        data: completejourney: instead on a retail panel, provenance disputed, that a package of pip's has.
         set_: Change one value of the config, `path=value`; may be repeated.
         small: A tenth of the market, in a minute: to see that everything works, not to see a lift.
         full: The recipe synthetic: upstreams trained for longer, three seeds a ranker, rankers of one surface alone.
+            Or the recipe completejourney.
     """
-    run("synthetic-small" if small else "synthetic" if full else "demo", out=out, set_=set_)
+    if small and data != "synthetic":
+        raise ConfigError(f"--small is of the synthetic market, there is none of {data}: leave it out")
+    short = "demo" if data == "synthetic" else f"{data}-demo"
+    run("synthetic-small" if small else data if full else short, out=out, set_=set_)
     from recsys.study.next_steps import show_next_steps
 
     show_next_steps(out)
@@ -204,8 +213,8 @@ def daily(
     Stopped, it goes on where it was when the same command is given again. Exit code 3: a gate refused a tag.
 
     Args:
-        recipe: kuairand, deskdrop, synthetic, synthetic-small, or the path of a TOML config with [refresh.days] and
-            [spans].
+        recipe: kuairand, deskdrop, completejourney, synthetic, synthetic-small, or the path of a TOML config with
+            [refresh.days] and [spans].
         data: For a recipe: folder of the raw public files. For a TOML config: folder its paths are relative to.
         out: Folder of the run: store, checkpoints, daily.json, daily.html.
         follow: Wait for days that are not there yet, until the last one is.

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recsys.config import ConfigError, StudyConfig, override
+from recsys.data.completejourney import find_completejourney, prepare_completejourney
 from recsys.data.deskdrop import prepare_deskdrop
 from recsys.data.errors import DataError
 from recsys.data.kuairand import prepare_kuairand
 from recsys.data.movielens import prepare_movielens_1m, prepare_movielens_100k
 from recsys.data.synthetic import prepare_synthetic
 from recsys.mistakes import meant
+from recsys.recipes.journey import completejourney, completejourney_daily, completejourney_demo
 from recsys.recipes.logs import deskdrop, deskdrop_daily, kuairand, kuairand_daily, movielens_1m, movielens_100k
 from recsys.recipes.market import demo, synthetic, synthetic_daily, synthetic_daily_small, synthetic_small
 from recsys.recipes.tables import kuairand_tables
@@ -25,11 +27,17 @@ class Recipe:
     config: Callable[[], StudyConfig]
     write: Callable[[Path, Path], None]
     needs_source: bool = True
+    find: Callable[[], Path] | None = None
+    """Where the raw files are, if no folder of them is given; None: nobody knows."""
 
     def check_source(self, source: Path | None) -> None:
-        """Raise DataError where files are needed and no folder of them is given."""
+        """Raise DataError where files are needed and no folder of them is given, nor found."""
         if self.needs_source and source is None:
-            raise DataError("the folder of the raw files is missing: give it with --source (prepare) or --data (run)")
+            if self.find is None:
+                raise DataError(
+                    "the folder of the raw files is missing: give it with --source (prepare) or --data (run)"
+                )
+            self.find()
 
     def prepare(self, source: Path | None, out: Path) -> None:
         """Turn raw files in `source` into events and schemas in `out`.
@@ -38,7 +46,7 @@ class Recipe:
             DataError: there is no source, or its files are not what they should be.
         """
         self.check_source(source)
-        self.write(source or Path(), out)
+        self.write(source or (self.find() if self.find else Path()), out)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -47,6 +55,8 @@ RECIPES: dict[str, Recipe] = {
     "deskdrop": Recipe(deskdrop, prepare_deskdrop),
     "movielens-1m": Recipe(movielens_1m, prepare_movielens_1m),
     "movielens-100k": Recipe(movielens_100k, prepare_movielens_100k),
+    "completejourney": Recipe(completejourney, prepare_completejourney, find=find_completejourney),
+    "completejourney-demo": Recipe(completejourney_demo, prepare_completejourney, find=find_completejourney),
     "synthetic": Recipe(synthetic, lambda _, out: prepare_synthetic(out), needs_source=False),
     "demo": Recipe(demo, lambda _, out: prepare_synthetic(out), needs_source=False),
     "synthetic-small": Recipe(
@@ -60,6 +70,7 @@ RECIPES: dict[str, Recipe] = {
 DAILY: dict[str, Recipe] = {
     "kuairand": Recipe(kuairand_daily, prepare_kuairand),
     "deskdrop": Recipe(deskdrop_daily, prepare_deskdrop),
+    "completejourney": Recipe(completejourney_daily, prepare_completejourney, find=find_completejourney),
     "synthetic": Recipe(
         synthetic_daily,
         lambda _, out: prepare_synthetic(out, days=30, events_per_day=15_000, drift=0.2),

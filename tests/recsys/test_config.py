@@ -160,7 +160,7 @@ def test_vectors_of_days_are_read_only_once_a_cycle_can_have_published_them() ->
 
 def test_recipes_have_the_defaults() -> None:
     """One table of defaults: a recipe says what is read and split how. Those made to be short are exceptions."""
-    short = {"demo", "synthetic-small"}
+    short = {"demo", "completejourney-demo", "synthetic-small"}
     for name, recipe in (*RECIPES.items(), *DAILY.items()):
         study = recipe.config()
         for upstream in () if name in short else study.upstreams:
