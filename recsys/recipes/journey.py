@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from recsys.config import (
-    ArmConfig,
     DaysConfig,
+    GraphConfig,
     RankerSettings,
     RefreshSettings,
     RetrievalConfig,
@@ -16,9 +16,10 @@ from recsys.config import (
     UpstreamConfig,
 )
 from recsys.data.completejourney import FEATURES
+from recsys.recipes.tables import relation, table_arms
 
-_MF = ("user_mf", "item_mf")
-_CTR = ("user_ctr", "item_ctr")
+_OF = ("manufacturer", "department", "brand", "product_category", "product_type")
+"""What the graph knows of a product."""
 _TASK = (
     "A retail panel of 2017, provenance disputed: its publishers do not agree on whether it is real or simulated. "
     "bought = whether a household buys a product this week, among those on display or in the mailer of the store where "
@@ -30,20 +31,30 @@ _TASK = (
 def completejourney() -> StudyConfig:
     """The first half of the year teaches the upstreams, four months the rankers; tested on the last eight weeks."""
     until_july = ("2017-0[1-5]-*", "2017-06-[01]*")
+    weeks = ("2016-*", *until_july)
+    bought = SourceConfig(schema="graph/schema.toml", events=_links("bought", *weeks))
     return StudyConfig(
         name="Complete Journey (retail panel, provenance disputed)",
-        note=f"{_TASK}Upstreams learned from the weeks before 26 June: mf from all purchases, ctr from the rows. "
+        note=f"{_TASK}Upstreams learned from the weeks before 26 June: mf from all purchases, graph from these, "
+        "campaigns, coupons and what products are, ctr from the rows. "
         "Rankers, which have all features but the histories, were trained on 26 June - 15 October, tuned on 16 October "
         "- 5 November and tested once on 6 November - 31 December (weeks from Monday on).",
         upstreams=(
+            UpstreamConfig(name="mf", kind="contrastive", source=bought, tasks=("bought",)),
             UpstreamConfig(
-                name="mf",
-                kind="contrastive",
-                source=SourceConfig(
-                    schema="graph/schema.toml",
-                    events=tuple(f"graph/bought/{weeks}/*.parquet" for weeks in ("2016-12-26", *until_july)),
-                ),
+                name="graph",
+                kind="graph",
+                source=bought,
                 tasks=("bought",),
+                graph=GraphConfig(
+                    relations=(
+                        relation("bought", "user=user_id", "item=item_id"),
+                        relation("targeted", "user=user_id", "campaign=campaign", events=_links("targeted", *weeks)),
+                        relation("covers", "coupon=coupon", "item=item_id", events=_links("covers", *weeks)),
+                        relation("redeemed", "user=user_id", "coupon=coupon", events=_links("redeemed", *weeks)),
+                        *(relation(f"of_{x}", "item=item_id", f"{x}={x}", events=("graph/of/*.parquet",)) for x in _OF),
+                    )
+                ),
             ),
             UpstreamConfig(
                 name="ctr",
@@ -55,8 +66,6 @@ def completejourney() -> StudyConfig:
                 ),
                 tasks=("bought", "redeemed"),
             ),
-            # An upstream of kind `graph` belongs here, over the links of `graph/` up to 25 June (bought, redeemed,
-            # targeted and covers by weeks, of as a whole), and its series into the arms below.
         ),
         rankers=RankerSettings(
             schema="offers/schema.toml",
@@ -67,13 +76,7 @@ def completejourney() -> StudyConfig:
             features=tuple(feature.name for feature in FEATURES if feature.kind != "sequence"),
             publish_delay_ms=0,
         ),
-        arms=(
-            ArmConfig(name="scratch", series=_MF, tables=dict.fromkeys(_MF, "scratch")),
-            ArmConfig(name="mf", series=_MF),
-            ArmConfig(name="mf_fine_tuned", series=_MF, tables=dict.fromkeys(_MF, "fine_tuned")),
-            ArmConfig(name="ctr", series=_CTR),
-            ArmConfig(name="all", series=(*_MF, *_CTR)),
-        ),
+        arms=table_arms("mf", "graph", "ctr"),
         retrieval=RetrievalConfig(upstream="mf"),
     )
 
@@ -115,6 +118,10 @@ def completejourney_daily() -> StudyConfig:
             test=("2017-11-06", "2017-12-25"),
         ),
     )
+
+
+def _links(name: str, *weeks: str) -> tuple[str, ...]:
+    return tuple(f"graph/{name}/{week}/*.parquet" for week in weeks)
 
 
 def _offers(*weeks: str) -> tuple[str, ...]:
