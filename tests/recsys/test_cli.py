@@ -116,7 +116,12 @@ def test_errors_that_a_user_can_mend_are_one_line(recsys: Run, tmp_path: Path, c
         ("prepare", "kuairand", "--out", tmp_path): "the folder of the raw files is missing: give it with --source",
         ("prepare", "kuairand", "--source", tmp_path, "--out", tmp_path / "o"): "no such file. KuaiRand-Pure needs",
         ("prepare", "movielens-1m", "--source", tmp_path, "--out", tmp_path / "o"): "users.dat",
-        ("run", "nope", "--out", tmp_path / "o"): "recipe 'nope' is unknown; use kuairand, deskdrop, movielens-1m",
+        (
+            "run",
+            "nope",
+            "--out",
+            tmp_path / "o",
+        ): "recipe 'nope' is unknown; use kuairand, kuairand-tables, deskdrop, movielens-1m",
         ("config", "rankers"): "config 'rankers' is unknown (did you mean 'ranker'?); use one of study, upstream",
         ("check", "nope"): "recipe 'nope' is unknown; use kuairand",
         ("run", toml(tmp_path), "--out", tmp_path / "o"): "--data is missing: give the folder that the paths in",
