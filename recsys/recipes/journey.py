@@ -32,6 +32,7 @@ def completejourney() -> StudyConfig:
     """The first half of the year teaches the upstreams, four months the rankers; tested on the last eight weeks."""
     until_july = ("2017-0[1-5]-*", "2017-06-[01]*")
     weeks = ("2016-*", *until_july)
+    until_june = weeks[:2]
     # No campaign begins from 1 to 25 June.
     bought = SourceConfig(schema="graph/schema.toml", events=_links("bought", *weeks))
     return StudyConfig(
@@ -51,9 +52,9 @@ def completejourney() -> StudyConfig:
                     relations=(
                         relation("bought", "user=user_id", "item=item_id"),
                         relation(
-                            "targeted", "user=user_id", "campaign=campaign", events=_links("targeted", *weeks[:2])
+                            "targeted", "user=user_id", "campaign=campaign", events=_links("targeted", *until_june)
                         ),
-                        relation("covers", "coupon=coupon", "item=item_id", events=_links("covers", *weeks[:2])),
+                        relation("covers", "coupon=coupon", "item=item_id", events=_links("covers", *until_june)),
                         relation("redeemed", "user=user_id", "coupon=coupon", events=_links("redeemed", *weeks)),
                         *(relation(f"of_{x}", "item=item_id", f"{x}={x}", events=("graph/of/*.parquet",)) for x in _OF),
                     )
