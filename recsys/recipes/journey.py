@@ -29,7 +29,7 @@ _TASK = (
 
 
 def completejourney() -> StudyConfig:
-    """The first half of the year teaches the upstreams, four months the rankers; tested on the last eight weeks."""
+    """The first half of the year teaches the upstreams, three months the rankers; tested on the last eight weeks."""
     until_july = ("2017-0[1-5]-*", "2017-06-[01]*")
     weeks = ("2016-*", *until_july)
     until_june = weeks[:2]
@@ -39,8 +39,8 @@ def completejourney() -> StudyConfig:
         name="Complete Journey (retail panel, provenance disputed)",
         note=f"{_TASK}Upstreams learned from the weeks before 26 June: mf from all purchases, graph from these, "
         "campaigns, coupons and what products are, ctr from the rows. "
-        "Rankers, which have all features but the histories, were trained on 26 June - 15 October, tuned on 16 October "
-        "- 5 November and tested once on 6 November - 31 December (weeks from Monday on).",
+        "Rankers, which have all features but the histories, were trained on 26 June - 1 October, tuned on 2 October - "
+        "5 November and tested once on 6 November - 31 December (weeks from Monday on).",
         upstreams=(
             UpstreamConfig(name="mf", kind="contrastive", source=bought, tasks=("bought",)),
             UpstreamConfig(
@@ -73,8 +73,8 @@ def completejourney() -> StudyConfig:
         ),
         rankers=RankerSettings(
             schema="offers/schema.toml",
-            train=_offers("2017-06-26", "2017-0[789]-*", "2017-10-0*"),
-            validation=_offers("2017-10-[123]*"),
+            train=_offers("2017-06-26", "2017-0[789]-*"),
+            validation=_offers("2017-10-*"),
             test=_offers("2017-11-*", "2017-12-*"),
             tasks={"bought": "bought", "redeemed": "redeemed"},
             features=tuple(feature.name for feature in FEATURES if feature.kind != "sequence"),
@@ -100,7 +100,7 @@ def completejourney_daily() -> StudyConfig:
         config,
         name=f"{config.name}, week by week",
         note=f"{_TASK}The upstream learned from the weeks before 26 June and goes on with each week. Rankers, which "
-        "have all features but the histories, were trained on 26 June - 15 October, tuned on 16 October - 5 November "
+        "have all features but the histories, were trained on 26 June - 1 October, tuned on 2 October - 5 November "
         "and tested once on 6 November - 31 December, and read the vectors as of six in the morning of each Monday.",
         upstreams=(ctr,),
         arms=(),
@@ -117,8 +117,8 @@ def completejourney_daily() -> StudyConfig:
             study=True,
         ),
         spans=SpansConfig(
-            train=("2017-06-26", "2017-10-09"),
-            validation=("2017-10-16", "2017-10-30"),
+            train=("2017-06-26", "2017-09-25"),
+            validation=("2017-10-02", "2017-10-30"),
             test=("2017-11-06", "2017-12-25"),
         ),
     )
