@@ -205,7 +205,8 @@ class Publisher:
     def expire(self, before: int) -> None:
         """Let the versions go that the config's retention allows, on rank 0, and delete what is not needed any more.
 
-        Their activity and the items' priors go with them: none that a version which stays is read with.
+        Their activity, the items' priors and a graph's relations go with them: none that a version which stays is
+        read with.
 
         Args:
             before: the newest version before this time, ms, stays: a correction of the newest day goes on from it.
@@ -221,10 +222,11 @@ class Publisher:
             activity.expire(keep_last=_count_since(activity, series.history()[0].as_of), dry_run=False)
             series.clean()
             activity.clean()
-        if self._prior.versions():
-            oldest = min(series.history()[0].as_of for series in self._series.values())
-            self._prior.expire(keep_last=_count_since(self._prior, oldest), dry_run=False)
-            self._prior.clean()
+        oldest = min(series.history()[0].as_of for series in self._series.values())
+        for beside in (self._prior, *([self._relations()] if self._config.upstream.kind == "graph" else [])):
+            if beside.versions():
+                beside.expire(keep_last=_count_since(beside, oldest), dry_run=False)
+                beside.clean()
 
     def whole(self, publication: Publication) -> dict[str, bool]:
         """Series -> whether its snapshot was written whole, not as a delta."""
@@ -263,13 +265,15 @@ class Publisher:
                 if main:
                     self._publish_prior(content, publication.as_of)
                     if isinstance(content.model, GraphModel):
-                        series = relation_series(
-                            self._store, self._config.upstream.name, self._config.upstream.graph.relation_width
-                        )
-                        publish_relations(series, content.model, publication.as_of, publication.space)
+                        publish_relations(self._relations(), content.model, publication.as_of, publication.space)
                 writers.close()
         if main:
             self.expired |= {name: writer.expired for name, writer in opened.items()}
+
+    def _relations(self) -> Series:
+        """Of a graph: what its relations make of vectors."""
+        upstream = self._config.upstream
+        return relation_series(self._store, upstream.name, upstream.graph.relation_width)
 
     def _publish_prior(self, content: Content, as_of: int) -> None:
         """The items' prior; and who is withdrawn, also where a later prior was published in between."""

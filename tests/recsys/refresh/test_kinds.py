@@ -22,6 +22,7 @@ from recsys.config import (
     LossConfig,
     RefreshConfig,
     RelationConfig,
+    RetentionConfig,
 )
 from recsys.data.errors import DataError
 from recsys.data.schema import SchemaError
@@ -182,6 +183,18 @@ def test_a_graph_is_trained_published_and_refreshed(tmp_path: Path, capsys: pyte
     assert not torch.equal(again[1], torch.zeros(8))
     matrices, offsets = read_relations(EmbeddingStore(store_folder(out)).series("relation_ctr").history()[0], 8)
     assert (matrices.shape, offsets.shape) == ((3, 8, 8), (3, 8))
+
+
+def test_relations_go_with_the_versions_that_read_them(tmp_path: Path) -> None:
+    data, out = write_log(tmp_path / "data"), tmp_path / "out"
+    for day in DAYS[:2]:
+        write_day(data, day)
+    config = replace(graph_config(), retention=RetentionConfig(keep_last=1))
+    train_upstream(config.upstream, data, out)
+    refresh_upstream(config, data, out, every=True)
+    store = EmbeddingStore(store_folder(out))
+    assert store.series("user_ctr").versions()[-1] == 3
+    assert len(store.series("relation_ctr").versions()) == len(store.series("user_ctr").versions()) < 3
 
 
 def test_a_graph_on_two_ranks_leaves_nothing_to_do_for_one(tmp_path: Path) -> None:
