@@ -32,7 +32,8 @@ from recsys.models.graph import GraphModel, GraphTask, WholeGraph
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, peak_memory, process_group
 from recsys.train.link_ranks import KnownLinks, LinkRanks, rank_links
-from recsys.train.trainer import TrainResult, fit
+from recsys.train.run import TrainResult
+from recsys.train.trainer import fit
 
 SHARED = ("model.tables", "model.links.score.vectors")
 """What a TransR takes over of a TransE."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.train.trainer import TrainResult
+from recsys.train.run import TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)

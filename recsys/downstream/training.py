@@ -35,7 +35,8 @@ from recsys.models.vocabulary import Vocabulary
 from recsys.source import ranker_schema
 from recsys.train.distributed import Environment
 from recsys.train.predict import predict
-from recsys.train.trainer import TrainResult, fit
+from recsys.train.run import TrainResult
+from recsys.train.trainer import fit
 
 S = TypeVar("S", bound=RankerSettings)
 

@@ -12,6 +12,7 @@ is no matrix product; the rotation is the paper's.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ NEAREST = 1e-12
 """Squares of distances that are not fallen below: the root has a gradient, and 0 where two points are one."""
 
 
-class Score(nn.Module):
+class Score(nn.Module, ABC):
     """A score and the parameters of its R relations: `vectors` [R, W], and what else a relation has.
 
     Args:
@@ -57,6 +58,7 @@ class Score(nn.Module):
         """Entities in the spaces of the groups' relations."""
         return entities
 
+    @abstractmethod
     def query(
         self,
         known: Tensor,  # [G, P, D], projected
@@ -65,7 +67,6 @@ class Score(nn.Module):
         backwards: bool,
     ) -> Tensor:  # [G, P, D]
         """What the other end is to match: the tail of these heads, or `backwards` the head of these tails."""
-        raise NotImplementedError
 
     def match(
         self,

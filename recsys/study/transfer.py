@@ -41,6 +41,7 @@ from recsys.models.kinds import UpstreamModel, build_upstream
 from recsys.source import upstream_schema
 from recsys.train.checkpoint import load_model
 from recsys.train.distributed import host_memory
+from recsys.train.sharding import table_sizes
 from recsys.train.tables import allocate
 
 _ROWS = 4096
@@ -128,8 +129,8 @@ def transfer_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _table_bytes(schema: Schema, upstream: UpstreamConfig) -> int:
-    """Of the upstream's tables, as float32."""
-    return sum(feature.rows for feature in schema.features) * upstream.model.token_dim * 4
+    """Of the upstream's tables and their optimizer."""
+    return sum(size.bytes for size in table_sizes(build_upstream(upstream, schema)))
 
 
 def _load(upstream: UpstreamConfig, schema: Schema, out: Path) -> UpstreamModel:

@@ -243,7 +243,7 @@ def _too_large(task: nn.Module, topology: Topology) -> PlanError:
     return PlanError(
         f"the embedding tables need {_gib(sum(size.bytes for size in sizes))} with their optimizer state, but "
         f"{topology.world_size} ranks of {_gib(room)} each cannot hold them: {listed}{more}. "
-        "Use more ranks or machines, fewer `rows` in the schema, or a smaller model.token_dim"
+        "Use more ranks or machines, fewer `rows` in the schema or the graph, or narrower tables"
     )
 
 

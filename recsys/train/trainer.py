@@ -2,232 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
 from torch import nn
-from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
-from recsys.identity import code_version, differences
-from recsys.train import checkpoint
-from recsys.train.checkpoint import CheckpointError
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
-from recsys.train.interrupt import Interrupted, StopSignals
+from recsys.train.interrupt import StopSignals
 from recsys.train.log import RunLog
-from recsys.train.optimizer import build_optimizer, decay_accumulators
-from recsys.train.passes import BestPasses, Passes, Scores, best_passes, is_settled, told
+from recsys.train.optimizer import build_optimizer
+from recsys.train.passes import Passes, Scores
 from recsys.train.predict import Stream, device_batches, loss_forward
+from recsys.train.run import Run, TrainResult
 from recsys.train.running_metrics import Metrics
 from recsys.train.schedule import Schedule
 from recsys.train.sharding import plan_table, shard
-from recsys.train.tables import draw_tables
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a training run leaves behind."""
-
-    model: DistributedModelParallel = field(repr=False)
-    """The trained task."""
-    steps: int
-    """Steps done, those before a resume included."""
-    samples_per_second: float
-    """Rows a second of all ranks, without the first step, which sets things up, and without checkpoints."""
-    input_wait_fraction: float
-    """Share of that time in which this rank waited for input."""
-    metrics: dict[str, float]
-    """The last logged figures; keys as in `recsys.train.running_metrics.Metrics.take_window`."""
-    scores: tuple[Scores, ...]
-    """What `after_epoch` returned, epoch by epoch, those before a resume included."""
-    ends: tuple[int, ...]
-    """The steps after which these epochs ended."""
-    best: BestPasses = field(repr=False)
-    """The best of these passes; `model` is that of the newest of them."""
-    shortfall: str
-    """What became of events that were less than a batch of every rank; empty: they were more."""
-
-
-@dataclass(kw_only=True)
-class _Run:
-    """A training run and where it stands."""
-
-    config: TrainConfig
-    environment: Environment
-    out: Path | None
-    model: DistributedModelParallel
-    optimizer: KeyedOptimizer
-    metrics: Metrics
-    steps_per_epoch: int
-    total_steps: int
-    identity: Mapping[str, Mapping[str, str]]
-    """What the run is of: `files`, `config`, `quarantine`."""
-    score: str
-    """What `scores` are called."""
-    step: int = 0
-    """Steps done. Differs from `position` only after a resume on another number of ranks."""
-    position: int = 0
-    """Batches of the stream consumed."""
-    record: dict[str, float] = field(default_factory=dict)
-    """The last logged figures."""
-    scores: list[Scores] = field(default_factory=list)
-    """Of the passes that have been judged."""
-    ends: list[int] = field(default_factory=list)
-    """The steps after which they ended."""
-
-    @property
-    def checkpoints(self) -> Path | None:
-        return None if self.out is None else self.out / "checkpoints"
-
-    @property
-    def finished(self) -> bool:
-        return self.settled or self.position >= self.total_steps
-
-    @property
-    def left_in_epoch(self) -> int:
-        return self.steps_per_epoch - self.position % self.steps_per_epoch
-
-    @property
-    def last_step(self) -> int:
-        return self.step if self.settled else self.step + self.total_steps - self.position
-
-    @property
-    def settled(self) -> bool:
-        """Whether the last pass that was judged is the best by no score."""
-        return is_settled(self.scores)
-
-    @property
-    def unjudged(self) -> bool:
-        """Whether a pass has ended that has no score yet."""
-        return not self.settled and len(self.scores) < self.position // self.steps_per_epoch
-
-    def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now."""
-        return self.finished or (every > 0 and self.step % every == 0)
-
-    def begin(self, start: Path | None, before: Callable[[nn.Module], None] | None) -> str:
-        """Continue from the newest checkpoint, if there is one, and say so; or begin with the model of another run.
-
-        With neither, the tables are drawn.
-        """
-        path = None if self.checkpoints is None else checkpoint.latest(self.checkpoints)
-        if path is None and start is not None:
-            checkpoint.restore(start, model=self.model, optimizer=self.optimizer, environment=self.environment)
-            decay_accumulators(self.model, self.config.keep_accumulators)
-            if before is not None:
-                self.model.eval()
-                before(self.model)
-        elif path is None:
-            draw_tables(self.model, self.config.seed)
-        if path is None:
-            return ""
-        note = self._check_identity(path, checkpoint.read_progress(path))
-        progress, sums = checkpoint.restore(
-            path, model=self.model, optimizer=self.optimizer, environment=self.environment
-        )
-        self.metrics.load_state(sums, progress["parts"])
-        self.step, self.record = progress["step"], progress["record"]
-        self.scores, self.ends = [tuple(scores) for scores in progress["scores"]], progress["ends"]
-        # The same share of the passes, where another number of ranks cuts the events into other batches.
-        self.position = round(progress["position"] * self.steps_per_epoch / progress["steps_per_epoch"])
-        moved = progress["steps_per_epoch"] != self.steps_per_epoch
-        note += f", now {self.steps_per_epoch} instead of {progress['steps_per_epoch']} batches a pass" if moved else ""
-        return f"continuing from {path}{note}"
-
-    def _check_identity(self, path: Path, progress: Mapping[str, Any]) -> str:
-        """See that a checkpoint is of these files and this config; tell if other code wrote it."""
-        parts = {name: differences(progress["identity"].get(name, {}), now) for name, now in self.identity.items()}
-        found = [f"{name}: {difference}" for name, difference in parts.items() if difference]
-        if "ends" not in progress:
-            found.append(f"version {progress['code']} of this package wrote it, which knew no best pass of each task")
-        if found:
-            raise CheckpointError(
-                f"{path} is of another training. {'. '.join(found)}. Give the files and the config it was begun with, "
-                f"choose another output folder, or delete {path.parent} to train anew"
-            )
-        code, written = code_version(), progress["code"]
-        return f" (warning: version {written} of this package wrote it, this is {code})" if written != code else ""
-
-    def save(self) -> None:
-        """Write a checkpoint. The metrics must have been folded: that also checks that the losses are finite."""
-        assert self.checkpoints is not None
-        progress = {
-            "position": self.position,
-            "steps_per_epoch": self.steps_per_epoch,
-            "record": self.record,
-            "scores": self.scores,
-            "ends": self.ends,
-            "parts": self.metrics.parts,
-            "identity": self.identity,
-            "code": code_version(),
-        }
-        checkpoint.save(
-            self.checkpoints,
-            self.step,
-            model=self.model,
-            optimizer=self.optimizer,
-            metrics=self.metrics.state(),
-            progress=progress,
-            environment=self.environment,
-            protected={self.ends[number] for number in best_passes(self.scores)},
-        )
-
-    def judge(self, passes: Passes) -> str:
-        """Score the pass that has ended; what to say of it. The first one that is the best by no score is the last: the
-        model is that of the newest best one again. Where checkpoints are kept, theirs are, and bring them back."""
-        improved = passes.evaluate()
-        self.scores = list(passes.scores)
-        self.ends.append(self.step)
-        newest = max(best_passes(self.scores))
-        if not improved and self.checkpoints is None:
-            passes.bring(newest)
-        elif not improved and self.checkpoints is not None:
-            kept = checkpoint.at(self.checkpoints, self.ends[newest])
-            checkpoint.restore(kept, model=self.model, optimizer=self.optimizer, environment=self.environment)
-        if self.checkpoints is not None:
-            self.save()
-        return told(self.scores, self.total_steps // self.steps_per_epoch, self.score)
-
-    def result(self, clock: Clock, shortfall: str, passes: Passes | None) -> TrainResult:
-        """What the run leaves behind."""
-        return TrainResult(
-            model=self.model,
-            steps=self.step,
-            samples_per_second=clock.samples_per_second,
-            input_wait_fraction=clock.input_wait_fraction,
-            metrics=self.record,
-            scores=tuple(self.scores),
-            ends=tuple(self.ends),
-            best=BestPasses(best_passes(self.scores), self._bring if passes is None or self.out else passes.bring),
-            shortfall=shortfall,
-        )
-
-    def _bring(self, number: int) -> None:
-        """Bring the model to what it was after one of the best passes, from its checkpoint. A collective."""
-        assert self.checkpoints is not None
-        checkpoint.load_model(checkpoint.at(self.checkpoints, self.ends[number]), self.model)
-
-    def interrupted(self, stop: StopSignals) -> Interrupted:
-        """What to raise when a signal asked the run to stop; rank 0 says how to go on."""
-        assert stop.received is not None
-        path = None if self.checkpoints is None else checkpoint.latest(self.checkpoints)
-        next_time = f"continues from {path}" if path else "starts anew: no checkpoint was written yet"
-        message = (
-            f"stopped by {stop.received.name} after step {self.step} of {self.last_step}; the same command {next_time}"
-        )
-        if self.environment.is_main:
-            print(message, file=sys.stderr, flush=True)
-        return Interrupted(stop.received, message)
 
 
 def fit(
@@ -295,7 +91,7 @@ def fit(
 
 
 def _trained(
-    run: _Run, stream: Stream, title: str | None, lines: Sequence[Table | str], passes: Passes | None
+    run: Run, stream: Stream, title: str | None, lines: Sequence[Table | str], passes: Passes | None
 ) -> TrainResult:
     """Train with a log, which begins with these lines."""
     with (
@@ -317,10 +113,10 @@ def _prepare(
     identity: Mapping[str, Mapping[str, str]],
     out: Path | None,
     score: str,
-) -> _Run:
+) -> Run:
     model = shard(task, environment, sparse_lr=config.sparse_lr, batch_size=config.batch_size)
     torch.manual_seed(config.seed * 1009 + environment.rank)  # ranks differ in dropout
-    return _Run(
+    return Run(
         config=config,
         environment=environment,
         out=out,
@@ -336,7 +132,7 @@ def _prepare(
     )
 
 
-def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
+def _loop(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
     """Train until the stream ends, or an epoch does not improve on the best; raises Interrupted."""
     try:
         return _passes(run, stream, log, stop, passes)
@@ -346,7 +142,7 @@ def _loop(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Pas
         raise
 
 
-def _passes(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
+def _passes(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
     """Train pass by pass."""
     pipeline = TrainPipelineSparseDist(
         run.model,
@@ -371,7 +167,7 @@ def _passes(run: _Run, stream: Stream, log: RunLog, stop: StopSignals, passes: P
 
 
 def _pass(
-    run: _Run,
+    run: Run,
     pipeline: TrainPipelineSparseDist,
     batches: Iterator[Batch],
     schedule: Schedule,

@@ -151,9 +151,9 @@ def test_a_killed_training_goes_on_to_the_same_losses(
 
     from recsys.train import trainer
 
-    kept = trainer._Run.save
+    kept = trainer.Run.save
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "save", save)
+        patch.setattr(trainer.Run, "save", save)
         with pytest.raises(KeyboardInterrupt):
             train_upstream(config(checkpoint_every=4), log, tmp_path / "broken")
     assert not is_done(tmp_path / "broken", "upstream-ctr")
@@ -174,9 +174,9 @@ def interrupted(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, upstream
         kept(self)
         raise KeyboardInterrupt
 
-    kept = trainer._Run.save
+    kept = trainer.Run.save
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "save", save)
+        patch.setattr(trainer.Run, "save", save)
         with pytest.raises(KeyboardInterrupt):
             train_upstream(upstream or config(checkpoint_every=4), data, out)
 
@@ -206,7 +206,7 @@ def test_other_code_is_a_warning(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     interrupted(log, tmp_path, monkeypatch)
-    monkeypatch.setattr("recsys.train.trainer.code_version", lambda: "99")
+    monkeypatch.setattr("recsys.train.run.code_version", lambda: "99")
     train_upstream(config(checkpoint_every=4), log, tmp_path)
     assert re.search(r"version \S+ of this\s+package\s+wrote\s+it,\s+this\s+is\s+99", capsys.readouterr().out)
 

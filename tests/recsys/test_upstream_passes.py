@@ -84,16 +84,16 @@ def test_a_killed_training_keeps_the_same_pass(
     found = passes(tmp_path / "whole")
     assert f"pass {found['done']} of at most 6: validation ne" in capsys.readouterr().out
     assert kept_model_ne(log, tmp_path / "whole") == pytest.approx(min(found["validation_ne"]), abs=1e-5)
-    judge = trainer._Run.judge
+    judge = trainer.Run.judge
     for known in range(found["done"]):  # before each score, and on to the next
 
-        def killed(run: trainer._Run, best: Any, known: int = known) -> str:
+        def killed(run: trainer.Run, best: Any, known: int = known) -> str:
             if len(run.scores) == known:
                 raise KeyboardInterrupt
             return judge(run, best)
 
         with monkeypatch.context() as patch:
-            patch.setattr(trainer._Run, "judge", killed)
+            patch.setattr(trainer.Run, "judge", killed)
             with pytest.raises(KeyboardInterrupt):
                 trained(log, tmp_path / "killed")
     trained(log, tmp_path / "killed")

@@ -150,7 +150,8 @@ def test_the_memory_of_the_one_before_is_given_back(place: Place, requests: list
             del bundle, held
             place.deploy("b")
             until(lambda: not any(reference() is not None for reference in gone))
-            live.predict(requests[0])
+            assert live.swaps == 1
+            assert same(live.predict(requests[0]), live.bundle.predict(requests[0]))
     finally:
         gc.enable()
 

@@ -69,15 +69,15 @@ def test_a_small_day_that_is_stopped_between_its_passes(
 ) -> None:
     data, out = run
     write_day(data, DAYS[2], rows=5)
-    save, saved = trainer._Run.save, []
+    save, saved = trainer.Run.save, []
 
-    def save_and_stop(training: trainer._Run) -> None:
+    def save_and_stop(training: trainer.Run) -> None:
         save(training)
         saved.append(training.step)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "save", save_and_stop)
+        patch.setattr(trainer.Run, "save", save_and_stop)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 refresh(CONFIG, data, out)

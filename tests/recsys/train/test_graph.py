@@ -23,7 +23,8 @@ from recsys.models.graph import GraphModel, GraphTask, WholeGraph
 from recsys.train import checkpoint, sharding
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.link_ranks import KnownLinks, rank_links
-from recsys.train.trainer import TrainResult, fit
+from recsys.train.run import TrainResult
+from recsys.train.trainer import fit
 from tests.distributed import run_ranks
 from tests.recsys.models.graphs import planted_graph, planted_links
 from tests.recsys.models.test_nodes import events

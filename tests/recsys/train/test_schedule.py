@@ -14,8 +14,9 @@ from recsys.config import ConfigError, TrainConfig
 from recsys.train import trainer
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted
+from recsys.train.run import TrainResult
 from recsys.train.schedule import share_of
-from recsys.train.trainer import TrainResult, fit
+from recsys.train.trainer import fit
 from tests.recsys.train.toy import TASKS, make_stream, make_task, whole_state
 
 CONFIG = TrainConfig(batch_size=32, log_every=1, checkpoint_every=4, sparse_lr=0.1, dense_lr=0.01)

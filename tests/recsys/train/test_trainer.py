@@ -13,8 +13,9 @@ from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted
 from recsys.train.passes import Scores
 from recsys.train.predict import predict
+from recsys.train.run import TrainResult
 from recsys.train.running_metrics import LossError
-from recsys.train.trainer import TrainResult, fit
+from recsys.train.trainer import fit
 from tests.recsys.train.toy import TASKS, ListStream, Output, make_stream, make_task, plain_task, whole_state
 
 CONFIG = TrainConfig(batch_size=32, log_every=1, checkpoint_every=4, sparse_lr=0.1, dense_lr=0.01)
