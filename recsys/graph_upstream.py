@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from recsys.anchors import load_anchors, newest_anchors, pin_anchors
 from recsys.config import KINDS, GraphConfig, TrainConfig, UpstreamConfig
+from recsys.data.anchors import Anchors
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.links import LinkStream
 from recsys.data.relations import declared, read_links
 from recsys.data.seen import Ints
-from recsys.data.sizes import Tables
+from recsys.data.sizes import Tables, room_for
 from recsys.data.triples import Graph, Triples
 from recsys.identity import flatten, identify_files
 from recsys.models.graph import GraphModel, GraphTask, WholeGraph
@@ -40,18 +42,23 @@ _WHOLE = 0.1
 """Of a rank's memory, that the vectors of all entities may fill for links to be ranked among them."""
 
 
-def count_nodes(config: GraphConfig, data: Path, files: Sequence[Path]) -> Tables:
-    """Rows of the tables of all node types: those that the config gives, and as many as their ids need.
+def count_nodes(config: GraphConfig, data: Path, files: Sequence[Path], store: Path) -> Tables:
+    """Rows of the tables of all node types: those that the config gives, and as many as their ids need, linked or
+    anchored.
 
     Args:
         config: the relations.
         data: folder that their files lie below.
         files: of relations that name none.
+        store: folder of the run's store, which has the anchors.
 
     Raises:
-        DataError: what `read_links` raises.
+        DataError: what `read_links`, `newest_anchors` and `load_anchors` raise.
     """
-    return read_links(config.relations, data, _named(files, data), config.rows)[0].sizes
+    graph, links = read_links(config.relations, data, _named(files, data), config.rows)
+    unlinked = load_anchors(newest_anchors(config, store), graph, links).unlinked()
+    together = {name: np.union1d(_entities(graph)[name], ids) for name, ids in unlinked.items()}
+    return graph.sizes | {name: room_for(ids) for name, ids in together.items() if name not in config.rows}
 
 
 def train_on_links(
@@ -62,15 +69,17 @@ def train_on_links(
     *,
     data: Path,
     out: Path,
+    store: Path,
     title: str | None,
     start: Path | None = None,
     steps: int = 0,
+    as_of: int | None = None,
 ) -> Trained:
     """Train a graph, from its own start or from a checkpoint of another run: see `recsys.upstream.train_on`. A
     collective.
 
     Where it begins from its own and may make several passes, links that are held out choose the best one, by the mean
-    reciprocal rank of their ends among all entities that could be it.
+    reciprocal rank of their ends among all entities that could be it. There it is that anchors pull, too.
 
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
@@ -80,16 +89,19 @@ def train_on_links(
     read = [relation for relation in config.relations if start is None or not relation.events]
     graph, links = read_links(read, data, _named(files, data))
     links = replace(links, relations=np.array([whole.relations.index(x) for x in graph.relations])[links.relations])
-    seen = dict(zip(graph.types, graph.entities, strict=True))
+    pins = pin_anchors(config, store, out, environment, as_of)
     identity = {
         "files": identify_files(_files(upstream, files, data), data),
         "config": _identify(upstream, training),
+        "anchors": {name: f"version {x.version}" for name, x in pins.items()},
     }
     torch.manual_seed(training.seed)
     model = GraphModel(whole, config)
     held = links.take(np.zeros(0, np.int64))
     if training.epochs > 1 and upstream.held_out and start is None and _is_small(config, environment):
         links, held = links.hold_out(min(upstream.held_out, JUDGED / len(links)))
+    anchors = load_anchors({} if start else pins, graph, links)
+    seen = {name: np.union1d(ids, anchors.ids().get(name, ids)) for name, ids in _entities(graph).items()}
     training = training.sized(len(links) // environment.world_size, steps)
     stream = LinkStream(
         links,
@@ -101,12 +113,13 @@ def train_on_links(
         world_size=environment.world_size,
         epochs=training.epochs,
         seed=training.seed,
-        locate=model.vocabulary.locate,
+        locate=partial(_locate, model.vocabulary, anchors),
+        anchors=anchors,
     )
     if title and environment.is_main:
         _tell(title, graph, links, held, training)
     result = fit(
-        GraphTask(model, config),
+        GraphTask(model, config, max((x.dim for x in pins.values()), default=0)),
         stream,
         training,
         environment,
@@ -116,7 +129,7 @@ def train_on_links(
         start=start,
         title=title,
         begun=partial(_admit, model.vocabulary, seen, upstream, first=start is None),
-        after_epoch=_Judge(model.vocabulary, whole, links, held, environment) if len(held) else None,
+        after_epoch=_Judge(model.vocabulary, anchors, whole, links, held, environment) if len(held) else None,
         score="1 - mrr",
     )
     return Trained(
@@ -133,16 +146,34 @@ class _Judge:
     """Scores a model by the links that are held out: 1 - their mean reciprocal rank. A collective."""
 
     def __init__(
-        self, vocabulary: NodeVocabulary, graph: Graph, links: Triples, held: Triples, environment: Environment
+        self,
+        vocabulary: NodeVocabulary,
+        anchors: Anchors,
+        graph: Graph,
+        links: Triples,
+        held: Triples,
+        environment: Environment,
     ) -> None:
-        self._vocabulary, self._graph, self._environment = vocabulary, graph, environment
+        self._vocabulary, self._anchors, self._graph, self._environment = vocabulary, anchors, graph, environment
         self._links, self._held = links, held
 
     def __call__(self, model: nn.Module) -> tuple[float]:
-        graph, known = self._vocabulary.locate(self._graph, Triples.join((self._links, self._held)))
+        both = Triples.join((self._links, self._held))
+        graph, known = _locate(self._vocabulary, self._anchors, self._graph, both)
         held = known.take(np.arange(len(self._links), len(known)))
         whole = WholeGraph(cast(GraphTask, model.module).model, graph, self._environment.device)
         return (1 - rank_links(whole, held, KnownLinks(known, graph), graph).mrr,)
+
+
+def _locate(vocabulary: NodeVocabulary, anchors: Anchors, graph: Graph, links: Triples) -> tuple[Graph, Triples]:
+    """A graph and its links with rows where they have ids. Anchors find theirs too; entities that have nothing else are
+    none of the graph, which are negatives and what links are ranked among."""
+    graph, links = vocabulary.locate(graph, links)
+    return anchors.locate(graph, vocabulary.find), links
+
+
+def _entities(graph: Graph) -> dict[str, Ints]:
+    return dict(zip(graph.types, graph.entities, strict=True))
 
 
 def _admit(vocabulary: NodeVocabulary, seen: Mapping[str, Ints], upstream: UpstreamConfig, *, first: bool) -> None:

@@ -31,7 +31,7 @@ from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
 from recsys.dates import UNTIMED
 from recsys.evaluate.measures import measures
-from recsys.folders import upstream_folder
+from recsys.folders import store_folder, upstream_folder
 from recsys.graph_upstream import count_nodes, train_on_links
 from recsys.identity import flatten, identify_files
 from recsys.models.derm import DERM
@@ -78,7 +78,7 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
         if upstream.kind == "graph":
-            note_tables(partial(_count_nodes, upstream, schema, data, files), folder / TABLES, title, environment)
+            note_tables(partial(_count_nodes, upstream, schema, data, files, out), folder / TABLES, title, environment)
         size_tables(files, schema, skip, folder / TABLES, title, environment)
         schema, upstream = upstream_schema(upstream, data, out), sized_upstream(upstream, out)
         items = drawn_files(upstream, data)
@@ -90,6 +90,7 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
             environment,
             data=data,
             out=folder,
+            store=store_folder(out),
             title=title,
             items=items,
             withdrawn=withdrawn_after({}, items, schema, "item", skip),
@@ -107,9 +108,11 @@ def size_tables(
         note_tables(partial(count_tables, files, schema, skip), record, title, environment)
 
 
-def _count_nodes(upstream: UpstreamConfig, schema: Schema, data: Path, files: Sequence[Path]) -> dict[str, int]:
+def _count_nodes(
+    upstream: UpstreamConfig, schema: Schema, data: Path, files: Sequence[Path], out: Path
+) -> dict[str, int]:
     """Rows of a graph's tables; and of those by which events name users and items, which it has no use for."""
-    counted = dict(count_nodes(upstream.graph, data, files))
+    counted = dict(count_nodes(upstream.graph, data, files, store_folder(out)))
     return counted | {key_of(feature): 1 for feature in unsized(schema)}
 
 
@@ -151,6 +154,7 @@ def train_on(
     *,
     data: Path,
     out: Path,
+    store: Path,
     title: str | None,
     start: Path | None = None,
     items: Sequence[Path] = (),
@@ -174,6 +178,7 @@ def train_on(
         environment: this rank.
         data: folder that the files lie below. It may be moved: what they hold and their names in it must stay.
         out: folder of the run's checkpoints and figures.
+        store: folder of the store, which a graph's anchors are in.
         title: name of the run in the terminal; None: quiet.
         start: the checkpoint to begin with: model and optimizer.
         items: items' own rows, of which, and of the events, the last ones are what `loss.uniform_negatives` draws from.
@@ -188,7 +193,17 @@ def train_on(
     """
     if upstream.kind == "graph":
         return train_on_links(
-            files, upstream, training, environment, data=data, out=out, title=title, start=start, steps=steps
+            files,
+            upstream,
+            training,
+            environment,
+            data=data,
+            out=out,
+            store=store,
+            title=title,
+            start=start,
+            steps=steps,
+            as_of=as_of,
         )
     tasks = [label.name for label in schema.labels]
     torch.manual_seed(training.seed)

@@ -99,6 +99,13 @@ class GraphConfig:
     are refused before it."""
     init: float = 0.1
     """Entity and relation vectors are drawn from [-init, init]."""
+    anchors: dict[str, str] = field(default_factory=dict)
+    """Node type -> series of the run's store in which its entities have vectors already, all of one space: say
+    { user = "user_mf", item = "item_mf" }. A learned linear map brings these to the graph, and an entity of degree n is
+    pulled to its own at 1 / (1 + n) of the full strength; one that nothing links ends up there. Ours, after TransRA's
+    anchors (arXiv 2508.02609), which are published nowhere. First trainings and cold retrains pull, days do not."""
+    anchor_weight: float = 1.0
+    """How much the pull counts in the loss, beside the links."""
 
     def __post_init__(self) -> None:
         require(
@@ -116,7 +123,7 @@ class GraphConfig:
             self.loss != "softmax" or not self.adversarial,
             f"adversarial is {self.adversarial}; it is for the losses logistic and margin, use 0",
         )
-        for name in ("group", "negatives", "init"):
+        for name in ("group", "negatives", "init", "anchor_weight"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use more than 0")
         for name in ("n3", "adversarial", "margin"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
@@ -128,6 +135,8 @@ class GraphConfig:
 
         unknown = sorted(self.rows.keys() - set(self.node_types))
         require(not unknown, f"rows names {unknown}; the relations have the node types {list(self.node_types)}")
+        unknown = sorted(self.anchors.keys() - set(self.node_types))
+        require(not unknown, f"anchors names {unknown}; the relations have the node types {list(self.node_types)}")
         for name, rows in self.rows.items():
             require(rows > 0, f"rows.{name} is {rows}; use 1 or more, or leave it out")
 

@@ -90,6 +90,7 @@ class StudyConfig(Config):
         require(len(set(names)) == len(names), f"upstreams are named {names}; make the names different")
         for upstream in self.upstreams:
             check_cross(self.refresh.cross, upstream)
+        self._check_anchors()
         self._check_arms(names)
         require(self.ranks > 0, f"ranks is {self.ranks}; use 1 or more")
         if self.retrieval is not None:
@@ -105,6 +106,19 @@ class StudyConfig(Config):
                 self.two_tower.name not in names,
                 f"two_tower.name is {self.two_tower.name!r}, as an upstream is called: choose another name",
             )
+
+    def _check_anchors(self) -> None:
+        """Series that a graph is anchored to are published by the upstreams in front of it."""
+        later = dict[str, str]()
+        for upstream in reversed(self.upstreams):
+            later |= {f"{owner}_{upstream.name}": upstream.name for owner in ("user", "item")}
+            for name, series in upstream.graph.anchors.items():
+                by = later.get(series, "")
+                require(
+                    not by,
+                    f"upstreams.{upstream.name}.graph.anchors.{name} names {series!r}, which upstream {by!r} publishes "
+                    f"{'itself' if by == upstream.name else 'later'}: name series of one in front of it",
+                )
 
     def _check_arms(self, upstreams: Sequence[str]) -> None:
         arms = [arm.name for arm in self.arms]

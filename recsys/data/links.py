@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from recsys.data.anchors import Anchors, Drawn, nothing_drawn
 from recsys.data.triples import Graph, Triples
 
 Ints = NDArray[np.int64]
@@ -21,7 +22,7 @@ Ints = NDArray[np.int64]
 
 @dataclass
 class LinkBatch(Pipelineable):
-    """G groups of up to P links, and N entities of each of T node types that were drawn.
+    """G groups of up to P links, N entities of each of T node types that were drawn, and K that have anchors.
 
     Every entity of the batch is looked up once. A place is a number among them, those of the first node type in front.
     """
@@ -34,6 +35,9 @@ class LinkBatch(Pipelineable):
     weights: Tensor  # float32 [G, P]; 0: no link, the group has fewer
     drawn: Tensor  # int64 [T, N], places
     entities: Tensor  # int64 [T], how many they were drawn from
+    anchored: Tensor  # int64 [K], places
+    anchors: Tensor  # float32 [K, A], their vectors in the other space
+    degrees: Tensor  # float32 [K]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> LinkBatch:
         """A copy on `device` (Pipelineable)."""
@@ -70,6 +74,7 @@ class LinkStream:
         seed: of the shuffling and the drawing.
         locate: gives ids their rows, where the links and the graph have ids: called when the first batch is asked for,
             so that a vocabulary that is loaded with the model knows them by then.
+        anchors: of entities that another space knows; of each node type as many are drawn for a step as negatives.
     """
 
     def __init__(
@@ -86,8 +91,9 @@ class LinkStream:
         passes: int = 1,
         seed: int = 0,
         locate: Callable[[Graph, Triples], tuple[Graph, Triples]] | None = None,
+        anchors: Anchors | None = None,
     ) -> None:
-        self._locate = locate
+        self._locate, self._anchors = locate, anchors
         self._graph, self._negatives, self._seed, self._rank = graph, negatives, seed, rank
         self._group, self._groups = group, max(1, batch_size // group)
         counts = np.bincount(triples.relations, minlength=len(graph.relations))
@@ -148,7 +154,9 @@ class LinkStream:
             mine[: len(groups)][there] = each
         random = np.random.default_rng((self._seed, 2, position))  # of all ranks
         drawn = [rows[random.integers(len(rows), size=self._negatives)] for rows in self._graph.entities]
-        return make_batch(self._graph, np.pad(self._relation[groups], (0, missing)), heads, tails, weights, drawn)
+        relations = np.pad(self._relation[groups], (0, missing))
+        anchored = self._anchors.draw(self._graph, random, self._negatives) if self._anchors else None
+        return make_batch(self._graph, relations, heads, tails, weights, drawn, anchored)
 
 
 def make_batch(
@@ -158,19 +166,22 @@ def make_batch(
     tails: Ints,  # [G, P]
     weights: NDArray[np.float32],  # [G, P]
     drawn: list[Ints],  # [N] for each node type
+    anchored: Drawn | None = None,
 ) -> LinkBatch:
     """Look up every entity of these links once."""
+    anchored = anchored or nothing_drawn(graph)
     types = graph.ends[relations]  # [G, 2]
     ends = np.stack((heads, tails))  # [2, G, P]
     places, sets, before = np.empty_like(ends), [], 0
-    places_of_drawn = []
-    for number, negatives in enumerate(drawn):
+    places_of_drawn, places_of_anchored = [], []
+    for number, (negatives, pulled) in enumerate(zip(drawn, anchored.rows, strict=True)):
         mine = number == types.T  # [2, G]
-        rows, inverse = np.unique(np.concatenate((ends[mine].ravel(), negatives)), return_inverse=True)
-        inverse = inverse + before
-        split = len(inverse) - len(negatives)
-        places[mine] = inverse[:split].reshape(-1, ends.shape[2])
-        places_of_drawn.append(inverse[split:])
+        parts = (ends[mine].ravel(), negatives, pulled)
+        rows, inverse = np.unique(np.concatenate(parts), return_inverse=True)
+        of_links, of_drawn, of_anchored = np.split(inverse + before, np.cumsum([len(x) for x in parts[:-1]]))
+        places[mine] = of_links.reshape(-1, ends.shape[2])
+        places_of_drawn.append(of_drawn)
+        places_of_anchored.append(of_anchored)
         sets.append(rows)
         before += len(rows)
     return LinkBatch(
@@ -185,6 +196,9 @@ def make_batch(
         weights=torch.from_numpy(weights.astype(np.float32)),
         drawn=torch.from_numpy(np.stack(places_of_drawn)),
         entities=torch.tensor([len(rows) for rows in graph.entities]),
+        anchored=torch.from_numpy(np.concatenate(places_of_anchored)),
+        anchors=anchored.vectors,
+        degrees=torch.from_numpy(anchored.degrees),
     )
 
 

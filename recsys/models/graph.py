@@ -33,6 +33,7 @@ class GraphOutput(NamedTuple):
     others: tuple[Tensor, Tensor] | None  # float32 [G, P, P] each; -inf: it is linked in the group as well, or no link
     entities: Tensor  # float32 [2, G], how many entities there are for that end
     cubes: Tensor | None  # float32 [G, P], of the vectors of each link, for N3
+    anchored: Tensor  # float32 [K, d], the vectors of entities that have anchors
 
 
 class GraphModel(nn.Module):
@@ -126,6 +127,7 @@ class Links(nn.Module):
                 others if self.config.in_batch else None,
                 batch.entities[self.ends[batch.relations].flip(1).T].float(),
                 self._cubes(ends, batch.relations) if self.config.n3 else None,
+                F.embedding(batch.anchored, rows),
             )
 
     @torch.no_grad()
@@ -198,9 +200,10 @@ class Links(nn.Module):
 class LinkLoss(nn.Module):
     """GraphOutput and its batch -> (loss, TaskOutput); a leaf of the train pipeline's trace. See `GraphTask`."""
 
-    def __init__(self, config: GraphConfig) -> None:
+    def __init__(self, config: GraphConfig, anchor_dim: int) -> None:
         super().__init__()
         self.config = config
+        self.pull = Pull(anchor_dim, config.dim) if anchor_dim else None
 
     def forward(self, output: GraphOutput, batch: LinkBatch) -> tuple[Tensor, TaskOutput]:
         loss_of = self._softmax if self.config.loss == "softmax" else self._contrasted
@@ -213,6 +216,10 @@ class LinkLoss(nn.Module):
         losses = dict(zip(("tail", "head", "n3"), means.detach().unbind(), strict=False))
         nothing = columns.new_zeros(len(columns), 0)
         loss = means[:2].mean() + self.config.n3 * means[2:].sum()
+        if self.pull is not None:
+            pull = self.pull(output.anchored, batch)
+            losses["anchors"] = pull.detach()
+            loss = loss + self.config.anchor_weight * pull
         return loss, TaskOutput(losses, nothing, nothing, nothing.bool())
 
     def _softmax(self, output: GraphOutput, side: int) -> Tensor:  # [G, P]
@@ -240,17 +247,44 @@ class LinkLoss(nn.Module):
         return F.softplus(-margin - links) + (shares * F.softplus(margin + scores)).sum(2)
 
 
+class Pull(nn.Module):
+    """How far entities are from their anchors: vectors of another space, brought here by a learned linear map.
+
+    The squared distance of an entity of degree n is split in two. 1 / (1 + n) of it moves the entity to where its
+    anchor is mapped; the rest moves the map, to where the entity is: those that links say much of teach the map, which
+    places the others.
+
+    Args:
+        anchor_dim: A, the width of anchors.
+        dim: d, the width of entity vectors.
+    """
+
+    def __init__(self, anchor_dim: int, dim: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(anchor_dim, dim)
+
+    def forward(self, vectors: Tensor, batch: LinkBatch) -> Tensor:  # float32 [K, d] -> scalar
+        """Mean over the batch's K entities; 0 without one."""
+        if not len(vectors):
+            return 0 * self.map.weight.sum()
+        mapped, strength = self.map(batch.anchors), 1 / (1 + batch.degrees)
+        moved = strength * (vectors - mapped.detach()).square().sum(1)
+        taught = (1 - strength) * (vectors.detach() - mapped).square().sum(1)
+        return (moved + taught).mean()
+
+
 class GraphTask(nn.Module):
     """A graph and its loss, in the form the trainer takes: `forward(batch) -> (loss, TaskOutput)`.
 
     The loss is the mean of that of tails and that of heads, over the links of all ranks by their weights: averaged over
-    ranks, loss and gradient are those of one rank with all groups. `losses` has both, and `n3`. There are no logits.
+    ranks, loss and gradient are those of one rank with all groups. `losses` has both, and `n3` and `anchors`. There are
+    no logits.
     """
 
-    def __init__(self, model: GraphModel, config: GraphConfig) -> None:
+    def __init__(self, model: GraphModel, config: GraphConfig, anchor_dim: int = 0) -> None:
         super().__init__()
         self.model = model
-        self.loss = LinkLoss(config)
+        self.loss = LinkLoss(config, anchor_dim)
 
     def forward(self, batch: LinkBatch) -> tuple[Tensor, TaskOutput]:
         """Scalar loss of this rank's links, and what to log."""

@@ -258,6 +258,7 @@ class _Refresh:
             self._environment,
             data=self._data,
             out=plan.folder,
+            store=store_folder(self._out),
             start=self._out / plan.start if plan.start else None,
             items=drawn_files(upstream, self._data) if plan.cold else (),
             withdrawn=plan.withdrawn["item"],

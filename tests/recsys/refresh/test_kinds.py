@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -205,6 +207,67 @@ def test_a_graph_on_two_ranks_leaves_nothing_to_do_for_one(tmp_path: Path) -> No
     assert record.tagged
     run_ranks(on_ranks, 1, graph_config(), data, out)
     assert records(out) == [record], "nothing is left to do"
+
+
+ANCHORED = replace(GRAPH, relations=(CLICKED, TAGGED), anchors={"user": "user_mf", "item": "item_mf"})
+
+
+def anchored(data: Path, out: Path, config: RefreshConfig) -> None:
+    """Contrastive vectors, which a graph is anchored to, then a day of the graph."""
+    known = config_of(OWN, name="mf")
+    train_upstream(known.upstream, data, out)
+    refresh_upstream(known, data, out)
+    first_and_a_day(config, data, out)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_anchors_give_vectors_to_what_nothing_links(tmp_path: Path, ranks: int) -> None:
+    data, out = write_log(tmp_path / "data"), tmp_path / "out"
+    write_day(data, DAYS[0])
+    never = [-10, 3]
+    for path in (data / "events").iterdir():
+        log = pq.read_table(path)
+        clicks = pc.if_else(pc.is_in(log["user_id"], pa.array(never, log["user_id"].type)), 0, log["click"])
+        pq.write_table(log.set_column(log.column_names.index("click"), "click", clicks), path)
+    alone = replace(ANCHORED, anchors={})
+    run_ranks(anchored, ranks, data, out / "alone", graph_config(alone))
+    run_ranks(anchored, ranks, data, out / "anchored", graph_config(ANCHORED))
+    assert (
+        not EmbeddingStore(store_folder(out / "alone"))
+        .series("user_ctr")
+        .version(1)
+        .load()
+        .lookup(torch.tensor(never))[1]
+        .any()
+    )
+    placed, found = (
+        EmbeddingStore(store_folder(out / "anchored")).series("user_ctr").version(1).load().lookup(torch.tensor(never))
+    )
+    assert found.all()
+    assert len(torch.unique(placed, dim=0)) == len(never), "each where its own anchor is"
+    (record,) = records(out / "anchored")
+    assert record.tagged
+    pins = json.loads((upstream_folder(out / "anchored", "ctr") / "anchors.json").read_text())
+    assert pins == {"user": 1, "item": 1}
+
+
+def test_anchors_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    data, out = write_log(tmp_path / "data"), tmp_path / "out"
+    with pytest.raises(DataError, match=r"graph.anchors.user is 'user_mf', which .* lacks; it has: nothing. Publish"):
+        train_upstream(graph_config(ANCHORED).upstream, data, out)
+    store = EmbeddingStore(store_folder(out))
+    for name, space in (("user_mf", "mf-1"), ("item_mf", "mf-2")):
+        with store.create(name, dim=8, dtype="float32").write(as_of=LAST, space=space) as writer:
+            writer.append(torch.tensor([5_000_000]), torch.ones(1, 8))
+    with pytest.raises(DataError, match="anchors are of 2 spaces, user_mf in 'mf-1', item_mf in 'mf-2': one map"):
+        train_upstream(graph_config(ANCHORED).upstream, data, out)
+    users = graph_config(replace(ANCHORED, anchors={"user": "user_mf"}))
+    with pytest.raises(DataError, match="none of the 1 ids of series 'user_mf' is linked as 'user'"):
+        train_upstream(users.upstream, data, out)
+    with pytest.raises(ConfigError, match=r"anchors names \['brand'\]; the relations have the node types"):
+        replace(ANCHORED, anchors={"brand": "item_mf"})
+    with pytest.raises(ConfigError, match=r"anchors.user names 'user_ctr', which upstream .ctr. publishes itself"):
+        replace(CONFIG, upstreams=(graph_config(replace(ANCHORED, anchors={"user": "user_ctr"})).upstream,))
 
 
 def test_tables_too_small_for_the_ids_are_refused_before_training(tmp_path: Path) -> None:
