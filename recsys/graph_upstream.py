@@ -7,8 +7,8 @@ files of their own. What these others join is known since the first training, or
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -84,11 +84,7 @@ def train_on_links(
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
-    config = upstream.graph
-    whole = declared(config.relations, config.rows)
-    read = [relation for relation in config.relations if start is None or not relation.events]
-    graph, links = read_links(read, data, _named(files, data))
-    links = replace(links, relations=np.array([whole.relations.index(x) for x in graph.relations])[links.relations])
+    config, links = upstream.graph, _Links.read(files, upstream, data, first=start is None)
     pins = pin_anchors(config, store, out, environment, as_of)
     identity = {
         "files": identify_files(_files(upstream, files, data), data),
@@ -96,31 +92,18 @@ def train_on_links(
         "anchors": {name: f"version {x.version}" for name, x in pins.items()},
     }
     torch.manual_seed(training.seed)
-    model = GraphModel(whole, config)
-    held = links.take(np.zeros(0, np.int64))
+    model = GraphModel(links.whole, config)
     if training.epochs > 1 and upstream.held_out and start is None and _is_small(config, environment):
-        links, held = links.hold_out(min(upstream.held_out, JUDGED / len(links)))
-    anchors = load_anchors({} if start else pins, graph, links)
-    seen = {name: np.union1d(ids, anchors.ids().get(name, ids)) for name, ids in _entities(graph).items()}
-    training = training.sized(len(links) // environment.world_size, steps)
-    stream = LinkStream(
-        links,
-        whole,
-        batch_size=training.batch_size,
-        group=config.group,
-        negatives=config.negatives,
-        rank=environment.rank,
-        world_size=environment.world_size,
-        epochs=training.epochs,
-        seed=training.seed,
-        locate=partial(_locate, model.vocabulary, anchors),
-        anchors=anchors,
-    )
+        links = links.hold_out(upstream.held_out)
+    anchors = load_anchors({} if start else pins, links.graph, links.taught)
+    locate = partial(_locate, model.vocabulary, anchors)
+    seen = {name: np.union1d(ids, anchors.ids().get(name, ids)) for name, ids in _entities(links.graph).items()}
+    training = training.sized(len(links.taught) // environment.world_size, steps)
     if title and environment.is_main:
-        _tell(title, graph, links, held, training)
+        links.tell(title, training)
     result = fit(
         GraphTask(model, config, max((x.dim for x in pins.values()), default=0)),
-        stream,
+        _stream(links, config, training, environment, locate, anchors),
         training,
         environment,
         tasks=(),
@@ -129,39 +112,95 @@ def train_on_links(
         start=start,
         title=title,
         begun=partial(_admit, model.vocabulary, seen, upstream, first=start is None),
-        after_epoch=_Judge(model.vocabulary, anchors, whole, links, held, environment) if len(held) else None,
+        after_epoch=_Judge(locate, links, environment) if len(links.held) else None,
         score="1 - mrr",
     )
     return Trained(
         result=result,
         batch_size=training.batch_size,
         most=training.epochs,
-        held_out=len(held),
+        held_out=len(links.held),
         collisions=model.vocabulary.without_row(seen),
         score="mrr",
+    )
+
+
+@dataclass(frozen=True)
+class _Links:
+    """What a training learns from."""
+
+    whole: Graph
+    """All relations of the config."""
+    graph: Graph
+    """Those that are learned, and the ids that they join."""
+    taught: Triples
+    held: Triples
+
+    @staticmethod
+    def read(files: Sequence[Path], upstream: UpstreamConfig, data: Path, *, first: bool) -> _Links:
+        """All links of a first training, otherwise those of these files' relations."""
+        config = upstream.graph
+        whole = declared(config.relations, config.rows)
+        read = [relation for relation in config.relations if first or not relation.events]
+        graph, links = read_links(read, data, _named(files, data))
+        numbers = np.array([whole.relations.index(x) for x in graph.relations])
+        taught = replace(links, relations=numbers[links.relations])
+        return _Links(whole, graph, taught, taught.take(np.zeros(0, np.int64)))
+
+    def hold_out(self, share: float) -> _Links:
+        """Some of them judge."""
+        taught, held = self.taught.hold_out(min(share, JUDGED / len(self.taught)))
+        return replace(self, taught=taught, held=held)
+
+    def tell(self, title: str, training: TrainConfig) -> None:
+        """Say what there is."""
+        nodes = ", ".join(f"{name} {len(ids):,}" for name, ids in _entities(self.graph).items())
+        kept = f", {len(self.held):,} of them held out" if len(self.held) else ""
+        print(
+            f"{title}: {len(self.taught) + len(self.held):,} links of {len(self.graph.relations)} relations{kept}, "
+            f"batches of {training.batch_size} a rank; entities: {nodes}",
+            flush=True,
+        )
+
+
+Locate = Callable[[Graph, Triples], tuple[Graph, Triples]]
+
+
+def _stream(
+    links: _Links,
+    config: GraphConfig,
+    training: TrainConfig,
+    environment: Environment,
+    locate: Locate,
+    anchors: Anchors,
+) -> LinkStream:
+    """This rank's batches of a training."""
+    return LinkStream(
+        links.taught,
+        links.whole,
+        batch_size=training.batch_size,
+        group=config.group,
+        negatives=config.negatives,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        epochs=training.epochs,
+        seed=training.seed,
+        locate=locate,
+        anchors=anchors,
     )
 
 
 class _Judge:
     """Scores a model by the links that are held out: 1 - their mean reciprocal rank. A collective."""
 
-    def __init__(
-        self,
-        vocabulary: NodeVocabulary,
-        anchors: Anchors,
-        graph: Graph,
-        links: Triples,
-        held: Triples,
-        environment: Environment,
-    ) -> None:
-        self._vocabulary, self._anchors, self._graph, self._environment = vocabulary, anchors, graph, environment
-        self._links, self._held = links, held
+    def __init__(self, locate: Locate, links: _Links, environment: Environment) -> None:
+        self._locate, self._links, self._environment = locate, links, environment
 
     def __call__(self, model: nn.Module) -> tuple[float]:
-        both = Triples.join((self._links, self._held))
-        graph, known = _locate(self._vocabulary, self._anchors, self._graph, both)
-        held = known.take(np.arange(len(self._links), len(known)))
+        taught, held = self._links.taught, self._links.held
+        graph, known = self._locate(self._links.whole, Triples.join((taught, held)))
         whole = WholeGraph(cast(GraphTask, model.module).model, graph, self._environment.device)
+        held = known.take(np.arange(len(taught), len(known)))
         return (1 - rank_links(whole, held, KnownLinks(known, graph), graph).mrr,)
 
 
@@ -209,13 +248,3 @@ def _files(upstream: UpstreamConfig, files: Sequence[Path], data: Path) -> list[
 def _named(files: Sequence[Path], data: Path) -> list[str]:
     """Patterns that match these files and no others."""
     return [glob.escape(path.relative_to(data).as_posix()) for path in files]
-
-
-def _tell(title: str, graph: Graph, links: Triples, held: Triples, training: TrainConfig) -> None:
-    nodes = ", ".join(f"{name} {len(ids):,}" for name, ids in zip(graph.types, graph.entities, strict=True))
-    kept = f", {len(held):,} of them held out" if len(held) else ""
-    print(
-        f"{title}: {len(links) + len(held):,} links of {len(graph.relations)} relations{kept}, batches of "
-        f"{training.batch_size} a rank; entities: {nodes}",
-        flush=True,
-    )
