@@ -116,6 +116,55 @@ def check(
     print(f"{config}: nothing is wrong ({more})")
 
 
+def plan(
+    config: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    data: Path,
+    world_size: int,
+    local_world_size: int = 8,
+    hbm_gb: float = 80.0,
+    host_gb: float = 1_000.0,
+    hbm_gb_s: float = 3_350.0,
+    link_gb_s: float = 450.0,
+    network_gb_s: float = 50.0,
+    out: Path | None = None,
+    set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
+) -> None:
+    """Tell where the tables of a config's models would lie on a cluster of GPUs, what a rank holds, what does not fit.
+
+    No GPU is needed, and no cluster. Defaults are an H100 SXM's, in machines of eight.
+
+    Args:
+        config: A TOML config: of a study, an upstream, a refresh, or of rankers.
+        data: Folder that the config's paths are relative to; ids are counted there where a schema gives no rows.
+        world_size: GPUs of all machines.
+        local_world_size: GPUs of one machine.
+        hbm_gb: Memory of a GPU, 10^9 bytes.
+        host_gb: Memory of a machine, 10^9 bytes.
+        hbm_gb_s: Bandwidth of a GPU's memory, 10^9 bytes a second.
+        link_gb_s: Bandwidth of a GPU to the others of its machine, one way, 10^9 bytes a second.
+        network_gb_s: Bandwidth of a GPU to other machines, one way, 10^9 bytes a second.
+        out: Folder of a run of this config, which has counted the tables' rows; left out: they are counted now.
+        set_: Change one value of the config, `path=value`; may be repeated.
+    """
+    from recsys.checks import check_config
+
+    settings = check_config(config, data, set_)
+    from recsys.plan import Cluster, print_plan
+
+    cluster = Cluster(
+        world_size=world_size,
+        local_world_size=local_world_size,
+        hbm_gb=hbm_gb,
+        host_gb=host_gb,
+        hbm_gb_s=hbm_gb_s,
+        link_gb_s=link_gb_s,
+        network_gb_s=network_gb_s,
+    )
+    print_plan(settings, data, out, cluster)
+
+
 def config(kind: Annotated[str, tyro.conf.Positional] = "study", /) -> None:
     """Print every key of a config with its default and its meaning, as TOML to start one of your own with.
 
@@ -300,7 +349,7 @@ def run_command() -> None:
     Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3.
     """
     functions = (
-        *(demo, run, daily, rank, check, config, tune, prepare, report),
+        *(demo, run, daily, rank, check, plan, config, tune, prepare, report),
         *(bundle, score, repin, publish),
         *(towers, index, retrieve),
         *(upstream, refresh, embed, prior, downstream, ranker, twotower),

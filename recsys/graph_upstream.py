@@ -27,12 +27,12 @@ from recsys.data.relations import declared, read_links
 from recsys.data.seen import Ints
 from recsys.data.sizes import Tables, room_for
 from recsys.data.triples import Graph, Triples
-from recsys.identity import flatten, identify_files
+from recsys.identity import effective, flatten, identify_files
 from recsys.models.graph import GraphModel, GraphTask, WholeGraph
 from recsys.models.nodes import NodeVocabulary
 from recsys.train.distributed import Environment
 from recsys.train.link_ranks import KnownLinks, rank_links
-from recsys.train.sharding import rank_memory
+from recsys.train.planning import rank_memory
 from recsys.train.trainer import fit
 from recsys.trained import Trained
 
@@ -200,7 +200,8 @@ class _Judge:
         taught, held = self._links.taught, self._links.held
         graph, known = self._locate(self._links.whole, Triples.join((taught, held)))
         whole = WholeGraph(cast(GraphTask, model.module).model, graph, self._environment.device)
-        held = known.take(np.arange(len(taught), len(known)))
+        own, judged = known.owned(graph), np.arange(len(known)) >= len(taught)
+        known, held = known.take(own), known.take(own & judged)
         return (1 - rank_links(whole, held, KnownLinks(known, graph), graph).mrr,)
 
 
@@ -235,8 +236,7 @@ def _is_small(config: GraphConfig, environment: Environment) -> bool:
 
 def _identify(upstream: UpstreamConfig, training: TrainConfig) -> dict[str, str]:
     settings = {KINDS[upstream.kind]: asdict(upstream.graph), "training": asdict(training)}
-    told = flatten({**settings, "held_out": upstream.held_out})
-    return {key: value for key, value in told.items() if key not in ("training.log_every", "training.checkpoint_every")}
+    return effective(flatten({**settings, "held_out": upstream.held_out}))
 
 
 def _files(upstream: UpstreamConfig, files: Sequence[Path], data: Path) -> list[Path]:

@@ -13,6 +13,8 @@ _TAIL = 8
 """Last bytes of a Parquet file: the length of the footer before them, and `PAR1`."""
 _NAMED = 4
 """Differences that a message names."""
+_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "training.tables")
+"""What may change while a model is trained, whatever it is."""
 _LEARNING = ("data", "models", "train")
 """Rooms whose code decides what a model learns."""
 
@@ -40,6 +42,18 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
     for key, entry in entries.items():
         flat |= flatten(entry, f"{path}.{key}" if path else key)
     return flat
+
+
+def effective(settings: Mapping[str, str], without: Sequence[str] = ()) -> dict[str, str]:
+    """What of a flattened config decides what a model becomes.
+
+    Args:
+        settings: from `flatten`.
+        without: keys of others that may change while it is trained, with all that is below them.
+    """
+    free = (*_WITHOUT_EFFECT, *without)
+    below = tuple(f"{key}." for key in free)
+    return {key: value for key, value in settings.items() if key not in free and not key.startswith(below)}
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:

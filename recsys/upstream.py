@@ -33,7 +33,7 @@ from recsys.dates import UNTIMED
 from recsys.evaluate.measures import measures
 from recsys.folders import store_folder, upstream_folder
 from recsys.graph_upstream import count_nodes, train_on_links
-from recsys.identity import flatten, identify_files
+from recsys.identity import effective, flatten, identify_files
 from recsys.models.derm import DERM
 from recsys.models.graph import GraphModel
 from recsys.models.id_tables import IdTables
@@ -53,7 +53,7 @@ from recsys.train.tables import renew_rows
 from recsys.train.trainer import fit
 from recsys.trained import Trained
 
-_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "schema.withdrawn", "schema.max_bad_rows")
+_WITHOUT_EFFECT = ("schema.withdrawn", "schema.max_bad_rows")
 """What may change while a model is trained."""
 _OF_BUNDLES = ".kept_negatives"
 """What of the schema's labels is for rankers that are deployed alone."""
@@ -367,7 +367,8 @@ def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainCo
     """Everything that a model depends on but its events and the number of ranks, as key -> value."""
     settings = {"loss": asdict(upstream.loss), "training": asdict(training), "held_out": upstream.held_out}
     config = flatten({"schema": asdict(schema), KINDS[upstream.kind]: asdict(upstream.network), **settings})
-    return {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT and not key.endswith(_OF_BUNDLES)}
+    kept = {key: value for key, value in config.items() if not key.endswith(_OF_BUNDLES)}
+    return effective(kept, _WITHOUT_EFFECT)
 
 
 def _survey(

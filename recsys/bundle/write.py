@@ -36,7 +36,7 @@ from recsys.downstream.ranking import check_visible, screen_splits
 from recsys.downstream.training import RankerTraining, TrainedRanker, counted_tables, sized
 from recsys.evaluate.measures import measures
 from recsys.folders import bundle_folder
-from recsys.identity import code_version, flatten, identify_files
+from recsys.identity import code_version, effective, flatten, identify_files
 from recsys.models.ranker import Ranker
 from recsys.models.vocabulary import Vocabulary
 from recsys.sealed import fingerprint
@@ -49,7 +49,7 @@ from recsys.train.tables import allocate
 
 _EXAMPLE_ROWS = 8
 """Rows that the program is traced with."""
-_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "name", "arms", "seeds", "test", "max_ne")
+_WITHOUT_EFFECT = ("name", "arms", "seeds", "test", "max_ne")
 """What may change while a ranker is trained."""
 
 
@@ -163,7 +163,7 @@ def _identity(
     """What a training is of: a checkpoint of something else is refused. The store's newer versions are no part of it:
     they are read by rows of later times alone."""
     files = find_files(data, (config.schema, *config.train, *config.validation))
-    settings = {key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(_WITHOUT_EFFECT)}
+    settings = effective(flatten(to_dict(config)), _WITHOUT_EFFECT)
     return {
         "files": identify_files(files, data),
         "config": settings

@@ -13,6 +13,7 @@ from recsys.config.ranker import ArmConfig, NetworkConfig, RankerConfig, RankerS
 from recsys.config.reading import Reading, from_dict
 from recsys.config.refresh import GateConfig, PriorConfig, RefreshConfig, RefreshSettings, RetentionConfig
 from recsys.config.rules import INTERACTIONS, ConfigError
+from recsys.config.sharding import TableConfig
 from recsys.config.study import SpansConfig, StudyConfig
 from recsys.config.toml import Config, assign, override, parse_assignment, read_document, to_dict
 from recsys.config.training import RankerTrainConfig, TrainConfig
@@ -56,6 +57,7 @@ __all__ = [
     "SourceConfig",
     "SpansConfig",
     "StudyConfig",
+    "TableConfig",
     "TrainConfig",
     "TwoTowerConfig",
     "TwoTowerSettings",

@@ -70,6 +70,7 @@ def _table(kind: Any, path: str, shown: set[type], called: Mapping[str, str], *,
     for entry, inner, many in tables:
         name, may = join(path, called.get(entry.name, entry.name)), optional or entry.default is None
         may = may or (many and entry.default == () and entry.name not in called)  # those are what a schema is made of
+        may = may or entry.default_factory is dict  # nothing is named
         if get_origin(hints[entry.name]) is dict:
             name += ".NAME"  # a table for each name that is given
         said, more = meanings(kind)[entry.name], inspect.getdoc(inner) or ""

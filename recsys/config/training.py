@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from recsys.config.rules import SEEDS, require
+from recsys.config.sharding import TableConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,9 @@ class TrainConfig:
     """Steps between log lines and TensorBoard points."""
     seed: int = 0
     """Seed of initialisation, shuffling and dropout."""
+    tables: dict[str, TableConfig] = field(default_factory=dict)
+    """Name of a table, as `recsys plan` prints it -> how it is spread, where the planner shall not choose. May change
+    while a model is trained."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "log_every"):

@@ -53,6 +53,12 @@ class Triples:
         """Some of them, by number or by mask."""
         return Triples(self.heads[chosen], self.relations[chosen], self.tails[chosen], self.weights[chosen])
 
+    def owned(self, graph: Graph) -> NDArray[np.bool_]:
+        """Which links have two ends with a row of their own, not the unknown one of their table."""
+        ends, types = np.stack((self.heads, self.tails)), graph.ends[self.relations].T
+        own: NDArray[np.bool_] = ends < np.array(graph.rows)[types]
+        return own[0] & own[1]
+
     def by_relation(self) -> Triples:
         """Sorted by relation, otherwise in the order they have."""
         return self.take(np.argsort(self.relations, kind="stable"))

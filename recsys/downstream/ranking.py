@@ -40,7 +40,7 @@ from recsys.screening import screen
 from recsys.source import ranker_schema, refuse_unowned, refuse_values
 from recsys.stages import stage
 from recsys.train.distributed import Environment, broadcast, process_group
-from recsys.train.sharding import rank_memory
+from recsys.train.planning import rank_memory
 
 ALONE = 0.1
 """Of a rank's memory, that the tables of a ranker may fill which it trains alone."""

@@ -36,7 +36,7 @@ from recsys.data.times import newest_time
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import check_visible
 from recsys.folders import store_folder, upstream_folder
-from recsys.identity import flatten, identify_files
+from recsys.identity import effective, flatten, identify_files
 from recsys.models.two_tower import TwoTower, TwoTowerTask
 from recsys.models.vocabulary import Vocabulary
 from recsys.positives import count_positives
@@ -51,9 +51,6 @@ from recsys.train.distributed import Environment, broadcast, process_group
 from recsys.train.predict import device_batches, loss_forward
 from recsys.train.trainer import fit
 from recsys.upstream import screen_source, size_tables
-
-_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every")
-"""What may change while it is trained."""
 
 
 def stage_name(config: TwoTowerConfig) -> str:
@@ -278,7 +275,7 @@ class _Training:
         it: they are read by rows of later times alone."""
         config, data = self.config, self.data
         files = find_files(data, (config.schema, *config.train, *config.validation, *config.users, *config.items))
-        settings = {key: x for key, x in flatten(to_dict(config)).items() if key not in _WITHOUT_EFFECT}
+        settings = effective(flatten(to_dict(config)))
         skipped = self.rows.skip.rows.items()
         return {
             "files": identify_files(files, data),

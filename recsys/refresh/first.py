@@ -138,7 +138,8 @@ def load_towers(
 def load_into(model: T, folder: Path, upstream: UpstreamConfig, environment: Environment) -> tuple[T, Loaded]:
     """A model that has not been sharded -> the same as the newest checkpoint has it; see `load_towers`."""
     # The name under which tasks hold the model, so that the checkpoint's keys are the same.
-    sharded = shard(nn.ModuleDict({"model": model}), environment, sparse_lr=upstream.training.sparse_lr)
+    training = upstream.training
+    sharded = shard(nn.ModuleDict({"model": model}), environment, sparse_lr=training.sparse_lr, tables=training.tables)
     loaded = load_model(folder, sharded, parts=("model.",))
     return sharded.module["model"], loaded
 

@@ -35,11 +35,11 @@ def draw_tables(task: M, seed: int) -> M:
     Returns:
         `task`.
     """
-    for config, weight, first in _tables(task):
-        done = 0
+    for config, weight, first, column in _tables(task):
+        done, columns = 0, slice(column, column + weight.shape[1])
         while done < len(weight):
             block, skipped = divmod(first + done, _BLOCK_ROWS)
-            rows = _drawn(config, seed, block)[skipped : skipped + len(weight) - done]
+            rows = _drawn(config, seed, block)[skipped : skipped + len(weight) - done, columns]
             weight[done : done + len(rows)] = rows
             done += len(rows)
     return task
@@ -54,11 +54,12 @@ def renew_rows(task: nn.Module, rows: NDArray[np.int64], seed: int) -> None:
         rows: int64 [N], numbers of rows, ascending.
         seed: what the tables were drawn with.
     """
-    for config, weight, first in _tables(task):
+    for config, weight, first, column in _tables(task):
+        columns = slice(column, column + weight.shape[1])
         mine = rows[(rows >= first) & (rows < first + len(weight))]
         for block in np.unique(mine // _BLOCK_ROWS):
             some = mine[mine // _BLOCK_ROWS == block]
-            weight[some - first] = _drawn(config, seed, int(block))[some % _BLOCK_ROWS]
+            weight[some - first] = _drawn(config, seed, int(block))[some % _BLOCK_ROWS, columns]
     for sums, first in _accumulators(task):
         sums[rows[(rows >= first) & (rows < first + len(sums))] - first] = 0
 
@@ -71,17 +72,17 @@ def allocate(task: M) -> M:
     return task
 
 
-def _tables(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, Tensor, int]]:
-    """Config, the rows [n, dim] that this process holds, and the number of the first of them."""
+def _tables(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, Tensor, int, int]]:
+    """Config, the part of the table [n, d] that this process holds, and the numbers of its first row and column."""
     for module in list(allocate(task).modules()):
         if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
             for config, weight in zip(_configs(module), module.parameters(), strict=True):
-                yield config, weight, 0
+                yield config, weight, 0, 0
         elif isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
             configs = {config.name: config for config in _configs(module)}
             for key, value in module.state_dict().items():
                 for local in value.local_shards():
-                    yield configs[key.split(".")[-2]], local.tensor, local.metadata.shard_offsets[0]
+                    yield configs[key.split(".")[-2]], local.tensor, *local.metadata.shard_offsets
 
 
 def _drawn(config: BaseEmbeddingConfig, seed: int, block: int) -> Tensor:  # float32 [4096, dim]

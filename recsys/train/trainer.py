@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from recsys.atomic import write_json
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
 from recsys.train.clock import Clock
@@ -23,7 +24,10 @@ from recsys.train.predict import Stream, device_batches, loss_forward
 from recsys.train.run import Run, TrainResult
 from recsys.train.running_metrics import Metrics
 from recsys.train.schedule import Schedule
-from recsys.train.sharding import plan_table, shard
+from recsys.train.sharding import plan_record, plan_table, shard
+
+PLAN = "plan.json"
+"""In the folder of a training: how its tables were spread when it was begun, or went on, last."""
 
 
 def fit(
@@ -58,7 +62,7 @@ def fit(
         values: those of them whose labels are values, not 0 and 1.
         identity: what the run is of, `files`, `config` and the rows in `quarantine`, as name -> value; a checkpoint of
             something else is refused. The number of ranks is no part of it.
-        out: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None writes nothing.
+        out: folder for `checkpoints/`, `metrics.jsonl`, `plan.json` and `tensorboard/`; None writes nothing.
         start: the checkpoint of another run to begin with its model, optimizer and random state, unless `out` has one.
         title: name of the run in the terminal; None: quiet.
         before: called with the model of `start` in evaluation mode, before anything of this run is trained; not where
@@ -82,6 +86,9 @@ def fit(
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
     metrics = Metrics(tasks, environment.device, values)
     run = _prepare(task, stream, config, environment, metrics, identity or {}, out, score)
+    if out is not None and environment.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / PLAN, plan_record(run.model))
     resumed = run.begin(start, before)
     if begun is not None:
         begun()
@@ -114,7 +121,7 @@ def _prepare(
     out: Path | None,
     score: str,
 ) -> Run:
-    model = shard(task, environment, sparse_lr=config.sparse_lr, batch_size=config.batch_size)
+    model = shard(task, environment, sparse_lr=config.sparse_lr, batch_size=config.batch_size, tables=config.tables)
     torch.manual_seed(config.seed * 1009 + environment.rank)  # ranks differ in dropout
     return Run(
         config=config,

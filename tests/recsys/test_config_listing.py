@@ -51,7 +51,7 @@ def test_what_is_listed_is_the_default_and_what_must_be_given_is_marked() -> Non
     lines = [line for line in listing(UpstreamConfig).splitlines() if line.endswith("must be given")]
     marked = [line.partition(" ")[0] for line in lines if not line.startswith("#")]  # else of what may be left out
     assert marked == ["name", "[source]", "schema", "events"]
-    listed["graph"]["relations"] = []  # off, as a list of tables that may be empty is
+    listed["graph"]["relations"], listed["training"]["tables"] = [], {}  # off, as those are that may be empty
     upstream = to_dict(SMALL.upstreams[0])
     assert listed | {"name": upstream["name"], "source": upstream["source"]} == upstream
 

@@ -14,9 +14,9 @@ from recsys.data.last_events import last_events
 from recsys.data.schema import Schema
 from recsys.refresh.embed import embed, source_files
 from recsys.refresh.first import load_towers
-from recsys.train import sharding
+from recsys.train import planning
 from recsys.train.distributed import current_environment
-from recsys.train.sharding import PlanError
+from recsys.train.planning import PlanError
 from recsys.upstream import train_on
 from tests.distributed import run_ranks
 from tests.recsys.refresh.example import SCHEMA, SOURCE, write_log
@@ -64,7 +64,7 @@ def on_two_ranks(log: Path, out: Path) -> list[float]:
         embed_all(log, out / "small", 50)
     base, grown = peak(), []
     huge = replace(SMALL, model=replace(SMALL.model, token_dim=64))
-    with patch.object(sharding, "host_memory", return_value=64 * 2**30), pytest.raises(PlanError, match="450,000,001"):
+    with patch.object(planning, "host_memory", return_value=64 * 2**30), pytest.raises(PlanError, match="450,000,001"):
         train(log, out / "huge", 450_000_000, huge)
     grown.append((peak() - base) / WHOLE)
     for work in (train, train, embed_all):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recsys.config import ConfigError, ContrastiveConfig, LossConfig
+from recsys.config import ConfigError, ContrastiveConfig, LossConfig, TableConfig
 from recsys.data.schema import Schema
 from recsys.models.id_tables import IdTables
 from recsys.models.losses import DermTask, ItemFrequencies
@@ -83,8 +83,8 @@ def losses_of(steps: int) -> list[float]:
     frequencies = ItemFrequencies.from_counts(torch.arange(5), torch.arange(1, 6))
     loss = LossConfig(positives={"click": 1.0, "buy": 3.0}, contrastive_weight=1.0)
     task = DermTask(IdTables(SCHEMA, HASHED, ["click", "buy"]), loss, ["click", "buy"], frequencies)
-    plan = {"user_user_id": "row_wise"} if environment.world_size > 1 else None
-    sharded = draw_tables(shard(task, environment, sparse_lr=0.1, sharding_types=plan), 0)
+    plan = {"user_user_id": TableConfig(sharding="row_wise")} if environment.world_size > 1 else {}
+    sharded = draw_tables(shard(task, environment, sparse_lr=0.1, tables=plan), 0)
     optimizer, rng, found = build_optimizer(sharded, dense_lr=0.1), np.random.default_rng(0), []
     for _ in range(steps):
         users, items, labels = rng.integers(0, 9, 16), rng.integers(0, 5, 16), rng.integers(0, 2, (16, 2))

@@ -14,7 +14,7 @@ from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from recsys.config import ConfigError, ContrastiveConfig, LossConfig
+from recsys.config import ConfigError, ContrastiveConfig, LossConfig, TableConfig
 from recsys.dates import DAY_MS, HOUR_MS
 from recsys.models.id_tables import IdTables
 from recsys.models.losses import DermTask, ItemFrequencies
@@ -134,8 +134,8 @@ def started() -> tuple[DermTask, DistributedModelParallel, KeyedOptimizer]:
     environment = current_environment()
     frequencies = ItemFrequencies.from_counts(torch.arange(9), torch.arange(1, 10))
     task = DermTask(IdTables(SCHEMA, MANAGED, ["click"]), LossConfig(), ["click"], frequencies)
-    plan = {"user_user_id": "row_wise"} if environment.world_size > 1 else None
-    model = draw_tables(shard(task, environment, sparse_lr=0.1, sharding_types=plan), 3)
+    plan = {"user_user_id": TableConfig(sharding="row_wise")} if environment.world_size > 1 else {}
+    model = draw_tables(shard(task, environment, sparse_lr=0.1, tables=plan), 3)
     return task, model, build_optimizer(model, dense_lr=0.1)
 
 

@@ -25,6 +25,7 @@ from recsys.config import (
     RefreshConfig,
     RelationConfig,
     RetentionConfig,
+    TableConfig,
 )
 from recsys.data.errors import DataError
 from recsys.data.schema import SchemaError
@@ -202,10 +203,15 @@ def test_relations_go_with_the_versions_that_read_them(tmp_path: Path) -> None:
 def test_a_graph_on_two_ranks_leaves_nothing_to_do_for_one(tmp_path: Path) -> None:
     data, out = write_log(tmp_path / "data"), tmp_path / "out"
     write_day(data, DAYS[0])
-    run_ranks(on_ranks, 2, graph_config(), data, out)
+    config, wanted = graph_config(), {"node_user": TableConfig(sharding="column_wise", columns=4)}
+    training = replace(config.upstream.training, tables=wanted)
+    spread = replace(config, upstream=replace(config.upstream, training=training))
+    run_ranks(on_ranks, 2, spread, data, out)
     (record,) = records(out)
     assert record.tagged
-    run_ranks(on_ranks, 1, graph_config(), data, out)
+    plan = json.loads((upstream_folder(out, "ctr") / "plan.json").read_text())
+    assert plan["node_user"] == {"rows": 37, "dim": 8, "sharding": "column_wise", "kernel": "fused", "ranks": [0, 1]}
+    run_ranks(on_ranks, 1, config, data, out)
     assert records(out) == [record], "nothing is left to do"
 
 
@@ -285,6 +291,17 @@ def test_a_graph_whose_tables_are_too_small_is_refused(tmp_path: Path) -> None:
     told = r"of the 18 ids of node type 'user' .* graph.rows.user is 8; give it 36, or leave it out"
     with pytest.raises(DataError, match=told):
         train_upstream(graph_config(replace(GRAPH, rows={"user": 8})).upstream, data, tmp_path / "out")
+
+
+def test_what_has_no_row_is_trained_on_but_judges_nothing(tmp_path: Path) -> None:
+    data, out = write_log(tmp_path / "data"), tmp_path / "out"
+    tight = replace(GRAPH, rows={"user": 9}, max_collisions=0.9)
+    config = graph_config(tight, held_out=0.5)
+    first_and_a_day(replace(config, days=None), data, out)
+    result = json.loads((upstream_folder(out, "ctr") / "result.json").read_text())
+    assert result["collisions"]["user"] > 0.3
+    assert result["passes"]["held_out"] > 10
+    assert 0 < result["passes"]["validation_mrr"][0] <= 1
 
 
 def test_relations_that_do_not_fit_are_told_before_anything_runs(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from embedding_store import EmbeddingStore
+from recsys.config import TableConfig
 from recsys.data.last_events import LastEvents, last_events
 from recsys.folders import store_folder
 from recsys.refresh.cycle import refresh_upstream
@@ -22,7 +23,7 @@ from tests.recsys.refresh.example import REFRESH, SCHEMA, SOURCE, make_model, pl
 
 CASES = [("user", 1, 4), ("user", 2, 1), ("user", 5, 2), ("user", 20, 4096), ("item", 9, 2), ("item", 7, 3)]
 """Owner, entities (fewer than ranks, odd, all), rows of a batch."""
-PLANS = {"user_id": "row_wise", "item_id": "table_wise"}
+PLANS = {"user_user_id": TableConfig(sharding="row_wise"), "item_item_id": TableConfig(sharding="table_wise")}
 
 
 def first(events: LastEvents, count: int) -> LastEvents:
@@ -32,7 +33,7 @@ def first(events: LastEvents, count: int) -> LastEvents:
 def on_two_ranks(log: Path, out: Path) -> list[list[Any]]:
     environment = current_environment()
     holder = nn.ModuleDict({"model": make_model()})
-    model = draw_tables(shard(holder, environment, sparse_lr=0.1, sharding_types=PLANS), 0).module["model"]
+    model = draw_tables(shard(holder, environment, sparse_lr=0.1, tables=PLANS), 0).module["model"]
     results = []
     for owner, count, batch_size in CASES:
         events = first(last_events(source_files(log, SOURCE, owner), SCHEMA, owner), count)

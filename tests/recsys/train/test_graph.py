@@ -20,7 +20,7 @@ from recsys.data.links import LinkStream, make_batch
 from recsys.data.relations import declared, read_links
 from recsys.data.triples import Triples
 from recsys.models.graph import GraphModel, GraphTask, WholeGraph
-from recsys.train import checkpoint, sharding
+from recsys.train import checkpoint, planning
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.link_ranks import KnownLinks, rank_links
 from recsys.train.run import TrainResult
@@ -100,7 +100,7 @@ CONFIGS = {
 def on_two_ranks(folder: Path) -> dict[str, Any]:
     environment = current_environment()
     for name, config in CONFIGS.items():
-        with patch.object(sharding, "SPREAD_BYTES", 2**30 if name == "transr" else 0):  # the others are row-wise
+        with patch.object(planning, "SPREAD_BYTES", 2**30 if name == "transr" else 0):  # the others are row-wise
             result = run(config, half_or_whole([environment.rank]), environment, out=folder / name)
     assert {x.sharding_type for plan in result.model.plan.plan.values() for x in plan.values()} == {"row_wise"}
     train, held_out = planted_links(0.7)

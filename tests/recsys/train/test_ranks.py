@@ -9,15 +9,16 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from recsys.config import TrainConfig
+from recsys.config import TableConfig, TrainConfig
 from recsys.train import checkpoint, pieces
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.interrupt import Interrupted
 from recsys.train.optimizer import build_optimizer
+from recsys.train.planning import PlanError
 from recsys.train.predict import predict
 from recsys.train.running_metrics import LossError
-from recsys.train.sharding import PlanError, shard
+from recsys.train.sharding import shard
 from recsys.train.trainer import fit
 from tests.distributed import run_ranks
 from tests.recsys.train.toy import DIM, ROWS, TASKS, ListStream, join, make_stream, make_task, plain_task, whole_state
@@ -25,7 +26,11 @@ from tests.recsys.train.toy import DIM, ROWS, TASKS, ListStream, join, make_stre
 CONFIG = TrainConfig(batch_size=32, log_every=1, checkpoint_every=3, sparse_lr=0.1, dense_lr=0.01)
 IDENTITY = {"files": {"a.parquet": "1"}, "config": {"x": "y"}}
 START = "one/checkpoints/step-00000003"
-PLANS = {"t_user": "row_wise", "t_item": "table_wise", "t_seen": "row_wise"}
+PLANS = {
+    "t_user": TableConfig(sharding="row_wise"),
+    "t_item": TableConfig(sharding="table_wise"),
+    "t_seen": TableConfig(sharding="row_wise"),
+}
 
 
 def records(out: Path) -> list[dict[str, float]]:
@@ -46,7 +51,7 @@ def step(environment: Environment, model: torch.nn.Module, optimizer: Any) -> No
 def load_and_step(path: Path, environment: Environment, folder: Path) -> Path:
     """Load a checkpoint of another world size, save it again as step 1, take a step, save that as step 2."""
     two = environment.world_size == 2
-    model = shard(make_task(seed=8), environment, sparse_lr=0.1, sharding_types=PLANS if two else None)
+    model = shard(make_task(seed=8), environment, sparse_lr=0.1, tables=PLANS if two else {})
     optimizer = build_optimizer(model, dense_lr=0.01)
     checkpoint.restore(path, model=model, optimizer=optimizer, environment=environment)
     options = {"model": model, "optimizer": optimizer, "metrics": {}, "progress": {}, "environment": environment}
@@ -84,7 +89,7 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
         fit(make_task(), make_stream(2, rank=rank), CONFIG, environment, **options)
         found["small"] = fit(make_task(), make_stream(2, rank=rank), CONFIG, environment, **options).steps
         with pytest.raises(PlanError) as row_error:
-            shard(make_task(), environment, sparse_lr=0.1, sharding_types={"t_seen": "row_wise"})
+            shard(make_task(), environment, sparse_lr=0.1, tables={"t_seen": TableConfig(sharding="row_wise")})
     found["errors"] = [str(loss_error.value), str(plan_error.value), str(row_error.value)]
     if rank == 0:  # a plain module is loaded without the other ranks
         checkpoint.load_model(folder / "parity/checkpoints", plain_task())

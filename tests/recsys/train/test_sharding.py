@@ -2,9 +2,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from recsys.config import TableConfig
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.optimizer import build_optimizer
-from recsys.train.sharding import PlanError, plan_table, shard, table_sizes
+from recsys.train.planning import PlanError, table_sizes
+from recsys.train.sharding import plan_table, shard
 from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.train.toy import ToyTask, make_stream, make_task, plain_task, whole_state
@@ -79,9 +81,10 @@ def test_whole_tables_are_refused(environment: Environment):
 
 def drawn(ranks: int) -> dict[str, torch.Tensor]:
     """Every table that this rank has rows of -> the rows, row-wise and table-wise."""
-    plans = {"t_user": "row_wise", "t_item": "table_wise", "t_seen": "row_wise"} if ranks > 1 else None
+    kinds = {"t_user": "row_wise", "t_item": "table_wise", "t_seen": "row_wise"} if ranks > 1 else {}
+    plans = {name: TableConfig(sharding=kind) for name, kind in kinds.items()}
     rows = {"user": 10_001, "item": 64, "seen": 50}  # more than the rows of one random stream
-    model = draw_tables(shard(make_task(rows=rows), current_environment(), sparse_lr=0.1, sharding_types=plans), 7)
+    model = draw_tables(shard(make_task(rows=rows), current_environment(), sparse_lr=0.1, tables=plans), 7)
     tables = {name: value for name, value in model.state_dict().items() if "embedding" in name}
     return {
         name: torch.cat([x.tensor for x in value.local_shards()])

@@ -1,0 +1,99 @@
+"""Every sharding type of TorchRec that trains by the fused optimizer: the same losses and tables as on one rank."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from recsys.config import ConfigError, TableConfig
+from recsys.train.distributed import Environment, current_environment
+from recsys.train.optimizer import build_optimizer
+from recsys.train.planning import PlanError
+from recsys.train.sharding import shard
+from recsys.train.tables import draw_tables
+from tests.distributed import run_ranks
+from tests.recsys.train.toy import join, make_stream, make_task
+
+STEPS, PARTS = 4, 4
+
+
+def tables_of(kind: str, columns: int) -> dict[str, TableConfig]:
+    """Of bags the kind, of the sequence the one that comes nearest."""
+    near = "column_wise" if columns else "row_wise"
+    settings = {"t_user": kind, "t_item": kind, "t_seen": near}
+    return {name: TableConfig(sharding=x, columns=columns) for name, x in settings.items()}
+
+
+def trained(
+    tables: dict[str, TableConfig], local: int | None = None
+) -> tuple[list[float], dict[str, Tensor], set[str]]:
+    """The mean losses of some steps on one log, however many ranks share it; the whole tables after it; their kinds."""
+    if local:
+        os.environ["LOCAL_WORLD_SIZE"] = str(local)  # as if there were several machines
+    environment = current_environment()
+    mine = range(environment.rank, PARTS, environment.world_size)
+    parts = [make_stream(STEPS, rank=part, rows=8, all_valid=True).batches for part in mine]
+    model = draw_tables(shard(make_task(dropout=0.0), environment, sparse_lr=0.3, tables=tables), 0)
+    optimizer, losses = build_optimizer(model, dense_lr=0.01), []
+    for step in range(STEPS):
+        batch = parts[0][step]
+        for part in parts[1:]:
+            batch = join(batch, part[step])
+        optimizer.zero_grad()
+        loss, _ = model(batch)
+        loss.backward()
+        optimizer.step()
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        losses.append(float(total) / environment.world_size)
+    kinds = {x.sharding_type for plan in model.plan.plan.values() for x in plan.values()}
+    return losses, {name: whole(value) for name, value in model.state_dict().items() if "embedding" in name}, kinds
+
+
+def whole(value: ShardedTensor) -> Tensor:
+    """All of a table, on every rank."""
+    rows = torch.zeros(value.size())
+    for local in value.local_shards():
+        (row, column), (height, width) = local.metadata.shard_offsets, local.metadata.shard_sizes
+        rows[row : row + height, column : column + width] = local.tensor
+    dist.all_reduce(rows)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "local", "columns"),
+    [
+        ("table_wise", 2, None, 0),
+        ("row_wise", 4, None, 0),
+        ("column_wise", 2, None, 4),
+        ("table_row_wise", 4, 2, 0),
+        ("table_column_wise", 4, 2, 4),
+        ("grid_shard", 4, 2, 4),
+    ],
+)
+def test_losses_and_tables_are_those_of_one_rank(kind: str, ranks: int, local: int | None, columns: int) -> None:
+    tables = tables_of(kind, columns)
+    ((expected, states, _),) = run_ranks(trained, 1, tables)
+    results = run_ranks(trained, ranks, tables, local)
+    for losses, found, kinds in results:
+        assert kind in kinds
+        torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+        for name, table in states.items():
+            torch.testing.assert_close(found[name], table, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_table_cannot_have_is_told(environment: Environment) -> None:
+    with pytest.raises(PlanError, match=r"tables names 't_usr', which the model lacks \(did you mean 't_user'\?\)"):
+        shard(make_task(), environment, sparse_lr=0.1, tables={"t_usr": TableConfig()})
+    grid = TableConfig(sharding="grid_shard")
+    with pytest.raises(PlanError, match=r"t_seen.sharding is 'grid_shard', but its rows are not pooled: use one of"):
+        shard(make_task(), environment, sparse_lr=0.1, tables={"t_seen": grid})
+    with pytest.raises(ConfigError, match=r"sharding is 'row_wize' \(did you mean 'row_wise'\?\); use one of"):
+        TableConfig(sharding="row_wize")
+    with pytest.raises(ConfigError, match="columns is 8, but sharding is 'row_wise'; use 0"):
+        TableConfig(sharding="row_wise", columns=8)
