@@ -50,7 +50,7 @@ class TrainConfig:
     """Seed of initialisation, shuffling and dropout."""
     tables: dict[str, TableConfig] = field(default_factory=dict)
     """Name of a table, as `recsys plan` prints it -> how it is spread, where the planner shall not choose. May change
-    while a model is trained."""
+    while a model is trained, but for columns, whose accumulators are kept for each shard."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "log_every"):
