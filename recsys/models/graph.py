@@ -135,9 +135,8 @@ class Links(nn.Module):
         """A and b of every relation: what it asks the tails of a head h to match is h A + b, of every score."""
         relations = torch.arange(self.count, device=self.ends.device)
         ends = torch.eye(self.config.dim + 1, self.config.dim, device=self.ends.device)  # the last one is 0
-        asked = self.score.query(
-            self.score.project(ends.expand(self.count, -1, -1), relations), relations, backwards=False
-        )
+        projected = self.score.project(ends.expand(self.count, -1, -1), self.score.maps(relations))
+        asked = self.score.query(projected, relations, backwards=False)
         return asked[:, :-1] - asked[:, -1:], asked[:, -1]
 
     def space(self, relations: Tensor, *, backwards: bool) -> Tensor:  # int64 [G] -> int64 [G]
@@ -157,14 +156,16 @@ class Links(nn.Module):
         """Heads and tails, and the candidates, in the relations' spaces for finding tails, then for finding heads. What
         is the same for both is projected once."""
         own, one = self.config.reciprocal, len(self.types) == 1
-        near, far = [], []
+        spaces = [self.space(relations, backwards=backwards) for backwards in (False, True)]
+        maps = self.score.maps(torch.cat(spaces) if own else relations)
+        both, near, far = torch.cat((ends[0], ends[1]), 1), [], []
         for side in (0, 1):
-            space = self.space(relations, backwards=side == 1)
+            mine = maps.chunk(2)[side] if maps is not None and own else maps
             if side == 0 or own:
-                near.append(torch.stack(self.score.project(torch.cat((ends[0], ends[1]), 1), space).chunk(2, 1)))
+                near.append(torch.stack(self.score.project(both, mine).chunk(2, 1)))
             if side == 0 or own or not one:
                 candidates = drawn if one else drawn[self.ends[relations, 1 - side]]
-                far.append(self.score.project(candidates, space))
+                far.append(self.score.project(candidates, mine))
         return [near[0], near[-1]], [far[0], far[-1]]
 
     def _side(
@@ -327,5 +328,6 @@ class WholeGraph:
         at = np.searchsorted(self._graph.entities[here], known.numpy())
         vectors, score = self._vectors[here][torch.from_numpy(at).to(self._vectors[here].device)], self._links.score
         space = self._links.space(torch.tensor([relation], device=vectors.device), backwards=backwards)
-        queries = self._links.query(score.project(vectors.unsqueeze(0), space), space, backwards=backwards)
-        return score.match(queries, score.project(self._vectors[there].unsqueeze(0), space)).squeeze(0)
+        maps = score.maps(space)
+        queries = self._links.query(score.project(vectors.unsqueeze(0), maps), space, backwards=backwards)
+        return score.match(queries, score.project(self._vectors[there].unsqueeze(0), maps)).squeeze(0)

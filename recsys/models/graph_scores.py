@@ -50,13 +50,23 @@ class Score(nn.Module, ABC):
             raise ValueError(f"relation_dim is {relation_dim}, dim {dim}; only TransR's relations have their own width")
         self.vectors = nn.Parameter(torch.empty(relations, relation_dim).uniform_(-init, init))
 
+    def maps(self, index: Tensor) -> Tensor | None:  # int64 [G] -> [G, d, D]
+        """What takes entities into the spaces of these relations; None: they stay what they are. To be asked for once a
+        step: each gradient of what is read here is as large as all relations' parameters."""
+        return None
+
     def project(
         self,
         entities: Tensor,  # [G, N, d], or [1, N, d]: the same for every group
-        index: Tensor,  # int64 [G], the group's relation
+        maps: Tensor | None,  # [G, d, D], of the groups' relations
     ) -> Tensor:  # [G, N, D], or [1, N, D]
         """Entities in the spaces of the groups' relations."""
-        return entities
+        if maps is None:
+            return entities
+        if len(entities) == len(maps):
+            return torch.bmm(entities, maps)
+        columns = maps.transpose(0, 1).flatten(1)  # [d, G D]: one product for all groups
+        return (entities[0] @ columns).unflatten(1, maps.shape[::2]).transpose(0, 1)
 
     @abstractmethod
     def query(
@@ -91,8 +101,9 @@ class Score(nn.Module, ABC):
         index: Tensor,  # int64 [G]
     ) -> Tensor:  # [G, P]
         """The links' scores."""
-        queries = self.query(self.project(heads, index), index, backwards=False)
-        return self.pair(queries, self.project(tails, index))
+        maps = self.maps(index)
+        queries = self.query(self.project(heads, maps), index, backwards=False)
+        return self.pair(queries, self.project(tails, maps))
 
     def cubes(self, index: Tensor) -> Tensor:  # int64 [G] -> [G]
         """Sum of the cubed moduli of each relation's vector, for N3."""
@@ -128,12 +139,8 @@ class TransR(TransE):
         super().__init__(relations, dim, relation_dim, init)
         self.matrices = nn.Parameter(torch.eye(dim, relation_dim).repeat(relations, 1, 1))
 
-    def project(self, entities: Tensor, index: Tensor) -> Tensor:
-        matrices = self.matrices.index_select(0, index)  # [G, d, D]
-        if len(entities) == len(index):
-            return torch.bmm(entities, matrices)
-        columns = matrices.transpose(0, 1).flatten(1)  # [d, G D]: one product for all groups
-        return (entities[0] @ columns).unflatten(1, matrices.shape[::2]).transpose(0, 1)
+    def maps(self, index: Tensor) -> Tensor:
+        return self.matrices.index_select(0, index)
 
 
 class DistMult(Score):

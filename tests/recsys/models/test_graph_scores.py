@@ -70,8 +70,8 @@ def test_scores_are_those_of_single_links(name: str, groups: int, links: int, ca
 
     found = [score(heads, tails, index)]
     for known, backwards in ((heads, False), (tails, True)):
-        queries = score.query(score.project(known, index), index, backwards=backwards)
-        found.append(score.match(queries, score.project(others, index)))
+        queries = score.query(score.project(known, score.maps(index)), index, backwards=backwards)
+        found.append(score.match(queries, score.project(others, score.maps(index))))
     assert [tuple(x.shape) for x in found] == [(groups, links), *[(groups, links, candidates)] * 2]
 
     expected = []
@@ -104,8 +104,8 @@ def test_equal_points_have_a_gradient(name: str):
         score.vectors.zero_()
     point = torch.ones(1, 1, 4, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([0])
-    queries = score.query(score.project(point, index), index, backwards=False)
-    (score.match(queries, score.project(point, index)).sum() + score(point, point, index).sum()).backward()
+    queries = score.query(score.project(point, score.maps(index)), index, backwards=False)
+    (score.match(queries, score.project(point, score.maps(index))).sum() + score(point, point, index).sum()).backward()
     assert point.grad.isfinite().all()
 
 
