@@ -47,3 +47,9 @@ def processor() -> str:
     """Name of this machine's processor."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0].split(":", 1)[1].strip() if names else platform.processor()
+
+
+def resident() -> int:
+    """Bytes of this process in memory, mapped files included."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024

@@ -34,7 +34,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks import bundle as small
-from benchmarks.common import in_turn, print_record
+from benchmarks.common import in_turn, print_record, resident
 from embedding_store import EmbeddingStore, Snapshot, Table
 from recsys.bundle import LiveBundle
 from recsys.bundle.manifest import Manifest
@@ -277,12 +277,6 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     """Milliseconds."""
     p50, p99 = np.percentile(seconds, [50, 99]) * 1000
     return {"p50": round(p50, 2), "p99": round(p99, 2)}
-
-
-def resident() -> int:
-    """Bytes of this process in memory, mapped files included."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
 
 
 def _drawn(count: int, options: Options, generator: torch.Generator) -> Tensor:
