@@ -38,7 +38,7 @@ import torch
 import tyro
 
 from benchmarks.common import print_record, resident
-from benchmarks.ranks import Figures, in_rounds, on_ranks, total
+from benchmarks.ranks import Figures, in_rounds, on_ranks, threads_of, total
 from recsys.config import TrainConfig
 from recsys.config.graph import GraphConfig
 from recsys.data.hashing import splitmix64
@@ -107,7 +107,7 @@ def main(options: Options) -> None:
 def _print_fb15k(options: Options) -> None:
     """A line for each number of ranks, and PyKEEN's."""
     variants = {
-        ("ours", ranks): partial(on_ranks, train_fb15k, ranks, options, threads=_threads(ranks, options))
+        ("ours", ranks): partial(on_ranks, train_fb15k, ranks, options, threads=threads_of(ranks, options.cores))
         for ranks in options.ranks
     }
     if options.pykeen is not None:
@@ -116,7 +116,7 @@ def _print_fb15k(options: Options) -> None:
         sizes = {"dim": options.dims[0], "negatives_a_triple": 2 * options.negatives[0]}
         print_record(
             "graph_training",
-            {"trainer": name, "ranks": ranks, "threads": _threads(ranks, options)}
+            {"trainer": name, "ranks": ranks, "threads": threads_of(ranks, options.cores)}
             | {**sizes, "batch_size": options.batch_size, **figures},
         )
 
@@ -223,7 +223,7 @@ def _print_tables(dim: int, options: Options) -> None:
     """A line for each number of rows and of ranks."""
     each = replace(options, dims=(dim,), negatives=options.negatives[-1:])
     variants = {
-        (rows, ranks): partial(on_ranks, train_table, ranks, rows, each, threads=_threads(ranks, options))
+        (rows, ranks): partial(on_ranks, train_table, ranks, rows, each, threads=threads_of(ranks, options.cores))
         for rows in options.rows
         for ranks in options.ranks
     }
@@ -237,16 +237,19 @@ def _print_tables(dim: int, options: Options) -> None:
         sizes = {"dim": dim, "rows": rows, "ids": rows // 2, "batch_size": options.batch_size}
         print_record(
             "graph_training",
-            {"data": "SYNTHETIC ids", "ranks": ranks, "threads": _threads(ranks, options), **sizes, **figures, **used},
+            {
+                "data": "SYNTHETIC ids",
+                "ranks": ranks,
+                "threads": threads_of(ranks, options.cores),
+                **sizes,
+                **figures,
+                **used,
+            },
         )
 
 
 def _speeds(triples: float, negatives: int) -> Figures:
     return {"triples_per_second": round(triples, 1), "pairs_per_second": round(triples * 2 * negatives)}
-
-
-def _threads(ranks: int, options: Options) -> int:
-    return max(1, options.cores // ranks)
 
 
 if __name__ == "__main__":

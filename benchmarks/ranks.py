@@ -45,6 +45,11 @@ def in_rounds(variants: Mapping[Any, Callable[[], Figures]], rounds: int) -> dic
     return {name: _medians(runs) for name, runs in found.items()}
 
 
+def threads_of(ranks: int, cores: int) -> int:
+    """Threads of a rank, where all of them are to fill so many cores."""
+    return max(1, cores // ranks)
+
+
 def total(value: float) -> float:
     """The sum over the ranks. A collective."""
     summed = torch.tensor([value], dtype=torch.float64)

@@ -14,15 +14,15 @@ import json
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from benchmarks.ranks import Figures, in_rounds, on_ranks
 from recsys.data.files import find_files
 from recsys.data.stream import EventStream
 from recsys.data.synthetic import prepare_synthetic
@@ -32,19 +32,17 @@ from recsys.positives import count_positives
 from recsys.recipes import synthetic
 from recsys.source import upstream_schema
 from recsys.study.environment import commit, hardware
-from recsys.train.distributed import current_environment
+from recsys.train.distributed import Environment
 from recsys.train.tables import draw_tables
 from recsys.train.trainer import fit
 
 WARM_UP = 10
 
 
-def measure(variant: str, rank: int, ranks: int, folder: str, steps: int) -> None:
-    """One rank of one variant; rank 0 leaves its figures in `folder`."""
-    torch.set_num_threads(1)
-    rendezvous = dist.FileStore(f"{folder}/{variant}-{ranks}.rendezvous", ranks)
-    dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=ranks)
-    upstream, data = synthetic().upstreams[0], Path(folder)
+def measure(environment: Environment, variant: str, data: Path, steps: int) -> Figures:
+    """The speed of one variant. A collective."""
+    rank, ranks = environment.rank, environment.world_size
+    upstream = synthetic().upstreams[0]
     schema = upstream_schema(upstream, data)
     files = find_files(data, upstream.source.events)
     tasks = [label.name for label in schema.labels]
@@ -59,13 +57,9 @@ def measure(variant: str, rank: int, ranks: int, folder: str, steps: int) -> Non
     task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
     if variant == "torchrec":
         training = replace(training, log_every=10**6)
-        result = fit(task, stream, training, current_environment(), tasks=tasks, title=None)
-        figures = {"samples_per_second": result.samples_per_second, "input_wait_fraction": result.input_wait_fraction}
-    else:
-        figures = {"samples_per_second": train_plain(draw_tables(task, 0), stream, steps) * ranks}
-    if rank == 0:
-        Path(folder, f"{variant}-{ranks}.json").write_text(json.dumps(figures))
-    dist.destroy_process_group()
+        result = fit(task, stream, training, environment, tasks=tasks, title=None)
+        return {"samples_per_second": result.samples_per_second, "input_wait_fraction": result.input_wait_fraction}
+    return {"samples_per_second": train_plain(draw_tables(task, 0), stream, steps) * ranks}
 
 
 def train_plain(task: DermTask, stream: EventStream, steps: int) -> float:
@@ -99,34 +93,16 @@ def main(steps: int = 60, repeats: int = 3) -> None:
         steps: Steps of each run, the first ten of them not timed.
         repeats: Runs of each variant, interleaved; the median is printed.
     """
-    variants = [("torchrec", 1), ("torchrec", 2), ("plain", 1), ("plain", 2)]
-    results: dict[tuple[str, int], list[dict[str, float]]] = {variant: [] for variant in variants}
     with tempfile.TemporaryDirectory() as folder:
         prepare_synthetic(Path(folder))
-        for _ in range(repeats):
-            for variant, ranks in variants:
-                Path(folder, f"{variant}-{ranks}.rendezvous").unlink(missing_ok=True)
-                processes = mp.get_context("spawn")
-                children = [
-                    processes.Process(target=measure, args=(variant, rank, ranks, folder, steps))
-                    for rank in range(ranks)
-                ]
-                for child in children:
-                    child.start()
-                for child in children:
-                    child.join()
-                    assert child.exitcode == 0, f"{variant} on {ranks} ranks failed"
-                results[variant, ranks].append(json.loads(Path(folder, f"{variant}-{ranks}.json").read_text()))
-    for (variant, ranks), runs in results.items():
-        speeds = sorted(run["samples_per_second"] for run in runs)
-        waits = sorted(run.get("input_wait_fraction", 0.0) for run in runs)
-        line = {
-            "variant": variant,
-            "ranks": ranks,
-            "samples_per_second": round(speeds[len(speeds) // 2]),
-            "runs": speeds,
+        variants = {
+            (variant, ranks): partial(on_ranks, measure, ranks, variant, Path(folder), steps)
+            for variant in ("torchrec", "plain")
+            for ranks in (1, 2)
         }
-        print(json.dumps(line | ({"input_wait_fraction": waits[len(waits) // 2]} if variant == "torchrec" else {})))
+        for (variant, ranks), figures in in_rounds(variants, repeats).items():
+            speed = {"samples_per_second": round(figures.pop("samples_per_second"))}
+            print(json.dumps({"variant": variant, "ranks": ranks, **speed, **figures}))
     print(json.dumps({"hardware": hardware(), "commit": commit(), "data": "SYNTHETIC market", "steps": steps}))
 
 
