@@ -160,7 +160,7 @@ def train_pykeen(python: Path, options: Options) -> Figures:
     (dim,), (negatives,) = options.dims, options.negatives
     sizes = {"dim": dim, "negatives": 2 * negatives, "batch-size": options.batch_size}
     asked = sizes | {"steps": options.peer_steps, "threads": options.cores, "data": options.data}
-    command = [python, "-m", "benchmarks.pykeen_training", *(f"--{key}={value}" for key, value in asked.items())]
+    command = [str(python), "-m", "benchmarks.pykeen_training", *(f"--{key}={value}" for key, value in asked.items())]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     figures = json.loads(printed.splitlines()[-1])
     return figures | _speeds(figures["triples_per_second"], negatives)
