@@ -73,6 +73,7 @@ def show(
         print_json(document)
         return 0
     statistics, files = document.pop("statistics"), [*document.pop("data"), document.pop("index")]
+    files += [overlay] if (overlay := document.pop("overlay")) else []
     mean = statistics.pop("mean")
     statistics["norm_of_mean"] = sum(value * value for value in mean) ** 0.5
     print_fields({**document, **statistics}, f"{store}: {series}, version {snapshot.version}")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from embedding_store.dtypes import Encoded
 from embedding_store.errors import FileFormatError
-from embedding_store.format.documents import FORMAT_VERSION
 from embedding_store.format.files import CheckedSink, RowFormat, Rows
 from embedding_store.format.manifest import DataFile, Segment, column_bytes
 
+VERSION = 2  # of data files: the format's version since which they are as they are
 ALIGNMENT = 64  # of the vectors in the file: a cache line
 _PADDING = 8  # bytes: columns of a record batch start at multiples of it
 _ARROW_TYPES = {
@@ -30,7 +30,7 @@ def data_schema(form: RowFormat) -> pa.Schema:
     scales = [("scale", pa.float32()), ("offset", pa.float32())] if form.dtype.quantised else []
     keys = [("key", pa.large_string())] if form.ids == "text" else []
     columns = [("vector", vector), ("id", pa.int64()), *scales, *keys]
-    metadata = {"embedding_store": str(FORMAT_VERSION), "dim": str(form.dim), "dtype": form.dtype.name}
+    metadata = {"embedding_store": str(VERSION), "dim": str(form.dim), "dtype": form.dtype.name}
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns], metadata)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from embedding_store.errors import ChecksumError, FileFormatError, NewerFormatError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+OLDEST_VERSION = 2  # that is read: 3 has the overlays of deltas more
 _CHECKSUM = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{8,64}")
 
 
@@ -56,7 +57,7 @@ def decode(data: bytes, kind: str, path: str) -> Fields:
     version = fields.integer("format_version", least=1)
     if version > FORMAT_VERSION:  # before the checksum: a later format may compute it in another way
         raise NewerFormatError(path, f"format_version is {version}, this package reads {FORMAT_VERSION}: upgrade")
-    if version < FORMAT_VERSION:
+    if version < OLDEST_VERSION:
         raise FileFormatError(
             path, f"format_version is {version}: written before the format was settled: write it again"
         )
@@ -85,6 +86,10 @@ class Fields:
     def optional_integer(self, key: str, *, least: int = -(2**63)) -> int | None:
         """An int64 of at least `least`, or null."""
         return None if self._get(key) is None else self.integer(key, least=least)
+
+    def null(self, key: str) -> bool:
+        """Whether the value is null."""
+        return self._get(key) is None
 
     def text(self, key: str) -> str:
         """A string that is not empty."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from embedding_store.native.mapping import BLOCK, MappedFile, crc32c, crc32c_blo
 from embedding_store.storage.base import Sink, Storage, is_named
 
 Bytes = NDArray[np.uint8]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,19 @@ def mapped_file(storage: Storage, file: StoredFile) -> MappedFile:
     return MappedFile(str(storage.local(file.path, file.bytes, crcs)), file.bytes, crcs)
 
 
+def healed(storage: Storage, read: Callable[[], Result]) -> Result:
+    """What `read`, which maps files, gives: tried anew for each whose copy in the cache had changed and is deleted by
+    now. Raises what it raises."""
+    tried: set[str] = set()
+    while True:
+        try:
+            return read()
+        except ChecksumError as error:
+            if not storage.copies or error.path in tried:
+                raise
+            tried.add(error.path)
+
+
 class StoredReader:
     """Reads pieces of a stored file; what it returns has been checked. Use it in a `with` block.
 
@@ -236,11 +250,14 @@ class SegmentReader:
         first, end = (self._segment.text + int(offset) for offset in offsets[[0, -1]])
         if end > self._reader.bytes:
             raise FileFormatError(self._reader.where, "has keys that end behind the file: write the snapshot again")
-        text = self._reader.read(first, end)
-        buffers = [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(text)]
-        keys = pa.Array.from_buffers(pa.large_string(), stop - start, buffers)
-        try:
-            keys.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise FileFormatError(self._reader.where, f"has keys that are not UTF-8 ({error})") from None
-        return keys
+        return text_array(offsets - offsets[0], self._reader.read(first, end), self._reader.where)
+
+
+def text_array(offsets: NDArray[np.int64], text: Bytes, where: str) -> pa.LargeStringArray:
+    """Keys by where each starts in `text`, [N + 1], as Arrow has them. Raises FileFormatError unless they are UTF-8."""
+    keys = pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+    try:
+        keys.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise FileFormatError(where, f"has keys that are not UTF-8 ({error})") from None
+    return keys

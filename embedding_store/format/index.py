@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.errors import FileFormatError, InvalidIndexError
+from embedding_store.native.layout import ABSENT as ABSENT
 from embedding_store.native.layout import BUCKET_BYTES
+from embedding_store.native.layout import EMPTY as EMPTY
 
 Ids = NDArray[np.int64]
 Words = NDArray[np.uint64]
@@ -25,7 +27,6 @@ SLOT_BYTES = BUCKET_BYTES // SLOTS
 LOAD = 0.6  # at most this part of the slots is used
 SEEDS = 8
 MAX_PROBE = 32  # buckets that a search visits at most
-EMPTY = 2**64 - 1  # location of a slot without an entry
 SLOT = np.dtype([("id", "<i8"), ("location", "<u8")])
 _LAYOUT = struct.Struct("<8s7q")
 _LOW = np.uint64(0xFFFFFFFF)

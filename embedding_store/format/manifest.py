@@ -18,6 +18,7 @@ from embedding_store.storage.base import Storage
 INDEX_KINDS = ("hash",)
 ID_KINDS = ("int64", "text")
 MAX_SEGMENTS = 1 << 23  # so that twice a location is still below 2^64
+OVERLAYS_SINCE = 3  # version of the format
 MANIFESTS = NumberedFiles("manifests", "manifest")
 _DATA_PATH = re.compile(r"(data/[a-z0-9-]+)/[a-z0-9][a-z0-9.-]*")
 
@@ -102,6 +103,17 @@ class IndexFile(StoredFile):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overlay(IndexFile):
+    """The index of a delta that has no whole one: of the ids that were changed since the snapshot whose index it
+    shares. An entry counts instead of that index's; one that leads to ABSENT is of an id that was deleted since."""
+
+    entries: int
+    """Ids that it has an entry of."""
+    index_entries: int
+    """Ids that the shared index has an entry of."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One snapshot. Segments are numbered from 0 through the data files in the order in which they are listed."""
 
@@ -134,12 +146,29 @@ class Manifest:
     data: tuple[DataFile, ...]
     """The rows: a delta's base's files first, as its manifest lists them."""
     index: IndexFile
-    """From all ids to their locations."""
+    """From all ids to their locations; with an overlay, from those of the snapshot that it was written with."""
+    overlay: Overlay | None = None
+    """What has changed since then, in a delta of few changes."""
+
+    @property
+    def indexes(self) -> tuple[IndexFile, ...]:
+        """The index and, if there is one, the overlay."""
+        return (self.index,) if self.overlay is None else (self.index, self.overlay)
+
+    @property
+    def own_index(self) -> IndexFile:
+        """The file that no other snapshot has: what this one is known by."""
+        return self.indexes[-1]
+
+    @property
+    def index_entries(self) -> int:
+        """Ids that `index` has an entry of."""
+        return self.rows if self.overlay is None else self.overlay.index_entries
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """All files but the manifest itself; a `.crc` file lies beside each."""
-        return (*self.data, self.index)
+        return (*self.data, *self.indexes)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -193,6 +222,7 @@ class Manifest:
             statistics=_statistics(fields.object("statistics")),
             data=tuple(_data_file(entry) for entry in fields.objects("data")),
             index=_index_file(fields.object("index")),
+            overlay=_overlay(fields),
         )
         manifest._check(fields.path)
         return manifest
@@ -202,6 +232,7 @@ class Manifest:
             ("dtype", self.dtype, tuple(DTYPES)),
             ("ids", self.ids, ID_KINDS),
             ("index.kind", self.index.kind, INDEX_KINDS),
+            ("overlay.kind", self.own_index.kind, INDEX_KINDS),
         ]:
             if value not in known:
                 raise NewerFormatError(path, f"{key} is {value!r}, this package knows {', '.join(known)}: upgrade")
@@ -211,6 +242,11 @@ class Manifest:
         if stored != self.stored_rows or self.rows > stored or (self.base is None and self.rows < stored):
             counts = f"rows is {self.rows}, stored_rows is {self.stored_rows}, base is {self.base}"
             raise FileFormatError(path, f"{counts}, but its data files hold {stored} rows")
+        if self.overlay is not None:
+            most = self.overlay.entries + self.overlay.index_entries
+            if self.base is None or self.rows > most:
+                counts = f"overlay has {self.overlay.entries} entries on {self.overlay.index_entries}"
+                raise FileFormatError(path, f"{counts}, but rows is {self.rows}, base is {self.base}")
         if self.base is not None and self.base >= self.version:
             raise FileFormatError(path, f"base is {self.base}, version is {self.version}: a base is an earlier version")
         if len(self.statistics.mean) != self.dim:
@@ -287,6 +323,18 @@ def _segment(fields: Fields) -> Segment:
 
 def _index_file(fields: Fields) -> IndexFile:
     return IndexFile(**_stored_file(fields), kind=fields.text("kind"))
+
+
+def _overlay(fields: Fields) -> Overlay | None:
+    """None: the index is whole, as all were before version 3."""
+    if fields.integer("format_version", least=1) < OVERLAYS_SINCE or fields.null("overlay"):
+        return None
+    overlay = fields.object("overlay")
+    return Overlay(
+        **vars(_index_file(overlay)),
+        entries=overlay.integer("entries", least=0),
+        index_entries=overlay.integer("index_entries", least=0),
+    )
 
 
 def _stored_file(fields: Fields) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def exists(storage: Storage, version: int) -> bool:
 
 
 def same(one: Manifest, other: Manifest) -> bool:
-    """Whether two manifests are of the same snapshot: no two have an index in common."""
-    return one.index.path == other.index.path
+    """Whether two manifests are of the same snapshot: each has an index, or an overlay, of its own."""
+    return one.own_index.path == other.own_index.path
 
 
 def gone(storage: Storage, version: int) -> Tombstone | None:

@@ -1,8 +1,21 @@
 """Numbers that stored bytes and native code share; in C++ they stand in csrc/common/index.h."""
 
+from __future__ import annotations
+
+from torch import Tensor
+
 ROW_BITS = 40
 """A location is segment << ROW_BITS | row."""
 BUCKET_BYTES = 64
 """Of a bucket of the index."""
 LAYOUT_HEADER = 8
 """Numbers of a table's layout before those of its segments: see ops.py."""
+EMPTY = 2**64 - 1
+"""Location of a slot of an index without an entry; as int64 -1."""
+ABSENT = EMPTY - 1
+"""Location in an overlay's entry of an id that the snapshot has no more; as int64 -2."""
+
+
+def index_numbers(layout: Tensor) -> list[Tensor]:
+    """The numbers of a table's index, int64 [4], and of its overlay if it has one: see ops.py."""
+    return [layout[:4]] + ([layout[LAYOUT_HEADER + 4 * int(layout[4]) :]] if layout[6] else [])

@@ -1,13 +1,16 @@
-"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_history`, `_pooled`, `_tiered`, and `nearest`: fakes and
-gradients.
+"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_history`, `_pooled`, `_tiered`, `locate`
+and `nearest`: fakes and gradients.
 
 Importing this module loads the native library. Schemas and registrations are in csrc/common/ops.cpp, the same functions
 in plain PyTorch in reference.py. A loaded table is two tensors, so that ops see nothing of files and snapshots:
 
     storage  uint8 [bytes]        index and rows, mapped from the files or copied to a device
     layout   int64 [8 + 4 * S]    where they lie in it: byte offset of bucket 0, home buckets, total buckets, seed, S,
-                                  0, 0, 0, then for each segment the byte offsets of its vectors, scales and offsets
-                                  (-1 unless quantised) and its number of rows
+                                  bytes from a row's scale to the next one's (0: 4), 0, 0, then for each segment the
+                                  byte offsets of its vectors, scales and offsets (-1 unless quantised) and its number
+                                  of rows
+             int64 [8 + 4 * S + 4]    with an overlay: layout[6] is 1, and the last four numbers are those of its index,
+                                      as the first four; what it has of an id counts, -2 being the location of none
 
 On the CPU the memory of a large result (8 MiB and more) is kept for the next one when the tensor is gone, up to 128 MiB
 a process: zeroing fresh memory would take longer than the lookup.
@@ -113,6 +116,15 @@ def lookup_tiered(
     return torch.ops.embedding_store.lookup_tiered(ids, storage, cold, layout, dim, dtype, out, counters)
 
 
+def locate(
+    ids: Tensor,  # int64 [...], any values
+    storage: Tensor,  # uint8 [bytes]
+    layout: Tensor,  # int64 [8 + 4 * S]; segments are not looked at: S may be 0
+) -> Tensor:
+    """The location of each id, int64 [...]: segment << 40 | row; -1 where an id is not in the index. CPU only."""
+    return torch.ops.embedding_store.locate(ids, storage, layout)
+
+
 def nearest(
     users: Tensor,  # float32 [U, D]
     items: Tensor,  # float32 [N, D]
@@ -196,6 +208,11 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     bags = offsets.shape[0] - 1
     return ids.new_empty((bags, dim), dtype=out), ids.new_empty((bags,))
+
+
+@torch.library.register_fake("embedding_store::locate")
+def _(ids: Tensor, storage: Tensor, layout: Tensor) -> Tensor:
+    return ids.new_empty(ids.shape)
 
 
 @torch.library.register_fake("embedding_store::nearest")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from embedding_store.dtypes import DTYPES, Dtype, Encoded, decode
 from embedding_store.errors import InvalidIndexError
-from embedding_store.native.layout import LAYOUT_HEADER, ROW_BITS
+from embedding_store.native.layout import LAYOUT_HEADER, ROW_BITS, index_numbers
 
-_EMPTY = -1  # location of a slot without an entry, as int64
+_EMPTY, _ABSENT = -1, -2  # locations of a slot without an entry, and of an id that is no more, as int64
 
 
 def lookup(
@@ -131,13 +131,34 @@ def nearest(
     return rows.masked_fill(best == float("-inf"), -1)[:, :k], best[:, :k]
 
 
+def locate(
+    ids: Tensor,  # int64 [...]
+    storage: Tensor,  # uint8 [bytes]
+    layout: Tensor,  # int64 [8 + 4 * S]
+) -> Tensor:
+    """The location of each id, int64 [...]: segment << 40 | row, or -1."""
+    return find(ids.reshape(-1), storage, layout).view(ids.shape)
+
+
 def find(
     ids: Tensor,  # int64 [N]
     storage: Tensor,  # uint8 [bytes]
     layout: Tensor,  # int64 [8 + 4 * S]
 ) -> Tensor:
-    """The location of each id, int64 [N]: segment << 40 | row, or -1. By the index's hash, bucket by bucket."""
-    start, home_buckets, total_buckets, seed = layout[:4].tolist()
+    """The location of each id, int64 [N]: segment << 40 | row, or -1."""
+    locations, *overlay = (_search(ids, storage, numbers.tolist()) for numbers in index_numbers(layout))
+    for above in overlay:
+        locations = torch.where(above == _EMPTY, locations, above.masked_fill(above == _ABSENT, _EMPTY))
+    return locations
+
+
+def _search(
+    ids: Tensor,  # int64 [N]
+    storage: Tensor,  # uint8 [bytes]
+    index: Sequence[int],  # its four numbers in a layout
+) -> Tensor:
+    """What one index has of each id, int64 [N], -1 if nothing. By its hash, bucket by bucket."""
+    start, home_buckets, total_buckets, seed = index
     slots = storage[start : start + total_buckets * 64].view(torch.int64).view(total_buckets, 4, 2)
     bucket = _home_bucket(_mix64(ids + _signed(seed * 0x9E3779B97F4A7C15)), home_buckets)
     locations = torch.full_like(ids, _EMPTY)
@@ -165,7 +186,7 @@ def _gather(
     """Vectors float32 [N, dim], zeros where missing, and locations int64 [N]."""
     locations = find(ids, storage, layout)
     vectors = torch.zeros(len(ids), dim, device=ids.device)
-    segments = layout[LAYOUT_HEADER:].view(-1, 4).tolist()
+    segments = layout[LAYOUT_HEADER : LAYOUT_HEADER + 4 * int(layout[4])].view(-1, 4).tolist()
     segment_of, row_of = locations >> ROW_BITS, locations & (1 << ROW_BITS) - 1
     placed = locations == _EMPTY
     for number, (vector, scale, offset, rows) in enumerate(segments):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 from embedding_store import arguments
 from embedding_store.arguments import integer
 from embedding_store.dtypes import DTYPES, decode
-from embedding_store.errors import ChecksumError, MissingFileError, PinMismatchError
-from embedding_store.format.files import mapped_file
-from embedding_store.format.index import HEADER_BYTES, Header
+from embedding_store.errors import MissingFileError, PinMismatchError
+from embedding_store.format.files import healed, mapped_file
+from embedding_store.format.index import Header
 from embedding_store.format.manifest import Manifest, Statistics
 from embedding_store.history.refusals import reasons
 from embedding_store.history.tags import pointed
@@ -24,15 +24,14 @@ from embedding_store.history.tombstones import gone
 from embedding_store.history.versions import Versions
 from embedding_store.native.mapping import MappedFile, Mapping
 from embedding_store.read.table import Table
-from embedding_store.scan.index import IndexReader
+from embedding_store.scan.index import read_headers
+from embedding_store.scan.locations import index_layout
 from embedding_store.scan.rows import live_rows, read_rows, row_format
 from embedding_store.scan.verify import verify as check_all
 from embedding_store.storage.base import Storage
 
 SCALE_STRIDE = 4  # bytes from one row's scale to the next one's
 FILES = 4  # fetched at once
-
-Result = TypeVar("Result")
 
 
 class Batch(NamedTuple):
@@ -138,7 +137,7 @@ class Snapshot:
             InvalidArgumentError, NativeLibraryError: no such device, or no lookup for its kind.
         """
         place = arguments.device(device)
-        table = self._healed(lambda: self._load(place, verify, gpu_bytes, hot_ids))
+        table = healed(self._storage, lambda: self._load(place, verify, gpu_bytes, hot_ids))
         table.reload = partial(self.load, place, gpu_bytes=gpu_bytes, hot_ids=hot_ids)
         return table
 
@@ -165,13 +164,13 @@ class Snapshot:
                 table.mapping.check(progress, background=background)
             return table
 
-        return self._healed(load)
+        return healed(self._storage, load)
 
     def _load(self, device: torch.device, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None) -> Table:
-        mapping, header = self._map(anew=verify)
+        mapping, headers = self._map(anew=verify)
         if verify:
             check_all(self._storage, self.manifest, mapping)
-        layout = table_layout(self.manifest, mapping.starts, header)
+        layout = table_layout(self.manifest, mapping.starts, *headers)
         if device.type == "cpu" and gpu_bytes is None:
             return Table(self.manifest, mapping.storage, layout, mapping=mapping)
         from embedding_store.read.tiered import TieredTable
@@ -201,7 +200,7 @@ class Snapshot:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
         """
-        self._healed(lambda: check_all(self._storage, self.manifest, self._map(anew=True)[0], progress))
+        healed(self._storage, lambda: check_all(self._storage, self.manifest, self._map(anew=True)[0], progress))
 
     def batches(self, rows: int = 65_536) -> Iterator[Batch]:
         """All vectors, at most `rows` at a time, in stored order. Memory: one batch; what is read is checked.
@@ -216,24 +215,13 @@ class Snapshot:
             keys = None if part.keys is None else part.keys.cast(pa.string())
             yield Batch(part.ids, decode(part.encoded, self.dim, form.dtype), keys)
 
-    def _healed(self, read: Callable[[], Result]) -> Result:
-        """What `read` gives, tried anew for each file whose copy in the cache had changed and is deleted by now."""
-        tried: set[str] = set()
-        while True:
-            try:
-                return read()
-            except ChecksumError as error:
-                if not self._storage.copies or error.path in tried:
-                    raise
-                tried.add(error.path)
-
-    def _map(self, *, anew: bool) -> tuple[Mapping, Header]:
-        """The files side by side, the index first, to be checked `anew` or not; and the index's header."""
+    def _map(self, *, anew: bool) -> tuple[Mapping, list[Header]]:
+        """The files side by side, the index first and the overlay last, to be checked `anew` or not; and the headers
+        of these two."""
         try:
             files = self._mapped_files()
-            with IndexReader(self._storage, self.manifest.index, self.rows) as index:
-                header = index.header
-            return Mapping.open(files, copies=self._storage.copies, anew=anew), header
+            headers = read_headers(self._storage, self.manifest)
+            return Mapping.open(files, copies=self._storage.copies, anew=anew), headers
         except MissingFileError:
             tombstone = gone(self._storage, self.version)
             if tombstone is None:
@@ -241,7 +229,8 @@ class Snapshot:
             raise tombstone.error() from None
 
     def _mapped_files(self) -> list[MappedFile]:
-        files = (self.manifest.index, *self.manifest.data)
+        index, *overlay = self.manifest.indexes
+        files = (index, *self.manifest.data, *overlay)
         if not self._storage.copies:  # threads would take longer to start than the files to open
             return [mapped_file(self._storage, file) for file in files]
         with ThreadPoolExecutor(FILES) as pool:
@@ -269,12 +258,15 @@ def _reopen(storage: Storage, series: str, version: int, content: str) -> Snapsh
     return Snapshot(storage, manifest)
 
 
-def table_layout(manifest: Manifest, starts: Sequence[int], header: Header) -> Tensor:
-    """Where a table's parts lie in its storage, int64 [8 + 4 * segments], see native/ops.py; `starts`: of the files."""
-    first = [starts[0] + HEADER_BYTES, header.home_buckets, header.total_buckets, header.seed, len(manifest.segments)]
-    numbers = [*first, SCALE_STRIDE, 0, 0]
-    for file, start in zip(manifest.data, starts[1:], strict=True):
+def table_layout(manifest: Manifest, starts: Sequence[int], index: Header, overlay: Header | None = None) -> Tensor:
+    """Where a table's parts lie in its storage, int64 [8 + 4 * segments], and 4 more with an overlay, see
+    native/ops.py; `starts`: of the files, the index first and the overlay last."""
+    flags = [len(manifest.segments), SCALE_STRIDE, int(overlay is not None), 0]
+    numbers = [*index_layout(starts[0], index), *flags]
+    for file, start in zip(manifest.data, starts[1:], strict=False):
         for segment in file.segments:
             columns = (segment.vector, segment.scale, segment.offset)
             numbers += [*(-1 if column is None else start + column for column in columns), segment.rows]
+    if overlay is not None:
+        numbers += index_layout(starts[-1], overlay)
     return torch.tensor(numbers, dtype=torch.int64)

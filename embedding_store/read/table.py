@@ -12,7 +12,7 @@ from embedding_store.errors import InvalidArgumentError, InvalidIdsError
 from embedding_store.format.manifest import Manifest
 from embedding_store.keys import hash_keys
 from embedding_store.native import ops
-from embedding_store.native.layout import BUCKET_BYTES
+from embedding_store.native.layout import ABSENT, BUCKET_BYTES, EMPTY, index_numbers
 from embedding_store.native.library import translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping, check_now
 from embedding_store.read.kinds import as_ids
@@ -126,13 +126,22 @@ class Table:
 
     def ids(self) -> Tensor:
         """A copy of all ids, int64 [R], ascending. Raises ChecksumError if the index has changed."""
-        start, total = int(self.layout[0]), int(self.layout[2])
+        index, *overlay = (self._entries(numbers) for numbers in index_numbers(self.layout))
+        ids = index[:, 0]
+        for above in overlay:
+            alive = above[:, 1] != ABSENT - 2**64
+            ids = torch.cat((ids[~torch.isin(ids, above[:, 0])], above[alive, 0]))
+        return ids.sort().values
+
+    def _entries(self, numbers: Tensor) -> Tensor:
+        """The entries of an index, int64 [N, 2], by its four numbers in the layout."""
+        start, _, total, _ = numbers.tolist()
         if self.mapping is not None:
             first, last = start // BLOCK, -(-(start + total * BUCKET_BYTES) // BLOCK)
             with translated_errors():
                 torch.ops.embedding_store.check_blocks(self._storage, first, last - first, 0.0)
         slots = self._storage[start : start + total * BUCKET_BYTES].view(torch.int64).view(-1, 2)
-        return slots[slots[:, 1] != -1, 0].sort().values
+        return slots[slots[:, 1] != EMPTY - 2**64]
 
     @property
     def storage(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""A mapped snapshot copied to a device: only its index and its vectors, without rows that no id leads to.
+"""A mapped snapshot copied to a device: only its indexes and its vectors, without rows that no id leads to.
 
 A copy is the same two tensors that a mapping is, `storage` and `layout`, so that one op serves both. It has one
 segment, or two in a tiered table: what fits a budget of GPU memory, and the rest in pinned host memory, which the GPU
@@ -13,14 +13,15 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from embedding_store.dtypes import Dtype
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError, NativeLibraryError
-from embedding_store.format.index import BUCKET_BYTES
-from embedding_store.native.layout import LAYOUT_HEADER, ROW_BITS
+from embedding_store.native.layout import ABSENT, BUCKET_BYTES, EMPTY, LAYOUT_HEADER, ROW_BITS, index_numbers
 from embedding_store.native.library import library, translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
 
@@ -29,6 +30,7 @@ _STAGING_BYTES = 32 << 20
 _STAGING_BUFFERS = 3
 _PAIR_BYTES = 8  # a scale and an offset
 _DEAD, _HOT, _COLD = 0, 1, 2
+_EMPTY, _ABSENT = EMPTY - 2**64, ABSENT - 2**64  # as int64
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class Tiered:
     """A table in two places, as `lookup_tiered` takes it."""
 
     storage: Tensor
-    """uint8 [bytes] on the device: the index and the hot rows, segment 0."""
+    """uint8 [bytes] on the device: the index, the overlay and the hot rows, segment 0."""
     cold: Tensor
     """uint8 [bytes] on the host, pinned if the device is a GPU: the other rows, segment 1."""
     layout: Tensor
-    """int64 [8 + 4 * 2] on the device."""
+    """int64 [8 + 4 * S] on the device, S = 1 if no row is cold, else 2; 4 more with an overlay."""
 
 
 def upload(
@@ -52,7 +54,8 @@ def upload(
     device: torch.device | str,
     index_path: str,
 ) -> tuple[Tensor, Tensor]:
-    """Copy a mapped snapshot to `device`. Returns storage, uint8 [bytes], and layout, int64 [8 + 4], both there.
+    """Copy a mapped snapshot to `device`. Returns storage, uint8 [bytes], and layout, int64 [8 + 4], or 4 more with an
+    overlay, both there.
 
     Raises:
         NativeLibraryError: no lookup was built for this kind of device.
@@ -65,7 +68,7 @@ def upload(
     for rows, _ in source.entries():
         tiers[rows] = _HOT
     tiered = _copy(source, tiers, torch.device(device))
-    return tiered.storage, tiered.layout[: LAYOUT_HEADER + 4]
+    return tiered.storage, tiered.layout
 
 
 def upload_tiered(
@@ -91,7 +94,7 @@ def upload_tiered(
     """
     _check_kind(torch.device(device))
     source = _Source(mapping, layout, dim, dtype, index_path)
-    room = gpu_bytes - _aligned(source.index_bytes) - 3 * _ALIGNMENT  # for the columns' ends
+    room = gpu_bytes - source.indexes_bytes - 3 * _ALIGNMENT  # for the columns' ends
     if room < 0:
         least = gpu_bytes - room
         raise InvalidArgumentError(f"gpu_bytes is {gpu_bytes}; the index alone takes {least}: give at least that")
@@ -110,15 +113,31 @@ def _check_kind(device: torch.device) -> None:
         )
 
 
+class _Index(NamedTuple):
+    """Of an index what a layout has."""
+
+    start: int
+    """Of its first bucket."""
+    home_buckets: int
+    total_buckets: int
+    seed: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all buckets."""
+        return self.total_buckets * BUCKET_BYTES
+
+
 class _Source:
     """A mapping with its layout: entries and columns, every block checked before it is used."""
 
     def __init__(self, mapping: Mapping, layout: Tensor, dim: int, dtype: Dtype, index_path: str) -> None:
-        first_bucket, self.home_buckets, self.total_buckets, self.seed, count = layout[:5].tolist()
+        count = int(layout[4])
         self._storage = mapping.storage
-        self._index_start = first_bucket
         self._index_path = index_path
-        self.index_bytes = self.total_buckets * BUCKET_BYTES
+        self.indexes = [_Index(*numbers.tolist()) for numbers in index_numbers(layout)]
+        self.indexes_bytes = sum(_aligned(index.bytes) for index in self.indexes)
+        self._changed: Tensor | None = None  # ids of the overlay, ascending
         self.segments = (
             layout[LAYOUT_HEADER : LAYOUT_HEADER + 4 * count].view(-1, 4).tolist()
         )  # vector, scale, offset, rows
@@ -136,19 +155,30 @@ class _Source:
             torch.ops.embedding_store.check_blocks(self._storage, first, last - first, 0.0)
         return self._storage[start : start + count]
 
-    def slots(self) -> Iterator[tuple[int, Tensor]]:
-        """The index in pieces: the first bucket's number and int64 [n, 2], ids and locations, read-only."""
-        step = _STAGING_BYTES // BUCKET_BYTES
-        for first in range(0, self.total_buckets, step):
-            count = min(step, self.total_buckets - first)
-            piece = self.bytes(self._index_start + first * BUCKET_BYTES, count * BUCKET_BYTES)
-            yield first, piece.view(torch.int64).view(-1, 2)
+    def slots(self, index: _Index) -> Iterator[tuple[int, Tensor]]:
+        """An index in pieces: where in it each begins, in bytes, and int64 [n, 2], ids and locations, read-only."""
+        for first in range(0, index.bytes, _STAGING_BYTES):
+            count = min(_STAGING_BYTES, index.bytes - first)
+            yield first, self.bytes(index.start + first, count).view(torch.int64).view(-1, 2)
 
     def entries(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows, numbered through all segments, and ids of the entries, int64 [n] each, piece by piece."""
-        for _, slots in self.slots():
-            used = slots[slots[:, 1] != -1]
+        """Rows, numbered through all segments, and ids of the entries that count, int64 [n] each, piece by piece."""
+        index, *overlay = self.indexes
+        for _, slots in self.slots(index):
+            used = slots[slots[:, 1] != _EMPTY]
+            used = used[~torch.isin(used[:, 0], self._changed_ids())] if overlay else used
             yield self.row_numbers(used), used[:, 0].contiguous()
+        for above in overlay:
+            for _, slots in self.slots(above):
+                used = slots[(slots[:, 1] != _EMPTY) & (slots[:, 1] != _ABSENT)]
+                yield self.row_numbers(used), used[:, 0].contiguous()
+
+    def _changed_ids(self) -> Tensor:
+        """Ids that the overlay has an entry of, int64 [n]."""
+        if self._changed is None:
+            pieces = [slots[slots[:, 1] != _EMPTY, 0] for _, slots in self.slots(self.indexes[1])]
+            self._changed = torch.cat(pieces)
+        return self._changed
 
     def row_numbers(
         self,
@@ -244,20 +274,21 @@ def _copy(
     device: torch.device,
 ) -> Tiered:
     hot, cold = (int((tiers == tier).sum()) for tier in (_HOT, _COLD))
-    hot_columns = _Columns(_aligned(source.index_bytes), hot, source)
+    hot_columns = _Columns(source.indexes_bytes, hot, source)
     cold_columns = _Columns(0, cold, source)
     storage = torch.empty(hot_columns.end, dtype=torch.uint8, device=device)
     cold_storage = _host_memory(cold_columns.end if cold else 0, device)
     targets = {_HOT: (storage, hot_columns, hot), _COLD: (cold_storage, cold_columns, cold)}
     with _Copier(device) as copier:
-        _copy_index(source, tiers, storage, copier)
+        _copy_indexes(source, tiers, storage, copier)
         for tier, (target, columns, count) in targets.items():
             if count:
                 _copy_rows(source, tiers == tier, target, columns, copier)
-    header = [0, source.home_buckets, source.total_buckets, source.seed, 2, _PAIR_BYTES, 0, 0]
-    layout = torch.tensor([*header, *hot_columns.layout, *cold_columns.layout], dtype=torch.int64)
-    if not cold:
-        layout[4] = 1
+    index, *overlay = source.indexes
+    segments = [hot_columns.layout, cold_columns.layout] if cold else [hot_columns.layout]
+    header = [0, *index[1:], len(segments), _PAIR_BYTES, len(overlay), 0]
+    above = [number for one in overlay for number in (_aligned(index.bytes), *one[1:])]
+    layout = torch.tensor([*header, *chain(*segments), *above], dtype=torch.int64)
     return Tiered(storage, cold_storage, layout.to(device))
 
 
@@ -273,22 +304,25 @@ class _Columns:
         self.layout = (self.vector, scale, offset, rows)
 
 
-def _copy_index(source: _Source, tiers: Tensor, storage: Tensor, copier: _Copier) -> None:
-    """The buckets, with the locations that rows have in the copy."""
-    locations = torch.full((len(tiers),), -1, dtype=torch.int64)
+def _copy_indexes(source: _Source, tiers: Tensor, storage: Tensor, copier: _Copier) -> None:
+    """The buckets, with the locations that rows have in the copy. An entry of the index that leads to a row that is not
+    copied, since the overlay has another one of its id, keeps its slot: searches end at empty ones."""
+    locations = torch.full((len(tiers),), _ABSENT, dtype=torch.int64)
     for segment, tier in enumerate((_HOT, _COLD)):
         rows = (tiers == tier).nonzero().squeeze(1)
         locations[rows] = torch.arange(len(rows)) + (segment << ROW_BITS)
-    for first, slots in source.slots():
+    start = 0
+    for index in source.indexes:
+        for first, slots in source.slots(index):
 
-        def fill(out: Tensor, slots: Tensor = slots) -> None:
-            moved = out.view(torch.int64).view(-1, 2)
-            moved.copy_(slots)
-            used = slots[:, 1] != -1
-            moved[used, 1] = locations[source.row_numbers(slots[used])]
+            def fill(out: Tensor, slots: Tensor = slots) -> None:
+                moved = out.view(torch.int64).view(-1, 2)
+                moved.copy_(slots)
+                used = (slots[:, 1] != _EMPTY) & (slots[:, 1] != _ABSENT)
+                moved[used, 1] = locations[source.row_numbers(slots[used])]
 
-        start = first * BUCKET_BYTES
-        copier.put(storage[start : start + slots.numel() * 8], fill)
+            copier.put(storage[start + first : start + first + slots.numel() * 8], fill)
+        start += _aligned(index.bytes)
 
 
 def _copy_rows(source: _Source, chosen: Tensor, target: Tensor, columns: _Columns, copier: _Copier) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedding_store.format.index import Ids
+from embedding_store.format.index import EMPTY, Ids, Words, unhash
 from embedding_store.format.manifest import Manifest
-from embedding_store.scan.index import hashed_entries
+from embedding_store.scan.index import hashed_entries, is_in, overlay_entries
+from embedding_store.scan.locations import Locations
 from embedding_store.scan.rows import RowNumbers, row_format
 from embedding_store.scan.sorter import Pairs, Sorter, in_step
 from embedding_store.scan.vectors import VectorReader
@@ -50,10 +51,10 @@ class Diff:
 def diff(storage: Storage, old: Manifest, new: Manifest, progress: Callable[[int, int], None] | None = None) -> Diff:
     """Compare two snapshots of a series.
 
-    Both indexes, each in the order of its hashes, are walked through in step. A row that both have at one place of one
-    file, as deltas share their base's, has not moved; other vectors of kept ids are read. Memory: some chunks; a
-    temporary file holds 16 bytes an id whose vectors are read. `progress` is called with the rows of `new` done and to
-    do.
+    Of two that share an index, as deltas do, the ids that their overlays have are looked at, no others. Else both
+    indexes, each in the order of its hashes, are walked through in step. A row that both have at one place of one file,
+    as deltas share their base's, has not moved; other vectors of kept ids are read. Memory: some chunks; a temporary
+    file holds 16 bytes an id whose vectors are read. `progress` is called with the rows of `new` done and to do.
 
     Raises:
         CorruptStoreError: of the class that fits, naming the file.
@@ -62,17 +63,19 @@ def diff(storage: Storage, old: Manifest, new: Manifest, progress: Callable[[int
     cosines = _Cosines(max(1, -(-min(old.rows, new.rows) // SAMPLE)))
     unsure = _RowPairs(storage, old, new)
     shared = _shared_rows(old, new)
-    kept = moved = done = 0
+    kept = moved = done = seen = 0
     for before, after, rows in _kept(storage, old, new):
-        kept += len(before)
-        done += rows
+        kept, done, seen = kept + len(before), done + rows, seen + rows
         if comparable:
             same = (before == after) & (after < shared)
-            cosines.add(torch.ones(int(same.sum())))
+            cosines.add_ones(int(same.sum()))
             unsure.add(before[~same], after[~same])
             done -= len(same) - int(same.sum())
         if progress is not None:
             progress(done, new.rows)
+    unchanged = new.rows - seen  # of an index that both share, without an entry in either overlay
+    kept, done = kept + unchanged, done + unchanged
+    cosines.add_ones(unchanged)
     for a, b in unsure.vectors():
         differ = (a != b).any(1)
         moved += int(differ.sum())
@@ -94,16 +97,31 @@ def diff(storage: Storage, old: Manifest, new: Manifest, progress: Callable[[int
 
 
 def _kept(storage: Storage, old: Manifest, new: Manifest) -> Iterator[tuple[Ids, Ids, int]]:
-    """The ids in both snapshots, by hash: their rows in `old` and in `new`, int64 [N] each, as RowNumbers counts them;
-    and how many ids of `new` were looked at for them."""
-    numbers = [(RowNumbers(manifest.segments), storage.locate(manifest.index.path)) for manifest in (old, new)]
+    """The ids in both snapshots that may have moved, by hash: their rows in `old` and in `new`, int64 [N] each, as
+    RowNumbers counts them; and how many ids of `new` were looked at for them."""
+    numbers = [(RowNumbers(manifest.segments), storage.locate(manifest.own_index.path)) for manifest in (old, new)]
+    pairs = _in_overlays(storage, old, new) if old.index == new.index else _in_indexes(storage, old, new)
+    for before, after, looked_at in pairs:
+        rows = [rows.positions(x, where) for (rows, where), x in zip(numbers, (before, after), strict=True)]
+        yield rows[0], rows[1], looked_at
+
+
+def _in_indexes(storage: Storage, old: Manifest, new: Manifest) -> Iterator[tuple[Words, Words, int]]:
+    """As `_kept`, with locations, of all ids."""
     for a, b in in_step(hashed_entries(storage, old, CHUNK), hashed_entries(storage, new, CHUNK)):
         place = np.searchsorted(b.h, a.h)
-        both = np.append(b.h, 0)[place] == a.h
-        both &= place < len(b.h)
-        locations = (a.value[both], b.value[place[both]])
-        before, after = (rows.positions(x, where) for (rows, where), x in zip(numbers, locations, strict=True))
-        yield before, after, len(b.h)
+        both = is_in(a.h, b.h)
+        yield a.value[both], b.value[place[both]], len(b.h)
+
+
+def _in_overlays(storage: Storage, old: Manifest, new: Manifest) -> Iterator[tuple[Words, Words, int]]:
+    """As `_kept`, with locations, of the ids that the overlays on one index have."""
+    places = [Locations(storage, manifest) for manifest in (old, new)]
+    for a, b in in_step(overlay_entries(storage, old, CHUNK), overlay_entries(storage, new, CHUNK)):
+        ids = unhash(np.union1d(a.h, b.h))
+        before, after = (located.find(ids) for located in places)
+        both = (before != EMPTY) & (after != EMPTY)
+        yield before[both], after[both], int((after != EMPTY).sum())
 
 
 def _shared_rows(old: Manifest, new: Manifest) -> int:
@@ -143,12 +161,13 @@ class _RowPairs:
 
 
 class _Cosines:
-    """Collects cosines: the least and the greatest of all, the rest in steps of `stride`."""
+    """Collects cosines of 1 at most: the least and the greatest of all, the rest in steps of `stride`."""
 
     def __init__(self, stride: int) -> None:
         self._stride = stride
         self._seen = 0
         self._sample: list[Tensor] = []
+        self._ones = 0  # of the sample
         self._least, self._greatest = torch.inf, -torch.inf
 
     def add(
@@ -162,13 +181,22 @@ class _Cosines:
         self._sample.append(cosines[-self._seen % self._stride :: self._stride].clone())
         self._seen += len(cosines)
 
+    def add_ones(self, count: int) -> None:
+        """As `add` of so many ones, which are not kept one by one."""
+        if count:
+            self._least, self._greatest = min(self._least, 1.0), max(self._greatest, 1.0)
+            self._ones += len(range(-self._seen % self._stride, count, self._stride))
+            self._seen += count
+
     def quantiles(self) -> dict[float, float]:
-        """By linear interpolation between the sample's values."""
-        sample = torch.cat(self._sample).sort().values
-        places = torch.tensor(QUANTILES, dtype=torch.float64) * (len(sample) - 1)
+        """By linear interpolation between the sample's values. No cosine is above 1: the ones are the last of them."""
+        sample = torch.cat([*self._sample, torch.ones(1)]).sort().values
+        last, count = len(sample) - 1, len(sample) - 1 + self._ones
+        places = torch.tensor(QUANTILES, dtype=torch.float64) * (count - 1)
         low, share = places.long(), places - places.long()
-        high = (low + 1).clamp(max=len(sample) - 1)
-        values = sample[low].double() * (1 - share) + sample[high].double() * share
+        high = (low + 1).clamp(max=count - 1)
+        low_values, high_values = (sample[x.clamp(max=last)].double() for x in (low, high))
+        values = low_values * (1 - share) + high_values * share
         inner = dict(zip(QUANTILES, values.tolist(), strict=True))
         return {**inner, 0.0: self._least, 1.0: self._greatest}
 

@@ -1,14 +1,16 @@
-"""Reading an index file in pieces: all its entries in order, or where some ids are."""
+"""Reading index files in pieces, all entries in order; and an overlay's over those of the index that it lies on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedding_store.errors import InvalidIndexError
 from embedding_store.format.files import StoredReader
 from embedding_store.format.index import (
+    ABSENT,
     BUCKET_BYTES,
     EMPTY,
     HEADER_BYTES,
@@ -17,17 +19,23 @@ from embedding_store.format.index import (
     Header,
     Ids,
     Placement,
-    Words,
     hash_ids,
-    home,
     unhash,
 )
 from embedding_store.format.manifest import IndexFile, Manifest
-from embedding_store.scan.sorter import Pairs, Sorter
+from embedding_store.scan.sorter import Pairs, Sorter, in_step
 from embedding_store.storage.base import Storage
 
 CHUNK = 65_536  # slots read at once
-_GAP = 1024  # buckets: ids closer together than this block are read together
+
+
+def read_headers(storage: Storage, manifest: Manifest) -> list[Header]:
+    """The headers of a snapshot's index and overlay, if it has one. Raises CorruptStoreError of the class that fits."""
+    headers = []
+    for file, entries in _files(manifest):
+        with IndexReader(storage, file, entries) as index:
+            headers.append(index.header)
+    return headers
 
 
 def hashed_entries(storage: Storage, manifest: Manifest, chunk: int = CHUNK) -> Iterator[Pairs]:
@@ -36,7 +44,28 @@ def hashed_entries(storage: Storage, manifest: Manifest, chunk: int = CHUNK) -> 
     Raises:
         CorruptStoreError: of the class that fits; InvalidIndexError: entries out of order.
     """
-    with IndexReader(storage, manifest.index, manifest.rows) as index:
+    index, *overlay = (file_entries(storage, file, entries, chunk) for file, entries in _files(manifest))
+    if not overlay:
+        yield from index
+        return
+    count = 0
+    for pairs in overlaid(index, *overlay):
+        count += len(pairs.h)
+        yield pairs
+    if count != manifest.rows:
+        where = storage.locate(manifest.own_index.path)
+        raise InvalidIndexError(where, f"leaves {count} ids, its manifest says {manifest.rows} rows")
+
+
+def overlay_entries(storage: Storage, manifest: Manifest, chunk: int = CHUNK) -> Iterator[Pairs]:
+    """(hash of seed 0, location, or ABSENT) of the ids that a snapshot's overlay has an entry of, if it has one."""
+    if manifest.overlay is not None:
+        yield from file_entries(storage, manifest.overlay, manifest.overlay.entries, chunk)
+
+
+def file_entries(storage: Storage, file: IndexFile, entries: int, chunk: int = CHUNK) -> Iterator[Pairs]:
+    """As `hashed_entries`, of one file that has so many entries, as they stand there."""
+    with IndexReader(storage, file, entries) as index:
         if index.header.seed == 0:
             yield from index.entries(chunk)
             return
@@ -44,6 +73,37 @@ def hashed_entries(storage: Storage, manifest: Manifest, chunk: int = CHUNK) -> 
         for h, location in index.entries(chunk):
             sorter.add(Pairs(hash_ids(unhash(h, index.header.seed)), location))
     yield from sorter.merged()
+
+
+def overlaid(index: Iterable[Pairs], overlay: Iterable[Pairs]) -> Iterator[Pairs]:
+    """(hash, location), by hash, of an index with an overlay on it, both by hash."""
+    for below, above in in_step(index, overlay):
+        if not len(above.h):
+            yield below
+            continue
+        replaced = is_in(below.h, above.h)
+        h, location = below.h[~replaced], below.value[~replaced]
+        alive = above.value != ABSENT
+        places = np.searchsorted(h, above.h[alive])
+        yield Pairs(np.insert(h, places, above.h[alive]), np.insert(location, places, above.value[alive]))
+
+
+def is_in(
+    values: np.ndarray,  # [N]
+    ascending: np.ndarray,  # [M]
+) -> NDArray[np.bool_]:
+    """Which values are among those that are sorted, bool [N]."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    places = np.searchsorted(ascending, values)
+    return ascending[np.minimum(places, len(ascending) - 1)] == values
+
+
+def _files(manifest: Manifest) -> Iterator[tuple[IndexFile, int]]:
+    """The files of a snapshot's indexes, and how many entries each has."""
+    yield manifest.index, manifest.index_entries
+    if manifest.overlay is not None:
+        yield manifest.overlay, manifest.overlay.entries
 
 
 class IndexReader:
@@ -86,31 +146,6 @@ class IndexReader:
                 yield pairs
         if placement.header(count, self.header.seed) != self.header:
             raise InvalidIndexError(self._reader.where, f"has {count} entries, its header is {self.header}")
-
-    def find(
-        self,
-        ids: Ids,  # [N]
-    ) -> Words:
-        """Locations of these ids, uint64 [N], EMPTY where the index has none. Reads the parts of the file they are in.
-
-        Raises:
-            ChecksumError: the file's bytes have changed.
-        """
-        found = np.full(len(ids), EMPTY, np.uint64)
-        h = hash_ids(ids, self.header.seed)
-        order = np.argsort(h)
-        h = h[order]
-        first = home(h, self.header.home_buckets)
-        cuts = np.flatnonzero((first[1:] - first[:-1] > _GAP) | (np.arange(1, len(first)) % CHUNK == 0)) + 1
-        for start, stop in zip([0, *cuts.tolist()], [*cuts.tolist(), len(h)], strict=True):
-            if stop > start:
-                end = min(int(first[stop - 1]) + max(1, self.header.max_probe), self.header.total_buckets)
-                entries, _ = self._read(int(first[start]), end)
-                position = np.searchsorted(entries.h, h[start:stop])
-                hit = np.append(entries.h, 0)[position] == h[start:stop]
-                hit &= position < len(entries.h)
-                found[order[start:stop][hit]] = entries.value[position[hit]]
-        return found
 
     def _read(self, start: int, stop: int) -> tuple[Pairs, Ids]:
         """Entries of buckets start .. stop - 1, and their slots."""

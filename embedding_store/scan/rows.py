@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -16,7 +15,7 @@ from embedding_store.errors import InvalidIndexError
 from embedding_store.format.files import RowFormat, Rows, SegmentReader, StoredReader
 from embedding_store.format.index import Ids, Words
 from embedding_store.format.manifest import ROW_BITS, DataFile, Manifest, Segment
-from embedding_store.scan.index import IndexReader
+from embedding_store.scan.index import hashed_entries
 from embedding_store.storage.base import Storage
 
 CHUNK = 65_536  # rows read at once
@@ -99,9 +98,8 @@ def live_rows(storage: Storage, manifest: Manifest) -> Alive | None:
     if manifest.rows == manifest.stored_rows:
         return None
     flags = RowFlags(manifest.segments, storage.scratch())
-    with IndexReader(storage, manifest.index, manifest.rows) as index:
-        for _, locations in index.entries():
-            flags.set(locations, storage.locate(manifest.index.path))
+    for _, locations in hashed_entries(storage, manifest):
+        flags.set(locations, storage.locate(manifest.own_index.path))
     return flags.get
 
 
@@ -132,31 +130,6 @@ def read_rows(
                     elif bool(mask.any()):
                         yield part.rows(start, stop).select(torch.from_numpy(mask))
                 number += 1
-
-
-def read_keys(
-    storage: Storage,
-    files: Sequence[DataFile],
-    form: RowFormat,
-    locations: Words,  # [N], all in these files
-    *,
-    first_segment: int = 0,
-) -> pa.LargeStringArray:
-    """The keys of some rows, [N]. Reads all keys of the segments that they are in, one segment at a time."""
-    order = np.argsort(locations)
-    segments, rows = segments_and_rows(locations[order])
-    pieces, number = [pa.array([], pa.large_string())], first_segment
-    for file in files:
-        last = number + len(file.segments)
-        if int(np.searchsorted(segments, number)) < int(np.searchsorted(segments, last)):
-            with StoredReader(storage, file) as reader:
-                for i, segment in enumerate(file.segments):
-                    wanted = rows[segments == number + i]
-                    if len(wanted):
-                        keys = SegmentReader(reader, segment, form).keys(0, segment.rows)
-                        pieces.append(keys.take(pa.array(wanted)))
-        number = last
-    return pa.concat_arrays(pieces).take(pa.array(np.argsort(order)))
 
 
 def scratch_array(size: int, kind: type[np.generic], scratch: Path) -> NDArray:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from embedding_store.dtypes import Encoded, decode
 from embedding_store.format.files import mapped_file
 from embedding_store.format.index import Ids
 from embedding_store.format.manifest import Manifest
-from embedding_store.native.mapping import BLOCK, Mapping
+from embedding_store.native.mapping import Mapping
+from embedding_store.scan.pieces import CheckedPieces
 from embedding_store.scan.rows import RowNumbers, row_format
 from embedding_store.storage.base import Storage
 
@@ -23,7 +23,7 @@ class VectorReader:
         """Raises CorruptStoreError of the class that fits."""
         self._form = row_format(manifest)
         self._mapping = Mapping.open([mapped_file(storage, file) for file in manifest.data], copies=storage.copies)
-        self._checked = np.zeros(-(-len(self._mapping.storage) // BLOCK), bool)
+        self._pieces = CheckedPieces(self._mapping)
         self._first_rows = RowNumbers(manifest.segments).starts
         placed = [
             (start, segment)
@@ -57,27 +57,8 @@ class VectorReader:
     ) -> Tensor:  # `kind` [N, width]
         size = kind.itemsize
         starts = starts + rows * (width * size)
-        self._check(starts, width * size)
+        self._pieces.check(starts, starts + width * size)
         elements = self._mapping.storage[: len(self._mapping.storage) // size * size].view(kind)
         # Columns start anywhere: a row of `width` elements at every element.
         anywhere = elements.as_strided((len(elements) - width + 1, width), (1, 1))
         return anywhere.index_select(0, torch.from_numpy(starts // size))
-
-    def _check(
-        self,
-        starts: Ids,  # [N], bytes
-        size: int,  # bytes from each start on
-    ) -> None:
-        first, last = starts // BLOCK, (starts + size - 1) // BLOCK
-        for step in range(int((last - first).max(initial=0)) + 1):
-            self._check_blocks(np.minimum(first + step, last))
-
-    def _check_blocks(self, blocks: NDArray[np.int64]) -> None:
-        if bool(self._checked[blocks].all()):
-            return
-        wanted = np.zeros(len(self._checked), bool)
-        wanted[blocks] = True
-        blocks = np.flatnonzero(wanted & ~self._checked)
-        for run in np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1):
-            self._mapping.check_blocks(int(run[0]), len(run))
-        self._checked |= wanted

@@ -12,7 +12,7 @@ from embedding_store.format.files import SegmentReader, StoredReader
 from embedding_store.format.index import Ids, unhash
 from embedding_store.format.manifest import Manifest
 from embedding_store.native.mapping import Mapping
-from embedding_store.scan.index import IndexReader
+from embedding_store.scan.index import hashed_entries
 from embedding_store.scan.rows import CHUNK, RowFlags, row_format, scratch_array
 from embedding_store.storage.base import Storage
 
@@ -20,7 +20,7 @@ from embedding_store.storage.base import Storage
 def verify(
     storage: Storage,
     manifest: Manifest,
-    mapping: Mapping,  # of the index and then the data files
+    mapping: Mapping,  # of the index, then the data files, then the overlay
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Check the files of a snapshot; `progress` is called with the bytes read and the bytes in all.
@@ -32,15 +32,14 @@ def verify(
     """
     mapping.check(progress)
     form = row_format(manifest)
-    for file, start in zip(manifest.data, mapping.starts[1:], strict=True):
+    for file, start in zip(manifest.data, mapping.starts[1:], strict=False):
         check_structure(file, mapping.storage[start : start + file.bytes], form, storage.locate(file.path))
-    where = storage.locate(manifest.index.path)
+    where = storage.locate(manifest.own_index.path)
     flags = RowFlags(manifest.segments, storage.scratch())
     expected: Ids = scratch_array(manifest.stored_rows, np.int64, storage.scratch())
-    with IndexReader(storage, manifest.index, manifest.rows) as index:
-        for h, locations in index.entries():
-            flags.set(locations, where)
-            expected[flags.positions(locations, where)] = unhash(h, index.header.seed)
+    for h, locations in hashed_entries(storage, manifest):
+        flags.set(locations, where)
+        expected[flags.positions(locations, where)] = unhash(h)
     first, number = 0, 0
     for file in manifest.data:
         with StoredReader(storage, file) as reader:

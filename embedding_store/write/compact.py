@@ -35,6 +35,7 @@ def compact(storage: Storage, manifest: Manifest) -> Snapshot:
             statistics=content.statistics,
             data=content.data,
             index=content.index,
+            overlay=None,
         )
     except BaseException:
         draft.discard()

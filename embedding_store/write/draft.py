@@ -1,10 +1,10 @@
-"""The files of a snapshot that is being written: rows, then duplicates settled, then the index."""
+"""The files of a snapshot that is being written: rows, then duplicates settled, then the index or overlay."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,20 +12,22 @@ import pyarrow as pa
 from torch import Tensor
 
 from embedding_store.errors import DuplicateIdsError
-from embedding_store.format.files import NewFile, RowFormat, Rows, StoredReader, create_checked
-from embedding_store.format.index import EMPTY, Ids, Words, unhash
-from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Statistics, StoredFile
+from embedding_store.format.files import RowFormat, Rows, create_checked
+from embedding_store.format.index import ABSENT, EMPTY, Ids, Words, unhash
+from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Overlay, Statistics, StoredFile
 from embedding_store.keys import check_same_keys
 from embedding_store.native.mapping import BLOCK
-from embedding_store.scan.index import IndexReader, hashed_entries
-from embedding_store.scan.rows import RowFlags, read_keys, read_rows, row_format
+from embedding_store.scan.index import file_entries, overlaid, overlay_entries
+from embedding_store.scan.keys import read_keys
+from embedding_store.scan.locations import Locations
+from embedding_store.scan.rows import RowFlags, read_rows
 from embedding_store.scan.sorter import PairFile, Pairs
 from embedding_store.storage.base import Storage, check_size
 from embedding_store.write.batches import BatchWriter
-from embedding_store.write.index import ONE, Operations, Settled, settle, write_index
+from embedding_store.write.index import ONE, Operations, Settled, operations_of, settle, write_index
+from embedding_store.write.overlay import Changes, changes
 
 DUPLICATES = ("error", "last")
-_COPIED = 4 << 20  # bytes of an index that are copied at once
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Content:
     data: tuple[DataFile, ...]
     """The base's files first."""
     index: IndexFile
-    """Of all ids."""
+    """Of all ids; with an overlay the base's."""
+    overlay: Overlay | None
+    """Of the ids that were changed since then."""
     rows: int
     """Ids."""
     statistics: Statistics
@@ -43,7 +47,8 @@ class Content:
 
 
 class Draft:
-    """Takes rows and deletes; `finish` makes the index. Nothing refers to its files before a manifest does.
+    """Takes rows and deletes; `finish` makes the index, or of a delta of few changes the overlay. Nothing refers to its
+    files before a manifest does.
 
     Memory: two record batches and, while the index is built, some tens of MiB, whatever the number of rows.
     """
@@ -61,6 +66,7 @@ class Draft:
         self._rows_per_batch = rows_per_batch
         self._folder = f"data/{uuid.uuid4().hex}"
         self._first_segment = 0 if base is None else len(base.segments)
+        self._located = None if base is None else Locations(storage, base)
         self._operations = self._new_operations()
         self._batches = self._new_batches(self._operations, first_file=0)
         self._deleted: list[tuple[Ids, int, pa.LargeStringArray]] = []  # series of text: ids, location, keys
@@ -88,42 +94,44 @@ class Draft:
         self._operations.delete(numbers, location)
 
     def finish(self) -> Content:
-        """Write what is left, settle duplicates, write the index; all files are durable then, and were looked for.
+        """Write what is left, settle duplicates, write the index or overlay; all is durable then, and was looked for.
 
         Raises:
             DuplicateIdsError, HashCollisionError; FileSizeError, MissingFileError: a file is gone or not whole.
         """
         self._batches.close()
-        if self._base is not None and not self._operations.sorter.count:
-            return self._unchanged(self._base)
-        settled = settle(self._operations, self._base_entries())  # while the last files are written
+        settled = settle(self._operations, self._base_changes())  # while the last files are written
         files = self._batches.finish()
         if settled.repeated.count:
             self._check_repeated(settled.repeated, files)
         if settled.lost.words:
             files, settled = self._without_lost(files, settled)
-        with self._new_index() as new:
-            write_index(new.sink, settled.entries, self._operations.scratch)
-        index = self._written_down(files, new)
-        before = () if self._base is None else self._base.data
-        statistics = self._batches.sums.statistics(settled.min_id, settled.max_id)
-        return Content((*before, *files), index, settled.entries.count, statistics)
+        sums = self._batches.sums
+        if self._base is None:
+            index = self._new_index(settled.entries, files)
+            statistics = sums.statistics(settled.min_id, settled.max_id)
+            return Content(tuple(files), index, None, settled.entries.count, statistics)
+        assert self._located is not None
+        first, scratch = self._first_segment << ROW_BITS, self._operations.scratch
+        after = changes(self._base, self._located, settled, first=first, scratch=scratch)
+        index, overlay = self._delta_index(after, files, self._base)
+        statistics = sums.statistics(after.min_id, after.max_id)
+        return Content((*self._base.data, *files), index, overlay, after.rows, statistics)
 
-    def _unchanged(self, base: Manifest) -> Content:
-        """A delta without a change: the base's index is copied, since no two snapshots have one in common."""
-        files = self._batches.finish()
-        with StoredReader(self._storage, base.index) as stored, self._new_index() as new:
-            for start in range(0, base.index.bytes, _COPIED):
-                new.sink.write(stored.read(start, min(start + _COPIED, base.index.bytes)).data)
-        index = self._written_down(files, new)
-        statistics = self._batches.sums.statistics(base.statistics.min_id, base.statistics.max_id)
-        return Content((*base.data, *files), index, base.rows, statistics)
+    def _delta_index(self, after: Changes, files: list[DataFile], base: Manifest) -> tuple[IndexFile, Overlay | None]:
+        """The base's index under an overlay, or folded with it."""
+        if after.fit(base.index_entries):
+            written = self._new_index(after.entries, files, "overlay.hash")
+            return base.index, Overlay(**vars(written), entries=after.entries.count, index_entries=base.index_entries)
+        folded = PairFile(self._operations.scratch)
+        for pairs in overlaid(file_entries(self._storage, base.index, base.index_entries), after.entries):
+            folded.append(pairs)
+        return self._new_index(folded, files), None
 
-    def _new_index(self) -> AbstractContextManager[NewFile]:
-        return create_checked(self._storage, f"{self._folder}/index.hash")
-
-    def _written_down(self, files: list[DataFile], new: NewFile) -> IndexFile:
-        """The index; all files are durable now, and were looked for."""
+    def _new_index(self, entries: PairFile, files: list[DataFile], name: str = "index.hash") -> IndexFile:
+        """An index of these entries; all files are durable then, and were looked for."""
+        with create_checked(self._storage, f"{self._folder}/{name}") as new:
+            write_index(new.sink, entries, self._operations.scratch)
         index = IndexFile(**vars(new.stored), kind="hash")
         self._storage.sync(self._folder)
         self._written = (*files, index)
@@ -163,20 +171,19 @@ class Draft:
             on_batch=on_batch,
         )
 
-    def _base_entries(self) -> tuple[Iterable[Pairs], int]:
-        if self._base is None:
+    def _base_changes(self) -> tuple[Iterable[Pairs], int]:
+        """What the base's overlay has, as operations."""
+        if self._base is None or self._base.overlay is None:
             return (), 0
-        entries = hashed_entries(self._storage, self._base)
-        return (Pairs(h, location << ONE | ONE) for h, location in entries), self._base.rows
+        return operations_of(overlay_entries(self._storage, self._base)), self._base.overlay.entries
 
     def _check_base_keys(self, ids: Ids, keys: pa.LargeStringArray) -> None:
         """Raise HashCollisionError if the base has one of these ids under another key."""
-        if self._base is None or not len(ids):
+        if self._base is None or self._located is None or not len(ids):
             return
-        with IndexReader(self._storage, self._base.index, self._base.rows) as index:
-            locations = index.find(ids)
+        locations = self._located.find(ids)
         found = np.flatnonzero(locations != EMPTY)
-        others = read_keys(self._storage, self._base.data, row_format(self._base), locations[found])
+        others = read_keys(self._storage, self._base.data, locations[found])
         check_same_keys(ids[found], keys.take(pa.array(found)), others)
 
     def _check_repeated(self, repeated: PairFile, files: list[DataFile]) -> None:
@@ -198,9 +205,7 @@ class Draft:
     def _keys_of(self, ids: Ids, op: Words, files: list[DataFile]) -> pa.LargeStringArray:
         """The keys with which these operations, [N], were asked for, [N]."""
         upsert, locations = (op & ONE).astype(bool), op >> ONE
-        upserted = read_keys(
-            self._storage, files, self._form, locations[upsert], first_segment=self._first_segment
-        ).to_pylist()
+        upserted = read_keys(self._storage, files, locations[upsert], first_segment=self._first_segment).to_pylist()
         deleted = {
             (id, location): key
             for ids, location, keys in self._deleted
@@ -223,11 +228,10 @@ class Draft:
         for rows in read_rows(self._storage, files, self._form, alive=lost.unset, first_segment=first):
             self._batches.append(rows)
         self._batches.close()
-        kept = self._base_part(settled.entries)
         base = PairFile(scratch)
-        for pairs in kept:
+        for pairs in self._base_part(settled.entries):
             base.append(pairs)
-        settled = settle(operations, (base, base.count))
+        settled = settle(operations, (operations_of(base), base.count))
         written = self._batches.finish()
         for file in files:
             self._storage.delete(file.path)
@@ -235,7 +239,7 @@ class Draft:
         return written, settled
 
     def _base_part(self, entries: PairFile) -> Iterator[Pairs]:
-        """Upserts of the entries that lie in the base."""
+        """The entries that lead into the base, or to no row."""
         for h, location in entries:
-            old = location < self._first_segment << ROW_BITS
-            yield Pairs(h[old], location[old] << ONE | ONE)
+            old = (location < self._first_segment << ROW_BITS) | (location == ABSENT)
+            yield Pairs(h[old], location[old])

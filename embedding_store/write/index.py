@@ -1,4 +1,5 @@
-"""Building an index: which operation on each id counts, where its entry lies, and the file. See format/index.py.
+"""Building an index or an overlay: which operation on each id counts, where its entry lies, and the file. See
+format/index.py.
 
 An operation is a word: the location of an upserted row times two, plus one; or, for a delete, twice the location that
 the next row has. Of two operations on one id the greater one is the later one, and a delta's come after its base's.
@@ -6,7 +7,7 @@ the next row has. Of two operations on one id the greater one is the later one, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from embedding_store.errors import InvalidIdsError
 from embedding_store.format.files import CheckedSink
 from embedding_store.format.index import (
+    ABSENT,
     EMPTY,
     MAX_PROBE,
     SEEDS,
@@ -65,19 +67,20 @@ class Settled:
     """The outcome of all operations."""
 
     entries: PairFile
-    """(hash of seed 0, location) of every id that is left, by hash."""
+    """(hash of seed 0, location, or ABSENT after a delete) of every id, by hash."""
     lost: Spill
     """Locations of the writer's own rows that a later operation replaced or deleted."""
     repeated: PairFile
     """(hash, operation), by hash, of the ids with several operations of the writer, one at least an upsert."""
     min_id: int | None = None
-    """Least id that is left."""
+    """Least id that is not deleted."""
     max_id: int | None = None
-    """Greatest id that is left."""
+    """Greatest id that is not deleted."""
 
 
 def settle(operations: Operations, base: tuple[Iterable[Pairs], int] = ((), 0)) -> Settled:
-    """Let the last operation on each id win. `base`: (hash, upsert) by hash of the base's entries, and their number."""
+    """Let the last operation on each id win. `base`: (hash, operation) by hash of what is known already, and the number
+    of these."""
     scratch = operations.scratch
     settled = Settled(PairFile(scratch), Spill(scratch), PairFile(scratch))
     for h, op in operations.sorter.merged(*base):
@@ -86,11 +89,10 @@ def settle(operations: Operations, base: tuple[Iterable[Pairs], int] = ((), 0)) 
         if not bool(last.all()):
             settled.lost.append(op[~last & own & upsert] >> ONE)
             _note_repeated(settled.repeated, h, op, own, upsert)
-        kept = last & upsert
-        h, op = h[kept], op[kept]
-        settled.entries.append(Pairs(h, op >> ONE))
-        if len(h):
-            ids = unhash(h)
+        h, op, upsert = h[last], op[last], upsert[last]
+        settled.entries.append(Pairs(h, np.where(upsert, op >> ONE, np.uint64(ABSENT))))
+        if bool(upsert.any()):
+            ids = unhash(h[upsert])
             least, greatest = int(ids.min()), int(ids.max())
             settled.min_id = least if settled.min_id is None else min(settled.min_id, least)
             settled.max_id = greatest if settled.max_id is None else max(settled.max_id, greatest)
@@ -104,6 +106,12 @@ def _note_repeated(repeated: PairFile, h: Words, op: Words, own: np.ndarray, ups
     noted[1:] |= clash
     noted[:-1] |= clash
     repeated.append(Pairs(h[noted], op[noted]))
+
+
+def operations_of(entries: Iterable[Pairs]) -> Iterator[Pairs]:
+    """(hash, operation) of (hash, location, or ABSENT): what `settle` makes the same entries of."""
+    for h, location in entries:
+        yield Pairs(h, np.where(location == ABSENT, np.uint64(0), location << ONE | ONE))
 
 
 def write_index(sink: CheckedSink, entries: PairFile, scratch: Path) -> Header:

@@ -198,6 +198,7 @@ class SnapshotWriter:
             statistics=content.statistics,
             data=content.data,
             index=content.index,
+            overlay=content.overlay,
         )
 
 

@@ -13,9 +13,13 @@ namespace embedding_store {
 
 constexpr int kSlots = 4;
 constexpr uint64_t kEmpty = ~uint64_t{0};  // the location in a slot without an entry; also "not found"
+constexpr uint64_t kAbsent = kEmpty - 1;    // of an overlay's entry for an id that the snapshot has no more
 constexpr int kRowBits = 40;
 constexpr int kMaxDim = 1 << 20;  // what loops and kernels have room for
 constexpr int kLayoutHeader = 8;  // int64 values of a layout before its segments
+constexpr int kIndexValues = 4;   // of them, those of an index: its first bucket, home buckets, total buckets, seed
+constexpr int kSegmentsAt = 4;    // where a layout says how many segments it has
+constexpr int kOverlaidAt = 6;    // and whether those of an overlay's index come after its segments: 1, or 0
 
 struct Slot {
   int64_t id;

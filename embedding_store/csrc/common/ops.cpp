@@ -30,6 +30,7 @@ STABLE_TORCH_LIBRARY(embedding_store, m) {
   m.def(
       "lookup_tiered(Tensor ids, Tensor storage, Tensor cold, Tensor layout, int dim, str dtype, ScalarType out, "
       "Tensor(a!) counters) -> (Tensor, Tensor)");
+  m.def("locate(Tensor ids, Tensor storage, Tensor layout) -> Tensor");
   m.def("nearest(Tensor users, Tensor items, int k, Tensor without_users, Tensor without_items) -> (Tensor, Tensor)");
   // A snapshot's files as one tensor; see native/mapping.py.
   m.def("map_files(str[] paths, int[] bytes, Tensor crcs, bool copies, bool anew) -> Tensor");
@@ -45,6 +46,7 @@ STABLE_TORCH_LIBRARY_IMPL(embedding_store, CPU, m) {
   m.impl("lookup_history", TORCH_BOX(&embedding_store::lookup_history));
   m.impl("lookup_pooled", TORCH_BOX(&embedding_store::lookup_pooled));
   m.impl("lookup_tiered", TORCH_BOX(&embedding_store::lookup_tiered));
+  m.impl("locate", TORCH_BOX(&embedding_store::locate));
   m.impl("nearest", TORCH_BOX(&embedding_store::nearest));
   m.impl("map_files", TORCH_BOX(&embedding_store::map_files));
   m.impl("mapped_starts", TORCH_BOX(&embedding_store::mapped_starts));

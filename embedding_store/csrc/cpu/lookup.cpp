@@ -1,4 +1,4 @@
-// lookup and lookup_tiered on the CPU.
+// lookup, lookup_tiered and locate on the CPU.
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
@@ -45,6 +45,26 @@ std::tuple<Tensor, Tensor> lookup(
     const Tensor& ids, const Tensor& storage, const Tensor& layout, int64_t dim, const std::string& dtype,
     ScalarType out) {
   return lookup_in(TableView(storage, storage, layout, dim, dtype), ids, out, nullptr);
+}
+
+Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& layout) {
+  const TableView table(storage, storage, layout, 1, "float32");
+  const Tensor ids = contiguous_ids(ids_tensor);
+  Tensor locations = torch::stable::new_empty(ids, shape_of(ids), ScalarType::Long);
+  auto* found = static_cast<int64_t*>(locations.mutable_data_ptr());
+  const Finder finder(table);
+  parallel(0, ids.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    std::array<int64_t, kGroup> homes;
+    for (int64_t first = begin; first < end; first += kGroup) {
+      const int64_t last = std::min(first + kGroup, end);
+      for (int64_t i = first; i < last; ++i) homes[i - first] = finder.home(longs(ids)[i]);
+      for (int64_t i = first; i < last; ++i) {
+        const Index* from;
+        found[i] = static_cast<int64_t>(finder.location(longs(ids)[i], homes[i - first], &from));
+      }
+    }
+  });
+  return locations;
 }
 
 std::tuple<Tensor, Tensor> lookup_tiered(

@@ -41,7 +41,7 @@ class Tables {
 
   int64_t count() const { return static_cast<int64_t>(views_.size()); }
   Dtype dtype() const { return views_[0].dtype; }
-  int64_t seed() const { return views_[0].seed; }  // of the first: tables of one series nearly always share it
+  int64_t seed() const { return views_[0].index.seed; }  // of the first: tables of one series nearly always share it
   const Finder& finder(int64_t number) const { return finders_[number]; }
 
  private:

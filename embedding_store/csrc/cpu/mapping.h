@@ -47,6 +47,9 @@ class Mapping {
   const std::vector<MappedFile>& files() const { return files_; }
   int64_t blocks() const { return static_cast<int64_t>(crcs_.size()); }
 
+  // The file that a byte of the range lies in, or the one before it.
+  const std::string& path_at(int64_t start) const { return file_at(start).path; }
+
   // Whether `bytes` bytes from `start` lie within one file.
   bool in_one_file(int64_t start, int64_t bytes) const;
 

@@ -60,6 +60,12 @@ std::tuple<Tensor, Tensor> nearest(
     const Tensor& without_users,   // int64 [P]: pairs that are left out, rows of users
     const Tensor& without_items);  // int64 [P]: and of items
 
+// The location of each id, int64 [...]: segment * 2^40 + row, -1 without one.
+Tensor locate(
+    const Tensor& ids,      // int64 [...]
+    const Tensor& storage,  // uint8 [bytes]
+    const Tensor& layout);  // int64 [8 + 4 * S], or 4 more with an overlay
+
 Tensor map_files(
     const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs, bool copies,
     bool anew);

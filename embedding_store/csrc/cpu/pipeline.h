@@ -19,31 +19,50 @@ inline void prefetch(const void* address, int64_t bytes) {
   __builtin_prefetch(byte + bytes - 1);
 }
 
+// The location that an index has for an id, or kEmpty. `home`: its home bucket there. Throws ChecksumError.
+inline uint64_t probe_checked(const Index& index, Mapping* unchecked, int64_t home, int64_t id) {
+  return probe(index.buckets, index.total_buckets, home, id, [&](int64_t number) {
+    if (unchecked != nullptr) unchecked->require(index.buckets + number, sizeof(Bucket));
+  });
+}
+
 // Where the ids of one table are.
 class Finder {
  public:
   explicit Finder(const TableView& table)
       : table_(table), storage_unchecked_(table.storage.unchecked()), cold_unchecked_(table.cold.unchecked()) {}
 
-  // The bucket to look into first, on its way.
+  // The index's bucket to look into first, on its way; an overlay is small, and stays in the caches.
   int64_t home(int64_t id) const {
-    const int64_t home = table_.home(id);
-    __builtin_prefetch(table_.buckets + home);
+    const int64_t home = table_.index.home(id);
+    __builtin_prefetch(table_.index.buckets + home);
     return home;
   }
 
-  // The row, checked; row.vector is nullptr if the id is not in the index.
+  // kEmpty where the id is not in the snapshot; `from`: the index that says so. Throws ChecksumError.
+  uint64_t location(int64_t id, int64_t home, const Index** from) const {
+    if (const Index& overlay = table_.overlay; overlay.buckets != nullptr) {
+      const uint64_t location = probe_checked(overlay, storage_unchecked_, overlay.home(id), id);
+      if (location != kEmpty) {
+        *from = &overlay;
+        return location == kAbsent ? kEmpty : location;
+      }
+    }
+    *from = &table_.index;
+    return probe_checked(table_.index, storage_unchecked_, home, id);
+  }
+
+  // The row, checked; row.vector is nullptr if the id is not in the snapshot.
   // Throws InvalidIndexError or ChecksumError, as raise_corrupt does.
   Row find(int64_t id, int64_t home, uint64_t* segment) const {
-    const uint64_t location = probe(table_.buckets, table_.total_buckets, home, id, [&](int64_t number) {
-      if (storage_unchecked_ != nullptr) storage_unchecked_->require(table_.buckets + number, sizeof(Bucket));
-    });
+    const Index* from;
+    const uint64_t location = this->location(id, home, &from);
     if (location == kEmpty) return {nullptr, nullptr, nullptr};
     *segment = location_segment(location);
     const uint64_t row = location_row(location);
-    if (*segment >= table_.segment_count) table_.raise_location(id, location);
+    if (*segment >= table_.segment_count) table_.raise_location(*from, id, location);
     table_.require_segment(*segment);
-    if (row >= static_cast<uint64_t>(table_.segments[*segment].rows)) table_.raise_location(id, location);
+    if (row >= static_cast<uint64_t>(table_.segments[*segment].rows)) table_.raise_location(*from, id, location);
     return place(*segment, static_cast<int64_t>(row));
   }
 

@@ -29,7 +29,6 @@ TableView::TableView(
     const Tensor& storage_tensor, const Tensor& cold_tensor, const Tensor& layout, int64_t dim_,
     const std::string& name)
     : storage(storage_tensor), cold(cold_tensor), dim(dim_), dtype(dtype_named(name)) {
-  constexpr int64_t kMost = int64_t{1} << 46;  // bytes, rows or buckets: products stay within int64
   if (dim < 1 || dim > kMaxDim) {
     throw std::invalid_argument("dim is " + std::to_string(dim) + "; use 1 .. " + std::to_string(kMaxDim));
   }
@@ -39,24 +38,29 @@ TableView::TableView(
   }
   const auto* header = static_cast<const int64_t*>(layout.const_data_ptr());
   row_bytes = embedding_store::row_bytes(dtype, dim);
-  home_buckets = header[1];
-  total_buckets = header[2];
-  seed = header[3];
   scale_stride = header[5] == 8 ? 8 : 4;
   segments = reinterpret_cast<const Segment*>(header + kLayoutHeader);
   segment_count = static_cast<uint64_t>((layout.numel() - kLayoutHeader) / 4);
-  if (header[4] < 0 || static_cast<uint64_t>(header[4]) > segment_count) {
+  const bool overlaid = header[kOverlaidAt] != 0;
+  if (header[kSegmentsAt] < 0 || static_cast<uint64_t>(header[kSegmentsAt]) + overlaid > segment_count) {
     throw std::invalid_argument("layout has room for fewer segments than it names");
   }
-  segment_count = static_cast<uint64_t>(header[4]);
-  const bool good = home_buckets >= 1 && home_buckets <= total_buckets && total_buckets < kMost &&
-                    header[0] % static_cast<int64_t>(alignof(Bucket)) == 0 &&
-                    storage.contain(header[0], total_buckets * static_cast<int64_t>(sizeof(Bucket)));
-  if (!good) {
-    raise_corrupt("InvalidIndexError", index_path(), "its buckets lie outside of the file; write the snapshot again");
-  }
-  buckets = reinterpret_cast<const Bucket*>(storage.data + header[0]);
+  segment_count = static_cast<uint64_t>(header[kSegmentsAt]);
+  index = index_at(header);
+  if (overlaid) overlay = index_at(header + kLayoutHeader + 4 * segment_count);
   good_segments_ = std::make_unique<std::atomic<uint64_t>[]>(segment_count / 64 + 1);
+}
+
+Index TableView::index_at(const int64_t* numbers) const {
+  constexpr int64_t kMost = int64_t{1} << 46;  // buckets: products stay within int64
+  const int64_t start = numbers[0], home_buckets = numbers[1], total_buckets = numbers[2];
+  const bool good = home_buckets >= 1 && home_buckets <= total_buckets && total_buckets < kMost &&
+                    start % static_cast<int64_t>(alignof(Bucket)) == 0 &&
+                    storage.contain(start, total_buckets * static_cast<int64_t>(sizeof(Bucket)));
+  if (!good) {
+    raise_corrupt("InvalidIndexError", path_at(start), "its buckets lie outside of the file; write the snapshot again");
+  }
+  return {reinterpret_cast<const Bucket*>(storage.data + start), home_buckets, total_buckets, numbers[3]};
 }
 
 void TableView::check_segment(uint64_t number) const {
@@ -72,19 +76,24 @@ void TableView::check_segment(uint64_t number) const {
   }
   if (!good) {
     const std::string message = "segment " + std::to_string(number) + " lies outside of the stored bytes";
-    raise_corrupt("InvalidIndexError", index_path(), message + "; write the snapshot again");
+    raise_corrupt("InvalidIndexError", path_of(index), message + "; write the snapshot again");
   }
 }
 
-void TableView::raise_location(int64_t id, uint64_t location) const {
+void TableView::raise_location(const Index& one, int64_t id, uint64_t location) const {
   const std::string where = "segment " + std::to_string(location_segment(location)) + " row " +
                             std::to_string(location_row(location));
   const std::string message = "leads from id " + std::to_string(id) + " to " + where + ", which does not exist";
-  raise_corrupt("InvalidIndexError", index_path(), message + "; write the snapshot again");
+  raise_corrupt("InvalidIndexError", path_of(one), message + "; write the snapshot again");
 }
 
-std::string TableView::index_path() const {
-  return storage.mapping == nullptr ? "the index in memory" : storage.mapping->files()[0].path;
+std::string TableView::path_of(const Index& one) const {
+  return path_at(reinterpret_cast<const uint8_t*>(one.buckets) - storage.data);
+}
+
+std::string TableView::path_at(int64_t start) const {
+  if (storage.mapping == nullptr) return "the index in memory";
+  return storage.mapping->path_at(start >= 0 && start < storage.size ? start : 0);
 }
 
 }  // namespace embedding_store

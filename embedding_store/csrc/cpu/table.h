@@ -10,8 +10,8 @@
 
 #include "../common/decode.h"
 #include "../common/index.h"
-#include "mapping.h"
 #include "../common/names.h"
+#include "mapping.h"
 
 namespace embedding_store {
 
@@ -32,16 +32,23 @@ struct Bytes {
   Mapping* mapping;
 };
 
+// A hash index in memory. Without buckets there is none.
+struct Index {
+  int64_t home(int64_t id) const { return home_bucket(hash_id(id, seed), home_buckets); }
+
+  const Bucket* buckets = nullptr;  // [total_buckets]
+  int64_t home_buckets = 0, total_buckets = 0, seed = 0;
+};
+
 struct TableView {
-  // `storage` holds the index and segment 0, `cold` all other segments: the same tensor unless the table is tiered.
+  // `storage` holds index, overlay and segment 0, `cold` all other segments: the same tensor unless the table is tiered.
   // Throws InvalidIndexError (as raise_corrupt does) if `layout` places the buckets outside of them.
   TableView(
       const Tensor& storage,  // uint8 [bytes]
       const Tensor& cold,     // uint8 [bytes]
-      const Tensor& layout,   // int64 [8 + 4 * S]
+      const Tensor& layout,   // int64 [8 + 4 * S], or 4 more with an overlay
       int64_t dim, const std::string& dtype);
 
-  int64_t home(int64_t id) const { return home_bucket(hash_id(id, seed), home_buckets); }
   const Bytes& bytes_of(uint64_t segment) const { return segment == 0 ? storage : cold; }
 
   // Whether a segment lies within the stored bytes. Looked at when a location first leads there: a table may have
@@ -54,12 +61,12 @@ struct TableView {
     word.fetch_or(bit, std::memory_order_relaxed);
   }
 
-  // An entry points to no row.
-  [[noreturn]] void raise_location(int64_t id, uint64_t location) const;
+  // An entry of an index points to no row.
+  [[noreturn]] void raise_location(const Index& one, int64_t id, uint64_t location) const;
 
   Bytes storage, cold;
-  const Bucket* buckets;  // [total_buckets]
-  int64_t home_buckets, total_buckets, seed;
+  Index index;
+  Index overlay;  // what it says of an id counts instead of what the index does
   const Segment* segments;  // [segment_count]
   uint64_t segment_count;
   int64_t dim;
@@ -68,7 +75,9 @@ struct TableView {
   int64_t scale_stride;  // bytes between two rows' scales, and two rows' offsets
 
  private:
-  std::string index_path() const;
+  Index index_at(const int64_t* numbers) const;
+  std::string path_of(const Index& one) const;
+  std::string path_at(int64_t start) const;
   void check_segment(uint64_t number) const;
 
   std::unique_ptr<std::atomic<uint64_t>[]> good_segments_;  // a bit each

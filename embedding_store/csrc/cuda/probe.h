@@ -18,9 +18,18 @@ struct IndexView {
   int64_t seed;
 };
 
-ES_DEVICE IndexView index_view(const TableView& table) {
-  return {table.storage + warp::load(table.layout), warp::load(table.layout + 1), warp::load(table.layout + 2),
-          warp::load(table.layout + 3)};
+ES_DEVICE IndexView index_at(const TableView& table, const int64_t* numbers) {
+  return {table.storage + warp::load(numbers), warp::load(numbers + 1), warp::load(numbers + 2),
+          warp::load(numbers + 3)};
+}
+
+ES_DEVICE IndexView index_view(const TableView& table) { return index_at(table, table.layout); }
+
+ES_DEVICE bool is_overlaid(const TableView& table) { return warp::load(table.layout + kOverlaidAt) != 0; }
+
+// Of a table that is overlaid.
+ES_DEVICE IndexView overlay_view(const TableView& table) {
+  return index_at(table, table.layout + kLayoutHeader + warp::load(table.layout + kSegmentsAt) * 4);
 }
 
 ES_DEVICE int64_t home_of(const IndexView& index, int64_t id) {
@@ -88,12 +97,29 @@ ES_DEVICE uint64_t probe_ids(const IndexView& index, int64_t id, bool wanted, in
   return location;
 }
 
+// As probe_ids, in the overlay first if there is one: what it says of an id, kAbsent too, counts.
+ES_DEVICE uint64_t locate_ids(
+    const TableView& table, const IndexView& index, bool overlaid, int64_t id, bool wanted, int lane) {
+  uint64_t location = kEmpty;
+#if defined(__CUDACC__)
+#pragma unroll 1  // one copy of the search: a second one would take registers of all lookups
+#endif
+  for (int level = overlaid ? 0 : 1; level < 2; ++level) {
+    const IndexView view = level == 0 ? overlay_view(table) : index;
+    const uint64_t found = probe_ids(view, id, wanted && location == kEmpty, lane);
+    if (location == kEmpty) location = found;
+  }
+  return location;
+}
+
 // The row at a location. One outside its segment, which loading refuses, is no row: nothing is read beyond the columns.
+// Nor is kAbsent one.
 template <Dtype kDtype>
 ES_DEVICE Row row_at(const TableView& table, uint64_t location) {
   Row row;
   const uint64_t number = location_segment(location);
   if (location == kEmpty || number >= static_cast<uint64_t>(table.segments)) return row;
+  if (number >= static_cast<uint64_t>(warp::load(table.layout + kSegmentsAt))) return row;  // an overlay's numbers
   const int64_t* segment = table.layout + kLayoutHeader + static_cast<int64_t>(number) * 4;
   const int64_t index = static_cast<int64_t>(location_row(location));
   if (index >= warp::load(segment + 3)) return row;

@@ -111,10 +111,10 @@ def test_an_empty_delta_and_one_that_deletes_all(series: Series, base: Snapshot)
     same = change(series, base, {}, [])
     assert content(same) == content(base)
     assert same.statistics.rows == 0
-    (old, new), ends = (each.manifest.index for each in (base, same)), (base.statistics, same.statistics)
-    assert (old.checksum, old.bytes) == (new.checksum, new.bytes)
-    assert old.path != new.path, "a snapshot is known by its index"
-    assert ends[0].min_id == ends[1].min_id == MIN
+    assert same.manifest.index == base.manifest.index
+    assert same.manifest.overlay is not None, "a snapshot is known by an index or overlay of its own"
+    assert (same.manifest.overlay.entries, same.manifest.overlay.index_entries) == (0, 5)
+    assert base.statistics.min_id == same.statistics.min_id == MIN
     empty = change(series, same, {}, [MIN, -1, 0, 5, MAX])
     assert content(empty) == {}
     assert empty.statistics.min_id is None
