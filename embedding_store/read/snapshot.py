@@ -170,7 +170,7 @@ class Snapshot:
         mapping, headers = self._map(anew=verify)
         if verify:
             check_all(self._storage, self.manifest, mapping)
-        layout = table_layout(self.manifest, mapping.starts, *headers)
+        layout = table_layout(self.manifest, mapping.starts, headers)
         if device.type == "cpu" and gpu_bytes is None:
             return Table(self.manifest, mapping.storage, layout, mapping=mapping)
         from embedding_store.read.tiered import TieredTable
@@ -258,15 +258,15 @@ def _reopen(storage: Storage, series: str, version: int, content: str) -> Snapsh
     return Snapshot(storage, manifest)
 
 
-def table_layout(manifest: Manifest, starts: Sequence[int], index: Header, overlay: Header | None = None) -> Tensor:
+def table_layout(manifest: Manifest, starts: Sequence[int], headers: Sequence[Header]) -> Tensor:
     """Where a table's parts lie in its storage, int64 [8 + 4 * segments], and 4 more with an overlay, see
-    native/ops.py; `starts`: of the files, the index first and the overlay last."""
-    flags = [len(manifest.segments), SCALE_STRIDE, int(overlay is not None), 0]
-    numbers = [*index_layout(starts[0], index), *flags]
+    native/ops.py; `starts`: of the files, the index first and the overlay last; `headers`: of these two."""
+    index, *overlay = headers
+    numbers = [*index_layout(starts[0], index), len(manifest.segments), SCALE_STRIDE, len(overlay), 0]
     for file, start in zip(manifest.data, starts[1:], strict=False):
         for segment in file.segments:
             columns = (segment.vector, segment.scale, segment.offset)
             numbers += [*(-1 if column is None else start + column for column in columns), segment.rows]
-    if overlay is not None:
-        numbers += index_layout(starts[-1], overlay)
+    for header in overlay:
+        numbers += index_layout(starts[-1], header)
     return torch.tensor(numbers, dtype=torch.int64)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from embedding_store.dtypes import Dtype
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError, NativeLibraryError
+from embedding_store.native import ops
 from embedding_store.native.layout import ABSENT, BUCKET_BYTES, EMPTY, LAYOUT_HEADER, ROW_BITS, index_numbers
 from embedding_store.native.library import library, translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
@@ -137,7 +138,7 @@ class _Source:
         self._index_path = index_path
         self.indexes = [_Index(*numbers.tolist()) for numbers in index_numbers(layout)]
         self.indexes_bytes = sum(_aligned(index.bytes) for index in self.indexes)
-        self._changed: Tensor | None = None  # ids of the overlay, ascending
+        self._index_layout = torch.tensor([*self.indexes[0], 0, 0, 0, 0])  # without the overlay
         self.segments = (
             layout[LAYOUT_HEADER : LAYOUT_HEADER + 4 * count].view(-1, 4).tolist()
         )  # vector, scale, offset, rows
@@ -155,30 +156,34 @@ class _Source:
             torch.ops.embedding_store.check_blocks(self._storage, first, last - first, 0.0)
         return self._storage[start : start + count]
 
-    def slots(self, index: _Index) -> Iterator[tuple[int, Tensor]]:
-        """An index in pieces: where in it each begins, in bytes, and int64 [n, 2], ids and locations, read-only."""
+    def slots(self) -> Iterator[tuple[int, Tensor]]:
+        """The index in pieces: where in it each begins, in bytes, and int64 [n, 2], ids and locations, read-only."""
+        return self._pieces(self.indexes[0])
+
+    def overlay_slots(self) -> Iterator[tuple[int, Tensor]]:
+        """As `slots`, of the overlay, if there is one."""
+        return chain(*map(self._pieces, self.indexes[1:]))
+
+    def _pieces(self, index: _Index) -> Iterator[tuple[int, Tensor]]:
         for first in range(0, index.bytes, _STAGING_BYTES):
             count = min(_STAGING_BYTES, index.bytes - first)
             yield first, self.bytes(index.start + first, count).view(torch.int64).view(-1, 2)
 
     def entries(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows, numbered through all segments, and ids of the entries that count, int64 [n] each, piece by piece."""
-        index, *overlay = self.indexes
-        for _, slots in self.slots(index):
+        replaced = torch.zeros(self.rows, dtype=torch.bool)
+        for _, slots in self.overlay_slots():
+            ids = slots[slots[:, 1] != _EMPTY, 0]
+            with translated_errors():
+                below = torch.stack((ids, ops.locate(ids, self._storage, self._index_layout)), 1)
+            replaced[self.row_numbers(below[below[:, 1] != _EMPTY])] = True
+        for _, slots in self.slots():
             used = slots[slots[:, 1] != _EMPTY]
-            used = used[~torch.isin(used[:, 0], self._changed_ids())] if overlay else used
+            rows = self.row_numbers(used)
+            yield rows[~replaced[rows]], used[~replaced[rows], 0]
+        for _, slots in self.overlay_slots():
+            used = slots[(slots[:, 1] != _EMPTY) & (slots[:, 1] != _ABSENT)]
             yield self.row_numbers(used), used[:, 0].contiguous()
-        for above in overlay:
-            for _, slots in self.slots(above):
-                used = slots[(slots[:, 1] != _EMPTY) & (slots[:, 1] != _ABSENT)]
-                yield self.row_numbers(used), used[:, 0].contiguous()
-
-    def _changed_ids(self) -> Tensor:
-        """Ids that the overlay has an entry of, int64 [n]."""
-        if self._changed is None:
-            pieces = [slots[slots[:, 1] != _EMPTY, 0] for _, slots in self.slots(self.indexes[1])]
-            self._changed = torch.cat(pieces)
-        return self._changed
 
     def row_numbers(
         self,
@@ -311,18 +316,17 @@ def _copy_indexes(source: _Source, tiers: Tensor, storage: Tensor, copier: _Copi
     for segment, tier in enumerate((_HOT, _COLD)):
         rows = (tiers == tier).nonzero().squeeze(1)
         locations[rows] = torch.arange(len(rows)) + (segment << ROW_BITS)
-    start = 0
-    for index in source.indexes:
-        for first, slots in source.slots(index):
+    above = _aligned(source.indexes[0].bytes)
+    pieces = chain(source.slots(), ((above + first, slots) for first, slots in source.overlay_slots()))
+    for start, slots in pieces:
 
-            def fill(out: Tensor, slots: Tensor = slots) -> None:
-                moved = out.view(torch.int64).view(-1, 2)
-                moved.copy_(slots)
-                used = (slots[:, 1] != _EMPTY) & (slots[:, 1] != _ABSENT)
-                moved[used, 1] = locations[source.row_numbers(slots[used])]
+        def fill(out: Tensor, slots: Tensor = slots) -> None:
+            moved = out.view(torch.int64).view(-1, 2)
+            moved.copy_(slots)
+            used = (slots[:, 1] != _EMPTY) & (slots[:, 1] != _ABSENT)
+            moved[used, 1] = locations[source.row_numbers(slots[used])]
 
-            copier.put(storage[start + first : start + first + slots.numel() * 8], fill)
-        start += _aligned(index.bytes)
+        copier.put(storage[start : start + slots.numel() * 8], fill)
 
 
 def _copy_rows(source: _Source, chosen: Tensor, target: Tensor, columns: _Columns, copier: _Copier) -> None:

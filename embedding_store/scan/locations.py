@@ -41,6 +41,10 @@ class Locations:
         self._opened: _Opened | None = None
         self._read(lambda opened: None)
 
+    def close(self) -> None:
+        """Unmap the files, until something is asked for again."""
+        self._opened = None
+
     def find(
         self,
         ids: Ids,  # [N]

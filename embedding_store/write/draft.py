@@ -114,6 +114,7 @@ class Draft:
         assert self._located is not None
         first, scratch = self._first_segment << ROW_BITS, self._operations.scratch
         after = changes(self._base, self._located, settled, first=first, scratch=scratch)
+        self._located.close()
         index, overlay = self._delta_index(after, files, self._base)
         statistics = sums.statistics(after.min_id, after.max_id)
         return Content((*self._base.data, *files), index, overlay, after.rows, statistics)
@@ -147,6 +148,8 @@ class Draft:
 
     def discard(self) -> None:
         """Stop, and delete the files."""
+        if self._located is not None:
+            self._located.close()
         self._batches.abort()
         with suppress(Exception):  # the error that led here matters more; `clean` takes what stays
             self._storage.delete_folder(self._folder)

@@ -11,7 +11,7 @@ from torch import Tensor
 from embedding_store.dtypes import DTYPES, Dtype, Encoded, decode, encode
 
 MASK = 2**64 - 1
-EMPTY = MASK
+EMPTY, ABSENT = -1, -2  # locations
 ALIGNMENT = 256
 
 
@@ -23,7 +23,7 @@ class SmallTable:
     vectors: Tensor  # float32 [R, D], as decoded
     storage: Tensor  # uint8 [bytes]
     cold: Tensor  # uint8 [bytes]; empty unless tiered
-    layout: Tensor  # int64 [8 + 4 * S]
+    layout: Tensor  # int64 [8 + 4 * S], 4 more with an overlay
     dim: int
     dtype: Dtype
 
@@ -65,6 +65,7 @@ def small_table(
     interleaved: bool = True,
     load: float = 0.6,
     seed: int = 0,
+    gone: Sequence[int] | None = None,
 ) -> SmallTable:
     """A table of random vectors.
 
@@ -73,6 +74,9 @@ def small_table(
         tiered: all segments but the first go to `cold`.
         interleaved: scales and offsets in pairs, as in a compact copy; else a column each, as in a file.
         load: share of the slots that is used; 1 makes long searches.
+        gone: with an overlay: every third id is in the index alone, every third in both (the index leads to a row that
+            is not its own), every third in the overlay alone; these ids, which may not be among `ids`, are in the
+            index, and the overlay says that they are no more.
     """
     vectors = torch.randn(len(ids), dim, generator=torch.Generator().manual_seed(len(ids) + dim))
     kind = DTYPES[dtype]
@@ -80,9 +84,18 @@ def small_table(
     counts = [len(ids)] if segment_rows is None else list(segment_rows)
     assert sum(counts) == len(ids)
     locations = [segment << 40 | row for segment, count in enumerate(counts) for row in range(count)]
-    buckets, home_buckets = _index(list(ids), locations, load, seed)
+    below, above = dict(zip(ids, locations, strict=True)), dict[int, int]()
+    if gone is not None:
+        above = {id: at for i, (id, at) in enumerate(below.items()) if i % 3} | dict.fromkeys(gone, ABSENT)
+        below = {id: at if i % 3 == 0 else 0 for i, (id, at) in enumerate(below.items()) if i % 3 < 2}
+        below |= dict.fromkeys(gone, 0)
+    buckets, home_buckets = _index(below, load, seed)
     parts: dict[bool, list[Tensor]] = {False: [buckets], True: []}
-    layout = [0, home_buckets, len(buckets) // 64, seed, len(counts), 8 if interleaved else 4, 0, 0]
+    stride, overlay = 8 if interleaved else 4, list[int]()
+    layout = [0, home_buckets, len(buckets) // 64, seed, len(counts), stride, int(gone is not None), 0]
+    if gone is not None:
+        buckets, home_buckets = _index(above, load, (seed + 1) % 8)
+        overlay = [_append(parts[False], buckets), home_buckets, len(buckets) // 64, (seed + 1) % 8]
     start = 0
     for segment, count in enumerate(counts):
         into = parts[tiered and segment > 0]
@@ -94,7 +107,7 @@ def small_table(
         vectors=decode(encoded, dim, kind),
         storage=_joined(parts[False]),
         cold=_joined(parts[True]) if tiered else torch.empty(0, dtype=torch.uint8),
-        layout=torch.tensor(layout),
+        layout=torch.tensor([*layout, *overlay]),
         dim=dim,
         dtype=kind,
     )
@@ -109,18 +122,16 @@ def mix64(x: int) -> int:
     return x ^ x >> 33
 
 
-def _index(ids: list[int], locations: list[int], load: float, seed: int) -> tuple[Tensor, int]:
-    home_buckets = max(1, -int(-len(ids) // (4 * load)))
-    entries = sorted(
-        (mix64((id + seed * 0x9E3779B97F4A7C15) & MASK), id, at) for id, at in zip(ids, locations, strict=True)
-    )
+def _index(locations: dict[int, int], load: float, seed: int) -> tuple[Tensor, int]:
+    home_buckets = max(1, -int(-len(locations) // (4 * load)))
+    entries = sorted((mix64((id + seed * 0x9E3779B97F4A7C15) & MASK), id, at) for id, at in locations.items())
     slots: dict[int, tuple[int, int]] = {}
     previous = -1
     for hashed, id, location in entries:
         previous = max(4 * (hashed * home_buckets >> 64), previous + 1)
         slots[previous] = (id, location)
     total = max(home_buckets, (previous + 1) // 4 + 1)
-    words = [word for slot in range(4 * total) for word in slots.get(slot, (0, -1))]
+    words = [word for slot in range(4 * total) for word in slots.get(slot, (0, EMPTY))]
     return torch.tensor(words, dtype=torch.int64).view(torch.uint8), home_buckets
 
 

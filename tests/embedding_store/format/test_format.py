@@ -60,7 +60,7 @@ def test_the_page_names_the_version_and_the_layout(series: Series):
     publish(newer, 1, [1])
     for version in (1, 2, 2):
         newer.tag("prod", version)
-    publish(newer, 1, [1])
+    publish(newer, 1, [1], base=publish(newer, 1, [1]))
     newer.expire(keep_last=1, dry_run=False)
     newer.refuse(3, ["norms"])
     found = {re.sub("[0-9a-f]{32}", "<uuid>", path) for path in files(series)}

@@ -112,10 +112,15 @@ def test_a_compaction_does_not_carry_damage_on(series: Series, snapshot: Snapsho
     assert series.versions() == [1, 2]
 
 
+def overlay(document: dict, *, base: int | None = 1, **changes: object) -> None:
+    """Give a manifest an overlay of one entry, but for these changes."""
+    document.update(base=base, overlay={**document["index"], "entries": 1, "index_entries": 20, **changes})
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda m: m.update(format_version=3), NewerFormatError, "format_version is 3, this package reads 2: upgrade"),
+        (lambda m: m.update(format_version=4), NewerFormatError, "format_version is 4, this package reads 3: upgrade"),
         (lambda m: m.update(format_version=1), FileFormatError, "1: written before the format was settled: write it a"),
         (lambda m: m.update(format_version=0), FileFormatError, "format_version is 0"),
         (lambda m: m.update(dtype="float8"), NewerFormatError, "dtype is 'float8'"),
@@ -131,6 +136,17 @@ def test_a_compaction_does_not_carry_damage_on(series: Series, snapshot: Snapsho
         (lambda m: m.update(as_of=2**63), FileFormatError, "as_of is 9223372036854775808"),
         (lambda m: m.update(space=""), FileFormatError, "space is ''"),
         (lambda m: m.pop("index"), FileFormatError, "has no key index"),
+        (lambda m: m.pop("overlay"), FileFormatError, "has no key overlay"),
+        (lambda m: m.update(overlay=3), FileFormatError, "overlay is 3, expected an object"),
+        (lambda m: m.update(overlay=m["index"]), FileFormatError, "has no key overlay.entries"),
+        (lambda m: overlay(m, kind="tree"), NewerFormatError, "overlay.kind is 'tree'"),
+        (lambda m: overlay(m, base=None), FileFormatError, "has 1 entries on 20, but rows is 20, base is None"),
+        (lambda m: overlay(m, entries=-1), FileFormatError, "overlay.entries is -1"),
+        (
+            lambda m: overlay(m, index_entries=18),
+            FileFormatError,
+            "has 1 entries on 18, but rows is 20, base is 1",
+        ),
         (lambda m: m["data"][1].pop("bytes"), FileFormatError, r"has no key data\[1\].bytes"),
         (lambda m: m["data"].append(3), FileFormatError, r"data\[2\] is 3, expected an object"),
         (lambda m: m.update(dim=2**63 - 1), FileFormatError, "dim is 9223372036854775807, vectors have at most 65536"),

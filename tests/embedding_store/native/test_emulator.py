@@ -142,6 +142,34 @@ def test_long_searches_end_at_the_right_row_or_at_an_empty_slot(emulator: ctypes
     assert torch.equal(found, expected_found)
 
 
+@pytest.mark.parametrize("ids_per_warp", [8, 32])
+@pytest.mark.parametrize("name", ["float32", "int4"])
+def test_an_overlay_is_asked_first(emulator: ctypes.CDLL, name: str, ids_per_warp: int):
+    rows, offsets = [10, len(IDS) - 10], torch.tensor([0, 1, 40, 100])
+    for options in ({}, {"segment_rows": rows}, {"segment_rows": rows, "tiered": True}, {"load": 1.0}):
+        for gone in (MISSING[:2], []):
+            table = small_table(IDS, 16, name, gone=gone, seed=7, **options)
+            ids = questions(5, 100)
+            vectors, found, counters = lookup(emulator, table, ids, torch.float32, ids_per_warp)
+            expected, expected_found = table.answer(ids)
+            assert torch.equal(vectors, expected)
+            assert torch.equal(found, expected_found)
+            assert counters[2] == int((~found).sum())
+            if "tiered" not in options:
+                got, counts = pooled(emulator, table, ids, offsets, None, "sum")
+                sums, expected_counts = table.pooled_answer(ids, offsets, None, "sum")
+                torch.testing.assert_close(got.to(torch.float64), sums, rtol=1e-5, atol=1e-5)
+                assert torch.equal(counts, expected_counts)
+
+
+def test_an_overlays_numbers_are_no_segment(emulator: ctypes.CDLL):
+    table = small_table(IDS, 8, "int8", gone=[])
+    slots = table.storage[: int(table.layout[2]) * 64].view(torch.int64).view(-1, 2)
+    slots[slots[:, 1] != -1, 1] = 1 << 40  # where the overlay's numbers are
+    _, found, _ = lookup(emulator, table, torch.tensor(IDS), torch.float32)
+    assert found.tolist() == [i % 3 != 0 for i in range(len(IDS))]
+
+
 def test_an_empty_index_finds_nothing_not_even_id_zero(emulator: ctypes.CDLL):
     vectors, found, counters = lookup(emulator, small_table([], 4, "int8"), torch.tensor([0, -1, 7]), torch.float32)
     assert not vectors.any()

@@ -55,13 +55,14 @@ def asked(data: st.DataObject, table: SmallTable, others: Sequence[int]) -> Tens
     out=st.sampled_from(OUTS),
     load=st.sampled_from([0.3, 0.6, 1.0]),
     interleaved=st.booleans(),
+    overlaid=st.booleans(),
     data=st.data(),
 )
-def test_lookup_gives_the_bits_of_the_reference(stored, others, dim, name, out, load, interleaved, data):
+def test_lookup_gives_the_bits_of_the_reference(stored, others, dim, name, out, load, interleaved, overlaid, data):
     cut = data.draw(st.integers(0, len(stored)))
-    seed = data.draw(st.integers(0, 7))
-    rows = [cut, len(stored) - cut]
-    table = small_table(stored, dim, name, segment_rows=rows, interleaved=interleaved, load=load, seed=seed)
+    options = {"interleaved": interleaved, "load": load, "seed": data.draw(st.integers(0, 7))}
+    gone = sorted(set(others) - set(stored)) if overlaid else None
+    table = small_table(stored, dim, name, segment_rows=[cut, len(stored) - cut], gone=gone, **options)
     ids = asked(data, table, others)
     arguments = (ids, table.storage, table.layout, dim, name, out)
     vectors, found = ops.lookup(*arguments)
@@ -71,6 +72,10 @@ def test_lookup_gives_the_bits_of_the_reference(stored, others, dim, name, out, 
     answer, answer_found = table.answer(ids, out)  # the reference itself
     assert torch.equal(found, answer_found)
     assert same_bits(expected, answer)
+    for module in (ops, reference):
+        locations = module.locate(ids, table.storage, table.layout)
+        rows = {id: row if row < cut else 1 << 40 | (row - cut) for row, id in enumerate(stored)}
+        assert locations.tolist() == [rows.get(id, -1) for id in ids.tolist()]
 
 
 @settings(max_examples=120, deadline=None)
@@ -82,10 +87,13 @@ def test_lookup_gives_the_bits_of_the_reference(stored, others, dim, name, out, 
     out=st.sampled_from(OUTS),
     mode=st.sampled_from(["sum", "mean"]),
     weighted=st.booleans(),
+    overlaid=st.booleans(),
     data=st.data(),
 )
-def test_pooled_values_and_gradients_are_those_of_the_reference(stored, others, dim, name, out, mode, weighted, data):
-    table = small_table(stored, dim, name)
+def test_pooled_values_and_gradients_are_those_of_the_reference(
+    stored, others, dim, name, out, mode, weighted, overlaid, data
+):
+    table = small_table(stored, dim, name, gone=sorted(set(others) - set(stored)) if overlaid else None)
     ids = asked(data, table, others)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=6)))
     offsets = torch.tensor([0, *cuts, len(ids)])
@@ -113,11 +121,13 @@ def test_pooled_values_and_gradients_are_those_of_the_reference(stored, others, 
     stored=st.lists(INT64, unique=True, max_size=40),
     others=st.lists(INT64, max_size=8),
     name=st.sampled_from(list(DTYPES)),
+    overlaid=st.booleans(),
     data=st.data(),
 )
-def test_tiered_lookup_reads_both_places_and_counts(stored, others, name, data):
+def test_tiered_lookup_reads_both_places_and_counts(stored, others, name, overlaid, data):
     cut = data.draw(st.integers(0, len(stored)))
-    table = small_table(stored, 5, name, segment_rows=[cut, len(stored) - cut], tiered=True)
+    gone = sorted(set(others) - set(stored)) if overlaid else None
+    table = small_table(stored, 5, name, segment_rows=[cut, len(stored) - cut], tiered=True, gone=gone)
     ids = asked(data, table, others)
     results = []
     for module in (ops, reference):
@@ -225,6 +235,7 @@ def test_every_op_passes_opcheck():
     counters = torch.zeros(3, dtype=torch.int64)
     where = (tiered.storage, tiered.cold, tiered.layout, 5, "int8", torch.float32, counters)
     checks.append((torch.ops.embedding_store.lookup_tiered, (ids, *where)))
+    checks.append((torch.ops.embedding_store.locate, (ids, table.storage, table.layout)))
     for op, inputs in checks:
         outcome = torch.library.opcheck(op.default, inputs)
         assert set(outcome.values()) == {"SUCCESS"}, (op, outcome)
@@ -321,6 +332,28 @@ def test_an_index_that_points_past_its_rows_is_an_error(location: int):
     with pytest.raises(RuntimeError, match="leads from id 2"):
         ops.lookup_pooled(torch.tensor([2]), torch.tensor([0, 1]), None, *arguments)
     assert ops.lookup(torch.tensor([1, 3]), *arguments)[1].tolist() == [True, False]
+
+
+def test_an_overlay_that_points_past_the_rows_is_an_error():
+    table = small_table([1, 2, 3], 3, "float32", gone=[7])
+    start, _, total, _ = table.layout[-4:].tolist()
+    slots = table.storage[start : start + total * 64].view(torch.int64).view(-1, 2)
+    slots[(slots[:, 0] == 2) & (slots[:, 1] != -1), 1] = 5
+    arguments = (table.storage, table.layout, 3, "float32")
+    with pytest.raises(RuntimeError, match=r"InvalidIndexError.*leads from id 2 to segment 0 row 5"):
+        ops.lookup(torch.tensor([1, 2]), *arguments)
+    assert ops.lookup(torch.tensor([1, 3, 7]), *arguments)[1].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(("position", "value"), [(-4, -64), (-4, 2**40), (-4, 1), (-3, 0), (-2, 2**40), (-3, 2**62)])
+def test_an_overlay_outside_of_the_storage_is_refused(position: int, value: int):
+    table = small_table([1, 2], 3, "int8", gone=[7])
+    layout = table.layout.clone()
+    layout[position] = value
+    with pytest.raises(RuntimeError, match="InvalidIndexError: the index in memory: its buckets lie outside"):
+        ops.lookup(torch.tensor([1]), table.storage, layout, 3, "int8")
+    with pytest.raises(ValueError, match="room for fewer segments than it names"):
+        ops.lookup(torch.tensor([1]), table.storage, table.layout[:-4], 3, "int8")
 
 
 def test_a_full_index_ends_a_search():

@@ -16,6 +16,7 @@ from embedding_store import InvalidIdsError, Series, Snapshot
 from embedding_store.format.index import EMPTY, hash_ids, home, home_buckets, unhash
 from embedding_store.scan import sorter
 from embedding_store.scan.index import IndexReader, hashed_entries
+from embedding_store.scan.locations import Locations
 from embedding_store.scan.sorter import Pairs, Sorter
 from embedding_store.write import index
 from tests.embedding_store.helpers import folder, publish
@@ -129,14 +130,14 @@ def test_every_id_is_found_as_documented(series: Series, count: int):
 
 
 @pytest.mark.usefixtures("small_runs")
-def test_find_and_entries_agree_with_the_file(series: Series, monkeypatch: pytest.MonkeyPatch):
+def test_find_and_entries_agree_with_the_file(series: Series):
     ids = np.random.default_rng(0).permutation(np.arange(-500, 500)) * 2**40
     snapshot = publish(series, 1, ids.tolist(), rows_per_batch=300)
     asked = np.concatenate([ids[::3], np.arange(1, 50), ids[:5]])
-    monkeypatch.setattr("embedding_store.scan.index._GAP", 4)
+    located = Locations(series._storage, snapshot.manifest)
+    found = located.find(asked)
+    assert located.find(np.empty(0, np.int64)).tolist() == []
     with IndexReader(series._storage, snapshot.manifest.index, 1000) as reader:
-        found = reader.find(asked)
-        assert reader.find(np.empty(0, np.int64)).tolist() == []
         pairs = list(reader.entries(chunk=100))
     where = {id: row // 300 << 40 | row % 300 for row, id in enumerate(ids.tolist())}
     assert found.tolist() == [where.get(id, EMPTY) for id in asked.tolist()]

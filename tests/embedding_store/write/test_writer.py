@@ -306,9 +306,9 @@ def test_clean_takes_old_remains_only(store: EmbeddingStore, series: Series):
 def test_clean_keeps_its_hands_off_when_a_manifest_cannot_be_read(series: Series):
     publish(series, 1, [1])
     manifest = folder(series) / "manifests" / "00000001.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 3'))
+    manifest.write_text(manifest.read_text().replace('"format_version": 3', '"format_version": 4'))
     age(folder(series), 7200)
-    with pytest.raises(NewerFormatError, match="format_version is 3"):
+    with pytest.raises(NewerFormatError, match="format_version is 4"):
         Series(series._storage, series.name).clean()
     assert data_folders(series) == 1
 

@@ -1,0 +1,141 @@
+"""A small delta beside a full publish: time and bytes, a live table's swap to it, and the difference between the two.
+
+    python -m benchmarks.store_delta
+
+Publishes 10 M x 128 float32 (5.1 GB), then deltas that each change 0.1 % of the ids, drawn at random: of ten changes
+eight are new vectors of ids that are there, one is a new id, one a delete. Bytes of a publish are those of the files that
+it writes, `.crc` files and the manifest included. A LiveTable, warm, is swapped to each delta; CPU is that of the
+process, and the first lookup of 65,536 ids thereafter is timed apart. Then `diff` of each delta and its base, and of the
+first version and the last. Medians over the deltas.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import tyro
+
+from benchmarks.common import print_record
+from embedding_store import EmbeddingStore, LiveTable, Series, Snapshot
+from embedding_store.format.manifest import manifest_path
+
+CHUNK = 65_536  # rows appended at once
+STRIDE = 7_919  # from one id to the next
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Sizes of the measurement."""
+
+    rows: int = 10_000_000
+    """Rows of the full snapshot."""
+    dim: int = 128
+    """D."""
+    dtype: str = "float32"
+    """How vectors are stored."""
+    share: float = 0.001
+    """Part of the ids that a delta changes."""
+    deltas: int = 5
+    """How many, each on the one before."""
+    folder: Path | None = None
+    """Where to write; the system's temporary folder unless given."""
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What it gives, its seconds and the process's CPU seconds."""
+    started, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    return result, time.perf_counter() - started, time.process_time() - cpu
+
+
+def publish(series: Series, options: Options) -> Snapshot:
+    """The full snapshot."""
+    chunk = torch.randn(CHUNK, options.dim)
+    ids = torch.arange(CHUNK) * STRIDE
+    with series.write(as_of=0, space="random-1") as writer:
+        for start in range(0, options.rows, CHUNK):
+            writer.append((ids + start * STRIDE)[: options.rows - start], chunk[: options.rows - start])
+    return writer.snapshot
+
+
+def publish_delta(series: Series, base: Snapshot, number: int, options: Options) -> Snapshot:
+    """The next delta."""
+    count = int(options.rows * options.share)
+    generator = torch.Generator().manual_seed(number)
+    chosen = torch.randperm(options.rows, generator=generator)[:count] * STRIDE
+    new = (options.rows + number * count + torch.arange(count // 10)) * STRIDE
+    upserted = torch.cat([chosen[: count * 8 // 10], new])
+    vectors = torch.randn(len(upserted), options.dim, generator=generator)
+
+    def write() -> Snapshot:
+        with series.write(as_of=number, space="random-1", base=base) as writer:
+            writer.append(upserted, vectors)
+            writer.delete(chosen[count * 8 // 10 : count * 9 // 10])
+        return writer.snapshot
+
+    return write()
+
+
+def written(snapshot: Snapshot, base: Snapshot | None) -> int:
+    """Bytes that publishing it put on the disk."""
+    before = set() if base is None else {file.path for file in base.manifest.files}
+    own = [file for file in snapshot.manifest.files if file.path not in before]
+    paths = [path for file in own for path in (file.path, file.crc_path)]
+    return sum(snapshot._storage.size(path) for path in (*paths, manifest_path(snapshot.version)))
+
+
+def main(options: Options) -> None:
+    """Measure full publish, deltas, swaps and diffs."""
+    generator = torch.Generator().manual_seed(0)
+    asked = torch.randint(options.rows, (65_536,), generator=generator) * STRIDE
+    figures: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        series = EmbeddingStore(folder).create("entities", dim=options.dim, dtype=options.dtype)
+        first, full_seconds, _ = timed(lambda: publish(series, options))
+        latest, full_bytes = first, written(first, None)
+        with LiveTable(series, interval=86_400) as live:
+            for _ in range(3):
+                live.lookup(asked)
+            for number in range(1, options.deltas + 1):
+                base = latest
+                latest, seconds, cpu = timed(
+                    lambda base=base, number=number: publish_delta(series, base, number, options)
+                )
+                status, _, swap_cpu = timed(live.refresh)
+                assert (status.version, status.error) == (latest.version, None), status
+                _, lookup, lookup_cpu = timed(lambda: live.lookup(asked))
+                change, diff_seconds, _ = timed(lambda base=base, new=latest: series.diff(base, new))
+                assert change.removed == int(options.rows * options.share) // 10 or number > 1, change
+                record = {
+                    "publish_seconds": seconds,
+                    "publish_cpu_seconds": cpu,
+                    "bytes": written(latest, base),
+                    "swap_cpu_ms": swap_cpu * 1000,
+                    "first_lookup_ms": lookup * 1000,
+                    "first_lookup_cpu_ms": lookup_cpu * 1000,
+                    "diff_seconds": diff_seconds,
+                }
+                for name, value in record.items():
+                    figures.setdefault(name, []).append(value)
+        _, whole_diff, _ = timed(lambda: series.diff(first, latest))
+    medians = {name: median(values) for name, values in figures.items()}
+    sizes = {"rows": options.rows, "dim": options.dim, "dtype": options.dtype, "share": options.share}
+    full = {"full_seconds": full_seconds, "full_bytes": full_bytes, "diff_first_to_last_seconds": whole_diff}
+    print_record("store_delta", {**sizes, **full, **medians, "each": figures})
+    time_share, bytes_share = medians["publish_seconds"] / full_seconds, medians["bytes"] / full_bytes
+    print(f"full publish: {full_seconds:.2f} s, {full_bytes / 1e9:.2f} GB")
+    print(f"delta: {medians['publish_seconds']:.3f} s, {medians['bytes'] / 1e6:.2f} MB: {time_share:.2%} of the time")
+    print(f"  and {bytes_share:.2%} of the bytes (target 2 %)")
+    print(f"swap: {medians['swap_cpu_ms']:.1f} ms of CPU (target 100)")
+    print(f"diff: {medians['diff_seconds']:.3f} s to the base, {whole_diff:.3f} s from the first to the last")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
