@@ -54,13 +54,13 @@ Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& lay
   auto* found = static_cast<int64_t*>(locations.mutable_data_ptr());
   const Finder finder(table);
   parallel(0, ids.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    std::array<int64_t, kGroup> homes;
+    std::array<uint64_t, kGroup> hashes;
     for (int64_t first = begin; first < end; first += kGroup) {
       const int64_t last = std::min(first + kGroup, end);
-      for (int64_t i = first; i < last; ++i) homes[i - first] = finder.home(longs(ids)[i]);
+      for (int64_t i = first; i < last; ++i) hashes[i - first] = finder.hash(longs(ids)[i]);
       for (int64_t i = first; i < last; ++i) {
         const Index* from;
-        found[i] = static_cast<int64_t>(finder.location(longs(ids)[i], homes[i - first], &from));
+        found[i] = static_cast<int64_t>(finder.location(longs(ids)[i], hashes[i - first], &from));
       }
     }
   });

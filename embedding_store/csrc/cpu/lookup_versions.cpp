@@ -147,14 +147,14 @@ class Reader {
 
   void find(const Finder& finder, const Seeing* ids, int64_t count, int64_t version) {
     found_.clear();
-    std::array<int64_t, kAhead> homes;
+    std::array<uint64_t, kAhead> hashes;
     for (int64_t ahead = 0; ahead < count + kAhead; ++ahead) {
-      int64_t& home = homes[ahead % kAhead];
+      uint64_t& hash = hashes[ahead % kAhead];
       if (const int64_t i = ahead - kAhead; i >= 0) {
         uint64_t segment;
-        take(finder.find(ids[i].id, home, &segment), ids[i].place - version);
+        take(finder.find(ids[i].id, hash, &segment), ids[i].place - version);
       }
-      if (ahead < count) home = finder.home(ids[ahead].id);
+      if (ahead < count) hash = finder.hash(ids[ahead].id);
     }
   }
 

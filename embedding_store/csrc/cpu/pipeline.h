@@ -19,44 +19,38 @@ inline void prefetch(const void* address, int64_t bytes) {
   __builtin_prefetch(byte + bytes - 1);
 }
 
-// The location that an index has for an id, or kEmpty. `home`: its home bucket there. Throws ChecksumError.
-inline uint64_t probe_checked(const Index& index, Mapping* unchecked, int64_t home, int64_t id) {
-  return probe(index.buckets, index.total_buckets, home, id, [&](int64_t number) {
-    if (unchecked != nullptr) unchecked->require(index.buckets + number, sizeof(Bucket));
-  });
-}
-
 // Where the ids of one table are.
 class Finder {
  public:
   explicit Finder(const TableView& table)
       : table_(table), storage_unchecked_(table.storage.unchecked()), cold_unchecked_(table.cold.unchecked()) {}
 
-  // The index's bucket to look into first, on its way; an overlay is small, and stays in the caches.
-  int64_t home(int64_t id) const {
-    const int64_t home = table_.index.home(id);
-    __builtin_prefetch(table_.index.buckets + home);
-    return home;
+  // The id's hash in the index; the buckets to look into first are on their way.
+  uint64_t hash(int64_t id) const {
+    const uint64_t hash = hash_id(id, table_.index.seed);
+    __builtin_prefetch(table_.index.home(hash));
+    if (is_overlaid()) __builtin_prefetch(table_.overlay.home(overlay_hash(id, hash)));
+    return hash;
   }
 
   // kEmpty where the id is not in the snapshot; `from`: the index that says so. Throws ChecksumError.
-  uint64_t location(int64_t id, int64_t home, const Index** from) const {
-    if (const Index& overlay = table_.overlay; overlay.buckets != nullptr) {
-      const uint64_t location = probe_checked(overlay, storage_unchecked_, overlay.home(id), id);
+  uint64_t location(int64_t id, uint64_t hash, const Index** from) const {
+    if (is_overlaid()) {
+      const uint64_t location = probe_checked(table_.overlay, overlay_hash(id, hash), id);
       if (location != kEmpty) {
-        *from = &overlay;
+        *from = &table_.overlay;
         return location == kAbsent ? kEmpty : location;
       }
     }
     *from = &table_.index;
-    return probe_checked(table_.index, storage_unchecked_, home, id);
+    return probe_checked(table_.index, hash, id);
   }
 
   // The row, checked; row.vector is nullptr if the id is not in the snapshot.
   // Throws InvalidIndexError or ChecksumError, as raise_corrupt does.
-  Row find(int64_t id, int64_t home, uint64_t* segment) const {
+  Row find(int64_t id, uint64_t hash, uint64_t* segment) const {
     const Index* from;
-    const uint64_t location = this->location(id, home, &from);
+    const uint64_t location = this->location(id, hash, &from);
     if (location == kEmpty) return {nullptr, nullptr, nullptr};
     *segment = location_segment(location);
     const uint64_t row = location_row(location);
@@ -76,6 +70,18 @@ class Finder {
   }
 
  private:
+  bool is_overlaid() const { return table_.overlay.buckets != nullptr; }
+
+  uint64_t overlay_hash(int64_t id, uint64_t hash) const {
+    return table_.overlay.seed == table_.index.seed ? hash : hash_id(id, table_.overlay.seed);
+  }
+
+  uint64_t probe_checked(const Index& index, uint64_t hash, int64_t id) const {
+    return probe(index.buckets, index.total_buckets, index.home(hash) - index.buckets, id, [&](int64_t number) {
+      if (storage_unchecked_ != nullptr) storage_unchecked_->require(index.buckets + number, sizeof(Bucket));
+    });
+  }
+
   // The row's addresses, its bytes checked.
   Row place(uint64_t number, int64_t row) const {
     const Segment& segment = table_.segments[number];
@@ -107,7 +113,7 @@ void find_all(
     const Finder& finder,
     const int64_t* ids,  // [count]
     int64_t count, const Consume& consume) {
-  int64_t homes[2][kGroup];
+  uint64_t hashes[2][kGroup];
   Row rows[2][kGroup];
   uint64_t segments[2][kGroup] = {};
   // Each step hashes one group, copies the one two before it, and searches for the one between, in three plain loops:
@@ -115,7 +121,7 @@ void find_all(
   for (int64_t hashed = 0; hashed < count + 2 * kGroup; hashed += kGroup) {
     const int64_t side = hashed / kGroup % 2;
     for (int64_t id = hashed; id < std::min(hashed + kGroup, count); ++id) {
-      homes[side][id - hashed] = finder.home(ids[id]);
+      hashes[side][id - hashed] = finder.hash(ids[id]);
     }
     const int64_t copied = hashed - 2 * kGroup, searched = hashed - kGroup;
     for (int64_t id = std::max<int64_t>(copied, 0); id < std::min(copied + kGroup, count); ++id) {
@@ -123,7 +129,7 @@ void find_all(
     }
     for (int64_t id = std::max<int64_t>(searched, 0); id < std::min(searched + kGroup, count); ++id) {
       const int64_t i = id - searched;
-      rows[1 - side][i] = finder.find(ids[id], homes[1 - side][i], &segments[1 - side][i]);
+      rows[1 - side][i] = finder.find(ids[id], hashes[1 - side][i], &segments[1 - side][i]);
       if (rows[1 - side][i].vector != nullptr) finder.fetch(rows[1 - side][i]);
     }
   }

@@ -34,7 +34,8 @@ struct Bytes {
 
 // A hash index in memory. Without buckets there is none.
 struct Index {
-  int64_t home(int64_t id) const { return home_bucket(hash_id(id, seed), home_buckets); }
+  // The bucket in which the search for an id begins that has this hash.
+  const Bucket* home(uint64_t hash) const { return buckets + home_bucket(hash, home_buckets); }
 
   const Bucket* buckets = nullptr;  // [total_buckets]
   int64_t home_buckets = 0, total_buckets = 0, seed = 0;

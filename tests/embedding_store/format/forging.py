@@ -26,26 +26,29 @@ FILES = ["data", "data crc", "index", "index crc"]
 
 def path_of(series: Series, snapshot: Snapshot, what: str) -> Path:
     manifest = snapshot.manifest
+    overlay = manifest.own_index
     name = {
         "data": manifest.data[-1].path,
         "data crc": manifest.data[-1].crc_path,
         "index": manifest.index.path,
         "index crc": manifest.index.crc_path,
+        "overlay": overlay.path,
+        "overlay crc": overlay.crc_path,
         "manifest": manifest_path(snapshot.version),
         "series": "series.json",
     }[what]
     return folder(series) / name
 
 
-def rewrite_manifest(series: Series, change: Callable[[dict], None]) -> Snapshot:
+def rewrite_manifest(series: Series, change: Callable[[dict], None], version: int = 1) -> Snapshot:
     """The manifest changed and its checksum made right again: what a faulty writer would leave."""
-    path = folder(series) / manifest_path(1)
+    path = folder(series) / manifest_path(version)
     document = json.loads(path.read_bytes())
     change(document)
     del document["checksum"]
     body = json.dumps(document)[1:].encode()
     path.write_bytes(f'{{"checksum": "{checksum(body)}",\n'.encode() + body)
-    return Series(series._storage, series.name).latest()
+    return Series(series._storage, series.name).version(version)
 
 
 def rewrite_file(series: Series, snapshot: Snapshot, what: str, data: bytes) -> Snapshot:
@@ -55,10 +58,12 @@ def rewrite_file(series: Series, snapshot: Snapshot, what: str, data: bytes) -> 
     path_of(series, snapshot, f"{what} crc").write_bytes(crcs)
 
     def change(document: dict) -> None:
-        file = document["index"] if what == "index" else document["data"][-1]
+        file = document["data"][-1] if what == "data" else document[what]
         file.update(bytes=len(data), checksum=stored_files.checksum(crcs))
+        if what == "overlay":
+            file["entries"] = struct.unpack("<8s7q", data[:64])[3]
 
-    return rewrite_manifest(series, change)
+    return rewrite_manifest(series, change, snapshot.version)
 
 
 def rewrite_header(series: Series, snapshot: Snapshot, field: int, value: object) -> Snapshot:
