@@ -106,7 +106,7 @@ class Series(SeriesReader):
             space: the vector space, say "ctr-1". Vectors of two spaces must not be compared or averaged.
             duplicates: "error", or "last": of an id appended several times the last vector is kept.
             base: write a delta: the snapshot (or its version) on which what is appended and deleted are changes. It is
-                read as if it were whole.
+                read as if it were whole, and costs what it changes: see write/overlay.py.
             rows_per_batch: rows of a record batch and of the buffer in memory; None: some 32 MiB worth of them.
 
         Raises:
@@ -144,6 +144,8 @@ class Series(SeriesReader):
         self, old: int | Snapshot, new: int | Snapshot, *, progress: Callable[[int, int], None] | None = None
     ) -> Diff:
         """What changed from one version to another: see Diff. `progress` is called with rows done and to do.
+
+        Deltas that share an index are compared by the ids that were changed since; else all ids are walked through.
 
         Raises:
             InvalidArgumentError: a snapshot of another series.

@@ -96,7 +96,7 @@ def diff(
     *,
     json: JSON = False,
 ) -> int:
-    """Compare two snapshots: ids added, removed, moved, and how far by cosine."""
+    """Compare two snapshots: ids added, removed, moved, and how far by cosine. Quick for small deltas on one base."""
     with progress("comparing") as advance:
         found = asdict(open_store(store).series(series).diff(old, new, progress=advance))
     if json:

@@ -14,7 +14,7 @@ struct TableView {
   const uint8_t* storage;
   const uint8_t* cold;    // holds all segments but the first; null: the storage holds all
   const int64_t* layout;  // [8 + 4 * segments]
-  int64_t segments;
+  int64_t segments;  // that there is room for: an overlay's numbers take that of one
   int64_t row_bytes;
 };
 

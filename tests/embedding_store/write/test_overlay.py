@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, HashCollisionError, InvalidIndexError, Series, Snapshot
+from embedding_store import (
+    EmbeddingStore,
+    HashCollisionError,
+    InvalidIndexError,
+    Series,
+    Snapshot,
+    VersionExpiredError,
+)
 from embedding_store.format.index import ABSENT, unhash
+from embedding_store.format.manifest import MANIFESTS
 from embedding_store.scan import index as index_scan
 from embedding_store.scan.index import overlay_entries
 from embedding_store.scan.locations import Locations
@@ -140,6 +149,20 @@ def test_two_deltas_of_one_index_are_two_snapshots(series: Series):
     again = change(series, base, {2: 21.0}, [])
     assert (again.version, series.versions()) == (3, [1, 3])
     assert content(again)[2] == 21.0
+
+
+def test_a_delta_put_under_the_number_of_one_that_is_gone_does_not_count(series: Series):
+    """As a writer leaves it that stalls before it puts its manifest, and dies after it: though both share an index."""
+    base = publish(series, 1, [1, 2, 3])
+    change(series, base, {2: 20.0}, [])
+    stalled = change(series, base, {2: 21.0}, [])
+    series.retract(3)
+    series.retract(2)
+    MANIFESTS.put(series._storage, 2, replace(stalled.manifest, version=2).fields())
+    assert series.versions() == [1]
+    with pytest.raises(VersionExpiredError):
+        series.version(2)
+    assert change(series, base, {}, [1]).version == 4
 
 
 def test_an_overlay_whose_entries_do_not_add_up_is_an_error(series: Series):
