@@ -22,8 +22,6 @@ ES_DEVICE int64_t id_at(const LookupArguments& arguments, int64_t first, int lan
 template <Dtype kDtype, OutDtype kOut, int kValues>
 ES_DEVICE Hits lookup_warp(const LookupArguments& arguments, int64_t warp, int64_t warps, int lane) {
   Hits hits;
-  const IndexView index = index_view(arguments.table);
-  const bool overlaid = is_overlaid(arguments.table);
   const int chunks = arguments.dim / kValues;
   const int64_t out_row_bytes = static_cast<int64_t>(arguments.dim) * kOutBytes<kOut>;
   const int64_t step = warps * arguments.ids_per_warp;
@@ -34,7 +32,7 @@ ES_DEVICE Hits lookup_warp(const LookupArguments& arguments, int64_t warp, int64
     const int count = left < arguments.ids_per_warp ? static_cast<int>(left) : arguments.ids_per_warp;
     const bool wanted = lane < count;
     const int64_t next_id = id_at(arguments, first + step, lane);
-    const Row row = row_at<kDtype>(arguments.table, locate_ids(arguments.table, index, overlaid, id, wanted, lane));
+    const Row row = row_at<kDtype>(arguments.table, locate_ids(arguments.table, id, wanted, lane));
     const bool found = row.values != nullptr;
     if (wanted) warp::store_once(arguments.found + first + lane, found);
     if (arguments.count_hits) {
@@ -44,6 +42,7 @@ ES_DEVICE Hits lookup_warp(const LookupArguments& arguments, int64_t warp, int64
       hits.cold += all - hot;
       hits.missing += count - all;
     }
+    const IndexView index = index_view(arguments.table);
     // While this step's rows travel, the next step's buckets come closer.
     if (first + step < arguments.count) warp::prefetch(bucket_address(index, home_of(index, next_id)));
     uint8_t* out = arguments.vectors + first * out_row_bytes;

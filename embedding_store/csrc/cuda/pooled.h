@@ -95,7 +95,7 @@ ES_DEVICE int64_t pool_columns(
     const int count = end - first < warp::kLanes ? static_cast<int>(end - first) : warp::kLanes;
     const bool wanted = lane < count;
     const int64_t id = wanted ? warp::load(arguments.ids + first + lane) : 0;
-    const uint64_t location = locate_ids(arguments.table, index, is_overlaid(arguments.table), id, wanted, lane);
+    const uint64_t location = locate_ids(arguments.table, id, wanted, lane);
     const Row row = row_at<kDtype>(arguments.table, location);
     const bool weighted = row.values != nullptr && arguments.weights != nullptr;
     const float weight = weighted ? warp::load(arguments.weights + first + lane) : 1.0f;

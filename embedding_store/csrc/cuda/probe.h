@@ -27,9 +27,9 @@ ES_DEVICE IndexView index_view(const TableView& table) { return index_at(table, 
 
 ES_DEVICE bool is_overlaid(const TableView& table) { return warp::load(table.layout + kOverlaidAt) != 0; }
 
-// Of a table that is overlaid.
-ES_DEVICE IndexView overlay_view(const TableView& table) {
-  return index_at(table, table.layout + kLayoutHeader + warp::load(table.layout + kSegmentsAt) * 4);
+// Where the layout of a table that is overlaid has the overlay's numbers.
+ES_DEVICE int64_t overlay_at(const TableView& table) {
+  return kLayoutHeader + warp::load(table.layout + kSegmentsAt) * 4;
 }
 
 ES_DEVICE int64_t home_of(const IndexView& index, int64_t id) {
@@ -99,14 +99,16 @@ ES_DEVICE uint64_t probe_ids(const IndexView& index, int64_t id, bool wanted, in
 
 // As probe_ids, in the overlay first if there is one: what it says of an id, kAbsent too, counts.
 ES_DEVICE uint64_t locate_ids(
-    const TableView& table, const IndexView& index, bool overlaid, int64_t id, bool wanted, int lane) {
+    const TableView& table, int64_t id, bool wanted, int lane) {
   uint64_t location = kEmpty;
+  // One copy of the search, and an index that is read anew: both spare the registers of lookups without an overlay.
+  int64_t numbers = is_overlaid(table) ? overlay_at(table) : 0;
 #if defined(__CUDACC__)
-#pragma unroll 1  // one copy of the search: a second one would take registers of all lookups
+#pragma unroll 1
 #endif
-  for (int level = overlaid ? 0 : 1; level < 2; ++level) {
-    const IndexView view = level == 0 ? overlay_view(table) : index;
-    const uint64_t found = probe_ids(view, id, wanted && location == kEmpty, lane);
+  for (bool last = false; !last; numbers = 0) {
+    last = numbers == 0;
+    const uint64_t found = probe_ids(index_at(table, table.layout + numbers), id, wanted && location == kEmpty, lane);
     if (location == kEmpty) location = found;
   }
   return location;
