@@ -39,7 +39,7 @@ def storage(url: str, tmp_path: Path) -> ObjectStorage:
 
 @pytest.fixture
 def snapshot(url: str, tmp_path: Path) -> Snapshot:
-    """A delta: an index and two data files, read through an empty cache."""
+    """A delta: an index, an overlay and two data files, read through an empty cache."""
     series = EmbeddingStore(url, cache=tmp_path / "writers").create("user_ctr", dim=64)
     publish(series, 1, list(range(1000)), torch.ones(1000, 64))
     publish(series, 2, [1], torch.full((1, 64), 2.0), base=1)
@@ -237,10 +237,10 @@ def test_a_cache_that_cannot_lock_says_so(storage: ObjectStorage, monkeypatch: p
 
 
 def test_a_snapshots_files_are_fetched_together(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch):
-    get_range, barrier = objects.obstore.get_range, threading.Barrier(3)
+    get_range, barrier = objects.obstore.get_range, threading.Barrier(4)
 
     def all_at_once(*arguments: Any, **options: Any) -> Any:
-        barrier.wait(600)  # for the other two files
+        barrier.wait(600)  # for the other three files
         return get_range(*arguments, **options)
 
     monkeypatch.setattr(objects.obstore, "get_range", all_at_once)
@@ -285,7 +285,7 @@ def test_a_table_over_a_damaged_copy_leaves_the_new_one_alone(snapshot: Snapshot
         with pytest.raises(ChecksumError, match="the copy was deleted"):
             table.ids()
         sound = snapshot.load(verify=True)
-        assert [file.exists() for file in files] == [True] * 3
+        assert [file.exists() for file in files] == [True] * 4
     assert len(sound.ids()) == 1000
 
 
