@@ -50,35 +50,24 @@ class Ranks:
         _require(re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", self.j), "j", self.j, "give nodes x ranks a node, say 2x8")
         for name in ("gpu", "cpu", "memory", "restarts", "retries"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
-        nodes, ranks = self.nodes, self.ranks_a_node
-        _require(
-            self.gpu in (0, ranks),
-            "gpu",
-            self.gpu,
-            f"j is {self.j}, and a rank uses one GPU: give --gpu {ranks} or -j {nodes}x{self.gpu}",
-        )
-        _require(
-            self.cpu in (0, max(self.cpu, ranks)),
-            "cpu",
-            self.cpu,
-            f"give {ranks}, one a rank, or more, or leave it out",
-        )
-        least = LEAST_MEMORY * ranks
-        _require(
-            self.memory in (0, max(self.memory, least)),
-            "memory",
-            self.memory,
-            f"it is in MB a node, and {ranks} ranks need {least} or more; or leave it out",
-        )
+        nodes, ranks, gpus = self.nodes, self.ranks_a_node, self.gpu
+        remedy = f"j is {self.j}, and a rank uses one GPU: give --gpu {ranks} or -j {nodes}x{gpus}"
+        _require(gpus in (0, ranks), "gpu", gpus, remedy)
+        enough, least = "or more, or leave it out", LEAST_MEMORY * ranks
+        _require(not self.cpu or self.cpu >= ranks, "cpu", self.cpu, f"give {ranks}, one a rank, {enough}")
+        remedy = f"it is in MB a node, and takes {least} for {ranks} ranks, {enough}"
+        _require(not self.memory or self.memory >= least, "memory", self.memory, remedy)
         self.environment()
         self.mounts()
 
     @property
     def nodes(self) -> int:
+        """Machines; each runs one torchrun."""
         return int(self.j.split("x")[0])
 
     @property
     def ranks_a_node(self) -> int:
+        """Processes of the command on each."""
         return int(self.j.split("x")[1])
 
     def resource(self) -> dict[str, int]:
@@ -98,10 +87,8 @@ class Ranks:
             variables |= {"RECSYS_GPUS": str(self.gpu), "NCCL_DEBUG": "WARN"}
         for assignment in filter(None, self.env.split(",")):
             name, equals, value = assignment.partition("=")
-            remedy = (
-                "give NAME=value; a value with a comma, which Slurm would cut there too, has to come from the image"
-            )
-            _require(equals and name.isidentifier(), "env", assignment, f"{remedy} or the shell that calls torchx")
+            remedy = "give NAME=value; one with a comma, where Slurm would cut it too, by the image or your shell"
+            _require(equals and name.isidentifier(), "env", assignment, remedy)
             variables[name] = value
         return variables
 
@@ -110,8 +97,8 @@ class Ranks:
         found = {}
         for mount in filter(None, self.shared.split(",")):
             source, _, path = mount.partition(":")
-            well = source and re.fullmatch("/[^:]+", path)
-            _require(well, "shared", mount, "give CLAIM:/path, or /path/on/the/host:/path")
+            well = source and re.fullmatch("/[^:]+", path) and path.rstrip("/") not in found
+            _require(well, "shared", mount, "give CLAIM:/path, or /path/on/the/host:/path, each path once")
             found[path.rstrip("/")] = source
         return found
 

@@ -95,11 +95,12 @@ def test_cpus_and_memory_follow_from_the_gpus(options: tuple[str, ...], resource
         (("--gpu", "-1"), "gpu is -1: give 0 or more"),
         (("--retries", "-1"), "retries is -1: give 0 or more"),
         (("-j", "1x8", "--cpu", "4"), "cpu is 4: give 8, one a rank, or more, or leave it out"),
-        (("-j", "1x8", "--memory", "512"), "memory is 512: it is in MB a node, and 8 ranks need 8192 or more"),
+        (("-j", "1x8", "--memory", "512"), "memory is 512: it is in MB a node, and takes 8192 for 8 ranks, or more"),
         (("--shared", "recsys"), "shared is 'recsys': give CLAIM:/path, or /path/on/the/host:/path"),
+        (("--shared", "a:/x,b:/x/"), "shared is 'b:/x/': give CLAIM:/path"),
         (("--shared", "recsys:shared"), "shared is 'recsys:shared': give CLAIM:/path"),
         (("--shared", "recsys:/shared"), "out is 'o': shared mounts /shared, and what is written elsewhere ends with"),
-        (("--env", "NCCL_IB_HCA=mlx5_0,mlx5_1"), "env is 'mlx5_1': give NAME=value; a value with a comma"),
+        (("--env", "NCCL_IB_HCA=mlx5_0,mlx5_1"), "env is 'mlx5_1': give NAME=value; one with a comma"),
     ],
 )
 def test_mistakes_are_named(options: tuple[str, ...], message: str):

@@ -1,6 +1,8 @@
 """What the ranks of test_led.py run."""
 
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,3 +41,28 @@ def mistake(folder: Path) -> None:
         if leads:
             arguments = ("upstream", "--config", str(folder / "none.toml"), "--data", ".", "--out", "o")
             run_job("upstream", arguments, 2, folder / "logs")
+
+
+def killed_once(folder: Path) -> None:
+    """Two jobs; in the second of them rank 1 is killed, at the first attempt."""
+
+    def run(arguments: Sequence[str]) -> None:
+        with process_group() as environment:
+            dist.barrier()
+            killed = folder / "killed"
+            if arguments[0] == "second" and environment.rank == 1 and not killed.exists():
+                killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            dist.barrier()
+        with (folder / f"{arguments[0]}-{os.environ['RANK']}").open("a") as file:
+            file.write(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+    with leading(run) as leads:
+        if leads:
+            for name in ("first", "second"):
+                if not (folder / f"{name}-0").exists():
+                    run_job(name, [name], 2, folder)
+
+
+if __name__ == "__main__":
+    killed_once(Path(sys.argv[1]))
