@@ -116,8 +116,13 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
 
 @functools.cache
 def found_ranks() -> tuple[dist.Store, int, int]:
-    """The store that the ranks of a launcher find each other with, this one's number, and how many there are."""
-    return next(rendezvous("env://"))
+    """The store that the ranks of a launcher find each other with, this one's number, and how many there are.
+
+    The store outlives the ranks (torch elastic's agent has it): what they said before a restart is not read after it.
+    """
+    store, rank, world_size = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt {attempt}", store), rank, world_size
 
 
 def broadcast(value: Any, environment: Environment) -> Any:
