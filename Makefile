@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(FLAVOUR)
 
 NATIVE := CMakeLists.txt $(shell find embedding_store/csrc -type f)
 
-.PHONY: install demo test sanitize lint format clean
+.PHONY: install demo test nightly sanitize lint format clean
 
 install: $(STAMP)
 
@@ -40,6 +40,14 @@ demo: install
 test: export PYTHONDONTWRITEBYTECODE :=
 test: install
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# The components once more, with a nightly of torchx, which asks Slurm 24.11 for GPUs as that wants it. It needs no torch.
+NIGHTLY := build/torchx-nightly
+
+nightly:
+	test -x $(NIGHTLY)/bin/pytest || $(PYTHON) -m venv $(NIGHTLY)
+	$(NIGHTLY)/bin/pip install -q 'torchx-nightly[kubernetes]==2026.10.26' 'pytest>=8,<10' 'hypothesis>=6.100,<7'
+	$(NIGHTLY)/bin/python -m pytest tests/launchers/test_components.py tests/launchers/test_requests.py
 
 # The native library once more, with the address and undefined-behaviour sanitizers, under the tests that use it most.
 # A finding ends the process, and with it the target. libstdc++ is loaded early so that exceptions pass the sanitizer;

@@ -13,9 +13,10 @@ from recsys.cli_bundle import bundle, publish, repin, score
 from recsys.cli_jobs import downstream, embed, prior, ranker, refresh, twotower, upstream
 from recsys.cli_retrieve import index, retrieve, towers
 from recsys.config import ConfigError
-from recsys.jobs import warm_up
+from recsys.jobs import run_here, warm_up
+from recsys.led import leading
 from recsys.refresh.errors import GateRefusedError
-from recsys.telling import first_to_tell
+from recsys.telling import end_of_all_attempts, ended_before, first_to_tell
 
 # Rooms are imported inside the functions, once configs are read: `recsys --help` answers at once, so does a mistake in
 # a config, and a launcher loads no model.
@@ -79,11 +80,13 @@ def run(
     from recsys.opening import open_study
     from recsys.recipes import RECIPES
 
-    opened = open_study(recipe, RECIPES, data, out, set_)
-    warm_up()
-    from recsys.pipeline import run_study
+    with leading(run_here) as leads:
+        if leads:
+            opened = open_study(recipe, RECIPES, data, out, set_)
+            warm_up()
+            from recsys.pipeline import run_study
 
-    run_study(opened, out)
+            run_study(opened, out)
 
 
 def check(
@@ -272,12 +275,15 @@ def daily(
     from recsys.opening import open_study
     from recsys.recipes import DAILY
 
-    opened = open_study(recipe, DAILY, data, out, set_)
-    opened.study.daily()
-    warm_up()
-    from recsys.replay import run_daily
+    refused = []
+    with leading(run_here) as leads:
+        if leads:
+            opened = open_study(recipe, DAILY, data, out, set_)
+            opened.study.daily()
+            warm_up()
+            from recsys.replay import run_daily
 
-    refused = run_daily(opened, out, follow=follow)
+            refused = run_daily(opened, out, follow=follow)
     if refused:
         raise GateRefusedError("published, but not tagged:\n  " + "\n  ".join(refused))
 
@@ -368,11 +374,16 @@ def run_command() -> None:
         kind = "refused" if refused else "error"
         if first_to_tell(said := _in_words(error)):
             print(f"{kind}: {said}", file=sys.stderr)
-        raise SystemExit(3 if refused else 2) from None
+        code = 3 if refused else 2
+        if not isinstance(error, OSError):  # a disk may have room again
+            end_of_all_attempts(code)
+        raise SystemExit(code) from None
 
 
 def main() -> None:
     """Entry point."""
+    if code := ended_before():
+        raise SystemExit(code)
     run_command()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # One rank of a job, its work on disk: gloo's threads outlive destroy_process_group and, rarely, abort the

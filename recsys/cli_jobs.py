@@ -40,7 +40,8 @@ def refresh(
 ) -> None:
     """Run one cycle of one upstream: train on its next day, embed, aggregate, publish, tag; one rank of a job.
 
-    The first cycle publishes what the upstream learned from its source. Exit code 3: a gate refused the tag.
+    The first cycle publishes what the upstream learned from its source. Exit code 3: a gate refused the tag; also where
+    nothing was due since.
 
     Args:
         config: The refresh's TOML config (`recsys config refresh`).
@@ -54,6 +55,7 @@ def refresh(
     """
     settings = RefreshConfig.load(config)
     from recsys.refresh.cycle import refresh_upstream
+    from recsys.refresh.records import Ledger
     from recsys.train.distributed import process_group
     from recsys.upstream import train_upstream
 
@@ -62,6 +64,8 @@ def refresh(
             ranks.enter_context(process_group())
             train_upstream(settings.upstream, data, out)
         records = refresh_upstream(settings, data, out, day=day, cold=cold, every=every, after_refused=after_refused)
+    if not records:  # nothing was due: what the newest day ended with holds on
+        records = Ledger(out, settings.upstream.name).records()[-1:]
     reasons = [reason for record in records for reason in record.gates]
     if reasons and not every:
         raise GateRefusedError(f"published, but not tagged: {'; '.join(reasons)}")

@@ -2,7 +2,7 @@
 
 To import torch and TorchRec takes longer than most small jobs do. So one process, the fork server, imports them once
 and every rank is forked off it; on a GPU, whose libraries survive no fork, each rank is a new process. On a cluster the
-jobs are the torchx components in `launchers/`.
+jobs are the torchx components in `launchers/`; those of a whole run, one job there, are for recsys/led.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from recsys.led import is_led, on_ranks, run_led
+
 _POLL_SECONDS = 0.1
 _VICTIM = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL (error|communicator)")
 """How a rank fails because another one, whose error is the one to show, is gone."""
@@ -37,7 +39,9 @@ class JobError(RuntimeError):
 
 
 def warm_up() -> None:
-    """Start the fork server, which imports torch while this process does other things."""
+    """Start the fork server, which imports torch while this process does other things; not on a launcher's ranks."""
+    if on_ranks():
+        return
     from multiprocessing import forkserver
 
     # OpenMP's threads spin while they wait for one another; beside any other busy process all would, for nothing: four
@@ -50,7 +54,8 @@ def warm_up() -> None:
 def run_job(name: str, arguments: Sequence[str], ranks: int, log_dir: Path) -> None:
     """Run a `recsys` subcommand on `ranks` ranks of this machine and wait for it.
 
-    Rank 0's lines appear in this terminal as they come. Every rank's are kept under `log_dir`.
+    Rank 0's lines appear in this terminal as they come. Every rank's are kept under `log_dir`. Of a run that a launcher
+    has started on several ranks, these run it, and what ends one of them ends this process too.
 
     Args:
         name: what to call the job in messages.
@@ -63,7 +68,10 @@ def run_job(name: str, arguments: Sequence[str], ranks: int, log_dir: Path) -> N
         KeyboardInterrupt: Ctrl-C; the ranks have been stopped.
         SystemExit: SIGTERM; the ranks have been stopped.
     """
-    run_ranks(name, _command, (tuple(arguments),), ranks, log_dir)
+    if is_led():
+        run_led(arguments)
+    else:
+        run_ranks(name, run_here, (tuple(arguments),), ranks, log_dir)
 
 
 def run_ranks(name: str, work: Callable[..., None], arguments: tuple, ranks: int, log_dir: Path) -> None:
@@ -118,7 +126,8 @@ def _rank(work: Callable[..., None], arguments: tuple, terminal: Mapping[str, st
         raise
 
 
-def _command(arguments: Sequence[str]) -> None:
+def run_here(arguments: Sequence[str]) -> None:
+    """Run a `recsys` command line in this process."""
     sys.argv = ["recsys", *arguments]
     importlib.import_module("recsys.cli").run_command()  # by its name, as a shell would start it
 

@@ -8,6 +8,7 @@ leaves its result on disk: a run that was stopped goes on with the first stage t
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from recsys.config import Config, StudyConfig, UpstreamConfig
 from recsys.downstream.ranking import all_rankers, screen_splits, stage_name
 from recsys.downstream.two_tower import stage_name as towers_stage
 from recsys.jobs import run_job
+from recsys.led import is_led
 from recsys.opening import Opened
 from recsys.progress import Progress, between
 from recsys.stages import is_done, record, unaccounted
@@ -98,7 +100,9 @@ def train_and_publish(study: StudyConfig, upstream: UpstreamConfig, data: Path, 
 
 
 def ranks_here(ranks: int) -> int:
-    """So many ranks, or one a GPU where this machine has GPUs, but fewer of them."""
+    """So many ranks, or one a GPU where this machine has GPUs, but fewer of them; those that a launcher has started."""
+    if is_led():
+        return int(os.environ["WORLD_SIZE"])
     gpus = torch.cuda.device_count()
     if not 0 < gpus < ranks:
         return ranks

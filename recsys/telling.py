@@ -1,10 +1,11 @@
-"""An error that all ranks of a job come to is told once."""
+"""An error that all ranks of a job come to is told once, and no restart tries again what would end the same way."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -14,12 +15,35 @@ def first_to_tell(text: str) -> bool:
     if job is None:
         return True
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    key = f"{job} {os.environ.get('MASTER_PORT', '')} {os.getppid()} {attempt} {text}"
-    told = Path(tempfile.gettempdir()) / f"recsys-told-{zlib.crc32(key.encode()):08x}"
     try:
-        told.open("x").close()
+        _note(f"{job} {os.environ.get('MASTER_PORT', '')} {os.getppid()} {attempt} {text}").open("x").close()
     except FileExistsError:
         return False
     except OSError:  # then each tells
         return True
     return True
+
+
+def end_of_all_attempts(code: int) -> None:
+    """Note that this rank ended with a mistake, or a refusal: the job's next attempt would come to it again."""
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        with suppress(OSError):  # then each attempt comes to it itself
+            _end().write_text(str(code))
+
+
+def ended_before() -> int | None:
+    """The exit code with which an earlier attempt of this job ended for good on this machine."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    try:
+        return int(_end().read_text())
+    except OSError:
+        return None
+
+
+def _end() -> Path:
+    return _note(f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()}")
+
+
+def _note(key: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"recsys-told-{zlib.crc32(key.encode()):08x}"

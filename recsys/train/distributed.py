@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 import os
 import re
 import resource
@@ -15,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 _CALLS_INSIDE_TORCHREC = (
     "Please use DTensor instead and we are deprecating ShardedTensor",
@@ -25,6 +29,10 @@ _CALLS_INSIDE_TORCHREC = (
 """Torch's notices to TorchRec's authors: nothing that a user of this project calls, or could change."""
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
+
+_groups = itertools.count()
+"""Numbers of the process groups to come; the same on every rank."""
 
 
 class DeviceError(ValueError):
@@ -91,7 +99,10 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
         torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")
     if not alone and "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend)
+        # A process may start one group after another: what the ranks of an earlier one said of themselves is not read.
+        store, rank, world_size = found_ranks()
+        store = dist.PrefixStore(f"group {next(_groups)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -101,6 +112,17 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
             yield environment
     finally:
         dist.destroy_process_group()
+
+
+@functools.cache
+def found_ranks() -> tuple[dist.Store, int, int]:
+    """The store that the ranks of a launcher find each other with, this one's number, and how many there are.
+
+    The store outlives the ranks (torch elastic's agent has it): what they said before a restart is not read after it.
+    """
+    store, rank, world_size = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt {attempt}", store), rank, world_size
 
 
 def broadcast(value: Any, environment: Environment) -> Any:
@@ -146,5 +168,14 @@ def _use_all_cores(environment: Environment) -> None:
     """Undo torch elastic's OMP_NUM_THREADS=1, which it sets for every worker; any other value is the user's wish."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
         return
+    torch.set_num_threads(max(1, _cores() // environment.local_world_size))
+
+
+def _cores() -> int:
+    """CPUs that this process may run on: Slurm binds it to some, Kubernetes lets it use so much of all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // environment.local_world_size))
+    try:
+        quota, period = map(int, CGROUP_CPUS.read_text().split())
+    except (OSError, ValueError):  # no such controller, or "max"
+        return cores
+    return min(cores, math.ceil(quota / period))

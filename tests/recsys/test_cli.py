@@ -1,7 +1,9 @@
+import errno
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from recsys.data.synthetic import prepare_synthetic
 from recsys.jobs import JobError
 from recsys.refresh import cycle
 from recsys.stages import record
-from recsys.study import next_steps
+from recsys.study import next_steps, report
 from recsys.study.ablation import ablation_jobs
 from tests.recsys.conftest import Run
 from tests.recsys.refresh.example import CONFIG, REFRESH, user_rows, write_log
@@ -215,6 +217,29 @@ def test_ranks_tell_an_error_once(tmp_path: Path) -> None:
     told = [rank.communicate(timeout=600)[1].count("error: none.toml: No such file") for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2, 2]
     assert (told[0] + told[1], told[2]) == (1, 1)
+
+
+def test_a_restart_does_not_come_to_the_same_mistake_again(
+    recsys: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """Whatever the command: here one that would have succeeded, so that nobody takes a refused day for a good one."""
+
+    def away(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", "report.json")
+
+    monkeypatch.setattr(report, "load_report", away)
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, value in (("RUN_ID", "a"), ("MAX_RESTARTS", "3"), ("RESTART_COUNT", "0")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    assert recsys("report", "--out", tmp_path) == 2
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert recsys("config") == 0, "a file system may be back"
+    assert recsys("config", "kitchen") == 2
+    assert recsys("config") == 2
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "b")
+    assert recsys("config") == 0
+    capsys.readouterr()
 
 
 def test_ctrl_c_says_how_to_go_on(

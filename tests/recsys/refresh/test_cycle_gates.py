@@ -83,6 +83,9 @@ def test_by_default_vectors_that_rank_a_day_the_wrong_way_round_do_not_take_the_
         cli.main()
     assert end.value.code == 3
     assert "published, but not tagged: the inner product of users and items ranks the day's" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 3, "nothing is due any more: a scheduler that tries again is told the same"
     for name in PLAIN:
         assert series(out, name).tags() == {"prod": 4}
         assert refused(out, name) == [5]

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,15 +59,20 @@ def test_memory_figures_are_bytes():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about CPU threads")
-def test_one_thread_of_torch_elastic_is_undone(monkeypatch):
+def test_one_thread_of_torch_elastic_is_undone(monkeypatch, tmp_path: Path):
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(distributed, "CGROUP_CPUS", tmp_path / "cpu.max")
     environment = distributed.Environment(rank=0, world_size=4, local_world_size=2, device=torch.device("cpu"))
     for name, value in (("OMP_NUM_THREADS", "3"), ("OMP_NUM_THREADS", "1"), ("TORCHELASTIC_RUN_ID", "job")):
         monkeypatch.setenv(name, value)
         distributed._use_all_cores(environment)
     assert asked == [4]
+    for quota, threads in (("max 100000", 4), ("600000 100000", 3), ("250000 100000", 1), ("9900000 100000", 4)):
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")  # a container may use so much of the machine's CPUs
+        distributed._use_all_cores(environment)
+        assert asked.pop() == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # a user's own choice stays
     distributed._use_all_cores(environment)
     assert asked == [4]
