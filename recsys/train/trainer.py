@@ -14,6 +14,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from recsys.atomic import write_json
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.train.agreement import check_ranks_agree
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import StopSignals
@@ -76,6 +77,7 @@ def fit(
 
     Raises:
         PlanError: the tables do not fit the ranks.
+        RanksDifferError: ranks were started with other configs, files or code.
         CheckpointError: the checkpoint in `out` is of other files or another config, or it or `start` belongs to
             another model; names what differs.
         LossError: the loss or a score is not finite; no checkpoint of it is written.
@@ -84,6 +86,7 @@ def fit(
     """
     if stream.total_steps == 0:
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
+    check_ranks_agree(identity or {}, environment)
     metrics = Metrics(tasks, environment.device, values)
     run = _prepare(task, stream, config, environment, metrics, identity or {}, out, score)
     if out is not None and environment.is_main:

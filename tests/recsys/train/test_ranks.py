@@ -11,6 +11,7 @@ import torch
 
 from recsys.config import TableConfig, TrainConfig
 from recsys.train import checkpoint, pieces
+from recsys.train.agreement import RanksDifferError
 from recsys.train.checkpoint import CheckpointError
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.interrupt import Interrupted
@@ -82,6 +83,10 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
     poisoned.batches[1].dense["context"][:] = float("nan") if rank == 1 else 0.0
     with pytest.raises(LossError) as loss_error:
         fit(make_task(), poisoned, CONFIG, environment, tasks=TASKS, out=folder / "poisoned", title=None)
+    strange = {**IDENTITY, "config": {"x": "yz"[rank]}}
+    with pytest.raises(RanksDifferError) as other_config:
+        fit(make_task(), make_stream(3, rank=rank), CONFIG, environment, tasks=TASKS, identity=strange, title=None)
+    found["other config"] = str(other_config.value)
     with pytest.raises(PlanError) as plan_error:
         shard(make_task(), environment, sparse_lr=0.1, memory=1000)
     with patch.dict(ROWS, seen=1, item=1):  # fewer rows than ranks
@@ -115,6 +120,14 @@ def test_resumed_run_is_the_uninterrupted_one(trained: tuple[Path, list[dict[str
     assert "step-00000005" in first["interrupted"]
     assert records(folder / "broken") == records(folder / "whole")
     assert [record["step"] for record in records(folder / "whole")] == list(range(1, 9))
+
+
+def test_ranks_of_other_configs_are_told(trained: tuple[Path, list[dict[str, Any]]]):
+    told = {found["other config"] for found in trained[1]}
+    assert told == {
+        "rank 1 was started with other config than rank 0: x was y, is z there. Give all machines the same config, "
+        "data folder and version of this package"
+    }
 
 
 def test_two_ranks_train_as_one(trained: tuple[Path, list[dict[str, Any]]], environment: Environment):
