@@ -31,6 +31,7 @@ from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import read_predictions, write_predictions
 from recsys.downstream.training import RankerTraining, counted_tables, sized
 from recsys.downstream.validation import row_losses
+from recsys.evaluate.bootstrap import paired_bootstrap
 from recsys.evaluate.metrics import roc_auc
 from recsys.evaluate.recalibration import fit_recalibration
 from recsys.folders import store_folder, upstream_folder
@@ -155,6 +156,17 @@ class Said(NamedTuple):
     def auc(self, arm: str) -> float:
         """Mean over the seeds."""
         return float(np.mean([roc_auc(self.labels, line) for line in self.logits[arm]]))
+
+    def where(self, rows: NDArray[np.bool_]) -> Said:
+        """Of some of the rows."""
+        logits = {arm: [line[rows] for line in lines] for arm, lines in self.logits.items()}
+        return Said(self.labels[rows], self.users[rows], logits)
+
+    def lift(self, without_it: str, with_it: str, metric: str = "auc") -> list[float]:
+        """Of one arm over another, in percent, and its 95 % interval, over users and seeds."""
+        plain, variant = (np.stack(self.logits[arm]) for arm in (without_it, with_it))
+        lift = paired_bootstrap(self.labels, self.users, plain, variant, metric)
+        return [round(100 * x, 3) for x in (lift.lift, lift.low, lift.high)]
 
 
 def rank(config: RankerSettings, arms: Mapping[str, Arm], data: Path, out: Path, environment: Environment) -> Said:

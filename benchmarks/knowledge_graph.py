@@ -11,10 +11,12 @@ films' attributes, of which no label is part.
 An arm's rankers are one network of user and item ids with the same rows and seeds, and read beside them
 
 - ids: nothing;
-- attributes: the films' attributes as lists of ids, features as any other;
 - kg: film vectors of a graph of the attributes alone;
 - likes, likes_kg: user and film vectors of a graph of likes, and of one of likes and attributes, cross-fitted
-  (benchmarks/folds.py): a training row reads the graph that has not seen it. They differ in the attributes alone.
+  (benchmarks/folds.py): a training row reads the graph that has not seen it. They differ in the attributes
+  alone;
+- likes_shuffled: the same, but the films' attributes are dealt anew at random: what more links do by themselves;
+- likes_attributes: what likes does, and the films' attributes as features like any other, lists of ids.
 
 The validation rows choose the passes; the test rows are scored once. Beside them: popularity, and a matrix
 factorisation of 16 dimensions. Differences are bootstrapped over users and ranker seeds. Stopped, the same command goes
@@ -43,7 +45,6 @@ from recsys.data.errors import DataError
 from recsys.data.files import find_files, replacing_folder, write_part
 from recsys.data.movielens import FOLDER, prepare_movielens_1m
 from recsys.data.schema import Feature, Label, Schema
-from recsys.evaluate.bootstrap import paired_bootstrap
 from recsys.evaluate.metrics import roc_auc
 from recsys.recipes.tables import pair, relation
 from recsys.train.distributed import Environment, process_group
@@ -52,15 +53,29 @@ PERSON = ("director", "star", "writer")
 """Relations whose tails are of one node type: a film's writer may have directed another."""
 RELATIONS = ("country", "director", "genre", "language", "rating", "star", "writer")
 PUBLISHED = {"RippleNet": 0.920, "MKR": 0.917, "MKAFG": 0.945}
+GRAPH, SHUFFLED = "graph", "shuffled"
+"""Folders of the links of attributes."""
+IDS = ("user_id", "item_id")
 ARMS = {
-    "ids": Arm(features=("user_id", "item_id")),
-    "attributes": Arm(),
-    "kg": Arm(features=("user_id", "item_id"), series=("item_kg",)),
-    "likes": Arm(features=("user_id", "item_id"), series=pair("likes")),
-    "likes_kg": Arm(features=("user_id", "item_id"), series=pair("likes_kg")),
+    "ids": Arm(features=IDS),
+    "kg": Arm(features=IDS, series=("item_kg",)),
+    "likes": Arm(features=IDS, series=pair("likes")),
+    "likes_attributes": Arm(series=pair("likes")),
+    "likes_kg": Arm(features=IDS, series=pair("likes_kg")),
+    "likes_shuffled": Arm(features=IDS, series=pair("likes_shuffled")),
 }
+TAIL = 20
+"""Films of fewer positive training rows are judged apart too."""
 FACTORS = "factorisation"
-CLAIMS = (("likes", "likes_kg"), ("ids", "kg"), ("ids", "attributes"), ("ids", "likes_kg"), (FACTORS, "likes_kg"))
+CLAIMS = (
+    ("likes", "likes_kg"),
+    ("likes", "likes_shuffled"),
+    ("likes", "likes_attributes"),
+    ("likes_attributes", "likes_kg"),
+    ("ids", "kg"),
+    ("ids", "likes_kg"),
+    (FACTORS, "likes_kg"),
+)
 """Without, with. The first pair differs in the knowledge alone."""
 PARTS = ("train", "validation", "test")
 _SHARES = (0.6, 0.2)
@@ -97,9 +112,14 @@ def main(options: Options) -> None:
     with process_group() as environment:
         cosines = publish(options, data, environment)
         said = rank(settings(options), ARMS, data, options.out, environment)
+    likes_of_film = popularity(data)
+    said.logits["popularity"] = [likes_of_film for _ in options.seeds]
     said.logits[FACTORS] = [factorised(data, seed) for seed in options.seeds]
-    figures = {"folds": options.folds, "aligned_cosines": cosines, "popularity": round(popularity(data), 4)}
-    print_record("knowledge_graph", figures | judged(said))
+    for name, auc in PUBLISHED.items():
+        print(f"| {name}, published | {auc:.3f} |", flush=True)
+    figures: dict[str, object] = {"folds": options.folds, "aligned_cosines": cosines, **judged(said)}
+    figures[f"films of fewer than {TAIL} likes"] = judged(said.where(likes_of_film < TAIL))
+    print_record("knowledge_graph", figures)
 
 
 # --- the rows ---------------------------------------------------------------------------------------------------------
@@ -122,8 +142,9 @@ def prepare(options: Options, data: Path) -> None:
         schema().save(out / "schema.toml")
         others = {name: rows_of[name] for name in PARTS[1:]}
         write_folds(rows_of["train"], others, {"user": users, "item": films}, out, options.folds, _SEED)
-        for name, (heads, tails) in triples.items():
-            write_part(pa.table({"item_id": heads, name: tails}), out / "graph" / name)
+        for folder, links in ((GRAPH, triples), (SHUFFLED, shuffled(triples))):
+            for name, (heads, tails) in links.items():
+                write_part(pa.table({"item_id": heads, name: tails}), out / folder / name)
     print(
         f"{len(entity_of):,} films have an entity; of {len(known):,} ratings {int((~known).sum()):,} are of others and "
         f"left out; {sum(map(len, parts.values())):,} rows; {left_out} more, of users without a positive training row, "
@@ -162,6 +183,12 @@ def _read(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
         )
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} is not RippleNet's ({', '.join(columns)}): {error}") from error
+
+
+def shuffled(triples: dict[str, tuple[Ints, Ints]]) -> dict[str, tuple[Ints, Ints]]:
+    """As many links, of which each end has as many as before, but to others at random."""
+    rng = np.random.default_rng(_SEED)
+    return {name: (heads, rng.permutation(tails)) for name, (heads, tails) in triples.items()}
 
 
 def draw(user: Ints, film: Ints, like: NDArray[np.bool_], films: Ints) -> tuple[Ints, Ints, Ints]:
@@ -237,12 +264,11 @@ def read_part(data: Path, part: str) -> tuple[Ints, Ints, Ints]:
     return user, film, like
 
 
-def popularity(data: Path) -> float:
-    """AUC of a film's positive training rows."""
+def popularity(data: Path) -> Ints:
+    """Positive training rows of the films of the test rows, [N]."""
     _, film, like = read_part(data, "train")
-    _, tested, label = read_part(data, "test")
-    counts = np.bincount(film[like == 1], minlength=max(film.max(), tested.max()) + 1)
-    return roc_auc(label, counts[tested])
+    tested = read_part(data, "test")[1]
+    return np.bincount(film[like == 1], minlength=tested.max() + 1)[tested]
 
 
 class Factors(nn.Module):
@@ -294,14 +320,14 @@ def likes() -> RelationConfig:
     return relation("likes", "user=user_id", "item=item_id", where="like")
 
 
-def attributes() -> tuple[RelationConfig, ...]:
-    """The knowledge graph."""
+def attributes(folder: str) -> tuple[RelationConfig, ...]:
+    """The knowledge graph, or what is left of it when its links are shuffled."""
     return tuple(
         relation(
             name,
             "item=item_id",
             f"{'person' if name in PERSON else name}={name}",
-            events=(f"{FOLDS}/graph/{name}/*.parquet",),
+            events=(f"{FOLDS}/{folder}/{name}/*.parquet",),
         )
         for name in RELATIONS
     )
@@ -323,12 +349,15 @@ def publish(options: Options, data: Path, environment: Environment) -> dict[str,
     """Train and publish the graphs; the cosines of the aligned ones. The graph of attributes needs users of some kind,
     which nobody reads: it joins them to their occupations."""
     nobody = relation("works_as", "user=user_id", "occupation=occupation", events=(f"{FOLDS}/users/*.parquet",))
-    kg = graph("kg", (*attributes(), nobody), without(1, options.folds), passes=8)
+    kg = graph("kg", (*attributes(GRAPH), nobody), without(1, options.folds), passes=8)
     publish_folds([kg], "kg", data, options.out, environment)
     cosines = {}
-    for space, relations in (("likes", (likes(),)), ("likes_kg", (likes(), *attributes()))):
+    spaces = {"likes": (), "likes_kg": attributes(GRAPH), "likes_shuffled": attributes(SHUFFLED)}
+    for space, beside in spaces.items():
         folds = range(1, options.folds + 1)
-        upstreams = [graph(f"{space}_without{each}", relations, without(each, options.folds)) for each in folds]
+        upstreams = [
+            graph(f"{space}_without{each}", (likes(), *beside), without(each, options.folds)) for each in folds
+        ]
         cosines[space] = publish_folds(upstreams, space, data, options.out, environment)
     return cosines
 
@@ -341,16 +370,14 @@ def settings(options: Options) -> RankerSettings:
 
 
 def judged(said: Said) -> dict[str, object]:
-    """Print AUC beside what others published, and what is claimed; the same as figures."""
+    """Print every AUC, and what is claimed; the same as figures."""
     figures: dict[str, object] = {"test_rows": len(said.labels), "seeds": len(said.logits[FACTORS])}
-    for name, auc in PUBLISHED.items():
-        print(f"| {name}, published | {auc:.3f} |", flush=True)
+    print(f"{len(said.labels):,} test rows, {said.labels.mean():.1%} of them positive: AUC", flush=True)
     for name in said.logits:
         figures[name] = round(said.auc(name), 4)
         print(f"| {name} | {figures[name]:.4f} |", flush=True)
     for without_it, with_it in CLAIMS:
-        lift = paired_bootstrap(said.labels, said.users, *(np.stack(said.logits[x]) for x in (without_it, with_it)))
-        found = [round(100 * x, 3) for x in (lift.lift, lift.low, lift.high)]
+        found = said.lift(without_it, with_it)
         print(f"{with_it} over {without_it}: AUC {found[0]:+.2f} % ({found[1]:.2f}, {found[2]:.2f})", flush=True)
         figures[f"{with_it}_over_{without_it}_percent"] = found
     return figures
