@@ -171,7 +171,7 @@ def test_all_arms_are_judged_on_the_test_rows(options: Options, data: Path) -> N
     with process_group() as environment:
         cosines = publish(options, data, environment)
         said = rank(settings(options), ARMS, data, options.out, environment)
-    said.logits |= {FACTORS: [factorised(data, 0)], "popularity": [popularity(data)]}
+    said.logits.update({FACTORS: [factorised(data, 0)], "popularity": [popularity(data)]})
     assert {space: len(each) for space, each in cosines.items()} == {
         "likes": K - 1,
         "likes_kg": K - 1,
