@@ -70,6 +70,7 @@ FACTORS = "factorisation"
 CLAIMS = (
     ("likes", "likes_kg"),
     ("likes", "likes_shuffled"),
+    ("likes_shuffled", "likes_kg"),
     ("likes", "likes_attributes"),
     ("likes_attributes", "likes_kg"),
     ("ids", "kg"),
