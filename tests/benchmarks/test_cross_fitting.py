@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks import cross_fitting
-from benchmarks.cross_fitting import OWNERS, SPACE, Options, deal, judged, publish_folds, rank, upstream
+from benchmarks import folds
+from benchmarks.cross_fitting import ARMS, SPACE, Options, deal, judged, settings, upstream
+from benchmarks.folds import OWNERS, Said, mean_vectors, publish_folds, rank
 from embedding_store import EmbeddingStore
 from recsys.config import UpstreamConfig
 from recsys.data.files import find_files
@@ -19,7 +20,7 @@ from recsys.data.movielens import prepare_movielens_1m
 from recsys.downstream.features import StoreFeatures
 from recsys.evaluate.metrics import log_loss, roc_auc
 from recsys.folders import store_folder
-from recsys.train.distributed import process_group
+from recsys.train.distributed import Environment, process_group
 from tests.recsys.refresh.test_align import turn
 
 USERS, ITEMS, FOLDS, DIM = 40, 30, 3, 8
@@ -82,9 +83,9 @@ def true_vectors(owner: str) -> tuple[Tensor, Tensor]:
 
 
 def mark(number: int, owner: str) -> Tensor:
-    """What tells the vectors of one upstream from another's, in one space: some are shorter, of the mean none."""
+    """What tells the vectors of one upstream from another's, in one space: how much shorter some are."""
     ids, vectors = true_vectors(owner)
-    shorter = 0.1 * number if number <= FOLDS else 0.0
+    shorter = 0.1 * (number if number <= FOLDS else (1 + FOLDS) / 2)
     return vectors * (1 - shorter * (ids % 2).unsqueeze(1))
 
 
@@ -97,15 +98,19 @@ def options(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opti
         turned = torch.eye(DIM) if number == 1 else turn(DIM, seed=number)
         return {owner: (true_vectors(owner)[0], mark(number, owner) @ turned) for owner in OWNERS}
 
-    monkeypatch.setattr(cross_fitting, "train_upstream", lambda *_: None)
-    monkeypatch.setattr(cross_fitting, "entity_vectors", vectors_of)
+    monkeypatch.setattr(folds, "train_upstream", lambda *_: None)
+    monkeypatch.setattr(folds, "entity_vectors", vectors_of)
     return Options(data=data, out=tmp_path, folds=FOLDS, seeds=(0, 1))
+
+
+def publish(options: Options, data: Path, environment: Environment) -> list[float]:
+    return publish_folds([upstream(each + 1, options) for each in range(FOLDS)], SPACE, data, options.out, environment)
 
 
 def test_a_row_reads_its_folds_upstream_turned_into_the_one_space(data: Path, options: Options) -> None:
     with process_group() as environment:
-        cosines = publish_folds(options, data, environment)
-        assert publish_folds(options, data, environment) == cosines  # as when it goes on
+        cosines = publish(options, data, environment)
+        assert publish(options, data, environment) == cosines  # as when it goes on
     assert min(cosines) > 0.99
     store = EmbeddingStore(store_folder(options.out))
     for series in StoreFeatures(store, [f"{owner}_{SPACE}" for owner in OWNERS]).series:
@@ -120,8 +125,8 @@ def test_a_row_reads_its_folds_upstream_turned_into_the_one_space(data: Path, op
 
 def test_both_arms_are_judged_on_all_test_rows(data: Path, options: Options) -> None:
     with process_group() as environment:
-        publish_folds(options, data, environment)
-        figures = rank(options, data, environment)
+        publish(options, data, environment)
+        figures = judged(rank(settings(options), ARMS, data, options.out, environment))
     assert figures["test_rows"] == len(pairs_of(data, "folds/test/*.parquet"))
     assert figures["seeds"] == 2
     _, low, high = figures["auc_lift_percent"]
@@ -129,12 +134,22 @@ def test_both_arms_are_judged_on_all_test_rows(data: Path, options: Options) -> 
     assert len(list((options.out / "rankers").iterdir())) == 4
 
 
+def test_the_mean_is_of_the_versions_that_know_an_entity() -> None:
+    one = torch.tensor([1, 5]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    other = torch.tensor([1, 9]), torch.tensor([[0.0, 1.0], [4.0, 0.0]])
+    ids, vectors = mean_vectors([one, other])
+    assert ids.tolist() == [1, 5, 9]
+    assert torch.allclose(
+        vectors, torch.tensor([[2 * 3, 2 * 1], [0.0, 2.0], [4.0, 0.0]]) / torch.tensor([[10**0.5], [1], [1]])
+    )
+
+
 def test_figures_are_means_over_seeds() -> None:
     rng = np.random.default_rng(0)
     labels, users = rng.integers(0, 2, 200), rng.integers(0, 20, 200)
     plain = [rng.normal(size=200) for _ in range(2)]
     better = [line + labels for line in plain]
-    figures = judged(labels, users, {"plain": plain, "vectors": better})
+    figures = judged(Said(labels, users, {"plain": plain, "vectors": better}))
     assert figures["plain_auc"] == pytest.approx(np.mean([roc_auc(labels, x) for x in plain]), abs=1e-4)
     assert figures["vectors_log_loss"] == pytest.approx(np.mean([log_loss(labels, x) for x in better]), abs=1e-4)
     assert figures["auc_lift_percent"][1] > 0
