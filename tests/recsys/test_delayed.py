@@ -157,6 +157,7 @@ def _day(data: Path, out: Path) -> None:
             environment,
             data=data,
             out=out / "day",
+            store=out / "store",
             title=None,
             start=start,
             as_of=START + SPAN + 86_400_000 - 1,

@@ -47,7 +47,15 @@ def train(log: Path, out: Path, rows: int, upstream: UpstreamConfig = SMALL) -> 
     files = find_files(log, SOURCE.events)
     environment = current_environment()
     return train_on(
-        files, schema(rows), upstream, upstream.training, environment, data=log, out=out, title=None
+        files,
+        schema(rows),
+        upstream,
+        upstream.training,
+        environment,
+        data=log,
+        out=out,
+        store=out / "store",
+        title=None,
     ).result.steps
 
 

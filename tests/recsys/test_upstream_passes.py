@@ -121,6 +121,7 @@ def test_a_judge_of_the_callers_chooses_the_pass_and_holds_nothing_out(log: Path
         current_environment(),
         data=log,
         out=tmp_path,
+        store=tmp_path / "store",
         title=None,
         judge=lambda model: next(scores),
     )
