@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.types import HardwareConfig, Shard, ShardingOption
 
 from recsys.config import (
@@ -179,19 +181,20 @@ def tables_of(job: Job, planned: Planned) -> Table:
     """A line a table, of the largest, for people."""
     sizes = table_sizes(job.task)
     rest = sizes[_SHOWN:]
-    shown = Table(title=job.name, title_justify="left")
-    for name in ("table", "rows x dim", "memory", "sharding", "kernel", "ranks", "largest shard"):
+    shown = Table(title=job.name, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    shown.add_column("table", no_wrap=True)
+    for name in ("rows x dim", "memory", "sharding", "ranks", "largest shard"):
         shown.add_column(name, overflow="fold")
     options = {option.name: option for option in planned.options}
     for size in sizes[:_SHOWN]:
         option = options[size.name]
+        fused = option.compute_kernel == EmbeddingComputeKernel.FUSED.value
         shard = max(option.shards, key=lambda x: x.size[0] * x.size[1])
         shown.add_row(
             size.name,
             f"{size.rows:,} x {size.dim}",
             gib(size.bytes),
-            option.sharding_type.replace("_", "-"),
-            option.compute_kernel,
+            option.sharding_type.replace("_", "-") + ("" if fused else f", {option.compute_kernel}"),
             f"{len({x.rank for x in option.shards}):,}",
             gib(shard.size[0] * (shard.size[1] + 1) * 4),
         )
