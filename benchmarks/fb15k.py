@@ -65,7 +65,9 @@ class Options:
 
 RUN = TrainConfig(epochs=5, batch_size=1024, sparse_lr=0.5, dense_lr=0.01, final_lr=0.02, checkpoint_every=0)
 RECIPES = {
-    "transe": Options(graph=GraphConfig(score="transe", dim=128), training=RUN),
+    "transe": Options(
+        graph=GraphConfig(score="transe", dim=256, dropout=0.1, negatives=1024), training=replace(RUN, epochs=7)
+    ),
     "transr": Options(
         graph=GraphConfig(score="transr", dim=128, dropout=0.2),
         training=replace(RUN, epochs=3, sparse_lr=0.1, dense_lr=3e-4),
