@@ -12,6 +12,7 @@ import tyro
 from recsys.cli_bundle import bundle, publish, repin, score
 from recsys.cli_jobs import downstream, embed, prior, ranker, refresh, twotower, upstream
 from recsys.cli_retrieve import index, retrieve, towers
+from recsys.cluster import Cluster
 from recsys.config import ConfigError
 from recsys.jobs import run_here, warm_up
 from recsys.led import leading
@@ -124,13 +125,7 @@ def plan(
     /,
     *,
     data: Path,
-    world_size: int,
-    local_world_size: int = 8,
-    hbm_gb: float = 80.0,
-    host_gb: float = 1_000.0,
-    hbm_gb_s: float = 3_350.0,
-    link_gb_s: float = 450.0,
-    network_gb_s: float = 50.0,
+    cluster: Annotated[Cluster, tyro.conf.OmitArgPrefixes],
     out: Path | None = None,
     set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
 ) -> None:
@@ -141,30 +136,15 @@ def plan(
     Args:
         config: A TOML config: of a study, an upstream, a refresh, or of rankers.
         data: Folder that the config's paths are relative to; ids are counted there where a schema gives no rows.
-        world_size: GPUs of all machines.
-        local_world_size: GPUs of one machine.
-        hbm_gb: Memory of a GPU, 10^9 bytes.
-        host_gb: Memory of a machine, 10^9 bytes.
-        hbm_gb_s: Bandwidth of a GPU's memory, 10^9 bytes a second.
-        link_gb_s: Bandwidth of a GPU to the others of its machine, one way, 10^9 bytes a second.
-        network_gb_s: Bandwidth of a GPU to other machines, one way, 10^9 bytes a second.
+        cluster: GPUs and machines.
         out: Folder of a run of this config, which has counted the tables' rows; left out: they are counted now.
         set_: Change one value of the config, `path=value`; may be repeated.
     """
     from recsys.checks import check_config
 
     settings = check_config(config, data, set_)
-    from recsys.plan import Cluster, print_plan
+    from recsys.plan import print_plan
 
-    cluster = Cluster(
-        world_size=world_size,
-        local_world_size=local_world_size,
-        hbm_gb=hbm_gb,
-        host_gb=host_gb,
-        hbm_gb_s=hbm_gb_s,
-        link_gb_s=link_gb_s,
-        network_gb_s=network_gb_s,
-    )
     print_plan(settings, data, out, cluster)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from recsys import cli
+from recsys.cluster import Cluster
 from recsys.config import ConfigError, GraphConfig, TableConfig
-from recsys.plan import Cluster, jobs_of, plan
+from recsys.plan import jobs_of, plan
 from recsys.train.planning import PlanError
 from tests.recsys.refresh.example import CONFIG, write_log
 from tests.recsys.refresh.test_kinds import graph_config
@@ -18,7 +19,7 @@ from tests.recsys.refresh.test_kinds import graph_config
 def test_a_cluster_is_planned_for_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, config = write_log(tmp_path / "data"), tmp_path / "upstream.toml"
     CONFIG.upstreams[0].save(config)
-    cli.plan(config, data=data, world_size=16)
+    cli.plan(config, data=data, cluster=Cluster(world_size=16))
     said = " ".join(capsys.readouterr().out.split())
     assert "upstream ctr" in said
     assert "A rank holds at most" in said
@@ -51,8 +52,8 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     data, config = write_log(tmp_path / "data"), tmp_path / "upstream.toml"
     CONFIG.upstreams[0].save(config)
     with pytest.raises(PlanError, match="upstream ctr: the embedding tables need"):
-        cli.plan(config, data=data, world_size=1, local_world_size=1, hbm_gb=1e-6)
+        cli.plan(config, data=data, cluster=Cluster(world_size=1, local_world_size=1, hbm_gb=1e-6))
     with pytest.raises(ConfigError, match="--world-size is 12, --local-world-size 8: give whole machines"):
-        cli.plan(config, data=data, world_size=12)
+        cli.plan(config, data=data, cluster=Cluster(world_size=12))
     with pytest.raises(ConfigError, match="--hbm-gb is 0; use more than 0"):
-        cli.plan(config, data=data, world_size=8, hbm_gb=0)
+        cli.plan(config, data=data, cluster=Cluster(world_size=8, hbm_gb=0))
