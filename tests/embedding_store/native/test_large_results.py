@@ -1,0 +1,40 @@
+"""The memory of large results: kept for the next ones, never shared while they live."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from embedding_store.native import ops, reference
+from tests.embedding_store.small_table import small_table
+
+
+def test_large_results_share_no_memory_while_they_live():
+    table = small_table(list(range(64)), 128, "float32")
+    asked = torch.arange(20_000) % 65  # 64 is missing
+    expected, _ = reference.lookup(asked, table.storage, table.layout, 128, "float32")
+    for _ in range(3):  # later rounds get the memory of earlier ones, dirty
+        alive = [ops.lookup(ids, table.storage, table.layout, 128, "float32")[0] for ids in (asked, asked.flip(0))]
+        assert len({vectors.data_ptr() for vectors in alive}) == 2
+        assert torch.equal(alive[0], expected)
+        assert torch.equal(alive[1], expected.flip(0))
+        for vectors in alive:
+            vectors.fill_(float("nan"))
+        del vectors
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_of_large_results_is_kept_within_a_bound():
+    table = small_table(list(range(64)), 128, "float32")
+    asked = torch.arange(100_000) % 64  # 51 MB of vectors
+    alive = [ops.lookup(asked, table.storage, table.layout, 128, "float32")[0] for _ in range(10)]
+    places, with_them = {vectors.data_ptr() for vectors in alive}, resident_bytes()
+    del alive
+    assert with_them - resident_bytes() > 512e6 - 128 * 2**20 - 60e6  # 60 MB: other tests run in this process
+    assert ops.lookup(asked, table.storage, table.layout, 128, "float32")[0].data_ptr() in places
