@@ -20,7 +20,10 @@ class TrainConfig:
     STEPS: ClassVar[int] = 100
     """That a pass then has at least, if the rows allow it."""
     epochs: int = 4
-    """Passes over the events, at most: events that are held out choose the best, and one that is worse is the last."""
+    """Passes over the events, at most: events that are held out choose the best, see `patience`."""
+    patience: int = 1
+    """So many passes in a row that are no better than the best are the last. Tables of ids that are all a model has may
+    need 3: what a user and an item have to do with one another is learned passes after how popular the item is."""
     batch_size: int = 0
     """Rows a rank and step. 0: as many as leave a pass 100 steps (a ranker's: 200), rounded down to a power of two; but
     64 at least (a ranker's: 128), and 512 (1,024) at most."""
@@ -53,7 +56,7 @@ class TrainConfig:
     while a model is trained, but for columns, whose accumulators are kept for each shard."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "log_every"):
+        for name in ("epochs", "patience", "log_every"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
         require(self.batch_size >= 0, f"batch_size is {self.batch_size}; use 1 or more, or 0: what the rows allow")
         for name in ("shuffle_batches", "checkpoint_every", "weight_decay"):
@@ -90,7 +93,6 @@ class RankerTrainConfig(TrainConfig):
     LARGEST: ClassVar[int] = 1024
     STEPS: ClassVar[int] = 200
     epochs: int = 8
-    """Passes over the events, at most: the validation files choose the best for each task, and one that is worse for
-    all is the last."""
+    """Passes over the events, at most: the validation files choose the best for each task, see `patience`."""
     sparse_lr: float = 0.005
     """Learning rate of the tables. A ranker's ids have fewer events than an upstream's and overfit sooner."""

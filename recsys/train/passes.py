@@ -58,18 +58,19 @@ def best_passes(scores: Sequence[Scores]) -> tuple[int, ...]:
     return tuple(column.index(min(column)) for column in columns)
 
 
-def is_settled(scores: Sequence[Scores]) -> bool:
-    """Whether the last of these passes is the best by no score."""
-    return bool(scores) and len(scores) - 1 not in best_passes(scores)
+def is_settled(scores: Sequence[Scores], patience: int) -> bool:
+    """Whether none of the last `patience` of these passes is the best by any score."""
+    return bool(scores) and len(scores) - 1 - max(best_passes(scores)) >= patience
 
 
-def told(scores: Sequence[Scores], most: int, name: str) -> str:
+def told(scores: Sequence[Scores], most: int, name: str, patience: int = 1) -> str:
     """A line on the last of these passes, of at most so many; `name` is what its scores are called."""
     last, best = scores[-1], best_passes(scores)
     better = [score for score, number in zip(last, best, strict=True) if number == len(scores) - 1]
     verdict = f"{'' if len(better) == len(last) else f'{_said(better)} '}the best so far"
     if not better:
-        verdict = f"no better than {_said([min(column) for column in zip(*scores, strict=True)])}: this was the last"
+        verdict = f"no better than {_said([min(column) for column in zip(*scores, strict=True)])}"
+        verdict += ": this was the last" if is_settled(scores, patience) or len(scores) == most else ""
     return f"pass {len(scores)} of at most {most}: validation {name} {_said(last)}, {verdict}"
 
 
@@ -116,7 +117,7 @@ class Passes:
             self._kept = {number: kept for number, kept in self._kept.items() if number in best}
             if len(self.scores) - 1 in best:
                 self._kept[len(self.scores) - 1] = [tensor.detach().clone() for tensor in _local_tensors(self._model)]
-        return not is_settled(self.scores)
+        return len(self.scores) - 1 in best
 
     @torch.no_grad()
     def bring(self, number: int) -> None:

@@ -94,8 +94,8 @@ class Run:
 
     @property
     def settled(self) -> bool:
-        """Whether the last pass that was judged is the best by no score."""
-        return is_settled(self.scores)
+        """Whether the last passes that were judged, as many as are waited for, are the best by no score."""
+        return is_settled(self.scores, self.config.patience)
 
     @property
     def unjudged(self) -> bool:
@@ -174,20 +174,21 @@ class Run:
         )
 
     def judge(self, passes: Passes) -> str:
-        """Score the pass that has ended; what to say of it. The first one that is the best by no score is the last: the
-        model is that of the newest best one again. Where checkpoints are kept, theirs are, and bring them back."""
+        """Score the pass that has ended; what to say of it. After the last one the model is that of the newest best one
+        again. Where checkpoints are kept, theirs are, and bring them back."""
         improved = passes.evaluate()
         self.scores = list(passes.scores)
         self.ends.append(self.step)
         newest = max(best_passes(self.scores))
-        if not improved and self.checkpoints is None:
+        back = self.finished and not improved
+        if back and self.checkpoints is None:
             passes.bring(newest)
-        elif not improved and self.checkpoints is not None:
+        elif back and self.checkpoints is not None:
             kept = checkpoint.at(self.checkpoints, self.ends[newest])
             checkpoint.restore(kept, model=self.model, optimizer=self.optimizer, environment=self.environment)
         if self.checkpoints is not None:
             self.save()
-        return told(self.scores, self.total_steps // self.steps_per_epoch, self.score)
+        return told(self.scores, self.total_steps // self.steps_per_epoch, self.score, self.config.patience)
 
     def result(self, clock: Clock, shortfall: str, passes: Passes | None) -> TrainResult:
         """What the run leaves behind."""

@@ -70,9 +70,9 @@ def fit(
             it goes on from a checkpoint of its own.
         begun: called once the model is what the training begins or goes on with, before the first batch is read.
         after_epoch: called with the model in evaluation mode after each epoch; returns a score, or several, one for
-            each column of the logits, the same on every rank. The first epoch that lowers none is the last. The model
-            of the newest one that was the best by any is returned, and is what the newest checkpoint in `out` holds;
-            those of the others are kept beside it.
+            each column of the logits, the same on every rank. `config.patience` epochs in a row that lower none are the
+            last. The model of the newest one that was the best by any is returned, and is what the newest checkpoint in
+            `out` holds; those of the others are kept beside it.
         score: what `after_epoch` returns, in a word.
 
     Raises:

@@ -77,6 +77,18 @@ def test_passes_end_when_held_out_events_say_so_on_two_ranks(log: Path, tmp_path
     assert kept_model_ne(log, tmp_path) == pytest.approx(min(scores), rel=0.01)  # an odd event is nobody's
 
 
+@pytest.mark.parametrize(("most", "patience", "after"), [(6, 2, 2), (3, 6, None)])
+def test_more_passes_are_waited_for_and_the_best_is_kept(
+    log: Path, tmp_path: Path, most: int, patience: int, after: int | None
+) -> None:
+    trained(log, tmp_path, replace(UPSTREAM, training=replace(TRAINING, epochs=most, patience=patience)))
+    found = passes(tmp_path)
+    scores = found["validation_ne"]
+    assert found["done"] == len(scores) == (most if after is None else found["best"] + after)
+    assert found["best"] == scores.index(min(scores)) + 1 < len(scores)
+    assert kept_model_ne(log, tmp_path) == pytest.approx(min(scores), abs=1e-5)
+
+
 def test_a_killed_training_keeps_the_same_pass(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
