@@ -10,7 +10,7 @@ films' attributes, of which no label is part.
 
 An arm's rankers are one network of user and item ids with the same rows and seeds, and read beside them
 
-- ids: nothing;
+- ids: nothing; with settings of its own (`BARE`), those of the others leave it at popularity;
 - kg: film vectors of a graph of the attributes alone;
 - likes, likes_kg: user and film vectors of a graph of likes, and of one of likes and attributes, cross-fitted
   (benchmarks/folds.py): a training row reads the graph that has not seen it. They differ in the attributes
@@ -57,13 +57,15 @@ GRAPH, SHUFFLED = "graph", "shuffled"
 """Folders of the links of attributes."""
 IDS = ("user_id", "item_id")
 ARMS = {
-    "ids": Arm(features=IDS),
     "kg": Arm(features=IDS, series=("item_kg",)),
     "likes": Arm(features=IDS, series=pair("likes")),
     "likes_attributes": Arm(series=pair("likes")),
     "likes_kg": Arm(features=IDS, series=pair("likes_kg")),
     "likes_shuffled": Arm(features=IDS, series=pair("likes_shuffled")),
 }
+BARE = {"ids": Arm(features=IDS)}
+"""The arm without vectors. Two tables of ids that have only one another to learn from need longer steps and patience:
+for two or three passes the validation entropy stays at that of popularity, then it falls."""
 TAIL = 20
 """Films of fewer positive training rows are judged apart too."""
 FACTORS = "factorisation"
@@ -112,7 +114,7 @@ def main(options: Options) -> None:
         prepare(options, data)
     with process_group() as environment:
         cosines = publish(options, data, environment)
-        said = rank(settings(options), ARMS, data, options.out, environment)
+        said = ranked(options, data, environment)
     likes_of_film = popularity(data)
     said.logits["popularity"] = [likes_of_film for _ in options.seeds]
     said.logits[FACTORS] = [factorised(data, seed) for seed in options.seeds]
@@ -364,10 +366,27 @@ def publish(options: Options, data: Path, environment: Environment) -> dict[str,
 
 
 def settings(options: Options) -> RankerSettings:
-    """Of the rankers of all arms, chosen by the validation rows of one seed."""
+    """Of the rankers of `ARMS`, chosen by the validation rows of one seed."""
     config = ranker_settings(options.seeds)
     training = replace(config.training, batch_size=4096, sparse_lr=0.02, dense_lr=3e-3)
     return replace(config, network=replace(config.network, hidden=(64, 32)), training=training)
+
+
+def ranked(options: Options, data: Path, environment: Environment) -> Said:
+    """What the rankers of all arms say of the test rows."""
+    said = rank(settings(options), ARMS, data, options.out, environment)
+    said.logits.update(rank(bare_settings(options), BARE, data, options.out, environment).logits)
+    return said
+
+
+def bare_settings(options: Options) -> RankerSettings:
+    """Of those of `BARE`, chosen in the same way."""
+    config = settings(options)
+    return replace(
+        config,
+        network=replace(config.network, dropout=0.0, id_dropout=0.0),
+        training=replace(config.training, sparse_lr=0.2, epochs=12, patience=4),
+    )
 
 
 def judged(said: Said) -> dict[str, object]:

@@ -11,7 +11,6 @@ import torch
 from benchmarks import knowledge_graph
 from benchmarks.folds import FOLDS, without
 from benchmarks.knowledge_graph import (
-    ARMS,
     CLAIMS,
     FACTORS,
     GRAPH,
@@ -28,10 +27,9 @@ from benchmarks.knowledge_graph import (
     popularity,
     prepare,
     publish,
-    rank,
+    ranked,
     read_graph,
     read_part,
-    settings,
     shuffled,
     split,
 )
@@ -170,7 +168,7 @@ def test_all_arms_are_judged_on_the_test_rows(options: Options, data: Path) -> N
     torch.manual_seed(0)
     with process_group() as environment:
         cosines = publish(options, data, environment)
-        said = rank(settings(options), ARMS, data, options.out, environment)
+        said = ranked(options, data, environment)
     said.logits.update({FACTORS: [factorised(data, 0)], "popularity": [popularity(data)]})
     assert {space: len(each) for space, each in cosines.items()} == {
         "likes": K - 1,
