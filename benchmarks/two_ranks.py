@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import tyro
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -14,8 +14,9 @@ SHARDINGS = (
     "table_row_wise",
     "table_column_wise",
     "grid_shard",
+    "data_parallel",
 )
-"""TorchRec's, but for data-parallel: that one leaves the fused optimizer."""
+"""TorchRec's."""
 KERNELS = ("fused", "fused_uvm_caching", "fused_uvm")
 """Where a table on a GPU lies."""
 
@@ -27,8 +28,9 @@ class TableConfig:
     sharding: str = ""
     """`table_wise`: whole on one rank; `row_wise`: rows over all ranks; `column_wise`: columns over ranks. Tables whose
     rows are pooled (`id`, `ids`) also take `table_row_wise`: rows over the ranks of one machine; `table_column_wise`:
-    columns over these; `grid_shard`: columns over machines, rows over the ranks of each. Empty: row_wise for large
-    ones, for others what the planner takes to be fastest."""
+    columns over these; `grid_shard`: columns over machines, rows over the ranks of each; `data_parallel`: whole on
+    every rank, gradients are averaged. Empty: row_wise for large ones, data_parallel where those of an owner have no
+    more than 64 KiB together, for others what the planner takes to be fastest."""
     columns: int = 0
     """Width of a shard where columns are spread, a multiple of 4; 0: as the planner likes. Each shard has an Adagrad
     accumulator of its own for a row: wider ones learn a little differently."""
@@ -50,4 +52,9 @@ class TableConfig:
         )
         by_columns = self.sharding in ("column_wise", "table_column_wise", "grid_shard")
         require(not self.columns or by_columns, f"columns is {self.columns}, but sharding is {self.sharding!r}; use 0")
+        require(
+            self.sharding != "data_parallel" or self.kernel == "fused",
+            f"kernel is {self.kernel!r}, but sharding is 'data_parallel', whose gradients are dense: use 'fused', the "
+            "default, which has no effect there",
+        )
         require(0 < self.cached <= 1, f"cached is {self.cached}; use a share above 0, up to 1")

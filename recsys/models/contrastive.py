@@ -58,8 +58,8 @@ def contrastive_loss(
         if drawn is not None:
             item, item_ids = torch.cat((item, drawn.item)), torch.cat((item_ids, drawn.ids))
             log_q = torch.cat((log_q, drawn.log_q))
-        facts = (F.pad(user_ids, (0, behind)), item_ids, _bits(log_q), _bits(F.pad(weights, (0, behind))))
-        candidates, facts = _gather(item.float(), torch.stack(facts, dim=1), group)  # [E, D], int64 [E, 4]
+        own_facts = (F.pad(user_ids, (0, behind)), item_ids, _bits(log_q), _bits(F.pad(weights, (0, behind))))
+        candidates, facts = _gather(item.float(), torch.stack(own_facts, dim=1), group)  # [E, D], int64 [E, 4]
         every_weight = _numbers(facts[:, 3])
         chosen = every_weight > 0
         is_drawn = torch.arange(len(chosen), device=chosen.device) % max(size + behind, 1) >= size

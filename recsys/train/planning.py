@@ -32,11 +32,17 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from recsys.config import TableConfig
 from recsys.mistakes import meant
 from recsys.train.distributed import Environment, host_memory
+from recsys.train.replicated import ADAGRAD_EPS
 
 USABLE = 0.8
 """Share of a machine's or GPU's memory that tables may fill; the rest is for activations, batches and gradients."""
 SPREAD_BYTES = 64 * 2**20
 """Tables of this size or more are spread over all ranks row by row."""
+TINY_BYTES = 64 * 2**10
+"""Tables of one collection that are no larger than this altogether are data-parallel: averaging their gradients is one
+exchange, of fewer bytes than the rows of a batch in four."""
+_REPLICATED = ShardingType.DATA_PARALLEL.value
+"""Of pooled tables: TorchRec 1.8 miscounts the ids of others."""
 _ELEMENTWISE = (ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value, ShardingType.COLUMN_WISE.value)
 """What TorchRec has for tables whose rows are not pooled."""
 _BY_COLUMNS = (
@@ -44,7 +50,7 @@ _BY_COLUMNS = (
     ShardingType.TABLE_COLUMN_WISE.value,
     ShardingType.GRID_SHARD.value,
 )
-_KINDS = [kind.value for kind in ShardingType if kind is not ShardingType.DATA_PARALLEL]
+_KINDS = [kind.value for kind in ShardingType]
 _PLANNED = (ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value)
 """What the planner chooses from by itself: these train alike on any number of ranks."""
 
@@ -77,10 +83,15 @@ def table_sizes(task: nn.Module) -> list[TableSize]:
 
 def _configs(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, bool]]:
     for module in task.modules():
-        if isinstance(module, EmbeddingBagCollection):
-            yield from ((config, True) for config in module.embedding_bag_configs())
-        elif isinstance(module, EmbeddingCollection):
-            yield from ((config, False) for config in module.embedding_configs())
+        yield from _own_configs(module)
+
+
+def _own_configs(module: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, bool]]:
+    """The tables of a collection, and whether their rows are pooled; none of what is no collection."""
+    if isinstance(module, EmbeddingBagCollection):
+        yield from ((config, True) for config in module.embedding_bag_configs())
+    elif isinstance(module, EmbeddingCollection):
+        yield from ((config, False) for config in module.embedding_configs())
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
@@ -90,7 +101,7 @@ class _BagSharder(EmbeddingBagCollectionSharder):
         return _KINDS
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return _kernels(compute_device_type)
+        return _kernels(sharding_type, compute_device_type)
 
 
 class _SequenceSharder(EmbeddingCollectionSharder):
@@ -98,12 +109,14 @@ class _SequenceSharder(EmbeddingCollectionSharder):
         return list(_ELEMENTWISE)
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return _kernels(compute_device_type)
+        return _kernels(sharding_type, compute_device_type)
 
 
-def _kernels(compute_device_type: str) -> list[str]:
-    """Constraints choose one of them for each table."""
+def _kernels(sharding_type: str, compute_device_type: str) -> list[str]:
+    """Constraints choose one of them for each table. A gradient that ranks average is a dense one."""
     here = EmbeddingComputeKernel
+    if sharding_type == _REPLICATED:
+        return [here.DENSE.value]
     far = [here.FUSED_UVM_CACHING.value, here.FUSED_UVM.value] if compute_device_type == "cuda" else []
     return [here.FUSED.value, *far]
 
@@ -140,7 +153,7 @@ class Planner:
     def __init__(
         self, topology: Topology, *, sparse_lr: float, batch_size: int, tables: Mapping[str, TableConfig]
     ) -> None:
-        fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": sparse_lr, "eps": 1e-8}
+        fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": sparse_lr, "eps": ADAGRAD_EPS}
         self.sharders = cast(list[ModuleSharder[nn.Module]], [_BagSharder(fused), _SequenceSharder(fused)])
         self._topology, self._batch_size, self._tables = topology, batch_size, tables
 
@@ -186,7 +199,19 @@ def constraints(
                 f"training.tables names {name!r}, which the model lacks{meant(name, known)}; its tables are "
                 f"{', '.join(known)}"
             )
-    return {size.name: _constraint(size, topology, tables.get(size.name, TableConfig())) for size in sizes}
+    tiny = set() if topology.world_size == 1 else _tiny(task) - tables.keys()
+    wanted = {name: TableConfig(sharding=_REPLICATED) for name in tiny} | dict(tables)
+    return {size.name: _constraint(size, topology, wanted.get(size.name, TableConfig())) for size in sizes}
+
+
+def _tiny(task: nn.Module) -> set[str]:
+    """The tables of collections that are small altogether. One that keeps a larger table has to exchange ids anyway."""
+    found: set[str] = set()
+    for module in task.modules():
+        sizes = [TableSize(x.name, x.num_embeddings, x.embedding_dim, pooled) for x, pooled in _own_configs(module)]
+        if all(size.pooled for size in sizes) and sum(size.bytes for size in sizes) <= TINY_BYTES:
+            found |= {size.name for size in sizes}
+    return found
 
 
 def _constraint(size: TableSize, topology: Topology, wanted: TableConfig) -> ParameterConstraints:
@@ -203,12 +228,16 @@ def _constraint(size: TableSize, topology: Topology, wanted: TableConfig) -> Par
             f"table {size.name!r} has {size.rows} rows: row-wise over {ranks} ranks leaves a rank without any; "
             "shard it table_wise"
         )
-    if ranks == 1:  # columns keep the accumulators of their shards
+    if ranks == 1 and kind == _REPLICATED:
+        kind = table_wise
+    elif ranks == 1:  # columns keep the accumulators of their shards
         kind = ShardingType.COLUMN_WISE.value if kind in _BY_COLUMNS else table_wise
     elif not kind and not spreads:
         kind = table_wise
     elif not kind and size.bytes >= SPREAD_BYTES:
         kind = row_wise
+    if kind == _REPLICATED:
+        return ParameterConstraints(sharding_types=[kind], compute_kernels=[EmbeddingComputeKernel.DENSE.value])
     caching = wanted.kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value
     here = topology.compute_device == "cuda"
     return ParameterConstraints(

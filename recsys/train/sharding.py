@@ -13,12 +13,13 @@ from rich.table import Table
 from torch import nn
 from torch.distributed import _remote_device
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from recsys.config import TableConfig
 from recsys.train.distributed import Environment
 from recsys.train.planning import PlanError, Planner, TableSize, topology_of
+from recsys.train.replicated import replicated_tables, table_of
 
 _COLLECTED_BYTES = 64 * 2**20
 """Tables of more than this are worth the tenths of a second in which the collector walks all objects."""
@@ -35,9 +36,9 @@ def shard(
 ) -> DistributedModelParallel:
     """Spread the embedding tables of `task` over the ranks and wrap the rest in data parallelism.
 
-    Every table is trained by the fused row-wise Adagrad, on any number of ranks by the same rule: that is why none is
-    data-parallel (it would fall to the dense optimizer), and why the planner alone chooses no columns (each shard keeps
-    an accumulator a row). A collective: every rank calls it. `task` is changed in place.
+    Every table is trained by row-wise Adagrad, on any number of ranks by the same rule: fused, but for those that are
+    data-parallel (`recsys.train.replicated`). That is why the planner alone chooses no columns (each shard keeps an
+    accumulator a row). A collective: every rank calls it. `task` is changed in place.
 
     No rank ever holds more than its shards: the tables are on "meta" before, and have memory but no weights to use
     afterwards. Draw them (`recsys.train.tables.draw_tables`) or load a checkpoint.
@@ -69,10 +70,11 @@ def shard(
 
 def plan_record(model: DistributedModelParallel) -> dict[str, dict[str, Any]]:
     """The sharding plan: table -> rows, dim, sharding, kernel, and the ranks that have a part of it."""
+    whole = {table_of(name): table.shape for name, table in replicated_tables(model).items()}
     return {
         name: {
-            "rows": max(shard.shard_offsets[0] + shard.shard_sizes[0] for shard in parameter.sharding_spec.shards),
-            "dim": max(shard.shard_offsets[1] + shard.shard_sizes[1] for shard in parameter.sharding_spec.shards),
+            "rows": whole[name][0] if name in whole else _extent(parameter, 0),
+            "dim": whole[name][1] if name in whole else _extent(parameter, 1),
             "sharding": parameter.sharding_type,
             "kernel": parameter.compute_kernel,
             "ranks": parameter.ranks or [],
@@ -80,6 +82,11 @@ def plan_record(model: DistributedModelParallel) -> dict[str, dict[str, Any]]:
         for module_plan in model.plan.plan.values()
         for name, parameter in sorted(cast(EmbeddingModuleShardingPlan, module_plan).items())
     }
+
+
+def _extent(parameter: ParameterSharding, axis: int) -> int:
+    """Rows (0) or columns (1) of a sharded table."""
+    return max(shard.shard_offsets[axis] + shard.shard_sizes[axis] for shard in parameter.sharding_spec.shards)
 
 
 def plan_table(model: DistributedModelParallel) -> Table:
@@ -117,5 +124,5 @@ def _place(plan: ShardingPlan, device: torch.device) -> None:
     """The planner numbers GPUs by rank; the only rank of a group may have another GPU than the first."""
     for module_plan in plan.plan.values():
         for parameter in cast(EmbeddingModuleShardingPlan, module_plan).values():
-            for metadata in parameter.sharding_spec.shards:
+            for metadata in parameter.sharding_spec.shards:  # a single rank has no data-parallel table
                 metadata.placement = _remote_device(f"rank:0/{device}")

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from recsys.train.replicated import row_sums, table_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -81,8 +84,12 @@ def _tables(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, Tensor, int,
         elif isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
             configs = {config.name: config for config in _configs(module)}
             for key, value in module.state_dict().items():
+                config = configs[table_of(key)]
+                if not isinstance(value, ShardedTensor):  # data-parallel: every rank has it whole
+                    yield config, value, 0, 0
+                    continue
                 for local in value.local_shards():
-                    yield configs[key.split(".")[-2]], local.tensor, *local.metadata.shard_offsets
+                    yield config, local.tensor, *local.metadata.shard_offsets
 
 
 def _drawn(config: BaseEmbeddingConfig, seed: int, block: int) -> Tensor:  # float32 [4096, dim]
@@ -101,6 +108,7 @@ def _accumulators(task: nn.Module) -> Iterator[tuple[Tensor, int]]:
                 for value in state.values():
                     for local in value.local_shards():
                         yield local.tensor, local.metadata.shard_offsets[0]
+            yield from ((sums, 0) for sums in row_sums(module))
 
 
 def _configs(module: nn.Module) -> list[BaseEmbeddingConfig]:

@@ -132,7 +132,11 @@ def _prepare(
         out=out,
         model=model,
         optimizer=build_optimizer(
-            model, dense_lr=config.dense_lr, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+            model,
+            dense_lr=config.dense_lr,
+            sparse_lr=config.sparse_lr,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
         ),
         metrics=metrics,
         identity=identity,

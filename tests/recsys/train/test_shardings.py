@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
 
 from recsys.config import ConfigError, TableConfig
+from recsys.data.batch import Batch
+from recsys.train.checkpoint import restore, save
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.optimizer import build_optimizer
 from recsys.train.planning import PlanError
-from recsys.train.sharding import shard
+from recsys.train.sharding import plan_record, shard
 from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.train.toy import join, make_stream, make_task
@@ -39,7 +44,7 @@ def trained(
     mine = range(environment.rank, PARTS, environment.world_size)
     parts = [make_stream(STEPS, rank=part, rows=8, all_valid=True).batches for part in mine]
     model = draw_tables(shard(make_task(dropout=0.0), environment, sparse_lr=0.3, tables=tables), 0)
-    optimizer, losses = build_optimizer(model, dense_lr=0.01), []
+    optimizer, losses = build_optimizer(model, dense_lr=0.01, sparse_lr=0.3), []
     for step in range(STEPS):
         batch = parts[0][step]
         for part in parts[1:]:
@@ -55,8 +60,10 @@ def trained(
     return losses, {name: whole(value) for name, value in model.state_dict().items() if "embedding" in name}, kinds
 
 
-def whole(value: ShardedTensor) -> Tensor:
+def whole(value: ShardedTensor | Tensor) -> Tensor:
     """All of a table, on every rank."""
+    if not isinstance(value, ShardedTensor):
+        return value
     rows = torch.zeros(value.size())
     for local in value.local_shards():
         (row, column), (height, width) = local.metadata.shard_offsets, local.metadata.shard_sizes
@@ -69,6 +76,8 @@ def whole(value: ShardedTensor) -> Tensor:
     ("kind", "ranks", "local", "columns"),
     [
         ("table_wise", 2, None, 0),
+        ("data_parallel", 2, None, 0),
+        ("data_parallel", 4, None, 0),
         ("row_wise", 4, None, 0),
         ("column_wise", 2, None, 4),
         ("table_row_wise", 4, 2, 0),
@@ -93,7 +102,59 @@ def test_what_a_table_cannot_have_is_told(environment: Environment) -> None:
     grid = TableConfig(sharding="grid_shard")
     with pytest.raises(PlanError, match=r"t_seen.sharding is 'grid_shard', but its rows are not pooled: use one of"):
         shard(make_task(), environment, sparse_lr=0.1, tables={"t_seen": grid})
+    with pytest.raises(PlanError, match=r"t_seen.sharding is 'data_parallel', but its rows are not pooled"):
+        shard(make_task(), environment, sparse_lr=0.1, tables={"t_seen": TableConfig(sharding="data_parallel")})
+    with pytest.raises(ConfigError, match="kernel is 'fused_uvm', but sharding is 'data_parallel'"):
+        TableConfig(sharding="data_parallel", kernel="fused_uvm")
     with pytest.raises(ConfigError, match=r"sharding is 'row_wize' \(did you mean 'row_wise'\?\); use one of"):
         TableConfig(sharding="row_wize")
     with pytest.raises(ConfigError, match="columns is 8, but sharding is 'row_wise'; use 0"):
         TableConfig(sharding="row_wise", columns=8)
+
+
+def continued(folder: str) -> list[tuple[list[str], dict[str, Tensor]]]:
+    """The kinds and tables of a model that was trained with replicated tables, saved, and goes on: with the same, with
+    others, and back again."""
+    environment, found = current_environment(), []
+    batches = make_stream(6, rank=environment.rank, rows=8, all_valid=True).batches
+    begun, own = None, [TableConfig(sharding=kind) for kind in ("data_parallel", "row_wise", "data_parallel")]
+    for turn, how in enumerate(own):
+        model = shard(make_task(dropout=0.0), environment, sparse_lr=0.3, tables={"t_user": how, "t_item": how})
+        optimizer = build_optimizer(draw_tables(model, 0), dense_lr=0.01, sparse_lr=0.3)
+        if begun is not None:
+            restore(begun, model=model, optimizer=optimizer, environment=environment)
+        for batch in batches[:3] if turn == 0 else ():
+            step(model, optimizer, batch)
+        paths = {"model": model, "optimizer": optimizer, "metrics": {}, "progress": {}, "environment": environment}
+        begun = save(Path(folder), turn + 1, **paths)
+        for batch in batches[3:]:
+            step(model, optimizer, batch)
+        tables = {name: whole(value) for name, value in model.state_dict().items() if "embedding" in name}
+        found.append((sorted(x["sharding"] for x in plan_record(model).values()), tables))
+    return found
+
+
+def step(model: DistributedModelParallel, optimizer: CombinedOptimizer, batch: Batch) -> None:
+    optimizer.zero_grad()
+    model(batch)[0].backward()
+    optimizer.step()
+
+
+def test_a_checkpoint_of_replicated_tables_goes_on_with_others(tmp_path: Path) -> None:
+    for same, other, back in run_ranks(continued, 2, str(tmp_path)):
+        assert [x[0].count("data_parallel") for x in (same, other, back)] == [2, 0, 2]
+        for name, table in same[1].items():
+            torch.testing.assert_close(other[1][name], table, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(back[1][name], table, rtol=1e-4, atol=1e-5)
+
+
+def tiny() -> set[str]:
+    """The tables that the planner replicates by itself."""
+    model = shard(make_task(), current_environment(), sparse_lr=0.1)
+    with pytest.raises(ValueError, match=r"bags.t_user.weight.* are data-parallel: give sparse_lr"):
+        build_optimizer(model, dense_lr=0.1)
+    return {name for name, x in plan_record(model).items() if x["sharding"] == "data_parallel"}
+
+
+def test_tiny_tables_are_replicated() -> None:
+    assert run_ranks(tiny, 2) == [{"t_user", "t_item"}] * 2
