@@ -227,7 +227,7 @@ def _graph(environment: Environment, data: None, steps: int, options: Options) -
     return task, stream, _quiet(training), lambda: None
 
 
-KINDS = {"derm": _derm, "contrastive": _contrastive, "graph": _graph}
+KINDS: dict[str, Callable[..., Prepared]] = {"derm": _derm, "contrastive": _contrastive, "graph": _graph}
 
 
 def _quiet(training: TrainConfig) -> TrainConfig:

@@ -46,7 +46,12 @@ def row_wise_adagrad(tables: Mapping[str, nn.Parameter], rate: float) -> KeyedOp
 
 def row_sums(module: nn.Module) -> Iterable[Tensor]:
     """What `RowWiseAdagrad` has summed up for the tables of a module, float32 [rows] each."""
-    return [x.row_sums for x in module.parameters() if isinstance(getattr(x, "row_sums", None), Tensor)]
+    return [x.row_sums for x in map(_open, module.parameters()) if hasattr(x, "row_sums")]
+
+
+def _open(parameter: nn.Parameter) -> Any:
+    """A parameter that carries its sums, for who has the module alone."""
+    return parameter
 
 
 class RowWiseAdagrad(torch.optim.Optimizer):
@@ -63,7 +68,7 @@ class RowWiseAdagrad(torch.optim.Optimizer):
         for name, table in tables.items():
             sums = torch.zeros(len(table), dtype=torch.float32, device=table.device)
             self.state[table][f"{table_of(name)}.momentum1"] = sums
-            table.row_sums = sums  # for who has the module alone
+            _open(table).row_sums = sums
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
