@@ -48,7 +48,8 @@ class OwnerTokens(nn.Module):
     def forward(self, batch: Batch) -> Tensor:  # [B, m, d]
         bags = None if self.bags is None else self.bags(batch.sparse)
         sequences = None if self.sequences is None else self.sequences(batch.sparse)
-        return self.assemble(bags, sequences, batch.sparse, batch.dense, None if self.of_items else batch.user_ids)
+        events = None if self.of_items else batch.user_ids
+        return self.assemble(bags, sequences, batch.sparse, batch.dense, events, batch.longest)
 
 
 class _Assemble(nn.Module):
@@ -84,16 +85,20 @@ class _Assemble(nn.Module):
         sparse: KeyedJaggedTensor,
         dense: dict[str, Tensor],
         events: Tensor | None,  # [B, ...]: only as many rows are wanted; None: all
+        longest: dict[str, int] | None = None,  # see `Batch.longest`
     ) -> Tensor:  # [B, m, d]
+        known = longest or {}
         rows = slice(None if events is None else events.shape[0])
         tokens = [] if bags is None else [pooled_tokens(bags, self.bagged)[rows]]
         if sequences is not None:
-            for name, longest in self.averaged.items():
-                layout = JaggedLayout.build(sequences[name].lengths()[rows], longest)
+            for name, shown in self.averaged.items():
+                layout = JaggedLayout.build(sequences[name].lengths()[rows], shown or known.get(name, 0))
                 tokens.append(layout.mean(sequences[name].values()).unsqueeze(1))
             for (name, age_key), encoder in zip(self.sequences, self.encoders, strict=True):
                 ages = sparse[age_key].values() if age_key else None
-                tokens.append(encoder(sequences[name].values(), sequences[name].lengths()[rows], ages))
+                tokens.append(
+                    encoder(sequences[name].values(), sequences[name].lengths()[rows], ages, known.get(name, 0))
+                )
         for owner, encoder in self.dense.items():
             tokens.append(encoder(checked_dense(dense, owner, self.widths[owner])).unsqueeze(1))
         return torch.cat(tokens, dim=1)
