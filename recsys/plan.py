@@ -106,6 +106,7 @@ def plan(job: Job, cluster: Cluster) -> Planned:
         sparse_lr=training.sparse_lr,
         batch_size=training.batch_size or training.LARGEST,
         tables=training.tables,
+        exchange=training.exchange,
     )
     return planner.plan(job.task)
 

@@ -13,6 +13,7 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import (
@@ -25,7 +26,7 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan, ShardingType
+from torchrec.distributed.types import CacheParams, ModuleSharder, QuantizedCommCodecs, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
@@ -34,6 +35,9 @@ from recsys.mistakes import meant
 from recsys.train.distributed import Environment, host_memory
 from recsys.train.replicated import ADAGRAD_EPS
 
+GRADIENT_SCALE = 1024.0
+"""Gradients of a mean over a batch are near the smallest float16; so much they grow before they cross, and shrink
+after."""
 USABLE = 0.8
 """Share of a machine's or GPU's memory that tables may fill; the rest is for activations, batches and gradients."""
 SPREAD_BYTES = 64 * 2**20
@@ -112,6 +116,19 @@ class _SequenceSharder(EmbeddingCollectionSharder):
         return _kernels(sharding_type, compute_device_type)
 
 
+def _codecs(exchange: str, device: str) -> dict[str, QuantizedCommCodecs] | None:
+    if exchange == "float32":
+        return None
+    if exchange == "bfloat16" and device == "cpu":
+        raise PlanError(
+            "training.exchange is 'bfloat16', which gloo does not carry: on CPUs use 'float16' or 'float32'"
+        )
+    precision = CommType.FP16 if exchange == "float16" else CommType.BF16
+    scale = GRADIENT_SCALE if exchange == "float16" else None
+    config = QCommsConfig(forward_precision=precision, backward_precision=precision, backward_loss_scale=scale)
+    return get_qcomm_codecs_registry(config, device=torch.device(device))
+
+
 def _kernels(sharding_type: str, compute_device_type: str) -> list[str]:
     """Constraints choose one of them for each table. A gradient that ranks average is a dense one."""
     here = EmbeddingComputeKernel
@@ -148,13 +165,25 @@ class Planner:
         sparse_lr: learning rate of the tables.
         batch_size: rows a rank and step, for the estimates.
         tables: table name -> how it is spread, where the planner shall not choose.
+        exchange: what rows and their gradients cross between ranks in, see `TrainConfig`.
+
+    Raises:
+        PlanError: gloo does not carry bfloat16.
     """
 
     def __init__(
-        self, topology: Topology, *, sparse_lr: float, batch_size: int, tables: Mapping[str, TableConfig]
+        self,
+        topology: Topology,
+        *,
+        sparse_lr: float,
+        batch_size: int,
+        tables: Mapping[str, TableConfig],
+        exchange: str = "float32",
     ) -> None:
         fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": sparse_lr, "eps": ADAGRAD_EPS}
-        self.sharders = cast(list[ModuleSharder[nn.Module]], [_BagSharder(fused), _SequenceSharder(fused)])
+        codecs = _codecs(exchange, topology.compute_device)
+        sharders = [kind(fused, qcomm_codecs_registry=codecs) for kind in (_BagSharder, _SequenceSharder)]
+        self.sharders = cast(list[ModuleSharder[nn.Module]], sharders)
         self._topology, self._batch_size, self._tables = topology, batch_size, tables
 
     def plan(self, task: nn.Module) -> Planned:

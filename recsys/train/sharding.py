@@ -33,6 +33,7 @@ def shard(
     batch_size: int = 1024,
     tables: Mapping[str, TableConfig] = MappingProxyType({}),
     memory: int | None = None,
+    exchange: str = "float32",
 ) -> DistributedModelParallel:
     """Spread the embedding tables of `task` over the ranks and wrap the rest in data parallelism.
 
@@ -51,15 +52,19 @@ def shard(
         batch_size: rows a rank and step, for the planner's estimates.
         tables: table name -> how it is spread, where the planner shall not choose.
         memory: bytes of table memory a rank may use; default: most of the GPU, or of the host's share of this rank.
+        exchange: what rows and their gradients cross between ranks in: float32, float16, or on GPUs bfloat16.
 
     Raises:
-        PlanError: the tables do not fit, `tables` names one that is not there, or asks for what it cannot have.
+        PlanError: the tables do not fit, `tables` names one that is not there or asks for what it cannot have, or the
+            ranks cannot exchange so.
         ValueError: a table is not on "meta".
     """
     for path, module in task.named_modules():
         if isinstance(module, EmbeddingBagCollection | EmbeddingCollection) and module.device.type != "meta":
             raise ValueError(f'the tables of {path!r} are on {module.device}: build them on "meta"')
-    planner = Planner(topology_of(environment, memory), sparse_lr=sparse_lr, batch_size=batch_size, tables=tables)
+    planner = Planner(
+        topology_of(environment, memory), sparse_lr=sparse_lr, batch_size=batch_size, tables=tables, exchange=exchange
+    )
     plan = _plan(planner, task)
     if environment.world_size == 1:
         _place(plan, environment.device)

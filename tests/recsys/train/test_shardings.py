@@ -13,7 +13,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from recsys.config import ConfigError, TableConfig
+from recsys.config import ConfigError, TableConfig, TrainConfig
 from recsys.data.batch import Batch
 from recsys.train.checkpoint import restore, save
 from recsys.train.distributed import Environment, current_environment
@@ -35,7 +35,7 @@ def tables_of(kind: str, columns: int) -> dict[str, TableConfig]:
 
 
 def trained(
-    tables: dict[str, TableConfig], local: int | None = None
+    tables: dict[str, TableConfig], local: int | None = None, exchange: str = "float32"
 ) -> tuple[list[float], dict[str, Tensor], set[str]]:
     """The mean losses of some steps on one log, however many ranks share it; the whole tables after it; their kinds."""
     if local:
@@ -43,7 +43,7 @@ def trained(
     environment = current_environment()
     mine = range(environment.rank, PARTS, environment.world_size)
     parts = [make_stream(STEPS, rank=part, rows=8, all_valid=True).batches for part in mine]
-    model = draw_tables(shard(make_task(dropout=0.0), environment, sparse_lr=0.3, tables=tables), 0)
+    model = draw_tables(shard(make_task(dropout=0.0), environment, sparse_lr=0.3, tables=tables, exchange=exchange), 0)
     optimizer, losses = build_optimizer(model, dense_lr=0.01, sparse_lr=0.3), []
     for step in range(STEPS):
         batch = parts[0][step]
@@ -96,9 +96,24 @@ def test_losses_and_tables_are_those_of_one_rank(kind: str, ranks: int, local: i
             torch.testing.assert_close(found[name], table, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
+def test_rows_may_cross_as_float16(kind: str) -> None:
+    tables = tables_of(kind, 0)
+    ((expected, states, _),) = run_ranks(trained, 1, tables)
+    for losses, found, _ in run_ranks(trained, 2, tables, None, "float16"):
+        assert losses != expected
+        torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-3)
+        for name, table in states.items():
+            torch.testing.assert_close(found[name], table, rtol=5e-3, atol=5e-3)
+
+
 def test_what_a_table_cannot_have_is_told(environment: Environment) -> None:
     with pytest.raises(PlanError, match=r"tables names 't_usr', which the model lacks \(did you mean 't_user'\?\)"):
         shard(make_task(), environment, sparse_lr=0.1, tables={"t_usr": TableConfig()})
+    with pytest.raises(PlanError, match="exchange is 'bfloat16', which gloo does not carry: on a CPU use 'float16'"):
+        shard(make_task(), environment, sparse_lr=0.1, exchange="bfloat16")
+    with pytest.raises(ConfigError, match=r"exchange is 'float61' \(did you mean 'float16'\?\); use one of float32"):
+        TrainConfig(exchange="float61")
     grid = TableConfig(sharding="grid_shard")
     with pytest.raises(PlanError, match=r"t_seen.sharding is 'grid_shard', but its rows are not pooled: use one of"):
         shard(make_task(), environment, sparse_lr=0.1, tables={"t_seen": grid})
