@@ -7,6 +7,7 @@ A tower's tables lie in one EmbeddingBagCollection and one EmbeddingCollection, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,11 @@ from recsys.models.jagged import JaggedLayout
 from recsys.models.sequence import SEQUENCE_TOKENS, SequenceEncoder
 from recsys.models.vocabulary import table_features
 
+C = TypeVar("C", bound=EmbeddingBagCollection | EmbeddingCollection)
+
+META = torch.device("meta")
+UNBOUNDED = 16
+"""Ids that a list is taken to have where its schema sets no `max_length`."""
 TABLE_INIT = 0.05
 """Tables start uniform in +-TABLE_INIT (our choice)."""
 
@@ -154,7 +160,7 @@ def bag_collection(
         )
         for name, readers in _by_table(features).items()
     ]
-    return EmbeddingBagCollection(tables=tables, device=torch.device("meta")) if tables else None
+    return with_ids_a_row(EmbeddingBagCollection(tables=tables, device=META), features) if tables else None
 
 
 def pooled_tokens(bags: KeyedTensor, names: list[str]) -> Tensor:  # [B, F, d]
@@ -175,7 +181,13 @@ def _element_collection(features: tuple[Feature, ...], dim: int) -> EmbeddingCol
         )
         for name, readers in _by_table(features).items()
     ]
-    return EmbeddingCollection(tables=tables, device=torch.device("meta")) if tables else None
+    return with_ids_a_row(EmbeddingCollection(tables=tables, device=META), features) if tables else None
+
+
+def with_ids_a_row(collection: C, features: Iterable[Feature]) -> C:
+    """Note with a collection how many ids of each feature a row has at most, for who plans where its tables lie."""
+    collection.ids_a_row = {x.name: 1 if x.kind == "id" else x.max_length or UNBOUNDED for x in features}
+    return collection
 
 
 def _by_table(features: tuple[Feature, ...]) -> dict[str, list[Feature]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -27,13 +27,12 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 from torchrec.distributed.types import CacheParams, ModuleSharder, QuantizedCommCodecs, ShardingPlan, ShardingType
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from recsys.config import TableConfig
 from recsys.mistakes import meant
 from recsys.train.distributed import Environment, host_memory
 from recsys.train.replicated import ADAGRAD_EPS
+from recsys.train.table_sizes import TableSize, sizes_of, table_sizes
 
 GRADIENT_SCALE = 1024.0
 """Gradients of a mean over a batch are near the smallest float16; so much they grow before they cross, and shrink
@@ -63,41 +62,6 @@ class PlanError(ValueError):
     """The embedding tables do not fit the ranks; the message names them, their bytes and what to do."""
 
 
-@dataclass(frozen=True)
-class TableSize:
-    """One embedding table and the memory it takes while training."""
-
-    name: str
-    rows: int
-    dim: int
-    pooled: bool = True
-    """Whether its rows are pooled to one for each event, those of a sequence are not."""
-
-    @property
-    def bytes(self) -> int:
-        """float32 weights, and the one float32 a row that row-wise Adagrad keeps."""
-        return self.rows * (self.dim + 1) * 4
-
-
-def table_sizes(task: nn.Module) -> list[TableSize]:
-    """The embedding tables of a task that is not sharded yet, largest first."""
-    sizes = [TableSize(x.name, x.num_embeddings, x.embedding_dim, pooled) for x, pooled in _configs(task)]
-    return sorted(sizes, key=lambda size: -size.bytes)
-
-
-def _configs(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, bool]]:
-    for module in task.modules():
-        yield from _own_configs(module)
-
-
-def _own_configs(module: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, bool]]:
-    """The tables of a collection, and whether their rows are pooled; none of what is no collection."""
-    if isinstance(module, EmbeddingBagCollection):
-        yield from ((config, True) for config in module.embedding_bag_configs())
-    elif isinstance(module, EmbeddingCollection):
-        yield from ((config, False) for config in module.embedding_configs())
-
-
 class _BagSharder(EmbeddingBagCollectionSharder):
     """TorchRec's, but for the sharding types: it offers row-wise on CUDA only, though gloo runs it."""
 
@@ -121,7 +85,7 @@ def _codecs(exchange: str, device: str) -> dict[str, QuantizedCommCodecs] | None
         return None
     if exchange == "bfloat16" and device == "cpu":
         raise PlanError(
-            "training.exchange is 'bfloat16', which gloo does not carry: on CPUs use 'float16' or 'float32'"
+            "training.exchange is 'bfloat16', which gloo does not carry: on a CPU use 'float16' or 'float32'"
         )
     precision = CommType.FP16 if exchange == "float16" else CommType.BF16
     scale = GRADIENT_SCALE if exchange == "float16" else None
@@ -237,7 +201,7 @@ def _tiny(task: nn.Module) -> set[str]:
     """The tables of collections that are small altogether. One that keeps a larger table has to exchange ids anyway."""
     found: set[str] = set()
     for module in task.modules():
-        sizes = [TableSize(x.name, x.num_embeddings, x.embedding_dim, pooled) for x, pooled in _own_configs(module)]
+        sizes = sizes_of(module)
         if all(size.pooled for size in sizes) and sum(size.bytes for size in sizes) <= TINY_BYTES:
             found |= {size.name for size in sizes}
     return found
@@ -265,15 +229,22 @@ def _constraint(size: TableSize, topology: Topology, wanted: TableConfig) -> Par
         kind = table_wise
     elif not kind and size.bytes >= SPREAD_BYTES:
         kind = row_wise
+    if wanted.kernel != EmbeddingComputeKernel.FUSED.value and topology.compute_device != "cuda":
+        raise PlanError(
+            f"training.tables.{size.name}.kernel is {wanted.kernel!r}, but the ranks have no GPU whose memory a table "
+            "could lie outside of: leave it out"
+        )
     if kind == _REPLICATED:
-        return ParameterConstraints(sharding_types=[kind], compute_kernels=[EmbeddingComputeKernel.DENSE.value])
-    caching = wanted.kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value
-    here = topology.compute_device == "cuda"
+        kernel, kinds = EmbeddingComputeKernel.DENSE.value, [kind]
+    else:
+        kernel, kinds = wanted.kernel, [kind] if kind else list(_PLANNED)
+    caching = kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value
     return ParameterConstraints(
-        sharding_types=[kind] if kind else list(_PLANNED),
-        compute_kernels=[wanted.kernel if here else EmbeddingComputeKernel.FUSED.value],
+        sharding_types=kinds,
+        compute_kernels=[kernel],
         min_partition=wanted.columns or None,
-        cache_params=CacheParams(load_factor=wanted.cached) if here and caching else None,
+        cache_params=CacheParams(load_factor=wanted.cached) if caching else None,
+        pooling_factors=list(size.ids_a_row),
     )
 
 

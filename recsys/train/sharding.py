@@ -18,8 +18,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from recsys.config import TableConfig
 from recsys.train.distributed import Environment
-from recsys.train.planning import PlanError, Planner, TableSize, topology_of
+from recsys.train.planning import PlanError, Planner, topology_of
 from recsys.train.replicated import replicated_tables, table_of
+from recsys.train.table_sizes import TableSize, halve
 
 _COLLECTED_BYTES = 64 * 2**20
 """Tables of more than this are worth the tenths of a second in which the collector walks all objects."""
@@ -62,6 +63,7 @@ def shard(
     for path, module in task.named_modules():
         if isinstance(module, EmbeddingBagCollection | EmbeddingCollection) and module.device.type != "meta":
             raise ValueError(f'the tables of {path!r} are on {module.device}: build them on "meta"')
+    halve(task, [name for name, how in tables.items() if how.dtype == "float16"])
     planner = Planner(
         topology_of(environment, memory), sparse_lr=sparse_lr, batch_size=batch_size, tables=tables, exchange=exchange
     )
@@ -74,14 +76,16 @@ def shard(
 
 
 def plan_record(model: DistributedModelParallel) -> dict[str, dict[str, Any]]:
-    """The sharding plan: table -> rows, dim, sharding, kernel, and the ranks that have a part of it."""
+    """The sharding plan: table -> rows, dim, sharding, kernel, dtype, and the ranks that have a part of it."""
     whole = {table_of(name): table.shape for name, table in replicated_tables(model).items()}
+    dtypes = {table_of(name): str(x.dtype).removeprefix("torch.") for name, x in model.state_dict().items()}
     return {
         name: {
             "rows": whole[name][0] if name in whole else _extent(parameter, 0),
             "dim": whole[name][1] if name in whole else _extent(parameter, 1),
             "sharding": parameter.sharding_type,
             "kernel": parameter.compute_kernel,
+            "dtype": dtypes[name],
             "ranks": parameter.ranks or [],
         }
         for module_plan in model.plan.plan.values()
@@ -100,11 +104,11 @@ def plan_table(model: DistributedModelParallel) -> Table:
     for name in ("table", "rows x dim", "MiB", "sharding", "ranks"):
         table.add_column(name, overflow="fold")
     for name, found in plan_record(model).items():
-        rows, dim = found["rows"], found["dim"]
+        rows, dim, half = found["rows"], found["dim"], found["dtype"] == "float16"
         table.add_row(
             name,
-            f"{rows:,} x {dim}",
-            f"{TableSize(name, rows, dim).bytes / 2**20:,.1f}",
+            f"{rows:,} x {dim}" + (", float16" if half else ""),
+            f"{TableSize(name, rows, dim, itemsize=2 if half else 4).bytes / 2**20:,.1f}",
             found["sharding"].replace("_", "-"),
             ", ".join(map(str, found["ranks"])),
         )

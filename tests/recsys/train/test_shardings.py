@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,12 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from recsys.config import ConfigError, TableConfig, TrainConfig
 from recsys.data.batch import Batch
-from recsys.train.checkpoint import restore, save
+from recsys.train.checkpoint import load_model, restore, save
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.optimizer import build_optimizer
 from recsys.train.planning import PlanError
 from recsys.train.sharding import plan_record, shard
-from recsys.train.tables import draw_tables
+from recsys.train.tables import allocate, draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.train.toy import join, make_stream, make_task
 
@@ -64,7 +65,7 @@ def whole(value: ShardedTensor | Tensor) -> Tensor:
     """All of a table, on every rank."""
     if not isinstance(value, ShardedTensor):
         return value
-    rows = torch.zeros(value.size())
+    rows = torch.zeros(value.size())  # of float16 as well
     for local in value.local_shards():
         (row, column), (height, width) = local.metadata.shard_offsets, local.metadata.shard_sizes
         rows[row : row + height, column : column + width] = local.tensor
@@ -107,6 +108,40 @@ def test_rows_may_cross_as_float16(kind: str) -> None:
             torch.testing.assert_close(found[name], table, rtol=5e-3, atol=5e-3)
 
 
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
+def test_tables_may_be_float16(kind: str) -> None:
+    """Half as large; what they learn is that of float32 but for their rounding, on any number of ranks."""
+    tables = tables_of(kind, 0)
+    ((expected, states, _),) = run_ranks(trained, 1, tables)
+    small = {name: replace(table, dtype="float16") for name, table in tables.items()}
+    for ranks in (1, 2):
+        for losses, found, _ in run_ranks(trained, ranks, small):
+            assert losses != expected
+            torch.testing.assert_close(losses, expected, rtol=2e-3, atol=2e-3)
+            for name, table in states.items():
+                torch.testing.assert_close(found[name], table, rtol=1e-2, atol=1e-2)
+
+
+def test_a_float16_table_is_saved_and_read(environment: Environment, tmp_path: Path) -> None:
+    half = {"t_user": TableConfig(dtype="float16")}
+    model = draw_tables(shard(make_task(), environment, sparse_lr=0.1, tables=half), 3)
+    optimizer = build_optimizer(model, dense_lr=0.1)
+    assert plan_record(model)["t_user"]["dtype"] == "float16"
+    assert plan_record(model)["t_item"]["dtype"] == "float32"
+    step(model, optimizer, make_stream(1).batches[0])
+    saved = {"model": model, "optimizer": optimizer, "metrics": {}, "progress": {}, "environment": environment}
+    path = save(tmp_path, 1, **saved)
+    name = "bags.embedding_bags.t_user.weight"
+    wanted = model.state_dict()[name].local_shards()[0].tensor
+    assert wanted.dtype == torch.float16
+    plain = allocate(make_task())
+    load_model(path, plain)
+    assert torch.equal(plain.state_dict()[name], wanted.float())
+    other = shard(make_task(), environment, sparse_lr=0.1)
+    restore(path, model=other, optimizer=build_optimizer(other, dense_lr=0.1), environment=environment)
+    assert torch.equal(other.state_dict()[name].local_shards()[0].tensor, wanted.float())
+
+
 def test_what_a_table_cannot_have_is_told(environment: Environment) -> None:
     with pytest.raises(PlanError, match=r"tables names 't_usr', which the model lacks \(did you mean 't_user'\?\)"):
         shard(make_task(), environment, sparse_lr=0.1, tables={"t_usr": TableConfig()})
@@ -119,6 +154,12 @@ def test_what_a_table_cannot_have_is_told(environment: Environment) -> None:
         shard(make_task(), environment, sparse_lr=0.1, tables={"t_seen": grid})
     with pytest.raises(PlanError, match=r"t_seen.sharding is 'data_parallel', but its rows are not pooled"):
         shard(make_task(), environment, sparse_lr=0.1, tables={"t_seen": TableConfig(sharding="data_parallel")})
+    with pytest.raises(PlanError, match=r"t_user.kernel is 'fused_uvm', but the ranks have no GPU"):
+        shard(make_task(), environment, sparse_lr=0.1, tables={"t_user": TableConfig(kernel="fused_uvm")})
+    with pytest.raises(ConfigError, match="dtype is 'float16', but sharding is 'data_parallel', whose steps"):
+        TableConfig(sharding="data_parallel", dtype="float16")
+    with pytest.raises(ConfigError, match=r"dtype is 'half'; use one of float32, float16"):
+        TableConfig(dtype="half")
     with pytest.raises(ConfigError, match="kernel is 'fused_uvm', but sharding is 'data_parallel'"):
         TableConfig(sharding="data_parallel", kernel="fused_uvm")
     with pytest.raises(ConfigError, match=r"sharding is 'row_wize' \(did you mean 'row_wise'\?\); use one of"):
