@@ -48,6 +48,12 @@ class TrainConfig:
     """Batches of a rank whose gradients make one step of the dense parameters: `accumulate` times smaller batches need
     less memory, and cross once. Tables that are not data_parallel take a step with each; a batch's contrastive loss is
     still among its own items alone."""
+    group_ranks: int = 0
+    """Ranks that share the tables; 0: all. With fewer, say those of a machine, every group has all tables, learns from
+    its rows by itself, and takes the mean of all groups' weights and sums of gradients every `sync_every` steps. Not
+    the same training: a row's step is the mean of the groups' steps, each of which goes by its own gradient's size."""
+    sync_every: int = 1
+    """Steps between these means; they are also taken at the end of a pass, and before a checkpoint."""
     exchange: str = "float32"
     """In what rows of tables and their gradients cross between ranks: float32, float16 or, on GPUs, bfloat16."""
     shuffle_batches: int = 64
@@ -67,10 +73,10 @@ class TrainConfig:
             self.exchange in EXCHANGES,
             f"exchange is {self.exchange!r}{meant(self.exchange, EXCHANGES)}; use one of {', '.join(EXCHANGES)}",
         )
-        for name in ("epochs", "log_every", "accumulate"):
+        for name in ("epochs", "log_every", "accumulate", "sync_every"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
         require(self.batch_size >= 0, f"batch_size is {self.batch_size}; use 1 or more, or 0: what the rows allow")
-        for name in ("shuffle_batches", "checkpoint_every", "weight_decay"):
+        for name in ("shuffle_batches", "checkpoint_every", "weight_decay", "group_ranks"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
         require(0 <= self.warmup < 1, f"warmup is {self.warmup}; use a share of the steps, 0 or more, below 1")
         require(0 <= self.final_lr <= 1, f"final_lr is {self.final_lr}; use a share of the learning rates, 0 to 1")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from recsys.train.replicated import replicated_tables, row_sums, row_wise_adagrad
+from recsys.train.shards import local_parts
 
 
 def build_optimizer(
@@ -74,7 +74,7 @@ def decay_accumulators(model: DistributedModelParallel, share: float) -> None:
         return
     for state in model.fused_optimizer.state_dict()["state"].values():
         for value in state.values():
-            for tensor in [x.tensor for x in value.local_shards()] if isinstance(value, ShardedTensor) else [value]:
+            for tensor, _ in local_parts(value):
                 tensor.mul_(share)
     for sums in row_sums(model):
         sums.mul_(share)

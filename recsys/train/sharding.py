@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from recsys.config import TableConfig
 from recsys.train.distributed import Environment
 from recsys.train.planning import PlanError, Planner, topology_of
+from recsys.train.replicas import check_groups, replicas
 from recsys.train.replicated import replicated_tables, table_of
 from recsys.train.table_sizes import TableSize, halve
 
@@ -35,6 +37,7 @@ def shard(
     tables: Mapping[str, TableConfig] = MappingProxyType({}),
     memory: int | None = None,
     exchange: str = "float32",
+    group_ranks: int = 0,
 ) -> DistributedModelParallel:
     """Spread the embedding tables of `task` over the ranks and wrap the rest in data parallelism.
 
@@ -53,6 +56,7 @@ def shard(
         batch_size: rows a rank and step, for the planner's estimates.
         tables: table name -> how it is spread, where the planner shall not choose.
         memory: bytes of table memory a rank may use; default: most of the GPU, or of the host's share of this rank.
+        group_ranks: ranks that have all tables together; 0: all of them. Fewer: see `recsys.train.replicas`.
         exchange: what rows and their gradients cross between ranks in: float32, float16, or on GPUs bfloat16.
 
     Raises:
@@ -64,14 +68,22 @@ def shard(
         if isinstance(module, EmbeddingBagCollection | EmbeddingCollection) and module.device.type != "meta":
             raise ValueError(f'the tables of {path!r} are on {module.device}: build them on "meta"')
     halve(task, [name for name, how in tables.items() if how.dtype == "float16"])
+    check_groups(group_ranks, environment.world_size)
+    sharers = min(group_ranks or environment.world_size, environment.world_size)
     planner = Planner(
-        topology_of(environment, memory), sparse_lr=sparse_lr, batch_size=batch_size, tables=tables, exchange=exchange
+        topology_of(replace(environment, world_size=sharers), memory),
+        sparse_lr=sparse_lr,
+        batch_size=batch_size,
+        tables=tables,
+        exchange=exchange,
     )
     plan = _plan(planner, task)
     if environment.world_size == 1:
         _place(plan, environment.device)
     if sum(parameter.nbytes for parameter in task.parameters() if parameter.is_meta) > _COLLECTED_BYTES:
         gc.collect()  # a sharded model that is not used any more has circles of references, and may be as large as this
+    if sharers < environment.world_size:
+        return replicas(task, environment, plan, sharers, planner.sharders)
     return DistributedModelParallel(task, device=environment.device, plan=plan, sharders=planner.sharders)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from recsys.train.replicated import row_sums, table_of
+from recsys.train.shards import local_parts
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -85,11 +85,8 @@ def _tables(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, Tensor, int,
             configs = {config.name: config for config in _configs(module)}
             for key, value in module.state_dict().items():
                 config = configs[table_of(key)]
-                if not isinstance(value, ShardedTensor):  # data-parallel: every rank has it whole
-                    yield config, value, 0, 0
-                    continue
-                for local in value.local_shards():
-                    yield config, local.tensor, *local.metadata.shard_offsets
+                for local, (row, column) in local_parts(value):
+                    yield config, local, row, column
 
 
 def _drawn(config: BaseEmbeddingConfig, seed: int, block: int) -> Tensor:  # float32 [4096, dim]
@@ -106,8 +103,8 @@ def _accumulators(task: nn.Module) -> Iterator[tuple[Tensor, int]]:
         if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
             for state in module.fused_optimizer.state_dict()["state"].values():
                 for value in state.values():
-                    for local in value.local_shards():
-                        yield local.tensor, local.metadata.shard_offsets[0]
+                    for local, (first, *_) in local_parts(value):
+                        yield local, first
             yield from ((sums, 0) for sums in row_sums(module))
 
 

@@ -25,6 +25,7 @@ from recsys.train.log import RunLog
 from recsys.train.optimizer import build_optimizer
 from recsys.train.passes import Passes, Scores
 from recsys.train.predict import Stream, device_batches, loss_forward
+from recsys.train.replicas import average
 from recsys.train.run import Run, TrainResult
 from recsys.train.running_metrics import Metrics
 from recsys.train.schedule import Schedule
@@ -134,6 +135,7 @@ def _prepare(
         batch_size=config.batch_size,
         tables=config.tables,
         exchange=config.exchange,
+        group_ranks=config.group_ranks,
     )
     torch.manual_seed(config.seed * 1009 + environment.rank)  # ranks differ in dropout
     return Run(
@@ -174,6 +176,7 @@ def _passes(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Pa
         run.optimizer,
         run.environment.device,
         execute_all_batches=True,
+        dmp_collection_sync_interval_batches=None,  # it counts anew after a restart
         custom_model_fwd=accumulation.scaled(loss_forward(run.model, run.environment)),
     )
     accumulation.wrap(pipeline, run.optimizer, run.model)
@@ -218,6 +221,8 @@ def _pass(
         whole = accumulation.is_whole(run.position)  # what waits for its step is in no checkpoint
         owed = owed or run.due(run.config.checkpoint_every)
         saves = run.out is not None and (left > 0 or not judged) and owed and whole
+        if saves or not left or run.position % run.config.sync_every == 0:
+            average(run.model)
         if logs or saves or (judged and not left):
             run.metrics.fold()
         if logs:
@@ -232,6 +237,7 @@ def _pass(
         asked = asks and stop.agreed(run.environment.device)
         if asked and not run.finished:
             if run.out is not None and not saves:
+                average(run.model)
                 run.metrics.fold()
                 run.save()
             raise run.interrupted(stop)

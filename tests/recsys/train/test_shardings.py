@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
@@ -20,7 +19,9 @@ from recsys.train.checkpoint import load_model, restore, save
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.optimizer import build_optimizer
 from recsys.train.planning import PlanError
+from recsys.train.replicas import average
 from recsys.train.sharding import plan_record, shard
+from recsys.train.shards import is_sharded, local_parts
 from recsys.train.tables import allocate, draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.train.toy import join, make_stream, make_task
@@ -36,15 +37,30 @@ def tables_of(kind: str, columns: int) -> dict[str, TableConfig]:
 
 
 def trained(
-    tables: dict[str, TableConfig], local: int | None = None, exchange: str = "float32"
+    tables: dict[str, TableConfig],
+    local: int | None = None,
+    exchange: str = "float32",
+    group_ranks: int = 0,
+    shared: int = 0,
 ) -> tuple[list[float], dict[str, Tensor], set[str]]:
     """The mean losses of some steps on one log, however many ranks share it; the whole tables after it; their kinds."""
     if local:
         os.environ["LOCAL_WORLD_SIZE"] = str(local)  # as if there were several machines
     environment = current_environment()
-    mine = range(environment.rank, PARTS, environment.world_size)
+    sharers = shared or environment.world_size  # as many ranks share the log, others have it again
+    mine = range(environment.rank % sharers, PARTS, sharers)
     parts = [make_stream(STEPS, rank=part, rows=8, all_valid=True).batches for part in mine]
-    model = draw_tables(shard(make_task(dropout=0.0), environment, sparse_lr=0.3, tables=tables, exchange=exchange), 0)
+    model = draw_tables(
+        shard(
+            make_task(dropout=0.0),
+            environment,
+            sparse_lr=0.3,
+            tables=tables,
+            exchange=exchange,
+            group_ranks=group_ranks,
+        ),
+        0,
+    )
     optimizer, losses = build_optimizer(model, dense_lr=0.01, sparse_lr=0.3), []
     for step in range(STEPS):
         batch = parts[0][step]
@@ -54,6 +70,7 @@ def trained(
         loss, _ = model(batch)
         loss.backward()
         optimizer.step()
+        average(model)
         total = loss.detach().clone()
         dist.all_reduce(total)
         losses.append(float(total) / environment.world_size)
@@ -61,16 +78,17 @@ def trained(
     return losses, {name: whole(value) for name, value in model.state_dict().items() if "embedding" in name}, kinds
 
 
-def whole(value: ShardedTensor | Tensor) -> Tensor:
+def whole(value: Tensor) -> Tensor:
     """All of a table, on every rank."""
-    if not isinstance(value, ShardedTensor):
+    if not is_sharded(value):
         return value
-    rows = torch.zeros(value.size())  # of float16 as well
-    for local in value.local_shards():
-        (row, column), (height, width) = local.metadata.shard_offsets, local.metadata.shard_sizes
-        rows[row : row + height, column : column + width] = local.tensor
+    rows, seen = torch.zeros(2, *value.size())  # of float16 as well
+    for local, (row, column) in local_parts(value):
+        at = slice(row, row + local.shape[0]), slice(column, column + local.shape[1])
+        rows[at], seen[at] = local, 1
     dist.all_reduce(rows)
-    return rows
+    dist.all_reduce(seen)  # 2D: as many ranks have it as there are groups
+    return rows / seen
 
 
 @pytest.mark.parametrize(
@@ -95,6 +113,32 @@ def test_losses_and_tables_are_those_of_one_rank(kind: str, ranks: int, local: i
         torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
         for name, table in states.items():
             torch.testing.assert_close(found[name], table, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "data_parallel"])
+def test_groups_with_the_same_rows_are_one_rank(kind: str) -> None:
+    """Two groups of two ranks. Where both see the same rows their mean is what each has, and exact."""
+    tables = tables_of(kind, 0)
+    ((expected, states, _),) = run_ranks(trained, 1, tables)
+    for losses, found, kinds in run_ranks(trained, 4, tables, None, "float32", 2, 2):
+        assert kind in kinds
+        torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+        for name, table in states.items():
+            torch.testing.assert_close(found[name], table, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_with_their_own_rows_learn_much_the_same() -> None:
+    """What they have is the mean of their steps, not the step of one rank with all rows."""
+    tables = tables_of("row_wise", 0)
+    ((expected, states, _),) = run_ranks(trained, 1, tables)
+    results = run_ranks(trained, 4, tables, None, "float32", 2)
+    for losses, found, _ in results:
+        assert losses[0] == pytest.approx(expected[0], rel=1e-5), "nothing was learned yet"
+        torch.testing.assert_close(losses, expected, rtol=0.1, atol=0.0)
+        differs = [(found[name] - table).abs().max() for name, table in states.items()]
+        assert max(differs) > 1e-3
+        for name in states:
+            assert torch.equal(found[name], results[0][1][name])
 
 
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
@@ -145,6 +189,8 @@ def test_a_float16_table_is_saved_and_read(environment: Environment, tmp_path: P
 def test_what_a_table_cannot_have_is_told(environment: Environment) -> None:
     with pytest.raises(PlanError, match=r"tables names 't_usr', which the model lacks \(did you mean 't_user'\?\)"):
         shard(make_task(), environment, sparse_lr=0.1, tables={"t_usr": TableConfig()})
+    with pytest.raises(PlanError, match="group_ranks is 2, but there are 1 ranks: use a divisor of them"):
+        shard(make_task(), environment, sparse_lr=0.1, group_ranks=2)
     with pytest.raises(PlanError, match="exchange is 'bfloat16', which gloo does not carry: on a CPU use 'float16'"):
         shard(make_task(), environment, sparse_lr=0.1, exchange="bfloat16")
     with pytest.raises(ConfigError, match=r"exchange is 'float61' \(did you mean 'float16'\?\); use one of float32"):
