@@ -77,7 +77,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Print a line for each variant."""
-    with _events(options) as files:
+    with events(options) as files:
         variants = {
             (ids, rows, ranks): partial(
                 on_ranks, train, ranks, files[rows], ids, rows, options, threads=threads_of(ranks, options.cores)
@@ -99,8 +99,40 @@ def main(options: Options) -> None:
         print_record("contrastive_training", {"ids": ids, "ranks": ranks, **sizes, **figures, **used})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a rank trains."""
+
+    task: DermTask
+    stream: EventStream
+    training: TrainConfig
+    model: IdTables
+    seen: SeenIds
+    before: int
+    """Bytes in memory, before there was a model."""
+
+    def begin(self) -> None:
+        """Give ids their rows."""
+        self.model.vocabulary.admit(self.seen.ids(), self.seen.newest)
+
+
 def train(environment: Environment, file: Path, ids: str, rows: int, options: Options) -> Figures:
     """Train for some steps. A collective."""
+    ready = prepare(environment, file, ids, rows, options)
+    result = fit(ready.task, ready.stream, ready.training, environment, tasks=["click"], title=None, begun=ready.begin)
+    gc.collect()
+    return {
+        "pairs_per_second": round(result.samples_per_second),
+        "input_wait_fraction": round(result.input_wait_fraction, 3),
+        "contrastive": result.metrics["loss/contrastive"],
+        "without_row": ready.model.vocabulary.without_row(ready.seen.ids()),
+        "resident_bytes": total(resident() - ready.before),
+        "peak_mib": round(total(peak_memory()) / 2**20),
+    }
+
+
+def prepare(environment: Environment, file: Path, ids: str, rows: int, options: Options) -> Prepared:
+    """The model, and this rank's batches of it."""
     network = ContrastiveConfig(dim=options.dim, ids=ids)
     schema = _schema(rows)
     loss = LossConfig(uniform_negatives=options.uniform_negatives, contrastive_label="click")
@@ -124,28 +156,12 @@ def train(environment: Environment, file: Path, ids: str, rows: int, options: Op
         transform=negatives,
     )
     stream.steps_per_epoch = stream.total_steps = min(options.steps, stream.total_steps)
-    result = fit(
-        DermTask(model, loss, ["click"], frequencies, negatives.items),
-        stream,
-        training,
-        environment,
-        tasks=["click"],
-        title=None,
-        begun=lambda: model.vocabulary.admit(seen.ids(), seen.newest),
-    )
-    gc.collect()
-    return {
-        "pairs_per_second": round(result.samples_per_second),
-        "input_wait_fraction": round(result.input_wait_fraction, 3),
-        "contrastive": result.metrics["loss/contrastive"],
-        "without_row": model.vocabulary.without_row(seen.ids()),
-        "resident_bytes": total(resident() - before),
-        "peak_mib": round(total(peak_memory()) / 2**20),
-    }
+    task = DermTask(model, loss, ["click"], frequencies, negatives.items)
+    return Prepared(task=task, stream=stream, training=training, model=model, seen=seen, before=before)
 
 
 @contextmanager
-def _events(options: Options) -> Iterator[dict[int, Path]]:
+def events(options: Options) -> Iterator[dict[int, Path]]:
     """Rows of a table -> a file of as many events as the most ranks need, in time order."""
     count = options.steps * options.batch_size * max(options.ranks)
     with tempfile.TemporaryDirectory() as folder:

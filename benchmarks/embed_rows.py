@@ -96,7 +96,7 @@ def save_model(upstream: UpstreamConfig, schema: Schema, out: Path) -> None:
         torch.manual_seed(0)
         holder = nn.ModuleDict({"model": DERM(schema, upstream.model, [label.name for label in schema.labels])})
         model = draw_tables(shard(holder, environment, sparse_lr=0.1), 0)
-        optimizer = build_optimizer(model, dense_lr=0.1)
+        optimizer = build_optimizer(model, dense_lr=0.1, sparse_lr=0.1)
         folder = upstream_folder(out, upstream.name) / "checkpoints"
         checkpoint.save(folder, 1, model=model, optimizer=optimizer, metrics={}, progress={}, environment=environment)
 

@@ -124,7 +124,7 @@ def _print_fb15k(options: Options) -> None:
 def train_fb15k(environment: Environment, options: Options) -> Figures:
     """Ours on FB15k-237. A collective."""
     graph, (train,) = read_openke(options.data, ("train",))
-    return _train(graph, train, _task(graph, options), environment, options)
+    return _train(graph, train, task_of(graph, options), environment, options)
 
 
 def train_table(environment: Environment, rows: int, options: Options) -> Figures:
@@ -145,7 +145,7 @@ def train_table(environment: Environment, rows: int, options: Options) -> Figure
         relations=tuple(f"relation_{number}" for number in range(RELATIONS)),
         ends=np.zeros((RELATIONS, 2), np.int64),
     )
-    task = _task(graph, options)
+    task = task_of(graph, options)
     before = resident()
     figures = _train(graph, links, task, environment, options, seen={"entity": ids})
     gc.collect()
@@ -166,7 +166,8 @@ def train_pykeen(python: Path, options: Options) -> Figures:
     return figures | _speeds(figures["triples_per_second"], negatives)
 
 
-def _task(graph: Graph, options: Options) -> GraphTask:
+def task_of(graph: Graph, options: Options) -> GraphTask:
+    """The model."""
     config = GraphConfig(
         score="transr",
         dim=options.dims[0],
@@ -187,19 +188,7 @@ def _train(
 ) -> Figures:
     """Train for some steps; `seen` are ids that own rows then, where graph and links have ids."""
     config, vocabulary = task.model.links.config, task.model.vocabulary
-    training = TrainConfig(
-        epochs=1, batch_size=options.batch_size, sparse_lr=0.1, dense_lr=3e-4, checkpoint_every=0, log_every=10**6
-    )
-    stream = Cut(
-        links,
-        graph,
-        batch_size=training.batch_size,
-        group=config.group,
-        negatives=config.negatives,
-        rank=environment.rank,
-        world_size=environment.world_size,
-        locate=vocabulary.locate if seen else None,
-    )
+    stream, training = prepare(graph, links, task, environment, options, with_ids=bool(seen))
     filled = len(links) / (stream.total_steps * training.batch_size * environment.world_size)
     result = fit(
         task,
@@ -217,6 +206,33 @@ def _train(
         "loss": result.metrics["loss"],
         "peak_mib": round(total(peak_memory()) / 2**20),
     }
+
+
+def prepare(
+    graph: Graph,
+    links: Triples,
+    task: GraphTask,
+    environment: Environment,
+    options: Options,
+    *,
+    with_ids: bool = False,
+) -> tuple[Cut, TrainConfig]:
+    """This rank's batches of a task, and how it is trained."""
+    config = task.model.links.config
+    training = TrainConfig(
+        epochs=1, batch_size=options.batch_size, sparse_lr=0.1, dense_lr=3e-4, checkpoint_every=0, log_every=10**6
+    )
+    stream = Cut(
+        links,
+        graph,
+        batch_size=training.batch_size,
+        group=config.group,
+        negatives=config.negatives,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        locate=task.model.vocabulary.locate if with_ids else None,
+    )
+    return stream, training
 
 
 def _print_tables(dim: int, options: Options) -> None:

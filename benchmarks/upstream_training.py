@@ -19,10 +19,12 @@ from pathlib import Path
 
 import torch
 import tyro
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from benchmarks.ranks import Figures, in_rounds, on_ranks
+from recsys.config import TrainConfig
 from recsys.data.files import find_files
 from recsys.data.stream import EventStream
 from recsys.data.synthetic import prepare_synthetic
@@ -33,6 +35,7 @@ from recsys.recipes import synthetic
 from recsys.source import upstream_schema
 from recsys.study.environment import commit, hardware
 from recsys.train.distributed import Environment
+from recsys.train.predict import Stream
 from recsys.train.tables import draw_tables
 from recsys.train.trainer import fit
 
@@ -41,37 +44,43 @@ WARM_UP = 10
 
 def measure(environment: Environment, variant: str, data: Path, steps: int) -> Figures:
     """The speed of one variant. A collective."""
+    task, stream, training = prepare(environment, data, steps)
+    if variant == "torchrec":
+        training = replace(training, log_every=10**6)
+        result = fit(task, stream, training, environment, tasks=task.loss.tasks, title=None)
+        return {"samples_per_second": result.samples_per_second, "input_wait_fraction": result.input_wait_fraction}
+    return {"samples_per_second": train_plain(draw_tables(task, 0), stream) * environment.world_size}
+
+
+def prepare(environment: Environment, data: Path, steps: int) -> tuple[DermTask, EventStream, TrainConfig]:
+    """The demo's first upstream, and this rank's batches of it."""
     rank, ranks = environment.rank, environment.world_size
     upstream = synthetic().upstreams[0]
     schema = upstream_schema(upstream, data)
     files = find_files(data, upstream.source.events)
     tasks = [label.name for label in schema.labels]
-    training = upstream.training.sized(EventStream(files, schema, batch_size=1).rows // ranks)
-    batch_size = training.batch_size
+    training = upstream.training.sized(EventStream(files, schema, batch_size=1).rows)
     stream = EventStream(
-        files, schema, batch_size=batch_size, rank=rank, world_size=ranks, shuffle_batches=64, epochs=8
+        files, schema, batch_size=training.batch_size, rank=rank, world_size=ranks, shuffle_batches=64, epochs=8
     )
     stream.total_steps = steps
     torch.manual_seed(0)
     frequencies = count_positives(files, schema, tasks[:1])
-    task = DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies)
-    if variant == "torchrec":
-        training = replace(training, log_every=10**6)
-        result = fit(task, stream, training, environment, tasks=tasks, title=None)
-        return {"samples_per_second": result.samples_per_second, "input_wait_fraction": result.input_wait_fraction}
-    return {"samples_per_second": train_plain(draw_tables(task, 0), stream, steps) * ranks}
+    return DermTask(DERM(schema, upstream.model, tasks), upstream.loss, tasks, frequencies), stream, training
 
 
-def train_plain(task: DermTask, stream: EventStream, steps: int) -> float:
-    """Samples a second of this rank with DistributedDataParallel and whole tables."""
-    tables = {
+def train_plain(task: nn.Module, stream: Stream, *, tables: bool = True) -> float:
+    """Samples a second of this rank with DistributedDataParallel and whole tables, which are trained or left alone."""
+    whole = {
         p
         for m in task.modules()
         if isinstance(m, (EmbeddingBagCollection, EmbeddingCollection))
         for p in m.parameters()
     }
-    sparse = torch.optim.Adagrad(tables, lr=0.02)
-    dense = torch.optim.AdamW([p for p in task.parameters() if p not in tables], lr=1e-3, fused=True)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adagrad(whole, lr=0.02)] if tables else []
+    for table in whole:
+        table.requires_grad_(tables)
+    optimizers.append(torch.optim.AdamW([p for p in task.parameters() if p not in whole], lr=1e-3, fused=True))
     parallel = DistributedDataParallel(task)
     rows, start = 0, 0.0
     for step, batch in enumerate(stream):
@@ -79,10 +88,10 @@ def train_plain(task: DermTask, stream: EventStream, steps: int) -> float:
             start = time.perf_counter()
         loss, _ = parallel(batch)
         loss.backward()
-        for optimizer in (sparse, dense):
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        rows += len(batch) if step >= WARM_UP else 0
+        rows += len(getattr(batch, "labels", ())) if step >= WARM_UP else 0
     return rows / (time.perf_counter() - start)
 
 

@@ -1,6 +1,13 @@
 import logging
 
-# Torch's notice to TorchRec's authors, which it logs when TorchRec's modules are traced: no user could change it.
-logging.getLogger("torch.fx._symbolic_trace").addFilter(
-    lambda record: not record.getMessage().startswith("is_fx_tracing will return true")
-)
+
+def _silence(logger: str | None, said: str) -> None:
+    """Leave out what begins so: notices to the authors of TorchRec, or of what no user could change."""
+    logging.getLogger(logger).addFilter(lambda record: not record.getMessage().startswith(said))
+
+
+# Logged when TorchRec's modules are traced.
+_silence("torch.fx._symbolic_trace", "is_fx_tracing will return true")
+# Of its planner, where a table is data-parallel: such a one has no shards, and no cache.
+_silence(None, "Sharding spec not found")
+_silence("torchrec.distributed.utils", "Sharding Type is data_parallel")

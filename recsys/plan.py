@@ -39,7 +39,8 @@ from recsys.graph_upstream import count_nodes
 from recsys.models.kinds import build_upstream
 from recsys.models.rankers import build_ranker
 from recsys.source import ranker_schema, sized_upstream, upstream_schema
-from recsys.train.planning import USABLE, PlanError, Planned, Planner, gib, table_sizes, topology
+from recsys.train.planning import USABLE, PlanError, Planned, Planner, gib, topology
+from recsys.train.table_sizes import halve, table_sizes
 
 _DENSE_BYTES = 16
 """Of a dense parameter: itself, its gradient, and two of AdamW."""
@@ -101,11 +102,13 @@ def plan(job: Job, cluster: Cluster) -> Planned:
         ),
     )
     training = job.training
+    halve(job.task, [name for name, how in training.tables.items() if how.dtype == "float16"])
     planner = Planner(
         ranks,
         sparse_lr=training.sparse_lr,
         batch_size=training.batch_size or training.LARGEST,
         tables=training.tables,
+        exchange=training.exchange,
     )
     return planner.plan(job.task)
 
@@ -155,8 +158,9 @@ def tables_of(job: Job, planned: Planned) -> Table:
     sizes = table_sizes(job.task)
     rest = sizes[_SHOWN:]
     shown = Table(title=job.name, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    shown.add_column("table", no_wrap=True)
-    for name in ("rows x dim", "memory", "sharding", "ranks", "largest shard"):
+    for name in ("table", "rows x dim"):
+        shown.add_column(name, no_wrap=True)
+    for name in ("ids a row", "memory", "sharding", "ranks", "largest shard"):
         shown.add_column(name, overflow="fold")
     options = {option.name: option for option in planned.options}
     for size in sizes[:_SHOWN]:
@@ -165,11 +169,12 @@ def tables_of(job: Job, planned: Planned) -> Table:
         shard = max(option.shards, key=lambda x: x.size[0] * x.size[1])
         shown.add_row(
             size.name,
-            f"{size.rows:,} x {size.dim}",
+            f"{size.rows:,} x {size.dim}" + ("" if size.itemsize == 4 else ", float16"),
+            f"{sum(size.ids_a_row):g}",
             gib(size.bytes),
             option.sharding_type.replace("_", "-") + ("" if fused else f", {option.compute_kernel}"),
             f"{len({x.rank for x in option.shards}):,}",
-            gib(shard.size[0] * (shard.size[1] + 1) * 4),
+            gib(shard.size[0] * (shard.size[1] * size.itemsize + 4)),
         )
     if rest:
         shown.caption = f"and {len(rest)} smaller ones, {gib(sum(size.bytes for size in rest))} together"

@@ -37,6 +37,7 @@ class PlainBatch(NamedTuple):
     found: Tensor  # bool [B, P]
     feed: Tensor  # float32 [B, P, 2]
     user_ids: Tensor  # [B, ...]: how many events there are
+    longest: None = None
 
 
 def with_plain_tables(model: M) -> M:

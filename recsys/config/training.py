@@ -7,6 +7,10 @@ from typing import ClassVar, Self
 
 from recsys.config.rules import SEEDS, require
 from recsys.config.sharding import TableConfig
+from recsys.mistakes import meant
+
+EXCHANGES = ("float32", "float16", "bfloat16")
+"""What rows cross between ranks in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,18 @@ class TrainConfig:
     does from that of the day before: with less, the steps of its tables are longer."""
     clip_norm: float = 0.0
     """The gradient of the dense parameters is scaled down to this norm, where it has a greater one; 0: never."""
+    accumulate: int = 1
+    """Batches of a rank whose gradients make one step of the dense parameters: `accumulate` times smaller batches need
+    less memory, and cross once. Tables that are not data_parallel take a step with each; a batch's contrastive loss is
+    still among its own items alone."""
+    group_ranks: int = 0
+    """Ranks that share the tables; 0: all. With fewer, say those of a machine, every group has all tables, learns from
+    its rows by itself, and takes the mean of all groups' weights and sums of gradients every `sync_every` steps. Not
+    the same training: a row's step is the mean of the groups' steps, each of which goes by its own gradient's size."""
+    sync_every: int = 1
+    """Steps between these means; they are also taken at the end of a pass, and before a checkpoint."""
+    exchange: str = "float32"
+    """In what rows of tables and their gradients cross between ranks: float32, float16 or, on GPUs, bfloat16."""
     shuffle_batches: int = 64
     """Rows are shuffled within blocks of this many batches; 0 keeps the stored order."""
     checkpoint_every: int = 200
@@ -56,10 +72,14 @@ class TrainConfig:
     while a model is trained, but for columns, whose accumulators are kept for each shard."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "log_every"):
+        require(
+            self.exchange in EXCHANGES,
+            f"exchange is {self.exchange!r}{meant(self.exchange, EXCHANGES)}; use one of {', '.join(EXCHANGES)}",
+        )
+        for name in ("epochs", "patience", "log_every", "accumulate", "sync_every"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
         require(self.batch_size >= 0, f"batch_size is {self.batch_size}; use 1 or more, or 0: what the rows allow")
-        for name in ("shuffle_batches", "checkpoint_every", "weight_decay"):
+        for name in ("shuffle_batches", "checkpoint_every", "weight_decay", "group_ranks"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
         require(0 <= self.warmup < 1, f"warmup is {self.warmup}; use a share of the steps, 0 or more, below 1")
         require(0 <= self.final_lr <= 1, f"final_lr is {self.final_lr}; use a share of the learning rates, 0 to 1")

@@ -40,6 +40,9 @@ class Batch(Pipelineable):
     """int64 [N]: ids of items whose features lie behind those of the events, in rows B to B + N of `dense["item"]` and
     of every key of `sparse`, and of `vectors`, `found` and `feed`; those of other owners are empty there, and nothing
     else has these rows. None: no items."""
+    longest: dict[str, int] | None = None
+    """Key of `sparse` -> the most that a row has of it; noted by `to` while it is at hand, so that a model on a GPU
+    need not wait to read it. None: not noted."""
     position: int = 0
     """Number of the batch in its stream, counted from 0 over all passes."""
     epoch: int = 0
@@ -55,7 +58,10 @@ class Batch(Pipelineable):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """A copy on `device` (Pipelineable)."""
-        return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
+        moved = self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
+        if self.longest is None and self.sparse.lengths().device.type == "cpu":
+            moved.longest = _longest(self.sparse)
+        return moved
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked host memory, so that `to` can overlap with computing (Pipelineable)."""
@@ -82,3 +88,8 @@ class Batch(Pipelineable):
             feed=None if self.feed is None else function(self.feed),
             negatives=None if self.negatives is None else function(self.negatives),
         )
+
+
+def _longest(sparse: KeyedJaggedTensor) -> dict[str, int]:
+    lengths = sparse.lengths().view(len(sparse.keys()), -1)
+    return dict(zip(sparse.keys(), lengths.amax(1).tolist() if lengths.numel() else [0] * len(lengths), strict=True))

@@ -66,6 +66,7 @@ class GraphModel(nn.Module):
             ],
             device=torch.device("meta"),
         )
+        self.tables.ids_a_row = dict.fromkeys(graph.types, 2)  # a link's ends; those drawn are few beside them
         self.links = Links(graph, config)
 
     def forward(self, batch: LinkBatch) -> GraphOutput:

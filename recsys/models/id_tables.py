@@ -24,7 +24,7 @@ from recsys.data.schema import Schema
 from recsys.models.derm import NORM_EPS, DermOutput
 from recsys.models.hashed_ids import HashedIds
 from recsys.models.managed_ids import ManagedRows
-from recsys.models.tokens import TABLE_INIT, bag_collection, pooled_tokens
+from recsys.models.tokens import META, TABLE_INIT, bag_collection, pooled_tokens
 from recsys.models.vocabulary import OwnedRows, Vocabulary, own_ids, table_features
 
 _HASTE = 30.0
@@ -103,7 +103,8 @@ class IdTower(nn.Module):
             weight_init_min=-TABLE_INIT,
             weight_init_max=TABLE_INIT,
         )
-        self.own = EmbeddingCollection(tables=[table], device=torch.device("meta"))
+        self.own = EmbeddingCollection(tables=[table], device=META)
+        self.own.ids_a_row = {own.name: config.rows_an_id}
         self.others = bag_collection(others, config.dim)
         self.join = _Join(own.name, [x.name for x in others], config)
 

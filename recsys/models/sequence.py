@@ -51,10 +51,11 @@ class SequenceEncoder(nn.Module):
         values: Tensor,  # float [N, d], each row's elements oldest first
         lengths: Tensor,  # int [B]
         ages: Tensor | None = None,  # int64 [N], age buckets; required if timed
+        longest: int = 0,  # no row has more elements; 0: read off the lengths where `max_length` does not say
     ) -> Tensor:  # [B, 2, d]
         # Reversed as a whole, every row has its most recent element first: padding then keeps those, and an
         # element's index is its position from the end.
-        layout = JaggedLayout.build(lengths.flip(0), self.max_length)
+        layout = JaggedLayout.build(lengths.flip(0), self.max_length or longest)
         elements = values.flip(0)
         positions = layout.positions(elements.shape[0]).clamp(max=self.position.shape[0] - 1)
         x = elements + F.embedding(positions, self.position)

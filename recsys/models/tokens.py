@@ -7,6 +7,7 @@ A tower's tables lie in one EmbeddingBagCollection and one EmbeddingCollection, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,11 @@ from recsys.models.jagged import JaggedLayout
 from recsys.models.sequence import SEQUENCE_TOKENS, SequenceEncoder
 from recsys.models.vocabulary import table_features
 
+C = TypeVar("C", bound=EmbeddingBagCollection | EmbeddingCollection)
+
+META = torch.device("meta")
+UNBOUNDED = 16
+"""Ids that a list is taken to have where its schema sets no `max_length`."""
 TABLE_INIT = 0.05
 """Tables start uniform in +-TABLE_INIT (our choice)."""
 
@@ -48,7 +54,8 @@ class OwnerTokens(nn.Module):
     def forward(self, batch: Batch) -> Tensor:  # [B, m, d]
         bags = None if self.bags is None else self.bags(batch.sparse)
         sequences = None if self.sequences is None else self.sequences(batch.sparse)
-        return self.assemble(bags, sequences, batch.sparse, batch.dense, None if self.of_items else batch.user_ids)
+        events = None if self.of_items else batch.user_ids
+        return self.assemble(bags, sequences, batch.sparse, batch.dense, events, batch.longest)
 
 
 class _Assemble(nn.Module):
@@ -84,16 +91,20 @@ class _Assemble(nn.Module):
         sparse: KeyedJaggedTensor,
         dense: dict[str, Tensor],
         events: Tensor | None,  # [B, ...]: only as many rows are wanted; None: all
+        longest: dict[str, int] | None = None,  # see `Batch.longest`
     ) -> Tensor:  # [B, m, d]
+        known = longest or {}
         rows = slice(None if events is None else events.shape[0])
         tokens = [] if bags is None else [pooled_tokens(bags, self.bagged)[rows]]
         if sequences is not None:
-            for name, longest in self.averaged.items():
-                layout = JaggedLayout.build(sequences[name].lengths()[rows], longest)
+            for name, shown in self.averaged.items():
+                layout = JaggedLayout.build(sequences[name].lengths()[rows], shown or known.get(name, 0))
                 tokens.append(layout.mean(sequences[name].values()).unsqueeze(1))
             for (name, age_key), encoder in zip(self.sequences, self.encoders, strict=True):
                 ages = sparse[age_key].values() if age_key else None
-                tokens.append(encoder(sequences[name].values(), sequences[name].lengths()[rows], ages))
+                tokens.append(
+                    encoder(sequences[name].values(), sequences[name].lengths()[rows], ages, known.get(name, 0))
+                )
         for owner, encoder in self.dense.items():
             tokens.append(encoder(checked_dense(dense, owner, self.widths[owner])).unsqueeze(1))
         return torch.cat(tokens, dim=1)
@@ -149,7 +160,7 @@ def bag_collection(
         )
         for name, readers in _by_table(features).items()
     ]
-    return EmbeddingBagCollection(tables=tables, device=torch.device("meta")) if tables else None
+    return with_ids_a_row(EmbeddingBagCollection(tables=tables, device=META), features) if tables else None
 
 
 def pooled_tokens(bags: KeyedTensor, names: list[str]) -> Tensor:  # [B, F, d]
@@ -170,7 +181,13 @@ def _element_collection(features: tuple[Feature, ...], dim: int) -> EmbeddingCol
         )
         for name, readers in _by_table(features).items()
     ]
-    return EmbeddingCollection(tables=tables, device=torch.device("meta")) if tables else None
+    return with_ids_a_row(EmbeddingCollection(tables=tables, device=META), features) if tables else None
+
+
+def with_ids_a_row(collection: C, features: Iterable[Feature]) -> C:
+    """Note with a collection how many ids of each feature a row has at most, for who plans where its tables lie."""
+    collection.ids_a_row = {x.name: 1 if x.kind == "id" else x.max_length or UNBOUNDED for x in features}
+    return collection
 
 
 def _by_table(features: tuple[Feature, ...]) -> dict[str, list[Feature]]:

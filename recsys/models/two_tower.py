@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from recsys.config import ModelConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import Schema
+from recsys.models.contrastive import Drawn, contrastive_loss
 from recsys.models.derm import ENTITIES, NORM_EPS, VectorHead
 from recsys.models.dhen import DHEN
-from recsys.models.losses import Drawn, ItemFrequencies, TaskOutput, contrastive_loss
+from recsys.models.losses import ItemFrequencies, TaskOutput
 from recsys.models.series import FEED, SeriesSpec, couples
 from recsys.models.tokens import OwnerTokens
 from recsys.models.vocabulary import Vocabulary

@@ -41,7 +41,7 @@ from recsys.models.kinds import UpstreamModel, build_upstream
 from recsys.source import upstream_schema
 from recsys.train.checkpoint import load_model
 from recsys.train.distributed import host_memory
-from recsys.train.planning import table_sizes
+from recsys.train.table_sizes import table_sizes
 from recsys.train.tables import allocate
 
 _ROWS = 4096

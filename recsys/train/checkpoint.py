@@ -20,12 +20,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from recsys.train.distributed import Environment
 from recsys.train.pieces import PiecePlanner
+from recsys.train.shards import is_sharded
 
 if TYPE_CHECKING:
     from torchrec.optim.keyed import KeyedOptimizer
@@ -163,7 +163,7 @@ def load_model(folder: Path, model: nn.Module, *, parts: tuple[str, ...] = ("",)
         raise CheckpointError(f"{folder}: no checkpoint there; train the model first")
     metadata, progress = _metadata(path), read_progress(path)
     state = {"model": {key: value for key, value in model.state_dict().items() if key.startswith(parts)}}
-    collective = any(isinstance(value, ShardedTensor) for value in state["model"].values())
+    collective = any(is_sharded(value) for value in state["model"].values())
     _check_keys(path, state, metadata, prefixes=tuple(f"model.{part}" for part in parts), collective=collective)
     _load(path, state, no_dist=not collective)
     model.load_state_dict(state["model"], strict="" in parts)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from recsys.train.distributed import Environment
 from recsys.train.predict import Batches, predict
 from recsys.train.running_metrics import LossError
+from recsys.train.shards import local_parts
 
 Scores = Sequence[float]
 """Of one pass, one for each of what is judged by itself, a task say; lower is better."""
@@ -130,5 +130,5 @@ def _local_tensors(model: nn.Module) -> list[Tensor]:
     """This rank's part of the model's state, in a fixed order."""
     tensors: list[Tensor] = []
     for value in model.state_dict().values():
-        tensors += [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+        tensors += [tensor for tensor, _ in local_parts(value)]
     return tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import (
@@ -25,18 +26,26 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan, ShardingType
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.distributed.types import CacheParams, ModuleSharder, QuantizedCommCodecs, ShardingPlan, ShardingType
 
 from recsys.config import TableConfig
 from recsys.mistakes import meant
 from recsys.train.distributed import Environment, host_memory
+from recsys.train.replicated import ADAGRAD_EPS
+from recsys.train.table_sizes import TableSize, sizes_of, table_sizes
 
+GRADIENT_SCALE = 1024.0
+"""Gradients of a mean over a batch are near the smallest float16; so much they grow before they cross, and shrink
+after."""
 USABLE = 0.8
 """Share of a machine's or GPU's memory that tables may fill; the rest is for activations, batches and gradients."""
 SPREAD_BYTES = 64 * 2**20
 """Tables of this size or more are spread over all ranks row by row."""
+TINY_BYTES = 64 * 2**10
+"""Tables of one collection that are no larger than this altogether are data-parallel: averaging their gradients is one
+exchange, of fewer bytes than the rows of a batch in four."""
+_REPLICATED = ShardingType.DATA_PARALLEL.value
+"""Of pooled tables: TorchRec 1.8 miscounts the ids of others."""
 _ELEMENTWISE = (ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value, ShardingType.COLUMN_WISE.value)
 """What TorchRec has for tables whose rows are not pooled."""
 _BY_COLUMNS = (
@@ -44,43 +53,13 @@ _BY_COLUMNS = (
     ShardingType.TABLE_COLUMN_WISE.value,
     ShardingType.GRID_SHARD.value,
 )
-_KINDS = [kind.value for kind in ShardingType if kind is not ShardingType.DATA_PARALLEL]
+_KINDS = [kind.value for kind in ShardingType]
 _PLANNED = (ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value)
 """What the planner chooses from by itself: these train alike on any number of ranks."""
 
 
 class PlanError(ValueError):
     """The embedding tables do not fit the ranks; the message names them, their bytes and what to do."""
-
-
-@dataclass(frozen=True)
-class TableSize:
-    """One embedding table and the memory it takes while training."""
-
-    name: str
-    rows: int
-    dim: int
-    pooled: bool = True
-    """Whether its rows are pooled to one for each event, those of a sequence are not."""
-
-    @property
-    def bytes(self) -> int:
-        """float32 weights, and the one float32 a row that row-wise Adagrad keeps."""
-        return self.rows * (self.dim + 1) * 4
-
-
-def table_sizes(task: nn.Module) -> list[TableSize]:
-    """The embedding tables of a task that is not sharded yet, largest first."""
-    sizes = [TableSize(x.name, x.num_embeddings, x.embedding_dim, pooled) for x, pooled in _configs(task)]
-    return sorted(sizes, key=lambda size: -size.bytes)
-
-
-def _configs(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, bool]]:
-    for module in task.modules():
-        if isinstance(module, EmbeddingBagCollection):
-            yield from ((config, True) for config in module.embedding_bag_configs())
-        elif isinstance(module, EmbeddingCollection):
-            yield from ((config, False) for config in module.embedding_configs())
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
@@ -90,7 +69,7 @@ class _BagSharder(EmbeddingBagCollectionSharder):
         return _KINDS
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return _kernels(compute_device_type)
+        return _kernels(sharding_type, compute_device_type)
 
 
 class _SequenceSharder(EmbeddingCollectionSharder):
@@ -98,12 +77,27 @@ class _SequenceSharder(EmbeddingCollectionSharder):
         return list(_ELEMENTWISE)
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return _kernels(compute_device_type)
+        return _kernels(sharding_type, compute_device_type)
 
 
-def _kernels(compute_device_type: str) -> list[str]:
-    """Constraints choose one of them for each table."""
+def _codecs(exchange: str, device: str) -> dict[str, QuantizedCommCodecs] | None:
+    if exchange == "float32":
+        return None
+    if exchange == "bfloat16" and device == "cpu":
+        raise PlanError(
+            "training.exchange is 'bfloat16', which gloo does not carry: on a CPU use 'float16' or 'float32'"
+        )
+    precision = CommType.FP16 if exchange == "float16" else CommType.BF16
+    scale = GRADIENT_SCALE if exchange == "float16" else None
+    config = QCommsConfig(forward_precision=precision, backward_precision=precision, backward_loss_scale=scale)
+    return get_qcomm_codecs_registry(config, device=torch.device(device))
+
+
+def _kernels(sharding_type: str, compute_device_type: str) -> list[str]:
+    """Constraints choose one of them for each table. A gradient that ranks average is a dense one."""
     here = EmbeddingComputeKernel
+    if sharding_type == _REPLICATED:
+        return [here.DENSE.value]
     far = [here.FUSED_UVM_CACHING.value, here.FUSED_UVM.value] if compute_device_type == "cuda" else []
     return [here.FUSED.value, *far]
 
@@ -135,13 +129,25 @@ class Planner:
         sparse_lr: learning rate of the tables.
         batch_size: rows a rank and step, for the estimates.
         tables: table name -> how it is spread, where the planner shall not choose.
+        exchange: what rows and their gradients cross between ranks in, see `TrainConfig`.
+
+    Raises:
+        PlanError: gloo does not carry bfloat16.
     """
 
     def __init__(
-        self, topology: Topology, *, sparse_lr: float, batch_size: int, tables: Mapping[str, TableConfig]
+        self,
+        topology: Topology,
+        *,
+        sparse_lr: float,
+        batch_size: int,
+        tables: Mapping[str, TableConfig],
+        exchange: str = "float32",
     ) -> None:
-        fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": sparse_lr, "eps": 1e-8}
-        self.sharders = cast(list[ModuleSharder[nn.Module]], [_BagSharder(fused), _SequenceSharder(fused)])
+        fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": sparse_lr, "eps": ADAGRAD_EPS}
+        codecs = _codecs(exchange, topology.compute_device)
+        sharders = [kind(fused, qcomm_codecs_registry=codecs) for kind in (_BagSharder, _SequenceSharder)]
+        self.sharders = cast(list[ModuleSharder[nn.Module]], sharders)
         self._topology, self._batch_size, self._tables = topology, batch_size, tables
 
     def plan(self, task: nn.Module) -> Planned:
@@ -186,7 +192,19 @@ def constraints(
                 f"training.tables names {name!r}, which the model lacks{meant(name, known)}; its tables are "
                 f"{', '.join(known)}"
             )
-    return {size.name: _constraint(size, topology, tables.get(size.name, TableConfig())) for size in sizes}
+    tiny = set() if topology.world_size == 1 else _tiny(task) - tables.keys()
+    wanted = {name: TableConfig(sharding=_REPLICATED) for name in tiny} | dict(tables)
+    return {size.name: _constraint(size, topology, wanted.get(size.name, TableConfig())) for size in sizes}
+
+
+def _tiny(task: nn.Module) -> set[str]:
+    """The tables of collections that are small altogether. One that keeps a larger table has to exchange ids anyway."""
+    found: set[str] = set()
+    for module in task.modules():
+        sizes = sizes_of(module)
+        if all(size.pooled for size in sizes) and sum(size.bytes for size in sizes) <= TINY_BYTES:
+            found |= {size.name for size in sizes}
+    return found
 
 
 def _constraint(size: TableSize, topology: Topology, wanted: TableConfig) -> ParameterConstraints:
@@ -203,19 +221,30 @@ def _constraint(size: TableSize, topology: Topology, wanted: TableConfig) -> Par
             f"table {size.name!r} has {size.rows} rows: row-wise over {ranks} ranks leaves a rank without any; "
             "shard it table_wise"
         )
-    if ranks == 1:  # columns keep the accumulators of their shards
+    if ranks == 1 and kind == _REPLICATED:
+        kind = table_wise
+    elif ranks == 1:  # columns keep the accumulators of their shards
         kind = ShardingType.COLUMN_WISE.value if kind in _BY_COLUMNS else table_wise
     elif not kind and not spreads:
         kind = table_wise
     elif not kind and size.bytes >= SPREAD_BYTES:
         kind = row_wise
-    caching = wanted.kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value
-    here = topology.compute_device == "cuda"
+    if wanted.kernel != EmbeddingComputeKernel.FUSED.value and topology.compute_device != "cuda":
+        raise PlanError(
+            f"training.tables.{size.name}.kernel is {wanted.kernel!r}, but the ranks have no GPU whose memory a table "
+            "could lie outside of: leave it out"
+        )
+    if kind == _REPLICATED:
+        kernel, kinds = EmbeddingComputeKernel.DENSE.value, [kind]
+    else:
+        kernel, kinds = wanted.kernel, [kind] if kind else list(_PLANNED)
+    caching = kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value
     return ParameterConstraints(
-        sharding_types=[kind] if kind else list(_PLANNED),
-        compute_kernels=[wanted.kernel if here else EmbeddingComputeKernel.FUSED.value],
+        sharding_types=kinds,
+        compute_kernels=[kernel],
         min_partition=wanted.columns or None,
-        cache_params=CacheParams(load_factor=wanted.cached) if here and caching else None,
+        cache_params=CacheParams(load_factor=wanted.cached) if caching else None,
+        pooling_factors=list(size.ids_a_row),
     )
 
 

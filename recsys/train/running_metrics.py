@@ -196,8 +196,9 @@ def score_sums(
     scaled = (logits.clamp(-LOGIT_RANGE, LOGIT_RANGE) + LOGIT_RANGE) * ((BINS - 1) / (2 * LOGIT_RANGE))
     cells = torch.arange(tasks, device=logits.device) * 2 + (labels > 0.5).long()  # [N, T]
     index = cells * BINS + scaled.nan_to_num(0.0).round().long()
-    counts = torch.bincount(index[mask], minlength=tasks * 2 * BINS)
-    return entropy.double().sum(0), counts.double().view(tasks, 2, BINS)
+    counts = torch.zeros(tasks * 2 * BINS, dtype=torch.float64, device=logits.device)
+    counts.index_add_(0, index.flatten(), mask.double().flatten())  # no size is read off the data, as bincount does
+    return entropy.double().sum(0), counts.view(tasks, 2, BINS)
 
 
 def value_sums(

@@ -15,6 +15,9 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from recsys.train.replicated import row_sums, table_of
+from recsys.train.shards import local_parts
+
 M = TypeVar("M", bound=nn.Module)
 
 _BLOCK_ROWS = 4096
@@ -81,8 +84,9 @@ def _tables(task: nn.Module) -> Iterator[tuple[BaseEmbeddingConfig, Tensor, int,
         elif isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
             configs = {config.name: config for config in _configs(module)}
             for key, value in module.state_dict().items():
-                for local in value.local_shards():
-                    yield configs[key.split(".")[-2]], local.tensor, *local.metadata.shard_offsets
+                config = configs[table_of(key)]
+                for local, (row, column) in local_parts(value):
+                    yield config, local, row, column
 
 
 def _drawn(config: BaseEmbeddingConfig, seed: int, block: int) -> Tensor:  # float32 [4096, dim]
@@ -99,8 +103,9 @@ def _accumulators(task: nn.Module) -> Iterator[tuple[Tensor, int]]:
         if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
             for state in module.fused_optimizer.state_dict()["state"].values():
                 for value in state.values():
-                    for local in value.local_shards():
-                        yield local.tensor, local.metadata.shard_offsets[0]
+                    for local, (first, *_) in local_parts(value):
+                        yield local, first
+            yield from ((sums, 0) for sums in row_sums(module))
 
 
 def _configs(module: nn.Module) -> list[BaseEmbeddingConfig]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -14,6 +16,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from recsys.atomic import write_json
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.train.accumulation import Accumulation
 from recsys.train.agreement import check_ranks_agree
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment
@@ -22,6 +25,7 @@ from recsys.train.log import RunLog
 from recsys.train.optimizer import build_optimizer
 from recsys.train.passes import Passes, Scores
 from recsys.train.predict import Stream, device_batches, loss_forward
+from recsys.train.replicas import average
 from recsys.train.run import Run, TrainResult
 from recsys.train.running_metrics import Metrics
 from recsys.train.schedule import Schedule
@@ -124,7 +128,15 @@ def _prepare(
     out: Path | None,
     score: str,
 ) -> Run:
-    model = shard(task, environment, sparse_lr=config.sparse_lr, batch_size=config.batch_size, tables=config.tables)
+    model = shard(
+        task,
+        environment,
+        sparse_lr=config.sparse_lr,
+        batch_size=config.batch_size,
+        tables=config.tables,
+        exchange=config.exchange,
+        group_ranks=config.group_ranks,
+    )
     torch.manual_seed(config.seed * 1009 + environment.rank)  # ranks differ in dropout
     return Run(
         config=config,
@@ -132,7 +144,11 @@ def _prepare(
         out=out,
         model=model,
         optimizer=build_optimizer(
-            model, dense_lr=config.dense_lr, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+            model,
+            dense_lr=config.dense_lr,
+            sparse_lr=config.sparse_lr,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
         ),
         metrics=metrics,
         identity=identity,
@@ -154,20 +170,24 @@ def _loop(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Pass
 
 def _passes(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
     """Train pass by pass."""
+    accumulation = Accumulation(run.config.accumulate, run.steps_per_epoch)
     pipeline = TrainPipelineSparseDist(
         run.model,
         run.optimizer,
         run.environment.device,
         execute_all_batches=True,
-        custom_model_fwd=loss_forward(run.model, run.environment),
+        dmp_collection_sync_interval_batches=None,  # it counts anew after a restart
+        custom_model_fwd=accumulation.scaled(loss_forward(run.model, run.environment)),
     )
+    accumulation.wrap(pipeline, run.optimizer, run.model)
     run.model.train()
     stream.seek(run.position)
     batches, clock = device_batches(stream, run.environment), Clock(stream)
     schedule = Schedule(run.model, run.optimizer, run.config, run.total_steps)
     while not run.finished or (passes is not None and run.unjudged):
         if passes is None or not run.unjudged:  # else it was stopped between the last step of a pass and its score
-            _pass(run, pipeline, batches, schedule, clock, log, stop, judged=passes is not None)
+            step = partial(accumulation.progress, pipeline)
+            _pass(run, step, accumulation, batches, schedule, clock, log, stop, judged=passes is not None)
         if passes is not None:
             pipeline.detach()  # give the model its own forward back
             with clock.paused():
@@ -178,7 +198,8 @@ def _passes(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Pa
 
 def _pass(
     run: Run,
-    pipeline: TrainPipelineSparseDist,
+    step: Callable[[Iterator[Batch], int], Any],
+    accumulation: Accumulation,
     batches: Iterator[Batch],
     schedule: Schedule,
     clock: Clock,
@@ -189,26 +210,34 @@ def _pass(
 ) -> None:
     """Train what is left of a pass. The checkpoint at the end of one that is `judged` is not written here."""
     epoch = islice(batches, run.left_in_epoch)  # the pipeline reads ahead, but not beyond the epoch
+    owed = False
     for left in reversed(range(run.left_in_epoch)):
         schedule.begin(run.position)
-        loss, output = pipeline.progress(epoch)
+        loss, output = step(epoch, run.position)
         run.step, run.position = run.step + 1, run.position + 1
         run.metrics.update(run.step, loss, output)
         clock.tick(output.logits.shape[0] * run.environment.world_size)
         logs = run.due(run.config.log_every)
-        saves = run.out is not None and (left > 0 or not judged) and run.due(run.config.checkpoint_every)
+        whole = accumulation.is_whole(run.position)  # what waits for its step is in no checkpoint
+        owed = owed or run.due(run.config.checkpoint_every)
+        saves = run.out is not None and (left > 0 or not judged) and owed and whole
+        if saves or not left or run.position % run.config.sync_every == 0:
+            average(run.model)
         if logs or saves or (judged and not left):
             run.metrics.fold()
         if logs:
             run.record = {"epoch": run.position / run.steps_per_epoch, **run.metrics.take_window(clock.window())}
             log.write(run.step, run.record)
         if saves:
+            owed = False
             with clock.paused():
                 run.save()
         # On a GPU what ranks agree on is waited for; a log line waits anyway.
-        asked = (logs or saves or run.environment.device.type == "cpu") and stop.agreed(run.environment.device)
+        asks = whole and (logs or saves or run.environment.device.type == "cpu")
+        asked = asks and stop.agreed(run.environment.device)
         if asked and not run.finished:
             if run.out is not None and not saves:
+                average(run.model)
                 run.metrics.fold()
                 run.save()
             raise run.interrupted(stop)

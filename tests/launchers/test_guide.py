@@ -10,7 +10,8 @@ from torchx.specs.finder import get_component
 from launchers.job import CPUS_A_GPU, MEMORY_A_GPU
 from recsys.config import ModelConfig
 from recsys.config.refresh import RefreshSettings
-from recsys.train.planning import USABLE, TableSize
+from recsys.train.planning import USABLE
+from recsys.train.table_sizes import TableSize
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/cluster.md").read_text()

@@ -26,6 +26,19 @@ def test_a_cluster_is_planned_for_without_one(tmp_path: Path, capsys: pytest.Cap
     assert "of it communication" in said
 
 
+def test_what_a_row_reads_and_how_tiny_tables_lie_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, config = write_log(tmp_path / "data"), tmp_path / "upstream.toml"
+    training = replace(CONFIG.upstreams[0].training, tables={"user_seen": TableConfig(dtype="float16")})
+    replace(CONFIG.upstreams[0], training=training).save(config)
+    cli.plan(config, data=data, cluster=Cluster(world_size=16))
+    said = {words[0]: words for line in capsys.readouterr().out.splitlines() if (words := line.split())}
+    assert said["user_seen"][1:6] == ["30", "x", "8,", "float16", "4"], "as many as `max_length`"
+    assert said["user_user_id"][1:5] == ["51", "x", "8", "1"]
+    assert "data-par" in " ".join(said["context_hour"])
+
+
 def test_large_tables_are_spread_and_what_is_asked_for_is_done(tmp_path: Path) -> None:
     data = write_log(tmp_path / "data")
     graph = GraphConfig(**{**vars(graph_config().upstream.graph), "dim": 64})

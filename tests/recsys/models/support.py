@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys.config import ModelConfig
 from recsys.data.batch import Batch
 from recsys.data.schema import OWNERS, Feature, Label, Schema
-from recsys.models.losses import Drawn
+from recsys.models.contrastive import Drawn
 
 TAU = 0.2
 """Temperature of the contrastive loss."""

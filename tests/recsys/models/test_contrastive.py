@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recsys.models.losses import Drawn, contrastive_loss
+from recsys.models.contrastive import Drawn, contrastive_loss
+from tests.distributed import run_ranks
+from tests.host_reads import HostReads
 from tests.recsys.models.support import TAU, contrasted_rows, drawn_items
 
 
@@ -31,13 +35,15 @@ def _loop(user: Tensor, item: Tensor, user_ids: Tensor, item_ids: Tensor, positi
 def test_contrastive_loss_and_gradient_are_the_loops(size, share, seed):
     user, item, *rest = contrasted_rows(size, round(share * size), seed)
     gradients = []
-    for function in (lambda *x: contrastive_loss(*x, temperature=TAU), _loop):
+    masked = partial(contrastive_loss, temperature=TAU, select=False)
+    for function in (partial(contrastive_loss, temperature=TAU), masked, _loop):
         x = [user.clone().requires_grad_(), item.clone().requires_grad_()]
         loss = function(*x, *rest)
         loss.backward()
         gradients.append([tensor.float() for tensor in (loss.detach(), x[0].grad, x[1].grad)])
-    for got, expected in zip(*gradients, strict=True):
+    for got, also, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(also, expected, atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -123,17 +129,18 @@ def _mixed_loop(
 def test_mixed_negatives_are_the_loops(size, share, count, seed):
     user, item, *rest = contrasted_rows(size, round(share * size), seed)
     gradients = []
-    for mixed in (True, False):
+    for select in (True, False, None):
         x = [tensor.clone().requires_grad_() for tensor in (user, item, drawn_items(count, seed).item)]
         drawn = drawn_items(count, seed)._replace(item=x[2])
-        if mixed:
-            loss = contrastive_loss(x[0], x[1], *rest, temperature=TAU, drawn=drawn)
+        if select is not None:
+            loss = contrastive_loss(x[0], x[1], *rest, temperature=TAU, drawn=drawn, select=select)
         else:
             loss = _mixed_loop(x[0], x[1], *rest, drawn)
         loss.backward()
         gradients.append([tensor.float() for tensor in (loss.detach(), *(each.grad for each in x))])
-    for got, expected in zip(*gradients, strict=True):
+    for got, also, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(also, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_mixed_negatives_by_hand():
@@ -147,3 +154,34 @@ def test_mixed_negatives_by_hand():
     chosen = math.e / ((1 / 2 + 2 / 4) / 3)  # one in-batch candidate and two drawn ones
     other = 1 / ((0 + 2 / 4) / 3)
     assert loss.item() == pytest.approx(-math.log(chosen / (chosen + other)), rel=1e-5)
+
+
+def test_a_gpu_waits_for_nothing():
+    user, item, *rest = contrasted_rows(12, 5)
+    counts = []
+    for select in (True, False):
+        x = [tensor.clone().requires_grad_() for tensor in (user, item)]
+        with HostReads() as reads:
+            contrastive_loss(*x, *rest, temperature=TAU, drawn=drawn_items(4, 0), select=select).backward()
+        counts.append(len(reads.found))
+    assert counts[0] >= 2, "what selects is found"
+    assert counts[1] == 0
+
+
+def _forms() -> list[tuple[Tensor, ...]]:
+    """Loss and gradients of this rank's rows, selected and masked."""
+    rank = dist.get_rank()
+    user, item, *rest = contrasted_rows(7, 4 if rank else 0, rank)
+    found = []
+    for select in (True, False):
+        x = [tensor.clone().requires_grad_() for tensor in (user, item)]
+        loss = contrastive_loss(*x, *rest, temperature=TAU, drawn=drawn_items(3, rank), select=select)
+        loss.backward()
+        found.append((loss.detach(), *(each.grad for each in x)))
+    return found
+
+
+def test_ranks_may_mask_what_is_not_positive():
+    for selected, masked in run_ranks(_forms, 2):
+        for got, wanted in zip(masked, selected, strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)

@@ -85,7 +85,7 @@ def losses_of(steps: int) -> list[float]:
     task = DermTask(IdTables(SCHEMA, HASHED, ["click", "buy"]), loss, ["click", "buy"], frequencies)
     plan = {"user_user_id": TableConfig(sharding="row_wise")} if environment.world_size > 1 else {}
     sharded = draw_tables(shard(task, environment, sparse_lr=0.1, tables=plan), 0)
-    optimizer, rng, found = build_optimizer(sharded, dense_lr=0.1), np.random.default_rng(0), []
+    optimizer, rng, found = build_optimizer(sharded, dense_lr=0.1, sparse_lr=0.1), np.random.default_rng(0), []
     for _ in range(steps):
         users, items, labels = rng.integers(0, 9, 16), rng.integers(0, 5, 16), rng.integers(0, 2, (16, 2))
         mine = slice(

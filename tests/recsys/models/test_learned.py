@@ -142,7 +142,7 @@ def _steps(frequency_adaptive: bool) -> tuple[Tensor, Tensor]:
     if frequency_adaptive:
         task.tables.join.set_frequencies({"user": counts})
         task.tables.join.set_frequencies({"user": counts * 5})  # those that have a rate keep it
-    optimizer = build_optimizer(model, dense_lr=0.1)
+    optimizer = build_optimizer(model, dense_lr=0.1, sparse_lr=0.1)
     shares = torch.log1p(counts) / torch.log(torch.tensor(8.0)) if frequency_adaptive else torch.ones(51)
     share = shares[rows.sparse["user_id"].values()]
     rates = 0.1 * torch.tensor([0.25, 1.0, 0.25, 0.25]) * share

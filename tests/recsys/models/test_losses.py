@@ -13,8 +13,9 @@ from torch import Tensor
 from recsys.config import ConfigError, LossConfig
 from recsys.data.negatives import with_negatives
 from recsys.data.schema import Schema
+from recsys.models.contrastive import Drawn, contrastive_loss
 from recsys.models.derm import DERM, DermOutput
-from recsys.models.losses import DermLoss, DermTask, Drawn, ItemFrequencies, contrastive_loss
+from recsys.models.losses import DermLoss, DermTask, ItemFrequencies
 from recsys.models.objective import weighted_means
 from recsys.models.ranker import RankerLoss
 from recsys.train.tables import draw_tables

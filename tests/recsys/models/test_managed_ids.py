@@ -136,7 +136,7 @@ def started() -> tuple[DermTask, DistributedModelParallel, KeyedOptimizer]:
     task = DermTask(IdTables(SCHEMA, MANAGED, ["click"]), LossConfig(), ["click"], frequencies)
     plan = {"user_user_id": TableConfig(sharding="row_wise")} if environment.world_size > 1 else {}
     model = draw_tables(shard(task, environment, sparse_lr=0.1, tables=plan), 3)
-    return task, model, build_optimizer(model, dense_lr=0.1)
+    return task, model, build_optimizer(model, dense_lr=0.1, sparse_lr=0.1)
 
 
 def user_table(model: DistributedModelParallel, optimizer: KeyedOptimizer) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ def save_checkpoint(out: Path, step: int, environment: Environment, seed: int = 
         upstream_folder(out, "ctr") / "checkpoints",
         step,
         model=model,
-        optimizer=build_optimizer(model, dense_lr=0.1),
+        optimizer=build_optimizer(model, dense_lr=0.1, sparse_lr=0.1),
         metrics={},
         progress={},
         environment=environment,

@@ -53,7 +53,7 @@ def load_and_step(path: Path, environment: Environment, folder: Path) -> Path:
     """Load a checkpoint of another world size, save it again as step 1, take a step, save that as step 2."""
     two = environment.world_size == 2
     model = shard(make_task(seed=8), environment, sparse_lr=0.1, tables=PLANS if two else {})
-    optimizer = build_optimizer(model, dense_lr=0.01)
+    optimizer = build_optimizer(model, dense_lr=0.01, sparse_lr=0.1)
     checkpoint.restore(path, model=model, optimizer=optimizer, environment=environment)
     options = {"model": model, "optimizer": optimizer, "metrics": {}, "progress": {}, "environment": environment}
     with patch.object(pieces, "PIECE_BYTES", 3 * 4 * DIM):
@@ -172,7 +172,7 @@ def test_predictions_of_all_ranks_are_gathered(trained: tuple[Path, list[dict[st
 def all_tensors(path: Path, environment: Environment) -> dict[str, torch.Tensor]:
     """Model and optimizer of a checkpoint as whole tensors."""
     model = shard(make_task(seed=1), environment, sparse_lr=0.1)
-    optimizer = build_optimizer(model, dense_lr=0.01)
+    optimizer = build_optimizer(model, dense_lr=0.01, sparse_lr=0.1)
     checkpoint.restore(path, model=model, optimizer=optimizer, environment=environment)
     tensors = dict(whole_state(model))
     for name, entries in optimizer.state_dict()["state"].items():

@@ -5,8 +5,9 @@ from rich.console import Console
 from recsys.config import TableConfig
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.optimizer import build_optimizer
-from recsys.train.planning import PlanError, table_sizes
+from recsys.train.planning import PlanError
 from recsys.train.sharding import plan_table, shard
+from recsys.train.table_sizes import table_sizes
 from recsys.train.tables import draw_tables
 from tests.distributed import run_ranks
 from tests.recsys.train.toy import ToyTask, make_stream, make_task, plain_task, whole_state

@@ -1,0 +1,78 @@
+"""Gradients of several batches that make one step of the dense parameters: TorchRec's wrapper, a pass at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline.gradient_accumulation import (
+    GradientAccumulationConfig,
+    GradientAccumulationWrapper,
+)
+from torchrec.optim.keyed import KeyedOptimizer
+
+Forward = Callable[[Any], tuple[Tensor, Any]]
+
+
+class Accumulation:
+    """Which batches of a pass make a step: `batches` of them, at its end those that are left.
+
+    A gradient is the mean of the batches', that of a batch of all their rows where each has as many rows that count.
+    It is kept by ranks for themselves and averaged once. Tables whose update is fused into the backward pass take a
+    step with every batch; row-wise Adagrad makes it as long whatever its gradient is divided by.
+
+    Args:
+        batches: of a step; 1: nothing is accumulated.
+        steps_per_epoch: batches of a pass.
+    """
+
+    def __init__(self, batches: int, steps_per_epoch: int) -> None:
+        self.batches, self._of_pass = batches, steps_per_epoch
+        self._share = 1.0
+        self._wrapper: GradientAccumulationWrapper[Any, Any] | None = None
+
+    def is_whole(self, position: int) -> bool:
+        """Whether no gradient waits after so many batches, counted over all passes."""
+        place = position % self._of_pass
+        return place % self.batches == 0
+
+    def scaled(self, forward: Forward) -> Forward:
+        """A forward whose loss is the batch's share of the step."""
+        if self.batches == 1:
+            return forward
+
+        def shared(batch: Any) -> tuple[Tensor, Any]:
+            loss, output = forward(batch)
+            return loss * self._share, output
+
+        return shared
+
+    def wrap(self, pipeline: TrainPipelineSparseDist[Any, Any], optimizer: KeyedOptimizer, model: nn.Module) -> None:
+        """Let the pipeline's optimizer wait for whole steps."""
+        if self.batches > 1:
+            config = GradientAccumulationConfig(num_steps=self.batches)
+            self._wrapper = _Wrapper(pipeline, optimizer, model, config)
+
+    def progress(self, pipeline: TrainPipelineSparseDist[Any, Any], batches: Iterator[Any], position: int) -> Any:
+        """The pipeline's next batch, the one at this position over all passes."""
+        if self._wrapper is None:
+            return pipeline.progress(batches)
+        place = position % self._of_pass
+        first = place // self.batches * self.batches
+        self._share = 1 / min(self.batches, self._of_pass - first)
+        if place == 0 or self._wrapper.current_step != place:
+            self._wrapper.set_step(place)
+        return self._wrapper.progress(batches, is_last_batch=place == self._of_pass - 1)
+
+
+class _Wrapper(GradientAccumulationWrapper[Any, Any]):
+    """TorchRec's, for a training that may go on in the middle of a pass: DistributedDataParallel wants to average the
+    gradients of the very first batch of a process, whatever its number; that changes no sum."""
+
+    _begun = False
+
+    def _should_sync_grad(self, is_last_batch: bool = False) -> bool:
+        first, self._begun = not self._begun, True
+        return super()._should_sync_grad(is_last_batch) or first
