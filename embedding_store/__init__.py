@@ -17,6 +17,7 @@ from embedding_store.errors import (
     DuplicateIdsError,
     FileFormatError,
     FileSizeError,
+    FragmentError,
     HashCollisionError,
     InvalidArgumentError,
     InvalidIdsError,
@@ -56,7 +57,8 @@ from embedding_store.series import Series
 from embedding_store.serve.live import LiveStatus, LiveTable
 from embedding_store.storage.local import LocalStorage
 from embedding_store.store import EmbeddingStore
-from embedding_store.write.writer import SnapshotWriter
+from embedding_store.write.fragments import Fragment, SharedDraft
+from embedding_store.write.writer import FragmentWriter, SnapshotWriter
 
 __all__ = [
     "AsOfDecreasedError",
@@ -68,6 +70,9 @@ __all__ = [
     "EntityEmbedding",
     "FileFormatError",
     "FileSizeError",
+    "Fragment",
+    "FragmentError",
+    "FragmentWriter",
     "HashCollisionError",
     "Hits",
     "InvalidArgumentError",
@@ -89,6 +94,7 @@ __all__ = [
     "Series",
     "SeriesExistsError",
     "SeriesNotFoundError",
+    "SharedDraft",
     "Snapshot",
     "SnapshotWriter",
     "SpaceMismatchError",
