@@ -56,10 +56,8 @@ def together(
     series: Series, as_of: int, parts: Sequence[Vectors], deletes: Sequence[Sequence[int]] = (), base: Any = None
 ) -> Snapshot:
     draft = series.draft(parts=len(parts), as_of=as_of, space="ctr-1", base=base)
-    gone = itertools.chain(deletes, itertools.repeat(()))
-    written = [
-        fragment(series, draft, part, rows, ids) for part, (rows, ids) in enumerate(zip(parts, gone, strict=False))
-    ]
+    gone = deletes or [()] * len(parts)
+    written = [fragment(series, draft, part, parts[part], gone[part]) for part in range(len(parts))]
     return series.commit(draft, written[::-1])
 
 
