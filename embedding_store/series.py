@@ -149,10 +149,19 @@ class Series(SeriesReader):
         Raises:
             as `write`.
         """
-        manifest, time = self._base(base), times.to_stored(as_of, "as_of")
-        names = {"series": self.name, "schema": self.schema, "as_of": time, "space": space}
-        check_planned(self._storage, base=manifest, **names)
-        return new_draft(self._form, parts=parts, base=manifest, **names)
+        draft = new_draft(
+            self._form,
+            parts=parts,
+            series=self.name,
+            schema=self.schema,
+            as_of=times.to_stored(as_of, "as_of"),
+            space=space,
+            base=(manifest := self._base(base)),
+        )
+        check_planned(
+            self._storage, series=self.name, schema=self.schema, as_of=draft.as_of, space=space, base=manifest
+        )
+        return draft
 
     def fragment(
         self, draft: SharedDraft, part: int, *, duplicates: str = "error", rows_per_batch: int | None = None

@@ -202,18 +202,23 @@ class Snapshot:
         """
         healed(self._storage, lambda: check_all(self._storage, self.manifest, self._map(anew=True)[0], progress))
 
-    def batches(self, rows: int = 65_536) -> Iterator[Batch]:
+    def batches(self, rows: int = 65_536, *, part: int = 0, of: int = 1) -> Iterator[Batch]:
         """All vectors, at most `rows` at a time, in stored order. Memory: one batch; what is read is checked.
+
+        Args:
+            rows: at most so many at once.
+            part, of: every `of`-th batch, from number `part` on: the share of one of so many processes.
 
         Raises:
             CorruptStoreError: of the class that fits, naming the file.
         """
-        rows = integer(rows, "rows", least=1)
+        rows, of = integer(rows, "rows", least=1), integer(of, "of", least=1)
+        part = integer(part, "part", least=0)
         form = row_format(self.manifest)
         alive = live_rows(self._storage, self.manifest)
-        for part in read_rows(self._storage, self.manifest.data, form, alive=alive, chunk=rows):
-            keys = None if part.keys is None else part.keys.cast(pa.string())
-            yield Batch(part.ids, decode(part.encoded, self.dim, form.dtype), keys)
+        for some in read_rows(self._storage, self.manifest.data, form, alive=alive, chunk=rows, part=part, of=of):
+            keys = None if some.keys is None else some.keys.cast(pa.string())
+            yield Batch(some.ids, decode(some.encoded, self.dim, form.dtype), keys)
 
     def _map(self, *, anew: bool) -> tuple[Mapping, list[Header]]:
         """The files side by side, the index first and the overlay last, to be checked `anew` or not; and the headers

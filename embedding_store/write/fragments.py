@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 
@@ -82,13 +81,22 @@ class Fragment:
         return sum(file.rows for file in self.data)
 
 
-def new_draft(form: RowFormat, *, parts: int, base: Manifest | None, **names: Any) -> SharedDraft:
+def new_draft(
+    form: RowFormat, *, parts: int, series: str, schema: int, as_of: int, space: str, base: Manifest | None
+) -> SharedDraft:
     """A draft with a folder of its own. Raises InvalidArgumentError: `parts` is not 1 or more."""
-    parts = integer(parts, "parts", least=1, why=": how many fragments make the snapshot")
-    version = None if base is None else base.version
-    folder = f"data/{uuid.uuid4().hex}"
-    shape = {"dim": form.dim, "dtype": form.dtype.name, "ids": form.ids}
-    return SharedDraft(**names, **shape, base=version, parts=parts, folder=folder)
+    return SharedDraft(
+        series=series,
+        schema=schema,
+        dim=form.dim,
+        dtype=form.dtype.name,
+        ids=form.ids,
+        as_of=as_of,
+        space=space,
+        base=None if base is None else base.version,
+        parts=integer(parts, "parts", least=1, why=": how many fragments make the snapshot"),
+        folder=f"data/{uuid.uuid4().hex}",
+    )
 
 
 def write_fragment(storage: Storage, shared: SharedDraft, part: int, prefix: str, draft: Draft) -> Fragment:
@@ -120,8 +128,16 @@ def commit_fragments(
     for fragment in fragments:
         sums.merge(fragment.sums, fragment.rows)
     content = write_content(storage, written, files, settled, sums, base, storage.scratch())
-    names = {"series": draft.series, "schema": draft.schema, "as_of": draft.as_of, "space": draft.space}
-    snapshot = commit(storage, manifest_of(content, draft.form, base=base, **names), written, base=base)
+    manifest = manifest_of(
+        content,
+        draft.form,
+        series=draft.series,
+        schema=draft.schema,
+        as_of=draft.as_of,
+        space=draft.space,
+        base=base,
+    )
+    snapshot = commit(storage, manifest, written, base=base)
     for fragment in fragments:
         if fragment.entries is not None:
             with suppress(Exception):  # the snapshot is there; `clean` takes what stays

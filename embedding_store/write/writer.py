@@ -192,8 +192,15 @@ class SnapshotWriter(RowWriter):
         return self._snapshot
 
     def _finish(self, draft: Draft) -> Callable[[], None]:
-        names = {"series": self._series, "schema": self._schema, "as_of": self._as_of, "space": self._space}
-        manifest = manifest_of(draft.finish(), self._form, base=self._base, **names)
+        manifest = manifest_of(
+            draft.finish(),
+            self._form,
+            series=self._series,
+            schema=self._schema,
+            as_of=self._as_of,
+            space=self._space,
+            base=self._base,
+        )
 
         def publish() -> None:
             self._snapshot = commit(self._storage, manifest, draft.written, base=self._base)
