@@ -58,6 +58,7 @@ from embedding_store.serve.live import LiveStatus, LiveTable
 from embedding_store.storage.local import LocalStorage
 from embedding_store.store import EmbeddingStore
 from embedding_store.write.fragments import Fragment, SharedDraft
+from embedding_store.write.pieces import IndexPiece
 from embedding_store.write.writer import FragmentWriter, SnapshotWriter
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "FragmentWriter",
     "HashCollisionError",
     "Hits",
+    "IndexPiece",
     "InvalidArgumentError",
     "InvalidIdsError",
     "InvalidIndexError",

@@ -28,7 +28,9 @@ from embedding_store.scan.diff import Diff
 from embedding_store.storage.base import Storage
 from embedding_store.write import compact
 from embedding_store.write.commit import check_planned
-from embedding_store.write.fragments import Fragment, SharedDraft, commit_fragments, new_draft
+from embedding_store.write.fragments import Fragment, SharedDraft, checked, new_draft, part_of
+from embedding_store.write.pieces import IndexPiece, write_piece
+from embedding_store.write.together import commit_fragments
 from embedding_store.write.writer import FragmentWriter, SnapshotWriter
 
 
@@ -182,8 +184,25 @@ class Series(SeriesReader):
             self._storage, draft, part, base=base, duplicates=duplicates, rows_per_batch=rows_per_batch
         )
 
-    def commit(self, draft: SharedDraft, fragments: Sequence[Fragment]) -> Snapshot:
+    def index_piece(self, draft: SharedDraft, fragments: Sequence[Fragment], part: int) -> IndexPiece | None:
+        """One part's piece of the index of a whole snapshot, which else the commit writes alone: call it with all
+        fragments for each part, on any machine, and give what it returns to `commit`. None: there is nothing to share,
+        of few ids or in a delta.
+
+        Raises:
+            FragmentError, DuplicateIdsError, CorruptStoreError: as `commit`.
+            InvalidIdsError: ids that were made to collide.
+        """
+        self._of_draft(draft)
+        return write_piece(self._storage, draft, checked(draft, fragments), part_of(draft, part))
+
+    def commit(
+        self, draft: SharedDraft, fragments: Sequence[Fragment], pieces: Sequence[IndexPiece | None] = ()
+    ) -> Snapshot:
         """Publish the snapshot that these fragments are, in any order; one process does it, when all are written.
+
+        Args:
+            pieces: what `index_piece` gave of each part. Without them the index is written here.
 
         After an error of the first two classes the fragments stay, to be committed with others; after one of the next
         line they are deleted.
@@ -194,7 +213,8 @@ class Series(SeriesReader):
             AsOfDecreasedError, SchemaChangedError, VersionExpiredError: others have published meanwhile.
             MissingFileError, FileSizeError, ChecksumError: a fragment's file is gone, or not as it was written.
         """
-        return commit_fragments(self._storage, draft, fragments, self._of_draft(draft))
+        written = [piece for piece in pieces if piece is not None]
+        return commit_fragments(self._storage, draft, fragments, written, self._of_draft(draft))
 
     def compact(self) -> Snapshot:
         """Fold the newest snapshot, a delta, into a whole one: a new version with the same `as_of` and space.

@@ -235,7 +235,7 @@ class Snapshot:
 
     def _mapped_files(self) -> list[MappedFile]:
         index, *overlay = self.manifest.indexes
-        files = (index, *self.manifest.data, *overlay)
+        files = (*index.pieces, *self.manifest.data, *(piece for one in overlay for piece in one.pieces))
         if not self._storage.copies:  # threads would take longer to start than the files to open
             return [mapped_file(self._storage, file) for file in files]
         with ThreadPoolExecutor(FILES) as pool:
@@ -268,10 +268,11 @@ def table_layout(manifest: Manifest, starts: Sequence[int], headers: Sequence[He
     native/ops.py; `starts`: of the files, the index first and the overlay last; `headers`: of these two."""
     index, *overlay = headers
     numbers = [*index_layout(starts[0], index), len(manifest.segments), SCALE_STRIDE, len(overlay), 0]
-    for file, start in zip(manifest.data, starts[1:], strict=False):
+    data = starts[len(manifest.index.pieces) :]
+    for file, start in zip(manifest.data, data, strict=False):
         for segment in file.segments:
             columns = (segment.vector, segment.scale, segment.offset)
             numbers += [*(-1 if column is None else start + column for column in columns), segment.rows]
     for header in overlay:
-        numbers += index_layout(starts[-1], header)
+        numbers += index_layout(data[len(manifest.data)], header)
     return torch.tensor(numbers, dtype=torch.int64)

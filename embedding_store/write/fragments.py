@@ -9,25 +9,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from embedding_store.arguments import integer
 from embedding_store.dtypes import DTYPES
-from embedding_store.errors import DuplicateIdsError, FragmentError
+from embedding_store.errors import FragmentError, InvalidArgumentError
 from embedding_store.format.files import CheckedSink, RowFormat, StoredReader, create_checked
-from embedding_store.format.index import ABSENT, unhash
-from embedding_store.format.manifest import MAX_SEGMENTS, ROW_BITS, DataFile, Manifest, StoredFile
-from embedding_store.read.snapshot import Snapshot
+from embedding_store.format.manifest import DataFile, Manifest, StoredFile
 from embedding_store.scan.sorter import PairFile, Pairs
 from embedding_store.storage.base import Storage
-from embedding_store.write.commit import commit, manifest_of
-from embedding_store.write.content import WrittenFiles, base_changes, write_content
 from embedding_store.write.draft import Draft
-from embedding_store.write.index import ONE, Operations, Settled, settle
-from embedding_store.write.sums import Sums
 
 CHUNK = 1 << 18  # entries read at once
 ENTRY_BYTES = 16
@@ -74,6 +67,10 @@ class Fragment:
     """How many ids these are."""
     sums: tuple[float, ...]
     """[1 + D]: the sum of the rows' L2 norms, and of the rows."""
+    min_id: int | None
+    """Least id that it upserts."""
+    max_id: int | None
+    """Greatest."""
 
     @property
     def rows(self) -> int:
@@ -99,6 +96,14 @@ def new_draft(
     )
 
 
+def part_of(draft: SharedDraft, part: int) -> int:
+    """The number of a part. Raises InvalidArgumentError: the draft has no such part."""
+    part = integer(part, "part", least=0, why=f": the draft has parts 0 .. {draft.parts - 1}")
+    if part >= draft.parts:
+        raise InvalidArgumentError(f"part is {part}: the draft has parts 0 .. {draft.parts - 1}")
+    return part
+
+
 def write_fragment(storage: Storage, shared: SharedDraft, part: int, prefix: str, draft: Draft) -> Fragment:
     """What a draft has taken, as a fragment; all is durable then. Raises what `Draft.settle` raises."""
     files, settled = draft.settle()
@@ -109,41 +114,16 @@ def write_fragment(storage: Storage, shared: SharedDraft, part: int, prefix: str
         entries = new.stored
     if files or entries:
         storage.sync(shared.folder)
-    count, sums = settled.entries.count, draft.sums.numbers()
-    return Fragment(draft=shared, part=part, data=tuple(files), entries=entries, count=count, sums=sums)
-
-
-def commit_fragments(
-    storage: Storage, draft: SharedDraft, fragments: Sequence[Fragment], base: Manifest | None
-) -> Snapshot:
-    """Publish what the fragments hold together; see Series.commit."""
-    fragments = checked(draft, fragments)
-    written = WrittenFiles(storage, draft.folder, prefix=f"{uuid.uuid4().hex[:12]}-")  # another commit may have died
-    files = [file for fragment in fragments for file in fragment.data]
-    segments = (0 if base is None else len(base.segments)) + sum(len(file.segments) for file in files)
-    if segments > MAX_SEGMENTS:
-        raise FragmentError(f"the fragments have {segments} record batches, a snapshot at most {MAX_SEGMENTS}")
-    settled = _settled(storage, fragments, base)
-    sums = Sums(draft.form)
-    for fragment in fragments:
-        sums.merge(fragment.sums, fragment.rows)
-    content = write_content(storage, written, files, settled, sums, base, storage.scratch())
-    manifest = manifest_of(
-        content,
-        draft.form,
-        series=draft.series,
-        schema=draft.schema,
-        as_of=draft.as_of,
-        space=draft.space,
-        base=base,
+    return Fragment(
+        draft=shared,
+        part=part,
+        data=tuple(files),
+        entries=entries,
+        count=settled.entries.count,
+        sums=draft.sums.numbers(),
+        min_id=settled.min_id,
+        max_id=settled.max_id,
     )
-    snapshot = commit(storage, manifest, written, base=base)
-    for fragment in fragments:
-        if fragment.entries is not None:
-            with suppress(Exception):  # the snapshot is there; `clean` takes what stays
-                storage.delete(fragment.entries.path)
-                storage.delete(fragment.entries.crc_path)
-    return snapshot
 
 
 def checked(draft: SharedDraft, fragments: Sequence[Fragment]) -> list[Fragment]:
@@ -164,28 +144,6 @@ def checked(draft: SharedDraft, fragments: Sequence[Fragment]) -> list[Fragment]
     return [parts[part] for part in range(draft.parts)]
 
 
-def _settled(storage: Storage, fragments: Sequence[Fragment], base: Manifest | None) -> Settled:
-    """All their operations, settled with those of the base's overlay.
-
-    Raises:
-        DuplicateIdsError: an id is in two fragments.
-    """
-    first = 0 if base is None else len(base.segments)
-    operations, before = Operations(storage.scratch(), first=first << ROW_BITS), 0
-    for fragment in fragments:
-        deleted = np.uint64(first << ROW_BITS + 1)
-        for h, location in _read_entries(storage, fragment):
-            upsert = location + np.uint64(before << ROW_BITS) << ONE | ONE
-            operations.sorter.add(Pairs(h, np.where(location == ABSENT, deleted, upsert)))
-        before += sum(len(file.segments) for file in fragment.data)
-    settled = settle(operations, base_changes(storage, base))
-    if settled.repeated.count:
-        ids = np.unique(np.concatenate([unhash(h) for h, _ in settled.repeated]))
-        names = ", ".join(map(str, ids[:5].tolist())) + (", ..." if len(ids) > 5 else "")
-        raise DuplicateIdsError(f"{len(ids)} ids are in several fragments ({names}): give each id to one of them")
-    return settled
-
-
 def _write_entries(sink: CheckedSink, entries: PairFile) -> None:
     """(hash of seed 0, location or ABSENT), 16 bytes each, by hash."""
     for pairs in entries:
@@ -193,12 +151,9 @@ def _write_entries(sink: CheckedSink, entries: PairFile) -> None:
         sink.flush()
 
 
-def _read_entries(storage: Storage, fragment: Fragment) -> Iterator[Pairs]:
-    """Raises CorruptStoreError of the class that fits."""
-    if fragment.entries is None:
-        return
-    with StoredReader(storage, fragment.entries) as reader:
-        for start in range(0, fragment.count, CHUNK):
-            stop = min(start + CHUNK, fragment.count)
-            words = reader.read(ENTRY_BYTES * start, ENTRY_BYTES * stop).view(np.uint64).reshape(-1, 2)
-            yield Pairs(words[:, 0].copy(), words[:, 1].copy())
+def read_entries(reader: StoredReader, first: int, last: int) -> Iterator[Pairs]:
+    """Entries first .. last - 1 of such a file. Raises FileSizeError or ChecksumError."""
+    for start in range(first, last, CHUNK):
+        stop = min(start + CHUNK, last)
+        words = reader.read(ENTRY_BYTES * start, ENTRY_BYTES * stop).view(np.uint64).reshape(-1, 2)
+        yield Pairs(words[:, 0].copy(), words[:, 1].copy())

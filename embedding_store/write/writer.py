@@ -31,7 +31,7 @@ from embedding_store.read.snapshot import Snapshot
 from embedding_store.storage.base import Storage
 from embedding_store.write.commit import check_planned, commit, manifest_of
 from embedding_store.write.draft import DUPLICATES, Draft
-from embedding_store.write.fragments import Fragment, SharedDraft, write_fragment
+from embedding_store.write.fragments import Fragment, SharedDraft, part_of, write_fragment
 from embedding_store.write.sums import row_sums, slab_rows
 
 
@@ -217,9 +217,7 @@ class FragmentWriter(RowWriter):
     def __init__(
         self, storage: Storage, draft: SharedDraft, part: int, *, base: Manifest | None, duplicates: str, **options: Any
     ) -> None:
-        part = integer(part, "part", least=0, why=f": the draft has parts 0 .. {draft.parts - 1}")
-        if part >= draft.parts:
-            raise InvalidArgumentError(f"part is {part}: the draft has parts 0 .. {draft.parts - 1}")
+        part = part_of(draft, part)
         prefix = f"{draft.folder}/{part:06d}-{uuid.uuid4().hex[:12]}-"
         super().__init__(storage, draft.form, duplicates=duplicates, base=base, prefix=prefix, **options)
         self._shared, self._part = draft, part

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embedding_store import Fragment, Series, SharedDraft, Snapshot
+from embedding_store import Fragment, IndexPiece, Series, SharedDraft, Snapshot
 from recsys.data.hashing import splitmix64
 from recsys.train.distributed import Environment, broadcast
 
@@ -28,16 +28,30 @@ def agreed(value: Callable[[], T], environment: Environment) -> T:
     """What it gives on rank 0, on every rank; what it raises there, too. A collective."""
     if environment.world_size == 1:
         return value()
-    found: tuple[T | None, Exception | None] = (None, None)
-    if environment.is_main:
-        try:
-            found = value(), None
-        except Exception as error:  # for every rank: else they would wait for ever
-            found = None, error
-    result, failed = broadcast(found, environment)
+    result, failed = broadcast(_tried(value) if environment.is_main else None, environment)
     if failed is not None:
         raise failed
     return result
+
+
+def of_all(value: Callable[[], T], environment: Environment) -> list[T]:
+    """What it gives on each rank, on every rank; what it raises on one, too. A collective."""
+    if environment.world_size == 1:
+        return [value()]
+    found: list[Any] = [None] * environment.world_size
+    dist.all_gather_object(found, _tried(value))
+    for _, failed in found:
+        if failed is not None:
+            raise failed
+    return [result for result, _ in found]
+
+
+def _tried(value: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """An error too is for every rank: else the others would wait for ever."""
+    try:
+        return value(), None
+    except Exception as error:
+        return None, error
 
 
 def total(count: int, environment: Environment) -> int:
@@ -114,6 +128,7 @@ class SharedWriter:
         self._writer = series.fragment(self._draft, environment.rank)
         self._open = ExitStack()
         self._fragments: list[Fragment] | None = None
+        self._pieces: list[IndexPiece | None] = []
         self.snapshot: Snapshot | None = None
         """After `commit`, on rank 0."""
 
@@ -133,26 +148,22 @@ class SharedWriter:
         self._writer.delete(ids)
 
     def finish(self) -> None:
-        """End this rank's fragment, and tell all of it. Raises, on every rank, what the end of one raises."""
-        fragment, failed = None, None
-        try:
+        """End this rank's fragment, and write its piece of the index. Raises, on every rank, what it raises on one."""
+
+        def end() -> Fragment:
             self._open.close()
-            fragment = self._writer.fragment
-        except Exception as error:  # for every rank: else they would wait for ever
-            failed = error
-        found: list[Any] = [(fragment, failed)] * self._environment.world_size
-        if self._environment.world_size > 1:
-            dist.all_gather_object(found, (fragment, failed))
-        for _, its_error in found:
-            if its_error is not None:
-                raise its_error
-        self._fragments = [fragment for fragment, _ in found]
+            return self._writer.fragment
+
+        rank, environment = self._environment.rank, self._environment
+        fragments = of_all(end, environment)
+        self._pieces = of_all(lambda: self._series.index_piece(self._draft, fragments, rank), environment)
+        self._fragments = fragments
 
     def commit(self) -> None:
         """After `finish`: publish, on rank 0; nothing on the others. Raises what Series.commit raises."""
         assert self._fragments is not None
         if self._environment.is_main:
-            self.snapshot = self._series.commit(self._draft, self._fragments)
+            self.snapshot = self._series.commit(self._draft, self._fragments, self._pieces)
 
     def __enter__(self) -> SharedWriter:
         self._open.enter_context(self._writer)
