@@ -17,6 +17,7 @@ from embedding_store.errors import (
     DuplicateIdsError,
     FileFormatError,
     FileSizeError,
+    FragmentError,
     HashCollisionError,
     InvalidArgumentError,
     InvalidIdsError,
@@ -56,7 +57,9 @@ from embedding_store.series import Series
 from embedding_store.serve.live import LiveStatus, LiveTable
 from embedding_store.storage.local import LocalStorage
 from embedding_store.store import EmbeddingStore
-from embedding_store.write.writer import SnapshotWriter
+from embedding_store.write.fragments import Fragment, SharedDraft
+from embedding_store.write.pieces import IndexPiece
+from embedding_store.write.writer import FragmentWriter, SnapshotWriter
 
 __all__ = [
     "AsOfDecreasedError",
@@ -68,8 +71,12 @@ __all__ = [
     "EntityEmbedding",
     "FileFormatError",
     "FileSizeError",
+    "Fragment",
+    "FragmentError",
+    "FragmentWriter",
     "HashCollisionError",
     "Hits",
+    "IndexPiece",
     "InvalidArgumentError",
     "InvalidIdsError",
     "InvalidIndexError",
@@ -89,6 +96,7 @@ __all__ = [
     "Series",
     "SeriesExistsError",
     "SeriesNotFoundError",
+    "SharedDraft",
     "Snapshot",
     "SnapshotWriter",
     "SpaceMismatchError",

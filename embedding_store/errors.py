@@ -43,6 +43,10 @@ class AsOfDecreasedError(StoreError, ValueError):
     """A snapshot would be older in event time than the newest one of its series."""
 
 
+class FragmentError(StoreError, ValueError):
+    """Fragments that do not make a snapshot: one is missing, there twice, or of another draft."""
+
+
 class SupersededError(StoreError):
     """A newer snapshot was published while this one was being compacted."""
 

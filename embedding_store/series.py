@@ -9,10 +9,13 @@ from embedding_store import times
 from embedding_store.arguments import integer
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import (
+    FragmentError,
     InvalidArgumentError,
     MissingFileError,
     SchemaChangedError,
 )
+from embedding_store.format.files import RowFormat
+from embedding_store.format.manifest import Manifest
 from embedding_store.history import clean as cleaning
 from embedding_store.history import expire as expiry
 from embedding_store.history import refusals, schemas
@@ -24,7 +27,11 @@ from embedding_store.scan import diff as comparison
 from embedding_store.scan.diff import Diff
 from embedding_store.storage.base import Storage
 from embedding_store.write import compact
-from embedding_store.write.writer import SnapshotWriter
+from embedding_store.write.commit import check_planned
+from embedding_store.write.fragments import Fragment, SharedDraft, checked, new_draft, part_of
+from embedding_store.write.pieces import IndexPiece, write_piece
+from embedding_store.write.together import commit_fragments
+from embedding_store.write.writer import FragmentWriter, SnapshotWriter
 
 
 class Series(SeriesReader):
@@ -114,23 +121,100 @@ class Series(SeriesReader):
             SchemaChangedError: the series has a newer schema than this handle, or than `base`.
             InvalidTimeError, InvalidArgumentError: naming the argument and its value.
         """
-        self._check_schema()
-        snapshot = base if base is None or isinstance(base, Snapshot) else self.version(base)
-        if snapshot is not None and snapshot.series != self.name:
-            raise InvalidArgumentError(f"base is {snapshot!r}, not a snapshot of series {self.name!r}")
         return SnapshotWriter(
             self._storage,
+            self._form,
             series=self.name,
             schema=self.schema,
-            dim=self.dim,
-            dtype=DTYPES[self.dtype],
-            ids=self.ids,
             as_of=times.to_stored(as_of, "as_of"),
             space=space,
             duplicates=duplicates,
-            base=None if snapshot is None else snapshot.manifest,
+            base=self._base(base),
             rows_per_batch=rows_per_batch,
         )
+
+    def draft(
+        self, *, parts: int, as_of: int | datetime, space: str, base: int | Snapshot | None = None
+    ) -> SharedDraft:
+        """The draft of a snapshot that `parts` writers make together: send it to each, who writes one `fragment`, and
+        give these to `commit`. Whatever dies meanwhile, nothing is visible before, and `clean` takes what it left.
+
+            draft = series.draft(parts=8, as_of=day_end, space="ctr-1")  # once
+            with series.fragment(draft, part=3) as writer:               # on each worker
+                writer.append(ids, vectors)
+            series.commit(draft, fragments)                              # once: `writer.fragment` of each
+
+        Args:
+            parts: how many fragments, 1 or more.
+            as_of, space, base: as of `write`.
+
+        Raises:
+            as `write`.
+        """
+        draft = new_draft(
+            self._form,
+            parts=parts,
+            series=self.name,
+            schema=self.schema,
+            as_of=times.to_stored(as_of, "as_of"),
+            space=space,
+            base=(manifest := self._base(base)),
+        )
+        check_planned(
+            self._storage, series=self.name, schema=self.schema, as_of=draft.as_of, space=space, base=manifest
+        )
+        return draft
+
+    def fragment(
+        self, draft: SharedDraft, part: int, *, duplicates: str = "error", rows_per_batch: int | None = None
+    ) -> FragmentWriter:
+        """A writer of one part of a draft, for a `with` block, on any machine. Parts may hold any ids, each in one of
+        them. A part may be written again, if its first writer is gone: the fragment that is committed counts.
+
+        Args:
+            part: 0 .. draft.parts - 1.
+            duplicates, rows_per_batch: as of `write`; within the part.
+
+        Raises:
+            FragmentError: a draft of another series.
+            SchemaChangedError, VersionExpiredError, InvalidArgumentError: as `write`.
+        """
+        base = self._of_draft(draft)
+        return FragmentWriter(
+            self._storage, draft, part, base=base, duplicates=duplicates, rows_per_batch=rows_per_batch
+        )
+
+    def index_piece(self, draft: SharedDraft, fragments: Sequence[Fragment], part: int) -> IndexPiece | None:
+        """One part's piece of the index of a whole snapshot, which else the commit writes alone: call it with all
+        fragments for each part, on any machine, and give what it returns to `commit`. None: there is nothing to share,
+        of few ids or in a delta.
+
+        Raises:
+            FragmentError, DuplicateIdsError, CorruptStoreError: as `commit`.
+            InvalidIdsError: ids that were made to collide.
+        """
+        self._of_draft(draft)
+        return write_piece(self._storage, draft, checked(draft, fragments), part_of(draft, part))
+
+    def commit(
+        self, draft: SharedDraft, fragments: Sequence[Fragment], pieces: Sequence[IndexPiece | None] = ()
+    ) -> Snapshot:
+        """Publish the snapshot that these fragments are, in any order; one process does it, when all are written.
+
+        Args:
+            pieces: what `index_piece` gave of each part. Without them the index is written here.
+
+        After an error of the first two classes the fragments stay, to be committed with others; after one of the next
+        line they are deleted.
+
+        Raises:
+            FragmentError: a part is missing or there twice, or a fragment is of another draft, series or schema.
+            DuplicateIdsError: an id is in several fragments.
+            AsOfDecreasedError, SchemaChangedError, VersionExpiredError: others have published meanwhile.
+            MissingFileError, FileSizeError, ChecksumError: a fragment's file is gone, or not as it was written.
+        """
+        written = [piece for piece in pieces if piece is not None]
+        return commit_fragments(self._storage, draft, fragments, written, self._of_draft(draft))
 
     def compact(self) -> Snapshot:
         """Fold the newest snapshot, a delta, into a whole one: a new version with the same `as_of` and space.
@@ -232,6 +316,24 @@ class Series(SeriesReader):
             CorruptStoreError: a manifest cannot be read, so what it names is not known; nothing is deleted.
         """
         return cleaning.clean(self._storage, grace)
+
+    @property
+    def _form(self) -> RowFormat:
+        return RowFormat(dim=self.dim, dtype=DTYPES[self.dtype], ids=self.ids)
+
+    def _base(self, base: int | Snapshot | None) -> Manifest | None:
+        """What a delta is to be written on, now."""
+        self._check_schema()
+        snapshot = base if base is None or isinstance(base, Snapshot) else self.version(base)
+        if snapshot is not None and snapshot.series != self.name:
+            raise InvalidArgumentError(f"base is {snapshot!r}, not a snapshot of series {self.name!r}")
+        return None if snapshot is None else snapshot.manifest
+
+    def _of_draft(self, draft: SharedDraft) -> Manifest | None:
+        """The base of a draft of this series."""
+        if draft.series != self.name:
+            raise FragmentError(f"the draft is of series {draft.series!r}, this one is {self.name!r}")
+        return self._base(draft.base)
 
     def _check_schema(self) -> None:
         if (newest := schemas.newest_number(self._storage)) != self.schema:

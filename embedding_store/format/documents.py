@@ -144,6 +144,10 @@ class Fields:
         entries = enumerate(self._list(key))
         return [Fields({f"{key}[{i}]": value}, self.path, self._prefix).object(f"{key}[{i}]") for i, value in entries]
 
+    def optional_objects(self, key: str) -> list[Fields]:
+        """A list of objects; none where the key is absent."""
+        return self.objects(key) if key in self._document else []
+
     def _list(self, key: str) -> list[Any]:
         value = self._get(key)
         if not isinstance(value, list):

@@ -16,6 +16,7 @@ from embedding_store.errors import FileFormatError, InvalidIndexError
 from embedding_store.native.layout import ABSENT as ABSENT
 from embedding_store.native.layout import BUCKET_BYTES
 from embedding_store.native.layout import EMPTY as EMPTY
+from embedding_store.native.layout import SLOT as SLOT
 
 Ids = NDArray[np.int64]
 Words = NDArray[np.uint64]
@@ -27,7 +28,6 @@ SLOT_BYTES = BUCKET_BYTES // SLOTS
 LOAD = 0.6  # at most this part of the slots is used
 SEEDS = 8
 MAX_PROBE = 32  # buckets that a search visits at most
-SLOT = np.dtype([("id", "<i8"), ("location", "<u8")])
 _LAYOUT = struct.Struct("<8s7q")
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -95,6 +95,12 @@ class Header:
         return _LAYOUT.pack(MAGIC, *numbers)
 
     @staticmethod
+    def of(home_buckets: int, free: int, entries: int, max_probe: int, seed: int) -> Header:
+        """The header of an index whose last entry lies before slot `free`."""
+        total = max(home_buckets, free // SLOTS + 1)  # the bucket of the first free slot
+        return Header(home_buckets, total, entries, max_probe, seed)
+
+    @staticmethod
     def decode(data: bytes, *, file_bytes: int, entries: int, path: str) -> Header:
         """Read the header of a file of `file_bytes` whose manifest says that it has so many entries.
 
@@ -144,8 +150,7 @@ class Placement:
 
     def header(self, entries: int, seed: int) -> Header:
         """The header of an index of the entries so far."""
-        total = max(self._buckets, self.free // SLOTS + 1)  # the bucket of the first free slot
-        return Header(self._buckets, total, entries, self._max_probe, seed)
+        return Header.of(self._buckets, self.free, entries, self._max_probe, seed)
 
 
 def _offset(seed: int) -> np.uint64:

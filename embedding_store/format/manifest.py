@@ -18,6 +18,7 @@ from embedding_store.storage.base import Storage
 INDEX_KINDS = ("hash",)
 ID_KINDS = ("int64", "text")
 MAX_SEGMENTS = 1 << 23  # so that twice a location is still below 2^64
+PIECE_BYTES = 65_536  # an index goes on in another file at multiples of this: where a mapping can put it
 OVERLAYS_SINCE = 3  # version of the format
 MANIFESTS = NumberedFiles("manifests", "manifest")
 _DATA_PATH = re.compile(r"(data/[a-z0-9-]+)/[a-z0-9][a-z0-9.-]*")
@@ -100,6 +101,13 @@ class IndexFile(StoredFile):
 
     kind: str
     """`hash`: buckets of four entries."""
+    continued: tuple[StoredFile, ...] = ()
+    """The files that its bytes go on in, where several writers have written it."""
+
+    @property
+    def pieces(self) -> tuple[StoredFile, ...]:
+        """All its files, in order."""
+        return (self, *self.continued)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +176,7 @@ class Manifest:
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """All files but the manifest itself; a `.crc` file lies beside each."""
-        return (*self.data, *self.indexes)
+        return (*self.data, *(piece for index in self.indexes for piece in index.pieces))
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -188,7 +196,11 @@ class Manifest:
 
     def fields(self) -> dict[str, Any]:
         """The keys of the manifest's file, in order."""
-        return asdict(self)
+        fields = asdict(self)
+        for index in (fields["index"], fields["overlay"] or {}):
+            if not index.get("continued"):
+                index.pop("continued", None)
+        return fields
 
     def encode(self) -> bytes:
         """The manifest's file."""
@@ -254,6 +266,12 @@ class Manifest:
         for file in self.files:
             if not _DATA_PATH.fullmatch(file.path):  # a hostile manifest must not lead out of the series
                 raise FileFormatError(path, f"names the file {file.path!r}, which is not data/<folder>/<name>")
+        for index in self.indexes:
+            if any(piece.bytes % PIECE_BYTES for piece in index.pieces[:-1]):
+                sizes = [piece.bytes for piece in index.pieces]
+                raise FileFormatError(
+                    path, f"{index.path} goes on behind {sizes} bytes, not at multiples of {PIECE_BYTES}"
+                )
         for i, file in enumerate(self.data):
             for j, segment in enumerate(file.segments):
                 self._check_segment(segment, file, f"data[{i}].segments[{j}]", path)
@@ -322,7 +340,8 @@ def _segment(fields: Fields) -> Segment:
 
 
 def _index_file(fields: Fields) -> IndexFile:
-    return IndexFile(**_stored_file(fields), kind=fields.text("kind"))
+    continued = tuple(StoredFile(**_stored_file(piece)) for piece in fields.optional_objects("continued"))
+    return IndexFile(**_stored_file(fields), kind=fields.text("kind"), continued=continued)
 
 
 def _overlay(fields: Fields) -> Overlay | None:

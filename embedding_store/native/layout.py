@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 ROW_BITS = 40
 """A location is segment << ROW_BITS | row."""
 BUCKET_BYTES = 64
 """Of a bucket of the index."""
+SLOT = np.dtype([("id", "<i8"), ("location", "<u8")])
+"""An entry of it."""
 LAYOUT_HEADER = 8
 """Numbers of a table's layout before those of its segments: see ops.py."""
 EMPTY = 2**64 - 1

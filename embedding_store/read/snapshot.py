@@ -202,18 +202,23 @@ class Snapshot:
         """
         healed(self._storage, lambda: check_all(self._storage, self.manifest, self._map(anew=True)[0], progress))
 
-    def batches(self, rows: int = 65_536) -> Iterator[Batch]:
+    def batches(self, rows: int = 65_536, *, part: int = 0, of: int = 1) -> Iterator[Batch]:
         """All vectors, at most `rows` at a time, in stored order. Memory: one batch; what is read is checked.
+
+        Args:
+            rows: at most so many at once.
+            part, of: every `of`-th batch, from number `part` on: the share of one of so many processes.
 
         Raises:
             CorruptStoreError: of the class that fits, naming the file.
         """
-        rows = integer(rows, "rows", least=1)
+        rows, of = integer(rows, "rows", least=1), integer(of, "of", least=1)
+        part = integer(part, "part", least=0)
         form = row_format(self.manifest)
         alive = live_rows(self._storage, self.manifest)
-        for part in read_rows(self._storage, self.manifest.data, form, alive=alive, chunk=rows):
-            keys = None if part.keys is None else part.keys.cast(pa.string())
-            yield Batch(part.ids, decode(part.encoded, self.dim, form.dtype), keys)
+        for some in read_rows(self._storage, self.manifest.data, form, alive=alive, chunk=rows, part=part, of=of):
+            keys = None if some.keys is None else some.keys.cast(pa.string())
+            yield Batch(some.ids, decode(some.encoded, self.dim, form.dtype), keys)
 
     def _map(self, *, anew: bool) -> tuple[Mapping, list[Header]]:
         """The files side by side, the index first and the overlay last, to be checked `anew` or not; and the headers
@@ -230,7 +235,7 @@ class Snapshot:
 
     def _mapped_files(self) -> list[MappedFile]:
         index, *overlay = self.manifest.indexes
-        files = (index, *self.manifest.data, *overlay)
+        files = (*index.pieces, *self.manifest.data, *(piece for one in overlay for piece in one.pieces))
         if not self._storage.copies:  # threads would take longer to start than the files to open
             return [mapped_file(self._storage, file) for file in files]
         with ThreadPoolExecutor(FILES) as pool:
@@ -263,10 +268,11 @@ def table_layout(manifest: Manifest, starts: Sequence[int], headers: Sequence[He
     native/ops.py; `starts`: of the files, the index first and the overlay last; `headers`: of these two."""
     index, *overlay = headers
     numbers = [*index_layout(starts[0], index), len(manifest.segments), SCALE_STRIDE, len(overlay), 0]
-    for file, start in zip(manifest.data, starts[1:], strict=False):
+    data = starts[len(manifest.index.pieces) :]
+    for file, start in zip(manifest.data, data, strict=False):
         for segment in file.segments:
             columns = (segment.vector, segment.scale, segment.offset)
             numbers += [*(-1 if column is None else start + column for column in columns), segment.rows]
     for header in overlay:
-        numbers += index_layout(starts[-1], header)
+        numbers += index_layout(data[len(manifest.data)], header)
     return torch.tensor(numbers, dtype=torch.int64)

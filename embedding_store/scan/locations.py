@@ -96,9 +96,10 @@ class _Opened(NamedTuple):
 
 def _open(storage: Storage, manifest: Manifest) -> _Opened:
     headers = read_headers(storage, manifest)
-    files = [mapped_file(storage, file) for file in manifest.indexes]
+    files = [mapped_file(storage, piece) for file in manifest.indexes for piece in file.pieces]
     mapping = Mapping.open(files, copies=storage.copies)
-    index, *overlay = (index_layout(*one) for one in zip(mapping.starts, headers, strict=True))
+    starts = (mapping.starts[0], mapping.starts[len(manifest.index.pieces)]) if manifest.overlay else mapping.starts[:1]
+    index, *overlay = (index_layout(*one) for one in zip(starts, headers, strict=True))
     below = torch.tensor([*index, 0, 0, 0, 0])
     return _Opened(mapping, torch.tensor([*index, 0, 0, 1, 0, *overlay[0]]) if overlay else below, below)
 

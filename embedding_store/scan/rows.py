@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -111,24 +112,29 @@ def read_rows(
     alive: Alive | None,
     chunk: int = CHUNK,
     first_segment: int = 0,
+    part: int = 0,
+    of: int = 1,
 ) -> Iterator[Rows]:
-    """All rows that are alive (None: all rows), at most `chunk` at a time, in stored order; checksums are checked.
+    """All rows that are alive (None: all rows), at most `chunk` at a time, in stored order; checksums are checked. Of
+    these chunks every `of`-th, from number `part` on.
 
     Raises:
         CorruptStoreError: of the class that fits, naming the file.
     """
-    number = first_segment
+    number, chunks = first_segment, count()
     for file in files:
         with StoredReader(storage, file) as reader:
             for segment in file.segments:
-                part = SegmentReader(reader, segment, form)
+                stored = SegmentReader(reader, segment, form)
                 for start in range(0, segment.rows, chunk):
                     stop = min(start + chunk, segment.rows)
+                    if next(chunks) % of != part:
+                        continue
                     mask = None if alive is None else alive(number, start, stop)
                     if mask is None or bool(mask.all()):
-                        yield part.rows(start, stop)
+                        yield stored.rows(start, stop)
                     elif bool(mask.any()):
-                        yield part.rows(start, stop).select(torch.from_numpy(mask))
+                        yield stored.rows(start, stop).select(torch.from_numpy(mask))
                 number += 1
 
 

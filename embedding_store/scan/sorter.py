@@ -1,4 +1,5 @@
-"""Sorting more pairs than memory holds: sorted runs in a temporary file, merged slice by slice of the hash's range."""
+"""Sorting more pairs than memory holds: runs in a temporary file, each cut by the first bits of the hashes, which are
+read back and sorted part by part of the hashes' range."""
 
 from __future__ import annotations
 
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedding_store.format.index import Words
+from embedding_store.native.building import partition_pairs, sort_pairs
 
-RUN = 1 << 19  # pairs sorted at once: 8 MiB, and as much again while they are sorted
+RUN = 1 << 19  # pairs sorted at once: 8 MiB, and twice as much again while they are sorted
+BITS = 10  # by which runs are cut: half a billion pairs make parts of RUN each, more make longer ones
 SPILL_BYTES = 8 << 20  # held in memory before a file is made
 
 
@@ -24,12 +28,7 @@ class Pairs(NamedTuple):
 
     def sorted(self) -> Pairs:
         """By hash, pairs of one hash by value."""
-        order = np.argsort(self.h)  # several times faster than a stable sort
-        h = self.h[order]
-        if bool((h[1:] == h[:-1]).any()):
-            order = np.lexsort((self.value, self.h))
-            h = self.h[order]
-        return Pairs(h, self.value[order])
+        return Pairs(*sort_pairs(self.h, self.value))
 
     def slice(self, start: int, stop: int | None) -> Pairs:
         """Pairs start .. stop - 1, sharing memory."""
@@ -38,7 +37,9 @@ class Pairs(NamedTuple):
     @staticmethod
     def joined(parts: Iterable[Pairs]) -> Pairs:
         """One after the other."""
-        parts = [NO_PAIRS, *parts]
+        parts = list(parts) or [NO_PAIRS]
+        if len(parts) == 1:
+            return parts[0]
         return Pairs(np.concatenate([part.h for part in parts]), np.concatenate([part.value for part in parts]))
 
 
@@ -60,8 +61,10 @@ class Spill:
 
     def read(self, start: int, stop: int) -> Words:
         """A copy of words start .. stop - 1."""
+        words = np.empty(stop - start, np.uint64)
         self._file.seek(8 * start)
-        return np.frombuffer(self._file.read(8 * (stop - start)), np.uint64)
+        self._file.readinto(words.view(np.uint8).data)
+        return words
 
 
 class PairFile:
@@ -81,9 +84,19 @@ class PairFile:
 
     def __iter__(self) -> Iterator[Pairs]:
         """The pairs, in the chunks in which they were appended."""
+        for start, size in self._chunks():
+            yield Pairs(self._spill.read(start, start + size), self._spill.read(start + size, start + 2 * size))
+
+    def hashes(self) -> Iterator[Words]:
+        """Their hashes alone, likewise."""
+        for start, size in self._chunks():
+            yield self._spill.read(start, start + size)
+
+    def _chunks(self) -> Iterator[tuple[int, int]]:
+        """Where each begins in the spill, and its pairs."""
         start = 0
         for size in self._sizes:
-            yield Pairs(self._spill.read(start, start + size), self._spill.read(start + size, start + 2 * size))
+            yield start, size
             start += 2 * size
 
 
@@ -93,7 +106,7 @@ class Sorter:
 
     def __init__(self, scratch: Path) -> None:
         self._spill = Spill(scratch)
-        self._runs: list[tuple[int, int]] = []  # where each starts in the spill, and its pairs
+        self._runs: list[tuple[int, NDArray[np.uint32]]] = []  # where each starts in the spill, and the ends in it
         self._pending: list[Pairs] = []
         self._waiting = 0
         self.count = 0
@@ -114,28 +127,27 @@ class Sorter:
             return
         self._spill_run()
         # Hashes are spread evenly, so that equal parts of their range hold about as many pairs each.
-        bounds = np.array([(2**64 * i) // parts for i in range(1, parts)], np.uint64)
-        cuts = [self._cuts(start, size, bounds) for start, size in self._runs]
+        bits = min(BITS, (parts - 1).bit_length())
+        bounds = np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits) if bits else NO_PAIRS.h
         for part, pieces in enumerate(_sliced(iter(others), bounds)):
-            slices = (self._read(run, cut[part], cut[part + 1]) for run, cut in zip(self._runs, cuts, strict=True))
+            first, last = (i << BITS - bits for i in (part, part + 1))
+            slices = (self._read(start, ends, first, last) for start, ends in self._runs)
             yield Pairs.joined([*pieces, *slices]).sorted()
 
     def _spill_run(self) -> None:
-        run = Pairs.joined(self._pending).sorted()
+        h, value, ends = partition_pairs(*Pairs.joined(self._pending), BITS)
         self._pending, self._waiting = [], 0
-        if len(run.h):
-            self._runs.append((self._spill.words, len(run.h)))
-            self._spill.append(run.h)
-            self._spill.append(run.value)
+        if len(h):
+            self._runs.append((self._spill.words, ends.astype(np.uint32)))
+            self._spill.append(h)
+            self._spill.append(value)
 
-    def _cuts(self, start: int, size: int, bounds: Words) -> list[int]:
-        h = self._spill.read(start, start + size)
-        return [0, *np.searchsorted(h, bounds).tolist(), size]
-
-    def _read(self, run: tuple[int, int], first: int, stop: int) -> Pairs:
-        start, size = run
-        h = self._spill.read(start + first, start + stop)
-        return Pairs(h, self._spill.read(start + size + first, start + size + stop))
+    def _read(self, start: int, ends: NDArray[np.uint32], first: int, last: int) -> Pairs:
+        """Pairs of a run whose first bits are `first` .. `last` - 1."""
+        size, low, high = int(ends[-1]), int(ends[first - 1]) if first else 0, int(ends[last - 1])
+        return Pairs(
+            self._spill.read(start + low, start + high), self._spill.read(start + size + low, start + size + high)
+        )
 
 
 def in_step(a: Iterable[Pairs], b: Iterable[Pairs]) -> Iterator[tuple[Pairs, Pairs]]:

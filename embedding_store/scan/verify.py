@@ -32,7 +32,7 @@ def verify(
     """
     mapping.check(progress)
     form = row_format(manifest)
-    for file, start in zip(manifest.data, mapping.starts[1:], strict=False):
+    for file, start in zip(manifest.data, mapping.starts[len(manifest.index.pieces) :], strict=False):
         check_structure(file, mapping.storage[start : start + file.bytes], form, storage.locate(file.path))
     where = storage.locate(manifest.own_index.path)
     flags = RowFlags(manifest.segments, storage.scratch())

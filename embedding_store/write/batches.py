@@ -54,7 +54,7 @@ class _Buffer:
 
 
 class BatchWriter:
-    """Writes rows as record batches into the files of one folder. End it with `finish` or `abort`.
+    """Writes rows as record batches into files. End it with `finish` or `abort`.
 
     Errors of the thread that writes come out of the next `append`, or of `finish`.
     """
@@ -62,7 +62,7 @@ class BatchWriter:
     def __init__(
         self,
         storage: Storage,
-        folder: str,
+        prefix: str,
         form: RowFormat,
         *,
         rows_per_batch: int | None,
@@ -70,8 +70,12 @@ class BatchWriter:
         first_file: int,
         on_batch: Callable[[Rows, int], None],
     ) -> None:
-        """`on_batch(rows, location)` is called for every record batch, by the caller's thread; the rows are a view."""
-        self._storage, self._folder, self._form = storage, folder, form
+        """
+        Args:
+            prefix: what the paths of its files begin with, a folder at least.
+            on_batch: called with every record batch, whose rows are a view, and its location, by the caller's thread.
+        """
+        self._storage, self._prefix, self._form = storage, prefix, form
         self._rows_per_batch = rows_per_batch or max(1, BATCH_BYTES // form.dtype.row_bytes(form.dim))
         self._on_batch = on_batch
         self._segment, self._first_file = first_segment, first_file
@@ -168,7 +172,7 @@ class BatchWriter:
     def _write(self, buffer: _Buffer, end_file: bool) -> None:
         if self._open is None:
             stack = ExitStack()
-            path = f"{self._folder}/vectors-{self.next_file:05d}.arrow"
+            path = f"{self._prefix}vectors-{self.next_file:05d}.arrow"
             new = stack.enter_context(create_checked(self._storage, path))
             self._open = stack, new, DataWriter(new.sink, self._form)
         _, new, data = self._open

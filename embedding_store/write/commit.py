@@ -8,17 +8,19 @@ from embedding_store import times
 from embedding_store.errors import (
     AsOfDecreasedError,
     FileSizeError,
+    InvalidArgumentError,
     MissingFileError,
     SchemaChangedError,
     SupersededError,
     VersionExpiredError,
 )
+from embedding_store.format.files import RowFormat
 from embedding_store.format.manifest import MANIFESTS, Manifest, manifest_path
 from embedding_store.history.tombstones import bury, gone, same
 from embedding_store.history.versions import newest
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.storage.base import Storage
-from embedding_store.write.draft import Draft
+from embedding_store.write.content import Content, WrittenFiles
 
 BASE_GRACE = 30 * 60_000  # ms for which a delta may be published on an expired base: well below what `clean` waits
 
@@ -46,10 +48,51 @@ def check_follows(
         _check_base(storage, base)
 
 
+def check_planned(storage: Storage, *, series: str, schema: int, as_of: int, space: str, base: Manifest | None) -> None:
+    """Raise unless a snapshot like this can be published as things are: before any work is lost.
+
+    Raises:
+        InvalidArgumentError: `space` is no name, or not the base's; else as check_follows.
+    """
+    if not isinstance(space, str) or not space:
+        raise InvalidArgumentError(f"space is {space!r}: name the vector space, say 'ctr-1'")
+    if base is not None and base.space != space:
+        message = f"space is {space!r}, but the base, version {base.version}, is in space {base.space!r}"
+        raise InvalidArgumentError(f"{message}: write a whole snapshot when the space changes")
+    if base is not None and base.schema != schema:
+        message = f"the base, version {base.version}, has schema {base.schema}, the series has {schema} now"
+        raise SchemaChangedError(f"{message}: write a whole snapshot under the new schema")
+    check_follows(storage, series=series, schema=schema, as_of=as_of, latest=newest(storage)[0], base=base)
+
+
+def manifest_of(
+    content: Content, form: RowFormat, *, series: str, schema: int, as_of: int, space: str, base: Manifest | None
+) -> Manifest:
+    """What is to be published, under no version yet."""
+    return Manifest(
+        series=series,
+        version=1,  # until it is published
+        schema=schema,
+        as_of=as_of,
+        space=space,
+        created=times.now(),
+        dim=form.dim,
+        dtype=form.dtype.name,
+        ids=form.ids,
+        base=None if base is None else base.version,
+        rows=content.rows,
+        stored_rows=sum(file.rows for file in content.data),
+        statistics=content.statistics,
+        data=content.data,
+        index=content.index,
+        overlay=content.overlay,
+    )
+
+
 def commit(
     storage: Storage,
     draft: Manifest,  # its version does not count
-    files: Draft,
+    files: WrittenFiles,
     *,
     base: Manifest | None,
     only_after: int | None = None,
@@ -88,7 +131,7 @@ def commit(
             storage.delete(manifest_path(number))
             continue
         try:
-            files.check_files()
+            files.check()
             if base is not None:
                 _check_base(storage, base)
         except (MissingFileError, FileSizeError, VersionExpiredError):  # it stalled until it was cleaned away

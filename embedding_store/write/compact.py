@@ -40,4 +40,4 @@ def compact(storage: Storage, manifest: Manifest) -> Snapshot:
     except BaseException:
         draft.discard()
         raise
-    return commit(storage, whole, draft, base=None, only_after=manifest.version)
+    return commit(storage, whole, draft.written, base=None, only_after=manifest.version)

@@ -5,50 +5,32 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
 from embedding_store.errors import DuplicateIdsError
-from embedding_store.format.files import RowFormat, Rows, create_checked
+from embedding_store.format.files import RowFormat, Rows
 from embedding_store.format.index import ABSENT, EMPTY, Ids, Words, unhash
-from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Overlay, Statistics, StoredFile
+from embedding_store.format.manifest import ROW_BITS, DataFile, Manifest
 from embedding_store.keys import check_same_keys
-from embedding_store.native.mapping import BLOCK
-from embedding_store.scan.index import file_entries, overlaid, overlay_entries
 from embedding_store.scan.keys import read_keys
 from embedding_store.scan.locations import Locations
 from embedding_store.scan.rows import RowFlags, read_rows
 from embedding_store.scan.sorter import PairFile, Pairs
-from embedding_store.storage.base import Storage, check_size
+from embedding_store.storage.base import Storage
 from embedding_store.write.batches import BatchWriter
-from embedding_store.write.index import ONE, Operations, Settled, operations_of, settle, write_index
-from embedding_store.write.overlay import Changes, changes
+from embedding_store.write.content import Content, WrittenFiles, base_changes, write_content
+from embedding_store.write.index import ONE, Operations, Settled, operations_of, settle
+from embedding_store.write.sums import Sums
 
 DUPLICATES = ("error", "last")
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a manifest says of the files."""
-
-    data: tuple[DataFile, ...]
-    """The base's files first."""
-    index: IndexFile
-    """Of all ids; with an overlay the base's."""
-    overlay: Overlay | None
-    """Of the ids that were changed since then."""
-    rows: int
-    """Ids."""
-    statistics: Statistics
-    """Means over the rows that were written, ids over all."""
-
-
 class Draft:
-    """Takes rows and deletes; `finish` makes the index, or of a delta of few changes the overlay. Nothing refers to its
-    files before a manifest does.
+    """Takes rows and deletes; `finish` makes the index, or of a delta of few changes the overlay; or `settle` leaves
+    that to others, where several drafts make one snapshot. Nothing refers to its files before a manifest does.
 
     Memory: two record batches and, while the index is built, some tens of MiB, whatever the number of rows.
     """
@@ -61,16 +43,19 @@ class Draft:
         base: Manifest | None,
         duplicates: str,
         rows_per_batch: int | None,
+        prefix: str | None = None,
     ) -> None:
+        """`prefix`: what the paths of its files begin with, in a folder that it shares; None: a folder of its own."""
         self._storage, self._form, self._base, self._duplicates = storage, form, base, duplicates
         self._rows_per_batch = rows_per_batch
-        self._folder = f"data/{uuid.uuid4().hex}"
+        self._shared = prefix is not None
+        self._prefix = prefix or f"data/{uuid.uuid4().hex}/"
+        self.written = WrittenFiles(storage, self._prefix.rpartition("/")[0])
         self._first_segment = 0 if base is None else len(base.segments)
         self._located = None if base is None else Locations(storage, base)
         self._operations = self._new_operations()
         self._batches = self._new_batches(self._operations, first_file=0)
         self._deleted: list[tuple[Ids, int, pa.LargeStringArray]] = []  # series of text: ids, location, keys
-        self._written: tuple[StoredFile, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -99,60 +84,45 @@ class Draft:
         Raises:
             DuplicateIdsError, HashCollisionError; FileSizeError, MissingFileError: a file is gone or not whole.
         """
+        files, settled = self.settle(base_changes(self._storage, self._base))
+        scratch = self._operations.scratch
+        return write_content(self._storage, self.written, files, settled, self.sums, self._base, scratch)
+
+    def settle(self, base: tuple[Iterable[Pairs], int] = ((), 0)) -> tuple[list[DataFile], Settled]:
+        """Write what is left and settle duplicates: the data files, durable but for their names, and what became of the
+        ids. `base`: see write/index.py.
+
+        Raises:
+            DuplicateIdsError, HashCollisionError.
+        """
         self._batches.close()
-        settled = settle(self._operations, self._base_changes())  # while the last files are written
+        settled = settle(self._operations, base)  # while the last files are written
         files = self._batches.finish()
         if settled.repeated.count:
             self._check_repeated(settled.repeated, files)
         if settled.lost.words:
             files, settled = self._without_lost(files, settled)
-        sums = self._batches.sums
-        if self._base is None:
-            index = self._new_index(settled.entries, files)
-            statistics = sums.statistics(settled.min_id, settled.max_id)
-            return Content(tuple(files), index, None, settled.entries.count, statistics)
-        assert self._located is not None
-        first, scratch = self._first_segment << ROW_BITS, self._operations.scratch
-        after = changes(self._base, self._located, settled, first=first, scratch=scratch)
-        self._located.close()
-        index, overlay = self._delta_index(after, files, self._base)
-        statistics = sums.statistics(after.min_id, after.max_id)
-        return Content((*self._base.data, *files), index, overlay, after.rows, statistics)
+        if self._located is not None:
+            self._located.close()
+        return files, settled
 
-    def _delta_index(self, after: Changes, files: list[DataFile], base: Manifest) -> tuple[IndexFile, Overlay | None]:
-        """The base's index under an overlay, or folded with it."""
-        if after.fit(base.index_entries):
-            written = self._new_index(after.entries, files, "overlay.hash")
-            return base.index, Overlay(**vars(written), entries=after.entries.count, index_entries=base.index_entries)
-        folded = PairFile(self._operations.scratch)
-        for pairs in overlaid(file_entries(self._storage, base.index, base.index_entries), after.entries):
-            folded.append(pairs)
-        return self._new_index(folded, files), None
-
-    def _new_index(self, entries: PairFile, files: list[DataFile], name: str = "index.hash") -> IndexFile:
-        """An index of these entries; all files are durable then, and were looked for."""
-        with create_checked(self._storage, f"{self._folder}/{name}") as new:
-            write_index(new.sink, entries, self._operations.scratch)
-        index = IndexFile(**vars(new.stored), kind="hash")
-        self._storage.sync(self._folder)
-        self._written = (*files, index)
-        self.check_files()
-        return index
-
-    def check_files(self) -> None:
-        """After `finish`: make sure that all is there still; a writer that was silent for long may have been cleaned
-        away. Raises FileSizeError or MissingFileError."""
-        for file in self._written:
-            for path, size in ((file.path, file.bytes), (file.crc_path, 4 * -(-file.bytes // BLOCK))):
-                check_size(self._storage, path, self._storage.size(path), size)
+    @property
+    def sums(self) -> Sums:
+        """Over the rows taken; after `settle`, those that stayed."""
+        return self._batches.sums
 
     def discard(self) -> None:
         """Stop, and delete the files."""
         if self._located is not None:
             self._located.close()
         self._batches.abort()
+        if not self._shared:
+            self.written.discard()
+            return
         with suppress(Exception):  # the error that led here matters more; `clean` takes what stays
-            self._storage.delete_folder(self._folder)
+            for entry in self._storage.entries(self.written.folder):
+                if entry.path.startswith(self._prefix):
+                    self._storage.delete(entry.path)
 
     def _new_operations(self) -> Operations:
         return Operations(self._storage.scratch(), first=self._first_segment << ROW_BITS)
@@ -166,19 +136,13 @@ class Draft:
 
         return BatchWriter(
             self._storage,
-            self._folder,
+            self._prefix,
             self._form,
             rows_per_batch=self._rows_per_batch,
             first_segment=self._first_segment,
             first_file=first_file,
             on_batch=on_batch,
         )
-
-    def _base_changes(self) -> tuple[Iterable[Pairs], int]:
-        """What the base's overlay has, as operations."""
-        if self._base is None or self._base.overlay is None:
-            return (), 0
-        return operations_of(overlay_entries(self._storage, self._base)), self._base.overlay.entries
 
     def _check_base_keys(self, ids: Ids, keys: pa.LargeStringArray) -> None:
         """Raise HashCollisionError if the base has one of these ids under another key."""
@@ -222,7 +186,7 @@ class Draft:
     def _without_lost(self, files: list[DataFile], settled: Settled) -> tuple[list[DataFile], Settled]:
         """Write the data files anew without the rows that lost: other readers of the files must see each id once."""
         first = self._first_segment
-        scratch, where = self._operations.scratch, self._storage.locate(self._folder)
+        scratch, where = self._operations.scratch, self._storage.locate(self.written.folder)
         lost = RowFlags([s for file in files for s in file.segments], scratch, first_segment=first)
         for start in range(0, settled.lost.words, 1 << 16):
             lost.set(settled.lost.read(start, min(start + (1 << 16), settled.lost.words)), where)

@@ -24,12 +24,12 @@ from embedding_store.format.index import (
     SLOTS,
     Header,
     Ids,
-    Placement,
     Words,
     hash_ids,
     home_buckets,
     unhash,
 )
+from embedding_store.native.building import last_operations, place, plan
 from embedding_store.scan.sorter import PairFile, Pairs, Sorter, Spill
 
 ONE = np.uint64(1)
@@ -84,18 +84,18 @@ def settle(operations: Operations, base: tuple[Iterable[Pairs], int] = ((), 0)) 
     scratch = operations.scratch
     settled = Settled(PairFile(scratch), Spill(scratch), PairFile(scratch))
     for h, op in operations.sorter.merged(*base):
-        last = np.append(h[1:] != h[:-1], True)[: len(h)]
-        upsert, own = (op & ONE).astype(bool), op >= operations.first << 1
-        if not bool(last.all()):
+        locations, ends, distinct = last_operations(h, op)
+        if not distinct:
+            last = np.append(h[1:] != h[:-1], True)
+            upsert, own = (op & ONE).astype(bool), op >= operations.first << 1
             settled.lost.append(op[~last & own & upsert] >> ONE)
             _note_repeated(settled.repeated, h, op, own, upsert)
-        h, op, upsert = h[last], op[last], upsert[last]
-        settled.entries.append(Pairs(h, np.where(upsert, op >> ONE, np.uint64(ABSENT))))
-        if bool(upsert.any()):
-            ids = unhash(h[upsert])
-            least, greatest = int(ids.min()), int(ids.max())
-            settled.min_id = least if settled.min_id is None else min(settled.min_id, least)
-            settled.max_id = greatest if settled.max_id is None else max(settled.max_id, greatest)
+            h = h[last]
+            locations, ends, _ = last_operations(h, op[last])
+        settled.entries.append(Pairs(h, locations))
+        if ends is not None:
+            settled.min_id = ends[0] if settled.min_id is None else min(settled.min_id, ends[0])
+            settled.max_id = ends[1] if settled.max_id is None else max(settled.max_id, ends[1])
     return settled
 
 
@@ -123,9 +123,9 @@ def write_index(sink: CheckedSink, entries: PairFile, scratch: Path) -> Header:
     for seed in range(SEEDS):
         if seed:
             entries = rehashed(entries, seed - 1, seed, scratch)
-        header = _plan(entries, seed)
+        header, ends = _plan(entries, seed)
         if header.max_probe <= MAX_PROBE:
-            _write(sink, entries, header)
+            _write(sink, entries, header, ends)
             return header
     message = f"these {entries.count} ids collide under each of {SEEDS} hash seeds: were they made for that?"
     raise InvalidIdsError(f"{message} Map them to other ids")
@@ -141,28 +141,23 @@ def rehashed(entries: PairFile, seed: int, new_seed: int, scratch: Path) -> Pair
     return result
 
 
-def _plan(entries: PairFile, seed: int) -> Header:
-    placement = Placement(home_buckets(entries.count))
-    for h, _ in entries:
-        placement.next(h)
-    return placement.header(entries.count, seed)
+def _plan(entries: PairFile, seed: int) -> tuple[Header, list[int]]:
+    """The header, and behind which slot each chunk of the entries ends."""
+    buckets, free, most, ends = home_buckets(entries.count), 0, 0, list[int]()
+    for h in entries.hashes():
+        free, probe = plan(h, buckets, free)
+        most = max(most, probe)
+        ends.append(free)
+    return Header.of(buckets, free, entries.count, most, seed), ends
 
 
-def _write(sink: CheckedSink, entries: PairFile, header: Header) -> None:
+def _write(sink: CheckedSink, entries: PairFile, header: Header, ends: list[int]) -> None:
     sink.write(header.encode())
-    placement = Placement(header.home_buckets)
-    for h, location in entries:
-        free = placement.free
-        slots = placement.next(h)
-        table = _empty(placement.free - free)
-        table["id"][slots - free] = unhash(h, header.seed)
-        table["location"][slots - free] = location
-        sink.write(table.view(np.uint8).data)
+    free = 0
+    for (h, location), end in zip(entries, ends, strict=True):
+        sink.write(place(h, location, header.home_buckets, header.seed, free, end).view(np.uint8).data)
         sink.flush()
-    sink.write(_empty(header.total_buckets * SLOTS - placement.free).view(np.uint8).data)
-
-
-def _empty(slots: int) -> np.ndarray:
-    table = np.zeros(slots, SLOT)
-    table["location"] = EMPTY
-    return table
+        free = end
+    tail = np.zeros(header.total_buckets * SLOTS - free, SLOT)
+    tail["location"] = EMPTY
+    sink.write(tail.view(np.uint8).data)

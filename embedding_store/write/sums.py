@@ -72,6 +72,15 @@ class Sums:
             self._sums += sums
         self.rows += encoded.rows
 
+    def numbers(self) -> tuple[float, ...]:
+        """The sum of the L2 norms, then the sum of the vectors, [1 + D]: what `merge` takes."""
+        return tuple(self._sums.tolist())
+
+    def merge(self, numbers: tuple[float, ...], rows: int) -> None:
+        """Take what others have collected of so many rows."""
+        self._sums += torch.tensor(numbers, dtype=torch.float64)
+        self.rows += rows
+
     def statistics(self, min_id: int | None, max_id: int | None) -> Statistics:
         """Means of all rows taken."""
         mean_norm, *mean = (self._sums / max(self.rows, 1)).tolist()

@@ -1,4 +1,4 @@
-"""Writing one snapshot: data files as rows come in, then the index, and the manifest last.
+"""Writing one snapshot, or a part of one: data files as rows come in, then the index, and the manifest last.
 
 Nothing is visible before the manifest is put, and the manifest is put only if its version is still free. Of several
 writers at once each gets a version of its own.
@@ -6,89 +6,61 @@ writers at once each gets a version of its own.
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from embedding_store import times
 from embedding_store.arguments import cpu_tensor, integer
-from embedding_store.dtypes import Dtype, encode
+from embedding_store.dtypes import encode
 from embedding_store.errors import (
     InvalidArgumentError,
     InvalidIdsError,
     InvalidVectorsError,
-    SchemaChangedError,
     WriterClosedError,
 )
 from embedding_store.format.files import RowFormat, Rows
 from embedding_store.format.manifest import Manifest
-from embedding_store.history.versions import newest
 from embedding_store.keys import hash_array, key_array
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.storage.base import Storage
-from embedding_store.write.commit import check_follows, commit
-from embedding_store.write.draft import DUPLICATES, Content, Draft
+from embedding_store.write.commit import check_planned, commit, manifest_of
+from embedding_store.write.draft import DUPLICATES, Draft
+from embedding_store.write.fragments import Fragment, SharedDraft, part_of, write_fragment
 from embedding_store.write.sums import row_sums, slab_rows
 
 
-class SnapshotWriter:
-    """Streams one snapshot, made by `Series.write`; use it in a `with` block.
-
-    Memory: two record batches of 32 MiB and, at the end, some tens of MiB while the index is built, whatever the
-    number of rows. While the caller prepares the next rows, a thread writes the last ones.
-    """
+class RowWriter:
+    """Takes rows and deletes inside a `with` block; what becomes of them is its subclasses' part."""
 
     def __init__(
         self,
         storage: Storage,
+        form: RowFormat,
         *,
-        series: str,
-        schema: int,
-        dim: int,
-        dtype: Dtype,
-        ids: str,
-        as_of: int,
-        space: str,
-        duplicates: str = "error",
-        base: Manifest | None = None,
-        rows_per_batch: int | None = None,
+        duplicates: str,
+        base: Manifest | None,
+        rows_per_batch: int | None,
+        prefix: str | None = None,
     ) -> None:
-        if not isinstance(space, str) or not space:
-            raise InvalidArgumentError(f"space is {space!r}: name the vector space, say 'ctr-1'")
         if duplicates not in DUPLICATES:
             raise InvalidArgumentError(f"duplicates is {duplicates!r}; use one of {', '.join(DUPLICATES)}")
         if rows_per_batch is not None:
             rows_per_batch = integer(rows_per_batch, "rows_per_batch", least=1, why=", or None for some 32 MiB")
-        if base is not None and base.space != space:
-            message = f"space is {space!r}, but the base, version {base.version}, is in space {base.space!r}"
-            raise InvalidArgumentError(f"{message}: write a whole snapshot when the space changes")
-        if base is not None and base.schema != schema:
-            message = f"the base, version {base.version}, has schema {base.schema}, the series has {schema} now"
-            raise SchemaChangedError(f"{message}: write a whole snapshot under the new schema")
-        check_follows(storage, series=series, schema=schema, as_of=as_of, latest=newest(storage)[0], base=base)
-        self._storage, self._base = storage, base
-        self._series, self._schema, self._as_of, self._space = series, schema, as_of, space
-        self._form = RowFormat(dim=dim, dtype=dtype, ids=ids)
-        self._duplicates, self._rows_per_batch = duplicates, rows_per_batch
+        self._storage, self._form, self._base = storage, form, base
+        self._duplicates, self._rows_per_batch, self._prefix = duplicates, rows_per_batch, prefix
         self._draft: Draft | None = None
         self._state = "new"
-        self._snapshot: Snapshot | None = None
 
     @property
     def rows(self) -> int:
         """Rows appended so far, duplicates included."""
         return 0 if self._draft is None else self._draft.rows
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """What was published. Raises WriterClosedError before the block has ended cleanly."""
-        if self._snapshot is None:
-            raise WriterClosedError("nothing is published yet: the snapshot exists after the writer's `with` block")
-        return self._snapshot
 
     def append(
         self,
@@ -135,15 +107,16 @@ class SnapshotWriter:
         draft.delete(numbers, keys)
         self._state = "open"
 
-    def __enter__(self) -> SnapshotWriter:
+    def __enter__(self) -> Self:
         if self._state != "new":
-            raise WriterClosedError(f"the writer is {self._state}: a writer writes one snapshot, get another one")
+            raise WriterClosedError(f"the writer is {self._state}: a writer writes once, get another one")
         self._draft = Draft(
             self._storage,
             self._form,
             base=self._base,
             duplicates=self._duplicates,
             rows_per_batch=self._rows_per_batch,
+            prefix=self._prefix,
         )
         self._state = "open"
         return self
@@ -159,11 +132,15 @@ class SnapshotWriter:
         try:
             if state == "broken":
                 raise WriterClosedError("an append failed half-way: nothing is published, write the snapshot again")
-            manifest = self._manifest_of(self._draft.finish())
+            finished = self._finish(self._draft)
         except BaseException:
             self._draft.discard()
             raise
-        self._snapshot = commit(self._storage, manifest, self._draft, base=self._base)
+        finished()
+
+    def _finish(self, draft: Draft) -> Callable[[], None]:
+        """Make what the rows are for. Returns what is to be done when they are not to be discarded any more."""
+        raise NotImplementedError
 
     def _open_draft(self) -> Draft:
         if self._draft is None or self._state != "open":
@@ -181,25 +158,86 @@ class SnapshotWriter:
             raise InvalidIdsError(f"ids are {kind}: give int64 [N], say ids.to(torch.int64)")
         return numbers, None
 
-    def _manifest_of(self, content: Content) -> Manifest:
-        return Manifest(
+
+class SnapshotWriter(RowWriter):
+    """Streams one snapshot, made by `Series.write`; use it in a `with` block.
+
+    Memory: two record batches of 32 MiB and, at the end, some tens of MiB while the index is built, whatever the
+    number of rows. While the caller prepares the next rows, a thread writes the last ones.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        form: RowFormat,
+        *,
+        series: str,
+        schema: int,
+        as_of: int,
+        space: str,
+        duplicates: str = "error",
+        base: Manifest | None = None,
+        rows_per_batch: int | None = None,
+    ) -> None:
+        super().__init__(storage, form, duplicates=duplicates, base=base, rows_per_batch=rows_per_batch)
+        check_planned(storage, series=series, schema=schema, as_of=as_of, space=space, base=base)
+        self._series, self._schema, self._as_of, self._space = series, schema, as_of, space
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What was published. Raises WriterClosedError before the block has ended cleanly."""
+        if self._snapshot is None:
+            raise WriterClosedError("nothing is published yet: the snapshot exists after the writer's `with` block")
+        return self._snapshot
+
+    def _finish(self, draft: Draft) -> Callable[[], None]:
+        manifest = manifest_of(
+            draft.finish(),
+            self._form,
             series=self._series,
-            version=1,  # until it is published
             schema=self._schema,
             as_of=self._as_of,
             space=self._space,
-            created=times.now(),
-            dim=self._form.dim,
-            dtype=self._form.dtype.name,
-            ids=self._form.ids,
-            base=None if self._base is None else self._base.version,
-            rows=content.rows,
-            stored_rows=sum(file.rows for file in content.data),
-            statistics=content.statistics,
-            data=content.data,
-            index=content.index,
-            overlay=content.overlay,
+            base=self._base,
         )
+
+        def publish() -> None:
+            self._snapshot = commit(self._storage, manifest, draft.written, base=self._base)
+
+        return publish
+
+
+class FragmentWriter(RowWriter):
+    """Streams one part of a snapshot that others write parts of too, made by `Series.fragment`; use it in a `with`
+    block. At its clean end the part is on the disk, `fragment` says so, and nothing is visible: `Series.commit` is for
+    that. Memory as of a SnapshotWriter.
+    """
+
+    def __init__(
+        self, storage: Storage, draft: SharedDraft, part: int, *, base: Manifest | None, duplicates: str, **options: Any
+    ) -> None:
+        part = part_of(draft, part)
+        prefix = f"{draft.folder}/{part:06d}-{uuid.uuid4().hex[:12]}-"
+        super().__init__(storage, draft.form, duplicates=duplicates, base=base, prefix=prefix, **options)
+        self._shared, self._part = draft, part
+        self._fragment: Fragment | None = None
+
+    @property
+    def fragment(self) -> Fragment:
+        """What `Series.commit` wants. Raises WriterClosedError before the block has ended cleanly."""
+        if self._fragment is None:
+            raise WriterClosedError("nothing is written yet: the fragment exists after the writer's `with` block")
+        return self._fragment
+
+    def _finish(self, draft: Draft) -> Callable[[], None]:
+        assert self._prefix is not None
+        fragment = write_fragment(self._storage, self._shared, self._part, self._prefix, draft)
+
+        def keep() -> None:
+            self._fragment = fragment
+
+        return keep
 
 
 def _checked(ids: Tensor, vectors: Tensor | np.ndarray, form: RowFormat) -> Tensor:

@@ -26,7 +26,6 @@ from embedding_store import (
     EmbeddingStore,
     Series,
     Snapshot,
-    SnapshotWriter,
     SpaceMismatchError,
     Table,
     VersionNotFoundError,
@@ -34,6 +33,8 @@ from embedding_store import (
 )
 from recsys.dates import DAY_MS
 from recsys.refresh.aggregate import DECAY, Aggregation, aggregate, expired
+from recsys.refresh.sharing import ALONE, SharedIds, SharedWriter, in_step, is_in, total
+from recsys.train.distributed import Environment
 
 ACTIVITY_DIM = 3
 """What is known of an entity beside its vector, see `Blended.activity`."""
@@ -75,6 +76,7 @@ class Aggregator:
         fresh: start anew: carry nothing over.
         after_refused: start from the newest snapshot before even if it was refused, not from the newest that was not.
         withdrawn: int64 [w], ascending: entities that leave the series; none of them may be one of the day's.
+        environment: this rank, which has a share of the day's entities and of what was there before.
 
     Raises:
         SpaceMismatchError: the newest snapshot is of another space, and neither `rotation` nor `fresh` is given.
@@ -95,7 +97,9 @@ class Aggregator:
         after_refused: bool = False,
         before: int | None = None,
         withdrawn: Tensor | None = None,
+        environment: Environment = ALONE,
     ) -> None:
+        self.environment = environment
         self.series, self.activity, self.aggregation = series, activity, aggregation
         self.day, self.as_of, self.space = day, as_of, space
         self._withdrawn = torch.empty(0, dtype=torch.int64) if withdrawn is None else withdrawn
@@ -151,38 +155,41 @@ class Aggregator:
         return Blended(ids, vectors, now)
 
     def writer(self, entities: int) -> DayWriter:
-        """The writer of the day's snapshot, for one rank; `entities` is how many ids the day has on all of them."""
+        """This rank's writer of the day's snapshot; `entities` is how many ids the day has on all of them. A
+        collective."""
         return DayWriter(self, entities)
 
     def writes_whole(self, entities: int) -> bool:
         """Whether the day is published whole and not as a delta: much changes, the base's rows are of another kind, or
-        it would have more dead rows than live ones."""
+        it would have more dead rows than live ones. A collective."""
         previous, activity = self.previous, self.previous_activity
         if previous is None or activity is None or activity.as_of != previous.as_of:
             return True
         if previous.space != self.space or previous.manifest.schema != self.series.schema:
             return True
-        changed = entities + len(self.expired_ids)
+        changed = entities + total(len(self.expired_ids), self.environment)
         stored = previous.manifest.stored_rows + entities
         return changed >= self.aggregation.delta_below * previous.rows or stored > 2 * max(previous.rows, entities)
 
     @cached_property
     def expired_ids(self) -> Tensor:
-        """Of the entities that the series has, those that are withdrawn, and those whose time to live ends unless they
-        are active today; int64 [n], ascending."""
+        """Of this rank's share of the entities that the series has, those that are withdrawn, and those whose time to
+        live ends unless they are active today; int64 [n], ascending."""
         gone = [torch.empty(0, dtype=torch.int64)]
         if self.previous_activity is not None:
-            for batch in self.previous_activity.batches(_CHUNK):
+            for batch in self.previous_activity.batches(_CHUNK, **self._share):
                 over = expired(batch.vectors[:, 0], self.day, self.aggregation.time_to_live_days)
                 gone.append(batch.ids[over | is_in(batch.ids, self._withdrawn)])
         return torch.cat(gone).sort().values
 
-    def carried(self, without: Tensor) -> Iterator[Blended]:
-        """What the series had before, as it stays, but for the ids of `without` (int64, ascending)."""
-        for batch in self.previous.batches(_CHUNK) if self.previous else ():
-            stays = ~is_in(batch.ids, without)
-            ids = batch.ids[stays]
-            yield Blended(ids, self._turned(batch.vectors[stays]), self._activity_of(ids))
+    def carried(self) -> Iterator[Blended]:
+        """This rank's share of what the series had before, as it stays."""
+        for batch in self.previous.batches(_CHUNK, **self._share) if self.previous else ():
+            yield Blended(batch.ids, self._turned(batch.vectors), self._activity_of(batch.ids))
+
+    @property
+    def _share(self) -> dict[str, int]:
+        return {"part": self.environment.rank, "of": self.environment.world_size}
 
     def _past(self, ids: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """What the day goes on from: vectors float32 [n, D] in the day's space, activity float32 [n, 3], found [n]."""
@@ -211,7 +218,8 @@ class Aggregator:
 
 
 class DayWriter:
-    """Publishes a day, in a `with` block: nothing is visible until it ends cleanly: then activity, then vectors.
+    """Publishes a day with all ranks, in a `with` block: nothing is visible until it ends cleanly: then activity, then
+    vectors. A collective, as its methods are but `append`.
 
     To publish several series together, enter them into one ExitStack, append to all, call `finish` on all, and end it.
     """
@@ -221,8 +229,8 @@ class DayWriter:
         self.whole = aggregator.writes_whole(entities)
         """Whether all rows are written, or only what changes."""
         self.expired = 0
-        """After `finish`: entities that the series had and has no more, the withdrawn ones included."""
-        self._seen: list[Tensor] = []
+        """After `finish`: entities that the series had and has no more, the withdrawn ones included; on all ranks."""
+        self._seen: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
         self._finished = False
         self._writers = ExitStack()
         self._vectors = self._open(aggregator.series, aggregator.previous)
@@ -230,36 +238,49 @@ class DayWriter:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The vectors that were published. Raises WriterClosedError before."""
-        return self._vectors.snapshot
+        """The vectors that were published, on rank 0. Raises WriterClosedError before."""
+        return _published(self._vectors)
 
     @property
     def activity_snapshot(self) -> Snapshot:
-        """The activity that was published. Raises WriterClosedError before."""
-        return self._activity.snapshot
+        """The activity that was published, on rank 0. Raises WriterClosedError before."""
+        return _published(self._activity)
 
     def append(self, blended: Blended) -> None:
-        """Add entities of the day, each once. Raises what SnapshotWriter.append raises."""
+        """Add entities of the day, each once on one rank. Raises what FragmentWriter.append raises."""
         if self._finished:
             raise WriterClosedError("the day is finished: append before `finish`")
         self._write(blended)
         self._seen.append(blended.ids)
 
     def finish(self) -> None:
-        """Write what follows from the day's entities: the others as they were, without those whose time is over."""
+        """Write what follows from the day's entities: the others as they were, without those whose time is over. All is
+        on the disk then, and nothing visible.
+
+        Raises:
+            StoreError: what a rank's disk or rows are the cause of, on every rank.
+        """
         if self._finished:
             return
         self._finished = True
-        today = torch.cat([torch.empty(0, dtype=torch.int64), *self._seen]).sort().values
-        aggregator = self._aggregator
-        gone = aggregator.expired_ids[~is_in(aggregator.expired_ids, today)]
-        self.expired = len(gone)
-        if not self.whole:
+        aggregator, environment = self._aggregator, self._aggregator.environment
+        today, over = torch.cat(self._seen), aggregator.expired_ids
+        gone = over[~SharedIds(today, environment).has(over)]
+        self.expired = total(len(gone), environment)
+        if self.whole:
+            self._write_carried(SharedIds(torch.cat([today, gone]), environment))
+        else:
             self._vectors.delete(gone)
             self._activity.delete(gone)
-            return
-        for carried in aggregator.carried(torch.cat([today, gone]).sort().values):
-            self._write(carried)
+        for writer in (self._activity, self._vectors):
+            writer.finish()
+
+    def _write_carried(self, without: SharedIds) -> None:
+        nobody = torch.empty(0, dtype=torch.int64)
+        for carried in in_step(self._aggregator.carried(), self._aggregator.environment):
+            stays = ~without.has(nobody if carried is None else carried.ids)
+            if carried is not None:
+                self._write(Blended(*(column[stays] for column in carried)))
 
     def __enter__(self) -> DayWriter:
         with ExitStack() as writers:
@@ -277,23 +298,19 @@ class DayWriter:
         with self._writers:
             self.finish()
 
-    def _open(self, series: Series, base: Snapshot | None) -> SnapshotWriter:
-        aggregator = self._aggregator
-        return series.write(as_of=aggregator.as_of, space=aggregator.space, base=None if self.whole else base)
+    def _open(self, series: Series, base: Snapshot | None) -> SharedWriter:
+        aggregator, base = self._aggregator, None if self.whole else base
+        return SharedWriter(series, aggregator.environment, as_of=aggregator.as_of, space=aggregator.space, base=base)
 
     def _write(self, rows: Blended) -> None:
         self._vectors.append(rows.ids, rows.vectors)
         self._activity.append(rows.ids, rows.activity)
 
 
-def is_in(
-    ids: Tensor,  # int64 [n]
-    among: Tensor,  # int64 [m], ascending
-) -> Tensor:  # bool [n]
-    """Whether each id is one of `among`."""
-    if len(among) == 0:
-        return torch.zeros(len(ids), dtype=torch.bool)
-    return among[torch.searchsorted(among, ids).clamp_(max=len(among) - 1)] == ids
+def _published(writer: SharedWriter) -> Snapshot:
+    if writer.snapshot is None:
+        raise WriterClosedError("nothing is published yet: the snapshot exists after the writer's `with` block")
+    return writer.snapshot
 
 
 def _load(snapshot: Snapshot | None) -> Table | None:

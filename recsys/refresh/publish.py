@@ -27,8 +27,7 @@ from recsys.models.graph import GraphModel
 from recsys.refresh.aggregate import DECAY, Aggregation
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series, newest_before
 from recsys.refresh.arms import arm_of, cross_series, series_of
-from recsys.refresh.content import BATCH, Content, Part, Timer, cross_parts, tower_parts
-from recsys.refresh.embed import gather
+from recsys.refresh.content import Content, Part, Timer, cross_parts, tower_parts
 from recsys.refresh.prior import prior_series, publish_prior, withdraw
 from recsys.refresh.relations import publish_relations, relation_series
 from recsys.train.distributed import Environment, broadcast
@@ -79,7 +78,8 @@ class Publication:
 
 
 class Publisher:
-    """The series of one upstream in a store, by default the run's; the same on every rank, but only rank 0 writes.
+    """The series of one upstream in a store, by default the run's; the same on every rank: all write vectors, rank 0
+    alone commits, moves tags and expires.
 
     A collective, like its methods.
 
@@ -122,7 +122,7 @@ class Publisher:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes."""
+        """Whether this is the rank that commits."""
         return self._environment.is_main
 
     @property
@@ -250,13 +250,13 @@ class Publisher:
         return broadcast(rounds, self._environment)
 
     def _write(self, names: tuple[str, ...], publication: Publication, content: Content, timer: Timer) -> None:
-        """Embed once, aggregate in each series' way, and commit all of them at the end."""
+        """Embed once, aggregate in each series' way, and commit all of them at the end, on rank 0."""
         main = self._environment.is_main
         opened: dict[str, DayWriter] = {}
         with ExitStack() as writers:  # commits at its end, or nothing if anything raises before
             for part in self._parts(names, content, timer):
                 aggregators = {name: self._aggregator(name, part.owner, publication, content) for name in part.names}
-                mine = {name: writers.enter_context(a.writer(part.size)) for name, a in aggregators.items() if main}
+                mine = {name: writers.enter_context(a.writer(part.size)) for name, a in aggregators.items()}
                 self._append(part, aggregators, mine, content, timer)
                 opened |= mine
             with timer("store"):
@@ -307,6 +307,7 @@ class Publisher:
             after_refused=content.after_refused,
             before=content.before,
             withdrawn=content.withdrawn.get(owner),
+            environment=self._environment,
         )
 
     def _append(
@@ -317,7 +318,7 @@ class Publisher:
         content: Content,
         timer: Timer,
     ) -> None:
-        """One owner's vectors: each rank computes and aggregates its share, rank 0 writes."""
+        """One owner's vectors: each rank computes, aggregates and writes its share."""
         while True:
             with timer(part.stage):
                 some = next(part.batches, None)
@@ -327,10 +328,8 @@ class Publisher:
             for name, aggregator in aggregators.items():
                 with timer("aggregate"):
                     blended = aggregator.blend(some.ids, some.vectors, days, some.events)
-                    parts = gather(blended, BATCH, self._environment)
-                if parts is not None:
-                    with timer("store"):
-                        writers[name].append(type(blended)(*parts))
+                with timer("store"):
+                    writers[name].append(blended)
 
 
 def _count_since(series: Series, as_of: int) -> int:

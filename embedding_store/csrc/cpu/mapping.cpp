@@ -184,6 +184,16 @@ bool Mapping::in_one_file(int64_t start, int64_t bytes) const {
   return start - file.start <= file.bytes && bytes <= file.bytes - (start - file.start);
 }
 
+bool Mapping::in_joined_files(int64_t start, int64_t bytes) const {
+  const int64_t end = start + bytes;
+  for (const MappedFile* file = &file_at(start); start >= file->start && start <= file->start + file->bytes; ++file) {
+    start = file->start + file->bytes;
+    if (end <= start) return true;
+    if (file == &files_.back() || start % kBlockBytes != 0) return false;
+  }
+  return false;
+}
+
 void Mapping::check(int64_t block) {
   const int64_t start = block * kBlockBytes;
   const MappedFile& file = file_at(start);

@@ -53,6 +53,9 @@ class Mapping {
   // Whether `bytes` bytes from `start` lie within one file.
   bool in_one_file(int64_t start, int64_t bytes) const;
 
+  // Whether they lie within one file, or within several that follow each other without a gap.
+  bool in_joined_files(int64_t start, int64_t bytes) const;
+
   int64_t unchecked() const { return unchecked_.load(std::memory_order_acquire); }  // blocks
   bool all_checked() const { return unchecked() == 0; }
 

@@ -25,6 +25,11 @@ bool Bytes::contain(int64_t start, int64_t count) const {
   return mapping == nullptr || count == 0 || mapping->in_one_file(data + start - mapping->data(), count);
 }
 
+bool Bytes::contain_joined(int64_t start, int64_t count) const {
+  if (start < 0 || count < 0 || start > size || count > size - start) return false;
+  return mapping == nullptr || count == 0 || mapping->in_joined_files(data + start - mapping->data(), count);
+}
+
 TableView::TableView(
     const Tensor& storage_tensor, const Tensor& cold_tensor, const Tensor& layout, int64_t dim_,
     const std::string& name)
@@ -56,7 +61,7 @@ Index TableView::index_at(const int64_t* numbers) const {
   const int64_t start = numbers[0], home_buckets = numbers[1], total_buckets = numbers[2];
   const bool good = home_buckets >= 1 && home_buckets <= total_buckets && total_buckets < kMost &&
                     start % static_cast<int64_t>(alignof(Bucket)) == 0 &&
-                    storage.contain(start, total_buckets * static_cast<int64_t>(sizeof(Bucket)));
+                    storage.contain_joined(start, total_buckets * static_cast<int64_t>(sizeof(Bucket)));
   if (!good) {
     raise_corrupt("InvalidIndexError", path_at(start), "its buckets lie outside of the file; write the snapshot again");
   }

@@ -26,6 +26,8 @@ struct Bytes {
 
   // Whether `count` bytes from `start` exist, in one file.
   bool contain(int64_t start, int64_t count) const;
+  // The same where files that follow each other count as one, as the pieces of an index do.
+  bool contain_joined(int64_t start, int64_t count) const;
 
   const uint8_t* data;
   int64_t size;

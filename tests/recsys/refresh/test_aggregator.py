@@ -177,7 +177,7 @@ def test_narrow_storage_stays_close(tmp_path: Path, dtype: str) -> None:
 
 
 def crash_between_commits(pair: tuple[Series, Series], how: Aggregation, day: int, ids: list[int]) -> None:
-    """Run a day whose disk is full when the vectors' index is written: the activity is committed, they are not."""
+    """Run a day whose disk is full when the vectors are committed: the activity is committed, they are not."""
 
     def full() -> None:
         raise OSError("no space left on disk")
@@ -187,7 +187,7 @@ def crash_between_commits(pair: tuple[Series, Series], how: Aggregation, day: in
         writer = stack.enter_context(aggregator.writer(len(ids)))
         writer.append(aggregator.blend(torch.tensor(ids), torch.ones(len(ids), 3), *2 * (number(day, len(ids)),)))
         writer.finish()
-        writer._vectors._draft.finish = full  # type: ignore[union-attr, method-assign, assignment]
+        writer._vectors.commit = full  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("delta_below", [0.0, 1.0])

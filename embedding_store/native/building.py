@@ -1,0 +1,154 @@
+"""What an index is built by, natively: pairs sorted, the last operations found, entries laid out in buckets.
+
+Each uses torch's threads and lets go of the GIL. format/index.py and write/index.py say what the words mean.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embedding_store.native.layout import SLOT
+from embedding_store.native.library import library
+
+Words = NDArray[np.uint64]
+
+_MOST = 2**32  # pairs sorted at once
+_PIECE = 16_384  # entries that a thread lays out, at least
+_MOST_BUCKETS = 2**46  # so that products stay within int64
+
+
+def sort_pairs(
+    h: Words,  # [N]
+    value: Words,  # [N]
+) -> tuple[Words, Words]:
+    """Pairs by hash, pairs of one hash by value, uint64 [N] each. Memory: 48 bytes a pair.
+
+    Raises:
+        ValueError: other dtypes, shapes that differ, or 2^32 pairs and more.
+    """
+    h, value = _words("h", h), _words("value", value, len(h))
+    if len(h) >= _MOST:
+        raise ValueError(f"h has {len(h)} values: sort fewer than 2^32 at once")
+    sorted_h, sorted_value = np.empty_like(h), np.empty_like(value)
+    function = library().embedding_store_sort_pairs
+    function.restype = ctypes.c_bool
+    if not function(*map(_address, (h, value)), ctypes.c_int64(len(h)), *map(_address, (sorted_h, sorted_value))):
+        raise MemoryError(f"no memory to sort {len(h)} pairs")
+    return sorted_h, sorted_value
+
+
+def partition_pairs(
+    h: Words,  # [N]
+    value: Words,  # [N]
+    bits: int,
+) -> tuple[Words, Words, NDArray[np.int64]]:
+    """Pairs by the first bits of their hash, in no order else, uint64 [N] each; and where the pairs of each value of
+    these bits end, int64 [2^bits].
+
+    Raises:
+        ValueError: other dtypes, shapes that differ, or not 1 to 16 bits.
+    """
+    h, value = _words("h", h), _words("value", value, len(h))
+    if not 1 <= bits <= 16:
+        raise ValueError(f"bits is {bits}: use 1 to 16")
+    parted, ends = (np.empty_like(h), np.empty_like(value)), np.empty(1 << bits, np.int64)
+    sizes = ctypes.c_int64(len(h)), ctypes.c_int64(bits)
+    library().embedding_store_partition_pairs(*map(_address, (h, value)), *sizes, *map(_address, (*parted, ends)))
+    return *parted, ends
+
+
+def last_operations(
+    h: Words,  # [N], ascending
+    operations: Words,  # [N]
+) -> tuple[Words, tuple[int, int] | None, bool]:
+    """Where each operation leaves its id: locations uint64 [N], ABSENT after a delete; the least and the greatest id
+    that is upserted, None if none is; and whether no id has several operations, without which the rest is void.
+
+    Raises:
+        ValueError: other dtypes, or shapes that differ.
+    """
+    h, operations = _words("h", h), _words("operations", operations, len(h))
+    locations, ends = np.empty_like(h), np.empty(2, np.int64)
+    function = library().embedding_store_last_operations
+    function.restype = ctypes.c_int64
+    again = function(*map(_address, (h, operations)), ctypes.c_int64(len(h)), *map(_address, (locations, ends)))
+    least, greatest = ends.tolist()
+    return locations, (least, greatest) if least <= greatest else None, again == 0
+
+
+def plan(
+    h: Words,  # [N], ascending
+    buckets: int,
+    free: int,
+) -> tuple[int, int]:
+    """Lay out entries with these hashes from slot `free` on: the slot behind the last one, and the most buckets that a
+    search for one of them visits.
+
+    Raises:
+        ValueError: another dtype, or numbers that no index has.
+    """
+    return _place(_words("h", h), None, buckets, 0, free, (free, 0), None)
+
+
+def place(
+    h: Words,  # [N], ascending
+    locations: Words,  # [N]
+    buckets: int,
+    seed: int,
+    free: int,
+    behind: int,
+) -> NDArray[np.void]:
+    """The slots from `free` to the last entry's, SLOT [behind - free], empty ones in between. `behind` is what `plan`
+    says of the same.
+
+    Raises:
+        ValueError: other dtypes, shapes that differ, or numbers that no index has.
+    """
+    h, locations = _words("h", h), _words("locations", locations, len(h))
+    slots = np.empty(behind - free, SLOT)
+    _place(h, locations, buckets, seed, free, (behind, 0), slots)
+    return slots
+
+
+def _place(
+    h: Words,
+    locations: Words | None,
+    buckets: int,
+    seed: int,
+    free: int,
+    state: tuple[int, int],
+    slots: NDArray[np.void] | None,
+) -> tuple[int, int]:
+    if not (1 <= buckets < _MOST_BUCKETS and 0 <= free < _MOST_BUCKETS * 4 and 0 <= seed < 2**63):
+        raise ValueError(f"buckets is {buckets}, seed {seed}, free {free}: no index has these")
+    threads = torch.get_num_threads()
+    pieces = 1 if threads == 1 else max(1, min(4 * threads, len(h) // _PIECE))
+    numbers = np.array(state, np.int64)
+    function = library().embedding_store_place
+    function.restype = ctypes.c_bool
+    enough = function(
+        _address(h),
+        None if locations is None else _address(locations),
+        *map(ctypes.c_int64, (len(h), buckets, seed, free, pieces)),
+        _address(numbers),
+        None if slots is None else _address(slots),
+    )
+    if not enough:
+        raise ValueError(f"behind is {state[0]}: the entries end behind it, or are not ascending; ask `plan`")
+    behind, probe = numbers.tolist()
+    return behind, probe
+
+
+def _words(name: str, array: np.ndarray, count: int | None = None) -> Words:
+    if array.dtype != np.uint64 or array.ndim != 1 or (count is not None and len(array) != count):
+        wanted = "[N]" if count is None else f"[{count}]"
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}: give uint64 {wanted}")
+    return np.ascontiguousarray(array)
+
+
+def _address(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)

@@ -1,0 +1,124 @@
+"""From operations that are settled to what a manifest says: the index of a whole snapshot, or a delta's overlay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding_store.format.files import create_checked
+from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Overlay, Statistics, StoredFile
+from embedding_store.native.mapping import BLOCK
+from embedding_store.scan.index import file_entries, overlaid, overlay_entries
+from embedding_store.scan.locations import Locations
+from embedding_store.scan.sorter import PairFile, Pairs
+from embedding_store.storage.base import Storage, check_size
+from embedding_store.write.index import Settled, operations_of, write_index
+from embedding_store.write.overlay import Changes, changes
+from embedding_store.write.sums import Sums
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a manifest says of the files."""
+
+    data: tuple[DataFile, ...]
+    """The base's files first."""
+    index: IndexFile
+    """Of all ids; with an overlay the base's."""
+    overlay: Overlay | None
+    """Of the ids that were changed since then."""
+    rows: int
+    """Ids."""
+    statistics: Statistics
+    """Means over the rows that were written, ids over all."""
+
+
+class WrittenFiles:
+    """The files of a snapshot that no manifest names yet, in a folder of their own."""
+
+    def __init__(self, storage: Storage, folder: str, prefix: str = "") -> None:
+        self._storage = storage
+        self.folder = folder
+        """Relative to the series."""
+        self.prefix = prefix
+        """What the index's name begins with."""
+        self.named: tuple[StoredFile, ...] = ()
+        """Those that the manifest is to name."""
+
+    def check(self) -> None:
+        """Make sure that all is there still: a writer that was silent for long may have been cleaned away. Raises
+        FileSizeError or MissingFileError."""
+        for file in self.named:
+            for path, size in ((file.path, file.bytes), (file.crc_path, 4 * -(-file.bytes // BLOCK))):
+                check_size(self._storage, path, self._storage.size(path), size)
+
+    def discard(self) -> None:
+        """Delete them."""
+        with suppress(Exception):  # the error that led here matters more; `clean` takes what stays
+            self._storage.delete_folder(self.folder)
+
+
+def base_changes(storage: Storage, base: Manifest | None) -> tuple[Iterable[Pairs], int]:
+    """What a base's overlay has, as operations; and how many these are."""
+    if base is None or base.overlay is None:
+        return (), 0
+    return operations_of(overlay_entries(storage, base)), base.overlay.entries
+
+
+def write_content(
+    storage: Storage,
+    written: WrittenFiles,
+    files: Sequence[DataFile],
+    settled: Settled,
+    sums: Sums,
+    base: Manifest | None,
+    scratch: Path,
+) -> Content:
+    """Write the index or overlay beside the data files; all is durable then, and was looked for.
+
+    Raises:
+        FileSizeError, MissingFileError: a file is gone or not whole.
+    """
+    if base is None:
+        index = _new_index(storage, written, files, settled.entries, scratch)
+        return Content(
+            tuple(files), index, None, settled.entries.count, sums.statistics(settled.min_id, settled.max_id)
+        )
+    located = Locations(storage, base)
+    after = changes(base, located, settled, first=len(base.segments) << ROW_BITS, scratch=scratch)
+    located.close()
+    index, overlay = _delta_index(storage, written, files, after, base, scratch)
+    statistics = sums.statistics(after.min_id, after.max_id)
+    return Content((*base.data, *files), index, overlay, after.rows, statistics)
+
+
+def _delta_index(
+    storage: Storage, written: WrittenFiles, files: Sequence[DataFile], after: Changes, base: Manifest, scratch: Path
+) -> tuple[IndexFile, Overlay | None]:
+    """The base's index under an overlay, or folded with it."""
+    if after.fit(base.index_entries):
+        index = _new_index(storage, written, files, after.entries, scratch, "overlay.hash")
+        return base.index, Overlay(**vars(index), entries=after.entries.count, index_entries=base.index_entries)
+    folded = PairFile(scratch)
+    for pairs in overlaid(file_entries(storage, base.index, base.index_entries), after.entries):
+        folded.append(pairs)
+    return _new_index(storage, written, files, folded, scratch), None
+
+
+def _new_index(
+    storage: Storage,
+    written: WrittenFiles,
+    files: Sequence[DataFile],
+    entries: PairFile,
+    scratch: Path,
+    name: str = "index.hash",
+) -> IndexFile:
+    with create_checked(storage, f"{written.folder}/{written.prefix}{name}") as new:
+        write_index(new.sink, entries, scratch)
+    index = IndexFile(**vars(new.stored), kind="hash")
+    storage.sync(written.folder)
+    written.named = (*files, index)
+    written.check()
+    return index
