@@ -28,7 +28,7 @@ def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
         "event_times": torch.full((100,), 1_700_000_000_000) + torch.arange(100) * 3_600_000,
     }
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         exec(block, names)
     assert names["found"].tolist() == [True] * 95 + [False] * 5
@@ -40,6 +40,7 @@ def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     assert names["mask"].sum(1).tolist() == [1] * 24 + [2] * 71 + [1] * 5
     assert [snapshot.version for snapshot in names["doomed"]] == [2]  # 1 is tagged, 3 the newest
     assert names["features"].shape == (100, 33)
+    assert torch.equal(names["items"].latest().load().lookup(names["ids"])[0], names["vectors"])
 
 
 def test_every_command_exists(capsys: pytest.CaptureFixture[str]):
