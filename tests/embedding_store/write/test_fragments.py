@@ -307,7 +307,7 @@ def test_drafts_that_nobody_commits_are_cleaned_when_all_their_writers_are_silen
     assert series.clean() == [draft.folder]
 
 
-def test_on_an_object_store(url: str, tmp_path: Path):
+def test_fragments_on_an_object_store(url: str, tmp_path: Path):
     series = EmbeddingStore(url, cache=tmp_path / "cache").create("user_ctr", dim=3)
     together(series, 1, PARTS)
     delta = together(series, 2, [{7: 9.0}, {}], [[], [1]], base=1)

@@ -221,7 +221,7 @@ def test_a_manifest_whose_pieces_leave_gaps_is_refused(series: Series):
         Manifest.decode(torn.encode(), "m")
 
 
-def test_on_an_object_store(url: str, tmp_path: Path):
+def test_pieces_on_an_object_store(url: str, tmp_path: Path):
     series = EmbeddingStore(url, cache=tmp_path / "cache").create("user_ctr", dim=1, dtype="float16")
     ids: Sequence[int] = random_ids(COUNT)
     snapshot, made = written_together(series, np.asarray(ids), 3)
