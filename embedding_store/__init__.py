@@ -29,6 +29,8 @@ from embedding_store.errors import (
     NewerFormatError,
     NotFoundError,
     PinMismatchError,
+    RankFailedError,
+    RanksDisagreeError,
     SchemaChangedError,
     SeriesExistsError,
     SeriesNotFoundError,
@@ -55,6 +57,7 @@ from embedding_store.read.tiered import Hits, TieredTable
 from embedding_store.scan.diff import Diff
 from embedding_store.series import Series
 from embedding_store.serve.live import LiveStatus, LiveTable
+from embedding_store.serve.sharded import ShardedTable, load_sharded
 from embedding_store.storage.local import LocalStorage
 from embedding_store.store import EmbeddingStore
 from embedding_store.write.fragments import Fragment, SharedDraft
@@ -92,10 +95,13 @@ __all__ = [
     "NotFoundError",
     "PinMismatchError",
     "PointInTime",
+    "RankFailedError",
+    "RanksDisagreeError",
     "SchemaChangedError",
     "Series",
     "SeriesExistsError",
     "SeriesNotFoundError",
+    "ShardedTable",
     "SharedDraft",
     "Snapshot",
     "SnapshotWriter",
@@ -113,5 +119,6 @@ __all__ = [
     "VersionRetractedError",
     "WriterClosedError",
     "hash_keys",
+    "load_sharded",
     "nearest",
 ]

@@ -112,6 +112,14 @@ class PinMismatchError(StoreError, ValueError):
     """A version that a checkpoint names exists, but is not the snapshot that the checkpoint was made with."""
 
 
+class RanksDisagreeError(StoreError, ValueError):
+    """Ranks of one process group were given what must be the same for all of them, and is not: say two versions."""
+
+
+class RankFailedError(StoreError):
+    """Another rank of the process group failed at what all do together; the message has its error, or its number."""
+
+
 class CorruptStoreError(StoreError):
     """A stored file breaks the format. `path` is the file."""
 

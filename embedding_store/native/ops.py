@@ -1,5 +1,5 @@
-"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_history`, `_pooled`, `_tiered`, `locate`
-and `nearest`: fakes and gradients.
+"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_history`, `_pooled`, `_tiered`, `locate`, `nearest`,
+`distinct` and `gather`: fakes and gradients.
 
 Importing this module loads the native library. Schemas and registrations are in csrc/common/ops.cpp, the same functions
 in plain PyTorch in reference.py. A loaded table is two tensors, so that ops see nothing of files and snapshots:
@@ -140,6 +140,31 @@ def nearest(
     return torch.ops.embedding_store.nearest(users, items, k, without_users, without_items)
 
 
+def distinct(
+    ids: Tensor,  # int64 [...], any values
+    parts: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The M different ids, int64 [M], part after part: an id is of part (h * parts) >> 64 of its hash h of seed 0; how
+    many are of each part, int64 [parts]; and where among the M each id is, int64 [...]. CPU only."""
+    return torch.ops.embedding_store.distinct(ids, parts)
+
+
+def gather(
+    places: Tensor,  # int64 [...]: a record of `own`, or after those of `received`; negative: none
+    own: Tensor,  # uint8 [A, R]
+    received: Tensor,  # uint8 [B, R]
+    dim: int,
+    dtype: str,
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Vectors `out` [..., dim] and found bool [...] of rows that lie here and there; zeros where there is none.
+
+    A record is a row with all that belongs to it: the stored vector, zeros up to a multiple of 4 bytes, scale and
+    offset if it is quantised, and four bytes that are all 0 only where there is no row. CPU only.
+    """
+    return torch.ops.embedding_store.gather(places, own, received, dim, dtype, out)
+
+
 @torch.library.register_fake("embedding_store::lookup")
 def _(ids: Tensor, storage: Tensor, layout: Tensor, dim: int, dtype: str, out: torch.dtype) -> tuple[Tensor, Tensor]:
     return ids.new_empty((*ids.shape, dim), dtype=out), ids.new_empty(ids.shape, dtype=torch.bool)
@@ -213,6 +238,17 @@ def _(
 @torch.library.register_fake("embedding_store::locate")
 def _(ids: Tensor, storage: Tensor, layout: Tensor) -> Tensor:
     return ids.new_empty(ids.shape)
+
+
+@torch.library.register_fake("embedding_store::distinct")
+def _(ids: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    found = ids.new_empty(torch.library.get_ctx().new_dynamic_size())
+    return found, ids.new_empty(parts), ids.new_empty(ids.shape)
+
+
+@torch.library.register_fake("embedding_store::gather")
+def _(places: Tensor, own: Tensor, received: Tensor, dim: int, dtype: str, out: torch.dtype) -> tuple[Tensor, Tensor]:
+    return places.new_empty((*places.shape, dim), dtype=out), places.new_empty(places.shape, dtype=torch.bool)
 
 
 @torch.library.register_fake("embedding_store::nearest")

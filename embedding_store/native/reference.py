@@ -131,6 +131,40 @@ def nearest(
     return rows.masked_fill(best == float("-inf"), -1)[:, :k], best[:, :k]
 
 
+def distinct(
+    ids: Tensor,  # int64 [...]
+    parts: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Different ids int64 [M], part after part, how many are of each [parts], and where each id is int64 [...]."""
+    found, places = ids.reshape(-1).unique(return_inverse=True)
+    part, order = _home_bucket(_mix64(found), parts).sort(stable=True)
+    moved = torch.empty_like(order)
+    moved[order] = torch.arange(len(order), device=ids.device)
+    return found[order], torch.bincount(part, minlength=parts), moved[places].view(ids.shape)
+
+
+def gather(
+    places: Tensor,  # int64 [...]
+    own: Tensor,  # uint8 [A, R]
+    received: Tensor,  # uint8 [B, R]
+    dim: int,
+    dtype: str,
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Vectors `out` [..., dim] and found bool [...] of records; zeros where there is none."""
+    kind, at = DTYPES[dtype], places.reshape(-1)
+    records = torch.cat((own.new_zeros(1, own.shape[1]), received))  # record 0 is none
+    picked = records[torch.where(at >= len(own), at - len(own) + 1, 0)]
+    mine = (at >= 0) & (at < len(own))
+    picked[mine] = own[at[mine]]
+    width, ends = kind.width(dim) * kind.torch_dtype.itemsize, picked[:, -12:].contiguous().view(torch.float32)
+    found = (picked[:, -4:] != 0).any(1)
+    scales = (ends[:, 0], ends[:, 1]) if kind.quantised else ()
+    stored = picked[:, :width].contiguous().view(kind.torch_dtype)
+    vectors = decode(Encoded(stored, *scales), dim, kind).where(found[:, None], 0.0)
+    return vectors.to(out).view(*places.shape, dim), found.view(places.shape)
+
+
 def locate(
     ids: Tensor,  # int64 [...]
     storage: Tensor,  # uint8 [bytes]

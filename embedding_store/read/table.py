@@ -211,6 +211,24 @@ class Table:
         return f"Table({m.series!r}, version={m.version}, rows={m.rows}, device={str(self.device)!r})"
 
 
+def pooled(
+    vectors: Tensor,  # float32 [N, D]
+    found: Tensor,  # bool [N]
+    offsets: Tensor,  # int64 [B + 1]
+    weights: Tensor | None,  # float32 [N]
+    mode: str,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """What `lookup_pooled` gives, from what `lookup` gives of its ids."""
+    if weights is not None:
+        vectors = torch.where(found[:, None], vectors * weights[:, None], 0.0)
+    sums = torch.segment_reduce(vectors, "sum", offsets=offsets, axis=0, initial=0.0)
+    counts = torch.nn.functional.pad(found.cumsum(0), (1, 0))[offsets].diff()
+    if mode == "mean":
+        sums = sums / counts.clamp(min=1)[:, None]
+    return sums.to(out_dtype), counts
+
+
 def _check_offsets(
     offsets: Tensor,  # int64 [B + 1]
     ids: int,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from embedding_store.format.manifest import Manifest
 from embedding_store.native import ops
-from embedding_store.read.table import Table
+from embedding_store.read.table import Table, pooled
 from embedding_store.read.upload import Tiered
 
 
@@ -68,10 +68,4 @@ class TieredTable(Table):
     ) -> tuple[Tensor, Tensor]:
         # Not one kernel: cold rows take so long to come that a detour over [N, D] in memory does not matter.
         vectors, found = self._lookup(ids, torch.float32)
-        if weights is not None:
-            vectors = torch.where(found[:, None], vectors * weights[:, None], 0.0)
-        pooled = torch.segment_reduce(vectors, "sum", offsets=offsets, axis=0, initial=0.0)
-        counts = torch.nn.functional.pad(found.cumsum(0), (1, 0))[offsets].diff()
-        if mode == "mean":
-            pooled = pooled / counts.clamp(min=1)[:, None]
-        return pooled.to(out_dtype), counts
+        return pooled(vectors, found, offsets, weights, mode, out_dtype)

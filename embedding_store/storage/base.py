@@ -63,6 +63,11 @@ class Storage(Protocol):
         """The whole of a small file. Raises MissingFileError."""
         ...
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Bytes start .. stop - 1 of a file, fewer if it ends before; of an object store no others are fetched. They
+        are not checked. Raises MissingFileError."""
+        ...
+
     def local(self, path: str, size: int, crcs: NDArray[np.uint32]) -> Path:
         """A local file with the content of a file of `size` bytes: itself, or a copy in the cache.
 

@@ -85,6 +85,14 @@ class LocalStorage:
             self._stat(path)
             return (self.root / path).read_bytes()
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        with self._errors(path), open(self.root / path, "rb", buffering=0) as file:
+            pieces, position = list[bytes](), start
+            while position < stop and (piece := os.pread(file.fileno(), stop - position, position)):
+                pieces.append(piece)
+                position += len(piece)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     def local(self, path: str, size: int, crcs: NDArray[np.uint32]) -> Path:
         check_size(self, path, self.size(path), size)
         return self.root / path

@@ -125,6 +125,12 @@ class ObjectStorage:
         with self._errors(path):
             return bytes(obstore.get(self._store, self._prefix + path).bytes())
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        if (size := self.size(path)) <= start:
+            return b""
+        with self._errors(path):
+            return bytes(obstore.get_range(self._store, self._prefix + path, start=start, end=min(stop, size)))
+
     def local(self, path: str, size: int, crcs: NDArray[np.uint32]) -> Path:
         target = self._cache / path
         if _has(target, size):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,8 @@ def s3() -> Iterator[Any]:
 @pytest.fixture
 def url(s3: Any, request: pytest.FixtureRequest) -> str:
     return f"s3://{S3_BUCKET}/{request.node.name}/store"
+
+
+def s3_environment() -> dict[str, str]:
+    """What leads another process to the server of `s3`."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}

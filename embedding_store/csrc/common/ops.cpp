@@ -32,6 +32,9 @@ STABLE_TORCH_LIBRARY(embedding_store, m) {
       "Tensor(a!) counters) -> (Tensor, Tensor)");
   m.def("locate(Tensor ids, Tensor storage, Tensor layout) -> Tensor");
   m.def("nearest(Tensor users, Tensor items, int k, Tensor without_users, Tensor without_items) -> (Tensor, Tensor)");
+  m.def("distinct(Tensor ids, int parts) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gather(Tensor places, Tensor own, Tensor received, int dim, str dtype, ScalarType out) -> (Tensor, Tensor)");
   // A snapshot's files as one tensor; see native/mapping.py.
   m.def("map_files(str[] paths, int[] bytes, Tensor crcs, bool copies, bool anew) -> Tensor");
   m.def("mapped_starts(Tensor storage) -> int[]");
@@ -48,6 +51,8 @@ STABLE_TORCH_LIBRARY_IMPL(embedding_store, CPU, m) {
   m.impl("lookup_tiered", TORCH_BOX(&embedding_store::lookup_tiered));
   m.impl("locate", TORCH_BOX(&embedding_store::locate));
   m.impl("nearest", TORCH_BOX(&embedding_store::nearest));
+  m.impl("distinct", TORCH_BOX(&embedding_store::distinct));
+  m.impl("gather", TORCH_BOX(&embedding_store::gather));
   m.impl("map_files", TORCH_BOX(&embedding_store::map_files));
   m.impl("mapped_starts", TORCH_BOX(&embedding_store::mapped_starts));
   m.impl("check_blocks", TORCH_BOX(&embedding_store::check_blocks));

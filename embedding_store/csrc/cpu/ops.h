@@ -66,6 +66,16 @@ Tensor locate(
     const Tensor& storage,  // uint8 [bytes]
     const Tensor& layout);  // int64 [8 + 4 * S], or 4 more with an overlay
 
+// Different ids, int64 [M], part after part of the hash's range; how many are of each, int64 [parts]; and where among
+// them each id is, int64 [...].
+std::tuple<Tensor, Tensor, Tensor> distinct(const Tensor& ids /* int64 [...] */, int64_t parts);
+
+std::tuple<Tensor, Tensor> gather(
+    const Tensor& places,    // int64 [...]: a record of `own`, or after those of `received`; negative: none
+    const Tensor& own,       // uint8 [A, R]
+    const Tensor& received,  // uint8 [B, R]
+    int64_t dim, const std::string& dtype, ScalarType out);
+
 Tensor map_files(
     const std::vector<std::string>& paths, const std::vector<int64_t>& bytes, const Tensor& crcs, bool copies,
     bool anew);

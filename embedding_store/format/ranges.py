@@ -1,0 +1,44 @@
+"""Pieces of a large file that is not wanted whole: of an object store only these come, and none into the cache."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embedding_store.errors import ChecksumError, FileSizeError
+from embedding_store.format.files import Bytes, read_crcs
+from embedding_store.format.manifest import StoredFile
+from embedding_store.native.mapping import BLOCK, crc32c_blocks
+from embedding_store.storage.base import Storage
+
+
+class RangeReader:
+    """Reads pieces of a stored file, each checked.
+
+    Raises, when made, MissingFileError, FileSizeError or ChecksumError.
+    """
+
+    def __init__(self, storage: Storage, file: StoredFile) -> None:
+        self._storage, self._file = storage, file
+        self.where = storage.locate(file.path)
+        """For messages."""
+        self._crcs = read_crcs(storage, file)
+        self.bytes_read = 0
+        """Of the file so far, whole blocks."""
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Bytes start .. stop - 1, read-only. Raises MissingFileError, FileSizeError or ChecksumError."""
+        if stop <= start:
+            return np.empty(0, np.uint8)
+        first = start - start % BLOCK
+        end = min(self._file.bytes, stop - stop % -BLOCK)
+        tries = 2 if self._storage.copies else 1  # bytes may also change on their way
+        for _ in range(tries):
+            data = np.frombuffer(self._storage.read_range(self._file.path, first, end), np.uint8)
+            self.bytes_read += len(data)
+            if len(data) < end - first:
+                raise FileSizeError(self.where, f"ends before byte {end}: truncated; restore it from a copy")
+            wrong = np.flatnonzero(crc32c_blocks(data) != self._crcs[first // BLOCK : -(-end // BLOCK)])
+            if not len(wrong):
+                return data[start - first : stop - first]
+        position = first + int(wrong[0]) * BLOCK
+        raise ChecksumError(self.where, f"its bytes have changed, in the block at {position}: restore it from a copy")
