@@ -58,6 +58,7 @@ from embedding_store.scan.diff import Diff
 from embedding_store.series import Series
 from embedding_store.serve.live import LiveStatus, LiveTable
 from embedding_store.serve.sharded import ShardedTable, load_sharded
+from embedding_store.serve.sharded_live import ShardedLiveTable
 from embedding_store.storage.local import LocalStorage
 from embedding_store.store import EmbeddingStore
 from embedding_store.write.fragments import Fragment, SharedDraft
@@ -101,6 +102,7 @@ __all__ = [
     "Series",
     "SeriesExistsError",
     "SeriesNotFoundError",
+    "ShardedLiveTable",
     "ShardedTable",
     "SharedDraft",
     "Snapshot",

@@ -38,7 +38,7 @@ from embedding_store.series import Series
 _log = logging.getLogger(__name__)
 _LINGER = 1.0
 """Most seconds for which the thread keeps a replaced version, so that no reader pays for giving its memory back."""
-_MOST_PATIENCE = 64
+MOST_PATIENCE = 64
 """A version that failed is tried again after 1, 2, 4, ... intervals, at most this many."""
 
 
@@ -140,7 +140,7 @@ class LiveTable:
         self._swaps = 0
         self._report = _Report()
         self._stop = threading.Event()
-        snapshots, waiting = _candidate(followed, tag, present=0)
+        snapshots, waiting = candidate_of(followed, tag, present=0)
         if snapshots is None:
             raise VersionNotFoundError(f"nothing to serve: {waiting}; publish a version that all of them have")
         self._generation = self._load(snapshots)
@@ -229,7 +229,7 @@ class LiveTable:
             present, report = self._generation, self._report
             candidate = None
             try:
-                snapshots, waiting = _candidate(self._series, self._tag, present=present.version)
+                snapshots, waiting = candidate_of(self._series, self._tag, present=present.version)
                 if snapshots is None:
                     self._report = _Report(checked=times.now(), waiting=waiting)
                     return None
@@ -237,7 +237,7 @@ class LiveTable:
                 if patient and candidate == report.refused and time.monotonic() < report.retry_at:
                     self._report = replace(report, checked=times.now())
                     return None
-                _refuse_another_schema(snapshots, present.tables)
+                refuse_another_schema(snapshots, present.tables)
                 generation = self._load(snapshots, until=self._stop if patient else threading.Event())
             except Exception as error:
                 self._report = self._failed(error, candidate)
@@ -266,7 +266,7 @@ class LiveTable:
             message = f"{self!r}: stays, because the next version fails: {error}"  # handlers may keep arguments
             _log.warning("%s", message, exc_info=None if known else error)
         attempts = before.attempts + 1 if candidate is not None and candidate == before.refused else 1
-        delay = self._interval * min(2 ** (attempts - 1), _MOST_PATIENCE)
+        delay = self._interval * min(2 ** (attempts - 1), MOST_PATIENCE)
         # Its frames would keep the half-loaded version in memory.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         return _Report(
@@ -274,7 +274,7 @@ class LiveTable:
         )
 
 
-def _candidate(
+def candidate_of(
     series: Mapping[str, Series], tag: str | None, present: int
 ) -> tuple[dict[str, Snapshot] | None, str | None]:
     """The snapshots to serve instead of version `present` (0: of nothing), or None and how the series disagree.
@@ -323,7 +323,7 @@ def _disagreement(snapshots: Mapping[str, Snapshot]) -> str | None:
     return None
 
 
-def _refuse_another_schema(snapshots: Mapping[str, Snapshot], tables: Mapping[str, Table]) -> None:
+def refuse_another_schema(snapshots: Mapping[str, Snapshot], tables: Mapping[str, Table]) -> None:
     for name, snapshot in snapshots.items():
         present = tables[name].manifest
         if (snapshot.dim, snapshot.dtype) != (present.dim, present.dtype):
