@@ -7,8 +7,7 @@ Writes a snapshot of random vectors, and has 1 rank look up batches of ids, draw
 ranks share this machine's cores and memory, so that of `ranks` at once the whole table is measured too, each rank
 having all of it mapped: what spreading the rows costs is the ratio to that one. Bytes are those of float32 vectors that
 callers get, of all ranks together. `cpu` is the processor time of a rank's lookup, also that of gloo's threads, which
-does not depend on what else the machine does; `parts` is where the wall time of rank 0's goes, each measured apart, the
-ranks in step: `dedup` (distinct), `ask` (counts), `ids` and `rows` (exchanges), `lookup` (of the ids that others ask
+does not depend on what else the machine does; `parts` is where it goes on rank 0: `dedup` (distinct), `ask` (counts), `ids` and `rows` (exchanges), `lookup` (of the ids that others ask
 for), `own` (where this rank's are) and `scatter` (gather). Prints a line of JSON for each stored dtype.
 """
 
@@ -57,9 +56,7 @@ def measured(_: Any, path: str, name: str, options: Options, sharded: bool) -> F
     snapshot = EmbeddingStore(path).series(name).latest()
     table = load_sharded(snapshot) if sharded else snapshot.load(verify=True)
     generator = torch.Generator().manual_seed(dist.get_rank())
-    batches = [
-        torch.randint(options.rows, (options.batch,), generator=generator) for _ in range(options.batches + 2)
-    ]
+    batches = [torch.randint(options.rows, (options.batch,), generator=generator) for _ in range(options.batches + 2)]
     walls, cpu = [], 0.0
     for number, ids in enumerate(batches):
         dist.barrier()
@@ -75,14 +72,14 @@ def measured(_: Any, path: str, name: str, options: Options, sharded: bool) -> F
 
 
 def parts_of(table: ShardedTable, batches: list[Tensor]) -> dict[str, float]:
-    """Median wall seconds of each step of a lookup, which are wrapped in clocks."""
+    """Median processor seconds of each step of a lookup, which are wrapped in clocks."""
     seconds: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def clock(part: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started = time.process_time()
         yield
-        seconds[part].append(time.perf_counter() - started)
+        seconds[part].append(time.process_time() - started)
 
     def clocked(function: Callable[..., Any], part: Callable[..., str]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

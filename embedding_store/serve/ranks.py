@@ -58,9 +58,11 @@ class Ranks:
         """Take part in the others' `ask`, which raises there, instead of leaving them waiting."""
         self._exchange_numbers([[0, 0, 0, 1]] * self.size)
 
-    def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """To each rank its `sent` rows of [N, ...], in the ranks' order; what comes of each, `received` rows."""
-        out = rows.new_empty((sum(received), *rows.shape[1:]))
+    def exchange(self, rows: Tensor, sent: list[int], received: list[int], out: Tensor | None = None) -> Tensor:
+        """To each rank its `sent` rows of [N, ...], in the ranks' order; what comes of each, `received` rows, in the
+        memory of `out` if it is given."""
+        shape = (sum(received), *rows.shape[1:])
+        out = rows.new_empty(shape) if out is None else out.resize_(shape)
         if self.size > 1:
             dist.all_to_all_single(out, rows.contiguous(), received, sent, group=self.group)
         else:

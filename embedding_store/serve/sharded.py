@@ -47,6 +47,7 @@ class ShardedTable(Table):
         self._ranks = ranks
         self._token = int.from_bytes(hashlib.blake2b(manifest.content.encode(), digest_size=7).digest())
         self._has_asked = False
+        self._received = shard.storage.new_empty(0)
 
     def lookup(self, ids: Any, out_dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
         """`Table.lookup`, of every rank.
@@ -122,7 +123,9 @@ class ShardedTable(Table):
         to_others, from_others = (self._ranks.without_own(counts) for counts in (sent, received))
         asked = self._ranks.exchange(others, to_others, from_others)
         if self.device.type == "cpu":
-            answers, here = self._ranks.exchange(self._records_of(asked), from_others, to_others), self.shard.records
+            # Into the memory of the last answers: to get new pages costs as much as to fill them.
+            answers = self._ranks.exchange(self._records_of(asked), from_others, to_others, self._received)
+            here = self.shard.records
             mine = ops.locate(own, self._storage, self.layout)
         else:  # the GPU has no `locate`: its own records come as the others' do
             looked_up = self._records_of(torch.cat((asked, own)))
