@@ -7,8 +7,9 @@ Writes a snapshot of random vectors, and has 1 rank look up batches of ids, draw
 ranks share this machine's cores and memory, so that of `ranks` at once the whole table is measured too, each rank
 having all of it mapped: what spreading the rows costs is the ratio to that one. Bytes are those of float32 vectors that
 callers get, of all ranks together. `cpu` is the processor time of a rank's lookup, also that of gloo's threads, which
-does not depend on what else the machine does; `parts` is where it goes on rank 0: `dedup` (distinct), `ask` (counts), `ids` and `rows` (exchanges), `lookup` (of the ids that others ask
-for), `own` (where this rank's are) and `scatter` (gather). Prints a line of JSON for each stored dtype.
+does not depend on what else the machine does; `parts` is where it goes on rank 0: `dedup` (distinct), `ask` (counts),
+`ids` and `rows` (exchanges), `lookup` (of the ids that others ask for), `own` (where this rank's are) and `scatter`
+(gather). Prints a line of JSON for each stored dtype.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.common import print_record
 from benchmarks.ranks import Figures, on_ranks
-from embedding_store import EmbeddingStore, ShardedTable, Table, load_sharded
+from embedding_store import EmbeddingStore, ShardedTable, load_sharded
 from embedding_store.native import ops
 
 

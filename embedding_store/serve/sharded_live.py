@@ -81,9 +81,10 @@ class ShardedLiveTable:
     """A `ShardedTable` of the version of a tag, or of the newest one that was not refused: made, looked up in,
     refreshed and closed by all ranks of a group.
 
-    The first rank looks what the next version is. It is served when every rank has loaded its part of it; if one cannot,
-    or it has another dim or dtype than the present one, all stay where they are and `status.error` says why. While a
-    version is loaded both are in memory. It follows a tag backwards, and withdrawn versions, as `LiveTable` does.
+    The first rank looks what the next version is. It is served when every rank has loaded its part of it; if one
+    cannot, or it has another dim or dtype than the present one, all stay where they are and `status.error` says why.
+    While a version is loaded both are in memory. It follows a tag backwards, and withdrawn versions, as `LiveTable`
+    does.
 
     Args:
         series: the same on every rank.
