@@ -84,7 +84,7 @@ class Chosen:
             environment,
             data=self.folder,
             out=self.folder / "derm",
-            store=self.folder / "store",
+            store=str(self.folder / "store"),
             title=f"DERM, {self.folder.name}",
             items=find_files(self.folder, config.source.items),
             judge=self._judge if judged else None,

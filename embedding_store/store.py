@@ -27,6 +27,8 @@ from embedding_store.series import Series
 from embedding_store.storage.base import Storage
 from embedding_store.storage.local import LocalStorage, warn_of_network_disk
 
+_TRIED = ".tried"  # no name of a series
+
 
 class EmbeddingStore:
     """Versioned entity vectors in one folder or one prefix of a bucket, which is made when the first series is.
@@ -86,6 +88,13 @@ class EmbeddingStore:
             has = f"dim = {series.dim}, dtype = {series.dtype!r}, ids = {series.ids!r}"
             raise SeriesExistsError(f"series {name!r} exists with {has}: choose another name")
         return series
+
+    def check_writable(self) -> None:
+        """Raise what `create` would raise for the disk's or server's sake: StorageAccessError; nothing is left there.
+
+        An object is put twice, and the second time must be refused; on a disk nothing is tried.
+        """
+        self._storage.check_put_new(_TRIED)
 
     def series(self, name: str) -> Series:
         """The series of this name. Raises SeriesNotFoundError, a KeyError, naming those that exist."""

@@ -15,6 +15,7 @@ def refresh(
     every: bool = False,
     after_refused: bool = False,
     train: bool = False,
+    store: str = "",
 ) -> specs.AppDef:
     """One refresh cycle of an upstream: train on its next day, embed, aggregate, publish, tag.
 
@@ -29,6 +30,7 @@ def refresh(
         every: go on until no day is due
         after_refused: go on from the newest day even where a gate refused it
         train: train the upstream on its source first, as the upstream job does
+        store: folder or URL of the store, s3://bucket/prefix say; empty: what OUT has noted, or OUT/store
     """
     return command(
         "refresh",
@@ -40,4 +42,5 @@ def refresh(
         every=every,
         after_refused=after_refused,
         train=train,
+        store=store,
     )

@@ -21,12 +21,12 @@ PINS = "anchors.json"
 """In the folder of a training: node type -> version of its series."""
 
 
-def newest_anchors(config: GraphConfig, store: Path, as_of: int | None = None) -> dict[str, Snapshot]:
+def newest_anchors(config: GraphConfig, store: str | Path, as_of: int | None = None) -> dict[str, Snapshot]:
     """The newest snapshots that were not refused of the series that hold a graph's anchors.
 
     Args:
         config: names them.
-        store: folder of the run's store.
+        store: the run's, a path or URL.
         as_of: no later ones, ms; None: whatever there is.
 
     Returns:
@@ -59,7 +59,7 @@ def newest_anchors(config: GraphConfig, store: Path, as_of: int | None = None) -
 
 
 def pin_anchors(
-    config: GraphConfig, store: Path, folder: Path, environment: Environment, as_of: int | None = None
+    config: GraphConfig, store: str | Path, folder: Path, environment: Environment, as_of: int | None = None
 ) -> dict[str, Snapshot]:
     """The same, but those that the training in `folder` began with, if it has. A collective where there are anchors.
 

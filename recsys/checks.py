@@ -97,7 +97,7 @@ def check_config(
     path: Path,
     data: Path | None = None,
     assignments: Sequence[str] = (),
-    store: Path | None = None,
+    store: str | Path | None = None,
     *,
     compared: bool = False,
 ) -> Config:
@@ -107,7 +107,7 @@ def check_config(
         path: of the config.
         data: folder that its paths are relative to; None: schemas and files are not looked at.
         assignments: `path=value` changes of the config.
-        store: folder of the store that rankers are to read; None: series are not looked for.
+        store: path or URL of the store that rankers are to read; None: series are not looked for.
         compared: whether rankers are to be compared, as those of a study always are, not to be deployed.
 
     Returns:
@@ -140,18 +140,25 @@ def check_config(
 def check_rankers(
     path: Path, data: Path, store: str, assignments: Sequence[str] = (), *, compared: bool
 ) -> RankerConfig:
-    """Check the config of rankers that read a store which is there, as `check_config` does.
-
-    Series of a store elsewhere, `s3://...`, are looked for when it is opened.
-    """
-    config = check_config(path, data, assignments, None if "://" in store else Path(store), compared=compared)
+    """Check the config of rankers that read a store which is there, as `check_config` does."""
+    config = check_config(path, data, assignments, store, compared=compared)
     return config if isinstance(config, RankerConfig) else RankerConfig.load(path)
 
 
 def check_towers(path: Path, data: Path, store: str, assignments: Sequence[str] = ()) -> TwoTowerConfig:
     """Check the config of a two-tower model that reads a store which is there, as `check_rankers` does."""
-    config = check_config(path, data, assignments, None if "://" in store else Path(store))
+    config = check_config(path, data, assignments, store)
     return config if isinstance(config, TwoTowerConfig) else TwoTowerConfig.load(path)
+
+
+def _series_in(store: str | Path) -> list[str]:
+    """Names of the series of a store. Torch is imported for those of a bucket alone: who has none gets an answer at
+    once."""
+    if "://" not in str(store):
+        return sorted(path.parent.name for path in Path(store).glob("*/series.json"))
+    from embedding_store import EmbeddingStore
+
+    return EmbeddingStore(store).list()
 
 
 def kind_of(document: Mapping[str, Any]) -> type[Config]:
@@ -255,9 +262,9 @@ class _Asked:
             fit.days(path, upstream, days, there)
         return [day for day, files in found.items() if not files]
 
-    def check_series(self, store: Path, kept: Kept) -> None:
-        """That the store has what rankers' arms read."""
-        series = sorted(path.parent.name for path in store.glob("*/series.json"))
+    def check_series(self, store: str | Path, kept: Kept) -> None:
+        """That the store has what rankers' arms read. Raises StorageAccessError of a bucket that cannot be read."""
+        series = _series_in(store)
         if not series:
             kept.add(f"--store is {store}, which holds no series: give the folder of a store, say runs/mine/store")
             return

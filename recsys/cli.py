@@ -95,7 +95,7 @@ def check(
     /,
     *,
     data: Path | None = None,
-    store: Path | None = None,
+    store: str | None = None,
     set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction] = (),
 ) -> None:
     """Tell every mistake in a config, and in the schemas and files that it names, at once; in a second or two.
@@ -105,7 +105,7 @@ def check(
     Args:
         config: A recipe's name, or the path of a TOML config: of a study, or of a job (OUT/configs of a run has them).
         data: Folder that the config's paths are relative to; left out: schemas and files are not looked at.
-        store: Folder of the store that a ranker's config is to read: are its series there?
+        store: Path or URL of the store that a ranker's config is to read: are its series there?
         set_: Change one value of the config before it is checked, `path=value`; may be repeated.
     """
     if Path(config).is_file():

@@ -37,6 +37,7 @@ def refresh(
     every: bool = False,
     after_refused: bool = False,
     train: bool = False,
+    store: str = "",
 ) -> None:
     """Run one cycle of one upstream: train on its next day, embed, aggregate, publish, tag; one rank of a job.
 
@@ -52,13 +53,17 @@ def refresh(
         every: Go on until no day is due; a refused tag then shows in the records alone, not in the exit code.
         after_refused: Go on from the newest day even where a gate refused it, not from the newest that passed.
         train: Train the upstream on its source first, as `recsys upstream` does: one start of the processes for both.
+        store: Path or URL of the store to publish to, noted in OUT for all that follows; left out: what is noted there,
+            or else OUT/store.
     """
     settings = RefreshConfig.load(config)
+    from recsys.placing import place_store
     from recsys.refresh.cycle import refresh_upstream
     from recsys.refresh.records import Ledger
     from recsys.train.distributed import process_group
     from recsys.upstream import train_upstream
 
+    place_store(out, store)
     with ExitStack() as ranks:
         if train:
             ranks.enter_context(process_group())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
 
 from recsys.config import ConfigError
+
+STORE_NOTE = "store.json"
+"""In the folder of a run whose store is elsewhere."""
 
 
 def upstream_folder(out: Path, name: str) -> Path:
@@ -15,8 +19,14 @@ def upstream_folder(out: Path, name: str) -> Path:
 
 
 def store_folder(out: Path) -> Path:
-    """Where a run keeps its embedding store."""
+    """Where a run keeps its embedding store, unless it is told to keep it elsewhere."""
     return out / "store"
+
+
+def store_of(out: Path) -> str:
+    """Where a run keeps its embedding store: a folder, or the URL that `recsys.placing.place_store` has noted."""
+    note = out / STORE_NOTE
+    return json.loads(note.read_text())["store"] if note.is_file() else str(store_folder(out))
 
 
 def bundle_folder(out: Path) -> Path:

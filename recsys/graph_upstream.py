@@ -42,7 +42,7 @@ _WHOLE = 0.1
 """Of a rank's memory, that the vectors of all entities may fill for links to be ranked among them."""
 
 
-def count_nodes(config: GraphConfig, data: Path, files: Sequence[Path], store: Path) -> Tables:
+def count_nodes(config: GraphConfig, data: Path, files: Sequence[Path], store: str | Path) -> Tables:
     """Rows of the tables of all node types: those that the config gives, and as many as their ids need, linked or
     anchored.
 
@@ -50,7 +50,7 @@ def count_nodes(config: GraphConfig, data: Path, files: Sequence[Path], store: P
         config: the relations.
         data: folder that their files lie below.
         files: of relations that name none.
-        store: folder of the run's store, which has the anchors.
+        store: the run's, a path or URL, which has the anchors.
 
     Raises:
         DataError: what `read_links`, `newest_anchors` and `load_anchors` raise.
@@ -69,7 +69,7 @@ def train_on_links(
     *,
     data: Path,
     out: Path,
-    store: Path,
+    store: str | Path,
     title: str | None,
     start: Path | None = None,
     steps: int = 0,

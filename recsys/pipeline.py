@@ -21,6 +21,7 @@ from recsys.downstream.two_tower import stage_name as towers_stage
 from recsys.jobs import run_job
 from recsys.led import is_led
 from recsys.opening import Opened
+from recsys.placing import place_store
 from recsys.progress import Progress, between
 from recsys.stages import is_done, record, unaccounted
 from recsys.study.ablation import ablation_jobs
@@ -58,9 +59,11 @@ def run_stages(study: StudyConfig, data: Path, out: Path) -> None:
 
     Raises:
         DataError, SchemaError, ConfigError: data and config do not fit; before anything is trained.
+        StorageAccessError: the study's store cannot be written to.
         JobError: a job failed.
     """
     check_run(study, data)
+    place_store(out, study.store)
     ranks = ranks_here(study.ranks)
     jobs = ablation_jobs(study)
     for rankers in jobs.values():

@@ -34,7 +34,6 @@ from recsys.data.quarantine import NOTHING
 from recsys.data.sizes import Tables, key_of, unsized, with_tables
 from recsys.data.tables import count_tables
 from recsys.downstream.training import counted_tables
-from recsys.folders import store_folder
 from recsys.graph_upstream import count_nodes
 from recsys.models.kinds import build_upstream
 from recsys.models.rankers import build_ranker
@@ -133,7 +132,7 @@ def _upstream(upstream: UpstreamConfig, data: Path, out: Path | None) -> Job:
     if out is not None:
         upstream = sized_upstream(upstream, out)
     elif upstream.kind == "graph":  # without what anchors may add
-        rows = count_nodes(replace(upstream.graph, anchors={}), data, files, store_folder(Path()))
+        rows = count_nodes(replace(upstream.graph, anchors={}), data, files, "")
         upstream = replace(upstream, graph=replace(upstream.graph, rows=dict(rows)))
     if upstream.kind == "graph":
         counted: Tables = {key_of(feature): 1 for feature in unsized(schema)}

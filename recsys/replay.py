@@ -17,6 +17,7 @@ from recsys.downstream.ranking import screen_splits, stage_name
 from recsys.monitor import export, quality_page
 from recsys.opening import Opened
 from recsys.pipeline import job, prepare, ranks_here, start_job
+from recsys.placing import place_store
 from recsys.refresh.days import Cycle, available_days, count_rows, find_day, next_cycle, small_days
 from recsys.refresh.records import Ledger, Record, digest
 from recsys.stages import forget, unaccounted
@@ -47,6 +48,7 @@ def run_daily(opened: Opened, out: Path, *, follow: bool = False) -> list[str]:
     config, data = opened.study, opened.data
     prepare(opened, out)
     missing = check_daily(config, data, follow=follow)
+    place_store(out, config.store)
     ranks = ranks_here(config.ranks)
     if small := small_days(data, config.daily()[0], ranks):
         print(f"days of less than an event for each of {ranks} ranks, which go along with the next: {', '.join(small)}")

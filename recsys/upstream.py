@@ -31,7 +31,7 @@ from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
 from recsys.dates import UNTIMED
 from recsys.evaluate.measures import measures
-from recsys.folders import store_folder, upstream_folder
+from recsys.folders import store_of, upstream_folder
 from recsys.graph_upstream import count_nodes, train_on_links
 from recsys.identity import effective, flatten, identify_files
 from recsys.models.derm import DERM
@@ -90,7 +90,7 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
             environment,
             data=data,
             out=folder,
-            store=store_folder(out),
+            store=store_of(out),
             title=title,
             items=items,
             withdrawn=withdrawn_after({}, items, schema, "item", skip),
@@ -112,7 +112,7 @@ def _count_nodes(
     upstream: UpstreamConfig, schema: Schema, data: Path, files: Sequence[Path], out: Path
 ) -> dict[str, int]:
     """Rows of a graph's tables; and of those by which events name users and items, which it has no use for."""
-    counted = dict(count_nodes(upstream.graph, data, files, store_folder(out)))
+    counted = dict(count_nodes(upstream.graph, data, files, store_of(out)))
     return counted | {key_of(feature): 1 for feature in unsized(schema)}
 
 
@@ -154,7 +154,7 @@ def train_on(
     *,
     data: Path,
     out: Path,
-    store: Path,
+    store: str | Path,
     title: str | None,
     start: Path | None = None,
     items: Sequence[Path] = (),
@@ -178,7 +178,7 @@ def train_on(
         environment: this rank.
         data: folder that the files lie below. It may be moved: what they hold and their names in it must stay.
         out: folder of the run's checkpoints and figures.
-        store: folder of the store, which a graph's anchors are in.
+        store: the store, a path or URL, which a graph's anchors are in.
         title: name of the run in the terminal; None: quiet.
         start: the checkpoint to begin with: model and optimizer.
         items: items' own rows, of which, and of the events, the last ones are what `loss.uniform_negatives` draws from.

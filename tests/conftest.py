@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.s3 import s3, url  # noqa: F401  fixtures
+
 # Files of tests run side by side: a second thread would take another test's core. Tests of threads ask for theirs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Jobs of one rank have a thread a core: they sleep while they wait for one another, see recsys/jobs.py.

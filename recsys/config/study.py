@@ -80,6 +80,9 @@ class StudyConfig(Config):
     """A two-tower model of the rankers' training files, as one more row of them, if wanted."""
     spans: SpansConfig | None = None
     """The rankers' days, for `recsys daily`."""
+    store: str = ""
+    """Where the run keeps its embedding store: the whole path of a folder, or a URL, s3://bucket/prefix say, which no
+    other run has; empty: OUT/store."""
     ranks: int = 2
     """Processes of a job: GPUs, or gloo ranks on a CPU."""
 
@@ -92,6 +95,8 @@ class StudyConfig(Config):
             check_cross(self.refresh.cross, upstream)
         self._check_anchors()
         self._check_arms(names)
+        whole = not self.store or "://" in self.store or self.store.startswith("/")
+        require(whole, f"store is {self.store!r}; give a whole path, /mnt/runs/store say, or a URL, s3://bucket/prefix")
         require(self.ranks > 0, f"ranks is {self.ranks}; use 1 or more")
         if self.retrieval is not None:
             require(

@@ -34,7 +34,7 @@ from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.training import RankerTraining, TrainedRanker, counted_tables, sized
 from recsys.downstream.validation import REFERENCE, Validation, gain, named
-from recsys.folders import store_folder
+from recsys.folders import store_of
 from recsys.models.vocabulary import own_ids
 from recsys.screening import screen
 from recsys.source import ranker_schema, refuse_unowned, refuse_values
@@ -126,7 +126,7 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
     schema = ranker_schema(config, data, tuple(config.tasks.values()))
     refuse_values(schema)
     refuse_unowned(config, schema)
-    opened, begun = EmbeddingStore(store or store_folder(out)), dist.is_initialized()
+    opened, begun = EmbeddingStore(store or store_of(out)), dist.is_initialized()
     with process_group() as environment:
         skip = screen_splits(config, data, out, environment).quarantine
         series = list(dict.fromkeys(name for ranker in all_rankers(config) for name in ranker.series))
@@ -274,7 +274,7 @@ def train_ranker(
     Returns:
         task -> its validation NE.
     """
-    store = store or EmbeddingStore(store_folder(out))
+    store = store or EmbeddingStore(store_of(out))
     features = StoreFeatures(
         store,
         ranker.series,

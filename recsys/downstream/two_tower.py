@@ -35,7 +35,7 @@ from recsys.data.stream import EventStream
 from recsys.data.times import newest_time
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.ranking import check_visible
-from recsys.folders import store_folder, upstream_folder
+from recsys.folders import store_of, upstream_folder
 from recsys.identity import effective, flatten, identify_files
 from recsys.models.two_tower import TwoTower, TwoTowerTask
 from recsys.models.vocabulary import Vocabulary
@@ -73,7 +73,7 @@ def train_two_tower(config: TwoTowerConfig, data: Path, out: Path, store: str | 
         ConfigError: the store has series of this name of another dimension.
         SchemaError, KeyError, PlanError, LossError, CheckpointError, StoreError: as their rooms say.
     """
-    opened, upstream = EmbeddingStore(store or store_folder(out)), config.upstream()
+    opened, upstream = EmbeddingStore(store or store_of(out)), config.upstream()
     folder = upstream_folder(out, config.name)
     check_target(config, opened)
     features = StoreFeatures(opened, config.series, config.publish_delay_ms)

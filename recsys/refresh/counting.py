@@ -18,7 +18,7 @@ from recsys.data.scan import Findings, Part, Window
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import HOUR_MS
-from recsys.folders import store_folder
+from recsys.folders import store_of
 from recsys.prior import Prior
 from recsys.refresh.days import find_days, window
 from recsys.refresh.prior import prior_series, publish_prior, withdrawn_items
@@ -62,7 +62,7 @@ def refresh_prior(config: RefreshConfig, data: Path, out: Path, *, events: str =
         read = list(_newest_events(config, schema, data, out, None))
     as_of = max(each.found.newest for each in read)
     prior = count_prior(read, schema, upstream, hours=config.prior.hours, as_of=as_of)
-    series = prior_series(EmbeddingStore(store_folder(out)), upstream.name)
+    series = prior_series(EmbeddingStore(store_of(out)), upstream.name)
     published = publish_prior(series, prior.without(withdrawn_items(series)), as_of)
     if published is None:
         raise DataError(

@@ -23,7 +23,7 @@ from recsys.data.last_events import last_events
 from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Findings, Part, Window, join
 from recsys.dates import number_of
-from recsys.folders import store_folder, upstream_folder
+from recsys.folders import store_of, upstream_folder
 from recsys.models.derm import DERM
 from recsys.models.kinds import UpstreamModel
 from recsys.monitor import export, gates, quality_page
@@ -225,7 +225,7 @@ class _Refresh:
         for name, version in newest.versions.items():
             if version not in self._publisher.store.series(name).versions():
                 raise StoreLostError(
-                    f"{store_folder(self._out)} lacks version {version} of {name!r}, which the record of {newest.day} "
+                    f"{store_of(self._out)} lacks version {version} of {name!r}, which the record of {newest.day} "
                     f"names: bring the store back, or delete {self._ledger.folder} and the store to replay all days"
                 )
 
@@ -258,7 +258,7 @@ class _Refresh:
             self._environment,
             data=self._data,
             out=plan.folder,
-            store=store_folder(self._out),
+            store=store_of(self._out),
             start=self._out / plan.start if plan.start else None,
             items=drawn_files(upstream, self._data) if plan.cold else (),
             withdrawn=plan.withdrawn["item"],

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from embedding_store import EmbeddingStore, Series, TagMovedError
 from recsys.atomic import write_json
 from recsys.config import STUDIED, RefreshConfig, RefreshSettings
-from recsys.folders import store_folder
+from recsys.folders import store_of
 from recsys.models.graph import GraphModel
 from recsys.refresh.aggregate import DECAY, Aggregation
 from recsys.refresh.aggregator import Aggregator, DayWriter, activity_series, newest_before
@@ -90,7 +90,7 @@ class Publisher:
     def __init__(
         self, out: Path, config: RefreshConfig, environment: Environment, store: EmbeddingStore | None = None
     ) -> None:
-        self._store = store or EmbeddingStore(store_folder(out))
+        self._store = store or EmbeddingStore(store_of(out))
         self._environment = environment
         self._config = config
         self._ways = aggregations(config, study=config.study)

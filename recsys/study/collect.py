@@ -20,7 +20,7 @@ from recsys.dates import DAY_MS, HOUR_MS
 from recsys.downstream.features import PointInTimeSeries
 from recsys.downstream.ranking import Ranker, all_rankers, screen_splits, stage_name
 from recsys.downstream.validation import Validation
-from recsys.folders import store_folder, upstream_folder
+from recsys.folders import store_of, upstream_folder
 from recsys.monitor.export import read_records
 from recsys.refresh.arms import arm_of
 from recsys.refresh.records import Ledger
@@ -54,7 +54,7 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
     """
     jobs, stages = ablation_jobs(config), read_stages(out)
     scores = {population: job_scores(job, data, out, _offset(config)) for population, job in jobs.items()}
-    store = EmbeddingStore(store_folder(out))
+    store = EmbeddingStore(store_of(out))
     skip = screen_splits(jobs["tasks"], data, out).quarantine
     test = _events(config.rankers, data, config.rankers.test, skip)
     return RunResults(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from recsys.folders import store_folder
+from recsys.folders import store_of
 
 
 def show_next_steps(out: Path, console: Console | None = None) -> None:
@@ -48,7 +48,7 @@ def lookup_lines(out: Path) -> tuple[str, str, str]:
     """Three lines of Python that look up the vectors of two users, and show how they begin."""
     return (
         "from embedding_store import EmbeddingStore",
-        f"table = EmbeddingStore({str(store_folder(out))!r}).series('user_ctr').latest().load()",
+        f"table = EmbeddingStore({store_of(out)!r}).series('user_ctr').latest().load()",
         "print(table.ids()[:2], table.lookup(table.ids()[:2])[0][:, :4])",
     )
 
@@ -63,7 +63,7 @@ def run_lines(lines: tuple[str, ...]) -> str:
 
 def more_commands(out: Path) -> tuple[str, ...]:
     """Command lines that show more of a run."""
-    store = str(store_folder(out))
+    store = store_of(out)
     return (
         shown("recsys", "report", "--out", str(out)),
         shown("tensorboard", "--logdir", str(out / "upstream")),

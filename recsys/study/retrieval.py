@@ -39,7 +39,7 @@ from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS, HOUR_MS, iso_day, iso_hour, number_of
 from recsys.downstream.retrieval import most_popular, pairs_of, positions
 from recsys.evaluate.nearest import exact_top_k
-from recsys.folders import store_folder
+from recsys.folders import store_of
 from recsys.prior import Prior
 from recsys.refresh.days import window
 from recsys.screening import screen
@@ -86,7 +86,7 @@ def collect_retrieval(
         return None
     logs, timed = _logs(config, rankers, data, out, skip)
     (upstream,) = (each for each in config.trainings() if each.name == wanted.upstream)
-    store, delay, towers = EmbeddingStore(store_folder(out)), rankers.publish_delay_ms, config.two_tower
+    store, delay, towers = EmbeddingStore(store_of(out)), rankers.publish_delay_ms, config.two_tower
     vectors = Visible(store, upstream.name, upstream.loss.temperature, delay, timed=timed)
     two_tower = None if towers is None else Visible(store, towers.name, towers.temperature, delay, timed=timed)
     source = _source(config, upstream, rankers, data, out) if als.is_installed() or wanted.leave_out_seen else None

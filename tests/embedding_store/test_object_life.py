@@ -12,8 +12,8 @@ import torch
 
 from embedding_store import EmbeddingStore, SeriesExistsError, Snapshot, VersionExpiredError, hash_keys
 from embedding_store.storage.objects import ObjectStorage
-from tests.embedding_store.conftest import S3_BUCKET
 from tests.embedding_store.helpers import publish
+from tests.s3 import S3_BUCKET
 
 
 def write(storage: ObjectStorage, path: str, data: bytes) -> None:

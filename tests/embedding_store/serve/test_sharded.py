@@ -34,8 +34,8 @@ from embedding_store import (
 from embedding_store.dtypes import DTYPES
 from embedding_store.format import documents
 from tests.distributed import run_ranks
-from tests.embedding_store.conftest import s3_environment
 from tests.embedding_store.helpers import folder, publish
+from tests.s3 import s3_environment
 
 EXTREMES = [-(2**63), -(2**63) + 1, -1, 0, 1, 2**31, 2**63 - 1]
 OUTS = [torch.float32, torch.float16, torch.bfloat16]

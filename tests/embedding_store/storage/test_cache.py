@@ -28,8 +28,8 @@ from embedding_store import (
 from embedding_store.native.mapping import BLOCK, crc32c_blocks
 from embedding_store.storage import objects
 from embedding_store.storage.objects import ObjectStorage, default_cache
-from tests.embedding_store.conftest import S3_BUCKET
 from tests.embedding_store.helpers import publish
+from tests.s3 import S3_BUCKET
 
 
 @pytest.fixture

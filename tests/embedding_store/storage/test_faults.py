@@ -20,8 +20,8 @@ from embedding_store import EmbeddingStore, SeriesExistsError, StorageAccessErro
 from embedding_store.native.mapping import crc32c_blocks
 from embedding_store.storage import objects
 from embedding_store.storage.objects import ObjectStorage
-from tests.embedding_store.conftest import S3_BUCKET
 from tests.embedding_store.helpers import publish
+from tests.s3 import S3_BUCKET
 
 LARGE = 12 << 20  # bytes: three parts
 

@@ -22,7 +22,7 @@ from embedding_store import (
 from embedding_store.native.mapping import crc32c_blocks
 from embedding_store.storage import objects
 from embedding_store.storage.objects import ObjectStorage
-from tests.embedding_store.conftest import S3_BUCKET
+from tests.s3 import S3_BUCKET
 
 
 @pytest.fixture
