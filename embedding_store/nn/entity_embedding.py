@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from embedding_store.dtypes import DTYPES
@@ -20,6 +21,8 @@ from embedding_store.native.mapping import check_now
 from embedding_store.nn.pins import Pin, reopen
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
+from embedding_store.serve.ranks import on_cpu
+from embedding_store.serve.sharded import ShardedTable, load_sharded
 
 MISSING = ("zeros", "mean", "learned")
 
@@ -39,6 +42,10 @@ class EntityEmbedding(nn.Module):
     files; `.to(device)`, `torch.compile` and `torch.export` do see them. An exported program holds a copy of the
     vectors, which nothing checks any more: `torch.export` checks all of them first, and raises ChecksumError.
 
+    With a `group` each rank holds its part of the rows, see `load_sharded`: what makes, calls and loads the layer are
+    then collectives, every rank with ids of its own. Outputs, losses and checkpoints are the same. It is neither
+    compiled nor exported nor pickled then: load the checkpoint into a layer without a group for that.
+
     Args:
         snapshots: one of each series.
         missing: what stands for the vector of an id that a series does not have: "zeros"; "mean", the mean of the
@@ -47,6 +54,7 @@ class EntityEmbedding(nn.Module):
         projection: size of each series' projected vector; None: no projection.
         entity_dropout: in training, the probability for an entity to be treated as missing in every series, so that the
             model learns to live without; all positions of an id in one call share its fate.
+        group: of torch.distributed, over whose ranks the rows are spread; None: this process has all of them.
 
     Raises:
         InvalidArgumentError: naming the argument and its value.
@@ -61,6 +69,7 @@ class EntityEmbedding(nn.Module):
         found_feature: bool = False,
         projection: int | None = None,
         entity_dropout: float = 0.0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if not snapshots:
@@ -71,7 +80,7 @@ class EntityEmbedding(nn.Module):
             raise InvalidArgumentError(f"projection is {projection}; use 1 or more, or None for no projection")
         if not 0 <= entity_dropout < 1:
             raise InvalidArgumentError(f"entity_dropout is {entity_dropout}; use a probability below 1")
-        self.series = nn.ModuleList(_SeriesVectors(snapshot, missing, projection) for snapshot in snapshots)
+        self.series = nn.ModuleList(_SeriesVectors(snapshot, missing, projection, group) for snapshot in snapshots)
         self.found_feature = found_feature
         self.entity_dropout = entity_dropout
         self.out_dim = sum(projection or snapshot.dim for snapshot in snapshots) + found_feature * len(snapshots)
@@ -89,6 +98,8 @@ class EntityEmbedding(nn.Module):
         """float [..., `out_dim`]. Raises InvalidIdsError for ids that are not int64 or on another device."""
         device = self.series[0].storage.device
         if ids.dtype != torch.int64 or ids.device != device:
+            if isinstance(table := self._series()[0].table, ShardedTable):
+                table.refuse()
             raise InvalidIdsError(f"ids are {ids.dtype} on {ids.device}: give torch.int64 on {device}")
         kept = ~self._dropped(ids) if self.training and self.entity_dropout else None
         vectors, found = zip(*(series(ids, kept) for series in self.series), strict=True)
@@ -127,9 +138,25 @@ class EntityEmbedding(nn.Module):
                     f"version {present.version}, dim {present.dim}: build it on version {pin.version}"
                 )
         if pins != [Pin.of(snapshot) for snapshot in self.snapshots]:
-            opened = [(snapshot, snapshot.load()) for snapshot in reopen(pins, self.snapshots)]
+            opened = [
+                (snapshot, series.load(snapshot))
+                for series, snapshot in zip(self._series(), self._reopened(pins), strict=True)
+            ]
             for series, (snapshot, table) in zip(self._series(), opened, strict=True):
                 series.hold(snapshot, table)
+
+    def _reopened(self, pins: Sequence[Pin]) -> list[Snapshot]:
+        """The pinned snapshots; of a group on all ranks, or on none."""
+        table = self._series()[0].table
+        if not isinstance(table, ShardedTable):
+            return reopen(pins, self.snapshots)
+        found, error = list[Snapshot](), None
+        try:
+            found = reopen(pins, self.snapshots)
+        except Exception as raised:
+            error = raised
+        on_cpu(table.group).agree(error)
+        return found
 
     def _series(self) -> list[_SeriesVectors]:
         return list(self.series)  # type: ignore[arg-type]
@@ -146,7 +173,9 @@ class _SeriesVectors(nn.Module):
     layout: Tensor  # int64 [8 + 4 * S]
     missing: Tensor  # float [D]
 
-    def __init__(self, snapshot: Snapshot, missing: str, projection: int | None) -> None:
+    def __init__(
+        self, snapshot: Snapshot, missing: str, projection: int | None, group: dist.ProcessGroup | None
+    ) -> None:
         super().__init__()
         self.policy = missing
         if missing == "learned":
@@ -154,7 +183,12 @@ class _SeriesVectors(nn.Module):
         else:
             self.register_buffer("missing", torch.zeros(snapshot.dim), persistent=False)
         self.projection = nn.Linear(snapshot.dim, projection) if projection is not None else None
-        self.hold(snapshot, snapshot.load())
+        self.hold(snapshot, snapshot.load() if group is None else load_sharded(snapshot, group))
+
+    def load(self, snapshot: Snapshot) -> Table:
+        """Its table on the CPU, spread over the same ranks as the present one, if that is."""
+        spread = isinstance(self.table, ShardedTable)
+        return load_sharded(snapshot, self.table.group) if spread else snapshot.load()  # type: ignore[attr-defined]
 
     def hold(self, snapshot: Snapshot, table: Table) -> None:
         """Take the vectors of a snapshot, whose `table` is on the CPU, to the device of the parameters."""
@@ -176,7 +210,10 @@ class _SeriesVectors(nn.Module):
         out = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
         if torch.compiler.is_exporting() and self.table.mapping is not None:
             check_now(self.table.mapping)  # the program keeps a copy, which nothing checks any more
-        vectors, found = ops.lookup(ids, self.storage, self.layout, self.dim, self.dtype, out)
+        if isinstance(self.table, ShardedTable):
+            vectors, found = self.table.lookup(ids, out)
+        else:
+            vectors, found = ops.lookup(ids, self.storage, self.layout, self.dim, self.dtype, out)
         if kept is not None:
             found = found & kept
         if kept is not None or self.policy != "zeros":  # else the op has written the zeros
@@ -185,7 +222,9 @@ class _SeriesVectors(nn.Module):
 
     def _place(self, device: torch.device) -> None:
         """Bring the vectors to a device; always from the files, so that every byte is checked on its way."""
-        if device.type == "cpu":
+        if isinstance(self.table, ShardedTable):
+            self.table = self.table.to(device)
+        if device.type == "cpu" or isinstance(self.table, ShardedTable):
             self.storage, self.layout = self.table._storage, self.table.layout
         elif device.type == "meta":
             self.storage, self.layout = self.table._storage.to(device), self.table.layout.to(device)
@@ -217,6 +256,8 @@ class _SeriesVectors(nn.Module):
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self.table, ShardedTable):
+            raise InvalidArgumentError("the layer is of a process group and cannot be pickled: save its state_dict")
         shared = ("snapshot", "table", "storage", "layout")
         state = {key: value for key, value in self.__dict__.items() if key not in shared}
         return {**state, "pin": Pin.of(self.snapshot).to_dict()}

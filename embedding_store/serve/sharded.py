@@ -78,6 +78,26 @@ class ShardedTable(Table):
         with self._together():
             return super().lookup_keys(keys, out_dtype)
 
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The ranks that it is spread over."""
+        return self._ranks.group
+
+    def to(self, device: torch.device | str) -> ShardedTable:
+        """This rank's part on another device, for which the group must have a backend; not a collective.
+
+        Raises:
+            InvalidArgumentError: it has none.
+        """
+        place = arguments.device(device)
+        if place == self.device:
+            return self
+        return ShardedTable(self.manifest, self.shard.to(place), Ranks(self.group, place))
+
+    def refuse(self) -> None:
+        """Let the lookup that the other ranks are making raise RankFailedError there: this rank cannot join it."""
+        self._ranks.refuse()
+
     @contextmanager
     def _together(self) -> Iterator[None]:
         """Of a call that fails before the others are asked, tell them: they wait."""
