@@ -59,6 +59,7 @@ from embedding_store.series import Series
 from embedding_store.serve.live import LiveStatus, LiveTable
 from embedding_store.serve.sharded import ShardedTable, load_sharded
 from embedding_store.serve.sharded_live import ShardedLiveTable
+from embedding_store.serve.sharded_time import ShardedPointInTime
 from embedding_store.storage.local import LocalStorage
 from embedding_store.store import EmbeddingStore
 from embedding_store.write.fragments import Fragment, SharedDraft
@@ -103,6 +104,7 @@ __all__ = [
     "SeriesExistsError",
     "SeriesNotFoundError",
     "ShardedLiveTable",
+    "ShardedPointInTime",
     "ShardedTable",
     "SharedDraft",
     "Snapshot",
