@@ -110,6 +110,7 @@ def train_bundle(
             history=history,
             pooling=pooling,
             tables=config.arm(arm).learned(),
+            spread=config.spread_vectors,
         )
         training = _training(config, features, data, environment, skip, earlier)
         identity = _identity(config, features, data, skip, earlier)

@@ -115,6 +115,10 @@ class RankerSettings:
     publish_delay_ms: int = 6 * HOUR_MS
     """A snapshot may be read by events later than its `as_of` plus this delay: what a cycle needs to publish a day that
     has ended. 0 where nothing is published by days; it must be 0 where the schema has no event times."""
+    spread_vectors: bool = False
+    """Whether the ranks that train a ranker hold the store's vectors spread over them, each its part of every version
+    that some row may read, and exchange what they look up. Else each maps the whole files, which is faster where these
+    are on its disk and in its memory."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every arm is trained once a seed; figures are means, intervals cover the seeds' mean prediction."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -198,6 +202,11 @@ class RankerConfig(RankerSettings, Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(is_word(self.name), f"name is {self.name!r}; use letters, digits and _ (it names a folder)")
+        for arm in self.arms:
+            whole = not (self.spread_vectors and arm.history)
+            require(
+                whole, f"arms.{arm.name}.history is {arm.history}: with spread_vectors rankers read one version only"
+            )
         names = [arm.name for arm in self.arms]
         require(len(names) > 0, 'arms is empty; give one at least: arms = [{ name = "ctr", series = ["user_ctr"] }]')
         require(len(set(names)) == len(names), f"arms are named {names}; make the names different")

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, PointInTime, Series, Snapshot
+from embedding_store import EmbeddingStore, PointInTime, Series, ShardedPointInTime, Snapshot
 from recsys.data.batch import Batch
 from recsys.data.errors import DataError
 from recsys.dates import DAY_MS
@@ -32,6 +32,8 @@ class PointInTimeSeries:
     """Read the first snapshot alone, as if nothing had been refreshed since."""
     activity: Series | None = None
     """Its companion, see recsys/refresh/aggregator.py; None: nothing is known of how its vectors were fed."""
+    spread: bool = False
+    """Whether each rank holds its part of every version; lookups are collectives then."""
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
@@ -40,12 +42,15 @@ class PointInTimeSeries:
 
     @cached_property
     def _history(self) -> PointInTime:
-        return PointInTime(self.series.history(refused=False)[: 1 if self.once else None], self.series.dim)
+        return self._read(self.series.history(refused=False)[: 1 if self.once else None], self.series.dim)
 
     @cached_property
     def _fed(self) -> PointInTime | None:
         self._history  # noqa: B018  what the companion knows of a version is published before it
-        return None if self.activity is None else PointInTime(self.activity.history(refused=False), ACTIVITY_DIM)
+        return None if self.activity is None else self._read(self.activity.history(refused=False), ACTIVITY_DIM)
+
+    def _read(self, snapshots: list[Snapshot], dim: int) -> PointInTime:
+        return ShardedPointInTime(snapshots, dim) if self.spread else PointInTime(snapshots, dim)
 
     @cached_property
     def _as_of(self) -> Tensor:
@@ -186,6 +191,8 @@ class StoreFeatures:
         history: Behind all of them add, of each series, the vectors of so many versions; 0: none.
         pooling: How these are pooled, `mean` or `attention`.
         tables: What the ranker learns in place of each, see `SeriesSpec.table`; empty: of none.
+        spread: Let each rank hold its part of every version. Batches are joined by all ranks together then, in the
+            thread that trains, see `SpreadStream`.
 
     Raises:
         KeyError: no such series; the message names those that exist.
@@ -202,7 +209,9 @@ class StoreFeatures:
         history: int = 0,
         pooling: str = "mean",
         tables: Sequence[str] = (),
+        spread: bool = False,
     ) -> None:
+        self.spread = spread
         known = set(store.list())
         self.series = [
             PointInTimeSeries(
@@ -210,6 +219,7 @@ class StoreFeatures:
                 publish_delay_ms,
                 once,
                 store.series(activity_name(name)) if activity_name(name) in known else None,
+                spread,
             )
             for name in names
         ]
@@ -240,3 +250,9 @@ class StoreFeatures:
             histories = (series.history(ids, batch.timestamps, self._versions) for series, ids in asked)
             results += [self._pooled(*history) for history in histories]
         return with_vectors(batch, results)
+
+    def idle(self) -> None:
+        """Join in with the other ranks' batch, where they are spread and this rank has none."""
+        nothing = torch.empty(0, dtype=torch.int64)
+        for series in self.series:
+            series.join(nothing, nothing)

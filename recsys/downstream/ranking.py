@@ -133,7 +133,7 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
         check_visible(series, config, data, opened, skip)
         tables = counted_tables(config, data, skip, told=environment.is_main)
         small = table_bytes(config, data, tables, opened) <= ALONE * rank_memory(environment)
-        apart = environment.world_size > 1 and not begun and small
+        apart = environment.world_size > 1 and not begun and small and not config.spread_vectors
         if apart and environment.is_main:
             print(f"rankers: one each on {environment.world_size} ranks; told of here are those of rank 0", flush=True)
         dist.barrier()
@@ -283,6 +283,7 @@ def train_ranker(
         history=ranker.history,
         pooling=ranker.pooling,
         tables=ranker.tables,
+        spread=config.spread_vectors,
     )
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     seen = read_ids(find_files(data, config.train), schema, skip)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from recsys.data.sizes import Tables, described
 from recsys.data.stream import EventStream
 from recsys.data.tables import count_tables
 from recsys.downstream.features import StoreFeatures
+from recsys.downstream.spread import SpreadStream
 from recsys.downstream.validation import Validation, row_losses, validate
 from recsys.evaluate.measures import measures
 from recsys.models.objective import Objective
@@ -179,7 +180,13 @@ class RankerTraining:
     def stream(self, patterns: tuple[str, ...], vocabulary: Vocabulary, *, training: bool = False) -> EventStream:
         """This rank's rows of these files: in their order, or as they are trained on."""
         settings, dropout = self.config.training, self.config.network.id_dropout if training else 0.0
-        return EventStream(
+        options: dict[str, Any] = {
+            "transform": lambda batch: self.features(vocabulary.resolve(batch, dropout, self.seed))
+        }
+        if self.features.spread:
+            options = {"transform": lambda batch: vocabulary.resolve(batch, dropout, self.seed)}
+            options |= {"features": self.features, "environment": self.environment}
+        return (SpreadStream if self.features.spread else EventStream)(
             find_files(self.data, patterns),
             self.schema,
             batch_size=settings.batch_size if training else 4096,
@@ -189,9 +196,9 @@ class RankerTraining:
             seed=self.seed,
             epochs=settings.epochs if training else 1,
             drop_last=training,
-            transform=lambda batch: self.features(vocabulary.resolve(batch, dropout, self.seed)),
             skip=self.skip,
             as_of=self.facts.as_of if training else self.known_until(patterns),
+            **options,
         )
 
     def _judge(self, model: nn.Module, vocabulary: Vocabulary) -> list[float]:
