@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import embedding_store
-from embedding_store import EmbeddingStore, EntityEmbedding, LiveTable
+from embedding_store import EmbeddingStore, EntityEmbedding, LiveTable, ShardedLiveTable, load_sharded
 from embedding_store.cli.main import main
 
 FOLDER = Path(embedding_store.__file__).parent
 README = (FOLDER / "README.md").read_text()
 
 
-def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def group() -> Iterator[None]:
+    """Of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: None):
     monkeypatch.chdir(tmp_path)
     names = {
         "EmbeddingStore": EmbeddingStore,
         "EntityEmbedding": EntityEmbedding,
         "LiveTable": LiveTable,
+        "ShardedLiveTable": ShardedLiveTable,
+        "load_sharded": load_sharded,
         "torch": torch,
         "ids": torch.arange(100) * 7 - 300,
         "vectors": torch.randn(100, 64, generator=torch.Generator().manual_seed(0)),
@@ -39,6 +51,9 @@ def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     # The correction, version 3, takes version 2's place; it lacks the last 5 ids.
     assert names["mask"].sum(1).tolist() == [1] * 24 + [2] * 71 + [1] * 5
     assert [snapshot.version for snapshot in names["doomed"]] == [2]  # 1 is tagged, 3 the newest
+    series, ids = names["series"], names["ids"]
+    for name, snapshot in [("vectors_there", series.latest()), ("vectors_now", series.tagged("prod"))]:
+        assert torch.equal(names[name], snapshot.load().lookup(ids)[0])
     assert names["features"].shape == (100, 33)
     assert torch.equal(names["items"].latest().load().lookup(names["ids"])[0], names["vectors"])
 
