@@ -41,9 +41,9 @@ def part_entries(manifest: Manifest, part: int, parts: int, reader: Open) -> Pai
 
 def _file_part(file: IndexFile, entries: int, part: int, parts: int, reader: Open) -> Pairs:
     """Those of one file, as they stand there. An index of another seed than 0, one in very many, is read whole."""
-    opened = reader(file)
-    data = opened.read(0, min(HEADER_BYTES, file.bytes)).tobytes().ljust(HEADER_BYTES, b"\0")
-    header = Header.decode(data, file_bytes=file.bytes, entries=entries, path=opened.where)
+    opened, size = reader(file), file.bytes
+    data = opened.read(0, min(HEADER_BYTES, size)).tobytes().ljust(HEADER_BYTES, b"\0")
+    header = Header.decode(data, file_bytes=size, entries=entries, path=opened.where)
     first, stop = (0, header.total_buckets) if header.seed else _buckets(header, part, parts)
     slots = opened.read(HEADER_BYTES + first * BUCKET_BYTES, HEADER_BYTES + stop * BUCKET_BYTES).view(SLOT)
     used = slots[slots["location"] != EMPTY]
