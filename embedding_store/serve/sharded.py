@@ -48,6 +48,7 @@ class ShardedTable(Table):
         self._token = int.from_bytes(hashlib.blake2b(manifest.content.encode(), digest_size=7).digest())
         self._has_asked = False
         self._received = shard.storage.new_empty(0)
+        self._native = self.device.type == "cpu"  # elsewhere there are no kernels of `distinct`, `locate` and `gather`
 
     def lookup(self, ids: Any, out_dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
         """`Table.lookup`, of every rank.
@@ -111,8 +112,7 @@ class ShardedTable(Table):
             raise
 
     def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        cpu = self.device.type == "cpu"
-        different, counts, places = (ops if cpu else reference).distinct(ids, self._ranks.size)
+        different, counts, places = (ops if self._native else reference).distinct(ids, self._ranks.size)
         sent = counts.tolist()
         self._has_asked = True
         asked = self._ranks.ask(sent, self.manifest.version, self._token)
@@ -142,20 +142,21 @@ class ShardedTable(Table):
         own, others = different[first:last], torch.cat((different[:first], different[last:]))
         to_others, from_others = (self._ranks.without_own(counts) for counts in (sent, received))
         asked = self._ranks.exchange(others, to_others, from_others)
-        if self.device.type == "cpu":
+        if self._native:
             # Into the memory of the last answers: to get new pages costs as much as to fill them.
             answers = self._ranks.exchange(self._records_of(asked), from_others, to_others, self._received)
             here = self.shard.records
             mine = ops.locate(own, self._storage, self.layout)
-        else:  # the GPU has no `locate`: its own records come as the others' do
+        else:  # own records come as the others' do
             looked_up = self._records_of(torch.cat((asked, own)))
             given = self._ranks.exchange(looked_up[: len(asked)], from_others, to_others)
             answers, here = torch.cat((given, looked_up[len(asked) :])), self.shard.records[:0]
             mine = torch.arange(len(others), len(different), device=self.device)
         theirs = torch.arange(len(here), len(here) + len(others), device=self.device)
         where = torch.cat((theirs[:first], mine, theirs[first:]))
-        gather = (ops if self.device.type == "cpu" else reference).gather
-        return gather(where[places], here, answers, self.dim, self.dtype, out_dtype)
+        return (ops if self._native else reference).gather(
+            where[places], here, answers, self.dim, self.dtype, out_dtype
+        )
 
     def _records_of(self, ids: Tensor) -> Tensor:
         """This rank's records of these ids, uint8 [N, R]; zeros where it has none."""

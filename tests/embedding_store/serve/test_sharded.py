@@ -122,6 +122,24 @@ def test_lookups_of_any_ranks_are_those_of_one_table(store: EmbeddingStore, rank
     run_ranks(compare, ranks, store.location, names)
 
 
+def without_native_ops(path: str) -> None:
+    """What a GPU's lookup does, but for its kernel of `lookup`, here."""
+    snapshot = EmbeddingStore(path).series("user").latest()
+    table, whole = load_sharded(snapshot), snapshot.load()
+    table._native = False
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    for rows in (0, 1, 300 * dist.get_rank(), 500):
+        ids = torch.cat((torch.randint(980, 1420, (rows,), generator=generator), torch.tensor(EXTREMES)))
+        for got, expected in zip(table.lookup(ids), whole.lookup(ids), strict=True):
+            assert same(got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int4"])
+def test_lookups_by_plain_torch_are_the_same(store: EmbeddingStore, dtype: str):
+    history(store, "user", 5, dtype)
+    run_ranks(without_native_ops, 3, store.location)
+
+
 def weights_gradient(path: str) -> tuple[Tensor, Tensor]:
     snapshot = EmbeddingStore(path).series("user").latest()
     ids, bags = torch.tensor([1000, 1000, 3, 1101 + dist.get_rank()]), torch.tensor([0, 2, 4])
