@@ -21,6 +21,8 @@ class RangeReader:
         self._storage, self._file = storage, file
         self.where = storage.locate(file.path)
         """For messages."""
+        self.bytes = file.bytes
+        """Size of the file."""
         self._crcs = read_crcs(storage, file)
         self.bytes_read = 0
         """Of the file so far, whole blocks."""

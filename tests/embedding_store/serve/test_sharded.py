@@ -35,6 +35,7 @@ from embedding_store.dtypes import DTYPES
 from embedding_store.format import documents
 from tests.distributed import run_ranks
 from tests.embedding_store.helpers import folder, publish
+from tests.embedding_store.write.test_pieces import written_together
 from tests.s3 import s3_environment
 
 EXTREMES = [-(2**63), -(2**63) + 1, -1, 0, 1, 2**31, 2**63 - 1]
@@ -173,6 +174,13 @@ def test_snapshots_of_format_version_2(store: EmbeddingStore):
     series = store.create("user", dim=3)
     rewritten(publish(series, 1, list(range(50))), series)
     assert b'"format_version": 2' in (folder(series) / "manifests/00000001.json").read_bytes()
+    run_ranks(compare, 2, store.location, ["user"])
+
+
+def test_an_index_that_several_writers_made(store: EmbeddingStore):
+    series = store.create("user", dim=1, dtype="float16")
+    snapshot, pieces = written_together(series, np.random.default_rng(2).permutation(15_000), 3)
+    assert len(pieces) == 3 < len(snapshot.manifest.index.pieces)  # the first has the header
     run_ranks(compare, 2, store.location, ["user"])
 
 
