@@ -267,3 +267,11 @@ def test_what_stands_in_the_place_of_a_folder_is_named(tmp_path: Path, make: Cal
 
     with pytest.raises(StoreError, match=rf"user_ctr/{folder}\b"):
         publish_and_tag()
+
+
+def test_a_range_of_a_file(storage: LocalStorage):
+    write(storage, "data/one/a", b"0123456789")
+    ranges = [(0, 3), (2, 10), (8, 20), (10, 11), (15, 20)]
+    assert [storage.read_range("data/one/a", *ends) for ends in ranges] == [b"012", b"23456789", b"89", b"", b""]
+    with pytest.raises(MissingFileError, match="data/one/b: does not exist"):
+        storage.read_range("data/one/b", 0, 1)

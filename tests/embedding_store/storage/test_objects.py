@@ -195,3 +195,11 @@ def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr("embedding_store.storage.objects")
     with pytest.raises(MissingDependencyError, match=r"'s3://b/x'.*pip install 'recsys-derm\[objects\]'"):
         EmbeddingStore("s3://b/x")
+
+
+def test_a_range_of_a_file(storage: ObjectStorage):
+    write(storage, "data/one/a", b"0123456789")
+    ranges = [(0, 3), (2, 10), (8, 20), (10, 11), (15, 20)]
+    assert [storage.read_range("data/one/a", *ends) for ends in ranges] == [b"012", b"23456789", b"89", b"", b""]
+    with pytest.raises(MissingFileError, match="data/one/b: does not exist"):
+        storage.read_range("data/one/b", 0, 1)
