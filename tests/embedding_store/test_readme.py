@@ -40,7 +40,7 @@ def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
         "event_times": torch.full((100,), 1_700_000_000_000) + torch.arange(100) * 3_600_000,
     }
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, names)
     assert names["found"].tolist() == [True] * 95 + [False] * 5
