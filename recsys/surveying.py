@@ -14,7 +14,7 @@ from recsys.data.quarantine import Quarantine
 from recsys.data.ranks import Ranks
 from recsys.data.schema import Schema
 from recsys.data.survey import Surveyed, survey
-from recsys.models.losses import ItemFrequencies
+from recsys.models.frequencies import ItemFrequencies
 from recsys.models.vocabulary import own_ids
 from recsys.positives import frequencies_of
 

@@ -369,6 +369,8 @@ def _stream(
         transform=transform,
         skip=skip,
         as_of=as_of,
+        workers=environment.input_threads,
+        pin_memory=environment.device.type == "cuda",
     )
 
 

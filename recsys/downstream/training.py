@@ -192,6 +192,8 @@ class RankerTraining:
             transform=lambda batch: self.features(vocabulary.resolve(batch, dropout, self.seed)),
             skip=self.skip,
             as_of=self.facts.as_of if training else self.known_until(patterns),
+            workers=self.environment.input_threads,
+            pin_memory=self.environment.device.type == "cuda",
         )
 
     def _judge(self, model: nn.Module, vocabulary: Vocabulary) -> list[float]:

@@ -62,6 +62,12 @@ class Environment:
     """`cuda:LOCAL_RANK`, or the CPU."""
 
     @property
+    def input_threads(self) -> int:
+        """Threads that decode this rank's input: its share of the cores but one, which trains; 4 at most, since what
+        they decode waits for one thread to make batches of."""
+        return max(1, min(4, _cores() // self.local_world_size - 1))
+
+    @property
     def is_main(self) -> bool:
         """Whether this is the rank that logs and publishes."""
         return self.rank == 0

@@ -59,9 +59,10 @@ def loss_forward(
 
 
 def device_batches(stream: Batches, environment: Environment) -> Iterator[Batch]:
-    """The stream's batches, in page-locked memory where they are to be copied to a GPU beside its computing."""
+    """The stream's batches, in page-locked memory where they are to be copied to a GPU beside its computing; a stream
+    that has its own thread puts them there before they are asked for."""
     if environment.device.type == "cuda":
-        return (batch.pin_memory() for batch in stream)
+        return (batch if batch.user_ids.is_pinned() else batch.pin_memory() for batch in stream)
     return iter(stream)
 
 

@@ -219,7 +219,7 @@ def test_read_traffic(tmp_path: Path) -> None:
         timestamp="timestamp", user_id="user_id", item_id="item_id", labels=(Label(name="click"), Label(name="buy"))
     )
     path = tmp_path / "part.parquet"
-    columns = {"timestamp": [1, 2, 3], "user_id": [-5, 2**62, 0], "item_id": [1, 1, 2], "click": [1, 0, None]}
+    columns = {"timestamp": [1, 2, 3], "user_id": [-5, 2**62, 0], "item_id": [1, 1, 2], "click": [1, 0, 0]}
     pq.write_table(pa.table({**columns, "buy": [0, 0, 1]}), path)
     traffic = read_traffic([path], schema, "buy")
     assert [x.tolist() for x in traffic.users] == [[-5, 0, 2**62], [1, 1, 1]]
@@ -228,6 +228,6 @@ def test_read_traffic(tmp_path: Path) -> None:
     assert traffic.judged.items.tolist() == [1, 1, 2]
     assert traffic.judged.labels.tolist() == [0.0, 0.0, 1.0]
     assert (traffic.choosers.tolist(), traffic.chosen.tolist()) == ([0], [2])
-    assert read_traffic([path], schema, "click").judged.users.tolist() == [-5, 2**62]
+    assert read_traffic([path], schema, "click").choosers.tolist() == [-5]
     with pytest.raises(DataError, match="gone"):
         read_traffic([tmp_path / "gone.parquet"], schema, "buy")
