@@ -45,7 +45,7 @@ from recsys.screening import screen
 from recsys.source import TABLES, sized_upstream, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.surveying import find_frequencies, last_items, read_survey
-from recsys.train.distributed import Environment, barrier, process_group
+from recsys.train.distributed import Environment, barrier, broadcast, process_group
 from recsys.train.exchange import ranks_of
 from recsys.train.passes import Scores
 from recsys.train.predict import predict
@@ -78,7 +78,8 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
         if upstream.kind == "graph":
-            note_tables(partial(_count_nodes, upstream, schema, data, files, out), folder / TABLES, title, environment)
+            nodes = partial(_count_nodes, upstream, schema, data, files, out) if environment.is_main else dict[str, int]
+            note_tables(nodes, folder / TABLES, title, environment)
         size_tables(files, schema, skip, folder / TABLES, title, environment)
         schema, upstream = upstream_schema(upstream, data, out), sized_upstream(upstream, out)
         items = drawn_files(upstream, data)
@@ -105,7 +106,7 @@ def size_tables(
 ) -> None:
     """Count the rows of the tables for which the schema gives none, once: later trainings have the same."""
     if unsized(schema):
-        note_tables(partial(count_tables, files, schema, skip), record, title, environment)
+        note_tables(partial(count_tables, files, schema, skip, ranks_of(environment)), record, title, environment)
 
 
 def _count_nodes(
@@ -117,9 +118,11 @@ def _count_nodes(
 
 
 def note_tables(count: Callable[[], Tables], record: Path, title: str, environment: Environment) -> None:
-    """Note the rows of tables in this file, if it is not there. A collective."""
-    if environment.is_main and not record.is_file():
-        tables = count()
+    """Note the rows of tables in this file, as rank 0 has them, if it is not there; `count` is a collective as well."""
+    if broadcast(record.is_file(), environment):
+        return
+    tables = count()
+    if environment.is_main:
         write_json(record, tables)
         print(f"{title}: tables of {described(tables)} rows, by the ids of its events", flush=True)
     barrier()
@@ -212,9 +215,10 @@ def train_on(
     model, network = build_upstream(upstream, schema), upstream.network
     assert not isinstance(model, GraphModel)
     assert not isinstance(network, GraphConfig)
-    facts, held = survey_labels(files, schema, skip, as_of=as_of, with_delays=start is None), ALL_TRAIN
+    ranks = ranks_of(environment)
+    facts, held = survey_labels(files, schema, skip, as_of=as_of, with_delays=start is None, ranks=ranks), ALL_TRAIN
     if judge is None and training.epochs > 1 and upstream.held_out and start is None:
-        held = hold_out(files, schema, upstream.held_out, skip, facts.as_of)
+        held = hold_out(files, schema, upstream.held_out, skip, facts.as_of, ranks)
     left_out = skip | held.rows
     rows = check_files(files, schema) - left_out.count(files)
     identity = _identity(files, items, data, schema, upstream, training, skip)  # other ranks may need other batches
@@ -222,7 +226,6 @@ def train_on(
     training = training.sized(rows // environment.world_size, steps)
     if told and environment.is_main:
         _tell_batches(str(title), training, rows, held.count, environment)
-    ranks = ranks_of(environment)
     if surveyed is None or held.count:
         surveyed = read_survey(files, schema, upstream, left_out, facts.as_of, ranks)
     frequencies = find_frequencies(surveyed, upstream, schema, ranks, started=start is not None)

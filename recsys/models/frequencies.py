@@ -64,7 +64,7 @@ class ItemFrequencies(nn.Module):
             hidden = self.tail.gather(1, places).amin(0).float()
             rest = torch.where(torch.isfinite(hidden), hidden, rest)
         if not len(self.ids):
-            return rest
+            return torch.as_tensor(rest).expand(item_ids.shape)
         at = torch.searchsorted(self.ids, item_ids).clamp(max=len(self.ids) - 1)
         return torch.where(self.ids[at] == item_ids, self.log_probability[at], rest)
 

@@ -13,14 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import recsys.data.held_out as held_out_module
 from recsys.data.errors import DataError
+from recsys.data.held_out import hold_out
+from recsys.data.label_facts import survey_labels
 from recsys.data.last_events import LastEvents, everywhere, last_events, newest_rows, share_events
 from recsys.data.newest import behind
 from recsys.data.quarantine import Quarantine
 from recsys.data.ranks import ALONE, Ranks, cut
 from recsys.data.sampled import Sampled
-from recsys.data.schema import Label, Schema
+from recsys.data.schema import Feature, Label, Schema
+from recsys.data.sizes import room_for
 from recsys.data.survey import OWNERS, Surveyed, one_after_another, survey
+from recsys.data.tables import count_tables
 from recsys.dates import UNTIMED
 from recsys.monitor.traffic import Traffic, read_traffic
 from recsys.train.distributed import current_environment
@@ -231,3 +236,39 @@ def test_a_value_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a.parquet: column 'user', row 1: the id is null"):
         survey([tmp_path / "a.parquet"], SCHEMA)
+
+
+@settings(max_examples=25, deadline=None)
+@given(files=FILES, world_size=st.integers(2, 4))
+def test_what_is_held_out_and_how_large_tables_are_hang_on_no_rank(files: Any, world_size: int) -> None:
+    features = tuple(Feature(name=name, owner=name, kind="id") for name in ("user", "item"))
+    schema = Schema(features=features, labels=SCHEMA.labels, timestamp="time", user_id="user", item_id="item")
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held_out_module, "LEAST", 1)
+        paths = write(Path(folder), files)
+
+        def found(ranks: Ranks) -> Any:
+            held = hold_out(paths, SCHEMA, 0.5, ranks=ranks)
+            rows = {path.name: held.rows.of(path).tolist() for path in paths}
+            return rows, held.judged, held.count, count_tables(paths, schema, ranks=ranks)
+
+        alone = found(ALONE)
+        assert run_threads(found, world_size) == [alone] * world_size
+        for name, at in (("user", 0), ("item", 1)):
+            ids = np.unique([row[at] for rows, _ in files for row in rows])
+            assert alone[-1][f"{name}.{name}"] == room_for(ids)
+
+
+@settings(max_examples=25, deadline=None)
+@given(values=st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=30), size=st.integers(1, 7), data=st.data())
+def test_means_of_values_are_the_same_for_any_number_of_ranks(values: list[float], size: int, data: Any) -> None:
+    schema = Schema(timestamp="", user_id="user", item_id="user", labels=(Label(name="spent", kind="value"),))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "a.parquet")
+        columns = {"user": np.arange(len(values)), "spent": np.array(values, np.float32)}
+        pq.write_table(pa.table(columns), path, row_group_size=size)
+        alone = survey_labels([path], schema)
+        world_size = data.draw(st.integers(2, 4))
+        assert run_threads(lambda ranks: survey_labels([path], schema, ranks=ranks), world_size) == [alone] * world_size
+        mean = np.mean(np.array(values, np.float32), dtype=np.float64)
+        assert alone.means["spent"] == pytest.approx(mean or 1.0, rel=1e-9)
