@@ -96,7 +96,7 @@ def read_as_0(found: Findings) -> dict[str, int]:
 def _scan(part: Part, environment: Environment | None, visitor: Visitor | None) -> Findings:
     """What all ranks find, each in its share of the files."""
     if environment is None or environment.world_size == 1:
-        return without_repeats(part, scan(part, visitor=visitor))
+        return without_repeats(part, scan(part, 0, 1, visitor))
     shares: list[Any] = [None] * environment.world_size
     mine = scan(part, environment.rank, environment.world_size, visitor)
     dist.all_gather_object(shares, mine, group=control_group())
