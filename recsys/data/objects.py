@@ -43,7 +43,7 @@ class ObjectPath(PosixPath):
         """The object, at random access. Raises OSError, a FileNotFoundError where there is none."""
         return _system(self.parts[0]).open_input_file(self._key)
 
-    def open(self, mode: str = "r", *args: Any, **options: Any) -> Any:  # type: ignore[override]
+    def open(self, mode: str = "r", *args: Any, **options: Any) -> Any:
         """As `Path.open`, to read."""
         if not set(mode) <= set("rbt"):
             raise OSError(f"{self} is an object that is read: write to a folder on a disk")
