@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,7 @@ from recsys.data.hashing import splitmix64
 from recsys.data.last_events import last_events
 from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING
+from recsys.data.ranks import Ints
 from recsys.data.schema import Feature, Label, Schema
 from recsys.data.stream import EventStream
 from recsys.data.survey import OWNERS, survey
@@ -160,7 +161,9 @@ def prepare(environment: Environment, file: Path, ids: str, rows: int, options: 
     )
     stream.steps_per_epoch = stream.total_steps = min(options.steps, stream.total_steps)
     task = DermTask(model, loss, ["click"], frequencies, negatives.items)
-    return Prepared(task=task, stream=stream, training=training, model=model, seen=seen, newest=found.newest, before=before)
+    return Prepared(
+        task=task, stream=stream, training=training, model=model, seen=seen, newest=found.newest, before=before
+    )
 
 
 @contextmanager
