@@ -236,8 +236,7 @@ class _Refresh:
 
     def _collector(self, cycle: Cycle, files: Sequence[Path]) -> FactsCollector:
         """What takes from a day's rows whatever but their features is asked for in a cycle."""
-        as_of = window(self._config.day_by_day(), cycle.day)[1] - 1
-        return FactsCollector(files, self._schema, self._upstream, as_of)
+        return FactsCollector(files, self._schema, self._upstream, window(self._config.day_by_day(), cycle.day)[1] - 1)
 
     def _screen(self, day: str, files: Sequence[Path], facts: FactsCollector | None = None) -> Findings:
         """Find the rows of a day that cannot be read or are not of it, and collect facts of the others."""
