@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,13 +37,14 @@ from recsys.data.hashing import splitmix64
 from recsys.data.last_events import last_events
 from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING
+from recsys.data.ranks import Ints
 from recsys.data.schema import Feature, Label, Schema
-from recsys.data.seen import SeenIds
 from recsys.data.stream import EventStream
+from recsys.data.survey import OWNERS, survey
 from recsys.dates import DAY_MS
 from recsys.models.id_tables import IdTables
 from recsys.models.losses import DermTask
-from recsys.positives import count_positives
+from recsys.positives import frequencies_of
 from recsys.train.distributed import Environment, peak_memory
 from recsys.train.trainer import fit
 
@@ -107,13 +108,16 @@ class Prepared:
     stream: EventStream
     training: TrainConfig
     model: IdTables
-    seen: SeenIds
+    seen: Mapping[str, Ints]
+    """Owner -> its ids."""
+    newest: int
+    """Time of the newest event, ms."""
     before: int
     """Bytes in memory, before there was a model."""
 
     def begin(self) -> None:
         """Give ids their rows."""
-        self.model.vocabulary.admit(self.seen.ids(), self.seen.newest)
+        self.model.vocabulary.admit(self.seen, self.newest)
 
 
 def train(environment: Environment, file: Path, ids: str, rows: int, options: Options) -> Figures:
@@ -125,7 +129,7 @@ def train(environment: Environment, file: Path, ids: str, rows: int, options: Op
         "pairs_per_second": round(result.samples_per_second),
         "input_wait_fraction": round(result.input_wait_fraction, 3),
         "contrastive": result.metrics["loss/contrastive"],
-        "without_row": ready.model.vocabulary.without_row(ready.seen.ids()),
+        "without_row": ready.model.vocabulary.without_row(ready.seen),
         "resident_bytes": total(resident() - ready.before),
         "peak_mib": round(total(peak_memory()) / 2**20),
     }
@@ -137,8 +141,8 @@ def prepare(environment: Environment, file: Path, ids: str, rows: int, options: 
     schema = _schema(rows)
     loss = LossConfig(uniform_negatives=options.uniform_negatives, contrastive_label="click")
     training = TrainConfig(epochs=1, batch_size=options.batch_size, checkpoint_every=0, log_every=10**6)
-    seen, rank = SeenIds(), environment.rank
-    frequencies = count_positives([file], schema, ["click"], NOTHING, seen)
+    rank, found = environment.rank, survey([file], schema, ["click"])
+    frequencies, seen = frequencies_of(found.positives), {owner: found.rows[owner].ids for owner in OWNERS}
     items = last_events([file], schema, "item", NOTHING)
     before = resident()
     torch.manual_seed(0)
@@ -157,7 +161,9 @@ def prepare(environment: Environment, file: Path, ids: str, rows: int, options: 
     )
     stream.steps_per_epoch = stream.total_steps = min(options.steps, stream.total_steps)
     task = DermTask(model, loss, ["click"], frequencies, negatives.items)
-    return Prepared(task=task, stream=stream, training=training, model=model, seen=seen, before=before)
+    return Prepared(
+        task=task, stream=stream, training=training, model=model, seen=seen, newest=found.newest, before=before
+    )
 
 
 @contextmanager

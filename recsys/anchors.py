@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch.distributed as dist
-
 from embedding_store import EmbeddingStore, Snapshot, StoreError
 from recsys.atomic import write_json
 from recsys.config import GraphConfig
@@ -15,7 +13,7 @@ from recsys.data.anchors import Anchors
 from recsys.data.errors import DataError
 from recsys.data.triples import Graph, Triples
 from recsys.mistakes import meant
-from recsys.train.distributed import Environment
+from recsys.train.distributed import Environment, barrier
 
 PINS = "anchors.json"
 """In the folder of a training: node type -> version of its series."""
@@ -72,7 +70,7 @@ def pin_anchors(
     if environment.is_main and not record.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, {name: x.version for name, x in newest_anchors(config, store, as_of).items()})
-    dist.barrier()
+    barrier()
     opened, pinned = EmbeddingStore(store), json.loads(record.read_text())
     try:
         return {name: opened.series(series).version(pinned[name]) for name, series in config.anchors.items()}

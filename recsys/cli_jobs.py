@@ -18,13 +18,14 @@ def upstream(*, config: Path, data: Path, out: Path) -> None:
 
     Args:
         config: The upstream's TOML config (`recsys config upstream`).
-        data: Folder of the prepared data.
+        data: Folder of the prepared data, or s3://bucket/prefix, gs://bucket/prefix.
         out: Folder of the run.
     """
     settings = UpstreamConfig.load(config)
+    from recsys.data.objects import located
     from recsys.upstream import train_upstream
 
-    train_upstream(settings, data, out)
+    train_upstream(settings, located(data), out)
 
 
 def refresh(
@@ -46,7 +47,7 @@ def refresh(
 
     Args:
         config: The refresh's TOML config (`recsys config refresh`).
-        data: Folder of the prepared data.
+        data: Folder of the prepared data, or s3://bucket/prefix, gs://bucket/prefix.
         out: Folder of the run.
         day: Run the cycle of this day (ISO date), not whichever is due.
         cold: Train from scratch on the source and all days, in a new space.
@@ -57,6 +58,7 @@ def refresh(
             or else OUT/store.
     """
     settings = RefreshConfig.load(config)
+    from recsys.data.objects import located
     from recsys.placing import place_store
     from recsys.refresh.cycle import refresh_upstream
     from recsys.refresh.records import Ledger
@@ -67,8 +69,10 @@ def refresh(
     with ExitStack() as ranks:
         if train:
             ranks.enter_context(process_group())
-            train_upstream(settings.upstream, data, out)
-        records = refresh_upstream(settings, data, out, day=day, cold=cold, every=every, after_refused=after_refused)
+            train_upstream(settings.upstream, located(data), out)
+        records = refresh_upstream(
+            settings, located(data), out, day=day, cold=cold, every=every, after_refused=after_refused
+        )
     if not records:  # nothing was due: what the newest day ended with holds on
         records = Ledger(out, settings.upstream.name).records()[-1:]
     reasons = [reason for record in records for reason in record.gates]
@@ -86,15 +90,16 @@ def embed(*, config: Path, rows: Path, owner: Literal["user", "item"], data: Pat
         config: The refresh's TOML config (`recsys config refresh`).
         rows: Parquet file with one row an entity: its id, its features, the time column, as the source's `items` have.
         owner: Whose rows these are.
-        data: Folder of the prepared data.
+        data: Folder of the prepared data, or s3://bucket/prefix, gs://bucket/prefix.
         out: Folder of the run.
     """
     settings = RefreshConfig.load(config)
     gc.disable()  # a tenth of the imports' time it walks what they have just made
+    from recsys.data.objects import located
     from recsys.refresh.on_demand import embed_rows
 
     gc.enable()
-    embed_rows(settings, rows, owner, data, out)
+    embed_rows(settings, rows, owner, located(data), out)
 
 
 def prior(*, config: Path, data: Path, out: Path, events: str = "") -> None:
@@ -104,14 +109,15 @@ def prior(*, config: Path, data: Path, out: Path, events: str = "") -> None:
 
     Args:
         config: The refresh's TOML config (`recsys config refresh`); [prior] says how far back is counted.
-        data: Folder of the prepared data.
+        data: Folder of the prepared data, or s3://bucket/prefix, gs://bucket/prefix.
         out: Folder of the run.
         events: Glob pattern of the files to count, relative to the data; left out: the source's and the days' files.
     """
     settings = RefreshConfig.load(config)
+    from recsys.data.objects import located
     from recsys.refresh.counting import refresh_prior
 
-    snapshot = refresh_prior(settings, data, out, events=events)
+    snapshot = refresh_prior(settings, located(data), out, events=events)
     print(f"{snapshot.series}: version {snapshot.version} of {snapshot.rows:,} items, as of {snapshot.as_of} ms")
 
 
@@ -120,14 +126,15 @@ def downstream(*, config: Path, data: Path, out: Path, store: str = "") -> None:
 
     Args:
         config: The rankers' TOML config (`recsys config ranker`).
-        data: Folder of the prepared data.
+        data: Folder of the prepared data, or s3://bucket/prefix, gs://bucket/prefix.
         out: Folder of the run.
         store: The store that they read; left out: the run's own.
     """
     settings = RankerConfig.load(config)
+    from recsys.data.objects import located
     from recsys.downstream.ranking import train_rankers
 
-    train_rankers(settings, data, out, store or None)
+    train_rankers(settings, located(data), out, store or None)
 
 
 def ranker(
@@ -138,7 +145,7 @@ def ranker(
     Args:
         config: The rankers' TOML config (`recsys config ranker`).
         arm: Name of the arm whose series it reads.
-        data: Folder of the prepared data.
+        data: Folder of the prepared data, or s3://bucket/prefix, gs://bucket/prefix.
         out: Folder of the work; the bundle is OUT/bundle.
         store: The store that it reads.
         compiled: Also compile the program with AOTInductor.
@@ -146,8 +153,9 @@ def ranker(
     """
     settings = RankerConfig.load(config)
     from recsys.bundle.write import train_bundle
+    from recsys.data.objects import located
 
-    train_bundle(settings, arm, data, out, store, compiled=compiled, start=start)
+    train_bundle(settings, arm, located(data), out, store, compiled=compiled, start=start)
 
 
 def twotower(*, config: Path, data: Path, out: Path, store: str = "") -> None:
@@ -155,11 +163,12 @@ def twotower(*, config: Path, data: Path, out: Path, store: str = "") -> None:
 
     Args:
         config: The model's TOML config (`recsys config towers`).
-        data: Folder of the prepared data.
+        data: Folder of the prepared data, or s3://bucket/prefix, gs://bucket/prefix.
         out: Folder of the run.
         store: The store that it reads and writes; left out: the run's own.
     """
     settings = TwoTowerConfig.load(config)
+    from recsys.data.objects import located
     from recsys.downstream.two_tower import train_two_tower
 
-    train_two_tower(settings, data, out, store or None)
+    train_two_tower(settings, located(data), out, store or None)

@@ -40,7 +40,15 @@ class Prior:
         """Log of each item's share of the positives, every item counted once more than it was one (Laplace): an item
         that was shown and never chosen has a share too."""
         ids, rows = np.unique(np.asarray(items, dtype=np.int64), return_inverse=True)
-        counts = np.bincount(rows[positive], minlength=len(ids)) + 1.0
+        return Prior.of_counts(ids, np.bincount(rows[positive], minlength=len(ids)))
+
+    @staticmethod
+    def of_counts(
+        ids: np.ndarray,  # int64 [N], ascending
+        positives: np.ndarray,  # int64 [N]
+    ) -> Prior:
+        """The same of how often each item was chosen."""
+        counts = positives + 1.0
         return Prior(torch.from_numpy(ids), torch.from_numpy(np.log(counts / max(counts.sum(), 1.0))).float())
 
     @staticmethod

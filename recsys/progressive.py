@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import torch.distributed as dist
 from torch import nn
 
 from recsys.atomic import write_json
@@ -20,9 +19,10 @@ from recsys.data.batch import Batch
 from recsys.data.quarantine import Quarantine
 from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
-from recsys.evaluate.measures import measures
 from recsys.evaluate.recalibration import Recalibration
-from recsys.train.distributed import Environment
+from recsys.shared_figures import shared_figures
+from recsys.train.distributed import Environment, barrier
+from recsys.train.exchange import ranks_of
 from recsys.train.passes import BestPasses
 from recsys.train.predict import predict
 
@@ -80,17 +80,18 @@ class Scored:
             as_of=self._as_of,
         )
         score = predict if self._passes is None else self._passes(model).predict
-        logits, labels, mask, _ = (x.numpy() for x in score(model, stream, self._environment))
+        logits, labels, mask, _ = (x.numpy() for x in score(model, stream, self._environment, shared=True))
         figures: Figures = {}
         for task, label in enumerate(self._schema.labels):
             known, said = labels[mask[:, task], task], logits[mask[:, task], task]
-            said = self._recalibrations.get(label.name, Recalibration())(said)
-            values = measures(is_value=label.is_value).figures(known, said)
+            by = self._recalibrations.get(label.name, Recalibration())
+            values = shared_figures(
+                known, said, by.scale, by.bias, is_value=label.is_value, ranks=ranks_of(self._environment)
+            )
             figures[label.name] = {name: None if math.isnan(value) else value for name, value in values.items()}
-            figures[label.name] |= {"rows": len(known), "positives": int((known > 0).sum())}
         if self._environment.is_main:
             write_json(self._path, figures)
-        dist.barrier()
+        barrier()
 
 
 def read_figures(folder: Path) -> Figures:

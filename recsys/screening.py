@@ -20,9 +20,11 @@ from typing import Any
 import torch.distributed as dist
 
 from recsys.atomic import write_json
-from recsys.data.scan import BadRow, Findings, Part, join, judge, scan, without_repeats
+from recsys.data.scan import BadRow, Findings, Part, Visitor, join, judge, scan, without_repeats
+from recsys.data.shares import read_share
 from recsys.identity import identify_files
-from recsys.train.distributed import Environment, broadcast
+from recsys.train.distributed import Environment, broadcast, control_group
+from recsys.train.exchange import ranks_of
 
 _WITHOUT_EFFECT = ("outcomes", "withdrawn", "max_bad_rows")
 """What of a schema does not decide which rows can be read."""
@@ -30,7 +32,14 @@ _NAMED = 5
 """Features that the line in the terminal names."""
 
 
-def screen(out: Path, name: str, parts: Sequence[Part], root: Path, environment: Environment | None = None) -> Findings:
+def screen(
+    out: Path,
+    name: str,
+    parts: Sequence[Part],
+    root: Path,
+    environment: Environment | None = None,
+    visitor: Visitor | None = None,
+) -> Findings:
     """Read every row of these files once, or look up what was found before. A collective.
 
     Args:
@@ -39,6 +48,8 @@ def screen(out: Path, name: str, parts: Sequence[Part], root: Path, environment:
         parts: the files.
         root: folder that they lie below.
         environment: the ranks that share the reading; None: this process alone.
+        visitor: is shown this rank's share of the first part's readable rows, in the same pass; where nothing is read
+            again their ids, times and labels are, for it alone.
 
     Returns:
         what was found; readers must leave out its `quarantine`.
@@ -54,12 +65,17 @@ def screen(out: Path, name: str, parts: Sequence[Part], root: Path, environment:
         known = broadcast(known, environment)
     found = []
     for number, part in enumerate(parts):
-        found.append(_scan(part, environment) if known is None else known[number])
+        shown = None if number else visitor
+        found.append(_scan(part, environment, shown) if known is None else known[number])
         judge(part, found[-1])
     whole = join(found)
     if main and known is None:
         write_json(path, [_entry(*each, root) for each in zip(of, found, strict=True)])
         _tell(name, whole, path)
+    if known is not None and visitor is not None:
+        facts, skip = parts[0].schema.select(features=()), known[0].quarantine
+        for read in read_share(parts[0].files, facts, skip, ranks_of(environment), visitor.as_of):
+            visitor.add(read)
     return whole
 
 
@@ -77,12 +93,13 @@ def read_as_0(found: Findings) -> dict[str, int]:
     return {feature: count for feature, (count, _) in found.missing.items() if count}
 
 
-def _scan(part: Part, environment: Environment | None) -> Findings:
+def _scan(part: Part, environment: Environment | None, visitor: Visitor | None) -> Findings:
     """What all ranks find, each in its share of the files."""
     if environment is None or environment.world_size == 1:
-        return without_repeats(part, scan(part))
+        return without_repeats(part, scan(part, 0, 1, visitor))
     shares: list[Any] = [None] * environment.world_size
-    dist.all_gather_object(shares, scan(part, environment.rank, environment.world_size))
+    mine = scan(part, environment.rank, environment.world_size, visitor)
+    dist.all_gather_object(shares, mine, group=control_group())
     whole, order = join(shares), {file: number for number, file in enumerate(part.files)}
     whole = replace(whole, bad=tuple(sorted(whole.bad, key=lambda bad: (order[bad.file], bad.row))))
     return without_repeats(part, whole)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from recsys.atomic import write_json
-from recsys.train.distributed import Environment, peak_memory
+from recsys.train.distributed import Environment, barrier, control_group, peak_memory
 
 _IMPORTED = time.monotonic()
 
@@ -32,8 +32,8 @@ def stage(out: Path, name: str, environment: Environment, *, part: int = 0, part
     """
     start = time.monotonic()
     yield
-    peak = torch.tensor([peak_memory()], device=environment.device)
-    dist.all_reduce(peak)
+    peak = torch.tensor([peak_memory()])
+    dist.all_reduce(peak, group=control_group())
     if environment.is_main:
         _record(out, name, time.monotonic() - start, int(peak), part, parts)
 
@@ -53,7 +53,7 @@ def exclusive(folder: Path, environment: Environment) -> Iterator[None]:
             except BlockingIOError:
                 print(f"waiting for another job that works in {folder}", flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
-        dist.barrier()
+        barrier()  # the lock may be another job's for hours
         yield
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from recsys.atomic import write_json
@@ -20,14 +19,14 @@ from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.held_out import ALL_TRAIN, HeldOut, HeldOutBatches, hold_out
 from recsys.data.label_facts import survey_labels
-from recsys.data.last_events import last_events
 from recsys.data.negatives import UniformNegatives
 from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.ranks import Ints
 from recsys.data.scan import Findings, Part
 from recsys.data.schema import Schema
-from recsys.data.seen import Ints, SeenIds, read_ids
 from recsys.data.sizes import Tables, described, key_of, unsized
 from recsys.data.stream import EventStream
+from recsys.data.survey import Surveyed
 from recsys.data.tables import count_tables
 from recsys.dates import UNTIMED
 from recsys.evaluate.measures import measures
@@ -38,15 +37,16 @@ from recsys.models.derm import DERM
 from recsys.models.graph import GraphModel
 from recsys.models.id_tables import IdTables
 from recsys.models.kinds import build_upstream
-from recsys.models.losses import DermTask, ItemFrequencies
+from recsys.models.losses import DermTask
 from recsys.models.objective import Objective
 from recsys.models.vocabulary import own_ids
-from recsys.positives import count_positives
 from recsys.progressive import Scored
 from recsys.screening import screen
 from recsys.source import TABLES, sized_upstream, upstream_schema
 from recsys.stages import exclusive, stage
-from recsys.train.distributed import Environment, process_group
+from recsys.surveying import find_frequencies, last_items, read_survey
+from recsys.train.distributed import Environment, barrier, broadcast, process_group
+from recsys.train.exchange import ranks_of
 from recsys.train.passes import Scores
 from recsys.train.predict import predict
 from recsys.train.tables import renew_rows
@@ -78,7 +78,8 @@ def train_upstream(upstream: UpstreamConfig, data: Path, out: Path) -> None:
         training, title = upstream.training, f"upstream {name}"
         skip = screen_source(upstream, schema, data, out, environment).quarantine
         if upstream.kind == "graph":
-            note_tables(partial(_count_nodes, upstream, schema, data, files, out), folder / TABLES, title, environment)
+            nodes = partial(_count_nodes, upstream, schema, data, files, out) if environment.is_main else dict[str, int]
+            note_tables(nodes, folder / TABLES, title, environment)
         size_tables(files, schema, skip, folder / TABLES, title, environment)
         schema, upstream = upstream_schema(upstream, data, out), sized_upstream(upstream, out)
         items = drawn_files(upstream, data)
@@ -105,7 +106,7 @@ def size_tables(
 ) -> None:
     """Count the rows of the tables for which the schema gives none, once: later trainings have the same."""
     if unsized(schema):
-        note_tables(partial(count_tables, files, schema, skip), record, title, environment)
+        note_tables(partial(count_tables, files, schema, skip, ranks_of(environment)), record, title, environment)
 
 
 def _count_nodes(
@@ -117,12 +118,14 @@ def _count_nodes(
 
 
 def note_tables(count: Callable[[], Tables], record: Path, title: str, environment: Environment) -> None:
-    """Note the rows of tables in this file, if it is not there. A collective."""
-    if environment.is_main and not record.is_file():
-        tables = count()
+    """Note the rows of tables in this file, as rank 0 has them, if it is not there; `count` is a collective as well."""
+    if broadcast(record.is_file(), environment):
+        return
+    tables = count()
+    if environment.is_main:
         write_json(record, tables)
         print(f"{title}: tables of {described(tables)} rows, by the ids of its events", flush=True)
-    dist.barrier()
+    barrier()
 
 
 def drawn_files(upstream: UpstreamConfig, data: Path) -> list[Path]:
@@ -162,6 +165,7 @@ def train_on(
     skip: Quarantine = NOTHING,
     steps: int = 0,
     as_of: int | None = None,
+    surveyed: Surveyed | None = None,
     judge: Callable[[nn.Module], Scores] | None = None,
 ) -> Trained:
     """Train an upstream's model on these files, from its own start or from a checkpoint of another run.
@@ -186,6 +190,7 @@ def train_on(
         skip: rows that are left out.
         steps: that a pass is to have, where no batch size is given; 0: as many as `TrainConfig` says.
         as_of: time up to which the outcomes of labels are known, ms; None: the newest event's.
+        surveyed: what is known of the files' rows that are not skipped, as of that time; None: they are read.
         judge: scores the task's model after each pass, less is better, see `fit`; nothing is held out then.
 
     Raises:
@@ -210,9 +215,10 @@ def train_on(
     model, network = build_upstream(upstream, schema), upstream.network
     assert not isinstance(model, GraphModel)
     assert not isinstance(network, GraphConfig)
-    facts, held = survey_labels(files, schema, skip, as_of=as_of, with_delays=start is None), ALL_TRAIN
+    ranks = ranks_of(environment)
+    facts, held = survey_labels(files, schema, skip, as_of=as_of, with_delays=start is None, ranks=ranks), ALL_TRAIN
     if judge is None and training.epochs > 1 and upstream.held_out and start is None:
-        held = hold_out(files, schema, upstream.held_out, skip, facts.as_of)
+        held = hold_out(files, schema, upstream.held_out, skip, facts.as_of, ranks)
     left_out = skip | held.rows
     rows = check_files(files, schema) - left_out.count(files)
     identity = _identity(files, items, data, schema, upstream, training, skip)  # other ranks may need other batches
@@ -220,13 +226,19 @@ def train_on(
     training = training.sized(rows // environment.world_size, steps)
     if told and environment.is_main:
         _tell_batches(str(title), training, rows, held.count, environment)
-    frequencies, seen, newest = _survey(files, schema, upstream, left_out, facts.as_of, started=start is not None)
+    if surveyed is None or held.count:
+        surveyed = read_survey(files, schema, upstream, left_out, facts.as_of, ranks)
+    frequencies = find_frequencies(surveyed, upstream, schema, ranks, started=start is not None)
+    seen = {owner: surveyed.seen(owner, ranks) for owner in own_ids(schema)} if surveyed else {}
+    newest = surveyed.newest if surveyed and upstream.loss.contrastive_weight else UNTIMED
     if frequencies is None and upstream.loss.contrastive_weight and environment.is_main:
         print(f"{title or upstream.name}: no event is positive, nothing is contrasted", flush=True)
     resolve = partial(model.vocabulary.resolve, dropout=network.id_dropout, seed=training.seed)
     negatives, count = None, upstream.loss.uniform_negatives if frequencies is not None else 0
-    if count and len(last := last_events([*files, *items], schema, "item", skip).without(withdrawn)):
-        negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)
+    if count:
+        last = last_items(files, items, schema, skip, surveyed if not held.count else None, ranks, withdrawn)
+        if len(last):
+            negatives = UniformNegatives(last, schema, count, resolve, seed=training.seed, rank=environment.rank)
     objective = Objective(schema.labels, facts, upstream.loss.value_loss)
     model.raise_logits(objective.levels)  # a checkpoint that is begun with has levels of its own
     task = DermTask(model, upstream.loss, tasks, frequencies, negatives.items if negatives else 0, objective)
@@ -360,6 +372,8 @@ def _stream(
         transform=transform,
         skip=skip,
         as_of=as_of,
+        workers=environment.input_threads,
+        pin_memory=environment.device.type == "cuda",
     )
 
 
@@ -369,28 +383,3 @@ def _identify_config(schema: Schema, upstream: UpstreamConfig, training: TrainCo
     config = flatten({"schema": asdict(schema), KINDS[upstream.kind]: asdict(upstream.network), **settings})
     kept = {key: value for key, value in config.items() if not key.endswith(_OF_BUNDLES)}
     return effective(kept, _WITHOUT_EFFECT)
-
-
-def _survey(
-    files: Sequence[Path],
-    schema: Schema,
-    upstream: UpstreamConfig,
-    skip: Quarantine,
-    as_of: int | None,
-    *,
-    started: bool,
-) -> tuple[ItemFrequencies | None, dict[str, Ints], int]:
-    """What the contrastive loss needs, None if there is to be none; the ids of all events, by owner; and the time of
-    the newest one, ms, UNTIMED where nothing is contrasted. A day that goes on from a trained model may have no
-    positive: it teaches what it can. A first training without one is a mistake."""
-    if not upstream.loss.contrastive_weight:
-        return None, read_ids(files, schema, skip) if own_ids(schema) else {}, UNTIMED
-    labels = tuple(upstream.loss.contrasted([label.name for label in schema.labels]))
-    seen = SeenIds()
-    frequencies = count_positives(files, schema, labels, skip, seen, as_of)
-    if frequencies is None and not started:
-        raise DataError(
-            f"label {' or '.join(map(repr, labels))} is never 1 in {len(files)} files: contrast another label, give "
-            "more events, or set loss.contrastive_weight = 0"
-        )
-    return frequencies, seen.ids(), seen.newest

@@ -17,8 +17,16 @@ import torch.distributed as dist
 from tests.processes import forkserver
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 600.0) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout: float = 600.0,
+    collective_timeout: float | None = None,
+) -> list[Any]:
     """Call `function(*args)` on every rank of a fresh gloo group; return the ranks' return values, rank 0 first.
+
+    Collectives of the group end after `collective_timeout` seconds, None: `timeout`.
 
     `function` must be importable (top level of a module) and its result picklable by torch.save.
 
@@ -28,7 +36,11 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     with tempfile.TemporaryDirectory() as folder:
         context = forkserver()
         processes = [
-            context.Process(target=_rank, args=(function, rank, world_size, folder, timeout, args), daemon=True)
+            context.Process(
+                target=_rank,
+                args=(function, rank, world_size, folder, collective_timeout or timeout, args),
+                daemon=True,
+            )
             for rank in range(world_size)
         ]
         for process in processes:

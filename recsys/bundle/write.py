@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from embedding_store import EmbeddingStore
 from recsys.atomic import new_folder
@@ -44,7 +43,7 @@ from recsys.source import ranker_schema, refuse_unowned
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.checkpoint import load_model
-from recsys.train.distributed import Environment, process_group
+from recsys.train.distributed import Environment, barrier, process_group
 from recsys.train.tables import allocate
 
 _EXAMPLE_ROWS = 8
@@ -120,7 +119,7 @@ def train_bundle(
         if environment.is_main:
             read = PinnedFeatures(opened, pins, history, pooling, torch.device("cpu"))
             _write(trained, config, arm, read, out, opened, compiled, earlier)
-        dist.barrier()
+        barrier()
 
 
 def _check_lengths(schema: Schema, config: RankerConfig) -> None:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.data.objects import opened
+
 KEPT_CHUNKS = 1 << 20
 """Column chunks whose descriptions a process keeps, some 700 bytes each."""
 
@@ -53,7 +55,7 @@ class _Parsed:
         with self._lock:
             footer = self._footers.pop(version, None)
             if footer is None:
-                footer = pq.read_metadata(version.path)
+                footer = pq.read_metadata(opened(version.path))
                 self._chunks += _chunks(footer)
             self._footers[version] = footer
             while self._chunks > KEPT_CHUNKS and len(self._footers) > 1:
@@ -81,7 +83,9 @@ def open_file(path: Path, **options: Any) -> pq.ParquetFile:
         path: the file.
         options: of `pq.ParquetFile`.
     """
-    return pq.ParquetFile(path, metadata=_PARSED.get(_version(path)), page_checksum_verification=True, **options)
+    return pq.ParquetFile(
+        opened(path), metadata=_PARSED.get(_version(path)), page_checksum_verification=True, **options
+    )
 
 
 @lru_cache(maxsize=16_384)

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
-from recsys.data.files import read_footers
+from recsys.data.files import check_files, read_footers
 from recsys.data.hashing import splitmix64
-from recsys.data.quarantine import NOTHING, Quarantine, places
+from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.ranks import ALONE, Ranks
 from recsys.data.schema import Schema
-from recsys.data.seen import SCAN_ROWS
-from recsys.data.stream import EventStream, read_group
+from recsys.data.shares import PLACE, read_share
+from recsys.data.stream import read_group
 from recsys.data.strings import ColumnReader
 
 MOST = 100_000
@@ -48,32 +49,33 @@ ALL_TRAIN = HeldOut(NOTHING, (), 0)
 
 
 def hold_out(
-    files: Sequence[Path], schema: Schema, share: float, skip: Quarantine = NOTHING, as_of: int | None = None
+    files: Sequence[Path],
+    schema: Schema,
+    share: float,
+    skip: Quarantine = NOTHING,
+    as_of: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> HeldOut:
     """Choose this share of the events, at most MOST; or none where they would not tell one model from another.
 
-    Ids, times and labels of all events are read.
+    Ids, times and labels of all events are read, each on one rank. A collective.
 
     Raises:
-        DataError: what `EventStream` raises.
+        DataError: what `read_share` raises.
     """
     facts = schema.select(features=())
-    stream = EventStream(files, facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, as_of=as_of)
-    share = min(share, MOST / max(1, stream.rows))
-    found, start, enough = [], 0, _Enough(schema)
-    for batch in stream:
+    share = min(share, MOST / max(1, check_files(files, facts) - skip.count(files)))
+    found, enough = [np.empty(0, np.int64)], _Enough(schema)
+    for batch, _, places in read_share(files, facts, skip, ranks, as_of):
         rows = np.flatnonzero(_draws(batch) < np.uint64(share * 2**64))
         enough.add(batch.labels.numpy()[rows], batch.known.numpy()[rows])
-        found.append(start + rows)
-        start += len(batch)
-    judged = enough.labels()
+        found.append(places[rows])
+    judged = enough.labels(ranks)
     if not judged:
         return ALL_TRAIN
-    chosen, starts = np.concatenate(found), np.cumsum([0, *stream.file_rows])
-    by_file = {
-        path: places(chosen[(chosen >= first) & (chosen < end)] - first, skip.of(path))
-        for path, first, end in zip(files, starts[:-1], starts[1:], strict=True)
-    }
+    (chosen,) = ranks.gather([np.concatenate(found)])
+    chosen = np.sort(chosen)
+    by_file = {path: chosen[chosen // PLACE == number] % PLACE for number, path in enumerate(files)}
     return HeldOut(Quarantine(by_file), judged, len(chosen))
 
 
@@ -93,10 +95,12 @@ class _Enough:
         self._least = np.minimum(self._least, np.where(mask, labels, np.inf).min(0, initial=np.inf))
         self._most = np.maximum(self._most, np.where(mask, labels, -np.inf).max(0, initial=-np.inf))
 
-    def labels(self) -> tuple[int, ...]:
-        """Those that are told well enough."""
-        zeros = np.where(self._values, np.where(self._least < self._most, LEAST, 0), self._rows - self._positive)
-        return tuple(np.flatnonzero(np.minimum(self._positive, zeros) >= LEAST).tolist())
+    def labels(self, ranks: Ranks) -> tuple[int, ...]:
+        """Those that are told well enough by the rows of all ranks. A collective."""
+        rows, positive = ranks.sum(np.stack([self._rows, self._positive]))
+        least, most = ranks.max(np.stack([-self._least, self._most]).astype(np.float32))
+        zeros = np.where(self._values, np.where(-least < most, LEAST, 0), rows - positive)
+        return tuple(np.flatnonzero(np.minimum(positive, zeros) >= LEAST).tolist())
 
 
 class HeldOutBatches:

@@ -16,6 +16,7 @@ from recsys.data.errors import DataError
 from recsys.data.files import read_footers
 from recsys.data.labels import read_labels
 from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.ranks import ALONE, Ints, Ranks
 from recsys.data.schema import Label, Schema
 from recsys.data.stream import read_group
 from recsys.data.strings import ColumnReader
@@ -25,8 +26,6 @@ LEAST_DELAYS = 30
 """Outcomes of rows whose window has ended that delays are measured by at least."""
 QUANTILES = 1024
 """That a distribution of delays is kept as."""
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +47,9 @@ def survey_labels(
     *,
     as_of: int | None = None,
     with_delays: bool = True,
+    ranks: Ranks = ALONE,
 ) -> LabelFacts:
-    """Read labels and times of all rows, if any label asks for it.
+    """Read labels and times of all rows, if any label asks for it: each row on one rank. A collective.
 
     Args:
         files: that are trained on.
@@ -58,6 +58,7 @@ def survey_labels(
         as_of: time up to which outcomes are known, ms; None: the newest row's, where a label's outcomes have times.
         with_delays: whether the delays of `corrected` labels are to be measured; a training that goes on from another
             has them from there.
+        ranks: who share the reading; the facts are the same on every one, and for any number of them.
 
     Raises:
         DataError: what `read_group` raises, or too few outcomes to measure delays by.
@@ -67,20 +68,24 @@ def survey_labels(
     if not timed and not any(label.is_value for label in schema.labels):
         return LabelFacts()
     if timed and as_of is None:
-        as_of = newest_outcome(files, schema.select(labels=()), skip)
+        as_of = newest_outcome(files, schema.select(labels=()), skip, ranks)
     as_of = as_of if timed else None
     count = len(schema.labels)
-    sums, rows, delays = np.zeros(count), np.zeros(count), defaultdict[str, list[NDArray[np.float32]]](list)
-    for columns, times in _read(files, facts, skip):
+    sums, rows = defaultdict[int, NDArray[np.float64]](lambda: np.zeros(count)), np.zeros(count, np.int64)
+    delays = {label.name: list[NDArray[np.float32]]() for label in schema.labels}
+    for group, columns, times in _read(files, facts, skip, ranks):
         read = read_labels(schema.labels, columns, times, as_of)
-        sums, rows = sums + read.values.sum(0, dtype=np.float64), rows + read.mask.sum(0)
+        sums[group] += read.values.sum(0, dtype=np.float64)
+        rows += read.mask.sum(0)
         for index, label in enumerate(schema.labels):
             if with_delays and label.delayed == "corrected" and as_of is not None:
                 came = read.delays[:, index]
                 counted = (came >= 0) & (came <= label.window_ms) & (times + label.window_ms <= as_of)
                 delays[label.name].append((came[counted] / label.window_ms).astype(np.float32))
-    means = np.where(sums > 0, sums / np.maximum(rows, 1), 1.0).tolist()
-    measured = {name: np.concatenate(parts) for name, parts in delays.items()}
+    total, rows = _added(sums, count, ranks), ranks.sum(rows)
+    means = np.where(total > 0, total / np.maximum(rows, 1), 1.0).tolist()
+    corrected = [label.name for label in schema.labels if with_delays and label.delayed == "corrected"]
+    measured = {name: _gathered(delays[name], ranks) for name in corrected if as_of is not None}
     for label in schema.labels:
         found = measured.get(label.name)
         if found is not None and as_of is not None and len(found) < LEAST_DELAYS:
@@ -92,16 +97,17 @@ def survey_labels(
     )
 
 
-def newest_outcome(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING) -> int:
-    """The newest time that rows tell of, ms: of an event, or of an outcome of the schema's labels within its window."""
+def newest_outcome(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING, ranks: Ranks = ALONE) -> int:
+    """The newest time that rows tell of, ms: of an event, or of an outcome of the schema's labels within its window. A
+    collective."""
     newest = 0
-    for columns, times in _read(files, schema.select(features=()), skip):
+    for _, columns, times in _read(files, schema.select(features=()), skip, ranks):
         newest = max(newest, int(times.max(initial=0)))
         came = read_labels(schema.labels, columns, times, None).delays
         for index, label in enumerate(schema.labels):
             known = came[:, index] <= label.window_ms
             newest = max(newest, int((times + came[:, index])[known].max(initial=0)))
-    return newest
+    return int(ranks.max(np.array([newest]))[0])
 
 
 def known_until(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING) -> int | None:
@@ -109,18 +115,39 @@ def known_until(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHIN
     return newest_outcome(files, schema, skip) if any(label.time for label in schema.labels) else None
 
 
-def _read(files: Sequence[Path], facts: Schema, skip: Quarantine) -> Iterator[tuple[Mapping[str, pa.Array], Ints]]:
-    """Columns and times of all rows, piece by piece."""
+def _read(
+    files: Sequence[Path], facts: Schema, skip: Quarantine, ranks: Ranks
+) -> Iterator[tuple[int, Mapping[str, pa.Array], Ints]]:
+    """Number of the row group, columns and times of this rank's rows, piece by piece."""
     footers = read_footers(files, facts)
     readers = {name: ColumnReader(kind) for name, kind in footers.types.items()}
-    for group in footers.row_groups:
+    for number in range(ranks.rank, len(footers.row_groups), ranks.world_size):
+        group = footers.row_groups[number]
         gone = skip.within(group)
         if group.rows == len(gone):
             continue
         for piece in read_group(group, 0, group.rows - len(gone), readers, gone):
             columns = read_columns(piece.data, facts)
             times = columns[facts.timestamp].to_numpy() if facts.timed else np.zeros(piece.data.num_rows, np.int64)
-            yield columns, times
+            yield number, columns, times
+
+
+def _added(sums: Mapping[int, NDArray[np.float64]], count: int, ranks: Ranks) -> NDArray[np.float64]:
+    """The sums of all row groups, [count], added up in their order whoever has read them. A collective."""
+    parts = np.array([sums[group] for group in sums], np.float64).reshape(len(sums), count)
+    columns = [np.fromiter(sums, np.int64, len(sums)), *(np.ascontiguousarray(x).view(np.int64) for x in parts.T)]
+    groups, *bits = ranks.gather(columns)
+    total = np.zeros(count)
+    for row in np.argsort(groups):
+        total += np.array([column[row] for column in bits], np.int64).view(np.float64)
+    return total
+
+
+def _gathered(parts: Sequence[NDArray[np.float32]], ranks: Ranks) -> NDArray[np.float32]:
+    """The numbers of all ranks. A collective."""
+    mine = np.concatenate([np.empty(0, np.float32), *parts])
+    (bits,) = ranks.gather([mine.view(np.int32).astype(np.int64)])
+    return bits.astype(np.int32).view(np.float32)
 
 
 def _quantiles(delays: NDArray[np.float32]) -> NDArray[np.float32]:

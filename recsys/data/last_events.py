@@ -10,7 +10,6 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from recsys.data.batch import Batch
@@ -19,12 +18,11 @@ from recsys.data.convert import to_batch
 from recsys.data.errors import DataError, RowError
 from recsys.data.files import RowGroup, read_footers
 from recsys.data.footers import open_file
-from recsys.data.quarantine import NOTHING, Quarantine, places
+from recsys.data.newest import Newest, Rows, together
+from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.ranks import ALONE, Ranks, cut
 from recsys.data.schema import Schema, entity_schema
-from recsys.data.stream import EventStream
-
-_SCAN_ROWS = 65_536
-"""Rows of ids and times that are read at once."""
+from recsys.data.shares import PLACE, read_share
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,11 @@ class LastEvents:
         """A contiguous piece of about N / world_size entities."""
         return self.take(slice(len(self) * rank // world_size, len(self) * (rank + 1) // world_size))
 
+    @property
+    def spare(self) -> LastEvents:
+        """The first of them; none where there is none."""
+        return self.take(slice(0, 1))
+
     def without(self, ids: Collection[int]) -> LastEvents:
         """Those of other entities than these."""
         gone = np.fromiter(ids, np.int64, len(ids))
@@ -63,6 +66,30 @@ NOBODY = LastEvents((), _NONE, _NONE, _NONE, _NONE, _NONE, 0)
 """No entity."""
 
 
+@dataclass(frozen=True)
+class SharedEvents:
+    """The last rows of N entities, of which each rank holds its share: what `LastEvents.shard` would give it of all."""
+
+    mine: LastEvents
+    """This rank's, about N / world_size of them, contiguous by file and row."""
+    whole: int
+    """N."""
+    spare: LastEvents
+    """The first of all, for ranks that have none left; empty where there is none."""
+
+    def __len__(self) -> int:
+        return self.whole
+
+    @property
+    def as_of(self) -> int:
+        """As of `LastEvents`."""
+        return self.mine.as_of
+
+    def shard(self, rank: int, world_size: int) -> LastEvents:
+        """This rank's share."""
+        return self.mine
+
+
 def last_events(
     files: Sequence[Path],
     schema: Schema,
@@ -73,7 +100,7 @@ def last_events(
     """Find each user's (item's) last row in the files that is not skipped, and count its events; of equal times, or
     without any, the later row wins.
 
-    Only the id and the time columns are read, some 40 bytes an event while they are sorted.
+    Only the id and the time columns are read.
 
     Args:
         files: events, and rows of entities' own.
@@ -86,28 +113,68 @@ def last_events(
     Raises:
         DataError: a file cannot be read, or an id or a time is missing or negative; naming file and row.
     """
+    return share_events(files, newest_rows(files, schema, owner, skip, own), own).mine
+
+
+def newest_rows(
+    files: Sequence[Path],
+    schema: Schema,
+    owner: str,
+    skip: Quarantine = NOTHING,
+    own: Mapping[Path, int] = MappingProxyType({}),
+    ranks: Ranks = ALONE,
+) -> Rows:
+    """Of this rank's share of the rows the newest of each entity; arguments and errors as of `last_events`."""
     column = schema.user_id if owner == "user" else schema.item_id
     facts = Schema(timestamp=schema.timestamp, user_id=column, item_id=column)  # entity rows have no other id
-    stream = EventStream(files, facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip)
-    columns = zip(*((batch.user_ids, batch.timestamps) for batch in stream), strict=True)
-    ids, times = (torch.cat(column).numpy() for column in columns)
-    order = np.lexsort((times, ids))  # stable: of equal times the later row comes last
-    ordered = ids[order]
-    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    starts = np.cumsum([0, *stream.file_rows])
-    is_event = np.ones(len(ids), bool)
-    for index, path in enumerate(files):
-        if path in own:
-            is_event[starts[index] : starts[index + 1]] = False
-    counts = np.add.reduceat(is_event[order], np.append(0, last[:-1] + 1), dtype=np.int64)
-    by_row = np.argsort(order[last])
-    chosen = order[last][by_row]
-    file = np.searchsorted(starts, chosen, side="right") - 1
-    row = chosen - starts[file]
-    for index, path in enumerate(files):
-        row[file == index] = places(row[file == index], skip.of(path))
-    active = np.maximum(times[chosen], np.array([own.get(path, 0) for path in files])[file])
-    return LastEvents(tuple(files), ids[chosen], file, row, active, counts[by_row], int(times.max()))
+    newest = Newest()
+    for batch, number, places in read_share(files, facts, skip, ranks):
+        newest.add(batch.user_ids.numpy(), batch.timestamps.numpy(), places, events=int(files[number] not in own))
+    return newest.rows()
+
+
+def share_events(
+    files: Sequence[Path],
+    rows: Rows,
+    own: Mapping[Path, int] = MappingProxyType({}),
+    ranks: Ranks = ALONE,
+    without: Collection[int] = (),
+) -> SharedEvents:
+    """Find the last rows of all entities in what the ranks have found in their shares. A collective.
+
+    Args:
+        files: that the places of the rows are in.
+        rows: of this rank, each entity's newest there.
+        own: as of `last_events`.
+        ranks: who share.
+        without: entities that are left out.
+    """
+    rows = together(rows, ranks)
+    as_of = int(ranks.max(np.array([rows.times.max(initial=0)]))[0])
+    if without:
+        rows = rows.take(np.flatnonzero(~np.isin(rows.ids, np.fromiter(without, np.int64, len(without)))))
+    rows = rows.take(np.argsort(rows.places))
+    to = np.searchsorted(cut(rows.places, ranks), rows.places, side="right")
+    mine = Rows(*ranks.exchange(rows, to))
+    mine = mine.take(np.argsort(mine.places))
+    first = Rows(*ranks.gather(mine.take(np.arange(len(mine.ids))[:1])))
+    first = first.take(np.argsort(first.places)[:1])
+    whole = int(ranks.sum(np.array([len(mine.ids)]))[0])
+    return SharedEvents(_located(files, mine, own, as_of), whole, _located(files, first, own, as_of))
+
+
+def everywhere(shared: SharedEvents, ranks: Ranks) -> LastEvents:
+    """All of them on every rank. A collective."""
+    mine = shared.mine
+    ids, file, row, active, events = ranks.gather((mine.ids, mine.file, mine.row, mine.active, mine.events))
+    return LastEvents(mine.files, ids, file, row, active, events, mine.as_of)
+
+
+def _located(files: Sequence[Path], rows: Rows, own: Mapping[Path, int], as_of: int) -> LastEvents:
+    """Rows by ascending place, in terms of their files."""
+    file, row = rows.places // PLACE, rows.places % PLACE
+    active = np.maximum(rows.times, np.array([own.get(path, 0) for path in files], np.int64)[file])
+    return LastEvents(tuple(files), rows.ids, file, row, active, rows.events, as_of)
 
 
 def read_rows(events: LastEvents, schema: Schema, owner: str, batch_size: int) -> Iterator[pa.Table]:

@@ -1,13 +1,16 @@
-"""An iterator that works ahead of its consumer."""
+"""Iterators that work ahead of their consumer."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Prefetcher(Generic[T]):
@@ -51,3 +54,26 @@ class Prefetcher(Generic[T]):
             self._ready.put((None, error))
         finally:
             source.close()
+
+
+def in_order(work: Callable[[S], T], items: Iterable[S], workers: int) -> Generator[T, None, None]:
+    """`work` on each of the items, by so many threads, in the items' order: at most `workers` results are ahead.
+
+    What `work` raises surfaces where its result would, and no item after it is begun. Closing waits for what has begun.
+    One worker is the caller itself.
+    """
+    if workers == 1:
+        yield from map(work, items)
+        return
+    pending = deque[Future[T]]()
+    with ThreadPoolExecutor(workers, "recsys-decode") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for each in pending:
+                each.cancel()

@@ -6,21 +6,35 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
 from recsys.data.errors import ClockSkewError, DataError, RowError
 from recsys.data.files import RowGroup, read_footers
 from recsys.data.quarantine import Quarantine, allowed, places
 from recsys.data.schema import Feature, Schema
+from recsys.data.shares import PLACE, Read
 from recsys.data.stream import EventStream, Piece, read_group
 from recsys.data.strings import ColumnReader
 
 _SCAN_ROWS = 65_536
 """Rows of ids that are read at once."""
+
+
+class Visitor(Protocol):
+    """Whom readable rows are shown while they are read."""
+
+    @property
+    def as_of(self) -> int | None:
+        """Time up to which the outcomes of their labels are known, ms; None: all of them are."""
+
+    def add(self, read: Read) -> None:
+        """Take in rows."""
 
 
 class Window(NamedTuple):
@@ -110,8 +124,10 @@ def join(findings: Sequence[Findings]) -> Findings:
     )
 
 
-def scan(part: Part, rank: int = 0, world_size: int = 1) -> Findings:
+def scan(part: Part, rank: int = 0, world_size: int = 1, visitor: Visitor | None = None) -> Findings:
     """Read one rank's share of the row groups. It stops where more rows are bad than all ranks together may have.
+
+    The share is that of `read_share`; what a `visitor` is shown of rows is what it reads of those that are not bad.
 
     Raises:
         DataError: what `check_files` raises, or pages that cannot be read, naming file and row group.
@@ -119,7 +135,8 @@ def scan(part: Part, rank: int = 0, world_size: int = 1) -> Findings:
     footers = read_footers(part.files, part.schema)
     share = footers.row_groups[rank::world_size]
     readers = {name: ColumnReader(kind) for name, kind in footers.types.items()}
-    scanner = _Scanner(part, allowed(part.schema.max_bad_rows, _by_file(footers.row_groups).values()))
+    limit = allowed(part.schema.max_bad_rows, _by_file(footers.row_groups).values())
+    scanner = _Scanner(part, limit, visitor)
     for group in share:
         for piece in read_group(group, 0, group.rows, readers):
             scanner.check(piece)
@@ -180,7 +197,9 @@ def without_repeats(part: Part, found: Findings) -> Findings:
 class _Scanner:
     """Collects what one rank finds."""
 
-    def __init__(self, part: Part, limit: int) -> None:
+    def __init__(self, part: Part, limit: int, visitor: Visitor | None) -> None:
+        self._visitor, self._as_of = visitor, None if visitor is None else visitor.as_of
+        self._numbers = {file: number for number, file in enumerate(part.files)}
         self._schema, self._window, self._limit = part.schema, part.window, limit
         self._readable, self._newest, self._bad = 0, 0, list[BadRow]()
         features = [feature for feature in part.schema.features if feature.kind in ("dense", "vector")]
@@ -195,7 +214,7 @@ class _Scanner:
         """Read the rows of a piece; where one cannot be read, each half by itself, down to that row."""
         rows = piece.data.num_rows
         try:
-            times = to_batch(piece.data, self._schema).timestamps.numpy()
+            batch = to_batch(piece.data, self._schema, self._as_of)
         except RowError as error:
             if rows == 1:
                 self._bad.append(BadRow(piece.file, piece.row, error.column, error.problem, stray=False))
@@ -204,17 +223,25 @@ class _Scanner:
             if not self.full:
                 self.check(piece.slice(rows // 2, rows - rows // 2))
             return
-        data = piece.data
+        data, times, of_day = piece.data, batch.timestamps.numpy(), None
         if self._window is not None:
             of_day = (times >= (self._window.start or 0)) & (times < self._window.end)
             if not of_day.all():
                 strays = np.flatnonzero(~of_day)
                 self._bad += [self._stray(piece, int(row), int(times[row]), self._window) for row in strays]
                 data, times = data.filter(pa.array(of_day)), times[of_day]
+        if self._visitor is not None:
+            self._visitor.add(self._read(piece, batch, of_day))
         self._readable += len(times)
         self._newest = max(self._newest, int(times.max(initial=0)))
         for feature in self._missing:
             self._missing[feature] += _missing(data.column(feature.name), feature)
+
+    def _read(self, piece: Piece, batch: Batch, of_day: NDArray[np.bool_] | None) -> Read:
+        """What a visitor is shown of a piece."""
+        number = self._numbers[piece.file]
+        read = Read(batch, number, number * PLACE + piece.row + np.arange(len(batch)))
+        return read if of_day is None or of_day.all() else read.where(of_day)
 
     def findings(self, files: Mapping[Path, int]) -> Findings:
         """What has been found in so many rows of these files."""

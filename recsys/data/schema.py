@@ -329,7 +329,7 @@ class Schema:
             SchemaError: not TOML, unknown keys, or contradictions; each sentence starts with the path.
         """
         try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            document = tomllib.loads((path if isinstance(path, Path) else Path(path)).read_text(encoding="utf-8"))
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SchemaError(f"{path}: {error}; correct the TOML there") from None
         with collecting() as found:

@@ -10,11 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recsys.data.batch import Batch
 from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.ranks import ALONE, Ranks
 from recsys.data.schema import Schema
-from recsys.data.stream import EventStream
-from recsys.dates import UNTIMED
+from recsys.data.survey import OWNERS, survey
 
 SCAN_ROWS = 65_536
 """Rows of ids that are read at once."""
@@ -22,29 +21,6 @@ _PENDING = 2**20
 """Ids that are collected before they are merged."""
 
 Ints = NDArray[np.int64]
-
-
-class SeenIds:
-    """Collects the users and the items of the batches that pass by; the `transform` of an `EventStream`.
-
-    Memory: some 24 bytes for every id.
-    """
-
-    def __init__(self) -> None:
-        self._sets = {"user": Distinct(), "item": Distinct()}
-        self.newest = UNTIMED
-        """Time of the newest event so far, ms."""
-
-    def __call__(self, batch: Batch) -> Batch:
-        """The batch as it was."""
-        self._sets["user"].add(batch.user_ids)
-        self._sets["item"].add(batch.item_ids)
-        self.newest = max(self.newest, int(batch.timestamps.max()) if len(batch) else UNTIMED)
-        return batch
-
-    def ids(self) -> dict[str, Ints]:
-        """Owner -> the ids so far, int64 [N], ascending."""
-        return {owner: distinct.merged() for owner, distinct in self._sets.items()}
 
 
 class Distinct:
@@ -68,14 +44,15 @@ class Distinct:
         return self._known
 
 
-def read_ids(files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING) -> dict[str, Ints]:
-    """The users and items of these events as `SeenIds.ids` has them; no column is read but theirs and the time.
+def read_ids(
+    files: Sequence[Path], schema: Schema, skip: Quarantine = NOTHING, ranks: Ranks = ALONE
+) -> dict[str, Ints]:
+    """Owner -> the ids of these events, int64 [N], ascending, on every rank. A collective.
+
+    No column is read but ids and times.
 
     Raises:
-        DataError: what `EventStream` raises.
+        DataError: what `survey` raises.
     """
-    seen, facts = SeenIds(), schema.select(features=(), labels=())
-    stream = EventStream(files, facts, batch_size=SCAN_ROWS, drop_last=False, skip=skip, transform=seen)
-    for _ in stream:
-        pass
-    return seen.ids()
+    found = survey(files, schema, (), skip, ranks=ranks)
+    return {owner: found.seen(owner, ranks) for owner in OWNERS}

@@ -47,8 +47,13 @@ def described(tables: Tables) -> str:
 
 
 def room_for(ids: NDArray[np.int64]) -> int:
-    """Rows of a table for these ids, int64 [N], ascending: twice as many, or one for each id
-    from 0 to the greatest where most of these are there."""
-    room = _ROOM * max(1, len(ids))
-    dense = len(ids) > 0 and ids[0] >= 0 and ids[-1] < _SPARSE * len(ids)
-    return max(room, int(ids[-1]) + 1) if dense else room
+    """Rows of a table for these ids, int64 [N], ascending; see `room_of`."""
+    return room_of(len(ids), int(ids[0]), int(ids[-1])) if len(ids) else room_of(0, 0, 0)
+
+
+def room_of(count: int, least: int, greatest: int) -> int:
+    """Rows of a table for so many ids: twice as many, or one for each id from 0 to the greatest where most of these are
+    there. Of no ids the other arguments say nothing."""
+    room = _ROOM * max(1, count)
+    dense = count > 0 and least >= 0 and greatest < _SPARSE * count
+    return max(room, greatest + 1) if dense else room

@@ -7,8 +7,9 @@ another, which would leave the others waiting in a collective for ever.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from recsys.data.errors import DataError, RowError
 from recsys.data.files import RowGroup, read_footers
 from recsys.data.footers import open_file
 from recsys.data.pieces import Buffer, Origin, Piece
-from recsys.data.prefetch import Prefetcher
+from recsys.data.prefetch import Prefetcher, in_order
 from recsys.data.quarantine import NONE, NOTHING, Quarantine, Rows, places
 from recsys.data.schema import Schema
 from recsys.data.strings import ColumnReader
@@ -32,6 +33,8 @@ _PREFETCHED = 4
 """Batches that are ready before the consumer asks."""
 _CHUNK_ROWS = 8192
 """Rows that are decoded, or gathered from a shuffled block, in one call: large enough for Arrow, small for a cache."""
+_WHOLE_ROWS = 65_536
+"""Rows of a row group that a decoding thread holds at once: of a greater one pieces are decoded as they are used."""
 _READ_BYTES = 1 << 20
 """Bytes of a column that are read from disk at once."""
 _GROUPS, _BLOCKS, _FILES = 1, 2, 3
@@ -68,6 +71,8 @@ class EventStream:
             vectors are joined here. What it raises surfaces in the iteration.
         skip: Rows of the files that are left out, as if they were not there.
         as_of: Time up to which the labels' outcomes are known, ms, see `Label.time`; None: all of them are.
+        workers: Threads that decode row groups; the batches are the same. Each holds one more of up to 65,536 rows.
+        pin_memory: Whether batches are put into page-locked memory, in the input thread as well, for a GPU to copy.
 
     Raises:
         ValueError: an argument is out of its bounds.
@@ -89,8 +94,11 @@ class EventStream:
         transform: Callable[[Batch], Batch] | None = None,
         skip: Quarantine = NOTHING,
         as_of: int | None = None,
+        workers: int = 1,
+        pin_memory: bool = False,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("world_size", world_size), ("epochs", epochs)):
+        least = (("batch_size", batch_size), ("world_size", world_size), ("epochs", epochs), ("workers", workers))
+        for name, value in least:
             _at_least(name, value, 1)
         for name, value in (("shuffle_batches", shuffle_batches), ("seed", seed)):
             _at_least(name, value, 0)
@@ -125,7 +133,7 @@ class EventStream:
         self._batch_size = batch_size = max(1, min(batch_size, piece))
         self._rank = rank
         self._seed = seed
-        self._transform = transform
+        self._transform, self._workers, self._pin_memory = transform, workers, pin_memory
         self._shuffled = shuffle_batches > 0
         self._block_steps = shuffle_batches or max(1, _CHUNK_ROWS // batch_size)
         self.steps_per_epoch = piece // batch_size if drop_last else -(-piece // batch_size)
@@ -210,7 +218,8 @@ class EventStream:
             row = first + error.row
             raise _located(error, origins, row if order is None else int(order[row])) from None
         batch.position, batch.epoch = number, number // self.steps_per_epoch
-        return batch if self._transform is None else self._transform(batch)
+        batch = batch if self._transform is None else self._transform(batch)
+        return batch.pin_memory() if self._pin_memory else batch
 
     def _pieces(self, epoch: int, start: int, end: int) -> Generator[Piece, None, None]:
         """Rows [start, end) of the epoch's order, decoded piece by piece."""
@@ -218,15 +227,26 @@ class EventStream:
         if self._shuffled:
             stored = self._footers.shuffled(self._rng(_FILES, epoch), self._rng(_GROUPS, epoch))
         groups = [_Group(each, self._skip.within(each)) for each in stored]
-        readers = {name: ColumnReader(kind) for name, kind in self._footers.types.items()}
         last = np.cumsum([group.rows for group in groups])
-        for index in range(int(np.searchsorted(last, start, side="right")), len(groups)):
-            group = groups[index]
-            first = int(last[index]) - group.rows  # of the epoch's order
-            if first >= end:
-                return
+        firsts = last - [group.rows for group in groups]  # of the epoch's order
+        wanted = range(int(np.searchsorted(last, start, side="right")), int(np.searchsorted(firsts, end)))
+
+        def fresh() -> dict[str, ColumnReader]:
+            return {name: ColumnReader(kind) for name, kind in self._footers.types.items()}
+
+        own, of_thread = fresh(), threading.local()  # a reader remembers what it has hashed
+
+        def read(index: int) -> Iterable[Piece]:
+            group, first = groups[index], int(firsts[index])
             low, high = max(0, start - first), min(group.rows, end - first)
-            yield from read_group(group.stored, low, high, readers, group.gone)
+            if self._workers == 1 or high - low > _WHOLE_ROWS:
+                return read_group(group.stored, low, high, own, group.gone)
+            of_thread.readers = getattr(of_thread, "readers", None) or fresh()
+            return list(read_group(group.stored, low, high, of_thread.readers, group.gone))
+
+        with closing(in_order(read, wanted, self._workers)) as decoded:
+            for pieces in decoded:
+                yield from pieces
 
     def _rng(self, kind: int, *words: int) -> np.random.Generator:
         return np.random.default_rng((kind, self._seed, *words))
@@ -276,7 +296,7 @@ def read_group(
     try:
         # A read buffer, without pre_buffer: else all compressed columns of the row group would be in memory at once.
         with open_file(group.file, buffer_size=_READ_BYTES, pre_buffer=False) as file:
-            # use_threads=False: one input thread a rank is the budget; the other cores belong to other ranks.
+            # use_threads=False: a rank has a budget of threads (`workers`); the other cores belong to other ranks.
             for data in file.iter_batches(_CHUNK_ROWS, row_groups=[group.index], columns=names, use_threads=False):
                 first, last = max(row, low), min(row + data.num_rows, high)
                 if first < last:

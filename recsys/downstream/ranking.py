@@ -39,7 +39,7 @@ from recsys.models.vocabulary import own_ids
 from recsys.screening import screen
 from recsys.source import ranker_schema, refuse_unowned, refuse_values
 from recsys.stages import stage
-from recsys.train.distributed import Environment, broadcast, process_group
+from recsys.train.distributed import Environment, barrier, broadcast, process_group
 from recsys.train.planning import rank_memory
 
 ALONE = 0.1
@@ -136,7 +136,7 @@ def train_rankers(config: RankerConfig, data: Path, out: Path, store: str | Path
         apart = environment.world_size > 1 and not begun and small and not config.spread_vectors
         if apart and environment.is_main:
             print(f"rankers: one each on {environment.world_size} ranks; told of here are those of rank 0", flush=True)
-        dist.barrier()
+        barrier()
         if not apart:
             with stage(out, stage_name(config), environment):
                 _train_all(config, data, out, environment, skip, tables, opened)

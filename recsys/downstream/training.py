@@ -198,6 +198,8 @@ class RankerTraining:
             drop_last=training,
             skip=self.skip,
             as_of=self.facts.as_of if training else self.known_until(patterns),
+            workers=self.environment.input_threads,
+            pin_memory=self.environment.device.type == "cuda",
             **options,
         )
 

@@ -48,6 +48,7 @@ from recsys.screening import screen
 from recsys.source import TABLES, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, broadcast, process_group
+from recsys.train.exchange import ranks_of
 from recsys.train.predict import device_batches, loss_forward
 from recsys.train.trainer import fit
 from recsys.upstream import screen_source, size_tables
@@ -191,11 +192,11 @@ class _Training:
 
     def fit(self, folder: Path) -> None:
         """Train it, or go on from the newest checkpoint in `folder`; the newest is then that of the best pass."""
-        config, environment, rows = self.config, self.environment, self.rows
+        config, environment, rows, ranks = self.config, self.environment, self.rows, ranks_of(self.environment)
         training = config.training.sized(rows.count // environment.world_size)
         torch.manual_seed(training.seed)
         model = TwoTower(self.schema, config.model, self.features.specs)
-        frequencies = count_positives(rows.train, self.schema, (config.label,), rows.skip)
+        frequencies = count_positives(rows.train, self.schema, (config.label,), rows.skip, ranks=ranks)
         assert frequencies is not None, "there are positives"
         if environment.is_main and not config.training.batch_size:
             steps = training.steps(rows.count // environment.world_size)
@@ -215,7 +216,7 @@ class _Training:
             identity=self._identity(),
             out=folder,
             title=f"towers {config.name}",
-            begun=lambda: model.vocabulary.admit(read_ids(rows.train, self.schema, rows.skip)),
+            begun=lambda: model.vocabulary.admit(read_ids(rows.train, self.schema, rows.skip, ranks)),
             after_epoch=lambda trained: self._judge(trained, judge, training.batch_size),
             score="softmax loss",
         )

@@ -1,8 +1,9 @@
 """Confidence intervals of relative lifts: a paired bootstrap over users, and over training seeds if there are several.
 
 Rows of one user are alike, so users are drawn and not rows: every resample draws as many users as there are, with
-replacement, and weights each row by how often its user came up. Both models are measured on the same draw (paired), so
-what makes an event hard or easy for both cancels out of the lift.
+replacement, and weights each row by how often its user came up. Of more users than `recsys.evaluate.binned.BUCKETS`
+buckets of users are drawn, so that a draw costs the same whatever there is to draw from. Both models are measured on
+the same draw (paired), so what makes an event hard or easy for both cancels out of the lift.
 
 With several seeds a figure is the mean over seeds of each seed's metric, which says what *one* training run is worth.
 A resample then also draws seeds, the same ones for both models. Of S seeds it draws S - 1 with replacement: drawing S
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recsys.evaluate.binned import BinnedScores, bucket_of
 from recsys.evaluate.entropy import relative_to_rate
 
 METRICS = ("auc", "pr_auc", "ne")
@@ -101,23 +103,23 @@ def resample(
 ) -> dict[str, Resampled]:
     """Metrics of one model on every bootstrap draw; the same labels, user_ids, samples and seed give the same draws.
 
+    The values are of the rows as they are; the draws are of counts by bucket and bin, see `recsys.evaluate.binned`.
+
     Raises:
         ValueError: shapes that do not fit together, an unknown metric, or samples < 1.
     """
     labels, user_ids, scores = np.asarray(labels), np.asarray(user_ids), np.atleast_2d(scores)
     _check(labels, user_ids, scores, metrics, samples)
-    users, user_of_row = np.unique(user_ids, return_inverse=True)
-    ranked = [RankedScores(labels, user_of_row, line) for line in scores]
-    ones = np.ones(len(users))
-    values = np.empty((samples + 1, len(metrics), len(scores)))
+    buckets, count = bucket_of(user_ids)
     user_rng, seed_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    for i in range(samples + 1):
-        weights = ones if i == 0 else _draw(user_rng, len(users))
-        for s, line in enumerate(ranked):
-            values[i, :, s] = line.metrics(weights, metrics)
+    weights = np.stack([_draw(user_rng, count) for _ in range(samples)])
+    values, draws = np.empty((len(metrics), len(scores))), np.empty((samples, len(metrics), len(scores)))
+    for s, line in enumerate(scores):
+        values[:, s] = RankedScores(labels, np.zeros(len(labels), np.int64), line).metrics(np.ones(1), metrics)
+        draws[:, :, s] = BinnedScores(labels, buckets, count, line).metrics(weights, metrics, values[:, s])
     drawn = seed_rng.integers(len(scores), size=(samples, 1, max(1, len(scores) - 1)))
-    draws = np.take_along_axis(values[1:], drawn, axis=2).mean(axis=2)  # [samples, M]
-    return {name: Resampled(float(values[0, m].mean()), draws[:, m]) for m, name in enumerate(metrics)}
+    draws = np.take_along_axis(draws, drawn, axis=2).mean(axis=2)  # [samples, M]
+    return {name: Resampled(float(values[m].mean()), draws[:, m]) for m, name in enumerate(metrics)}
 
 
 class RankedScores:

@@ -12,6 +12,7 @@ from recsys.config import ConfigError, LossConfig
 from recsys.data.batch import Batch
 from recsys.models.contrastive import Drawn, contrastive_loss
 from recsys.models.derm import DermOutput
+from recsys.models.frequencies import ItemFrequencies
 from recsys.models.objective import Objective
 
 
@@ -121,46 +122,3 @@ class DermLoss(nn.Module):
             losses["contrastive"] = contrastive.detach()
             loss = loss + self.config.contrastive_weight * contrastive
         return loss, TaskOutput(losses, logits.detach(), batch.labels, batch.known)
-
-
-class ItemFrequencies(nn.Module):
-    """log Q: log-probability of an item under the training positives' counts.
-
-    The counts come from the training files and are the same after a restart, so they are no part of a checkpoint.
-    """
-
-    ids: Tensor  # int64 [N], sorted
-    log_probability: Tensor  # float32 [N]
-    least: Tensor  # float32 [], of those
-
-    def __init__(self, ids: Tensor, log_probability: Tensor) -> None:
-        """See `from_counts`."""
-        super().__init__()
-        self.register_buffer("ids", ids, persistent=False)
-        self.register_buffer("log_probability", log_probability, persistent=False)
-        self.register_buffer("least", log_probability.min(), persistent=False)
-
-    @staticmethod
-    def from_counts(ids: Tensor, counts: Tensor) -> ItemFrequencies:
-        """Build from item ids (int64 [N], in any order, each once) and how often each was seen ([N], at least 1).
-
-        Raises:
-            ValueError: no items, different lengths, a repeated id, or a count below 1.
-        """
-        if ids.shape != counts.shape or ids.dim() != 1 or not len(ids):
-            raise ValueError(
-                f"ids and counts are {list(ids.shape)} and {list(counts.shape)}; give two of [N] with N of 1 or more"
-            )
-        ids, order = ids.long().sort()
-        if bool((ids[1:] == ids[:-1]).any()):
-            raise ValueError("ids repeat: add up the counts of each item first")
-        if int(counts.min()) < 1:
-            raise ValueError(f"the smallest count is {int(counts.min())}; leave out items that were not seen")
-        counts = counts.double()[order]
-        return ItemFrequencies(ids, (counts / counts.sum()).log().float())
-
-    def forward(self, item_ids: Tensor, unseen: float | None = None) -> Tensor:  # int64 [B] -> float32 [B]
-        """Each item's; `unseen` of one that was not seen, by default the smallest of those that were."""
-        at = torch.searchsorted(self.ids, item_ids).clamp(max=len(self.ids) - 1)
-        rest = self.least if unseen is None else unseen
-        return torch.where(self.ids[at] == item_ids, self.log_probability[at], rest)

@@ -12,22 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from embedding_store import EmbeddingStore, Series, Snapshot, Table, VersionNotFoundError
 from recsys.config import CROSS
-from recsys.data.quarantine import NOTHING, Quarantine
-from recsys.data.schema import Schema
-from recsys.data.stream import EventStream
 from recsys.evaluate.nearest import exact_top_k
-from recsys.monitor.sample import BLOCK, draw, lookup_found, quantiles, sample_ids
+from recsys.monitor.sample import draw, lookup_found, quantiles, sample_ids
 from recsys.monitor.skew import PairQuality, measure_pair
+from recsys.monitor.traffic import Seen, Traffic
 
 SAMPLE = 100_000
 """Entities whose vectors are read for norms, dimensions, staleness and cosines."""
@@ -36,16 +32,6 @@ QUERIES = 1_000
 CANDIDATES = 20_000
 """Entities they are searched among, the queries included."""
 NEIGHBOURS = 10
-
-
-@dataclass(frozen=True)
-class DayEvents:
-    """The day's traffic, one entry an event, and the label that the inner product of the pair is judged by."""
-
-    users: Tensor  # int64 [E]
-    items: Tensor  # int64 [E]
-    labels: Tensor  # float32 [E], 0 or 1
-    mask: Tensor  # bool [E]: where the label exists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,26 +121,11 @@ class Quality:
         return asdict(self)
 
 
-def read_events(
-    files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING, *, as_of: int | None = None
-) -> DayEvents:
-    """Ids and one label of every row of the day's files that is not skipped, about 25 bytes an event; `as_of`: time up
-    to which outcomes are known, ms, None: all of them are.
-
-    Raises:
-        DataError, SchemaError: a file cannot be read, or there is no such label.
-    """
-    facts = schema.select(features=(), labels=(label,))
-    stream = EventStream(list(files), facts, batch_size=BLOCK, drop_last=False, skip=skip, as_of=as_of)
-    rows = [(b.user_ids, b.item_ids, b.labels[:, 0].float(), b.label_mask[:, 0]) for b in stream]
-    return DayEvents(*(torch.cat(column) for column in zip(*rows, strict=True)))
-
-
 def measure(
     store: EmbeddingStore,
     upstream: str,
     versions: Mapping[str, int],
-    events: DayEvents,
+    traffic: Traffic,
     *,
     served: Mapping[str, int | None] | None = None,
     seed: int = 0,
@@ -166,7 +137,7 @@ def measure(
         upstream: whose; `user_<upstream>` and `item_<upstream>` are the pair that is read together.
         versions: series -> the version that was published. Series besides the pair and the cross representations (a
             study's variants) are measured in norms and drift alone.
-        events: the day's.
+        traffic: the day's.
         served: series that readers follow -> the version that the tag points to; None: nowhere.
         seed: of the samples.
 
@@ -182,13 +153,13 @@ def measure(
     }
     others = any(_previous(seen[name]) != _previous(histories[name]) for name in seen)
     return Quality(
-        **_measured(store, upstream, histories, events, seed),
-        tagged=Quality(**_measured(store, upstream, seen, events, seed)) if others else None,
+        **_measured(store, upstream, histories, traffic, seed),
+        tagged=Quality(**_measured(store, upstream, seen, traffic, seed)) if others else None,
     )
 
 
 def _measured(
-    store: EmbeddingStore, upstream: str, histories: Mapping[str, list[Snapshot]], events: DayEvents, seed: int
+    store: EmbeddingStore, upstream: str, histories: Mapping[str, list[Snapshot]], traffic: Traffic, seed: int
 ) -> dict[str, Any]:
     """The fields of a Quality, by these histories."""
     read = _read(upstream)
@@ -196,9 +167,9 @@ def _measured(
     measured = {
         name: measure_series(
             history,
-            events.users if name.startswith("user_") else events.items,
+            traffic.users if name.startswith("user_") else traffic.items,
             activity=_activity(store, history[0]) if name in read else None,
-            traffic=name in read,
+            read=name in read,
             seed=seed,
         )
         for name, history in histories.items()
@@ -206,8 +177,8 @@ def _measured(
     together = None
     if all(name in histories for name in pair):
         users, items = (histories[name] for name in pair)
-        together = measure_pair(users, items, events.users, events.items, events.labels, events.mask, seed=seed)
-    return {"events": len(events.users), "series": measured, "pair": together}
+        together = measure_pair(users, items, traffic, seed=seed)
+    return {"events": traffic.events, "series": measured, "pair": together}
 
 
 def _read(upstream: str) -> tuple[str, ...]:
@@ -231,21 +202,20 @@ def _previous(history: Sequence[Snapshot]) -> int | None:
 
 
 def measure_series(
-    history: Sequence[Snapshot], ids_of_day: Tensor, *, activity: Snapshot | None, traffic: bool = True, seed: int = 0
+    history: Sequence[Snapshot], of_day: Seen, *, activity: Snapshot | None, read: bool = True, seed: int = 0
 ) -> SeriesQuality:
     """Measure one snapshot against the one before.
 
     Args:
         history: newest first, see `lineage`.
-        ids_of_day: int64 [E], the series' entity of each of the day's events.
+        of_day: the day's entities of the series.
         activity: the snapshot of the companion series that goes with the newest one; None: staleness is not known.
-        traffic: whether coverage is wanted.
+        read: whether readers follow the series, so that coverage is wanted.
         seed: of the sample of queries.
     """
     new, previous = history[0], history[1] if len(history) > 1 else None
     table, before = new.load(), None if previous is None else previous.load()
-    day, counts = (torch.from_numpy(part) for part in np.unique(ids_of_day.numpy(), return_counts=True))
-    sampled, today = sample_ids(table.ids(), SAMPLE), sample_ids(day, SAMPLE)
+    sampled, today = sample_ids(table.ids(), SAMPLE), sample_ids(of_day.ids, SAMPLE)
     vectors = table.lookup(sampled)[0]
     drift = None
     if previous is not None and before is not None and (previous.space, previous.dim) == (new.space, new.dim):
@@ -256,7 +226,7 @@ def measure_series(
         space=new.space,
         rows=new.rows,
         dim=new.dim,
-        coverage=_coverage(day, counts, before) if traffic else None,
+        coverage=_coverage(of_day.ids, of_day.events, before) if read else None,
         staleness=measure_staleness(activity.load(), sampled, today) if activity is not None else None,
         norms=quantiles(vectors.norm(dim=1)),
         dimensions=_dimensions(vectors),

@@ -27,14 +27,13 @@ from recsys.evaluate.bootstrap import Interval, paired_bootstrap, resample
 from recsys.evaluate.metrics import roc_auc
 from recsys.evaluate.nearest import exact_top_k, recall_at_k
 from recsys.monitor.sample import draw, sample_ids
+from recsys.monitor.traffic import Judged, Traffic
 from recsys.monitor.worth import Worth
 
 AGES = (0, 1, 2)
 """Versions behind the newest, of either side."""
 DAYS = (0, 1, 2, 3, 5, 7, 14)
 """Ages of the ageing curve."""
-EVENTS = 20_000
-"""Labelled events that are scored."""
 USERS = 1_000
 """Users with a positive whose items are searched for."""
 CANDIDATES = 20_000
@@ -91,15 +90,6 @@ class PairQuality:
     """One for each of `DAYS`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """Labelled events, at most a sample of them."""
-
-    users: Tensor  # int64 [n]
-    items: Tensor  # int64 [n]
-    labels: np.ndarray  # [n], 0 or 1
-
-
 class Versions:
     """The versions of a pair that were to be read together, newest first, and their vectors of the judged events."""
 
@@ -146,32 +136,22 @@ class Versions:
 
 
 def measure_pair(
-    users: Sequence[Snapshot],
-    items: Sequence[Snapshot],
-    user_ids: Tensor,  # int64 [E]
-    item_ids: Tensor,  # int64 [E]
-    labels: Tensor,  # float32 [E]
-    mask: Tensor,  # bool [E]: where the label exists
-    *,
-    seed: int = 0,
+    users: Sequence[Snapshot], items: Sequence[Snapshot], traffic: Traffic, *, seed: int = 0
 ) -> PairQuality:
     """Score the day's events with the newest versions of a pair and with those before.
 
     Args:
         users: snapshots of the user series, newest first, one an as_of.
         items: of the item series; only those of equal as_of go together.
-        user_ids: one an event, like `item_ids`, `labels` and `mask`.
+        traffic: of the day.
         seed: of the samples.
     """
-    labelled = mask.nonzero().squeeze(1)
-    chosen = labelled[draw(len(labelled), EVENTS, seed)]
-    judged = Judged(users=user_ids[chosen], items=item_ids[chosen], labels=labels[chosen].numpy())
+    judged = traffic.judged
     versions = Versions(users, items, judged)
-    positive = mask & (labels == 1)
     return PairQuality(
         worth=_measure_worth(versions, judged, seed),
-        skew=_measure_skew(versions, judged, user_ids[positive], item_ids[positive], seed),
-        ageing=tuple(_measure_age(versions, days, len(chosen)) for days in DAYS),
+        skew=_measure_skew(versions, judged, traffic.choosers, traffic.chosen, seed),
+        ageing=tuple(_measure_age(versions, days, len(judged.labels)) for days in DAYS),
     )
 
 
@@ -204,7 +184,7 @@ def _ranked(
 
 
 def _measure_skew(versions: Versions, judged: Judged, users: Tensor, items: Tensor, seed: int) -> Skew:
-    """`users` and `items`: int64 [P], the day's positives."""
+    """`users` and `items`: int64 [P], pairs of the day's positives."""
     ages = range(min(len(AGES), len(versions.pairs)))
     rows = np.logical_and.reduce([versions.found(age) for age in ages]) if ages else np.zeros(len(judged.labels), bool)
     auc = _grid({(u, i): versions.auc(u, i, rows) for u in ages for i in ages})

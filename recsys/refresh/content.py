@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from recsys.data.batch import Batch
-from recsys.data.last_events import LastEvents
 from recsys.data.schema import Schema
 from recsys.prior import Prior
 from recsys.refresh.arms import ENTITIES
 from recsys.refresh.cross import CrossEvents, CrossSums, sum_cross
-from recsys.refresh.embed import Embedded, Towers, embed
+from recsys.refresh.embed import Embedded, Entities, Towers, embed
 from recsys.train.distributed import Environment
 
 BATCH = 4096
@@ -32,7 +31,7 @@ class Content:
 
     model: Towers
     schema: Schema
-    events: Mapping[str, LastEvents]
+    events: Mapping[str, Entities]
     """Owner -> the entities and their last events."""
     day: int
     """Number of the day: an entity's time to live ends by it."""
@@ -54,6 +53,10 @@ class Content:
     """See `embed`."""
     cross: CrossEvents | None = None
     """What cross representations are made of, where they are published; None: of nothing new."""
+
+    def rate(self, seconds: float) -> float:
+        """Entities embedded a second; 0 where a call found all of them published before."""
+        return sum(map(len, self.events.values())) / seconds if seconds else 0.0
 
 
 class Part(NamedTuple):

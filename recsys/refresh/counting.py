@@ -11,12 +11,14 @@ import numpy as np
 
 from embedding_store import EmbeddingStore, Snapshot
 from recsys.config import RefreshConfig, UpstreamConfig
+from recsys.data.counts import Counter, Counts
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.ranks import ALONE, Ranks
 from recsys.data.scan import Findings, Part, Window
 from recsys.data.schema import Schema
-from recsys.data.stream import EventStream
+from recsys.data.shares import read_share
 from recsys.dates import HOUR_MS
 from recsys.folders import store_of
 from recsys.prior import Prior
@@ -25,10 +27,8 @@ from recsys.refresh.prior import prior_series, publish_prior, withdrawn_items
 from recsys.screening import screen
 from recsys.source import upstream_schema
 from recsys.train.distributed import Environment, broadcast
+from recsys.train.exchange import ranks_of
 from recsys.upstream import screen_source
-
-_SCAN_ROWS = 65_536
-"""Rows of ids, times and labels that are read at once."""
 
 
 class Events(NamedTuple):
@@ -62,6 +62,7 @@ def refresh_prior(config: RefreshConfig, data: Path, out: Path, *, events: str =
         read = list(_newest_events(config, schema, data, out, None))
     as_of = max(each.found.newest for each in read)
     prior = count_prior(read, schema, upstream, hours=config.prior.hours, as_of=as_of)
+    assert prior is not None  # this process is alone
     series = prior_series(EmbeddingStore(store_of(out)), upstream.name)
     published = publish_prior(series, prior.without(withdrawn_items(series)), as_of)
     if published is None:
@@ -81,27 +82,50 @@ def read_prior(
         DataError: the source cannot be read. A day that came again and cannot be read is left out.
     """
     read = list(_newest_events(config, schema, data, out, environment, as_of))
-    if not environment.is_main:
-        return None
-    return count_prior(read, schema, config.upstream, hours=config.prior.hours, as_of=as_of)
+    return count_prior(
+        read, schema, config.upstream, hours=config.prior.hours, as_of=as_of, ranks=ranks_of(environment)
+    )
 
 
-def count_prior(read: Sequence[Events], schema: Schema, upstream: UpstreamConfig, *, hours: float, as_of: int) -> Prior:
-    """The prior of the events of (as_of - hours, as_of]; 0 hours: of all up to then."""
+def count_prior(
+    read: Sequence[Events],
+    schema: Schema,
+    upstream: UpstreamConfig,
+    *,
+    hours: float,
+    as_of: int,
+    ranks: Ranks = ALONE,
+) -> Prior | None:
+    """The prior of the events of (as_of - hours, as_of]; 0 hours: of all up to then. On rank 0; a collective."""
     files = [path for each in read for path in each.files]
     skip = NOTHING
     for each in read:
         skip |= each.found.quarantine
-    return _count(files, _facts(schema, upstream), skip, as_of - hours * HOUR_MS if hours else -np.inf, as_of)
+    after = as_of - hours * HOUR_MS if hours else -np.inf
+    return _count(files, _facts(schema, upstream), skip, after, as_of, ranks)
 
 
-def _count(files: Sequence[Path], facts: Schema, skip: Quarantine, after: float, until: int) -> Prior:
-    items, positive = [np.empty(0, np.int64)], [np.empty(0, bool)]
-    for batch in EventStream(files, facts, batch_size=_SCAN_ROWS, drop_last=False, skip=skip, as_of=until):
-        counted = (batch.timestamps > after) & (batch.timestamps <= until)
-        items.append(batch.item_ids[counted].numpy())
-        positive.append(((batch.labels[:, 0] == 1) & batch.label_mask[:, 0])[counted].numpy())
-    return Prior.count(np.concatenate(items), np.concatenate(positive))
+def _count(
+    files: Sequence[Path], facts: Schema, skip: Quarantine, after: float, until: int, ranks: Ranks
+) -> Prior | None:
+    items, positives = Counter(), Counter()
+    for batch, *_ in read_share(files, facts, skip, ranks, as_of=until):
+        times, ids = batch.timestamps.numpy(), batch.item_ids.numpy()
+        counted = (times > after) & (times <= until)
+        positive = ((batch.labels[:, 0] == 1) & batch.label_mask[:, 0]).numpy()
+        items.add(ids[counted])
+        positives.add(ids[counted & positive])
+    seen, counts = (_on_main(each.counts().together(ranks), ranks) for each in (items, positives))
+    if ranks.rank:
+        return None
+    chosen = np.zeros(len(seen.ids), np.int64)
+    chosen[np.searchsorted(seen.ids, counts.ids)] = counts.counts
+    return Prior.of_counts(seen.ids, chosen)
+
+
+def _on_main(counts: Counts, ranks: Ranks) -> Counts:
+    """Those of all ranks on rank 0."""
+    return Counts.of(*ranks.exchange(counts, np.zeros(len(counts.ids), np.int64)))
 
 
 def _facts(schema: Schema, upstream: UpstreamConfig) -> Schema:

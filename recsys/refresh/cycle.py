@@ -14,20 +14,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from recsys.config import RefreshConfig
 from recsys.config.days import DAY_STEPS
 from recsys.data.files import find_files
-from recsys.data.last_events import last_events
 from recsys.data.quarantine import Quarantine
 from recsys.data.scan import Findings, Part, Window, join
+from recsys.data.survey import Surveyed, one_after_another, survey
 from recsys.dates import number_of
 from recsys.folders import store_of, upstream_folder
 from recsys.models.derm import DERM
 from recsys.models.kinds import UpstreamModel
 from recsys.monitor import export, gates, quality_page
-from recsys.monitor.quality import measure, read_events
+from recsys.monitor.quality import measure
+from recsys.monitor.traffic import Traffic
 from recsys.progressive import read_figures
 from recsys.refresh.align import AlignmentQuality
 from recsys.refresh.arms import ENTITIES
@@ -44,11 +43,13 @@ from recsys.refresh.days import (
     find_day,
     ignored,
     next_cycle,
+    read_new_days,
     require_times,
     window,
 )
-from recsys.refresh.embed import own_files, source_files
+from recsys.refresh.embed import own_files
 from recsys.refresh.errors import StoreLostError
+from recsys.refresh.facts import FactsCollector, last_of
 from recsys.refresh.first import load_towers, publish_source, read_source
 from recsys.refresh.plan import Plan, Planner, generation
 from recsys.refresh.publish import Publication, Publisher
@@ -57,7 +58,8 @@ from recsys.screening import read_as_0, screen
 from recsys.source import sized_upstream, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
-from recsys.train.distributed import Environment, broadcast, process_group
+from recsys.train.distributed import Environment, barrier, broadcast, process_group
+from recsys.train.exchange import ranks_of
 from recsys.upstream import Trained, drawn_files, screen_source, train_on
 
 
@@ -126,7 +128,7 @@ class _Refresh:
         self._after_refused = after_refused
         upstream = config.upstream
         self._config, self._upstream, self._data, self._out = config, upstream, data, out
-        self._environment = environment
+        self._environment, self._ranks = environment, ranks_of(environment)
         self._ledger = Ledger(out, upstream.name)
         self._schema = upstream_schema(upstream, data, out)
         self._planner = Planner(config, data, self._ledger, after_refused=after_refused)
@@ -151,6 +153,7 @@ class _Refresh:
     def due(self, day: str | None, cold: bool) -> Cycle | None:
         """The cycle to run; decided by rank 0 for all."""
         cycle = None
+        read_new_days(self._data, self._config.day_by_day(), self._ledger.files, self._environment)
         if self._environment.is_main:
             days, records = self._config.day_by_day(), self._ledger.records()
             available = available_days(self._data, days, self._ledger.files, self._environment.world_size)
@@ -172,7 +175,9 @@ class _Refresh:
         """Run one cycle; None if the day's files changed while it ran, before anything was published."""
         days, timer, main = self._config.day_by_day(), Timer(), self._environment.is_main
         files = broadcast({day: find_day(self._data, days, day) for day in cycle.days}, self._environment)
-        screened = {day: self._screen(day, files[day]) for day in cycle.days}
+        facts = {day: self._collector(cycle, files[day]) for day in cycle.days}
+        screened = {day: self._screen(day, files[day], facts[day]) for day in cycle.days}
+        surveyed, traffic = zip(*(facts.pop(day).together(self._ranks) for day in cycle.days), strict=True)
         plan = broadcast(self._planner.plan(cycle, cold) if main else None, self._environment)
         found = join(list(screened.values()))
         skip = self._screen_all(cycle) if plan.cold else found.quarantine
@@ -180,18 +185,18 @@ class _Refresh:
         published = plan.folder / PUBLICATION
         publication = self._publisher.decide(published, {**plan.key, **plan.along.key}, plan.along.as_of, plan.space)
         with timer("train"):
-            trained = self._train(plan, [path for day in cycle.days for path in files[day]], cycle, skip)
+            trained = self._train(plan, one_after_another(surveyed), cycle, skip)
         if broadcast(self._changed(cycle, plan), self._environment):
             return None
-        content, alignment = self._content(plan, files, cycle, skip, told, timer)
+        content, alignment = self._content(plan, files, surveyed, cycle, skip, told, timer)
         prepared = timer.seconds["embed"]
         self._publisher.publish(publication, content, timer)
         result = trained.result
-        speeds = {"train": result.samples_per_second, "embed": rate(content, timer.seconds["embed"] - prepared)}
+        speeds = {"train": result.samples_per_second, "embed": content.rate(timer.seconds["embed"] - prepared)}
         record = None
         if main:
             progressive = read_figures(plan.folder)
-            measured, reasons = self._measure(publication, cycle, files[cycle.day], skip, timer)
+            measured, reasons = self._measure(publication, traffic[-1], timer)
             reasons += gates.check_progressive(progressive, self._config.gates.max_ne)
             with timer("store"):
                 if reasons:
@@ -219,7 +224,7 @@ class _Refresh:
         """Draw the pages, once for all cycles of a call."""
         if records and self._environment.is_main:
             quality_page.write_pages(self._ledger.folder, self._upstream.name)
-        dist.barrier()
+        barrier()
 
     def _check_store(self, newest: Record) -> None:
         for name, version in newest.versions.items():
@@ -229,11 +234,15 @@ class _Refresh:
                     f"names: bring the store back, or delete {self._ledger.folder} and the store to replay all days"
                 )
 
-    def _screen(self, day: str, files: Sequence[Path]) -> Findings:
-        """Find the rows of a day that cannot be read or are not of it."""
+    def _collector(self, cycle: Cycle, files: Sequence[Path]) -> FactsCollector:
+        """What takes from a day's rows whatever but their features is asked for in a cycle."""
+        return FactsCollector(files, self._schema, self._upstream, window(self._config.day_by_day(), cycle.day)[1] - 1)
+
+    def _screen(self, day: str, files: Sequence[Path], facts: FactsCollector | None = None) -> Findings:
+        """Find the rows of a day that cannot be read or are not of it, and collect facts of the others."""
         start, end = window(self._config.day_by_day(), day)
         part = Part(files=files, schema=self._schema, window=Window(day, start, end))
-        return screen(self._out, f"{self._upstream.name}-{day}", [part], self._data, self._environment)
+        return screen(self._out, f"{self._upstream.name}-{day}", [part], self._data, self._environment, facts)
 
     def _screen_all(self, cycle: Cycle) -> Quarantine:
         """The rows of the source and of every day up to the cycle's that nobody reads."""
@@ -242,14 +251,14 @@ class _Refresh:
             skip |= self._screen(day, files).quarantine
         return skip
 
-    def _train(self, plan: Plan, files: list[Path], cycle: Cycle, skip: Quarantine) -> Trained:
+    def _train(self, plan: Plan, surveyed: Surveyed, cycle: Cycle, skip: Quarantine) -> Trained:
         """Train, or go on training."""
         upstream = self._upstream
-        days, training = self._config.day_by_day(), upstream.training
+        days, training, files = self._config.day_by_day(), upstream.training, surveyed.files
         training = replace(training, epochs=days.epochs, batch_size=days.batch_size or training.batch_size)
         if plan.cold:
             training = replace(upstream.training, seed=upstream.training.seed + generation(plan.space) - 1)
-            files = [*find_files(self._data, upstream.source.events), *self._every_day(cycle)]
+            files = (*find_files(self._data, upstream.source.events), *self._every_day(cycle))
         return train_on(
             files,
             self._schema,
@@ -266,10 +275,18 @@ class _Refresh:
             title=f"{upstream.name} {cycle.day}",
             steps=0 if plan.cold else DAY_STEPS,
             as_of=window(days, cycle.day)[1] - 1,
+            surveyed=None if plan.cold else surveyed,
         )
 
     def _content(
-        self, plan: Plan, files: dict[str, list[Path]], cycle: Cycle, skip: Quarantine, told: Told, timer: Timer
+        self,
+        plan: Plan,
+        files: dict[str, list[Path]],
+        surveyed: Sequence[Surveyed],
+        cycle: Cycle,
+        skip: Quarantine,
+        told: Told,
+        timer: Timer,
     ) -> tuple[Content, AlignmentQuality | None]:
         """The entities to embed: those of the cycle's days, or all of them where a new space begins without the old."""
         upstream = self._upstream
@@ -279,14 +296,15 @@ class _Refresh:
             write_withdrawn(plan.folder / WITHDRAWN, withdrawn, self._schema)
         with timer("embed"):
             model, _ = load_towers(plan.folder / "checkpoints", upstream, self._schema, self._environment)
-            events = {}
+            events, source, ranks, days = {}, list[Surveyed](), self._ranks, surveyed
+            if anew:
+                read = (find_files(self._data, upstream.source.events), self._every_day(cycle))
+                source, days = ([survey(x, self._schema, (), skip, ranks=ranks)] for x in read)
             for owner in ENTITIES:
-                chosen = [path for day in cycle.days for path in files[day]]
-                if anew:
-                    chosen = [*source_files(self._data, upstream.source, owner), *self._every_day(cycle)]
-                own = dict.fromkeys(own_files(self._data, upstream.source, owner) if anew else (), 0) | {**told.since}
-                found = last_events(chosen + told.of(owner), self._schema, owner, skip | told.skip, own)
-                events[owner] = found.without(withdrawn[owner])
+                own = own_files(self._data, upstream.source, owner) if anew else []
+                log: list[Surveyed | list[Path]] = [*source, own, *days, told.of(owner)]
+                since = dict.fromkeys(own, 0) | {**told.since}
+                events[owner] = last_of(log, self._schema, owner, skip | told.skip, since, ranks, withdrawn[owner])
         end = window(self._config.day_by_day(), cycle.day)[1]
         content = Content(
             model=model,
@@ -337,17 +355,12 @@ class _Refresh:
         print(f"day {cycle.day}: its files changed while its cycle ran; nothing was published", flush=True)
         return True
 
-    def _measure(
-        self, publication: Publication, cycle: Cycle, files: list[Path], skip: Quarantine, timer: Timer
-    ) -> tuple[dict[str, object], list[str]]:
+    def _measure(self, publication: Publication, traffic: Traffic, timer: Timer) -> tuple[dict[str, object], list[str]]:
         """What was published, measured, and why it may not take the tag."""
         upstream = self._upstream
         with timer("quality"):
-            label = upstream.loss.contrastive_label or self._schema.labels[0].name
-            end = window(self._config.day_by_day(), cycle.day)[1]
-            events = read_events(files, self._schema, label, skip, as_of=end - 1)
             store, versions = self._publisher.store, publication.versions
-            measured = measure(store, upstream.name, versions, events, served=publication.tags)
+            measured = measure(store, upstream.name, versions, traffic, served=publication.tags)
             return measured.as_dict(), gates.check(measured, self._config.gates)
 
     def _record(
@@ -385,8 +398,3 @@ class _Refresh:
             alignment=None if alignment is None else alignment.as_dict(),
             **figures,
         )
-
-
-def rate(content: Content, seconds: float) -> float:
-    """Entities embedded a second; 0 where a call found all of them published before."""
-    return sum(map(len, content.events.values())) / seconds if seconds else 0.0

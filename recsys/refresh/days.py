@@ -31,8 +31,11 @@ from recsys.data.errors import DataError
 from recsys.data.footers import read_footer
 from recsys.data.schema import Schema
 from recsys.dates import dates, day_span
-from recsys.refresh.fingerprints import Fingerprints
+from recsys.refresh.fingerprints import Fingerprints, read_together
+from recsys.train.distributed import Environment
 
+_KINDS = (("events",), ("users", "items"))
+"""What a day brings: its fingerprints are of each by itself."""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:T\d{2})?")
 
 
@@ -200,8 +203,7 @@ def available_days(root: Path, days: DaysConfig, memory: Path, ranks: int = 1) -
         raise DataError(f"{root} is no folder: give the folder that the days' files are in")
     fingerprints = Fingerprints(root, memory)
     events, rows = (
-        {day: fingerprints.of(files) for day, files in find_days(root, days, *what).items()}
-        for what in (("events",), ("users", "items"))
+        {day: fingerprints.of(files) for day, files in find_days(root, days, *what).items()} for what in _KINDS
     )
     fingerprints.save()
 
@@ -209,6 +211,15 @@ def available_days(root: Path, days: DaysConfig, memory: Path, ranks: int = 1) -
         return sum(count_rows(find_day(root, days, day)) for day in chosen) >= ranks
 
     return Delivered(events, rows, days.hours, enough)
+
+
+def read_new_days(root: Path, days: DaysConfig, memory: Path, environment: Environment) -> None:
+    """Let all ranks share the reading that `available_days` would do; arguments and errors as of it. A collective."""
+
+    def files() -> list[Path]:
+        return [path for kinds in _KINDS for found in find_days(root, days, *kinds).values() for path in found]
+
+    read_together(root, memory, files, environment)
 
 
 def small_days(root: Path, days: DaysConfig, ranks: int) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from recsys.config import SourceConfig
 from recsys.data.batch import Batch
 from recsys.data.files import find_files
-from recsys.data.last_events import LastEvents, read_rows, rows_to_batch
+from recsys.data.last_events import LastEvents, SharedEvents, read_rows, rows_to_batch
 from recsys.data.schema import Schema, entity_schema
 from recsys.dates import DAY_MS, HOUR_MS
 from recsys.models.graph import GraphModel
@@ -23,6 +23,8 @@ from recsys.train.distributed import Environment
 
 Towers = UpstreamModel | TwoTower
 """Models with a tower for each entity."""
+Entities = LastEvents | SharedEvents
+"""Those to embed: every rank has all of them, or its share."""
 
 
 class Embedded(NamedTuple):
@@ -56,7 +58,7 @@ def own_files(root: Path, source: SourceConfig, owner: str) -> list[Path]:
 def embed(
     model: Towers,
     schema: Schema,
-    events: LastEvents,
+    events: Entities,
     owner: str,
     environment: Environment,
     batch_size: int = 4096,
@@ -80,7 +82,7 @@ def embed(
     narrow = entity_schema(schema, owner)
     largest = -(-len(events) // world_size)
     tables = read_rows(mine, narrow, owner, batch_size)
-    spare = events.shard(0, max(1, len(events)))
+    spare = events.spare
     for start in range(0, largest, batch_size):
         table = next(tables, None)
         if table is None:  # a rank that has run out joins in with a row that nobody keeps

@@ -10,12 +10,15 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from recsys.atomic import write_json
 from recsys.data.errors import DataError
+from recsys.refresh.checksums import crcs_of
+from recsys.train.distributed import Environment, broadcast
+from recsys.train.exchange import ranks_of
 
 _SETTLED = 2_000_000_000
 """ns that a file must have been left alone before it was read: a later change could have the same time, since clocks of
@@ -38,6 +41,11 @@ class _Reading:
     @property
     def settled(self) -> bool:
         return max(self.modified, self.changed) + _SETTLED <= self.when
+
+    def same(self, before: _Reading | None) -> bool:
+        """Whether this is what was read before, as sizes and times tell."""
+        facts = (self.size, self.modified, self.changed)
+        return before is not None and before.settled and facts == (before.size, before.modified, before.changed)
 
 
 class Fingerprints:
@@ -65,7 +73,7 @@ class Fingerprints:
             try:
                 read = self._now[name] = _reading(path, self._before.get(name))
             except OSError as error:
-                raise DataError(f"{path} cannot be read: {error}. Days must appear, and go, as a whole") from None
+                raise _unreadable(path, error) from None
             total.update(f"{name}\0{read.size}\0{read.crc:08x}\n".encode())
         return total.hexdigest()[:16]
 
@@ -73,6 +81,54 @@ class Fingerprints:
         """Remember the files that were asked for, and forget all others."""
         if self._now != self._before:
             write_json(self._memory, {name: asdict(read) for name, read in self._now.items()})
+
+
+def read_together(root: Path, memory: Path, files: Callable[[], Sequence[Path]], environment: Environment) -> None:
+    """Let all ranks read what the memory does not hold, so that rank 0 finds it there. A collective.
+
+    Files that have been left alone for less than `_SETTLED` would not be trusted: they are left to who asks for them.
+
+    Args:
+        root: as of `Fingerprints`.
+        memory: as of `Fingerprints`.
+        files: finds the files; called on rank 0 alone.
+        environment: this rank.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    unread: list[tuple[str, _Reading]] = []
+    before: dict[str, _Reading] = {}
+    if environment.is_main:
+        before = _recall(memory)
+        for path in files():
+            name = path.relative_to(root).as_posix()
+            found = _look(path)
+            if found.settled and not found.same(before.get(name)):
+                unread.append((name, found))
+    unread = broadcast(unread, environment)
+    if not unread:
+        return
+    try:
+        crcs = crcs_of([(root / name, found.size) for name, found in unread], ranks_of(environment))
+    except OSError as error:
+        raise _unreadable(f"a file below {root}", error) from None
+    if environment.is_main:
+        now = {name: replace(found, crc=crc) for (name, found), crc in zip(unread, crcs, strict=True)}
+        write_json(memory, {name: asdict(read) for name, read in (before | now).items()})
+
+
+def _unreadable(what: object, error: OSError) -> DataError:
+    return DataError(f"{what} cannot be read: {error}. Days must appear, and go, as a whole")
+
+
+def _look(path: Path) -> _Reading:
+    """A file before it is read, of which nothing is known where it is gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return _Reading(0, 0, 0, 0, 0)
+    return _Reading(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, time.time_ns(), 0)
 
 
 def _recall(memory: Path) -> dict[str, _Reading]:
@@ -84,10 +140,8 @@ def _recall(memory: Path) -> dict[str, _Reading]:
 
 def _reading(path: Path, before: _Reading | None) -> _Reading:
     stat, when = path.stat(), time.time_ns()
-    now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    if before is not None and before.settled and now == (before.size, before.modified, before.changed):
-        return before
-    return _Reading(*now, when, _crc(path))
+    now = _Reading(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, when, 0)
+    return before if before is not None and now.same(before) else replace(now, crc=_crc(path))
 
 
 def _crc(path: Path) -> int:

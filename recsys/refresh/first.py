@@ -10,8 +10,8 @@ from torch import nn
 
 from recsys.config import RefreshConfig, UpstreamConfig
 from recsys.data.files import find_files
-from recsys.data.last_events import last_events
 from recsys.data.schema import Schema
+from recsys.data.survey import survey
 from recsys.dates import number_of
 from recsys.folders import upstream_folder
 from recsys.models.derm import DERM
@@ -21,12 +21,14 @@ from recsys.refresh.catalogue import NOBODY_WITHDRAWN, Told, Withdrawn, as_tenso
 from recsys.refresh.content import Content, Timer
 from recsys.refresh.counting import read_prior
 from recsys.refresh.cross import CrossEvents
-from recsys.refresh.embed import Towers, own_files, source_files
+from recsys.refresh.embed import Towers, own_files
+from recsys.refresh.facts import last_of
 from recsys.refresh.publish import Publisher, space_name
 from recsys.refresh.records import PUBLISHED, WITHDRAWN
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError, Loaded, load_model
 from recsys.train.distributed import Environment
+from recsys.train.exchange import ranks_of
 from recsys.train.sharding import shard
 from recsys.upstream import screen_source
 
@@ -81,15 +83,17 @@ def source_of(
     rows = {"user": upstream.source.users, "item": upstream.source.items}
     told = Told(files={owner: find_files(data, given) for owner, given in rows.items() if given}, skip=skip)
     withdrawn = withdrawn_by(NOBODY_WITHDRAWN, told, schema)
-    events = {}
+    ranks, events = ranks_of(environment), {}
+    surveyed = survey(find_files(data, upstream.source.events), schema, (), skip, ranks=ranks)
     for owner in ENTITIES:
-        files, own = (of(data, upstream.source, owner) for of in (source_files, own_files))
-        events[owner] = last_events(files, schema, owner, skip, dict.fromkeys(own, 0))
+        own = own_files(data, upstream.source, owner)
+        parts, since = (surveyed, own), dict.fromkeys(own, 0)
+        events[owner] = last_of(parts, schema, owner, skip, since, ranks, withdrawn[owner])
     as_of = max(selected.as_of for selected in events.values())
     content = Content(
         model=model,
         schema=schema,
-        events={owner: chosen.without(withdrawn[owner]) for owner, chosen in events.items()},
+        events=events,
         day=number_of(as_of - 1, utc_offset_hours),
         utc_offset_hours=utc_offset_hours,
         fresh=True,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from embedding_store import Fragment, IndexPiece, Series, SharedDraft, Snapshot
 from recsys.data.hashing import splitmix64
-from recsys.train.distributed import Environment, broadcast
+from recsys.train.distributed import Environment, broadcast, control_group
 
 ALONE = Environment(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 """One process, without a process group."""
@@ -39,7 +39,7 @@ def of_all(value: Callable[[], T], environment: Environment) -> list[T]:
     if environment.world_size == 1:
         return [value()]
     found: list[Any] = [None] * environment.world_size
-    dist.all_gather_object(found, _tried(value))
+    dist.all_gather_object(found, _tried(value), group=control_group())
     for _, failed in found:
         if failed is not None:
             raise failed

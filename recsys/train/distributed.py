@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,16 @@ _CALLS_INSIDE_TORCHREC = (
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for the others in a collective of a training step: nobody works on files meanwhile."""
+FILE_TIMEOUT = timedelta(hours=24)
+"""How long it waits where they may: for checksums, commits, another job's lock. A disk that gives 200 MB/s takes 83
+minutes for a terabyte, and rank 0 may have all of it to read."""
+
 _groups = itertools.count()
 """Numbers of the process groups to come; the same on every rank."""
+_control: tuple[Any, dist.ProcessGroup] | None = None
+"""The process group that runs, and its control group."""
 
 
 class DeviceError(ValueError):
@@ -51,6 +60,12 @@ class Environment:
     """Processes of the job on this machine, which share its cores and memory."""
     device: torch.device
     """`cuda:LOCAL_RANK`, or the CPU."""
+
+    @property
+    def input_threads(self) -> int:
+        """Threads that decode this rank's input: its share of the cores but one, which trains; 4 at most, since what
+        they decode waits for one thread to make batches of."""
+        return max(1, min(4, _cores() // self.local_world_size - 1))
 
     @property
     def is_main(self) -> bool:
@@ -102,9 +117,9 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
         # A process may start one group after another: what the ranks of an earlier one said of themselves is not read.
         store, rank, world_size = found_ranks()
         store = dist.PrefixStore(f"group {next(_groups)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank, world_size=world_size)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=dist.HashStore(), rank=0, world_size=1)
     try:
         environment = current_environment()
         _use_all_cores(environment)
@@ -125,10 +140,30 @@ def found_ranks() -> tuple[dist.Store, int, int]:
     return dist.PrefixStore(f"attempt {attempt}", store), rank, world_size
 
 
+def control_group() -> dist.ProcessGroup:
+    """All ranks, on the CPU, with a timeout of their own: what waits for another rank's file work waits here.
+
+    Made by the first call of a process group, which is a collective. It is gloo beside NCCL, whose watchdog would end
+    the job after `COLLECTIVE_TIMEOUT`, and whose waiting would hold a GPU.
+    """
+    global _control
+    world = dist.group.WORLD
+    if _control is None or _control[0] is not world:
+        group = dist.new_group(backend="gloo", timeout=FILE_TIMEOUT)
+        assert group is not None  # every rank is in it
+        _control = world, group
+    return _control[1]
+
+
+def barrier() -> None:
+    """Wait for all ranks, whatever they do with files before they come."""
+    dist.barrier(control_group())
+
+
 def broadcast(value: Any, environment: Environment) -> Any:
-    """Rank 0's value on every rank."""
+    """Rank 0's value on every rank, however long it takes to find: others wait in the control group."""
     values = [value if environment.is_main else None]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0, group=control_group())
     return values[0]
 
 

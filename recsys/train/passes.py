@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.train.distributed import Environment
-from recsys.train.predict import Batches, predict
+from recsys.train.predict import Batches, Said, predict
 from recsys.train.running_metrics import LossError
 from recsys.train.shards import local_parts
 
@@ -29,9 +29,7 @@ class BestPasses:
     bring: Callable[[int], object]
     """Brings the model to what it was after one of these passes. A collective."""
 
-    def predict(
-        self, model: nn.Module, stream: Batches, environment: Environment
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def predict(self, model: nn.Module, stream: Batches, environment: Environment, *, shared: bool = False) -> Said:
         """As `recsys.train.predict.predict`, each column of the logits by its own best pass. A collective, which leaves
         the model as the training does.
 
@@ -39,14 +37,15 @@ class BestPasses:
             model: of the training, as it was left.
             stream: this rank's batches.
             environment: this rank.
+            shared: whether each rank keeps its own rows.
         """
         passes = sorted(set(self.numbers))
         if len(passes) == 1:
-            return predict(model, stream, environment)
+            return predict(model, stream, environment, shared=shared)
         said = {}
         for number in passes:  # the newest comes last
             self.bring(number)
-            said[number] = predict(model, stream, environment)
+            said[number] = predict(model, stream, environment, shared=shared)
         _, labels, mask, users = said[passes[-1]]
         logits = [said[number][0][:, column] for column, number in enumerate(self.numbers)]
         return torch.stack(logits, dim=1), labels, mask, users

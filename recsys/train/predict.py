@@ -59,13 +59,18 @@ def loss_forward(
 
 
 def device_batches(stream: Batches, environment: Environment) -> Iterator[Batch]:
-    """The stream's batches, in page-locked memory where they are to be copied to a GPU beside its computing."""
+    """The stream's batches, in page-locked memory where they are to be copied to a GPU beside its computing; a stream
+    that has its own thread puts them there before they are asked for."""
     if environment.device.type == "cuda":
-        return (batch.pin_memory() for batch in stream)
+        return (batch if batch.user_ids.is_pinned() else batch.pin_memory() for batch in stream)
     return iter(stream)
 
 
-def predict(model: nn.Module, stream: Batches, environment: Environment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+Said = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Logits float32 [N, T], labels float32 [N, T], mask bool [N, T] and user ids int64 [N], on the CPU."""
+
+
+def predict(model: nn.Module, stream: Batches, environment: Environment, *, shared: bool = False) -> Said:
     """Run a task over every batch of a stream, without training. A collective: every rank calls it.
 
     Args:
@@ -73,10 +78,10 @@ def predict(model: nn.Module, stream: Batches, environment: Environment) -> tupl
             last one, which nobody keeps.
         stream: this rank's batches, read from the first on.
         environment: this rank.
+        shared: whether each rank keeps its own rows.
 
     Returns:
-        on the CPU, of all ranks (rank 0's rows first): logits float32 [N, T], labels float32 [N, T], mask bool [N, T],
-        user ids int64 [N].
+        what is said of all ranks' rows, rank 0's first; of this rank's where they are `shared`.
 
     Raises:
         ValueError: the stream has no batch.
@@ -91,8 +96,14 @@ def predict(model: nn.Module, stream: Batches, environment: Environment) -> tupl
             if kept:
                 parts.append((output.logits.float(), output.labels, output.mask, batch.user_ids))
     model.train(was_training)
-    logits, labels, mask, users = (_all_rows(torch.cat(column), environment) for column in zip(*parts, strict=True))
+    mine = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else _nothing(output, batch.user_ids)
+    logits, labels, mask, users = (x.cpu() if shared else _all_rows(x, environment) for x in mine)
     return logits, labels, mask, users
+
+
+def _nothing(output: TaskOutput, users: Tensor) -> list[Tensor]:
+    """No row, of the shapes of others."""
+    return [x[:0] for x in (output.logits.float(), output.labels, output.mask, users)]
 
 
 def in_step(stream: Batches, environment: Environment) -> Iterator[tuple[Batch, bool]]:

@@ -228,7 +228,7 @@ def test_a_contrasted_label_that_is_never_positive(log: Path, tmp_path: Path) ->
 
 
 def test_without_contrast_no_row_is_counted(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.upstream.count_positives", lambda *_: pytest.fail("the log was read for nothing"))
+    monkeypatch.setattr("recsys.surveying.frequencies_of", lambda *_: pytest.fail("counted for nothing"))
     train_upstream(replace(config(), loss=LossConfig(contrastive_weight=0)), log, tmp_path)
     assert "contrastive" not in " ".join(metrics(tmp_path)[-1])
     assert is_done(tmp_path, "upstream-ctr")

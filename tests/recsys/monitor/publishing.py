@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from embedding_store import EmbeddingStore
 from recsys.atomic import write_json
+from recsys.data.newest import Newest
+from recsys.data.schema import Label, Schema
 from recsys.dates import DAY_MS
-from recsys.monitor.quality import DayEvents, Quality, measure
+from recsys.monitor.quality import Quality, measure
+from recsys.monitor.traffic import Seen, Traffic, TrafficSample
 
 DIM = 8
 USERS = torch.arange(200) * 7_919 - 300_000  # some negative
@@ -32,6 +36,34 @@ def publish(store: EmbeddingStore, name: str, ids: Tensor, vectors: Tensor, day:
     with series.write(as_of=(day + 1) * DAY_MS, space=space) as writer:
         writer.append(ids, vectors)
     return series.latest().version
+
+
+def seen(ids: Tensor) -> Seen:
+    """Entities of events, int64 [E]."""
+    return Seen(*ids.unique(return_counts=True))
+
+
+class DayEvents(NamedTuple):
+    """A day event by event."""
+
+    users: Tensor  # int64 [E]
+    items: Tensor  # int64 [E]
+    labels: Tensor  # float32 [E]
+    mask: Tensor  # bool [E]
+
+    @property
+    def traffic(self) -> Traffic:
+        """As it is measured."""
+        users, items, labels, mask = (column.numpy() for column in self)
+        sample = TrafficSample(Schema(timestamp="", user_id="u", item_id="i", labels=(Label(name="click"),)), "click")
+        places = np.arange(len(users))
+        sample.add_events(users, items, labels, mask, places)
+        rows = {}
+        for owner, ids in (("user", users), ("item", items)):
+            newest = Newest()
+            newest.add(ids, places, places)
+            rows[owner] = newest.rows()
+        return sample.together(rows)
 
 
 def day_events(rows: int = 3_000, seed: int = 0) -> DayEvents:
@@ -64,7 +96,7 @@ def replay(
             activity[len(ids) // 2 :, 0] = 19_000.0 + first
             publish(store, f"{name}.activity", ids, activity, day)
             versions[name] = publish(store, name, ids, change(owner, day, vectors_of(len(ids), seed)), day)
-    return measure(store, "ctr", versions, day_events())
+    return measure(store, "ctr", versions, day_events().traffic)
 
 
 def day_name(day: int) -> str:

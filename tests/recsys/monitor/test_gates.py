@@ -7,8 +7,8 @@ from torch import Tensor
 from embedding_store import EmbeddingStore
 from recsys.config import GateConfig
 from recsys.monitor.gates import check, check_progressive
-from recsys.monitor.quality import DayEvents, measure
-from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, day_events, publish, replay, vectors_of
+from recsys.monitor.quality import measure
+from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, DayEvents, day_events, publish, replay, vectors_of
 
 STRICT = GateConfig(min_coverage=0.9, max_drift=0.1, max_skew=0.05)
 TURN = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(9))).Q
@@ -52,7 +52,7 @@ def test_drift_of_a_few_is_not_hidden_by_those_who_were_absent(store: EmbeddingS
     events = day_events()
     today = torch.isin(events.users, USERS[:20])
     events = DayEvents(events.users[today], events.items[today], events.labels[today], events.mask[today])
-    quality = measure(store, "ctr", {"user_ctr": 2, "item_ctr": 2}, events)
+    quality = measure(store, "ctr", {"user_ctr": 2, "item_ctr": 2}, events.traffic)
     (reason,) = check(quality, GateConfig(max_drift=0.5, min_auc=0))
     assert reason.startswith("user_ctr: the day's entities moved by 1 - median cosine = 2.0000 ")
 
@@ -90,7 +90,9 @@ def test_by_default_hardly_any_coverage_is_refused_unless_the_day_is_quiet(store
     events = day_events(10)
     unknown = DayEvents(USERS[2:12], events.items, events.labels, events.mask)
     versions = {name: store.series(name).latest().version for name in ("user_ctr", "item_ctr")}
-    assert check(measure(store, "ctr", versions, unknown), GateConfig()) == [], "of ten events none may be by chance"
+    assert check(measure(store, "ctr", versions, unknown.traffic), GateConfig()) == [], (
+        "of ten events none may be by chance"
+    )
 
 
 def test_by_default_a_pair_that_ranks_the_wrong_way_round_is_refused(store: EmbeddingStore) -> None:
@@ -105,7 +107,9 @@ def test_by_default_a_pair_that_ranks_the_wrong_way_round_is_refused(store: Embe
     assert reason.endswith("); gates.min_auc asks for 0.5000")
     assert check(quality, GateConfig(min_auc=0)) == []
     few = day_events(100)
-    assert check(measure(store, "ctr", {"user_ctr": 2, "item_ctr": 2}, few), GateConfig()) == [], "too few to tell"
+    assert check(measure(store, "ctr", {"user_ctr": 2, "item_ctr": 2}, few.traffic), GateConfig()) == [], (
+        "too few to tell"
+    )
 
 
 def test_a_jump_does_not_take_the_tag_a_day_late(store: EmbeddingStore) -> None:
@@ -113,8 +117,8 @@ def test_a_jump_does_not_take_the_tag_a_day_late(store: EmbeddingStore) -> None:
     later = lambda owner, day, vectors: turned(owner, min(day, 2), vectors)  # noqa: E731
     replay(store, 4, later)
     versions = {"user_ctr": 4, "item_ctr": 4}
-    assert check(measure(store, "ctr", versions, day_events()), STRICT) == []
-    quality = measure(store, "ctr", versions, day_events(), served={"user_ctr": 2, "item_ctr": 2})
+    assert check(measure(store, "ctr", versions, day_events().traffic), STRICT) == []
+    quality = measure(store, "ctr", versions, day_events().traffic, served={"user_ctr": 2, "item_ctr": 2})
     reasons = check(quality, STRICT)
     assert len(reasons) == 3
     assert "since version 2;" in reasons[0]
@@ -126,21 +130,21 @@ def test_a_jump_does_not_take_the_tag_a_day_late(store: EmbeddingStore) -> None:
 def test_a_good_version_after_a_refused_one_passes(store: EmbeddingStore) -> None:
     replay(store, 4, turned)  # version 3 alone is turned
     versions, served = {"user_ctr": 4, "item_ctr": 4}, {"user_ctr": 2, "item_ctr": 2}
-    assert check(measure(store, "ctr", versions, day_events()), STRICT) != []
-    assert check(measure(store, "ctr", versions, day_events(), served=served), STRICT) == []
+    assert check(measure(store, "ctr", versions, day_events().traffic), STRICT) != []
+    assert check(measure(store, "ctr", versions, day_events().traffic, served=served), STRICT) == []
 
 
 def test_a_tag_on_the_version_before_changes_nothing(store: EmbeddingStore) -> None:
     replay(store, 3)
     versions = {"user_ctr": 3, "item_ctr": 3}
     for tags in ({"user_ctr": 2, "item_ctr": 2}, {"user_ctr": None, "item_ctr": None}, None):
-        assert measure(store, "ctr", versions, day_events(), served=tags).tagged is None
+        assert measure(store, "ctr", versions, day_events().traffic, served=tags).tagged is None
 
 
 def test_variants_stop_nothing(store: EmbeddingStore) -> None:
     for day in (0, 1):
         version = publish(store, "user_ctr.latest", USERS, vectors_of(len(USERS), day), day)
-    quality = measure(store, "ctr", {"user_ctr.latest": version}, day_events())
+    quality = measure(store, "ctr", {"user_ctr.latest": version}, day_events().traffic)
     drift = quality.series["user_ctr.latest"].drift
     assert drift is not None
     assert drift.day_cosine is not None

@@ -12,9 +12,10 @@ import recsys.monitor.quality as quality_module
 from embedding_store import EmbeddingStore
 from recsys.data.errors import DataError
 from recsys.data.schema import Label, Schema
-from recsys.monitor.quality import lineage, measure, measure_series, neighbour_overlap, read_events
+from recsys.monitor.quality import lineage, measure, measure_series, neighbour_overlap
 from recsys.monitor.sample import draw, quantiles, sample_ids
-from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, day_events, publish, replay, vectors_of
+from recsys.monitor.traffic import read_traffic
+from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, day_events, publish, replay, seen, vectors_of
 
 
 @pytest.fixture
@@ -57,12 +58,12 @@ def test_coverage_counts_entities_and_events(store: EmbeddingStore) -> None:
     publish(store, "user_ctr", torch.tensor([1, 2, 5]), vectors_of(3, 0), day=0)
     version = publish(store, "user_ctr", torch.tensor([1, 2, 3, 4, 5]), vectors_of(5, 0), day=1)
     ids = torch.tensor([1, 1, 1, 2, 3, 4, 4, 9])
-    coverage = measure_series(lineage(store.series("user_ctr"), version), ids, activity=None).coverage
+    coverage = measure_series(lineage(store.series("user_ctr"), version), seen(ids), activity=None).coverage
     assert coverage is not None
     assert (coverage.entities, coverage.events) == (5, 8)
     assert coverage.by_entity == pytest.approx(2 / 5)
     assert coverage.by_event == pytest.approx(4 / 8)
-    without = measure_series(lineage(store.series("user_ctr"), version), ids[:0], activity=None).coverage
+    without = measure_series(lineage(store.series("user_ctr"), version), seen(ids[:0]), activity=None).coverage
     assert without is not None
     assert (without.entities, without.events, without.by_entity, without.by_event) == (0, 0, None, None)
 
@@ -77,7 +78,7 @@ def test_drift_against_a_slow_reference(store: EmbeddingStore, monkeypatch: pyte
     added = torch.cat([ids, torch.tensor([77_777])])
     version = publish(store, "user_ctr", added, torch.cat([new, torch.ones(1, DIM)]), day=1)
     of_day = torch.cat([ids[:10], ids[:10], torch.tensor([77_777, 88_888])])
-    measured = measure_series(lineage(store.series("user_ctr"), version), of_day, activity=None)
+    measured = measure_series(lineage(store.series("user_ctr"), version), seen(of_day), activity=None)
     drift, cosine = measured.drift, F.cosine_similarity(new, old).double().numpy()
     assert drift is not None
     assert drift.cosine is not None
@@ -117,7 +118,7 @@ def test_an_entity_is_not_its_own_neighbour_among_equal_ones() -> None:
 def test_zero_vectors_have_a_cosine(store: EmbeddingStore) -> None:
     publish(store, "user_ctr", torch.arange(3), torch.zeros(3, DIM), day=0)
     version = publish(store, "user_ctr", torch.arange(3), torch.ones(3, DIM), day=1)
-    drift = measure_series(lineage(store.series("user_ctr"), version), torch.arange(3), activity=None).drift
+    drift = measure_series(lineage(store.series("user_ctr"), version), seen(torch.arange(3)), activity=None).drift
     assert drift is not None
     assert drift.cosine is not None
     assert set(drift.cosine.values()) == {0.0}
@@ -140,7 +141,7 @@ def test_staleness_reads_the_activity_that_goes_with_the_vectors(store: Embeddin
     version = publish(store, "user_ctr", torch.arange(4), vectors_of(4, 0), day=0)
     publish(store, "user_ctr.activity", torch.arange(4), torch.tensor([[5.0, 1]] * 2 + [[3.0, 1]] * 2), day=0)
     publish(store, "user_ctr.activity", torch.arange(4), torch.tensor([[9.0, 2]] * 4), day=1)
-    staleness = measure(store, "ctr", {"user_ctr": version}, day_events()).series["user_ctr"].staleness
+    staleness = measure(store, "ctr", {"user_ctr": version}, day_events().traffic).series["user_ctr"].staleness
     assert staleness is not None
     assert staleness.mean == 1.0
 
@@ -150,7 +151,7 @@ def test_a_correction_is_held_against_the_day_before(store: EmbeddingStore) -> N
         version = publish(store, "user_ctr", USERS, vectors_of(len(USERS), seed), day)
     history = lineage(store.series("user_ctr"), version)
     assert [snapshot.version for snapshot in history] == [3, 1]
-    drift = measure_series(history, USERS, activity=None).drift
+    drift = measure_series(history, seen(USERS), activity=None).drift
     assert drift is not None
     assert drift.version == 1
     assert drift.day_cosine is not None
@@ -166,7 +167,7 @@ def test_two_spaces_are_never_compared(store: EmbeddingStore) -> None:
         name: publish(store, name, ids, vectors_of(len(ids), seed), day=1, space="ctr-2")
         for name, ids, seed in (("user_ctr", USERS, 1), ("item_ctr", ITEMS, 2))
     }
-    quality = measure(store, "ctr", versions, day_events())
+    quality = measure(store, "ctr", versions, day_events().traffic)
     for measured in quality.series.values():
         assert measured.drift is None
         assert measured.coverage is not None
@@ -180,7 +181,7 @@ def test_variants_are_measured_in_norms_and_drift_alone(store: EmbeddingStore) -
     replay(store, 1)
     publish(store, "item_ctr.latest", ITEMS, vectors_of(len(ITEMS), 2), day=0)
     variant = publish(store, "item_ctr.latest", ITEMS, -vectors_of(len(ITEMS), 2), day=1)
-    quality = measure(store, "ctr", {"item_ctr.latest": variant}, day_events())
+    quality = measure(store, "ctr", {"item_ctr.latest": variant}, day_events().traffic)
     measured = quality.series["item_ctr.latest"]
     assert (measured.coverage, measured.staleness, quality.pair) == (None, None, None)
     assert measured.drift is not None
@@ -191,7 +192,7 @@ def test_variants_are_measured_in_norms_and_drift_alone(store: EmbeddingStore) -
 def test_an_empty_snapshot_measures_as_none(store: EmbeddingStore) -> None:
     publish(store, "user_ctr", USERS[:0], torch.empty(0, DIM), day=0)
     version = publish(store, "user_ctr", USERS[:0], torch.empty(0, DIM), day=1)
-    measured = measure_series(lineage(store.series("user_ctr"), version), USERS, activity=None)
+    measured = measure_series(lineage(store.series("user_ctr"), version), seen(USERS), activity=None)
     assert (measured.rows, measured.norms, measured.dimensions) == (0, None, None)
     assert measured.drift is not None
     assert (measured.drift.shared, measured.drift.cosine, measured.drift.neighbour_overlap) == (0, None, None)
@@ -213,17 +214,20 @@ def test_samples_are_bounded_and_follow_entities() -> None:
     assert quantiles(torch.empty(0)) is None
 
 
-def test_read_events(tmp_path: Path) -> None:
+def test_read_traffic(tmp_path: Path) -> None:
     schema = Schema(
         timestamp="timestamp", user_id="user_id", item_id="item_id", labels=(Label(name="click"), Label(name="buy"))
     )
     path = tmp_path / "part.parquet"
-    columns = {"timestamp": [1, 2, 3], "user_id": [-5, 2**62, 0], "item_id": [1, 1, 2], "click": [1, 0, None]}
+    columns = {"timestamp": [1, 2, 3], "user_id": [-5, 2**62, 0], "item_id": [1, 1, 2], "click": [1, 0, 0]}
     pq.write_table(pa.table({**columns, "buy": [0, 0, 1]}), path)
-    events = read_events([path], schema, "buy")
-    assert events.users.tolist() == [-5, 2**62, 0]
-    assert events.items.tolist() == [1, 1, 2]
-    assert events.labels.tolist() == [0.0, 0.0, 1.0]
-    assert events.mask.all()
+    traffic = read_traffic([path], schema, "buy")
+    assert [x.tolist() for x in traffic.users] == [[-5, 0, 2**62], [1, 1, 1]]
+    assert [x.tolist() for x in traffic.items] == [[1, 2], [2, 1]]
+    assert traffic.judged.users.tolist() == [-5, 2**62, 0]
+    assert traffic.judged.items.tolist() == [1, 1, 2]
+    assert traffic.judged.labels.tolist() == [0.0, 0.0, 1.0]
+    assert (traffic.choosers.tolist(), traffic.chosen.tolist()) == ([0], [2])
+    assert read_traffic([path], schema, "click").choosers.tolist() == [-5]
     with pytest.raises(DataError, match="gone"):
-        read_events([tmp_path / "gone.parquet"], schema, "buy")
+        read_traffic([tmp_path / "gone.parquet"], schema, "buy")

@@ -7,10 +7,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import recsys.monitor.skew as skew_module
+import recsys.monitor.traffic as traffic_module
 from embedding_store import EmbeddingStore
-from recsys.monitor.quality import DayEvents, Quality, lineage, measure
+from recsys.monitor.quality import Quality, lineage, measure
 from recsys.monitor.skew import DAYS, PairQuality, measure_pair
-from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, day_events, noisy, publish, replay, vectors_of
+from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, DayEvents, day_events, noisy, publish, replay, vectors_of
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_days_that_leave_figures_undefined(store: EmbeddingStore, kind: str) -> 
         torch.full_like(events.labels, float(kind == "positive")),
         torch.full_like(events.mask, kind != "unlabelled"),
     )
-    quality = pair_of(measure(store, "ctr", {"user_ctr": 2, "item_ctr": 2}, events))
+    quality = pair_of(measure(store, "ctr", {"user_ctr": 2, "item_ctr": 2}, events.traffic))
     assert {value for row in quality.skew.auc for value in row} == {None}
     assert (quality.skew.loss, quality.skew.loss_ci95) == (None, None)
     assert all(age.auc is None for age in quality.ageing)
@@ -142,18 +143,22 @@ def test_days_that_leave_figures_undefined(store: EmbeddingStore, kind: str) -> 
 def test_users_and_items_of_two_spaces_are_no_pair(store: EmbeddingStore) -> None:
     publish(store, "user_ctr", USERS, vectors_of(len(USERS), 1), day=0, space="ctr-1")
     publish(store, "item_ctr", ITEMS, vectors_of(len(ITEMS), 2), day=0, space="ctr-2")
-    quality = pair_of(measure(store, "ctr", {"user_ctr": 1, "item_ctr": 1}, day_events()))
+    quality = pair_of(measure(store, "ctr", {"user_ctr": 1, "item_ctr": 1}, day_events().traffic))
     assert quality.skew.auc[0][0] is None
     assert quality.ageing[0].auc is None
 
 
 def test_samples_bound_what_is_scored(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("EVENTS", 500), ("USERS", 20), ("CANDIDATES", 30)):
-        monkeypatch.setattr(skew_module, name, size)
+    for module, name, size in (
+        (traffic_module, "EVENTS", 500),
+        (skew_module, "USERS", 20),
+        (skew_module, "CANDIDATES", 30),
+    ):
+        monkeypatch.setattr(module, name, size)
     replay(store, 2)
     whole = measure_pair(
         *(lineage(store.series(f"{owner}_ctr"), 2) for owner in ("user", "item")),
-        *(getattr(day_events(), name) for name in ("users", "items", "labels", "mask")),
+        day_events().traffic,
     ).skew
     assert whole.events == 500
     assert whole.users == 20

@@ -140,7 +140,7 @@ def test_a_cycle_that_stopped_goes_on_without_reading_again(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("measure", "last_events", "train_on"):
+    for name in ("measure", "last_of", "train_on"):
         with monkeypatch.context() as patch:
             patch.setattr(cycle_module, name, stop)
             with pytest.raises(KeyboardInterrupt):

@@ -1,16 +1,25 @@
 import json
 import os
 import shutil
+import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys.data.errors import DataError
+from recsys.data.ranks import ALONE
+from recsys.refresh import checksums as checksums_module
 from recsys.refresh import fingerprints as fingerprints_module
-from recsys.refresh.fingerprints import Fingerprints
+from recsys.refresh.checksums import combine, crcs_of
+from recsys.refresh.fingerprints import Fingerprints, read_together
+from recsys.train.distributed import Environment
+from tests.recsys.data.threads import run_threads
 
 HOUR = 3_600_000_000_000
 
@@ -133,3 +142,53 @@ def test_what_another_version_remembers_is_read_anew(tmp_path: Path, content: st
     memory.write_text(content)
     assert start(root, memory) == first
     assert list(json.loads(memory.read_text())) == ["a"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(first=st.binary(max_size=300), second=st.binary(max_size=300))
+def test_sums_of_pieces_make_the_sum_of_the_whole(first: bytes, second: bytes) -> None:
+    assert combine(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
+
+
+@settings(max_examples=30, deadline=None)
+@given(contents=st.lists(st.binary(max_size=40), max_size=4), world_size=st.integers(1, 3), piece=st.integers(1, 50))
+def test_ranks_share_the_reading_of_files(contents: list[bytes], world_size: int, piece: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checksums_module, "PIECE_BYTES", piece)
+        bytes_read: list[int] = []
+        crc_of = checksums_module._crc_of
+        patch.setattr(checksums_module, "_crc_of", lambda *piece: bytes_read.append(piece[-1]) or crc_of(*piece))
+        files = []
+        for number, content in enumerate(contents):
+            files.append((Path(folder, str(number)), len(content)))
+            files[-1][0].write_bytes(content)
+        found = run_threads(lambda ranks: crcs_of(files, ranks), world_size)
+        assert found == [[zlib.crc32(content) for content in contents]] * world_size
+        assert sum(bytes_read) == sum(map(len, contents)), "each byte once"
+
+
+def test_what_the_ranks_have_read_is_not_read_again(
+    tmp_path: Path, clock: Callable[[int], None], read: list[str], environment: Environment
+) -> None:
+    root, memory = tmp_path / "data", tmp_path / "files.json"
+    paths = write(root, a=b"one", b=b"two")
+    read_together(root, memory, lambda: paths, environment)
+    assert not memory.exists(), "just written: whoever asks reads them"
+    clock(HOUR)
+    read_together(root, memory, lambda: paths, environment)
+    first = start(root, memory)
+    assert read == []
+    memory.unlink()
+    assert start(root, memory) == first
+    assert read == ["a", "b"]
+    paths[0].unlink()
+    memory.unlink()
+    read_together(root, memory, lambda: paths, environment)
+    with pytest.raises(DataError, match=r"data/a cannot be read"):
+        Fingerprints(root, memory).of(paths)
+
+
+def test_a_file_that_ends_early_is_an_error(tmp_path: Path) -> None:
+    (path,) = write(tmp_path / "a", x=b"some bytes")
+    with pytest.raises(OSError, match="it ended 5 bytes early"):
+        crcs_of([(path, 15)], ALONE)

@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,18 @@ import torch.distributed as dist
 
 from recsys.config import TrainConfig
 from recsys.train import distributed
-from recsys.train.distributed import DeviceError, current_environment, host_memory, peak_memory, process_group
+from recsys.train.distributed import (
+    DeviceError,
+    barrier,
+    broadcast,
+    control_group,
+    current_environment,
+    host_memory,
+    peak_memory,
+    process_group,
+)
 from recsys.train.trainer import fit
+from tests.distributed import run_ranks
 from tests.recsys.train.toy import TASKS, make_stream, make_task
 
 
@@ -83,3 +94,36 @@ def test_gpus_that_were_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RECSYS_GPUS", "2")
     with pytest.raises(DeviceError, match="--gpu is 2, but torch finds 1 GPU on this machine"), process_group():
         pass
+
+
+def wait_for_a_slow_disk() -> tuple[str, bool]:
+    """Rank 0 works on files for longer than the training's collectives may take, twice."""
+    environment = current_environment()
+    barrier()
+    if environment.is_main:
+        time.sleep(6)
+    found = broadcast("done" if environment.is_main else None, environment)
+    if environment.is_main:
+        time.sleep(6)
+        return found, True
+    try:
+        dist.barrier()
+    except RuntimeError:
+        return found, True
+    return found, False
+
+
+def test_who_waits_for_a_disk_is_not_ended_by_the_trainings_timeout() -> None:
+    """The group of the two ranks ends what takes 4 s; its control group does not."""
+    assert run_ranks(wait_for_a_slow_disk, 2, collective_timeout=4) == [("done", True)] * 2
+
+
+def test_the_control_group_is_one_a_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    found = []
+    for _ in range(2):
+        with process_group(alone=True):
+            found.append(control_group())
+            assert control_group() is found[-1]
+            barrier()
+    assert found[0] is not found[1]

@@ -1,0 +1,54 @@
+"""Figures of predictions that several ranks have are those of all of them on one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.data.ranks import ALONE, Ranks
+from recsys.evaluate.measures import measures
+from recsys.evaluate.metrics import roc_auc
+from recsys.shared_figures import shared_auc, shared_figures
+from tests.recsys.data.threads import run_threads
+
+SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.5, -1.5, 1e-38, -3e38]), st.floats(-30, 30, width=32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.sampled_from([0.0, 1.0]), SCORES, st.integers(0, 3)), max_size=40),
+    world_size=st.integers(1, 4),
+)
+def test_auc_is_that_of_all_rows(rows: list[tuple[float, float, int]], world_size: int) -> None:
+    labels, scores = (np.array(column, np.float32) for column in (list(zip(*rows, strict=True)) or ([], [], []))[:2])
+    of = np.array([rank % world_size for *_, rank in rows], np.int64)
+
+    def found(ranks: Ranks) -> float:
+        mine = of == ranks.rank
+        return shared_auc(labels[mine], scores[mine], ranks)
+
+    wanted = roc_auc(labels, scores)
+    np.testing.assert_allclose(run_threads(found, world_size), [wanted] * world_size, rtol=1e-12)
+
+
+@pytest.mark.parametrize("is_value", [False, True])
+@pytest.mark.parametrize("kind", ["usual", "no rows", "all 0", "all alike"])
+def test_figures_are_those_of_all_rows(is_value: bool, kind: str) -> None:
+    random = np.random.default_rng(0)
+    rows = 0 if kind == "no rows" else 500
+    labels = (
+        random.poisson(0.7, rows).astype(np.float32) if is_value else (random.random(rows) < 0.3).astype(np.float32)
+    )
+    labels = {"all 0": np.zeros(rows, np.float32), "all alike": np.ones(rows, np.float32)}.get(kind, labels)
+    logits = (random.normal(size=rows) + labels).astype(np.float32)
+    wanted = measures(is_value=is_value).figures(labels, 0.5 * logits.astype(np.float64) + 0.1)
+    wanted |= {"rows": rows, "positives": int((labels > 0).sum())}
+
+    def found(ranks: Ranks) -> dict[str, float]:
+        mine = np.arange(rows) % 7 % ranks.world_size == ranks.rank
+        return shared_figures(labels[mine], logits[mine], 0.5, 0.1, is_value=is_value, ranks=ranks)
+
+    for figures in (shared_figures(labels, logits, 0.5, 0.1, is_value=is_value, ranks=ALONE), *run_threads(found, 3)):
+        assert figures == pytest.approx(wanted, rel=1e-9, nan_ok=True)
