@@ -13,6 +13,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.config import TrainConfig
+from recsys.data.rest import Place
 from recsys.identity import code_version, differences
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError
@@ -21,6 +22,7 @@ from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.optimizer import decay_accumulators
 from recsys.train.passes import BestPasses, Passes, Scores, best_passes, is_settled, told
+from recsys.train.predict import Stream
 from recsys.train.running_metrics import Metrics
 from recsys.train.tables import draw_tables
 
@@ -59,6 +61,7 @@ class Run:
     model: DistributedModelParallel
     optimizer: KeyedOptimizer
     metrics: Metrics
+    stream: Stream
     steps_per_epoch: int
     total_steps: int
     identity: Mapping[str, Mapping[str, str]]
@@ -68,7 +71,7 @@ class Run:
     step: int = 0
     """Steps done. Differs from `position` only after a resume on another number of ranks."""
     position: int = 0
-    """Batches of the stream consumed."""
+    """Number of the stream's next batch."""
     record: dict[str, float] = field(default_factory=dict)
     """The last logged figures."""
     scores: list[Scores] = field(default_factory=list)
@@ -129,8 +132,7 @@ class Run:
         self.metrics.load_state(sums, progress["parts"])
         self.step, self.record = progress["step"], progress["record"]
         self.scores, self.ends = [tuple(scores) for scores in progress["scores"]], progress["ends"]
-        # The same share of the passes, where another number of ranks cuts the events into other batches.
-        self.position = round(progress["position"] * self.steps_per_epoch / progress["steps_per_epoch"])
+        self.position = self.stream.resume(Place.of(progress["place"]))
         moved = progress["steps_per_epoch"] != self.steps_per_epoch
         note += f", now {self.steps_per_epoch} instead of {progress['steps_per_epoch']} batches a pass" if moved else ""
         return f"continuing from {path}{note}"
@@ -139,8 +141,8 @@ class Run:
         """See that a checkpoint is of these files and this config; tell if other code wrote it."""
         parts = {name: differences(progress["identity"].get(name, {}), now) for name, now in self.identity.items()}
         found = [f"{name}: {difference}" for name, difference in parts.items() if difference]
-        if "ends" not in progress:
-            found.append(f"version {progress['code']} of this package wrote it, which knew no best pass of each task")
+        if "place" not in progress:
+            found.append(f"version {progress['code']} of this package wrote it, which did not note what ranks have read")
         if found:
             raise CheckpointError(
                 f"{path} is of another training. {'. '.join(found)}. Give the files and the config it was begun with, "
@@ -153,7 +155,7 @@ class Run:
         """Write a checkpoint. The metrics must have been folded: that also checks that the losses are finite."""
         assert self.checkpoints is not None
         progress = {
-            "position": self.position,
+            "place": self.stream.place(self.position).record(),
             "steps_per_epoch": self.steps_per_epoch,
             "record": self.record,
             "scores": self.scores,

@@ -151,6 +151,7 @@ def _prepare(
             clip_norm=config.clip_norm,
         ),
         metrics=metrics,
+        stream=stream,
         identity=identity,
         steps_per_epoch=stream.steps_per_epoch,
         total_steps=stream.total_steps,
