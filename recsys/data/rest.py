@@ -55,7 +55,7 @@ class Numbers(NamedTuple):
 
     per_turn: int
     """Batches of a whole pass."""
-    leg: tuple[int, ...]
+    leg: tuple[int, int]
     """World and batch size of these ranks."""
     turn: int = -1
     """The pass that others had begun, if any."""

@@ -305,9 +305,7 @@ class EventStream:
             low, high = max(0, start - first), min(group.rows, end - first)
             yield from read_group(group.stored, low, high, readers, group.gone)
 
-    def _pieces_of(
-        self, epoch: int, share: Share, rest: Ranges | None, start: int
-    ) -> Generator[Piece, None, None]:
+    def _pieces_of(self, epoch: int, share: Share, rest: Ranges | None, start: int) -> Generator[Piece, None, None]:
         """A rank's rows from number `start` of them on: of a whole epoch, or these that are left of it."""
         if rest is None:
             yield from self._pieces(epoch, share.first + start, share.first + share.rows)

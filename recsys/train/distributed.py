@@ -29,6 +29,7 @@ _CALLS_INSIDE_TORCHREC = (
 """Torch's notices to TorchRec's authors: nothing that a user of this project calls, or could change."""
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CGROUP_USE = Path("/sys/fs/cgroup/memory.stat")
 CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 
 _groups = itertools.count()
@@ -141,6 +142,21 @@ def host_memory() -> int:
         except (OSError, ValueError):  # no such controller, or "max"
             continue
     return min(limits)
+
+
+def free_memory() -> int:
+    """Bytes of that which no process uses but for the system's cache of files."""
+    try:
+        used = dict(line.split() for line in CGROUP_USE.read_text().splitlines())
+        free = [host_memory() - int(used["anon"])]
+    except (OSError, KeyError, ValueError):  # no such controller
+        free = [host_memory()]
+    try:
+        (found,) = re.findall(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        free.append(int(found) * 1024)
+    except (OSError, ValueError):  # no Linux
+        free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return max(0, min(free))
 
 
 def peak_memory() -> int:

@@ -28,6 +28,7 @@ from recsys.train.predict import Stream, device_batches, loss_forward
 from recsys.train.replicas import average
 from recsys.train.run import Run, TrainResult
 from recsys.train.running_metrics import Metrics
+from recsys.train.saving import Saver
 from recsys.train.schedule import Schedule
 from recsys.train.sharding import plan_record, plan_table, shard
 
@@ -101,20 +102,21 @@ def fit(
         begun()
     passes = after_epoch and Passes(run.model, after_epoch, keeps=out is None, scores=run.scores)
     plan = None if start is not None else plan_table(run.model)  # it is the same as that of the run it starts from
-    return _trained(run, stream, title, [x for x in (plan, resumed, stream.shortfall) if x], passes)
+    return _trained(run, stream, out, title, [x for x in (plan, resumed, stream.shortfall) if x], passes)
 
 
 def _trained(
-    run: Run, stream: Stream, title: str | None, lines: Sequence[Table | str], passes: Passes | None
+    run: Run, stream: Stream, out: Path | None, title: str | None, lines: Sequence[Table | str], passes: Passes | None
 ) -> TrainResult:
     """Train with a log, which begins with these lines."""
     with (
-        RunLog(run.environment, title=title, total=run.last_step, out=run.out, step=run.step) as log,
+        RunLog(run.environment, title=title, total=run.last_step, out=out, step=run.step) as log,
         StopSignals() as stop,
     ):
         for line in lines:
             log.say(line)
-        clock = _loop(run, stream, log, stop, passes)
+        with run.saving():
+            clock = _loop(run, stream, log, stop, passes)
     return run.result(clock, stream.shortfall, passes)
 
 
@@ -141,7 +143,7 @@ def _prepare(
     return Run(
         config=config,
         environment=environment,
-        out=out,
+        saver=None if out is None else _saver(out, config, environment),
         model=model,
         optimizer=build_optimizer(
             model,
@@ -157,6 +159,10 @@ def _prepare(
         total_steps=stream.total_steps,
         score=score,
     )
+
+
+def _saver(out: Path, config: TrainConfig, environment: Environment) -> Saver:
+    return Saver(out / "checkpoints", environment, keep=config.keep_checkpoints, beside=config.save_beside)
 
 
 def _loop(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
@@ -221,7 +227,7 @@ def _pass(
         logs = run.due(run.config.log_every)
         whole = accumulation.is_whole(run.position)  # what waits for its step is in no checkpoint
         owed = owed or run.due(run.config.checkpoint_every)
-        saves = run.out is not None and (left > 0 or not judged) and owed and whole
+        saves = run.saver is not None and (left > 0 or not judged) and owed and whole
         if saves or not left or run.position % run.config.sync_every == 0:
             average(run.model)
         if logs or saves or (judged and not left):
@@ -237,8 +243,8 @@ def _pass(
         asks = whole and (logs or saves or run.environment.device.type == "cpu")
         asked = asks and stop.agreed(run.environment.device)
         if asked and not run.finished:
-            if run.out is not None and not saves:
+            if run.saver is not None and not saves:
                 average(run.model)
                 run.metrics.fold()
-                run.save()
+                run.save(last=True)
             raise run.interrupted(stop)

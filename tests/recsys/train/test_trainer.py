@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
-from recsys.train.checkpoint import latest, load_model, read_progress
+from recsys.train.checkpoint import CheckpointError, latest, load_model, read_progress
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted
 from recsys.train.passes import Scores
@@ -183,6 +183,28 @@ def test_a_stopped_run_is_judged_as_the_whole_one(
     assert resumed.steps == result.steps == 18
     for name, value in whole_state(result.model).items():
         assert torch.equal(whole_state(resumed.model)[name], value), name
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    environment: Environment, whole: tuple[Path, TrainResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """That of the third pass, then that of the second, which was the best and is to be brought back."""
+    _, result = whole
+    with pytest.raises(Interrupted):
+        judged(tmp_path, environment, list(SCORES), stop_at=16)
+    folder = tmp_path / "checkpoints"
+    newest = latest(folder)
+    assert newest is not None
+    file = newest / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-1])
+    resumed = judged(tmp_path, environment, [*SCORES[len(read_progress(newest)["scores"]) :]])
+    assert f"warning: {newest.name} is left out, it is damaged: {file} has" in capsys.readouterr().err
+    for name, value in whole_state(result.model).items():
+        assert torch.equal(whole_state(resumed.model)[name], value), name
+    (best := folder / "step-00000012" / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        judged(tmp_path, environment, [])
+    assert f"it needs step-00000012, the best pass so far: {best} has 0 bytes" in capsys.readouterr().err
 
 
 EACH = ((0.5, 0.9), (0.6, 0.8), (0.7, 0.7), (0.8, 0.8))
