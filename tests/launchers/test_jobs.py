@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recsys.jobs import JobError, run_job, run_ranks
+from recsys.stopping import RESUME
 from tests.launchers import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def test_stopping_the_job_stops_its_ranks(tmp_path: Path):
     assert all(_alive(int(pid)) for pid in pids)
     job.send_signal(signal.SIGTERM)
     out, _ = job.communicate(timeout=600)
-    assert job.returncode == 128 + signal.SIGTERM
+    assert job.returncode == RESUME
     assert "wait: a line of rank 0" in out.decode()
     assert not any(_alive(int(pid)) for pid in pids)
 

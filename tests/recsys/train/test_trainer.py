@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from recsys.config import TrainConfig
 from recsys.data.batch import Batch
 from recsys.train.checkpoint import CheckpointError, latest, load_model, read_progress
 from recsys.train.distributed import Environment
-from recsys.train.interrupt import Interrupted
+from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.passes import Scores
 from recsys.train.predict import predict
 from recsys.train.run import TrainResult
@@ -36,7 +38,7 @@ def test_resumed_run_is_the_uninterrupted_one(environment: Environment, tmp_path
     stream = make_stream(6, epochs=2, stop_at=10)  # the pipeline reads ahead
     with pytest.raises(Interrupted) as caught:
         fit(make_task(), stream, CONFIG, environment, tasks=TASKS, out=broken)
-    assert caught.value.code == 128 + 15
+    assert caught.value.code == 75
     said = capsys.readouterr().err
     assert "stopped by SIGTERM after step 9 of 12; the same command continues from" in said
     assert "step-00000009" in said
@@ -297,3 +299,19 @@ def test_impossible_requests_say_what_to_do(environment: Environment):
         fit(make_task(), ListStream([]), CONFIG, environment, tasks=TASKS)
     with pytest.raises(ValueError, match="no batch"):
         predict(make_task(), ListStream([]), environment)
+
+
+def test_a_signal_that_comes_while_ranks_agree_waits_for_the_next_time(environment: Environment, monkeypatch):
+    """Else this rank would stop after a step after which the others go on."""
+    agree = torch.distributed.all_reduce
+    with StopSignals() as stop:
+
+        def agreed_meanwhile(tensor: torch.Tensor, *arguments: object) -> None:
+            agree(tensor, *arguments)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.distributed, "all_reduce", agreed_meanwhile)
+            assert not stop.agreed(environment.device)
+        assert stop.received == signal.SIGTERM
+        assert stop.agreed(environment.device)
