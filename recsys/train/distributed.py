@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,15 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 CGROUP_USE = Path("/sys/fs/cgroup/memory.stat")
 CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 
+_GRACE = timedelta(minutes=1)
+"""That a process group waits on when a step takes too long, so that `recsys.train.watch` says more than it does."""
+
 _groups = itertools.count()
 """Numbers of the process groups to come; the same on every rank."""
 
 
 class DeviceError(ValueError):
-    """More ranks than there are devices for them."""
+    """More ranks than there are devices for them, or another mistake in what a launcher says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +103,14 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
             )
         torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")
+    timeout = collective_timeout() + _GRACE
     if not alone and "RANK" in os.environ and "MASTER_ADDR" in os.environ:
         # A process may start one group after another: what the ranks of an earlier one said of themselves is not read.
         store, rank, world_size = found_ranks()
         store = dist.PrefixStore(f"group {next(_groups)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     try:
         environment = current_environment()
         _use_all_cores(environment)
@@ -124,6 +129,22 @@ def found_ranks() -> tuple[dist.Store, int, int]:
     store, rank, world_size = next(rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"attempt {attempt}", store), rank, world_size
+
+
+def collective_timeout() -> timedelta:
+    """How long a rank waits for the others in a step: RECSYS_COLLECTIVE_TIMEOUT seconds, 600 where it is not set.
+
+    Raises:
+        DeviceError: it is no number of seconds.
+    """
+    found = os.environ.get("RECSYS_COLLECTIVE_TIMEOUT", "600")
+    try:
+        timeout = timedelta(seconds=float(found))
+    except (ValueError, OverflowError):
+        timeout = timedelta(0)
+    if timeout <= timedelta(0):
+        raise DeviceError(f"RECSYS_COLLECTIVE_TIMEOUT is {found!r}: give seconds, more than 0, or leave it out: 600")
+    return timeout
 
 
 def broadcast(value: Any, environment: Environment) -> Any:

@@ -31,6 +31,7 @@ from recsys.train.running_metrics import Metrics
 from recsys.train.saving import Saver
 from recsys.train.schedule import Schedule
 from recsys.train.sharding import plan_record, plan_table, shard
+from recsys.train.watch import Watch
 
 PLAN = "plan.json"
 """In the folder of a training: how its tables were spread when it was begun, or went on, last."""
@@ -191,14 +192,15 @@ def _passes(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Pa
     stream.seek(run.position)
     batches, clock = device_batches(stream, run.environment), Clock(stream)
     schedule = Schedule(run.model, run.optimizer, run.config, run.total_steps)
-    while not run.finished or (passes is not None and run.unjudged):
-        if passes is None or not run.unjudged:  # else it was stopped between the last step of a pass and its score
-            step = partial(accumulation.progress, pipeline)
-            _pass(run, step, accumulation, batches, schedule, clock, log, stop, judged=passes is not None)
-        if passes is not None:
-            pipeline.detach()  # give the model its own forward back
-            with clock.paused():
-                log.say(run.judge(passes))
+    with Watch(clock, run.environment):
+        while not run.finished or (passes is not None and run.unjudged):
+            if passes is None or not run.unjudged:  # else it was stopped between the last step of a pass and its score
+                step = partial(accumulation.progress, pipeline)
+                _pass(run, step, accumulation, batches, schedule, clock, log, stop, judged=passes is not None)
+            if passes is not None:
+                pipeline.detach()  # give the model its own forward back
+                with clock.paused():
+                    log.say(run.judge(passes))
     pipeline.detach()
     return clock
 
