@@ -6,7 +6,8 @@ The data are the SYNTHETIC market, the model the demo's `ctr` upstream with tabl
 each. A training without checkpoints, one that waits for them and one that does not are timed from step 11 on, in turns.
 `stall` is what the training's own thread spends in saving and in waiting for the save before, a share of its time; the
 last checkpoint, which every training waits for, is left out (`last_seconds`). What the writing thread takes from the
-steps beside it, of cores or of the disk, is in `slower`: all of the time above that of the training without checkpoints.
+steps beside it, of cores or of the disk, is in `slower`: all of the time above that of the training without
+checkpoints.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class Interrupted(SystemExit):
 class StopSignals:
     """Within its context the first SIGINT or SIGTERM only sets `received`; a second one acts as usual.
 
-    But SIGTERM comes from the scheduler and from torch elastic's agent, and SIGKILL when they wait no longer: after one,
-    a second does nothing.
+    But SIGTERM comes from the scheduler and from torch elastic's agent, and SIGKILL when they wait no longer: after
+    one, a second does nothing.
 
     Stopping between two steps, not in the middle of a collective or of writing a checkpoint, leaves every rank at a
     clean end. Outside the main thread, where Python allows no handlers, signals act as usual.

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from torch.distributed import distributed_c10d
 
@@ -23,6 +24,8 @@ from recsys.train.distributed import Environment, collective_timeout
 HUNG = 1
 """Exit code of a job in which a rank hung: a failure, which torch elastic answers by starting all ranks anew."""
 _POLL_SECONDS = 1.0
+_STDERR = 2
+"""As a file descriptor: Python's watchdog writes to it without the interpreter."""
 _GRACE_SECONDS = 10.0
 """For which ranks wait for the others' word; one that has said nothing by then is frozen, or gone."""
 
@@ -60,21 +63,22 @@ class Watch:
     def _run(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
             seconds = collective_timeout().total_seconds()
-            faulthandler.dump_traceback_later(seconds + _GRACE_SECONDS, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(seconds + _GRACE_SECONDS, file=_STDERR)
             if self._clock.since_step() > seconds:
                 self._end(seconds)
 
     def _end(self, seconds: float) -> None:
         rank = self._environment.rank
-        print(f"rank {rank}: no step was done for {seconds:g} s; its stacks:", file=sys.__stderr__, flush=True)
-        faulthandler.dump_traceback(file=sys.__stderr__)
-        found = self._asked(distributed_c10d._get_default_group()._get_sequence_number_for_group())
+        print(f"rank {rank}: no step was done for {seconds:g} s; its stacks:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=_STDERR)
+        group: Any = distributed_c10d._get_default_group()
+        found = self._asked(group._get_sequence_number_for_group())
         said = (
             f"{_who(found, self._environment.world_size)}: no step was done for {seconds:g} s. The stacks of all ranks "
             "are above, or in their logs; RECSYS_COLLECTIVE_TIMEOUT is how long a step may take"
         )
         if first_to_tell(said):
-            print(f"error: {said}", file=sys.__stderr__, flush=True)
+            print(f"error: {said}", file=sys.stderr, flush=True)
         os._exit(HUNG)
 
     def _asked(self, begun: int) -> dict[int, int]:
