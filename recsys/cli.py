@@ -17,7 +17,7 @@ from recsys.config import ConfigError
 from recsys.jobs import run_here, warm_up
 from recsys.led import leading
 from recsys.refresh.errors import GateRefusedError
-from recsys.stopping import INTERRUPTED, stop_on_sigterm
+from recsys.stopping import INTERRUPTED, ends_anyway, stop_on_sigterm
 from recsys.telling import end_of_all_attempts, ended_before, first_to_tell
 
 # Rooms are imported inside the functions, once configs are read: `recsys --help` answers at once, so does a mistake in
@@ -367,7 +367,10 @@ def main() -> None:
     """Entry point."""
     if code := ended_before():
         raise SystemExit(code)
-    run_command()
+    try:
+        run_command()
+    finally:
+        ends_anyway()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # One rank of a job, its work on disk: gloo's threads outlive destroy_process_group and, rarely, abort the
         # interpreter while it ends ("terminate called without an active exception").

@@ -29,6 +29,12 @@ def stop_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, _stop)
 
 
+def ends_anyway() -> None:
+    """From now on, as this process is ending, let SIGTERM change nothing."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # it comes from the scheduler and from torch elastic's agent
     print("stopped by SIGTERM; give the same command again to go on", file=sys.stderr, flush=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from recsys.train.predict import Stream
 from recsys.train.running_metrics import Metrics
 from recsys.train.saving import Saver
 from recsys.train.tables import draw_tables
+
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,19 +180,23 @@ class Run:
         )
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """The training: at its end, however it comes, a checkpoint that is still being written is waited for."""
+    def saving(self, stop: StopSignals) -> Iterator[None]:
+        """The training: at its end, however it comes, a checkpoint that is still being written is waited for; after an
+        error until SIGTERM comes, with which torch elastic says that a rank is gone without whom none will be."""
+        saver = self.saver
+        if saver is None:
+            yield
+            return
         try:
             yield
-        except (Exception, SystemExit):
-            with suppress(Exception):  # the first error is the one to tell
-                self._close()
+        except Exception:
+            while saver.is_writing and stop.received is None:
+                time.sleep(_POLL_SECONDS)
             raise
-        self._close()
-
-    def _close(self) -> None:
-        if self.saver is not None:
-            self.saver.close()
+        except Interrupted:
+            saver.close()
+            raise
+        saver.close()
 
     def judge(self, passes: Passes) -> str:
         """Score the pass that has ended; what to say of it. After the last one the model is that of the newest best one

@@ -93,6 +93,11 @@ class Saver:
         else:
             writing.write(group)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written now."""
+        return self._writing is not None and not self._writing.done()
+
     def wait(self) -> None:
         """Until the checkpoint that is being written is there, if there is one. Raises what it ended with."""
         writing, self._writing = self._writing, None

@@ -116,7 +116,7 @@ def _trained(
     ):
         for line in lines:
             log.say(line)
-        with run.saving():
+        with run.saving(stop):
             clock = _loop(run, stream, log, stop, passes)
     return run.result(clock, stream.shortfall, passes)
 

@@ -2,7 +2,8 @@
 
     python -m torch.distributed.run ... -m tests.launchers.killed POINTS refresh --config ...
 
-POINTS are those of the first attempts, divided by commas; later ones come to their end.
+POINTS are those of the first attempts, divided by commas; later ones come to their end. A file in the folder $KILLED
+says of which attempts ranks were killed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from recsys.cli import main
@@ -24,6 +26,7 @@ def _before(owner: Any, name: str, dies: Callable[..., bool]) -> None:
 
     def call(*arguments: Any, **options: Any) -> Any:
         if dies(*arguments, **options):
+            Path(os.environ["KILLED"], os.environ["TORCHELASTIC_RESTART_COUNT"]).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **options)
 
