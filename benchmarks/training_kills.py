@@ -3,8 +3,8 @@
     python -m benchmarks.training_kills --kills 20 --ranks 4
 
 The data are the SYNTHETIC market. torch elastic starts all ranks anew after each kill, nobody else does anything. At
-the end the job is held against one that nobody disturbs: as many steps, the same losses, the same vectors of every
-series, one version of each. Where nothing is lost, kills cost the time of the starts and of the steps since a
+the end the job is held against one that nobody disturbs: as many steps, the same losses, the same vectors of every series,
+one version of users and items each (priors and activities lie beside them, and may be written again). Where nothing is lost, kills cost the time of the starts and of the steps since a
 checkpoint, and no more.
 """
 
@@ -99,7 +99,7 @@ def compare(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
         "largest_difference_of_losses": max(
             abs(mine - other) for mine, other in zip(found["losses"], wanted["losses"], strict=True)
         ),
-        "versions": [found["series"][name][0] for name in wanted["series"]],
+        "versions": {name: found["series"][name][0] for name in wanted["series"]},
         "same_ids": all(torch.equal(mine[1], other[1]) for mine, other in pairs),
         "largest_difference_of_vectors": max(float((mine[2] - other[2]).abs().max()) for mine, other in pairs),
     }

@@ -201,13 +201,13 @@ def _check_keys(
 
 
 def _check_columns(path: Path, saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Say of accumulators that differ in number alone why: each column shard of a table has its own."""
+    """Say why, where a table is the same and has another number of accumulators: each column shard has its own."""
+    tables = {key.split(".")[-2]: shape for key, shape in saved.items() if wanted.get(key) == shape and len(shape) == 2}
     for key in sorted(saved.keys() & wanted.keys()):
         *_, table, state = key.split(".")
-        rows = next((x[0] for name, x in saved.items() if name.endswith(f".{table}.weight") and "model." in name), 0)
-        if saved[key] == wanted[key] or not rows or key.startswith("model."):
+        if not key.startswith("optimizer.") or table not in tables or saved[key] == wanted[key]:
             continue
-        before, now = (shape[key][0] // rows for shape in (saved, wanted))
+        before, now = (shape[key][0] // max(1, tables[table][0]) for shape in (saved, wanted))
         raise CheckpointError(
             f"{path}: table {table!r} was trained in {_shards(before)}, which have {state} of their own, and has "
             f"{_shards(now)} now: give training.tables.{table} the sharding and columns it was trained with"

@@ -30,7 +30,7 @@ def read(streams: Callable[[int, int], list[Any]], legs: list[tuple[int, int, fl
         positions = {rank.resume(place) for rank in ranks}
         assert len(positions) == 1, "ranks that disagree would wait for each other for ever"
         (position,) = positions
-        left = ranks[0].steps_per_epoch - position % ranks[0].steps_per_epoch
+        left = min(ranks[0].steps_per_epoch - position % ranks[0].steps_per_epoch, ranks[0].total_steps - position)
         steps = int(left * share) if number < len(legs) - 1 else ranks[0].total_steps - position
         batches = [list(islice(rank, steps)) for rank in ranks]
         assert {len(each) for each in batches} == {steps}
