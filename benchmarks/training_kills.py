@@ -3,9 +3,9 @@
     python -m benchmarks.training_kills --kills 20 --ranks 4
 
 The data are the SYNTHETIC market. torch elastic starts all ranks anew after each kill, nobody else does anything. At
-the end the job is held against one that nobody disturbs: as many steps, the same losses, the same vectors of every series,
-one version of users and items each (priors and activities lie beside them, and may be written again). Where nothing is lost, kills cost the time of the starts and of the steps since a
-checkpoint, and no more.
+the end the job is held against one that nobody disturbs: as many steps, the same losses, the same vectors of every
+series, one version of users and items each (priors and activities lie beside them, and may be written again). Where
+nothing is lost, kills cost the time of the starts and of the steps since a checkpoint, and no more.
 """
 
 from __future__ import annotations
