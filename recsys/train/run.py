@@ -193,7 +193,7 @@ class Run:
             while saver.is_writing and stop.received is None:
                 time.sleep(_POLL_SECONDS)
             raise
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):  # one more Ctrl-C, and it is not waited for
             saver.close()
             raise
         saver.close()
