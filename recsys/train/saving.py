@@ -28,7 +28,7 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
 from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.train.distributed import Environment, free_memory
-from recsys.train.good import PROGRESS, at, checkpoints, mark, sealed, sums
+from recsys.train.good import PROGRESS, Sums, at, checkpoints, mark, sealed, sums
 from recsys.train.pieces import PiecePlanner
 
 _WRITING = timedelta(hours=24)
@@ -150,29 +150,37 @@ class _Checkpoint:
 
     def write(self, group: dist.ProcessGroup | None) -> Path:
         """Write it, then delete all but the newest. A collective of the group; None: of all ranks."""
-        final, main = at(self.folder, self.step), self.environment.is_main
+        final = at(self.folder, self.step)
         unfinished = final.with_suffix(".tmp")
-        if main:
-            for rubbish in self.folder.glob("step-*.tmp"):  # of runs that were killed while writing
-                shutil.rmtree(rubbish)
-            unfinished.mkdir(parents=True)
-        dist.barrier(group)
+        self._on_main(lambda: self._begin(unfinished), group)
         dcp.save(self.state, checkpoint_id=unfinished, planner=PiecePlanner(), process_group=group)
-        mine = sums(unfinished.glob(f"__{self.environment.rank}_*"))
         found: list[Any] = [None] * self.environment.world_size
-        dist.all_gather_object(found, mine, group=group)
-        error: list[OSError | None] = [None]
-        if main:
+        dist.all_gather_object(found, _sums_or_error(unfinished, self.environment.rank), group=group)
+        for part in found:
+            if isinstance(part, OSError):
+                raise part
+        files = {name: each for part in found for name, each in part.items()}
+        self._on_main(lambda: self._finish(unfinished, final, files), group)
+        return final
+
+    def _on_main(self, work: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+        """Let rank 0 do something that the others wait for, and raise on every rank what it raises."""
+        error: list[Exception | None] = [None]
+        if self.environment.is_main:
             try:
-                self._finish(unfinished, final, {name: each for part in found for name, each in part.items()})
-            except OSError as problem:
+                work()
+            except Exception as problem:
                 error = [problem]
         dist.broadcast_object_list(error, src=0, group=group)
         if error[0] is not None:
             raise error[0]
-        return final
 
-    def _finish(self, unfinished: Path, final: Path, files: dict[str, tuple[int, int]]) -> None:
+    def _begin(self, unfinished: Path) -> None:
+        for rubbish in self.folder.glob("step-*.tmp"):  # of runs that were killed while writing
+            shutil.rmtree(rubbish)
+        unfinished.mkdir(parents=True)
+
+    def _finish(self, unfinished: Path, final: Path, files: Sums) -> None:
         """Make good what all ranks have written, and delete what it is newer than."""
         files |= sums([unfinished / ".metadata"])
         facts = {"step": self.step, "world_size": self.environment.world_size, "id": uuid.uuid4().hex}
@@ -188,6 +196,14 @@ class _Checkpoint:
         left = found[: found.index(final) + 1]  # later ones are of a run that began again before them
         for old in {*found} - {*left[-self.keep :], *(at(self.folder, step) for step in self.protected)}:
             shutil.rmtree(old)
+
+
+def _sums_or_error(folder: Path, rank: int) -> Sums | OSError:
+    """Of the files that a rank has written."""
+    try:
+        return sums(folder.glob(f"__{rank}_*"))
+    except OSError as error:
+        return error
 
 
 class _Copies:
