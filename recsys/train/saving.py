@@ -8,6 +8,7 @@ own; a thread dies with its rank, where a process of torch's would go on to writ
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import threading
@@ -25,6 +26,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
+from torch.distributed.tensor import DTensor
 from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.train.distributed import Environment, free_memory
@@ -214,11 +216,12 @@ class _Copies:
         self._buffers: dict[str, Tensor] = {}
 
     def fit(self, state: State) -> bool:
-        """Whether they do on every rank. A collective."""
-        new: list[int] = []
+        """Whether they do on every rank; those of tables in groups of ranks (2D) do not. A collective."""
+        new: list[float] = []
 
         def note(name: str, value: Tensor) -> Tensor:
-            new.append(0 if name in self._buffers else value.nbytes)
+            size = math.inf if isinstance(value, DTensor) else value.nbytes  # 2D; nobody has copied these yet
+            new.append(0 if name in self._buffers else size)
             return value
 
         _mapped(state, note)
