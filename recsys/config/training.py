@@ -68,7 +68,8 @@ class TrainConfig:
     where the newest turns out to be damaged."""
     save_beside: bool = True
     """Whether a checkpoint is written beside the training, which waits for a copy in the host's memory alone. Where
-    half of what is free there does not hold it, the training waits for the disk, as it does for the last one."""
+    half of what is free there does not hold it, and with `group_ranks`, the training waits for the disk, as it does for
+    the last one."""
     log_every: int = 20
     """Steps between log lines and TensorBoard points."""
     seed: int = 0

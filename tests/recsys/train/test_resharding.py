@@ -37,7 +37,7 @@ LEGS = [(4, 6), (2, 9), (3, None)]
 """Ranks, and the step after which they are stopped. All batches of a step are of the same size: see the sums below."""
 PLANS = {
     4: {"t_user": "row_wise", "t_item": "table_wise", "t_seen": "row_wise"},
-    2: {"t_user": "table_wise", "t_item": "row_wise", "t_seen": "table_wise"},
+    2: {"t_user": "table_wise", "t_item": "data_parallel", "t_seen": "table_wise"},
     3: {"t_user": "row_wise", "t_item": "row_wise", "t_seen": "row_wise"},
 }
 SCHEMA = Schema(features=(Feature(name="user_id", owner="user", kind="id", rows=10),), labels=(Label(name="click"),))
@@ -142,7 +142,7 @@ def test_four_ranks_then_two_then_three(tmp_path: Path, environment: Environment
 def save(folder: Path, tables: dict[str, TableConfig]) -> None:
     environment = current_environment()
     model = draw_tables(shard(make_task(), environment, sparse_lr=0.1, tables=tables), 0)
-    optimizer = build_optimizer(model, dense_lr=0.01)
+    optimizer = build_optimizer(model, dense_lr=0.01, sparse_lr=0.1)
     checkpoint.save(folder, 1, model=model, optimizer=optimizer, metrics={}, progress={}, environment=environment)
 
 
@@ -150,7 +150,7 @@ def restored(folder: Path, tables: dict[str, TableConfig]) -> str:
     """What is said of a checkpoint that these tables cannot go on from; empty: they do."""
     environment = current_environment()
     model = shard(make_task(), environment, sparse_lr=0.1, tables=tables)
-    optimizer = build_optimizer(model, dense_lr=0.01)
+    optimizer = build_optimizer(model, dense_lr=0.01, sparse_lr=0.1)
     try:
         checkpoint.restore(folder / "step-00000001", model=model, optimizer=optimizer, environment=environment)
     except CheckpointError as error:
