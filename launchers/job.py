@@ -160,9 +160,17 @@ def _under_elastic(app: specs.AppDef, ranks: Ranks) -> specs.AppDef:
         env=ranks.environment(),
         max_retries=ranks.retries,
     )
+    _as_resumable(launched.roles[0])
     launched.roles[0].name = app.name  # the logs' names; torchx would call them all "cli"
     launched.roles[0].mounts = [_mount(source, path) for path, source in ranks.mounts().items()]
     return launched
+
+
+def _as_resumable(role: specs.Role) -> None:
+    """Start torchrun by a module that ends with 75 where it was stopped by SIGTERM, which is no failure."""
+    command = role.args[-1]
+    assert command.startswith("torchrun ")
+    role.args[-1] = command.replace("torchrun", "python -m recsys.elastic", 1)
 
 
 def _mount(source: str, path: str) -> specs.BindMount | specs.VolumeMount:

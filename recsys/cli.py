@@ -17,6 +17,7 @@ from recsys.config import ConfigError
 from recsys.jobs import run_here, warm_up
 from recsys.led import leading
 from recsys.refresh.errors import GateRefusedError
+from recsys.stopping import INTERRUPTED, ends_anyway, stop_on_sigterm
 from recsys.telling import end_of_all_attempts, ended_before, first_to_tell
 
 # Rooms are imported inside the functions, once configs are read: `recsys --help` answers at once, so does a mistake in
@@ -332,8 +333,10 @@ def _in_words(error: Exception) -> str:
 def run_command() -> None:
     """Run the subcommand that `sys.argv` names.
 
-    Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3.
+    Errors that a user can mend are one line and exit code 2; a gate that refused a tag: exit code 3; SIGTERM: exit code
+    75, with which nothing failed and the same command goes on.
     """
+    stop_on_sigterm()
     functions = (
         *(demo, run, daily, rank, check, plan, config, tune, prepare, report),
         *(bundle, score, repin, publish),
@@ -345,7 +348,7 @@ def run_command() -> None:
         tyro.extras.subcommand_cli_from_dict(commands, prog="recsys", description=__doc__)
     except KeyboardInterrupt:
         print("stopped; give the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         ours = type(error).__module__.startswith(("recsys.", "embedding_store."))
         if not ours and not isinstance(error, OSError):  # a missing file or a full disk is no fault of the program
@@ -364,7 +367,10 @@ def main() -> None:
     """Entry point."""
     if code := ended_before():
         raise SystemExit(code)
-    run_command()
+    try:
+        run_command()
+    finally:
+        ends_anyway()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # One rank of a job, its work on disk: gloo's threads outlive destroy_process_group and, rarely, abort the
         # interpreter while it ends ("terminate called without an active exception").

@@ -13,7 +13,14 @@ _TAIL = 8
 """Last bytes of a Parquet file: the length of the footer before them, and `PAR1`."""
 _NAMED = 4
 """Differences that a message names."""
-_WITHOUT_EFFECT = ("training.log_every", "training.checkpoint_every", "training.tables", "training.exchange")
+_WITHOUT_EFFECT = (
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.save_beside",
+    "training.tables",
+    "training.exchange",
+)
 """What may change while a model is trained, whatever it is."""
 _LEARNING = ("data", "models", "train")
 """Rooms whose code decides what a model learns."""

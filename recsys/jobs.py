@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recsys.led import is_led, on_ranks, run_led
+from recsys.stopping import RESUME, code_after
 
 _POLL_SECONDS = 0.1
 _VICTIM = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL (error|communicator)")
@@ -66,7 +67,7 @@ def run_job(name: str, arguments: Sequence[str], ranks: int, log_dir: Path) -> N
     Raises:
         JobError: the job failed.
         KeyboardInterrupt: Ctrl-C; the ranks have been stopped.
-        SystemExit: SIGTERM; the ranks have been stopped.
+        SystemExit: SIGTERM, with `recsys.stopping.RESUME`; the ranks have been stopped.
     """
     if is_led():
         run_led(arguments)
@@ -102,12 +103,14 @@ def run_ranks(name: str, work: Callable[..., None], arguments: tuple, ranks: int
             elastic_launch(config, _rank)(work, arguments, _terminal())
         except ChildFailedError as error:
             first, failure = error.get_first_failure()
+            if failure.exitcode == RESUME:  # a signal to a rank alone
+                raise SystemExit(RESUME) from None
             raise JobError(_failure(name, folder, first, failure.exitcode)) from None
         except (SignalException, KeyboardInterrupt) as stopped:
             received = getattr(stopped, "sigval", signal.SIGINT)
             if received == signal.SIGINT:
                 raise KeyboardInterrupt from None
-            raise SystemExit(128 + received) from None
+            raise SystemExit(code_after(received)) from None
 
 
 def _rank(work: Callable[..., None], arguments: tuple, terminal: Mapping[str, str]) -> None:

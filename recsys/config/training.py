@@ -63,6 +63,13 @@ class TrainConfig:
     """Rows are shuffled within blocks of this many batches; 0 keeps the stored order."""
     checkpoint_every: int = 200
     """Steps between checkpoints (one is always written at the end, and after a pass that is judged); 0: only then."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are left, beside those of the passes that were the best so far: an older one is gone on from
+    where the newest turns out to be damaged."""
+    save_beside: bool = True
+    """Whether a checkpoint is written beside the training, which waits for a copy in the host's memory alone. Where
+    half of what is free there does not hold it, and with `group_ranks`, the training waits for the disk, as it does for
+    the last one."""
     log_every: int = 20
     """Steps between log lines and TensorBoard points."""
     seed: int = 0
@@ -76,7 +83,7 @@ class TrainConfig:
             self.exchange in EXCHANGES,
             f"exchange is {self.exchange!r}{meant(self.exchange, EXCHANGES)}; use one of {', '.join(EXCHANGES)}",
         )
-        for name in ("epochs", "patience", "log_every", "accumulate", "sync_every"):
+        for name in ("epochs", "patience", "log_every", "accumulate", "sync_every", "keep_checkpoints"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more")
         require(self.batch_size >= 0, f"batch_size is {self.batch_size}; use 1 or more, or 0: what the rows allow")
         for name in ("shuffle_batches", "checkpoint_every", "weight_decay", "group_ranks"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from recsys.data.anchors import Anchors, Drawn, nothing_drawn
+from recsys.data.rest import Leg, Numbers, Place
 from recsys.data.triples import Graph, Triples
 
 Ints = NDArray[np.int64]
@@ -95,68 +96,130 @@ class LinkStream:
     ) -> None:
         self._locate, self._anchors = locate, anchors
         self._graph, self._negatives, self._seed, self._rank = graph, negatives, seed, rank
-        self._group, self._groups = group, max(1, batch_size // group)
+        self._group, self._groups, self._all = group, max(1, batch_size // group), triples
         counts = np.bincount(triples.relations, minlength=len(graph.relations))
-        sizes = [-(-_share(counts, each, world_size) // group) for each in range(world_size)]
-        self._steps = -(-max(int(each.sum()) for each in sizes) // self._groups)
-        self._links = triples.share(rank, world_size).by_relation()
-        self._cut(_share(counts, rank, world_size))
+        self._steps = _steps(counts, group, (world_size, self._groups))
+        self._mine = _Part(triples.share(rank, world_size), counts.size, group)
+        self._numbers, self._rest = Numbers(self._steps, (world_size, self._groups)), self._mine
         self.steps_per_epoch = self._steps * passes
         self.total_steps = self.steps_per_epoch * epochs
         self.shortfall = ""
         self.wait_seconds = 0.0
         self._next = 0
 
-    def _cut(self, counts: Ints) -> None:
-        """Each group's relation, where its links begin, and where those of the relation end."""
-        per_relation = -(-counts // self._group)
-        self._relation = np.repeat(np.arange(len(counts)), per_relation)
-        number = np.arange(len(self._relation)) - np.repeat(np.cumsum(per_relation) - per_relation, per_relation)
-        end = np.cumsum(counts)
-        self._first = (end - counts)[self._relation] + number * self._group
-        self._end = end[self._relation]
-
     def seek(self, position: int) -> None:
         """Continue with the batch of this number, counted over all passes."""
         self._next = position
 
+    def place(self, position: int) -> Place:
+        """Where a training stands before the batch of this number, for any number of ranks."""
+        return self._numbers.place(position)
+
+    def resume(self, place: Place) -> int:
+        """As `recsys.data.stream.EventStream.resume`; before the first batch is asked for."""
+        whole = self._numbers._replace(turn=-1, earlier=(), left=0)
+        earlier, steps = place.continued(*whole.leg)
+        self._numbers, self._rest = whole, self._mine
+        if not earlier:
+            self.seek(place.turn * self._steps + steps)
+            return self._next
+        left = self._left(place.turn, earlier)
+        counts = np.bincount(left.relations, minlength=self._mine.relations)
+        self._rest = _Part(left.share(self._rank, whole.leg[0]), counts.size, self._group)
+        most = min(self._steps, _steps(counts, self._group, whole.leg))
+        self._numbers = whole._replace(turn=place.turn, earlier=earlier, left=most)
+        self.seek(self._numbers.first + steps)
+        return self._next
+
+    def _left(self, turn: int, legs: Sequence[Leg]) -> Triples:
+        """The links of a pass that these legs have left."""
+        left = self._all
+        for number, leg in enumerate(legs):
+            parts = [_Part(left.share(r, leg.world_size), self._mine.relations, self._group) for r in range(leg[0])]
+            orders = [part.shuffle((self._seed, 1, turn, r, *_word(number))) for r, part in enumerate(parts)]
+            done = leg.steps * leg.batch_size
+            left = Triples.join([x.of(order, groups[done:]) for x, (order, groups) in zip(parts, orders, strict=True)])
+        return left
+
     def __iter__(self) -> Iterator[LinkBatch]:
+        self._all = self._all.take(np.zeros(0, np.int64))  # nothing is resumed any more
         if self._locate is not None:
-            self._graph, self._links = self._locate(self._graph, self._links)
+            graph, rest = self._graph, self._rest
+            self._graph, self._mine.links = self._locate(graph, self._mine.links)
+            if rest is not self._mine:
+                _, rest.links = self._locate(graph, rest.links)
             self._locate = None
         order, groups, shuffled = np.empty(0, np.int64), np.empty(0, np.int64), -1
         while self._next < self.total_steps:
             started = time.perf_counter()
             turn, step = divmod(self._next, self._steps)
+            again = turn == self._numbers.turn
+            part, leg = (self._rest, len(self._numbers.earlier)) if again else (self._mine, 0)
             if turn != shuffled:
-                order, groups = self._shuffle(turn)
+                order, groups = part.shuffle((self._seed, 1, turn, self._rank, *_word(leg)))
                 shuffled = turn
-            batch = self._batch(order, groups[step * self._groups : (step + 1) * self._groups], self._next)
+            step -= self._steps - self._numbers.left if again else 0
+            batch = self._batch(part, order, groups[step * self._groups : (step + 1) * self._groups], self._next)
             self._next += 1
             self.wait_seconds += time.perf_counter() - started
             yield batch
 
-    def _shuffle(self, turn: int) -> tuple[Ints, Ints]:
-        """An order of the links, shuffled within relations, and one of the groups."""
-        random = np.random.default_rng((self._seed, 1, turn, self._rank))
-        keys = random.random(len(self._links))
-        return np.lexsort((keys, self._links.relations)), random.permutation(len(self._relation))
-
-    def _batch(self, order: Ints, groups: Ints, position: int) -> LinkBatch:
+    def _batch(self, part: _Part, order: Ints, groups: Ints, position: int) -> LinkBatch:
         """These groups, and empty ones of the first relation where they are too few."""
         missing = self._groups - len(groups)
-        at = self._first[groups][:, None] + np.arange(self._group)  # [groups, P]
-        there = at < self._end[groups][:, None]
+        at, there = part.places(groups)
         heads, tails = np.zeros((2, self._groups, self._group), np.int64)
         weights = np.zeros((self._groups, self._group), np.float32)
-        links = self._links.take(order[at[there]])
+        links = part.links.take(order[at[there]])
         for mine, each in ((heads, links.heads), (tails, links.tails), (weights, links.weights)):
             mine[: len(groups)][there] = each
         random = np.random.default_rng((self._seed, 2, position))  # of all ranks
         drawn = [rows[random.integers(len(rows), size=self._negatives)] for rows in self._graph.entities]
-        relations = np.pad(self._relation[groups], (0, missing))
+        relations = np.pad(part.relation[groups], (0, missing))
         anchored = self._anchors.draw(self._graph, random, self._negatives) if self._anchors else None
         return make_batch(self._graph, relations, heads, tails, weights, drawn, anchored)
+
+
+class _Part:
+    """A rank's links in groups of one relation: each group's relation, its first link and where those of it end."""
+
+    def __init__(self, links: Triples, relations: int, group: int) -> None:
+        self.links, self.relations, self._group = links.by_relation(), relations, group
+        counts = np.bincount(links.relations, minlength=relations)
+        per_relation = -(-counts // group)
+        self.relation = np.repeat(np.arange(relations), per_relation)
+        number = np.arange(len(self.relation)) - np.repeat(np.cumsum(per_relation) - per_relation, per_relation)
+        end = np.cumsum(counts)
+        self._first = (end - counts)[self.relation] + number * group
+        self._end = end[self.relation]
+
+    def shuffle(self, words: tuple[int, ...]) -> tuple[Ints, Ints]:
+        """An order of the links, shuffled within relations, and one of the groups."""
+        random = np.random.default_rng(words)
+        keys = random.random(len(self.links))
+        return np.lexsort((keys, self.links.relations)), random.permutation(len(self.relation))
+
+    def places(self, groups: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Numbers [G, P] of these groups' links in their order, and whether the group has so many."""
+        at = self._first[groups][:, None] + np.arange(self._group)
+        return at, at < self._end[groups][:, None]
+
+    def of(self, order: Ints, groups: Ints) -> Triples:
+        """The links of these groups."""
+        at, there = self.places(groups)
+        return self.links.take(order[at[there]])
+
+
+def _steps(counts: Ints, group: int, leg: Sequence[int]) -> int:
+    """Steps over links of which each relation has so many, for a world size and so many groups a rank and step."""
+    world_size, groups = leg
+    sizes = [int((-(-_share(counts, rank, world_size) // group)).sum()) for rank in range(world_size)]
+    return -(-max(sizes) // groups)
+
+
+def _word(leg: int) -> tuple[int, ...]:
+    """What sets the random streams of a leg apart, where it is not the pass's first."""
+    return (leg,) if leg else ()
 
 
 def make_batch(

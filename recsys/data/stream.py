@@ -1,8 +1,9 @@
 """Event logs as an endless-looking but exactly known series of batches: sharded by rank, shuffled, resumable.
 
 Every batch is a function of (files, schema, batch size, seed, world size, rank, position) alone. So a restarted job
-continues with the very rows it would have seen. Where full batches are trained on, no rank ever has a step more than
-another, which would leave the others waiting in a collective for ever.
+continues with the very rows it would have seen; on another number of ranks, with those of the pass that were not seen
+yet (`resume`). Where full batches are trained on, no rank ever has a step more than another, which would leave the
+others waiting in a collective for ever.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from recsys.data.footers import open_file
 from recsys.data.pieces import Buffer, Origin, Piece
 from recsys.data.prefetch import Prefetcher, in_order
 from recsys.data.quarantine import NONE, NOTHING, Quarantine, Rows, places
+from recsys.data.rest import Leg, Numbers, Place, Ranges, Share, share_of_rest
 from recsys.data.schema import Schema
 from recsys.data.strings import ColumnReader
 
@@ -35,6 +37,8 @@ _CHUNK_ROWS = 8192
 """Rows that are decoded, or gathered from a shuffled block, in one call: large enough for Arrow, small for a cache."""
 _WHOLE_ROWS = 65_536
 """Rows of a row group that a decoding thread holds at once: of a greater one pieces are decoded as they are used."""
+_GAP_ROWS = 8192
+"""Rows that are done, of a pass that is gone on with, and are not decoded; fewer in a row are, and left out."""
 _READ_BYTES = 1 << 20
 """Bytes of a column that are read from disk at once."""
 _GROUPS, _BLOCKS, _FILES = 1, 2, 3
@@ -144,7 +148,10 @@ class EventStream:
         """The next batch to be handed out, counted from 0 over all epochs."""
         self.wait_seconds = 0.0
         """Time the consumer has waited for input."""
-        self._end_row = self.first_row + min(piece, self.steps_per_epoch * batch_size)
+        kept = min(piece, self.steps_per_epoch * batch_size)
+        self._whole = Share(self.first_row, kept, self.steps_per_epoch, batch_size)
+        self._numbers = Numbers(self.steps_per_epoch, (world_size, batch_size))
+        self._rest: tuple[Share, Ranges] | None = None
 
     def seek(self, position: int) -> None:
         """Let the next iteration begin with batch `position`; earlier blocks are not read.
@@ -155,6 +162,36 @@ class EventStream:
         if not 0 <= position <= self.total_steps:
             raise ValueError(f"position is {position}; this stream has batches 0 to {self.total_steps} (the end)")
         self.position = position
+
+    def place(self, position: int) -> Place:
+        """Where a training stands before batch `position`, for any number of ranks."""
+        return self._numbers.place(position)
+
+    def resume(self, place: Place) -> int:
+        """Go on where a training of these files stands, which another number of ranks may have begun.
+
+        Then what is left of that pass is cut anew, into batches that have its last numbers, shuffled anew, and every
+        row of it is read once, but for fewer than there are ranks.
+
+        Args:
+            place: from `place` of a stream that differs in `batch_size`, `rank` and `world_size` at the most.
+
+        Returns:
+            the number of the next batch, to which it seeks.
+        """
+        whole = self._numbers._replace(turn=-1, earlier=(), left=0)
+        earlier, steps = place.continued(*whole.leg)
+        self._numbers, self._rest = whole, None
+        if not earlier:
+            self.seek(place.turn * whole.per_turn + steps)
+            return self.position
+        left = self._left(place.turn, earlier)
+        share = share_of_rest(left.rows, whole.leg, self._rank, whole.per_turn)
+        mine = left.part(np.array([share.first]), np.array([share.first + share.rows]))
+        self._numbers = whole._replace(turn=place.turn, earlier=earlier, left=share.steps)
+        self._rest = share, mine
+        self.seek(self._numbers.first + steps)
+        return self.position
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches from `position` to the end of the last epoch; `seek(0)` begins again.
@@ -182,26 +219,66 @@ class EventStream:
 
     def _epoch(self, epoch: int, step: int) -> Iterator[Batch]:
         """The batches of one epoch from `step` on."""
+        share, rest, number, leg = self._whole, None, epoch * self.steps_per_epoch, 0
+        if self._rest is not None and epoch == self._numbers.turn:
+            share, rest = self._rest
+            number, leg = self._numbers.first, len(self._numbers.earlier)
+            step -= self.steps_per_epoch - share.steps
         block, skipped = divmod(step, self._block_steps)
         if not self._shuffled:
             skipped = 0  # stored order needs no whole blocks: begin with the row that is wanted
-        block_rows = self._block_steps * self._batch_size
-        start = self.first_row + (step - skipped) * self._batch_size
-        with closing(self._pieces(epoch, start, self._end_row)) as pieces:
+        first = step - skipped
+        with closing(self._pieces_of(epoch, share, rest, share.start(first))) as pieces:
             buffer = Buffer(pieces)
-            while start < self._end_row:
-                rows = min(block_rows, self._end_row - start)
-                buffer.fill(rows)
-                table, origins = buffer.take(rows)
+            while first < share.steps:
+                end = min(first + self._block_steps, share.steps)
+                starts = [share.start(each) - share.start(first) for each in range(first, end + 1)]
+                buffer.fill(starts[-1])
+                table, origins = buffer.take(starts[-1])
                 order = None
                 if self._shuffled:
-                    order = self._rng(_BLOCKS, epoch, self._rank, block).permutation(rows)
+                    order = self._order(epoch, self._rank, block, leg, starts[-1])
                     table = _permuted(table, order)
-                for first in range(skipped * self._batch_size, rows, self._batch_size):
-                    number = epoch * self.steps_per_epoch + (start - self.first_row + first) // self._batch_size
-                    yield self._convert(table.slice(first, self._batch_size), first, origins, order, number)
-                    buffer.fill(first + self._batch_size)
-                start, block, skipped = start + rows, block + 1, 0
+                for each in range(skipped, end - first):
+                    rows = table.slice(starts[each], starts[each + 1] - starts[each])
+                    yield self._convert(rows, starts[each], origins, order, number + first + each)
+                    buffer.fill(starts[each + 1])
+                first, block, skipped = end, block + 1, 0
+
+    def _order(self, epoch: int, rank: int, block: int, leg: int, rows: int) -> NDArray[np.int64]:
+        """How a rank permutes so many rows of a block."""
+        words = (epoch, rank, block, leg) if leg else (epoch, rank, block)
+        return self._rng(_BLOCKS, *words).permutation(rows)
+
+    def _left(self, epoch: int, legs: Sequence[Leg]) -> Ranges:
+        """What these legs have left of an epoch, in its order of row groups."""
+        left = Ranges.whole(self.rows)
+        for number, leg in enumerate(legs):
+            shares = [self._share_of(left.rows, leg, rank, first=number == 0) for rank in range(leg.world_size)]
+            done = np.concatenate([self._done(epoch, x, leg, r, number) for r, x in enumerate(shares)])
+            ends = np.concatenate((done[:, 0], [left.rows]))
+            starts = np.concatenate(([0], done[:, 1]))
+            there = starts < ends
+            left = left.part(starts[there], ends[there])
+        return left
+
+    def _share_of(self, rows: int, leg: Leg, rank: int, *, first: bool) -> Share:
+        """A rank's part of an epoch that a leg began, or of so many rows that it went on with."""
+        steps = self.rows // leg.world_size // leg.batch_size
+        if first:
+            return Share(rank * (rows // leg.world_size), steps * leg.batch_size, steps, leg.batch_size)
+        return share_of_rest(rows, leg, rank, steps)
+
+    def _done(self, epoch: int, share: Share, leg: Leg, rank: int, number: int) -> NDArray[np.int64]:
+        """Ranges [n, 2] of what a rank has done of its share, ascending."""
+        block, steps = divmod(leg.steps, self._block_steps)
+        start, end = share.start(leg.steps - steps), share.start(leg.steps)
+        if not (self._shuffled and steps):
+            return share.first + np.array([[0, end]])
+        rows = share.start(min(leg.steps - steps + self._block_steps, share.steps)) - start
+        order = self._order(epoch, rank, block, number, rows)[: end - start]
+        row = share.first + start + np.sort(order)
+        return np.concatenate(([[share.first, share.first + start]], np.stack((row, row + 1), axis=1)))
 
     def _convert(
         self,
@@ -247,6 +324,18 @@ class EventStream:
         with closing(in_order(read, wanted, self._workers)) as decoded:
             for pieces in decoded:
                 yield from pieces
+
+    def _pieces_of(self, epoch: int, share: Share, rest: Ranges | None, start: int) -> Generator[Piece, None, None]:
+        """A rank's rows from number `start` of them on: of a whole epoch, or these that are left of it."""
+        if rest is None:
+            yield from self._pieces(epoch, share.first + start, share.first + share.rows)
+            return
+        for span in rest.part(np.array([start]), np.array([share.rows])).spans(_GAP_ROWS):
+            first = int(span.starts[0])
+            for piece in self._pieces(epoch, first, int(span.ends[-1])):
+                end = first + piece.data.num_rows
+                yield from piece.without(span.missing(first, end))
+                first = end
 
     def _rng(self, kind: int, *words: int) -> np.random.Generator:
         return np.random.default_rng((kind, self._seed, *words))

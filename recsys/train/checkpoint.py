@@ -1,20 +1,14 @@
 """Checkpoints with torch.distributed.checkpoint: model, optimizer, metrics, random state; readable on any world size.
 
-A checkpoint is a folder `step-00000500`. It is written under another name and renamed when every rank is done, so one
-that can be seen is whole.
+How they are written is in `recsys.train.saving`, which of them can be gone on from in `recsys.train.good`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
-import uuid
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,20 +16,24 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.train.distributed import Environment
-from recsys.train.pieces import PiecePlanner
+from recsys.train.good import CheckpointError, at, check, is_checkpoint, latest, newest_good, read_progress
+from recsys.train.saving import Saver, training_state
 from recsys.train.shards import is_sharded
 
-if TYPE_CHECKING:
-    from torchrec.optim.keyed import KeyedOptimizer
-
-PROGRESS = "progress.json"
-_NAME = re.compile(r"step-(\d{8,})")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is not there, is damaged, or belongs to another model."""
+__all__ = [
+    "CheckpointError",
+    "Loaded",
+    "at",
+    "latest",
+    "load_model",
+    "newest_good",
+    "read_progress",
+    "restore",
+    "save",
+]
 
 
 class Loaded(NamedTuple):
@@ -47,17 +45,6 @@ class Loaded(NamedTuple):
     """Its own: no other checkpoint has it, of the same step of the same config or not."""
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`, or None."""
-    found = _checkpoints(folder)
-    return found[-1] if found else None
-
-
-def at(folder: Path, step: int) -> Path:
-    """The checkpoint in `folder` after so many steps."""
-    return folder / f"step-{step:08d}"
-
-
 def save(
     folder: Path,
     step: int,
@@ -67,48 +54,11 @@ def save(
     metrics: Mapping[str, Tensor],
     progress: Mapping[str, Any],
     environment: Environment,
-    keep: int = 2,
-    protected: Collection[int] = (),
 ) -> Path:
-    """Write `folder/step-<number>` and delete all but the newest `keep`. A collective: every rank calls it.
-
-    Args:
-        folder: made if it does not exist; must be seen by all ranks.
-        step: steps done.
-        model: sharded, see `recsys.train.sharding.shard`.
-        optimizer: its optimizer.
-        metrics: tensors equal on every rank.
-        progress: what JSON can say about the run so far, equal on every rank.
-        environment: this rank.
-        keep: how many checkpoints to leave.
-        protected: the steps of others to leave.
-
-    Raises:
-        torch.distributed.checkpoint.api.CheckpointException: a rank could not write (a full disk, say); on every rank.
-    """
-    final = at(folder, step)
-    unfinished = final.with_suffix(".tmp")
-    if environment.is_main:
-        for rubbish in folder.glob("step-*.tmp"):  # of runs that were killed while writing
-            shutil.rmtree(rubbish)
-        unfinished.mkdir(parents=True)
-    dist.barrier()
-    state = _training_state(model, optimizer, metrics)
-    state["rng"] = {str(environment.rank): _random_state(environment)}
-    dcp.save(state, checkpoint_id=unfinished, planner=PiecePlanner())
-    if environment.is_main:
-        facts = {"step": step, "world_size": environment.world_size, "id": uuid.uuid4().hex}
-        _write(unfinished / PROGRESS, json.dumps({**progress, **facts}))
-        if final.exists():  # written before the pass that ended with this step was judged
-            shutil.rmtree(final)
-        unfinished.rename(final)
-        _sync(folder)
-        left = {at(folder, step) for step in protected}
-        for old in _checkpoints(folder)[:-keep]:
-            if old not in left:
-                shutil.rmtree(old)
-    dist.barrier()
-    return final
+    """Write `folder/step-<number>` at once, see `recsys.train.saving.Saver.save`. A collective."""
+    options = {"model": model, "optimizer": optimizer, "metrics": metrics, "progress": progress}
+    Saver(folder, environment).save(step, **options, last=True)
+    return at(folder, step)
 
 
 def restore(
@@ -117,11 +67,19 @@ def restore(
     model: nn.Module,
     optimizer: KeyedOptimizer,
     environment: Environment,
+    checked: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Load a checkpoint in place, resharded to this world size. A collective: every rank calls it.
 
     The random state is that of the same rank when the checkpoint was written; a rank that did not exist then keeps its
     own.
+
+    Args:
+        path: of the checkpoint.
+        model: sharded, see `recsys.train.sharding.shard`.
+        optimizer: its optimizer.
+        environment: this rank.
+        checked: its files are known to be what was written, by `newest_good`.
 
     Returns:
         what `read_progress` does, and what `save` was given as metrics.
@@ -129,9 +87,11 @@ def restore(
     Raises:
         CheckpointError: it is damaged, or belongs to another model; names the keys and shapes that differ.
     """
+    if not checked:
+        check(path, together=True)
     metadata, progress = _metadata(path), read_progress(path)
     metrics = _blank(metadata, "metrics.", environment.device)
-    state = _training_state(model, optimizer, metrics)
+    state = training_state(model, optimizer, metrics)
     _check_keys(path, state, metadata, prefixes=("model.", "optimizer."), collective=True)
     random_state = _blank(metadata, f"rng.{environment.rank}.", torch.device("cpu"))
     if random_state:  # none of a rank that did not exist then
@@ -158,33 +118,17 @@ def load_model(folder: Path, model: nn.Module, *, parts: tuple[str, ...] = ("",)
     Raises:
         CheckpointError: there is none, it is damaged, or it belongs to another model.
     """
-    path = folder if _NAME.fullmatch(folder.name) else latest(folder)
+    path = folder if is_checkpoint(folder) else latest(folder)
     if path is None:
         raise CheckpointError(f"{folder}: no checkpoint there; train the model first")
+    collective = any(is_sharded(value) for value in model.state_dict().values())
+    check(path, together=collective)
     metadata, progress = _metadata(path), read_progress(path)
     state = {"model": {key: value for key, value in model.state_dict().items() if key.startswith(parts)}}
-    collective = any(is_sharded(value) for value in state["model"].values())
     _check_keys(path, state, metadata, prefixes=tuple(f"model.{part}" for part in parts), collective=collective)
     _load(path, state, no_dist=not collective)
     model.load_state_dict(state["model"], strict="" in parts)
     return Loaded(int(progress["step"]), progress["id"])
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
-
-
-def _training_state(model: nn.Module, optimizer: KeyedOptimizer, metrics: Mapping[str, Tensor]) -> dict[str, Any]:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "metrics": dict(metrics)}
-    return {name: entries for name, entries in state.items() if entries}  # an empty one is saved, but never found
-
-
-def _random_state(environment: Environment) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if environment.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(environment.device)
-    return state
 
 
 def _set_random_state(state: Mapping[str, Tensor], environment: Environment) -> None:
@@ -225,16 +169,6 @@ def _load(path: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
         ) from error
 
 
-def read_progress(path: Path) -> dict[str, Any]:
-    """What `save` was given as progress, and `step`, `world_size` and `id`. Raises CheckpointError if damaged."""
-    try:
-        return json.loads((path / PROGRESS).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path / PROGRESS}: {error}; delete the folder to go on from the one before it"
-        ) from error
-
-
 def _check_keys(
     path: Path, state: Mapping[str, Any], metadata: Metadata, *, prefixes: tuple[str, ...], collective: bool
 ) -> None:
@@ -258,11 +192,30 @@ def _check_keys(
         if saved[key] != wanted[key]
     ]
     if problems:
+        _check_columns(path, saved, wanted)
         more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointError(
             f"{path} was written by another model or schema: {'; '.join(problems[:6])}{more}. "
             "Use the config it was trained with, or another output folder"
         )
+
+
+def _check_columns(path: Path, saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Say why, where a table is the same and has another number of accumulators: each column shard has its own."""
+    tables = {key.split(".")[-2]: shape for key, shape in saved.items() if wanted.get(key) == shape and len(shape) == 2}
+    for key in sorted(saved.keys() & wanted.keys()):
+        *_, table, state = key.split(".")
+        if not key.startswith("optimizer.") or table not in tables or saved[key] == wanted[key]:
+            continue
+        before, now = (shape[key][0] // max(1, tables[table][0]) for shape in (saved, wanted))
+        raise CheckpointError(
+            f"{path}: table {table!r} was trained in {_shards(before)}, which have {state} of their own, and has "
+            f"{_shards(now)} now: give training.tables.{table} the sharding and columns it was trained with"
+        )
+
+
+def _shards(count: int) -> str:
+    return f"{count} shards of columns" if count > 1 else "one piece or shards of rows"
 
 
 def _shapes(entries: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
@@ -273,19 +226,3 @@ def _shapes(entries: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
         elif hasattr(value, "size"):
             shapes[f"{prefix}{key}"] = tuple(value.size())
     return shapes
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,8 @@ class Clock:
     def __init__(self, stream: _Input) -> None:
         self._stream = stream
         self._paused = 0.0
+        self._last_step = time.perf_counter()
+        self._stands = False
         self._rows = 0
         self._window_start = self._now()
         self._start: float | None = None
@@ -27,6 +29,7 @@ class Clock:
 
     def tick(self, rows: int) -> None:
         """A step of this many rows is done. The first one is not counted: it sets things up."""
+        self._last_step = time.perf_counter()
         if self._start is None:
             self._start, self._start_wait = self._now(), self._stream.wait_seconds
         else:
@@ -41,9 +44,14 @@ class Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out what happens here."""
-        start = time.perf_counter()
+        start, self._stands = time.perf_counter(), True
         yield
-        self._paused += time.perf_counter() - start
+        self._last_step, self._stands = time.perf_counter(), False
+        self._paused += self._last_step - start
+
+    def since_step(self) -> float:
+        """Seconds since the last step was done, the training began or the last pause ended; 0 in a pause."""
+        return 0.0 if self._stands else time.perf_counter() - self._last_step
 
     @property
     def samples_per_second(self) -> float:

@@ -30,13 +30,14 @@ _CALLS_INSIDE_TORCHREC = (
 """Torch's notices to TorchRec's authors: nothing that a user of this project calls, or could change."""
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CGROUP_USE = Path("/sys/fs/cgroup/memory.stat")
 CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others in a collective of a training step: nobody works on files meanwhile."""
 FILE_TIMEOUT = timedelta(hours=24)
-"""How long it waits where they may: for checksums, commits, another job's lock. A disk that gives 200 MB/s takes 83
-minutes for a terabyte, and rank 0 may have all of it to read."""
+"""How long a rank waits where others may work on files: for checksums, commits, another job's lock. A disk that gives
+200 MB/s takes 83 minutes for a terabyte, and rank 0 may have all of it to read."""
+_GRACE = timedelta(minutes=1)
+"""That a process group waits on when a step takes too long, so that `recsys.train.watch` says more than it does."""
 
 _groups = itertools.count()
 """Numbers of the process groups to come; the same on every rank."""
@@ -45,7 +46,7 @@ _control: tuple[Any, dist.ProcessGroup] | None = None
 
 
 class DeviceError(ValueError):
-    """More ranks than there are devices for them."""
+    """More ranks than there are devices for them, or another mistake in what a launcher says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +114,14 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
             )
         torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")
+    timeout = collective_timeout() + _GRACE
     if not alone and "RANK" in os.environ and "MASTER_ADDR" in os.environ:
         # A process may start one group after another: what the ranks of an earlier one said of themselves is not read.
         store, rank, world_size = found_ranks()
         store = dist.PrefixStore(f"group {next(_groups)}", store)
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank, world_size=world_size)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
     else:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     try:
         environment = current_environment()
         _use_all_cores(environment)
@@ -144,7 +146,7 @@ def control_group() -> dist.ProcessGroup:
     """All ranks, on the CPU, with a timeout of their own: what waits for another rank's file work waits here.
 
     Made by the first call of a process group, which is a collective. It is gloo beside NCCL, whose watchdog would end
-    the job after `COLLECTIVE_TIMEOUT`, and whose waiting would hold a GPU.
+    the job after `collective_timeout`, and whose waiting would hold a GPU.
     """
     global _control
     world = dist.group.WORLD
@@ -158,6 +160,22 @@ def control_group() -> dist.ProcessGroup:
 def barrier() -> None:
     """Wait for all ranks, whatever they do with files before they come."""
     dist.barrier(control_group())
+
+
+def collective_timeout() -> timedelta:
+    """How long a rank waits for the others in a step: RECSYS_COLLECTIVE_TIMEOUT seconds, 600 where it is not set.
+
+    Raises:
+        DeviceError: it is no number of seconds.
+    """
+    found = os.environ.get("RECSYS_COLLECTIVE_TIMEOUT", "600")
+    try:
+        timeout = timedelta(seconds=float(found))
+    except (ValueError, OverflowError):
+        timeout = timedelta(0)
+    if timeout <= timedelta(0):
+        raise DeviceError(f"RECSYS_COLLECTIVE_TIMEOUT is {found!r}: give seconds, more than 0, or leave it out: 600")
+    return timeout
 
 
 def broadcast(value: Any, environment: Environment) -> Any:
@@ -176,6 +194,21 @@ def host_memory() -> int:
         except (OSError, ValueError):  # no such controller, or "max"
             continue
     return min(limits)
+
+
+def free_memory() -> int:
+    """Bytes of that which no process uses but for the system's cache of files."""
+    try:
+        used = dict(line.split() for line in CGROUP_USE.read_text().splitlines())
+        free = [host_memory() - int(used["anon"])]
+    except (OSError, KeyError, ValueError):  # no such controller
+        free = [host_memory()]
+    try:
+        (found,) = re.findall(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        free.append(int(found) * 1024)
+    except (OSError, ValueError):  # no Linux
+        free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return max(0, min(free))
 
 
 def peak_memory() -> int:

@@ -9,12 +9,14 @@ from types import FrameType, TracebackType
 import torch
 import torch.distributed as dist
 
+from recsys.stopping import code_after
+
 
 class Interrupted(SystemExit):
-    """Training was stopped by a signal. Ends the process with the shell's exit code for it, without a traceback."""
+    """Training was stopped by a signal. Ends the process with `recsys.stopping.code_after` it, without a traceback."""
 
     def __init__(self, received: signal.Signals, message: str) -> None:
-        super().__init__(128 + received)
+        super().__init__(code_after(received))
         self.message = message
 
     def __str__(self) -> str:
@@ -23,6 +25,9 @@ class Interrupted(SystemExit):
 
 class StopSignals:
     """Within its context the first SIGINT or SIGTERM only sets `received`; a second one acts as usual.
+
+    But SIGTERM comes from the scheduler and from torch elastic's agent, and SIGKILL when they wait no longer: after
+    one, a second does nothing.
 
     Stopping between two steps, not in the middle of a collective or of writing a checkpoint, leaves every rank at a
     clean end. Outside the main thread, where Python allows no handlers, signals act as usual.
@@ -39,7 +44,7 @@ class StopSignals:
         dist.all_reduce(number, dist.ReduceOp.MAX)
         if int(number):
             self.received = signal.Signals(int(number))
-        return self.received is not None
+        return bool(number)  # one that has come since the ranks agreed is for the next time
 
     def __enter__(self) -> StopSignals:
         self._previous = {}
@@ -58,3 +63,5 @@ class StopSignals:
         self.received = signal.Signals(number)
         for each in self._previous:
             signal.signal(each, self._previous[each])
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
+from recsys.data.rest import Place
 from recsys.train.distributed import Environment
 from recsys.train.running_metrics import TaskOutput
 
@@ -39,6 +40,12 @@ class Stream(Batches, Protocol):
     @property
     def total_steps(self) -> int:
         """Batches of all passes."""
+
+    def place(self, position: int) -> Place:
+        """Where a training stands before the batch of this number, for any number of ranks."""
+
+    def resume(self, place: Place) -> int:
+        """Go on there, which another number of ranks may have said; the number of the next batch."""
 
     @property
     def shortfall(self) -> str:

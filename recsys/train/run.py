@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.config import TrainConfig
+from recsys.data.rest import Place
 from recsys.identity import code_version, differences
 from recsys.train import checkpoint
 from recsys.train.checkpoint import CheckpointError
@@ -21,8 +24,12 @@ from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.optimizer import decay_accumulators
 from recsys.train.passes import BestPasses, Passes, Scores, best_passes, is_settled, told
+from recsys.train.predict import Stream
 from recsys.train.running_metrics import Metrics
+from recsys.train.saving import Saver
 from recsys.train.tables import draw_tables
+
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +62,12 @@ class Run:
 
     config: TrainConfig
     environment: Environment
-    out: Path | None
+    saver: Saver | None
+    """None: nothing is written."""
     model: DistributedModelParallel
     optimizer: KeyedOptimizer
     metrics: Metrics
+    stream: Stream
     steps_per_epoch: int
     total_steps: int
     identity: Mapping[str, Mapping[str, str]]
@@ -68,17 +77,13 @@ class Run:
     step: int = 0
     """Steps done. Differs from `position` only after a resume on another number of ranks."""
     position: int = 0
-    """Batches of the stream consumed."""
+    """Number of the stream's next batch."""
     record: dict[str, float] = field(default_factory=dict)
     """The last logged figures."""
     scores: list[Scores] = field(default_factory=list)
     """Of the passes that have been judged."""
     ends: list[int] = field(default_factory=list)
     """The steps after which they ended."""
-
-    @property
-    def checkpoints(self) -> Path | None:
-        return None if self.out is None else self.out / "checkpoints"
 
     @property
     def finished(self) -> bool:
@@ -111,7 +116,7 @@ class Run:
 
         With neither, the tables are drawn.
         """
-        path = None if self.checkpoints is None else checkpoint.latest(self.checkpoints)
+        path = None if self.saver is None else checkpoint.newest_good(self.saver.folder, self.environment)
         if path is None and start is not None:
             checkpoint.restore(start, model=self.model, optimizer=self.optimizer, environment=self.environment)
             decay_accumulators(self.model, self.config.keep_accumulators)
@@ -124,13 +129,12 @@ class Run:
             return ""
         note = self._check_identity(path, checkpoint.read_progress(path))
         progress, sums = checkpoint.restore(
-            path, model=self.model, optimizer=self.optimizer, environment=self.environment
+            path, model=self.model, optimizer=self.optimizer, environment=self.environment, checked=True
         )
         self.metrics.load_state(sums, progress["parts"])
         self.step, self.record = progress["step"], progress["record"]
         self.scores, self.ends = [tuple(scores) for scores in progress["scores"]], progress["ends"]
-        # The same share of the passes, where another number of ranks cuts the events into other batches.
-        self.position = round(progress["position"] * self.steps_per_epoch / progress["steps_per_epoch"])
+        self.position = self.stream.resume(Place.of(progress["place"]))
         moved = progress["steps_per_epoch"] != self.steps_per_epoch
         note += f", now {self.steps_per_epoch} instead of {progress['steps_per_epoch']} batches a pass" if moved else ""
         return f"continuing from {path}{note}"
@@ -139,8 +143,10 @@ class Run:
         """See that a checkpoint is of these files and this config; tell if other code wrote it."""
         parts = {name: differences(progress["identity"].get(name, {}), now) for name, now in self.identity.items()}
         found = [f"{name}: {difference}" for name, difference in parts.items() if difference]
-        if "ends" not in progress:
-            found.append(f"version {progress['code']} of this package wrote it, which knew no best pass of each task")
+        if "place" not in progress:
+            found.append(
+                f"version {progress['code']} of this package wrote it, which did not note what ranks have read"
+            )
         if found:
             raise CheckpointError(
                 f"{path} is of another training. {'. '.join(found)}. Give the files and the config it was begun with, "
@@ -149,11 +155,12 @@ class Run:
         code, written = code_version(), progress["code"]
         return f" (warning: version {written} of this package wrote it, this is {code})" if written != code else ""
 
-    def save(self) -> None:
-        """Write a checkpoint. The metrics must have been folded: that also checks that the losses are finite."""
-        assert self.checkpoints is not None
+    def save(self, *, last: bool = False) -> None:
+        """Write a checkpoint, beside the training unless it is to be the last one. The metrics must have been folded:
+        that also checks that the losses are finite."""
+        assert self.saver is not None
         progress = {
-            "position": self.position,
+            "place": self.stream.place(self.position).record(),
             "steps_per_epoch": self.steps_per_epoch,
             "record": self.record,
             "scores": self.scores,
@@ -162,16 +169,34 @@ class Run:
             "identity": self.identity,
             "code": code_version(),
         }
-        checkpoint.save(
-            self.checkpoints,
+        self.saver.save(
             self.step,
             model=self.model,
             optimizer=self.optimizer,
             metrics=self.metrics.state(),
             progress=progress,
-            environment=self.environment,
             protected={self.ends[number] for number in best_passes(self.scores)},
+            last=last or self.finished,
         )
+
+    @contextmanager
+    def saving(self, stop: StopSignals) -> Iterator[None]:
+        """The training: at its end, however it comes, a checkpoint that is still being written is waited for; after an
+        error until SIGTERM comes, with which torch elastic says that a rank is gone without whom none will be."""
+        saver = self.saver
+        if saver is None:
+            yield
+            return
+        try:
+            yield
+        except Exception:
+            while saver.is_writing and stop.received is None:
+                time.sleep(_POLL_SECONDS)
+            raise
+        except (Interrupted, KeyboardInterrupt):  # one more Ctrl-C, and it is not waited for
+            saver.close()
+            raise
+        saver.close()
 
     def judge(self, passes: Passes) -> str:
         """Score the pass that has ended; what to say of it. After the last one the model is that of the newest best one
@@ -181,12 +206,13 @@ class Run:
         self.ends.append(self.step)
         newest = max(best_passes(self.scores))
         back = self.finished and not improved
-        if back and self.checkpoints is None:
+        if back and self.saver is None:
             passes.bring(newest)
-        elif back and self.checkpoints is not None:
-            kept = checkpoint.at(self.checkpoints, self.ends[newest])
+        elif back and self.saver is not None:
+            self.saver.wait()
+            kept = checkpoint.at(self.saver.folder, self.ends[newest])
             checkpoint.restore(kept, model=self.model, optimizer=self.optimizer, environment=self.environment)
-        if self.checkpoints is not None:
+        if self.saver is not None:
             self.save()
         return told(self.scores, self.total_steps // self.steps_per_epoch, self.score, self.config.patience)
 
@@ -200,19 +226,21 @@ class Run:
             metrics=self.record,
             scores=tuple(self.scores),
             ends=tuple(self.ends),
-            best=BestPasses(best_passes(self.scores), self._bring if passes is None or self.out else passes.bring),
+            best=BestPasses(best_passes(self.scores), self._bring if passes is None or self.saver else passes.bring),
             shortfall=shortfall,
         )
 
     def _bring(self, number: int) -> None:
         """Bring the model to what it was after one of the best passes, from its checkpoint. A collective."""
-        assert self.checkpoints is not None
-        checkpoint.load_model(checkpoint.at(self.checkpoints, self.ends[number]), self.model)
+        assert self.saver is not None
+        checkpoint.load_model(checkpoint.at(self.saver.folder, self.ends[number]), self.model)
 
     def interrupted(self, stop: StopSignals) -> Interrupted:
         """What to raise when a signal asked the run to stop; rank 0 says how to go on."""
         assert stop.received is not None
-        path = None if self.checkpoints is None else checkpoint.latest(self.checkpoints)
+        if self.saver is not None:
+            self.saver.wait()
+        path = None if self.saver is None else checkpoint.latest(self.saver.folder)
         next_time = f"continues from {path}" if path else "starts anew: no checkpoint was written yet"
         message = (
             f"stopped by {stop.received.name} after step {self.step} of {self.last_step}; the same command {next_time}"

@@ -28,8 +28,10 @@ from recsys.train.predict import Stream, device_batches, loss_forward
 from recsys.train.replicas import average
 from recsys.train.run import Run, TrainResult
 from recsys.train.running_metrics import Metrics
+from recsys.train.saving import Saver
 from recsys.train.schedule import Schedule
 from recsys.train.sharding import plan_record, plan_table, shard
+from recsys.train.watch import Watch
 
 PLAN = "plan.json"
 """In the folder of a training: how its tables were spread when it was begun, or went on, last."""
@@ -101,20 +103,21 @@ def fit(
         begun()
     passes = after_epoch and Passes(run.model, after_epoch, keeps=out is None, scores=run.scores)
     plan = None if start is not None else plan_table(run.model)  # it is the same as that of the run it starts from
-    return _trained(run, stream, title, [x for x in (plan, resumed, stream.shortfall) if x], passes)
+    return _trained(run, stream, out, title, [x for x in (plan, resumed, stream.shortfall) if x], passes)
 
 
 def _trained(
-    run: Run, stream: Stream, title: str | None, lines: Sequence[Table | str], passes: Passes | None
+    run: Run, stream: Stream, out: Path | None, title: str | None, lines: Sequence[Table | str], passes: Passes | None
 ) -> TrainResult:
     """Train with a log, which begins with these lines."""
     with (
-        RunLog(run.environment, title=title, total=run.last_step, out=run.out, step=run.step) as log,
+        RunLog(run.environment, title=title, total=run.last_step, out=out, step=run.step) as log,
         StopSignals() as stop,
     ):
         for line in lines:
             log.say(line)
-        clock = _loop(run, stream, log, stop, passes)
+        with run.saving(stop):
+            clock = _loop(run, stream, log, stop, passes)
     return run.result(clock, stream.shortfall, passes)
 
 
@@ -141,7 +144,7 @@ def _prepare(
     return Run(
         config=config,
         environment=environment,
-        out=out,
+        saver=None if out is None else _saver(out, config, environment),
         model=model,
         optimizer=build_optimizer(
             model,
@@ -151,11 +154,16 @@ def _prepare(
             clip_norm=config.clip_norm,
         ),
         metrics=metrics,
+        stream=stream,
         identity=identity,
         steps_per_epoch=stream.steps_per_epoch,
         total_steps=stream.total_steps,
         score=score,
     )
+
+
+def _saver(out: Path, config: TrainConfig, environment: Environment) -> Saver:
+    return Saver(out / "checkpoints", environment, keep=config.keep_checkpoints, beside=config.save_beside)
 
 
 def _loop(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
@@ -184,14 +192,15 @@ def _passes(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Pa
     stream.seek(run.position)
     batches, clock = device_batches(stream, run.environment), Clock(stream)
     schedule = Schedule(run.model, run.optimizer, run.config, run.total_steps)
-    while not run.finished or (passes is not None and run.unjudged):
-        if passes is None or not run.unjudged:  # else it was stopped between the last step of a pass and its score
-            step = partial(accumulation.progress, pipeline)
-            _pass(run, step, accumulation, batches, schedule, clock, log, stop, judged=passes is not None)
-        if passes is not None:
-            pipeline.detach()  # give the model its own forward back
-            with clock.paused():
-                log.say(run.judge(passes))
+    with Watch(clock, run.environment):
+        while not run.finished or (passes is not None and run.unjudged):
+            if passes is None or not run.unjudged:  # else it was stopped between the last step of a pass and its score
+                step = partial(accumulation.progress, pipeline)
+                _pass(run, step, accumulation, batches, schedule, clock, log, stop, judged=passes is not None)
+            if passes is not None:
+                pipeline.detach()  # give the model its own forward back
+                with clock.paused():
+                    log.say(run.judge(passes))
     pipeline.detach()
     return clock
 
@@ -220,7 +229,7 @@ def _pass(
         logs = run.due(run.config.log_every)
         whole = accumulation.is_whole(run.position)  # what waits for its step is in no checkpoint
         owed = owed or run.due(run.config.checkpoint_every)
-        saves = run.out is not None and (left > 0 or not judged) and owed and whole
+        saves = run.saver is not None and (left > 0 or not judged) and owed and whole
         if saves or not left or run.position % run.config.sync_every == 0:
             average(run.model)
         if logs or saves or (judged and not left):
@@ -236,8 +245,8 @@ def _pass(
         asks = whole and (logs or saves or run.environment.device.type == "cpu")
         asked = asks and stop.agreed(run.environment.device)
         if asked and not run.finished:
-            if run.out is not None and not saves:
+            if run.saver is not None and not saves:
                 average(run.model)
                 run.metrics.fold()
-                run.save()
+                run.save(last=True)
             raise run.interrupted(stop)

@@ -40,7 +40,9 @@ def launched(name: str, *options: str) -> specs.Role:
 def words(role: specs.Role) -> list[str]:
     """What follows `python -m recsys.cli`."""
     command = shlex.split(role.args[1])
-    return command[command.index("-m") + 2 :]
+    assert command[:3] == ["python", "-m", "recsys.elastic"]
+    assert command[command.index("recsys.cli") - 1] == "-m"
+    return command[command.index("recsys.cli") + 1 :]
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

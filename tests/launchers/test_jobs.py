@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recsys.jobs import JobError, run_job, run_ranks
+from recsys.stopping import RESUME
 from tests.launchers import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def test_stopping_the_job_stops_its_ranks(tmp_path: Path):
     assert all(_alive(int(pid)) for pid in pids)
     job.send_signal(signal.SIGTERM)
     out, _ = job.communicate(timeout=600)
-    assert job.returncode == 128 + signal.SIGTERM
+    assert job.returncode == RESUME
     assert "wait: a line of rank 0" in out.decode()
     assert not any(_alive(int(pid)) for pid in pids)
 
@@ -72,3 +73,18 @@ def _alive(pid: int) -> bool:
 
 def _text(folder: Path) -> str:
     return "".join(path.read_text() for path in folder.glob("logs/**/attempt_0/*/stdout.log"))
+
+
+def test_torchrun_that_is_stopped_asks_to_be_started_again(tmp_path: Path):
+    """Its ranks too: as where a machine is taken away, the signal comes to the agent."""
+    command = [sys.executable, "-m", "recsys.elastic", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    command += ["--rdzv_endpoint", "localhost:0", "-m", "tests.launchers.tiny", "resume"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "output.txt").open("w") as file:
+        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 600
+    while len(re.findall(r"process \d+", (tmp_path / "output.txt").read_text())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(600) == RESUME
+    assert (tmp_path / "output.txt").read_text().count("goes on next time") == 2

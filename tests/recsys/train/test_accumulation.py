@@ -85,7 +85,7 @@ def test_a_stop_waits_for_a_whole_step(environment: Environment, tmp_path: Path)
     stopped = ListStream(parts(), 2, stop_at=2)  # read ahead: during the first batches
     with pytest.raises(Interrupted):
         fit(make_task(dropout=0.0), stopped, SMALL, environment, out=tmp_path, **options)
-    assert [int(path.name[5:]) % PARTS % 2 for path in (tmp_path / "checkpoints").iterdir()] == [0]
+    assert [int(path.name[5:]) % PARTS % 2 for path in (tmp_path / "checkpoints").glob("step-*")] == [0]
     result = fit(make_task(dropout=0.0), ListStream(parts(), 2), SMALL, environment, out=tmp_path, **options)
     assert result.steps == 2 * PARTS
     for name, value in whole.items():

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
-from recsys.train.checkpoint import latest, load_model, read_progress
+from recsys.train.checkpoint import CheckpointError, latest, load_model, read_progress
 from recsys.train.distributed import Environment
-from recsys.train.interrupt import Interrupted
+from recsys.train.interrupt import Interrupted, StopSignals
 from recsys.train.passes import Scores
 from recsys.train.predict import predict
 from recsys.train.run import TrainResult
@@ -36,7 +38,7 @@ def test_resumed_run_is_the_uninterrupted_one(environment: Environment, tmp_path
     stream = make_stream(6, epochs=2, stop_at=10)  # the pipeline reads ahead
     with pytest.raises(Interrupted) as caught:
         fit(make_task(), stream, CONFIG, environment, tasks=TASKS, out=broken)
-    assert caught.value.code == 128 + 15
+    assert caught.value.code == 75
     said = capsys.readouterr().err
     assert "stopped by SIGTERM after step 9 of 12; the same command continues from" in said
     assert "step-00000009" in said
@@ -185,6 +187,28 @@ def test_a_stopped_run_is_judged_as_the_whole_one(
         assert torch.equal(whole_state(resumed.model)[name], value), name
 
 
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    environment: Environment, whole: tuple[Path, TrainResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """That of the third pass, then that of the second, which was the best and is to be brought back."""
+    _, result = whole
+    with pytest.raises(Interrupted):
+        judged(tmp_path, environment, list(SCORES), stop_at=16)
+    folder = tmp_path / "checkpoints"
+    newest = latest(folder)
+    assert newest is not None
+    file = newest / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-1])
+    resumed = judged(tmp_path, environment, [*SCORES[len(read_progress(newest)["scores"]) :]])
+    assert f"warning: {newest.name} is left out, it is damaged: {file} has" in capsys.readouterr().err
+    for name, value in whole_state(result.model).items():
+        assert torch.equal(whole_state(resumed.model)[name], value), name
+    (best := folder / "step-00000012" / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        judged(tmp_path, environment, [])
+    assert f"it needs step-00000012, the best pass so far: {best} has 0 bytes" in capsys.readouterr().err
+
+
 EACH = ((0.5, 0.9), (0.6, 0.8), (0.7, 0.7), (0.8, 0.8))
 """The first column's best pass is the first, the second's the third; the fourth lowers neither."""
 
@@ -275,3 +299,19 @@ def test_impossible_requests_say_what_to_do(environment: Environment):
         fit(make_task(), ListStream([]), CONFIG, environment, tasks=TASKS)
     with pytest.raises(ValueError, match="no batch"):
         predict(make_task(), ListStream([]), environment)
+
+
+def test_a_signal_that_comes_while_ranks_agree_waits_for_the_next_time(environment: Environment, monkeypatch):
+    """Else this rank would stop after a step after which the others go on."""
+    agree = torch.distributed.all_reduce
+    with StopSignals() as stop:
+
+        def agreed_meanwhile(tensor: torch.Tensor, *arguments: object) -> None:
+            agree(tensor, *arguments)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.distributed, "all_reduce", agreed_meanwhile)
+            assert not stop.agreed(environment.device)
+        assert stop.received == signal.SIGTERM
+        assert stop.agreed(environment.device)

@@ -15,6 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from recsys.data.batch import Batch
+from recsys.data.rest import Leg, Place
 from recsys.train.tables import draw_tables
 
 TASKS = ("ctr", "cvr")
@@ -142,6 +143,16 @@ class ListStream:
 
     def seek(self, position: int) -> None:
         self.position = position
+
+    def place(self, position: int) -> Place:
+        turn, step = divmod(position, len(self.batches))
+        return Place(turn, (Leg(1, len(self.batches), step),) if step else ())
+
+    def resume(self, place: Place) -> int:
+        """The same share of the pass, where a stream of more or fewer batches began it."""
+        done = [leg.steps * len(self.batches) // leg.batch_size for leg in place.legs]
+        self.position = place.turn * len(self.batches) + sum(done)
+        return self.position
 
     def __iter__(self) -> Iterator[Batch]:
         while self.position < self.total_steps:
