@@ -11,3 +11,6 @@ _silence("torch.fx._symbolic_trace", "is_fx_tracing will return true")
 # Of its planner, where a table is data-parallel: such a one has no shards, and no cache.
 _silence(None, "Sharding spec not found")
 _silence("torchrec.distributed.utils", "Sharding Type is data_parallel")
+# Of its 2D parallel: which ranks are a group.
+_silence(None, "[2D]")
+_silence(None, "[Connection] 2D")

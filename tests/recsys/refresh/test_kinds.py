@@ -210,7 +210,8 @@ def test_a_graph_on_two_ranks_leaves_nothing_to_do_for_one(tmp_path: Path) -> No
     (record,) = records(out)
     assert record.tagged
     plan = json.loads((upstream_folder(out, "ctr") / "plan.json").read_text())
-    assert plan["node_user"] == {"rows": 37, "dim": 8, "sharding": "column_wise", "kernel": "fused", "ranks": [0, 1]}
+    spread_out = {"sharding": "column_wise", "kernel": "fused", "dtype": "float32", "ranks": [0, 1]}
+    assert plan["node_user"] == {"rows": 37, "dim": 8, **spread_out}
     run_ranks(on_ranks, 1, spread, data, out)
     assert records(out) == [record], "nothing is left to do"
 
