@@ -30,7 +30,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -40,8 +39,8 @@ from torch import Tensor, nn
 
 from benchmarks.common import print_record
 from benchmarks.folds import FOLDS, Arm, Said, publish_folds, rank, ranker_settings, without, write_folds
+from benchmarks.knowledge_links import PERSON, RELATIONS, Ints, attributes_of, read_graph, shuffled
 from recsys.config import GraphConfig, RankerSettings, RelationConfig, SourceConfig, TrainConfig, UpstreamConfig
-from recsys.data.errors import DataError
 from recsys.data.files import find_files, replacing_folder, write_part
 from recsys.data.movielens import FOLDER, prepare_movielens_1m
 from recsys.data.schema import Feature, Label, Schema
@@ -49,9 +48,6 @@ from recsys.evaluate.metrics import roc_auc
 from recsys.recipes.tables import pair, relation
 from recsys.train.distributed import Environment, process_group
 
-PERSON = ("director", "star", "writer")
-"""Relations whose tails are of one node type: a film's writer may have directed another."""
-RELATIONS = ("country", "director", "genre", "language", "rating", "star", "writer")
 PUBLISHED = {"RippleNet": 0.920, "MKR": 0.917, "MKAFG": 0.945}
 GRAPH, SHUFFLED = "graph", "shuffled"
 """Folders of the links of attributes."""
@@ -83,8 +79,6 @@ CLAIMS = (
 PARTS = ("train", "validation", "test")
 _SHARES = (0.6, 0.2)
 _SEED = 0
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,44 +150,6 @@ def prepare(options: Options, data: Path) -> None:
     )
 
 
-def read_graph(folder: Path) -> tuple[dict[int, int], dict[str, tuple[Ints, Ints]]]:
-    """MovieLens id -> entity, and each relation's heads and tails [n], sorted.
-
-    Raises:
-        DataError: a relation that is none of `RELATIONS`, or one of them without a link.
-    """
-    pairs = _read(folder / "item_index2entity_id.txt", {"film": pa.int64(), "entity": pa.int64()})
-    links = _read(folder / "kg.txt", {"head": pa.int64(), "relation": pa.string(), "tail": pa.int64()})
-    names = np.array([name.removeprefix("film.film.") for name in links["relation"].to_pylist()])
-    if set(names) != set(RELATIONS):
-        raise DataError(f"{folder / 'kg.txt'} has the relations {sorted(set(names))}; it needs {list(RELATIONS)}")
-    ends = np.stack([links["head"].to_numpy(), links["tail"].to_numpy()])
-    triples = {}
-    for name in RELATIONS:
-        heads, tails = np.unique(ends[:, names == name], axis=1)
-        triples[name] = heads, tails
-    return dict(zip(pairs["film"].to_pylist(), pairs["entity"].to_pylist(), strict=True)), triples
-
-
-def _read(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
-    """A file of columns without a header, separated by tabs."""
-    try:
-        return csv.read_csv(
-            path,
-            csv.ReadOptions(column_names=list(columns)),
-            csv.ParseOptions(delimiter="\t"),
-            csv.ConvertOptions(column_types=columns),
-        )
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is not RippleNet's ({', '.join(columns)}): {error}") from error
-
-
-def shuffled(triples: dict[str, tuple[Ints, Ints]]) -> dict[str, tuple[Ints, Ints]]:
-    """As many links, of which each end has as many as before, but to others at random."""
-    rng = np.random.default_rng(_SEED)
-    return {name: (heads, rng.permutation(tails)) for name, (heads, tails) in triples.items()}
-
-
 def draw(user: Ints, film: Ints, like: NDArray[np.bool_], films: Ints) -> tuple[Ints, Ints, Ints]:
     """Users, films and labels: each liked film, and for each of these one of `films` that its user never rated, none
     twice; of a user who rated nearly all, as many as there are."""
@@ -225,16 +181,6 @@ def split(user: Ints, film: Ints, label: Ints) -> tuple[dict[str, pa.Table], int
         for name, each in kept.items()
     }
     return tables, len(user) - sum(map(len, kept.values()))
-
-
-def attributes_of(films: list[int], triples: dict[str, tuple[Ints, Ints]]) -> pa.Table:
-    """A row a film: its id, and of each relation the list of its tails."""
-    ids = np.array(films)
-    columns = {"item_id": pa.array(ids)}
-    for name, (heads, tails) in triples.items():
-        starts, ends = (np.searchsorted(heads, ids, side=side) for side in ("left", "right"))
-        columns[name] = pa.array([tails[start:end] for start, end in zip(starts, ends, strict=True)])
-    return pa.table(columns)
 
 
 def joined(rows: pa.Table, films: pa.Table) -> pa.Table:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
 from recsys.data.files import check_files, read_footers
+from recsys.data.groups import read_group
 from recsys.data.hashing import splitmix64
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.ranks import ALONE, Ranks
 from recsys.data.schema import Schema
 from recsys.data.shares import PLACE, read_share
-from recsys.data.stream import read_group
 from recsys.data.strings import ColumnReader
 
 MOST = 100_000

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from recsys.data.convert import read_columns
 from recsys.data.errors import DataError
 from recsys.data.files import read_footers
+from recsys.data.groups import read_group
 from recsys.data.labels import read_labels
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.ranks import ALONE, Ints, Ranks
 from recsys.data.schema import Label, Schema
-from recsys.data.stream import read_group
 from recsys.data.strings import ColumnReader
 from recsys.dates import iso
 

@@ -16,10 +16,12 @@ from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
 from recsys.data.errors import ClockSkewError, DataError, RowError
 from recsys.data.files import RowGroup, read_footers
+from recsys.data.groups import read_group
+from recsys.data.pieces import Piece
 from recsys.data.quarantine import Quarantine, allowed, places
 from recsys.data.schema import Feature, Schema
 from recsys.data.shares import PLACE, Read
-from recsys.data.stream import EventStream, Piece, read_group
+from recsys.data.stream import EventStream
 from recsys.data.strings import ColumnReader
 
 _SCAN_ROWS = 65_536

@@ -15,11 +15,11 @@ from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError, RowError
 from recsys.data.files import read_footers
+from recsys.data.groups import read_group
 from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.ranks import ALONE, Ints, Ranks
 from recsys.data.schema import Schema
 from recsys.data.sparse import keyed
-from recsys.data.stream import read_group
 from recsys.data.strings import ColumnReader
 
 PLACE = 1 << 40

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -23,24 +23,20 @@ from recsys.data.batch import Batch
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError, RowError
 from recsys.data.files import RowGroup, read_footers
-from recsys.data.footers import open_file
+from recsys.data.groups import CHUNK_ROWS, read_group
 from recsys.data.pieces import Buffer, Origin, Piece
 from recsys.data.prefetch import Prefetcher, in_order
-from recsys.data.quarantine import NONE, NOTHING, Quarantine, Rows, places
+from recsys.data.quarantine import NOTHING, Quarantine, Rows
 from recsys.data.rest import Leg, Numbers, Place, Ranges, Share, share_of_rest
 from recsys.data.schema import Schema
 from recsys.data.strings import ColumnReader
 
 _PREFETCHED = 4
 """Batches that are ready before the consumer asks."""
-_CHUNK_ROWS = 8192
-"""Rows that are decoded, or gathered from a shuffled block, in one call: large enough for Arrow, small for a cache."""
 _WHOLE_ROWS = 65_536
 """Rows of a row group that a decoding thread holds at once: of a greater one pieces are decoded as they are used."""
 _GAP_ROWS = 8192
 """Rows that are done, of a pass that is gone on with, and are not decoded; fewer in a row are, and left out."""
-_READ_BYTES = 1 << 20
-"""Bytes of a column that are read from disk at once."""
 _GROUPS, _BLOCKS, _FILES = 1, 2, 3
 """First words of the kinds of random streams, so that none of one kind equals one of another."""
 
@@ -139,7 +135,7 @@ class EventStream:
         self._seed = seed
         self._transform, self._workers, self._pin_memory = transform, workers, pin_memory
         self._shuffled = shuffle_batches > 0
-        self._block_steps = shuffle_batches or max(1, _CHUNK_ROWS // batch_size)
+        self._block_steps = shuffle_batches or max(1, CHUNK_ROWS // batch_size)
         self.steps_per_epoch = piece // batch_size if drop_last else -(-piece // batch_size)
         """Batches of one epoch; with `drop_last` the same for every rank."""
         self.total_steps = self.steps_per_epoch * epochs
@@ -362,45 +358,6 @@ def _permuted(table: pa.Table, order: NDArray[np.int64]) -> pa.Table:
     indices = pa.array(order)
     columns = [pa.concat_arrays(column.chunks).take(indices) for column in table.columns]
     return pa.Table.from_arrays(columns, table.column_names)
-
-
-def read_group(
-    group: RowGroup, low: int, high: int, readers: Mapping[str, ColumnReader], gone: Rows = NONE
-) -> Iterator[Piece]:
-    """Rows [low, high) of a row group, in canonical types; strings are hashed here, before anything moves them.
-
-    Args:
-        group: of a file.
-        low: counted without the rows that are gone, as is `high`.
-        high: greater than `low`.
-        readers: column name -> its reader.
-        gone: int64 [n], rows to leave out, ascending, counted from the group's beginning.
-
-    Raises:
-        DataError: pages that cannot be read, naming file and row group.
-    """
-    names, row = list(readers), 0
-    low, final = places(np.array([low, high - 1]), gone).tolist()
-    high = final + 1
-    try:
-        # A read buffer, without pre_buffer: else all compressed columns of the row group would be in memory at once.
-        with open_file(group.file, buffer_size=_READ_BYTES, pre_buffer=False) as file:
-            # use_threads=False: a rank has a budget of threads (`workers`); the other cores belong to other ranks.
-            for data in file.iter_batches(_CHUNK_ROWS, row_groups=[group.index], columns=names, use_threads=False):
-                first, last = max(row, low), min(row + data.num_rows, high)
-                if first < last:
-                    part = data.slice(first - row, last - first)
-                    arrays = [reader.read(part.column(name)) for name, reader in readers.items()]
-                    piece = Piece(pa.RecordBatch.from_arrays(arrays, names), group.file, group.first_row + first)
-                    yield from piece.without(gone[(gone >= first) & (gone < last)] - first)
-                row += data.num_rows
-                if row >= high:
-                    return
-    except (pa.ArrowException, OSError) as error:
-        rows = f"rows {group.first_row} to {group.first_row + group.rows - 1}"
-        reason = str(error).rstrip(".")
-        message = f"{group.file}: {rows} (row group {group.index}) cannot be read: {reason}. Write the file anew"
-        raise DataError(message) from error
 
 
 def _located(error: RowError, origins: list[Origin], row: int) -> DataError:

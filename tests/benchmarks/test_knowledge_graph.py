@@ -15,7 +15,6 @@ from benchmarks.knowledge_graph import (
     FACTORS,
     GRAPH,
     PARTS,
-    RELATIONS,
     SHUFFLED,
     Options,
     attributes,
@@ -28,11 +27,10 @@ from benchmarks.knowledge_graph import (
     prepare,
     publish,
     ranked,
-    read_graph,
     read_part,
-    shuffled,
     split,
 )
+from benchmarks.knowledge_links import RELATIONS, read_graph, shuffled
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.relations import read_links

@@ -117,7 +117,7 @@ def test_several_decoding_threads_give_the_same_batches(
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_error_comes_where_its_batch_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    monkeypatch.setattr(stream_module, "_CHUNK_ROWS", 5)  # blocks of a batch
+    monkeypatch.setattr(stream_module, "CHUNK_ROWS", 5)  # blocks of a batch
     files = write_files(tmp_path, [20, 20, 20], row_group=5)
     stream = EventStream(files, SCHEMA, batch_size=5, workers=workers)
     files[1].unlink()
