@@ -248,5 +248,6 @@ def _pass(
             if run.saver is not None and not saves:
                 average(run.model)
                 run.metrics.fold()
-                run.save(last=True)
+                with clock.paused():
+                    run.save(last=True)
             raise run.interrupted(stop)
