@@ -153,15 +153,22 @@ def _named(folder: Path, found: list[Path]) -> Path:
     return named if named in found else found[-1]
 
 
+def needed(path: Path) -> set[Path]:
+    """The checkpoints of the best passes so far, to which a training that goes on from this one may come back; none of
+    one that is damaged."""
+    try:
+        progress = read_progress(path)
+    except CheckpointError:
+        return set()
+    return {at(path.parent, progress["ends"][number]) for number in best_passes(progress.get("scores", []))}
+
+
 def _trouble(path: Path) -> str:
     """What is wrong with a checkpoint or with those of the passes that it may come back to; the same on every rank."""
     found = _damage_on_all_ranks(path)
     if found:
         return found
-    progress = read_progress(path)
-    ends = progress.get("ends", [])
-    for number in sorted(set(best_passes(progress.get("scores", [])))):
-        kept = at(path.parent, ends[number])
+    for kept in sorted(needed(path)):
         if kept != path and (found := _damage_on_all_ranks(kept)):
             return f"it needs {kept.name}, the best pass so far: {found}"
     return ""

@@ -13,10 +13,11 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.train.distributed import Environment, free_memory
-from recsys.train.good import PROGRESS, Sums, at, checkpoints, mark, sealed, sums
+from recsys.train.good import PROGRESS, Sums, at, checkpoints, mark, needed, sealed, sums
 from recsys.train.pieces import PiecePlanner
 
 _WRITING = timedelta(hours=24)
@@ -48,7 +49,7 @@ class Saver:
     folder: Path
     environment: Environment
     keep: int = 2
-    """How many to leave."""
+    """How many to leave, beside those of the passes that each of these may come back to."""
     beside: bool = True
     """Whether a training may go on while one is written."""
     _copies: _Copies = field(init=False)
@@ -66,7 +67,6 @@ class Saver:
         optimizer: KeyedOptimizer,
         metrics: Mapping[str, Tensor],
         progress: Mapping[str, Any],
-        protected: Collection[int] = (),
         last: bool = False,
     ) -> None:
         """Write a checkpoint, once the one before is written. A collective: every rank calls it.
@@ -77,7 +77,6 @@ class Saver:
             optimizer: its optimizer.
             metrics: tensors equal on every rank.
             progress: what JSON can say about the run so far, equal on every rank.
-            protected: the steps of others to leave.
             last: nothing is trained beside it; it is written when this returns.
 
         Raises:
@@ -89,7 +88,7 @@ class Saver:
         beside = self.beside and not last and self._copies.fit(state)
         if beside:
             group, state = self._own_group(), self._copies.of(state)
-        writing = _Checkpoint(self.folder, step, state, dict(progress), self.environment, self.keep, set(protected))
+        writing = _Checkpoint(self.folder, step, state, dict(progress), self.environment, self.keep)
         if beside:
             self._writing = _in_thread(writing, group)
         else:
@@ -148,10 +147,9 @@ class _Checkpoint:
     progress: dict[str, Any]
     environment: Environment
     keep: int
-    protected: set[int]
 
     def write(self, group: dist.ProcessGroup | None) -> Path:
-        """Write it, then delete all but the newest. A collective of the group; None: of all ranks."""
+        """Write it, then delete all but the newest and what these need. A collective of the group."""
         final = at(self.folder, self.step)
         unfinished = final.with_suffix(".tmp")
         self._on_main(lambda: self._begin(unfinished), group)
@@ -195,8 +193,8 @@ class _Checkpoint:
         mark(final)
         shutil.rmtree(replaced, ignore_errors=True)
         found = checkpoints(self.folder)
-        left = found[: found.index(final) + 1]  # later ones are of a run that began again before them
-        for old in {*found} - {*left[-self.keep :], *(at(self.folder, step) for step in self.protected)}:
+        left = found[: found.index(final) + 1][-self.keep :]  # later ones are of a run that began again before them
+        for old in {*found} - {*left, *chain.from_iterable(map(needed, left))}:
             shutil.rmtree(old)
 
 

@@ -76,6 +76,19 @@ def test_only_the_newest_two_stay_and_rubbish_goes(environment: Environment, tmp
     assert checkpoint.latest(tmp_path / "nowhere") is None
 
 
+def test_what_a_checkpoint_that_stays_may_come_back_to_stays_as_well(environment: Environment, tmp_path: Path):
+    """The newest is of the best pass; the one before it is of a time when another was, and is the way back."""
+    model, optimizer = trained(environment, steps=0)
+    first = save(tmp_path, 4, environment, model, optimizer, scores=[[0.5]], ends=[4])
+    within = save(tmp_path, 6, environment, model, optimizer, scores=[[0.5]], ends=[4])
+    best = save(tmp_path, 8, environment, model, optimizer, scores=[[0.5], [0.4]], ends=[4, 8])
+    assert {*tmp_path.glob("step-*")} == {first, within, best}
+    cut(best / "__0_0.distcp")
+    assert checkpoint.newest_good(tmp_path, environment) == within
+    newest = save(tmp_path, 10, environment, model, optimizer, scores=[[0.5], [0.4]], ends=[4, 8])
+    assert {*tmp_path.glob("step-*")} == {best, newest}
+
+
 def test_failed_write_leaves_the_last_checkpoint(
     environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
