@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,10 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
 from torch.distributed.tensor import DTensor
 from torchrec.optim.keyed import KeyedOptimizer
 
-from recsys.train.distributed import Environment, free_memory
+from recsys.train.distributed import FILE_TIMEOUT, Environment, control_group, free_memory
 from recsys.train.good import PROGRESS, Sums, at, checkpoints, mark, needed, sealed, sums
 from recsys.train.pieces import PiecePlanner
 
-_WRITING = timedelta(hours=24)
-"""How long a rank's thread waits for another's to write its files."""
 _OF_FREE = 0.5
 """Of the memory that is free, copies of the state take this share at most."""
 
@@ -84,15 +81,15 @@ class Saver:
                 the one before; on every rank.
         """
         self.wait()
-        state, group = training_state(model, optimizer, metrics, self.environment), None
+        state = training_state(model, optimizer, metrics, self.environment)
         beside = self.beside and not last and self._copies.fit(state)
         if beside:
-            group, state = self._own_group(), self._copies.of(state)
+            state = self._copies.of(state)
         writing = _Checkpoint(self.folder, step, state, dict(progress), self.environment, self.keep)
         if beside:
-            self._writing = _in_thread(writing, group)
+            self._writing = _in_thread(writing, self._own_group())
         else:
-            writing.write(group)
+            writing.write(control_group())  # ranks have more or less to write: that may take longer than a step may
 
     @property
     def is_writing(self) -> bool:
@@ -118,7 +115,7 @@ class Saver:
     def _own_group(self) -> dist.ProcessGroup:
         """Its collectives run beside those of the training, in whatever order."""
         if self._group is None:
-            self._group = dist.new_group(backend="gloo", timeout=_WRITING)
+            self._group = dist.new_group(backend="gloo", timeout=FILE_TIMEOUT)
         assert self._group is not None  # every rank is in it
         return self._group
 
@@ -148,7 +145,7 @@ class _Checkpoint:
     environment: Environment
     keep: int
 
-    def write(self, group: dist.ProcessGroup | None) -> Path:
+    def write(self, group: dist.ProcessGroup) -> Path:
         """Write it, then delete all but the newest and what these need. A collective of the group."""
         final = at(self.folder, self.step)
         unfinished = final.with_suffix(".tmp")
@@ -163,7 +160,7 @@ class _Checkpoint:
         self._on_main(lambda: self._finish(unfinished, final, files), group)
         return final
 
-    def _on_main(self, work: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+    def _on_main(self, work: Callable[[], None], group: dist.ProcessGroup) -> None:
         """Let rank 0 do something that the others wait for, and raise on every rank what it raises."""
         error: list[Exception | None] = [None]
         if self.environment.is_main:
@@ -263,7 +260,7 @@ def _mapped(value: Any, change: Callable[[str, Tensor], Tensor], name: str = "")
     return change(name, value.detach()) if isinstance(value, Tensor) else value
 
 
-def _in_thread(writing: _Checkpoint, group: dist.ProcessGroup | None) -> Future[Path]:
+def _in_thread(writing: _Checkpoint, group: dist.ProcessGroup) -> Future[Path]:
     future: Future[Path] = Future()
 
     def run() -> None:
