@@ -219,7 +219,7 @@ def _pass(
 ) -> None:
     """Train what is left of a pass. The checkpoint at the end of one that is `judged` is not written here."""
     epoch = islice(batches, run.left_in_epoch)  # the pipeline reads ahead, but not beyond the epoch
-    owed = False
+    owed = asks = False
     for left in reversed(range(run.left_in_epoch)):
         schedule.begin(run.position)
         loss, output = step(epoch, run.position)
@@ -242,8 +242,9 @@ def _pass(
             with clock.paused():
                 run.save()
         # On a GPU what ranks agree on is waited for; a log line waits anyway.
-        asks = whole and (logs or saves or run.environment.device.type == "cpu")
-        asked = asks and stop.agreed(run.environment.device)
+        asks = asks or logs or saves or run.environment.device.type == "cpu"
+        asked = asks and whole and stop.agreed(run.environment.device)
+        asks = asks and not whole
         if asked and not run.finished:
             if run.saver is not None and not saves:
                 average(run.model)
