@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -172,6 +173,9 @@ def _loop(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Pass
         return _passes(run, stream, log, stop, passes)
     except Exception:
         if stop.received is not None:  # another rank was stopped first, and this one missed it in a collective
+            with suppress(Exception):  # without that rank no checkpoint comes to its end
+                if run.saver is not None:
+                    run.saver.wait()
             raise run.interrupted(stop) from None
         raise
 
