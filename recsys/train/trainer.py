@@ -88,7 +88,8 @@ def fit(
         CheckpointError: the checkpoint in `out` is of other files or another config, or it or `start` belongs to
             another model; names what differs.
         LossError: the loss or a score is not finite; no checkpoint of it is written.
-        Interrupted: SIGINT or SIGTERM; a checkpoint of the last step is written, if there is `out`.
+        Interrupted: SIGINT or SIGTERM; a checkpoint of the last step is written, if there is `out`. Also after the last
+            step of all, since what comes next would not know of it.
         ValueError: the stream has no batch.
     """
     if stream.total_steps == 0:
@@ -119,6 +120,8 @@ def _trained(
             log.say(line)
         with run.saving(stop):
             clock = _loop(run, stream, log, stop, passes)
+        if stop.agreed(run.environment.device):  # it came with the last step, or while the last pass was judged
+            raise run.interrupted(stop)
     return run.result(clock, stream.shortfall, passes)
 
 
