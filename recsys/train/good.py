@@ -24,6 +24,8 @@ from recsys.train.passes import best_passes
 PROGRESS = "progress.json"
 LAST_GOOD = "last-good"
 """Name of the file that has the name of the newest checkpoint."""
+REPLACED = ".old.tmp"
+"""Ends the name of a checkpoint in whose place another of the same step is being put."""
 _NAME = re.compile(r"step-(\d{8,})")
 _BYTES = 1 << 22
 
@@ -119,7 +121,7 @@ def check(path: Path, *, together: bool) -> None:
 
 
 def newest_good(folder: Path, environment: Environment) -> Path | None:
-    """The newest checkpoint that a training can go on from; None: there is none at all.
+    """The newest checkpoint that a training can go on from; None: there is none at all. No other may be written now.
 
     One that is damaged, or for which that of a pass that was the best so far is, is left out with a warning that names
     the file. A collective: each rank reads its share of the files.
@@ -141,6 +143,10 @@ def newest_good(folder: Path, environment: Environment) -> Path | None:
 
 def _newest_first(folder: Path) -> list[Path]:
     """What to go on from, in the order of preference: what `last-good` names, then what is older."""
+    for replaced in folder.glob(f"*{REPLACED}"):
+        final = replaced.with_name(replaced.name.removesuffix(REPLACED))
+        if not final.exists():  # killed before the new one had its name
+            replaced.rename(final)
     found = checkpoints(folder)
     return found[found.index(_named(folder, found)) :: -1] if found else []
 

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.train.distributed import FILE_TIMEOUT, Environment, control_group, free_memory
-from recsys.train.good import PROGRESS, Sums, at, checkpoints, mark, needed, sealed, sums
+from recsys.train.good import PROGRESS, REPLACED, Sums, at, checkpoints, mark, needed, sealed, sums
 from recsys.train.pieces import PiecePlanner
 
 _OF_FREE = 0.5
@@ -182,7 +182,7 @@ class _Checkpoint:
         files |= sums([unfinished / ".metadata"])
         facts = {"step": self.step, "world_size": self.environment.world_size, "id": uuid.uuid4().hex}
         _write(unfinished / PROGRESS, sealed({**self.progress, **facts}, files))
-        replaced = final.with_suffix(".old.tmp")
+        replaced = final.with_suffix(REPLACED)
         if final.exists():  # written before the pass that ended with this step was judged
             final.rename(replaced)
         unfinished.rename(final)

@@ -179,6 +179,8 @@ def test_a_checkpoint_that_came_to_no_end_is_none(environment: Environment, tmp_
     second.rename(second.with_suffix(".tmp"))  # before the rename
     assert checkpoint.newest_good(tmp_path, environment) == first
     second.with_suffix(".tmp").rename(second)
+    second.rename(second.with_suffix(".old.tmp"))  # before another of the same step has its name
+    assert checkpoint.newest_good(tmp_path, environment) == second
     (tmp_path / "last-good").write_text("step-00000001\n")  # before the mark
     assert checkpoint.latest(tmp_path) == checkpoint.newest_good(tmp_path, environment) == first
     (tmp_path / "last-good").unlink()
