@@ -253,9 +253,9 @@ def _pass(
         asked = asks and whole and stop.agreed(run.environment.device)
         asks = asks and not whole
         if asked and not run.finished:
-            if run.saver is not None and not saves:
-                average(run.model)
-                run.metrics.fold()
-                with clock.paused():
+            with clock.paused():  # until all is written, that which was begun before included
+                if run.saver is not None and not saves:
+                    average(run.model)
+                    run.metrics.fold()
                     run.save(last=True)
-            raise run.interrupted(stop)
+                raise run.interrupted(stop)
