@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from recsys.atomic import write_json
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.identity import flatten
 from recsys.train.accumulation import Accumulation
 from recsys.train.agreement import check_ranks_agree
 from recsys.train.clock import Clock
@@ -94,7 +96,7 @@ def fit(
     """
     if stream.total_steps == 0:
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
-    check_ranks_agree(identity or {}, environment)
+    check_ranks_agree({**(identity or {}), "training": flatten(asdict(config))}, environment)
     metrics = Metrics(tasks, environment.device, values)
     run = _prepare(task, stream, config, environment, metrics, identity or {}, out, score)
     if out is not None and environment.is_main:
