@@ -173,7 +173,7 @@ def _saver(out: Path, config: TrainConfig, environment: Environment) -> Saver:
 
 
 def _loop(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
-    """Train until the stream ends, or an epoch does not improve on the best; raises Interrupted."""
+    """Train until the stream ends, or `patience` epochs do not improve on the best; raises Interrupted."""
     try:
         return _passes(run, stream, log, stop, passes)
     except Exception:
