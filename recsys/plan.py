@@ -39,6 +39,7 @@ from recsys.models.kinds import build_upstream
 from recsys.models.rankers import build_ranker
 from recsys.source import ranker_schema, sized_upstream, upstream_schema
 from recsys.train.planning import USABLE, PlanError, Planned, Planner, gib, topology
+from recsys.train.replicas import check_groups
 from recsys.train.table_sizes import halve, table_sizes
 
 _DENSE_BYTES = 16
@@ -87,11 +88,12 @@ def print_plan(config: Config, data: Path, out: Path | None, cluster: Cluster, c
 
 
 def plan(job: Job, cluster: Cluster) -> Planned:
-    """Where the tables of a job would lie. Raises PlanError."""
-    local = min(cluster.local_world_size, cluster.world_size)
+    """Where the tables of a job would lie: of one of its groups, where ranks share them in groups. Raises PlanError."""
+    local, sharers = min(cluster.local_world_size, cluster.world_size), _sharers(job, cluster)
+    check_groups(job.training.group_ranks, cluster.world_size)
     ranks = topology(
-        cluster.world_size,
-        local,
+        sharers,
+        min(local, sharers),
         host=int(USABLE * cluster.host_gb * _GB) // local,
         gpu=int(USABLE * cluster.hbm_gb * _GB),
         hardware=HardwareConfig(
@@ -183,10 +185,11 @@ def tables_of(job: Job, planned: Planned) -> Table:
 def _ranks_of(job: Job, planned: Planned, cluster: Cluster) -> str:
     """What a rank holds, and the estimate of a step, in two sentences."""
     dense = sum(x.numel() for name, x in job.task.named_parameters() if not x.is_meta) * _DENSE_BYTES
-    hbm = _per_rank(planned.options, cluster, lambda shard: shard.storage.hbm)
-    host = _per_rank(planned.options, cluster, lambda shard: shard.storage.ddr)
-    compute = _per_rank(planned.options, cluster, lambda x: x.perf.fwd_compute + x.perf.bwd_compute)
-    talk = _per_rank(planned.options, cluster, lambda x: x.perf.fwd_comms + x.perf.bwd_comms + x.perf.input_dist_comms)
+    options, ranks = planned.options, _sharers(job, cluster)
+    hbm = _per_rank(options, ranks, lambda shard: shard.storage.hbm)
+    host = _per_rank(options, ranks, lambda shard: shard.storage.ddr)
+    compute = _per_rank(options, ranks, lambda x: x.perf.fwd_compute + x.perf.bwd_compute)
+    talk = _per_rank(options, ranks, lambda x: x.perf.fwd_comms + x.perf.bwd_comms + x.perf.input_dist_comms)
     batch = job.training.batch_size or job.training.LARGEST
     step = (compute + talk).max()
     share = talk.max() / step if step else 0.0
@@ -199,9 +202,14 @@ def _ranks_of(job: Job, planned: Planned, cluster: Cluster) -> str:
     )
 
 
-def _per_rank(options: Sequence[ShardingOption], cluster: Cluster, of: Callable[[Shard], float]) -> np.ndarray:
+def _sharers(job: Job, cluster: Cluster) -> int:
+    """Ranks that have all tables together."""
+    return min(job.training.group_ranks or cluster.world_size, cluster.world_size)
+
+
+def _per_rank(options: Sequence[ShardingOption], ranks: int, of: Callable[[Shard], float]) -> np.ndarray:
     """Sums over each rank's shards, float64 [ranks]."""
-    total = np.zeros(cluster.world_size)
+    total = np.zeros(ranks)
     for option in options:
         for shard in option.shards:
             total[shard.rank] += of(shard)

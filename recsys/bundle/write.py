@@ -48,7 +48,7 @@ from recsys.train.tables import allocate
 
 _EXAMPLE_ROWS = 8
 """Rows that the program is traced with."""
-_WITHOUT_EFFECT = ("name", "arms", "seeds", "test", "max_ne")
+_WITHOUT_EFFECT = ("name", "arms", "seeds", "test", "max_ne", "spread_vectors")
 """What may change while a ranker is trained."""
 
 

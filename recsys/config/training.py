@@ -64,8 +64,8 @@ class TrainConfig:
     checkpoint_every: int = 200
     """Steps between checkpoints (one is always written at the end, and after a pass that is judged); 0: only then."""
     keep_checkpoints: int = 2
-    """Checkpoints that are left, beside those of the passes that were the best so far: an older one is gone on from
-    where the newest turns out to be damaged."""
+    """Checkpoints that are left, beside those of the passes that were the best when each was written: an older one is
+    gone on from where the newest turns out to be damaged."""
     save_beside: bool = True
     """Whether a checkpoint is written beside the training, which waits for a copy in the host's memory alone. Where
     half of what is free there does not hold it, and with `group_ranks`, the training waits for the disk, as it does for

@@ -144,7 +144,8 @@ class Share:
 
 
 def share_of_rest(rows: int, leg: Sequence[int], rank: int, most: int) -> Share:
-    """A rank's part of what others have left of a pass: all of it is somebody's, unless it is less than a row a rank.
+    """A rank's part of what others have left of a pass: all of it is somebody's but for less than a row a rank. In each
+    step every rank has as many rows as the others, which a contrastive loss exchanges.
 
     Args:
         rows: that are left.
@@ -153,9 +154,8 @@ def share_of_rest(rows: int, leg: Sequence[int], rank: int, most: int) -> Share:
         most: steps. No batch is larger than `leg` says, but where this or the rows forbid it.
     """
     world_size, batch_size = leg[:2]
-    piece, rest = divmod(rows, world_size)
-    steps = min(most, piece, -(-(piece + (rest > 0)) // batch_size))  # each with a row on every rank
-    return Share(rank * piece + min(rank, rest), piece + (rank < rest), steps)
+    piece = rows // world_size
+    return Share(rank * piece, piece, min(most, piece, -(-piece // batch_size)))
 
 
 def _joined(starts: Ints, ends: Ints) -> Ranges:

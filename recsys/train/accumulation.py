@@ -17,7 +17,8 @@ Forward = Callable[[Any], tuple[Tensor, Any]]
 
 
 class Accumulation:
-    """Which batches of a pass make a step: `batches` of them, at its end those that are left.
+    """Which batches of a pass make a step: `batches` of them, at its end those that are left; and so at the beginning
+    of what other ranks have left of a pass.
 
     A gradient is the mean of the batches', that of a batch of all their rows where each has as many rows that count.
     It is kept by ranks for themselves and averaged once. Tables whose update is fused into the backward pass take a
@@ -31,6 +32,7 @@ class Accumulation:
     def __init__(self, batches: int, steps_per_epoch: int) -> None:
         self.batches, self._of_pass = batches, steps_per_epoch
         self._share = 1.0
+        self._begun: int | None = None
         self._wrapper: GradientAccumulationWrapper[Any, Any] | None = None
 
     def is_whole(self, position: int) -> bool:
@@ -60,8 +62,10 @@ class Accumulation:
         if self._wrapper is None:
             return pipeline.progress(batches)
         place = position % self._of_pass
-        first = place // self.batches * self.batches
-        self._share = 1 / min(self.batches, self._of_pass - first)
+        first, start = place // self.batches * self.batches, position - place
+        end = min(first + self.batches, self._of_pass)
+        self._begun = position if self._begun is None else self._begun
+        self._share = 1 / (start + end - max(start + first, self._begun))  # batches before it have made their step
         if place == 0 or self._wrapper.current_step != place:
             self._wrapper.set_step(place)
         return self._wrapper.progress(batches, is_last_batch=place == self._of_pass - 1)

@@ -18,7 +18,8 @@ def check_ranks_agree(identity: Mapping[str, Mapping[str, str]], environment: En
     """Compare what a training is of with the other ranks'. A collective, before anything is trained.
 
     Args:
-        identity: `files`, `config` and what else it depends on, as name -> value.
+        identity: `files`, `config` and what else it depends on, as name -> value; also what may change from start to
+            start, but not from rank to rank: when to log and to save, where collectives are.
         environment: this rank.
 
     Raises:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torchrec.optim.keyed import KeyedOptimizer
 
-from recsys.train.distributed import Environment
+from recsys.train.distributed import Environment, control_group
 from recsys.train.good import CheckpointError, at, check, is_checkpoint, latest, newest_good, read_progress
 from recsys.train.saving import Saver, training_state
 from recsys.train.shards import is_sharded
@@ -161,7 +161,8 @@ def _load(path: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
     try:
         with warnings.catch_warnings():  # it tells that a load without ranks is one
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            dcp.load(state, checkpoint_id=path, no_dist=no_dist)
+            group = None if no_dist else control_group()  # ranks have more or less to read
+            dcp.load(state, checkpoint_id=path, process_group=group, no_dist=no_dist)
     except CheckpointException as error:
         causes = "; ".join(sorted({f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values()}))
         raise CheckpointError(

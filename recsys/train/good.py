@@ -18,12 +18,14 @@ from typing import Any
 import torch.distributed as dist
 
 from recsys.atomic import write_text
-from recsys.train.distributed import Environment, broadcast
+from recsys.train.distributed import Environment, broadcast, control_group
 from recsys.train.passes import best_passes
 
 PROGRESS = "progress.json"
 LAST_GOOD = "last-good"
 """Name of the file that has the name of the newest checkpoint."""
+REPLACED = ".old.tmp"
+"""Ends the name of a checkpoint in whose place another of the same step is being put."""
 _NAME = re.compile(r"step-(\d{8,})")
 _BYTES = 1 << 22
 
@@ -119,7 +121,7 @@ def check(path: Path, *, together: bool) -> None:
 
 
 def newest_good(folder: Path, environment: Environment) -> Path | None:
-    """The newest checkpoint that a training can go on from; None: there is none at all.
+    """The newest checkpoint that a training can go on from; None: there is none at all. No other may be written now.
 
     One that is damaged, or for which that of a pass that was the best so far is, is left out with a warning that names
     the file. A collective: each rank reads its share of the files.
@@ -141,6 +143,10 @@ def newest_good(folder: Path, environment: Environment) -> Path | None:
 
 def _newest_first(folder: Path) -> list[Path]:
     """What to go on from, in the order of preference: what `last-good` names, then what is older."""
+    for replaced in folder.glob(f"*{REPLACED}"):
+        final = replaced.with_name(replaced.name.removesuffix(REPLACED))
+        if not final.exists():  # killed before the new one had its name
+            replaced.rename(final)
     found = checkpoints(folder)
     return found[found.index(_named(folder, found)) :: -1] if found else []
 
@@ -153,15 +159,22 @@ def _named(folder: Path, found: list[Path]) -> Path:
     return named if named in found else found[-1]
 
 
+def needed(path: Path) -> set[Path]:
+    """The checkpoints of the best passes so far, to which a training that goes on from this one may come back; none of
+    one that is damaged."""
+    try:
+        progress = read_progress(path)
+    except CheckpointError:
+        return set()
+    return {at(path.parent, progress["ends"][number]) for number in best_passes(progress.get("scores", []))}
+
+
 def _trouble(path: Path) -> str:
     """What is wrong with a checkpoint or with those of the passes that it may come back to; the same on every rank."""
     found = _damage_on_all_ranks(path)
     if found:
         return found
-    progress = read_progress(path)
-    ends = progress.get("ends", [])
-    for number in sorted(set(best_passes(progress.get("scores", [])))):
-        kept = at(path.parent, ends[number])
+    for kept in sorted(needed(path)):
         if kept != path and (found := _damage_on_all_ranks(kept)):
             return f"it needs {kept.name}, the best pass so far: {found}"
     return ""
@@ -169,7 +182,8 @@ def _trouble(path: Path) -> str:
 
 def _damage_on_all_ranks(path: Path) -> str:
     found = [""] * dist.get_world_size()
-    dist.all_gather_object(found, damage(path, part=dist.get_rank(), parts=len(found)))
+    mine = damage(path, part=dist.get_rank(), parts=len(found))
+    dist.all_gather_object(found, mine, group=control_group())  # shares differ in bytes
     return next(filter(None, found), "")
 
 

@@ -175,7 +175,6 @@ class Run:
             optimizer=self.optimizer,
             metrics=self.metrics.state(),
             progress=progress,
-            protected={self.ends[number] for number in best_passes(self.scores)},
             last=last or self.finished,
         )
 

@@ -13,10 +13,10 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,10 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
 from torch.distributed.tensor import DTensor
 from torchrec.optim.keyed import KeyedOptimizer
 
-from recsys.train.distributed import Environment, free_memory
-from recsys.train.good import PROGRESS, Sums, at, checkpoints, mark, sealed, sums
+from recsys.train.distributed import FILE_TIMEOUT, Environment, control_group, free_memory
+from recsys.train.good import PROGRESS, REPLACED, Sums, at, checkpoints, mark, needed, sealed, sums
 from recsys.train.pieces import PiecePlanner
 
-_WRITING = timedelta(hours=24)
-"""How long a rank's thread waits for another's to write its files."""
 _OF_FREE = 0.5
 """Of the memory that is free, copies of the state take this share at most."""
 
@@ -48,7 +46,7 @@ class Saver:
     folder: Path
     environment: Environment
     keep: int = 2
-    """How many to leave."""
+    """How many to leave, beside those of the passes that each of these may come back to."""
     beside: bool = True
     """Whether a training may go on while one is written."""
     _copies: _Copies = field(init=False)
@@ -66,7 +64,6 @@ class Saver:
         optimizer: KeyedOptimizer,
         metrics: Mapping[str, Tensor],
         progress: Mapping[str, Any],
-        protected: Collection[int] = (),
         last: bool = False,
     ) -> None:
         """Write a checkpoint, once the one before is written. A collective: every rank calls it.
@@ -77,7 +74,6 @@ class Saver:
             optimizer: its optimizer.
             metrics: tensors equal on every rank.
             progress: what JSON can say about the run so far, equal on every rank.
-            protected: the steps of others to leave.
             last: nothing is trained beside it; it is written when this returns.
 
         Raises:
@@ -85,15 +81,15 @@ class Saver:
                 the one before; on every rank.
         """
         self.wait()
-        state, group = training_state(model, optimizer, metrics, self.environment), None
+        state = training_state(model, optimizer, metrics, self.environment)
         beside = self.beside and not last and self._copies.fit(state)
         if beside:
-            group, state = self._own_group(), self._copies.of(state)
-        writing = _Checkpoint(self.folder, step, state, dict(progress), self.environment, self.keep, set(protected))
+            state = self._copies.of(state)
+        writing = _Checkpoint(self.folder, step, state, dict(progress), self.environment, self.keep)
         if beside:
-            self._writing = _in_thread(writing, group)
+            self._writing = _in_thread(writing, self._own_group())
         else:
-            writing.write(group)
+            writing.write(control_group())  # ranks have more or less to write: that may take longer than a step may
 
     @property
     def is_writing(self) -> bool:
@@ -119,7 +115,7 @@ class Saver:
     def _own_group(self) -> dist.ProcessGroup:
         """Its collectives run beside those of the training, in whatever order."""
         if self._group is None:
-            self._group = dist.new_group(backend="gloo", timeout=_WRITING)
+            self._group = dist.new_group(backend="gloo", timeout=FILE_TIMEOUT)
         assert self._group is not None  # every rank is in it
         return self._group
 
@@ -148,10 +144,9 @@ class _Checkpoint:
     progress: dict[str, Any]
     environment: Environment
     keep: int
-    protected: set[int]
 
-    def write(self, group: dist.ProcessGroup | None) -> Path:
-        """Write it, then delete all but the newest. A collective of the group; None: of all ranks."""
+    def write(self, group: dist.ProcessGroup) -> Path:
+        """Write it, then delete all but the newest and what these need. A collective of the group."""
         final = at(self.folder, self.step)
         unfinished = final.with_suffix(".tmp")
         self._on_main(lambda: self._begin(unfinished), group)
@@ -165,7 +160,7 @@ class _Checkpoint:
         self._on_main(lambda: self._finish(unfinished, final, files), group)
         return final
 
-    def _on_main(self, work: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+    def _on_main(self, work: Callable[[], None], group: dist.ProcessGroup) -> None:
         """Let rank 0 do something that the others wait for, and raise on every rank what it raises."""
         error: list[Exception | None] = [None]
         if self.environment.is_main:
@@ -187,7 +182,7 @@ class _Checkpoint:
         files |= sums([unfinished / ".metadata"])
         facts = {"step": self.step, "world_size": self.environment.world_size, "id": uuid.uuid4().hex}
         _write(unfinished / PROGRESS, sealed({**self.progress, **facts}, files))
-        replaced = final.with_suffix(".old.tmp")
+        replaced = final.with_suffix(REPLACED)
         if final.exists():  # written before the pass that ended with this step was judged
             final.rename(replaced)
         unfinished.rename(final)
@@ -195,8 +190,8 @@ class _Checkpoint:
         mark(final)
         shutil.rmtree(replaced, ignore_errors=True)
         found = checkpoints(self.folder)
-        left = found[: found.index(final) + 1]  # later ones are of a run that began again before them
-        for old in {*found} - {*left[-self.keep :], *(at(self.folder, step) for step in self.protected)}:
+        left = found[: found.index(final) + 1][-self.keep :]  # later ones are of a run that began again before them
+        for old in {*found} - {*left, *chain.from_iterable(map(needed, left))}:
             shutil.rmtree(old)
 
 
@@ -265,7 +260,7 @@ def _mapped(value: Any, change: Callable[[str, Tensor], Tensor], name: str = "")
     return change(name, value.detach()) if isinstance(value, Tensor) else value
 
 
-def _in_thread(writing: _Checkpoint, group: dist.ProcessGroup | None) -> Future[Path]:
+def _in_thread(writing: _Checkpoint, group: dist.ProcessGroup) -> Future[Path]:
     future: Future[Path] = Future()
 
     def run() -> None:

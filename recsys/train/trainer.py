@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +18,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from recsys.atomic import write_json
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.identity import flatten
 from recsys.train.accumulation import Accumulation
 from recsys.train.agreement import check_ranks_agree
 from recsys.train.clock import Clock
@@ -87,12 +90,13 @@ def fit(
         CheckpointError: the checkpoint in `out` is of other files or another config, or it or `start` belongs to
             another model; names what differs.
         LossError: the loss or a score is not finite; no checkpoint of it is written.
-        Interrupted: SIGINT or SIGTERM; a checkpoint of the last step is written, if there is `out`.
+        Interrupted: SIGINT or SIGTERM; a checkpoint of the last step is written, if there is `out`. Also after the last
+            step of all, since what comes next would not know of it.
         ValueError: the stream has no batch.
     """
     if stream.total_steps == 0:
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
-    check_ranks_agree(identity or {}, environment)
+    check_ranks_agree({**(identity or {}), "training": flatten(asdict(config))}, environment)
     metrics = Metrics(tasks, environment.device, values)
     run = _prepare(task, stream, config, environment, metrics, identity or {}, out, score)
     if out is not None and environment.is_main:
@@ -118,6 +122,8 @@ def _trained(
             log.say(line)
         with run.saving(stop):
             clock = _loop(run, stream, log, stop, passes)
+        if stop.agreed(run.environment.device):  # it came with the last step, or while the last pass was judged
+            raise run.interrupted(stop)
     return run.result(clock, stream.shortfall, passes)
 
 
@@ -167,11 +173,14 @@ def _saver(out: Path, config: TrainConfig, environment: Environment) -> Saver:
 
 
 def _loop(run: Run, stream: Stream, log: RunLog, stop: StopSignals, passes: Passes | None) -> Clock:
-    """Train until the stream ends, or an epoch does not improve on the best; raises Interrupted."""
+    """Train until the stream ends, or `patience` epochs do not improve on the best; raises Interrupted."""
     try:
         return _passes(run, stream, log, stop, passes)
     except Exception:
         if stop.received is not None:  # another rank was stopped first, and this one missed it in a collective
+            with suppress(Exception):  # without that rank no checkpoint comes to its end
+                if run.saver is not None:
+                    run.saver.wait()
             raise run.interrupted(stop) from None
         raise
 
@@ -219,7 +228,7 @@ def _pass(
 ) -> None:
     """Train what is left of a pass. The checkpoint at the end of one that is `judged` is not written here."""
     epoch = islice(batches, run.left_in_epoch)  # the pipeline reads ahead, but not beyond the epoch
-    owed = False
+    owed = asks = False
     for left in reversed(range(run.left_in_epoch)):
         schedule.begin(run.position)
         loss, output = step(epoch, run.position)
@@ -242,11 +251,13 @@ def _pass(
             with clock.paused():
                 run.save()
         # On a GPU what ranks agree on is waited for; a log line waits anyway.
-        asks = whole and (logs or saves or run.environment.device.type == "cpu")
-        asked = asks and stop.agreed(run.environment.device)
+        asks = asks or logs or saves or run.environment.device.type == "cpu"
+        asked = asks and whole and stop.agreed(run.environment.device)
+        asks = asks and not whole
         if asked and not run.finished:
-            if run.saver is not None and not saves:
-                average(run.model)
-                run.metrics.fold()
-                run.save(last=True)
-            raise run.interrupted(stop)
+            with clock.paused():  # until all is written, that which was begun before included
+                if run.saver is not None and not saves:
+                    average(run.model)
+                    run.metrics.fold()
+                    run.save(last=True)
+                raise run.interrupted(stop)

@@ -50,6 +50,11 @@ def test_large_tables_are_spread_and_what_is_asked_for_is_done(tmp_path: Path) -
     options = {x.name: x for x in plan(job, Cluster(world_size=64)).options}
     assert options["node_item"].sharding_type == "row_wise"
     assert len({shard.rank for shard in options["node_item"].shards}) == 64
+    (job,) = jobs_of(replace(upstream, training=replace(upstream.training, group_ranks=8)), data, None)
+    options = {x.name: x for x in plan(job, Cluster(world_size=64)).options}
+    assert len({shard.rank for shard in options["node_item"].shards}) == 8, "of a group; each has all tables"
+    with pytest.raises(PlanError, match="group_ranks is 8, but there are 12 ranks"):
+        plan(job, Cluster(world_size=12))
     cached = TableConfig(sharding="row_wise", kernel="fused_uvm_caching", cached=0.1)
     training = replace(
         upstream.training, tables={"node_item": cached, "node_user": replace(cached, kernel="fused_uvm")}

@@ -60,7 +60,11 @@ def test_every_row_of_a_pass_is_read_once(
             options.update(batch_size=batch_size, world_size=world_size)
             return [EventStream(files, SCHEMA, rank=rank, **options) for rank in range(world_size)]
 
-        batches = [batch for leg in read(streams, legs) for rank in leg for batch in rank]
+        batches = []
+        for leg in read(streams, legs):
+            for step in zip(*leg, strict=True):
+                assert len({len(batch) for batch in step}) == 1, "ranks exchange what a contrastive loss compares"
+                batches += step
     for epoch in range(2):
         found = Counter(row for batch in items_of([x for x in batches if x.epoch == epoch]) for row in batch)
         assert set(found.values()) <= {1}

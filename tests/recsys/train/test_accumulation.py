@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import ConfigError, TableConfig, TrainConfig
 from recsys.data.batch import Batch
+from recsys.train.accumulation import Accumulation
 from recsys.train.distributed import Environment, current_environment
 from recsys.train.interrupt import Interrupted
 from recsys.train.trainer import fit
@@ -90,6 +93,20 @@ def test_a_stop_waits_for_a_whole_step(environment: Environment, tmp_path: Path)
     assert result.steps == 2 * PARTS
     for name, value in whole.items():
         torch.testing.assert_close(result.model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("begun", "shares"), [(0, [4, 4, 4, 4, 4, 4, 4, 4, 2, 2]), (7, [1, 2, 2]), (4, [4, 4, 4, 4, 2, 2]), (9, [1])]
+)
+def test_what_others_left_of_a_pass_may_begin_within_a_step(begun: int, shares: list[int]) -> None:
+    """Two passes of ten batches: each has its share of as many as make its step."""
+    accumulation, found = Accumulation(4, 10), []
+    pipeline = SimpleNamespace(progress=lambda _: found.append(round(1 / accumulation._share)))
+    optimizer = SimpleNamespace(step=lambda: None, zero_grad=lambda **_: None)
+    accumulation.wrap(cast(Any, pipeline), cast(Any, optimizer), torch.nn.Linear(1, 1))
+    for position in range(begun, 20):
+        accumulation.progress(cast(Any, pipeline), iter(()), position)
+    assert found == [*shares, *[4] * 8, 2, 2]
 
 
 def test_less_than_one_batch_is_refused() -> None:

@@ -76,6 +76,19 @@ def test_only_the_newest_two_stay_and_rubbish_goes(environment: Environment, tmp
     assert checkpoint.latest(tmp_path / "nowhere") is None
 
 
+def test_what_a_checkpoint_that_stays_may_come_back_to_stays_as_well(environment: Environment, tmp_path: Path):
+    """The newest is of the best pass; the one before it is of a time when another was, and is the way back."""
+    model, optimizer = trained(environment, steps=0)
+    first = save(tmp_path, 4, environment, model, optimizer, scores=[[0.5]], ends=[4])
+    within = save(tmp_path, 6, environment, model, optimizer, scores=[[0.5]], ends=[4])
+    best = save(tmp_path, 8, environment, model, optimizer, scores=[[0.5], [0.4]], ends=[4, 8])
+    assert {*tmp_path.glob("step-*")} == {first, within, best}
+    cut(best / "__0_0.distcp")
+    assert checkpoint.newest_good(tmp_path, environment) == within
+    newest = save(tmp_path, 10, environment, model, optimizer, scores=[[0.5], [0.4]], ends=[4, 8])
+    assert {*tmp_path.glob("step-*")} == {best, newest}
+
+
 def test_failed_write_leaves_the_last_checkpoint(
     environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -166,6 +179,8 @@ def test_a_checkpoint_that_came_to_no_end_is_none(environment: Environment, tmp_
     second.rename(second.with_suffix(".tmp"))  # before the rename
     assert checkpoint.newest_good(tmp_path, environment) == first
     second.with_suffix(".tmp").rename(second)
+    second.rename(second.with_suffix(".old.tmp"))  # before another of the same step has its name
+    assert checkpoint.newest_good(tmp_path, environment) == second
     (tmp_path / "last-good").write_text("step-00000001\n")  # before the mark
     assert checkpoint.latest(tmp_path) == checkpoint.newest_good(tmp_path, environment) == first
     (tmp_path / "last-good").unlink()

@@ -87,6 +87,9 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
     with pytest.raises(RanksDifferError) as other_config:
         fit(make_task(), make_stream(3, rank=rank), CONFIG, environment, tasks=TASKS, identity=strange, title=None)
     found["other config"] = str(other_config.value)
+    own = replace(CONFIG, log_every=1 + rank)
+    with pytest.raises(RanksDifferError, match="with other training than rank 0: log_every was 1, is 2 there"):
+        fit(make_task(), make_stream(3, rank=rank), own, environment, tasks=TASKS, title=None)
     with pytest.raises(PlanError) as plan_error:
         shard(make_task(), environment, sparse_lr=0.1, memory=1000)
     with patch.dict(ROWS, seen=1, item=1):  # fewer rows than ranks

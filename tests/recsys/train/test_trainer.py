@@ -187,6 +187,19 @@ def test_a_stopped_run_is_judged_as_the_whole_one(
         assert torch.equal(whole_state(resumed.model)[name], value), name
 
 
+def test_a_stop_while_the_last_pass_is_judged_is_not_forgotten(environment: Environment, tmp_path: Path):
+    """Whoever called has work of its own to do then, and no handler that knows of it."""
+
+    def stopping(model: torch.nn.Module) -> tuple[float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return (0.5,)
+
+    options = {"tasks": TASKS, "out": tmp_path, "title": None}
+    with pytest.raises(Interrupted, match=r"after step 6 of 6; the same command continues from .*step-00000006"):
+        fit(make_task(), make_stream(6), CONFIG, environment, after_epoch=stopping, **options)
+    assert fit(make_task(), make_stream(6), CONFIG, environment, after_epoch=stopping, **options).scores == ((0.5,),)
+
+
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     environment: Environment, whole: tuple[Path, TrainResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
