@@ -66,7 +66,8 @@ class Options:
 RUN = TrainConfig(epochs=5, batch_size=1024, sparse_lr=0.5, dense_lr=0.01, final_lr=0.02, checkpoint_every=0)
 RECIPES = {
     "transe": Options(
-        graph=GraphConfig(score="transe", dim=256, dropout=0.1, negatives=1024), training=replace(RUN, epochs=7)
+        graph=GraphConfig(score="transe", dim=256, dropout=0.1, negatives=1024, reciprocal=False),
+        training=replace(RUN, epochs=8, patience=3),
     ),
     "transr": Options(
         graph=GraphConfig(score="transr", dim=128, dropout=0.2),
