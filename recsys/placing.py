@@ -21,14 +21,14 @@ def place_store(out: Path, store: str) -> None:
     """
     if not store:
         return
+    opened = EmbeddingStore(store)  # noted as it is found from any folder, whichever a job is started in
     if (out / STORE_NOTE).is_file() or store_folder(out).exists():
-        if store_of(out) != store:
+        if EmbeddingStore(store_of(out)).location != opened.location:
             raise ConfigError(
                 f"store is {store!r}, but the run in {out} keeps its own in {store_of(out)}: choose another --out, or "
                 "leave the store where it is"
             )
         return
-    opened = EmbeddingStore(store)
     if found := opened.list():
         raise ConfigError(
             f"store is {store!r}, which has series already ({', '.join(found[:5])}), and {out} is not the run that "
@@ -36,4 +36,4 @@ def place_store(out: Path, store: str) -> None:
         )
     opened.check_writable()
     make_out(out)
-    write_json(out / STORE_NOTE, {"store": store})
+    write_json(out / STORE_NOTE, {"store": opened.location})

@@ -20,6 +20,7 @@ from typing import Any
 import torch.distributed as dist
 
 from recsys.atomic import write_json
+from recsys.data.errors import DataError
 from recsys.data.scan import BadRow, Findings, Part, Visitor, join, judge, scan, without_repeats
 from recsys.data.shares import read_share
 from recsys.identity import identify_files
@@ -98,8 +99,14 @@ def _scan(part: Part, environment: Environment | None, visitor: Visitor | None) 
     if environment is None or environment.world_size == 1:
         return without_repeats(part, scan(part, 0, 1, visitor))
     shares: list[Any] = [None] * environment.world_size
-    mine = scan(part, environment.rank, environment.world_size, visitor)
+    mine: Findings | DataError
+    try:
+        mine = scan(part, environment.rank, environment.world_size, visitor)
+    except DataError as error:  # pages of this rank's share: all leave the files out, or stop
+        mine = error
     dist.all_gather_object(shares, mine, group=control_group())
+    if failed := [share for share in shares if isinstance(share, DataError)]:
+        raise failed[0]
     whole, order = join(shares), {file: number for number, file in enumerate(part.files)}
     whole = replace(whole, bad=tuple(sorted(whole.bad, key=lambda bad: (order[bad.file], bad.row))))
     return without_repeats(part, whole)

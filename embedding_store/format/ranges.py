@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 
 from embedding_store.errors import ChecksumError, FileSizeError
@@ -44,3 +47,32 @@ class RangeReader:
                 return data[start - first : stop - first]
         position = first + int(wrong[0]) * BLOCK
         raise ChecksumError(self.where, f"its bytes have changed, in the block at {position}: restore it from a copy")
+
+
+class Reader(Protocol):
+    """What reads pieces of a stored file."""
+
+    where: str
+    bytes: int
+
+    def read(self, start: int, stop: int) -> Bytes: ...
+
+
+class Joined:
+    """Files one after the other, read as one."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self._readers = readers
+        self.where = readers[0].where
+        """For messages: the first one's."""
+        self.bytes = sum(reader.bytes for reader in readers)
+        """Size of all."""
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Bytes start .. stop - 1, not to be written to. Raises what the readers raise."""
+        parts = []
+        for reader in self._readers:
+            if start < reader.bytes and stop > 0:
+                parts.append(reader.read(max(start, 0), min(stop, reader.bytes)))
+            start, stop = start - reader.bytes, stop - reader.bytes
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.errors import InvalidIndexError
-from embedding_store.format.files import Bytes, StoredReader
+from embedding_store.format.files import StoredReader
 from embedding_store.format.index import (
     ABSENT,
     BUCKET_BYTES,
@@ -24,6 +24,7 @@ from embedding_store.format.index import (
     unhash,
 )
 from embedding_store.format.manifest import IndexFile, Manifest, StoredFile
+from embedding_store.format.ranges import Joined
 from embedding_store.scan.sorter import Pairs, Sorter, in_step
 from embedding_store.storage.base import Storage
 
@@ -107,27 +108,16 @@ def _files(manifest: Manifest) -> Iterator[tuple[IndexFile, int]]:
         yield manifest.overlay, manifest.overlay.entries
 
 
-class _Joined:
-    """Files one after the other, read as one."""
+class _Opened(Joined):
+    """The files of an index, open."""
 
     def __init__(self, storage: Storage, files: Sequence[StoredFile]) -> None:
         with ExitStack() as opened:
-            self._readers = [opened.enter_context(StoredReader(storage, file)) for file in files]
+            super().__init__([opened.enter_context(StoredReader(storage, file)) for file in files])
             self._opened = opened.pop_all()
-        self.where = self._readers[0].where
-        self.bytes = sum(reader.bytes for reader in self._readers)
 
     def __exit__(self, *error: object) -> None:
         self._opened.close()
-
-    def read(self, start: int, stop: int) -> Bytes:
-        """A copy of bytes start .. stop - 1. Raises FileSizeError or ChecksumError."""
-        parts = []
-        for reader in self._readers:
-            if start < reader.bytes and stop > 0:
-                parts.append(reader.read(max(start, 0), min(stop, reader.bytes)))
-            start, stop = start - reader.bytes, stop - reader.bytes
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
 
 
 class IndexReader:
@@ -138,7 +128,7 @@ class IndexReader:
 
     def __init__(self, storage: Storage, file: IndexFile, entries: int) -> None:
         """`entries`: how many its manifest says it has."""
-        self._reader = _Joined(storage, file.pieces)
+        self._reader = _Opened(storage, file.pieces)
         size = self._reader.bytes
         try:
             data = self._reader.read(0, HEADER_BYTES).tobytes() if size >= HEADER_BYTES else b"\0" * HEADER_BYTES

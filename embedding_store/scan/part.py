@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from embedding_store.errors import InvalidIndexError
-from embedding_store.format.files import Bytes
 from embedding_store.format.index import (
     BUCKET_BYTES,
     EMPTY,
@@ -18,7 +17,7 @@ from embedding_store.format.index import (
     home,
 )
 from embedding_store.format.manifest import IndexFile, Manifest, StoredFile
-from embedding_store.format.ranges import RangeReader
+from embedding_store.format.ranges import Joined, RangeReader
 from embedding_store.scan.index import overlaid
 from embedding_store.scan.sorter import NO_PAIRS, Pairs
 
@@ -42,9 +41,9 @@ def part_entries(manifest: Manifest, part: int, parts: int, reader: Open) -> Pai
 
 def _file_part(file: IndexFile, entries: int, part: int, parts: int, reader: Open) -> Pairs:
     """Those of one file, as they stand there. An index of another seed than 0, one in very many, is read whole."""
-    opened, size = _Joined([reader(piece) for piece in file.pieces]), sum(piece.bytes for piece in file.pieces)
-    data = opened.read(0, min(HEADER_BYTES, size)).tobytes().ljust(HEADER_BYTES, b"\0")
-    header = Header.decode(data, file_bytes=size, entries=entries, path=opened.where)
+    opened = Joined([reader(piece) for piece in file.pieces])
+    data = opened.read(0, min(HEADER_BYTES, opened.bytes)).tobytes().ljust(HEADER_BYTES, b"\0")
+    header = Header.decode(data, file_bytes=opened.bytes, entries=entries, path=opened.where)
     first, stop = (0, header.total_buckets) if header.seed else _buckets(header, part, parts)
     slots = opened.read(HEADER_BYTES + first * BUCKET_BYTES, HEADER_BYTES + stop * BUCKET_BYTES).view(SLOT)
     used = slots[slots["location"] != EMPTY]
@@ -57,22 +56,6 @@ def _file_part(file: IndexFile, entries: int, part: int, parts: int, reader: Ope
         h, locations = h[order], locations[order]
     mine = home(h, parts) == part
     return Pairs(h[mine], locations[mine])
-
-
-class _Joined:
-    """Files one after the other, read as one."""
-
-    def __init__(self, readers: Sequence[RangeReader]) -> None:
-        self._readers = readers
-        self.where = readers[0].where
-
-    def read(self, start: int, stop: int) -> Bytes:
-        """Bytes start .. stop - 1."""
-        parts = []
-        for reader in self._readers:
-            parts.append(reader.read(max(start, 0), min(stop, reader.bytes)))
-            start, stop = start - reader.bytes, stop - reader.bytes
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _buckets(header: Header, part: int, parts: int) -> tuple[int, int]:

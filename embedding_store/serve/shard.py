@@ -10,7 +10,7 @@ some 50 bytes an id while it is loaded, and a piece of PIECE_BYTES.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -90,13 +90,15 @@ def load_shard(storage: Storage, manifest: Manifest, ranks: Ranks) -> Shard:
     if total != manifest.rows:
         where = storage.locate(manifest.own_index.path)
         raise InvalidIndexError(where, f"leaves {total} ids, its manifest says {manifest.rows} rows")
-    order = positions.argsort()
-    index, layout = _index(unhash(h[order]), record_bytes(manifest))
-    held = torch.empty(len(index) + len(h) * record_bytes(manifest), dtype=torch.uint8)
-    held[: len(index)] = torch.from_numpy(index)
-    shard = Shard(held, layout, len(h), record_bytes(manifest), 0)
+    order, shard = positions.argsort(), None
+    try:
+        shard = _empty(unhash(h[order]), record_bytes(manifest))
+    except Exception as raised:  # out of memory: the others would wait for what this rank wants of them
+        error = raised
+    ranks.agree(error)
+    assert shard is not None
     _receive(files, positions[order], shard.records, ranks)
-    return Shard(held, layout, len(h), record_bytes(manifest), files.bytes_read)
+    return replace(shard, read_bytes=files.bytes_read)
 
 
 class _Files:
@@ -156,6 +158,14 @@ def _entries(files: _Files, ranks: Ranks) -> tuple[Words, Ids]:
     manifest = files.manifest
     h, locations = part_entries(manifest, ranks.rank, ranks.size, files.reader)
     return h, files.numbers.positions(locations, files.reader(manifest.own_index).where)
+
+
+def _empty(ids: Ids, row_bytes: int) -> Shard:
+    """The index of these ids, and room for their records."""
+    index, layout = _index(ids, row_bytes)
+    held = torch.empty(len(index) + len(ids) * row_bytes, dtype=torch.uint8)
+    held[: len(index)] = torch.from_numpy(index)
+    return Shard(held, layout, len(ids), row_bytes, 0)
 
 
 def _index(ids: Ids, row_bytes: int) -> tuple[NDArray[np.uint8], Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from embedding_store import arguments, times
 from embedding_store.arguments import real
-from embedding_store.errors import InvalidArgumentError, PinMismatchError, StoreError, VersionNotFoundError
+from embedding_store.errors import InvalidArgumentError, PinMismatchError, VersionNotFoundError
 from embedding_store.format.manifest import Manifest
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.series import Series
@@ -236,7 +236,7 @@ class ShardedLiveTable:
             if patient and snapshot.version == self._refused and time.monotonic() < self._retry_at:
                 return plain
             return plain._replace(version=snapshot.version, content=snapshot.manifest.content)
-        except (StoreError, OSError) as error:
+        except Exception as error:  # of whatever kind: the others wait for the plan
             return plain._replace(error=error)
 
     def _load(self, plan: _Plan) -> _Generation:

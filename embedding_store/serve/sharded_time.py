@@ -44,16 +44,16 @@ class ShardedPointInTime(PointInTime):
         Raises:
             As `Series.lookup_as_of`; RankFailedError: another rank raised one of these.
         """
-        newest, error = torch.zeros_like(ids), None
+        newest, error = torch.zeros(0, dtype=torch.int64), None
         try:
             newest = self._newest_visible(ids, timestamps, delay_ms, out_dtype)
             self._chosen(newest, 1)
         except Exception as raised:
             error = raised
-        seen = newest.unique()
+        indices = self._seen_by_any(newest.unique(), error)
         vectors = torch.zeros(*ids.shape, self._dim, dtype=out_dtype)
         found = torch.zeros(ids.shape, dtype=torch.bool)
-        for index in self._seen_by_any(seen, error):
+        for index in indices:
             here = newest == index + 1
             vectors[here], found[here] = self._table(index).lookup(ids[here], out_dtype)
         return vectors, found, self._versions[newest]

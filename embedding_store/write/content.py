@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding_store.format.files import create_checked
-from embedding_store.format.manifest import ROW_BITS, DataFile, IndexFile, Manifest, Overlay, Statistics, StoredFile
+from embedding_store.format.manifest import (
+    ROW_BITS,
+    DataFile,
+    IndexFile,
+    Manifest,
+    Overlay,
+    Statistics,
+    StoredFile,
+    read_manifest,
+)
+from embedding_store.history.versions import versions
 from embedding_store.native.mapping import BLOCK
 from embedding_store.scan.index import file_entries, overlaid, overlay_entries
 from embedding_store.scan.locations import Locations
@@ -43,7 +53,7 @@ class WrittenFiles:
         self.folder = folder
         """Relative to the series."""
         self.prefix = prefix
-        """What the index's name begins with."""
+        """What the index's name begins with; empty where nobody else can commit what is in the folder."""
         self.named: tuple[StoredFile, ...] = ()
         """Those that the manifest is to name."""
 
@@ -55,9 +65,14 @@ class WrittenFiles:
                 check_size(self._storage, path, self._storage.size(path), size)
 
     def discard(self) -> None:
-        """Delete them."""
+        """Delete them; not where a commit before this one has published them, whether or not its caller knows."""
         with suppress(Exception):  # the error that led here matters more; `clean` takes what stays
-            self._storage.delete_folder(self.folder)
+            if not (self.prefix and self._are_published()):
+                self._storage.delete_folder(self.folder)
+
+    def _are_published(self) -> bool:
+        published = (read_manifest(self._storage, version) for version in versions(self._storage))
+        return any(file.path.startswith(f"{self.folder}/") for manifest in published for file in manifest.files)
 
 
 def base_changes(storage: Storage, base: Manifest | None) -> tuple[Iterable[Pairs], int]:

@@ -38,6 +38,7 @@ from embedding_store.storage.base import Storage
 from embedding_store.write.fragments import ENTRY_BYTES, Fragment, SharedDraft, read_entries
 
 BACK = 256  # buckets that are looked back, at first
+HUGE_PAGE = 2 << 20  # bytes: pieces of multiples of it, where there are enough, are mapped as an index of one file is
 
 
 class Writable(Protocol):
@@ -61,10 +62,11 @@ class IndexPiece:
 def cuts(entries: int, parts: int) -> list[int] | None:
     """The buckets with which the pieces of so many parts begin, and behind which the last one ends but for its tail:
     [parts + 1]. What is before them is the commit's, which knows the header last. None: too few to be cut."""
-    whole = (home_buckets(entries) * BUCKET_BYTES + HEADER_BYTES) // PIECE_BYTES
-    if whole - 1 < parts:
+    size = home_buckets(entries) * BUCKET_BYTES + HEADER_BYTES
+    least = next((each for each in (HUGE_PAGE, PIECE_BYTES) if size // each - 1 >= parts), None)
+    if least is None:
         return None
-    per_piece = PIECE_BYTES // BUCKET_BYTES
+    whole, per_piece = size // least, least // BUCKET_BYTES
     starts = [(1 + (whole - 1) * part // parts) * per_piece - HEADER_BYTES // BUCKET_BYTES for part in range(parts)]
     return [*starts, home_buckets(entries)]
 

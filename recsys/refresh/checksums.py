@@ -17,6 +17,8 @@ _READ_BYTES = 1 << 20
 _POLYNOMIAL = 0xEDB88320
 """CRC-32's, the lowest power in the highest bit."""
 _ONE = 1 << 31
+_UNREAD = -1
+"""In place of the sum of a piece that its rank could not read."""
 
 
 def crcs_of(files: Sequence[tuple[Path, int]], ranks: Ranks) -> list[int]:
@@ -27,7 +29,7 @@ def crcs_of(files: Sequence[tuple[Path, int]], ranks: Ranks) -> list[int]:
         ranks: who share.
 
     Raises:
-        OSError: a file is gone, or shorter than that.
+        OSError: a file is gone, or shorter than that; on every rank.
     """
     pieces = [
         (number, start, min(PIECE_BYTES, size - start))
@@ -35,11 +37,20 @@ def crcs_of(files: Sequence[tuple[Path, int]], ranks: Ranks) -> list[int]:
         for start in range(0, size, PIECE_BYTES)
     ]
     mine = range(ranks.rank, len(pieces), ranks.world_size)
-    found = np.array([_crc_of(files[pieces[at][0]][0], *pieces[at][1:]) for at in mine], np.int64)
+    found, failed = np.full(len(mine), _UNREAD, np.int64), None
+    try:
+        for row, piece in enumerate(mine):
+            found[row] = _crc_of(files[pieces[piece][0]][0], *pieces[piece][1:])
+    except OSError as error:  # the others wait for what this rank reads
+        failed = error
     at, crcs = ranks.gather((np.array(mine, np.int64), found))
+    if failed is not None:
+        raise failed
     sums = [0] * len(files)
     for place in np.argsort(at):
         number, _, length = pieces[at[place]]
+        if crcs[place] == _UNREAD:
+            raise OSError(f"{files[number][0]}: another rank cannot read it")
         sums[number] = combine(sums[number], int(crcs[place]), length)
     return sums
 

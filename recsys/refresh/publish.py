@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from embedding_store import EmbeddingStore, Series, TagMovedError
 from recsys.atomic import write_json
@@ -30,7 +29,7 @@ from recsys.refresh.arms import arm_of, cross_series, series_of
 from recsys.refresh.content import Content, Part, Timer, cross_parts, tower_parts
 from recsys.refresh.prior import prior_series, publish_prior, withdraw
 from recsys.refresh.relations import publish_relations, relation_series
-from recsys.train.distributed import Environment, broadcast
+from recsys.train.distributed import Environment, barrier, broadcast
 
 
 def space_name(upstream: str, generation: int = 1) -> str:
@@ -115,7 +114,7 @@ class Publisher:
                 self._store.create(name, dim=dim, dtype=config.dtype, exist_ok=True)
                 activity_series(self._store, name)
             prior_series(self._store, config.upstream.name)
-        dist.barrier()
+        barrier()
         self._series = {name: self._store.series(name) for pair in self._pairs.values() for name in pair}
         self._activity = {name: activity_series(self._store, name) for name in self._series}
         self._prior = prior_series(self._store, config.upstream.name)
@@ -159,7 +158,7 @@ class Publisher:
         rounds = self._owed(publication)
         for names in rounds:
             self._write(names, publication, content, timer)
-        dist.barrier()  # no rank reads on before rank 0 has committed
+        barrier()  # no rank reads on before rank 0 has committed
         return bool(rounds)
 
     def move_tags(self, publication: Publication, path: Path) -> None:

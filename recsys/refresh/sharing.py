@@ -1,6 +1,7 @@
 """A snapshot that all ranks write, each the rows that it has: nobody gathers them, and rank 0 alone commits.
 
 Where a rank must know whether others have an id, the ids go to the rank that their hash names, and the answers back.
+All of it in the control group: before each of these calls a rank reads and writes files, for as long as that takes.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def total(count: int, environment: Environment) -> int:
     """The sum of all ranks' counts. A collective."""
     if environment.world_size == 1:
         return count
-    counts = torch.tensor([count], device=environment.device)
-    dist.all_reduce(counts)
+    counts = torch.tensor([count])
+    dist.all_reduce(counts, group=control_group())
     return int(counts)
 
 
@@ -108,10 +109,9 @@ class SharedIds:
         return (self._travel(ids[order], sent.tolist(), received),), order, sent.tolist(), received
 
     def _travel(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        device = self._environment.device
-        out = torch.empty(sum(received), dtype=rows.dtype, device=device)
-        dist.all_to_all_single(out, rows.to(device), received, sent)
-        return out.cpu()
+        out = torch.empty(sum(received), dtype=rows.dtype)
+        dist.all_to_all_single(out, rows, received, sent, group=control_group())
+        return out
 
 
 class SharedWriter:

@@ -83,6 +83,7 @@ def test_a_store_is_noted_once(tmp_path: Path, url: str):
     out = tmp_path / "run"
     for _ in range(2):
         place_store(out, url)
+    place_store(out, f"{url}/")
     assert store_of(out) == url
     with pytest.raises(ConfigError, match=rf"store is 's3://other/x', but the run in {out} keeps its own in {url}"):
         place_store(out, "s3://other/x")
@@ -118,3 +119,16 @@ def test_a_bucket_that_cannot_be_used_is_refused_before_anything_is_trained(
 def test_a_store_has_a_whole_path():
     with pytest.raises(ConfigError, match="store is 'runs/store'; give a whole path"):
         replace(STUDY, store="runs/store")
+
+
+def test_a_relative_store_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        place_store(out, "stores/ctr")
+    assert store_of(out) == str(tmp_path / "stores/ctr")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    place_store(out, f"{tmp_path}/stores/ctr/")
+    with pytest.raises(ConfigError, match=f"keeps its own in {tmp_path}/stores/ctr"):
+        place_store(out, "stores/ctr")

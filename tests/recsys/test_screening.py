@@ -130,3 +130,22 @@ def test_ranks_share_the_reading_and_know_the_same(tmp_path: Path) -> None:
         assert told == [alone, alone]
     found, expected = (tmp_path / name / "quarantine/log.json" for name in ("two", "alone"))
     assert found.read_text() == expected.read_text()
+
+
+def unreadable_on_one(out: Path, root: Path, log: Part) -> str:
+    environment = current_environment()
+
+    def scan(*_: object) -> Findings:
+        raise DataError("pages of b.parquet cannot be read")
+
+    if environment.rank == 1:
+        screening.scan = scan
+    with pytest.raises(DataError) as error:
+        screen(out, "log", [log], root, environment)
+    return str(error.value)
+
+
+def test_what_one_rank_cannot_read_is_an_error_of_all(tmp_path: Path) -> None:
+    log = part(tmp_path / "data")
+    told = run_ranks(unreadable_on_one, 2, tmp_path / "out", tmp_path, log, timeout=60)
+    assert told == ["pages of b.parquet cannot be read"] * 2

@@ -77,8 +77,10 @@ Mapping::Mapping(
     : copies_(copies) {
   auto crc = crcs.begin();
   for (size_t i = 0; i < paths.size(); ++i) {
-    // Files of some size begin where a huge page could: the kernel may then map them with such pages.
-    const int64_t start = round_up(bytes_, bytes[i] >= kHugePage ? kHugePage : kBlockBytes);
+    // Files of some size begin where a huge page could: the kernel may then map them with such pages. But what ends at
+    // the end of a block may go on in the next file, as an index of several pieces does: no gap there.
+    const bool apart = bytes_ % kBlockBytes != 0 && bytes[i] >= kHugePage;
+    const int64_t start = round_up(bytes_, apart ? kHugePage : kBlockBytes);
     if (crcs.end() - crc < blocks_of(bytes[i])) throw std::invalid_argument("fewer crcs than the files have blocks");
     crcs_.resize(start / kBlockBytes);
     crcs_.insert(crcs_.end(), crc, crc + blocks_of(bytes[i]));

@@ -124,6 +124,14 @@ def test_files_lie_side_by_side(tmp_path: Path):
     mapping.check()
 
 
+def test_what_ends_with_a_block_goes_on_without_a_gap(tmp_path: Path):
+    sizes = [BLOCK, 5 << 20, (3 << 20) + 64, 2 << 20]  # an index in three pieces, however large these are, and data
+    files = [mapped_file(tmp_path / str(i), bytes([i]) * size) for i, size in enumerate(sizes)]
+    starts = Mapping.open(files).starts
+    assert starts[:3] == (0, BLOCK, BLOCK + (5 << 20))
+    assert starts[3] % (2 << 20) == 0
+
+
 def test_no_descriptor_stays_open_and_the_range_lives_as_long_as_a_tensor_over_it(tmp_path: Path):
     files = [mapped_file(tmp_path / str(i), bytes([i]) * (3 << 20)) for i in range(4)]
     descriptors = len(os.listdir("/proc/self/fd"))

@@ -33,6 +33,7 @@ from embedding_store import (
 )
 from embedding_store.dtypes import DTYPES
 from embedding_store.format import documents
+from embedding_store.serve import shard
 from tests.distributed import run_ranks
 from tests.embedding_store.helpers import folder, publish
 from tests.embedding_store.write.test_pieces import written_together
@@ -256,6 +257,21 @@ def failing(path: str) -> str:
     except (ChecksumError, MissingFileError, RankFailedError) as error:
         return f"{type(error).__name__}: {error}"
     return "loaded"
+
+
+def out_of_memory(path: str) -> str:
+    if dist.get_rank() == 1:
+        shard._empty = None  # type: ignore[assignment]  # what cannot be had
+    try:
+        load_sharded(EmbeddingStore(path).series("user").latest())
+    except (TypeError, RankFailedError) as error:
+        return type(error).__name__
+    return "loaded"
+
+
+def test_a_rank_without_room_for_its_part_is_an_error_on_every_rank(store: EmbeddingStore):
+    history(store, "user", 4, "float32")
+    assert run_ranks(out_of_memory, 2, store.location, timeout=60) == ["RankFailedError", "TypeError"]
 
 
 @pytest.mark.parametrize("which", ["index", "vectors"])

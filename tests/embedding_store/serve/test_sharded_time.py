@@ -34,6 +34,8 @@ def compared(path: str) -> list[str]:
     for wrong in (
         lambda: spread.lookup(ids, ids if rank == 0 else ids.int()),
         lambda: spread.lookup_history(ids, ids, 2),
+        lambda: spread.lookup(ids if rank == 0 else [1000], ids),
+        lambda: spread.lookup(ids, ids, out_dtype=torch.float32 if rank == 0 else "float32"),
     ):
         try:
             wrong()
@@ -50,3 +52,7 @@ def test_lookups_as_of_a_time_are_those_of_whole_tables(store: EmbeddingStore):
     assert second[0].startswith("InvalidIdsError: timestamps are torch.int32")
     assert first[1] == second[1]
     assert first[1].startswith("InvalidArgumentError: k is 2: the last k versions are looked up in whole tables only")
+    assert first[2].startswith("RankFailedError: rank 1 failed, so no rank goes on: InvalidIdsError: ids are list")
+    assert second[2].startswith("InvalidIdsError: ids are list")
+    assert first[3].startswith("RankFailedError: rank 1 failed, so no rank goes on: InvalidArgumentError: out_dtype")
+    assert second[3].startswith("InvalidArgumentError: out_dtype is float32")

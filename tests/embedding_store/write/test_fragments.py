@@ -29,9 +29,11 @@ from embedding_store import (
     Series,
     SharedDraft,
     Snapshot,
+    StorageAccessError,
     WriterClosedError,
 )
 from embedding_store.write import overlay
+from embedding_store.write.content import WrittenFiles
 from tests.embedding_store.helpers import age, files, folder, named_files, publish
 
 Vectors = Mapping[int, float]
@@ -294,6 +296,30 @@ def test_a_fragment_that_is_gone_or_changed_is_noticed(series: Series):
     with pytest.raises(MissingFileError):
         series.commit(draft, [written])
     assert series.versions() == []
+
+
+def test_a_commit_that_is_tried_again_never_deletes_what_the_first_has_published(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+):
+    draft = series.draft(parts=2, as_of=1, space="ctr-1")
+    written = [fragment(series, draft, part, {part: 1.0}) for part in range(2)]
+
+    checked = WrittenFiles.check
+
+    def check(files: WrittenFiles) -> None:
+        checked(files)
+        if series.versions():
+            raise StorageAccessError("the store does not answer any more")
+
+    monkeypatch.setattr(WrittenFiles, "check", check)
+    with pytest.raises(StorageAccessError):
+        series.commit(draft, written)  # its manifest is there
+    monkeypatch.undo()
+    assert series.versions() == [1]
+    publish(series, 2, [5])
+    with pytest.raises(AsOfDecreasedError):
+        series.commit(draft, written)
+    assert content(series.version(1)) == expected({0: 1.0, 1: 1.0}, series.dim)
 
 
 def test_drafts_that_nobody_commits_are_cleaned_when_all_their_writers_are_silent(series: Series):

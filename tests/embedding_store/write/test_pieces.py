@@ -130,6 +130,20 @@ def test_looking_back_goes_as_far_as_it_must(series: Series, monkeypatch: pytest
     check_same(series, random_ids(COUNT), 3)
 
 
+@pytest.mark.parametrize(("count", "unit"), [(200_000, 65_536), (400_000, 2 << 20)])
+def test_pieces_beyond_the_size_of_a_huge_page_are_read(series: Series, count: int, unit: int):
+    ids = np.random.default_rng(4).integers(-(2**63), 2**63, count, dtype=np.int64)
+    snapshot, made = written_together(series, ids, 2)
+    assert all(piece.file.bytes > 2 << 20 for piece in made)
+    assert [piece.bytes % unit for piece in snapshot.manifest.index.pieces[:-1]] == [0, 0]
+    assert index_bytes(series, snapshot) == index_bytes(series, written_alone(series, ids, 2))
+    asked = torch.from_numpy(ids[::100].copy())
+    vectors, found = snapshot.load().lookup(asked)
+    assert found.all()
+    assert torch.equal(vectors, value_of(asked).float())
+    snapshot.verify()
+
+
 @pytest.mark.parametrize("count", [0, 1, 3000])
 def test_few_ids_are_left_to_the_commit(series: Series, count: int):
     ids = np.arange(count, dtype=np.int64)

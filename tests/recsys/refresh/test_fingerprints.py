@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.data.errors import DataError
-from recsys.data.ranks import ALONE
+from recsys.data.ranks import ALONE, Ranks
 from recsys.refresh import checksums as checksums_module
 from recsys.refresh import fingerprints as fingerprints_module
 from recsys.refresh.checksums import combine, crcs_of
@@ -192,3 +192,14 @@ def test_a_file_that_ends_early_is_an_error(tmp_path: Path) -> None:
     (path,) = write(tmp_path / "a", x=b"some bytes")
     with pytest.raises(OSError, match="it ended 5 bytes early"):
         crcs_of([(path, 15)], ALONE)
+
+
+def test_what_one_rank_cannot_read_is_an_error_of_all(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a", x=b"some bytes", y=b"others")
+
+    def said(ranks: Ranks) -> str:
+        with pytest.raises(OSError, match=r"read it|early") as error:
+            crcs_of([(first, 10), (second, 16)], ranks)
+        return str(error.value)
+
+    assert run_threads(said, 2) == [f"{second}: another rank cannot read it", "it ended 10 bytes early"]
