@@ -71,8 +71,8 @@ class GraphConfig:
     relation_dim: int = 0
     """Width of a relation's space, of transr alone; 0: `dim`."""
     reciprocal: bool = True
-    """Whether a relation has parameters of its own for finding heads of tails (Lacroix et al. 2018). A translation can do
-    without: FB15k-237's validation MRR by TransE is 0.320 so, 0.316 with them."""
+    """Whether a relation has parameters of its own for finding heads of tails (Lacroix et al. 2018). A translation can
+    do without: FB15k-237's validation MRR by TransE is 0.320 so, 0.316 with them."""
     negatives: int = 512
     """Entities of each node type that are drawn uniformly for a step, the same on every rank: every link of the step is
     to be told from those that each of these in place of its head, or of its tail, would make."""
