@@ -100,7 +100,7 @@ def run_ranks(name: str, work: Callable[..., None], arguments: tuple, ranks: int
     # elastic turns SIGINT and SIGTERM into exceptions, and never back; a failure is told below
     with _handlers_kept(), _quiet_logs(), _copied(folder):
         try:
-            elastic_launch(config, _rank)(work, arguments, _terminal())
+            elastic_launch(config, _rank)(work, arguments, {**os.environ, **_terminal()})
         except ChildFailedError as error:
             first, failure = error.get_first_failure()
             if failure.exitcode == RESUME:  # a signal to a rank alone
@@ -113,10 +113,10 @@ def run_ranks(name: str, work: Callable[..., None], arguments: tuple, ranks: int
             raise SystemExit(code_after(received)) from None
 
 
-def _rank(work: Callable[..., None], arguments: tuple, terminal: Mapping[str, str]) -> None:
+def _rank(work: Callable[..., None], arguments: tuple, environment: Mapping[str, str]) -> None:
     """One rank. What ends it, which elastic would keep to itself or tell in the terminal, goes to its stderr."""
+    os.environ.update(environment)  # the fork server has that of when it was started
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun sets it: see recsys/train/distributed.py
-    os.environ.update(terminal)
     try:
         work(*arguments)
     except Exception:

@@ -91,5 +91,5 @@ class Batch(Pipelineable):
 
 
 def _longest(sparse: KeyedJaggedTensor) -> dict[str, int]:
-    lengths = sparse.lengths().view(len(sparse.keys()), -1)
+    lengths = sparse.lengths().view(len(sparse.keys()), sparse.stride())
     return dict(zip(sparse.keys(), lengths.amax(1).tolist() if lengths.numel() else [0] * len(lengths), strict=True))

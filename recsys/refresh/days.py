@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
@@ -32,7 +32,9 @@ from recsys.data.footers import read_footer
 from recsys.data.schema import Schema
 from recsys.dates import dates, day_span
 from recsys.refresh.fingerprints import Fingerprints, read_together
-from recsys.train.distributed import Environment
+
+if TYPE_CHECKING:
+    from recsys.train.distributed import Environment
 
 _KINDS = (("events",), ("users", "items"))
 """What a day brings: its fingerprints are of each by itself."""

@@ -13,12 +13,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recsys.atomic import write_json
 from recsys.data.errors import DataError
 from recsys.refresh.checksums import crcs_of
-from recsys.train.distributed import Environment, broadcast
-from recsys.train.exchange import ranks_of
+
+if TYPE_CHECKING:
+    from recsys.train.distributed import Environment
 
 _SETTLED = 2_000_000_000
 """ns that a file must have been left alone before it was read: a later change could have the same time, since clocks of
@@ -97,6 +99,9 @@ def read_together(root: Path, memory: Path, files: Callable[[], Sequence[Path]],
     Raises:
         DataError: a file cannot be read.
     """
+    from recsys.train.distributed import broadcast  # torch, which a command that finds a mistake does not wait for
+    from recsys.train.exchange import ranks_of
+
     unread: list[tuple[str, _Reading]] = []
     before: dict[str, _Reading] = {}
     if environment.is_main:

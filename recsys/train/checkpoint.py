@@ -206,7 +206,7 @@ def _check_columns(path: Path, saved: Mapping[str, tuple[int, ...]], wanted: Map
     tables = {key.split(".")[-2]: shape for key, shape in saved.items() if wanted.get(key) == shape and len(shape) == 2}
     for key in sorted(saved.keys() & wanted.keys()):
         *_, table, state = key.split(".")
-        if not key.startswith("optimizer.") or table not in tables or saved[key] == wanted[key]:
+        if not state.startswith("momentum") or table not in tables or saved[key] == wanted[key]:
             continue
         before, now = (shape[key][0] // max(1, tables[table][0]) for shape in (saved, wanted))
         raise CheckpointError(

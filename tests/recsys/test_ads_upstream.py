@@ -151,7 +151,7 @@ def test_an_output_that_would_be_called_as_another_task(tmp_path: Path) -> None:
     ranker.save(path)
     assert check_config(path, data) == ranker, "for `recsys bundle` it is good"
     with pytest.raises(MistakesError, match=r"labels \['revenue'\] are of kind 'value'"):
-        check_rankers(path, data, "s3://nowhere", compared=True)
+        check_rankers(path, data, str(tmp_path / "store"), compared=True)
     replace(ranker, tasks={"spend": "revenue", "spend_expected": "click"}).save(path)
     with pytest.raises(MistakesError, match=r"tasks names 'spend' and 'spend_expected'.*rename one"):
         check_config(path, data)

@@ -22,11 +22,10 @@ from recsys.identity import identify_files
 from recsys.refresh.days import available_days, find_day
 from recsys.refresh.fingerprints import Fingerprints
 from recsys.upstream import train_upstream
-from tests.embedding_store.conftest import S3_BUCKET
-from tests.embedding_store.conftest import s3 as s3  # a fixture
 from tests.recsys.data.events import SCHEMA, write_files
 from tests.recsys.refresh.daily_example import DAILY, DAYS, write_day
 from tests.recsys.refresh.example import CONFIG, write_log
+from tests.s3 import S3_BUCKET
 
 PATTERNS = ("*.parquet", "a/*.parquet", "a/**/*.parquet", "**/*.parquet", "*/part-?.parquet", "a/b/part-[12].parquet")
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.refresh import fingerprints
+from recsys.refresh import checksums, fingerprints
 from tests.recsys.refresh.daily_example import DAYS, contents, daily_config, records, refresh, write_day
 
 CONFIG = daily_config()
@@ -22,8 +22,9 @@ pytestmark = pytest.mark.usefixtures("no_pages")
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The days whose files are read for their fingerprints; none of the files was written just now."""
     days: list[str] = []
-    crc = fingerprints._crc
+    crc, crc_of = fingerprints._crc, checksums._crc_of
     monkeypatch.setattr(fingerprints, "_crc", lambda path: days.append(path.parent.name) or crc(path))
+    monkeypatch.setattr(checksums, "_crc_of", lambda path, *of: days.append(path.parent.name) or crc_of(path, *of))
     monkeypatch.setattr(fingerprints, "time", SimpleNamespace(time_ns=lambda: time.time_ns() + 3_600 * 10**9))
     return days
 
