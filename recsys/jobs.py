@@ -19,14 +19,17 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from recsys.led import is_led, on_ranks, run_led
 from recsys.stopping import RESUME, code_after
 
 _POLL_SECONDS = 0.1
+_GRACE_SECONDS = 30
+"""Until a rank that was told to end is killed; elastic's own."""
 _VICTIM = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL (error|communicator)")
 """How a rank fails because another one, whose error is the one to show, is gone."""
 _ERROR = re.compile(r"^(Traceback \(most recent call last\)|error: |refused: )", re.MULTILINE)
@@ -98,6 +101,7 @@ def run_ranks(name: str, work: Callable[..., None], arguments: tuple, ranks: int
         logs_specs=DefaultLogsSpecs(log_dir=str(folder.resolve()), redirects=Std.ALL),
     )
     # elastic turns SIGINT and SIGTERM into exceptions, and never back; a failure is told below
+    others = multiprocessing.active_children()
     with _handlers_kept(), _quiet_logs(), _copied(folder):
         try:
             elastic_launch(config, _rank)(work, arguments, {**os.environ, **_terminal()})
@@ -107,10 +111,21 @@ def run_ranks(name: str, work: Callable[..., None], arguments: tuple, ranks: int
                 raise SystemExit(RESUME) from None
             raise JobError(_failure(name, folder, first, failure.exitcode)) from None
         except (SignalException, KeyboardInterrupt) as stopped:
+            _end_all_but(others)
             received = getattr(stopped, "sigval", signal.SIGINT)
             if received == signal.SIGINT:
                 raise KeyboardInterrupt from None
             raise SystemExit(code_after(received)) from None
+
+
+def _end_all_but(others: Collection[BaseProcess]) -> None:
+    """End ranks that elastic, stopped as it started them, does not know: Python would wait for them at its own end."""
+    ranks = [process for process in multiprocessing.active_children() if process not in others]
+    for rank in ranks:
+        rank.terminate()
+    for rank in ranks:
+        rank.join(_GRACE_SECONDS)
+        rank.kill()
 
 
 def _rank(work: Callable[..., None], arguments: tuple, environment: Mapping[str, str]) -> None:

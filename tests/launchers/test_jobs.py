@@ -1,12 +1,16 @@
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.launcher import api
 
 from recsys.jobs import JobError, run_job, run_ranks
 from recsys.stopping import RESUME
@@ -56,6 +60,23 @@ def test_stopping_the_job_stops_its_ranks(tmp_path: Path):
     assert job.returncode == RESUME
     assert "wait: a line of rank 0" in out.decode()
     assert not any(_alive(int(pid)) for pid in pids)
+
+
+def test_ranks_that_elastic_does_not_know_yet_are_stopped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A signal may come between their start and what elastic notes of it."""
+
+    def start(*_: object) -> Callable[..., None]:
+        def stopped(*_: object) -> None:
+            multiprocessing.get_context("spawn").Process(target=time.sleep, args=(3600,)).start()
+            raise SignalException("stopped", signal.SIGTERM)
+
+        return stopped
+
+    monkeypatch.setattr(api, "elastic_launch", start)
+    with pytest.raises(SystemExit) as stop:
+        run_ranks("wait", tiny.main, ("wait",), 2, tmp_path)
+    assert stop.value.code == RESUME
+    assert not multiprocessing.active_children()
 
 
 def test_a_mistake_in_a_command_is_a_job_that_failed(tmp_path: Path):
