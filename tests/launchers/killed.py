@@ -51,12 +51,6 @@ def save(rank: int) -> None:
         _before(saving, "sums", _countdown(2))
 
 
-def seal(rank: int) -> None:
-    """Rank 0, when all have written theirs, and it has not said so."""
-    if rank == 0:
-        _before(saving, "mark", _countdown(1))
-
-
 def publish(rank: int) -> None:
     """Rank 0, before the seventh file of the store appears: of two series' snapshots some are there."""
     if rank == 0:
@@ -66,5 +60,5 @@ def publish(rank: int) -> None:
 if __name__ == "__main__":
     points, *sys.argv[1:] = sys.argv[1:]
     for point in points.split(",")[int(os.environ["TORCHELASTIC_RESTART_COUNT"]) :][:1]:
-        {each.__name__: each for each in (epoch, save, seal, publish)}[point](int(os.environ["RANK"]))
+        {each.__name__: each for each in (epoch, save, publish)}[point](int(os.environ["RANK"]))
     main()
