@@ -24,7 +24,6 @@ Words = NDArray[np.uint64]
 MAGIC = b"ESINDEX2"
 HEADER_BYTES = 64
 SLOTS = 4  # entries a bucket holds
-SLOT_BYTES = BUCKET_BYTES // SLOTS
 LOAD = 0.6  # at most this part of the slots is used
 SEEDS = 8
 MAX_PROBE = 32  # buckets that a search visits at most

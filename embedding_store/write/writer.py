@@ -7,6 +7,7 @@ writers at once each gets a version of its own.
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -35,7 +36,7 @@ from embedding_store.write.fragments import Fragment, SharedDraft, part_of, writ
 from embedding_store.write.sums import row_sums, slab_rows
 
 
-class RowWriter:
+class RowWriter(ABC):
     """Takes rows and deletes inside a `with` block; what becomes of them is its subclasses' part."""
 
     def __init__(
@@ -138,9 +139,9 @@ class RowWriter:
             raise
         finished()
 
+    @abstractmethod
     def _finish(self, draft: Draft) -> Callable[[], None]:
         """Make what the rows are for. Returns what is to be done when they are not to be discarded any more."""
-        raise NotImplementedError
 
     def _open_draft(self) -> Draft:
         if self._draft is None or self._state != "open":

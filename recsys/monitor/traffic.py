@@ -6,9 +6,8 @@ has no more it is everything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +15,11 @@ import torch
 from torch import Tensor
 
 from recsys.data.newest import Rows
-from recsys.data.quarantine import NOTHING, Quarantine
 from recsys.data.ranks import ALONE, Ints, Ranks
 from recsys.data.sampled import Sampled
 from recsys.data.schema import Schema
-from recsys.data.shares import Read, read_share
-from recsys.data.survey import OWNERS, Survey, columns_of
+from recsys.data.shares import Read
+from recsys.data.survey import OWNERS, columns_of
 
 EVENTS = 20_000
 """Labelled events that are scored."""
@@ -112,33 +110,3 @@ class TrafficSample:
             choosers=torch.from_numpy(choosers),
             chosen=torch.from_numpy(chosen),
         )
-
-
-def read_traffic(
-    files: Sequence[Path],
-    schema: Schema,
-    label: str,
-    skip: Quarantine = NOTHING,
-    *,
-    as_of: int | None = None,
-    ranks: Ranks = ALONE,
-) -> Traffic:
-    """Read ids and one label of every row of the day's files that is not skipped. A collective.
-
-    Args:
-        files: of the day.
-        schema: of the events.
-        label: that the inner product of the pair is judged by.
-        skip: rows that are left out.
-        as_of: time up to which outcomes are known, ms; None: all of them are.
-        ranks: who share the reading.
-
-    Raises:
-        DataError, SchemaError: a file cannot be read, or there is no such label.
-    """
-    facts = schema.select(features=(), labels=(label,))
-    found, sample = Survey(files, facts), TrafficSample(facts, label, as_of)
-    for read in read_share(files, facts, skip, ranks, as_of):
-        found.add(read)
-        sample.add(read)
-    return sample.together(found.together(ranks).rows, ranks)

@@ -27,11 +27,12 @@ from recsys.data.sizes import room_for
 from recsys.data.survey import OWNERS, Surveyed, one_after_another, survey
 from recsys.data.tables import count_tables
 from recsys.dates import UNTIMED
-from recsys.monitor.traffic import Traffic, read_traffic
+from recsys.monitor.traffic import Traffic
 from recsys.train.distributed import current_environment
 from recsys.train.exchange import ranks_of
 from tests.distributed import run_ranks
 from tests.recsys.data.threads import run_threads
+from tests.recsys.monitor.publishing import read_traffic
 
 SCHEMA = Schema(
     timestamp="time", user_id="user", item_id="item", labels=(Label(name="click"), Label(name="buy", valid="click"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,11 @@ from torch.nn import functional as F
 from embedding_store import EmbeddingStore
 from recsys.atomic import write_json
 from recsys.data.newest import Newest
+from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.ranks import ALONE, Ranks
 from recsys.data.schema import Label, Schema
+from recsys.data.shares import read_share
+from recsys.data.survey import Survey
 from recsys.dates import DAY_MS
 from recsys.monitor.quality import Quality, measure
 from recsys.monitor.traffic import Seen, Traffic, TrafficSample
@@ -115,3 +119,15 @@ def write_record(folder: Path, day: int, quality: Quality, **fields: Any) -> Non
         "quality": quality.as_dict(),
     }
     write_json(folder / "days" / f"{day_name(day)}.json", {**record, **fields})
+
+
+def read_traffic(
+    files: Sequence[Path], schema: Schema, label: str, skip: Quarantine = NOTHING, *, ranks: Ranks = ALONE
+) -> Traffic:
+    """A day's traffic as a cycle collects it, from files alone. A collective."""
+    facts = schema.select(features=(), labels=(label,))
+    found, sample = Survey(files, facts), TrafficSample(facts, label, None)
+    for read in read_share(files, facts, skip, ranks):
+        found.add(read)
+        sample.add(read)
+    return sample.together(found.together(ranks).rows, ranks)

@@ -14,8 +14,17 @@ from recsys.data.errors import DataError
 from recsys.data.schema import Label, Schema
 from recsys.monitor.quality import lineage, measure, measure_series, neighbour_overlap
 from recsys.monitor.sample import draw, quantiles, sample_ids
-from recsys.monitor.traffic import read_traffic
-from tests.recsys.monitor.publishing import DIM, ITEMS, USERS, day_events, publish, replay, seen, vectors_of
+from tests.recsys.monitor.publishing import (
+    DIM,
+    ITEMS,
+    USERS,
+    day_events,
+    publish,
+    read_traffic,
+    replay,
+    seen,
+    vectors_of,
+)
 
 
 @pytest.fixture
