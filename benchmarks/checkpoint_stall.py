@@ -93,7 +93,7 @@ def measure(environment: Environment, variant: str, data: Path, options: Options
         shuffle_batches=8,
         epochs=10**6,
     )
-    stream.total_steps = options.steps
+    stream.total_steps = stream.steps_per_epoch = options.steps  # one pass: the last step is a pass's last, too
     torch.manual_seed(0)
     task = DermTask(
         DERM(schema, upstream.model, tasks), upstream.loss, tasks, count_positives(files, schema, tasks[:1])
