@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from embedding_store.native import scratch
 from embedding_store.native.layout import SLOT
 from embedding_store.native.library import library
 
@@ -19,6 +20,24 @@ Words = NDArray[np.uint64]
 _MOST = 2**32  # pairs sorted at once
 _PIECE = 16_384  # entries that a thread lays out, at least
 _MOST_BUCKETS = 2**46  # so that products stay within int64
+
+
+def upserts(
+    ids: NDArray[np.int64],  # [N]
+    location: int,
+) -> tuple[Words, Words]:
+    """Hashes of seed 0, and the operations (write/index.py) of rows at `location` and after it, uint64 [N] each.
+
+    Raises:
+        ValueError: ids are not int64 [N].
+    """
+    if ids.dtype != np.int64 or ids.ndim != 1:
+        raise ValueError(f"ids are {ids.dtype} {list(ids.shape)}: give int64 [N]")
+    ids = np.ascontiguousarray(ids)
+    h, operations = scratch.empty(len(ids), np.uint64), scratch.empty(len(ids), np.uint64)
+    sizes = ctypes.c_int64(len(ids)), ctypes.c_int64(location)
+    library().embedding_store_upserts(_address(ids), *sizes, *map(_address, (h, operations)))
+    return h, operations
 
 
 def sort_pairs(
@@ -33,10 +52,10 @@ def sort_pairs(
     h, value = _words("h", h), _words("value", value, len(h))
     if len(h) >= _MOST:
         raise ValueError(f"h has {len(h)} values: sort fewer than 2^32 at once")
-    sorted_h, sorted_value = np.empty_like(h), np.empty_like(value)
+    sorted_h, sorted_value, room = (scratch.empty(count, np.uint64) for count in (len(h), len(h), 2 * len(h)))
     function = library().embedding_store_sort_pairs
     function.restype = ctypes.c_bool
-    if not function(*map(_address, (h, value)), ctypes.c_int64(len(h)), *map(_address, (sorted_h, sorted_value))):
+    if not function(*map(_address, (h, value)), ctypes.c_int64(len(h)), *map(_address, (sorted_h, sorted_value, room))):
         raise MemoryError(f"no memory to sort {len(h)} pairs")
     return sorted_h, sorted_value
 
@@ -55,7 +74,8 @@ def partition_pairs(
     h, value = _words("h", h), _words("value", value, len(h))
     if not 1 <= bits <= 16:
         raise ValueError(f"bits is {bits}: use 1 to 16")
-    parted, ends = (np.empty_like(h), np.empty_like(value)), np.empty(1 << bits, np.int64)
+    parted = scratch.empty(len(h), np.uint64), scratch.empty(len(h), np.uint64)
+    ends = np.empty(1 << bits, np.int64)
     sizes = ctypes.c_int64(len(h)), ctypes.c_int64(bits)
     library().embedding_store_partition_pairs(*map(_address, (h, value)), *sizes, *map(_address, (*parted, ends)))
     return *parted, ends
@@ -72,7 +92,7 @@ def last_operations(
         ValueError: other dtypes, or shapes that differ.
     """
     h, operations = _words("h", h), _words("operations", operations, len(h))
-    locations, ends = np.empty_like(h), np.empty(2, np.int64)
+    locations, ends = scratch.empty(len(h), np.uint64), np.empty(2, np.int64)
     function = library().embedding_store_last_operations
     function.restype = ctypes.c_int64
     again = function(*map(_address, (h, operations)), ctypes.c_int64(len(h)), *map(_address, (locations, ends)))
@@ -109,7 +129,7 @@ def place(
         ValueError: other dtypes, shapes that differ, or numbers that no index has.
     """
     h, locations = _words("h", h), _words("locations", locations, len(h))
-    slots = np.empty(behind - free, SLOT)
+    slots = scratch.empty(behind - free, SLOT)
     _place(h, locations, buckets, seed, free, (behind, 0), slots)
     return slots
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.format.index import Words
+from embedding_store.native import scratch
 from embedding_store.native.building import partition_pairs, sort_pairs
 
 RUN = 1 << 19  # pairs sorted at once: 8 MiB, and twice as much again while they are sorted
@@ -40,7 +41,11 @@ class Pairs(NamedTuple):
         parts = list(parts) or [NO_PAIRS]
         if len(parts) == 1:
             return parts[0]
-        return Pairs(np.concatenate([part.h for part in parts]), np.concatenate([part.value for part in parts]))
+        count = sum(len(part.h) for part in parts)
+        joined = Pairs(scratch.empty(count, np.uint64), scratch.empty(count, np.uint64))
+        np.concatenate([part.h for part in parts], out=joined.h)
+        np.concatenate([part.value for part in parts], out=joined.value)
+        return joined
 
 
 NO_PAIRS = Pairs(np.empty(0, np.uint64), np.empty(0, np.uint64))
@@ -61,7 +66,7 @@ class Spill:
 
     def read(self, start: int, stop: int) -> Words:
         """A copy of words start .. stop - 1."""
-        words = np.empty(stop - start, np.uint64)
+        words = scratch.empty(stop - start, np.uint64)
         self._file.seek(8 * start)
         self._file.readinto(words.view(np.uint8).data)
         return words

@@ -29,7 +29,7 @@ from embedding_store.format.index import (
     home_buckets,
     unhash,
 )
-from embedding_store.native.building import last_operations, place, plan
+from embedding_store.native.building import last_operations, place, plan, upserts
 from embedding_store.scan.sorter import PairFile, Pairs, Sorter, Spill
 
 ONE = np.uint64(1)
@@ -50,8 +50,7 @@ class Operations:
         location: int,
     ) -> None:
         """Rows at this location and those after it."""
-        locations = np.arange(location, location + len(ids), dtype=np.uint64)
-        self.sorter.add(Pairs(hash_ids(ids), locations << ONE | ONE))
+        self.sorter.add(Pairs(*upserts(ids, location)))
 
     def delete(
         self,

@@ -84,7 +84,8 @@ void sort_part(
   for (int64_t i = 0; i < count; ++i) h[i] = room[i].h, value[i] = room[i].value;
 }
 
-void sort_pairs(const uint64_t* h, const uint64_t* value, int64_t count, uint64_t* out_h, uint64_t* out_value) {
+void sort_pairs(
+    const uint64_t* h, const uint64_t* value, int64_t count, uint64_t* out_h, uint64_t* out_value, Pair* pairs) {
   const int64_t slices = std::clamp<int64_t>(count / kSlice, 1, kMostSlices);
   const auto slice_start = [&](int64_t slice) { return count * slice / slices; };
   uint64_t least = std::numeric_limits<uint64_t>::max(), greatest = 0;
@@ -106,7 +107,6 @@ void sort_pairs(const uint64_t* h, const uint64_t* value, int64_t count, uint64_
     }
     parts[part + 1] = place;
   }
-  const auto pairs = std::make_unique_for_overwrite<Pair[]>(count);
   parallel(0, slices, 1, [&](int64_t begin, int64_t end) {
     for (int64_t slice = begin; slice < end; ++slice) {
       int64_t* place = places.data() + slice * kParts;
@@ -123,7 +123,7 @@ void sort_pairs(const uint64_t* h, const uint64_t* value, int64_t count, uint64_
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = parts[part], size = parts[part + 1] - first;
       if (size > capacity) room = std::make_unique_for_overwrite<Pair[]>(capacity = size);
-      sort_part(pairs.get() + first, size, room.get(), starts, out_h + first, out_value + first);
+      sort_part(pairs + first, size, room.get(), starts, out_h + first, out_value + first);
     }
   });
 }
@@ -176,12 +176,23 @@ bool write_slots(
 #define ES_EXPORT extern "C" __attribute__((visibility("default")))
 
 // For Python's ctypes; embedding_store/native/building.py says what each does, and checks what it is given.
+ES_EXPORT void embedding_store_upserts(
+    const int64_t* ids, int64_t count, int64_t location,  // of the first
+    uint64_t* h, uint64_t* operation                      // [count]
+) {
+  for (int64_t i = 0; i < count; ++i) {
+    h[i] = embedding_store::hash_id(ids[i], 0);
+    operation[i] = static_cast<uint64_t>(location + i) << 1 | 1;
+  }
+}
+
 ES_EXPORT bool embedding_store_sort_pairs(
     const uint64_t* h, const uint64_t* value, int64_t count,  // [count]
-    uint64_t* out_h, uint64_t* out_value                      // [count]
+    uint64_t* out_h, uint64_t* out_value,                     // [count]
+    uint64_t* room                                            // [2 * count]
 ) {
   try {
-    embedding_store::sort_pairs(h, value, count, out_h, out_value);
+    embedding_store::sort_pairs(h, value, count, out_h, out_value, reinterpret_cast<embedding_store::Pair*>(room));
     return true;
   } catch (const std::bad_alloc&) {
     return false;

@@ -34,6 +34,21 @@ def random_words(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**64, count, dtype=np.uint64)
 
 
+@given(st.lists(st.sampled_from(ENDS) | st.integers(-(2**63), 2**63 - 1)), st.integers(0, 2**62))
+def test_upserts_are_hashes_and_locations(ids: list[int], location: int):
+    given_ids = np.array(ids, np.int64)
+    h, operations = building.upserts(given_ids, location)
+    assert np.array_equal(h, hash_ids(given_ids))
+    assert operations.tolist() == [2 * (location + i) + 1 for i in range(len(ids))]
+    assert np.array_equal(building.upserts(given_ids[::-1], location)[0], h[::-1])
+
+
+def test_upserts_of_what_is_no_ids_are_refused():
+    for wrong in (np.zeros(3), np.zeros(3, np.uint64), np.zeros((3, 1), np.int64)):
+        with pytest.raises(ValueError, match="give int64"):
+            building.upserts(wrong, 0)
+
+
 def check_sorted(h: np.ndarray, value: np.ndarray) -> None:
     order = np.lexsort((value, h))
     found = building.sort_pairs(h, value)
