@@ -229,7 +229,10 @@ class Series(SeriesReader):
     ) -> Diff:
         """What changed from one version to another: see Diff. `progress` is called with rows done and to do.
 
-        Deltas that share an index are compared by the ids that were changed since; else all ids are walked through.
+        Of deltas, folded or compacted in between or not, it costs what both sides have written since they parted: the
+        blocks of 64 KiB that these ids and vectors lie in. Whole snapshots that were written apart are read whole, and
+        those with an expired version between them. On an object store a file that a block is read of comes into the
+        cache whole.
 
         Raises:
             InvalidArgumentError: a snapshot of another series.

@@ -74,6 +74,9 @@ def show(
         return 0
     statistics, files = document.pop("statistics"), [*document.pop("data"), document.pop("index")]
     files += [overlay] if (overlay := document.pop("overlay")) else []
+    files += document.pop("deletes") or ()
+    folded = document.pop("folded")
+    document["folded"] = folded and folded["version"]
     mean = statistics.pop("mean")
     statistics["norm_of_mean"] = sum(value * value for value in mean) ** 0.5
     print_fields({**document, **statistics}, f"{store}: {series}, version {snapshot.version}")
@@ -96,7 +99,7 @@ def diff(
     *,
     json: JSON = False,
 ) -> int:
-    """Compare two snapshots: ids added, removed, moved, and how far by cosine. Quick for small deltas on one base."""
+    """Compare two snapshots: ids added, removed, moved, and how far by cosine. Of deltas it costs what they changed."""
     with progress("comparing") as advance:
         found = asdict(open_store(store).series(series).diff(old, new, progress=advance))
     if json:

@@ -87,6 +87,10 @@ class Fields:
         """An int64 of at least `least`, or null."""
         return None if self._get(key) is None else self.integer(key, least=least)
 
+    def given(self, key: str) -> bool:
+        """Whether there is a value: not null, nor left out by a writer that did not know the key."""
+        return self._document.get(key) is not None
+
     def null(self, key: str) -> bool:
         """Whether the value is null."""
         return self._get(key) is None

@@ -122,6 +122,16 @@ class Overlay(IndexFile):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Folded:
+    """Of a snapshot that rests on a compacted one: what was compacted."""
+
+    version: int
+    """Its ids and vectors are those of the compacted snapshot."""
+    files: int
+    """So many data files, the first ones, hold them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One snapshot. Segments are numbered from 0 through the data files in the order in which they are listed."""
 
@@ -157,6 +167,11 @@ class Manifest:
     """From all ids to their locations; with an overlay, from those of the snapshot that it was written with."""
     overlay: Overlay | None = None
     """What has changed since then, in a delta of few changes."""
+    deletes: tuple[StoredFile, ...] | None = ()
+    """Ids, int64, that deltas deleted from what they were written on: a delta's base's files first, as its manifest
+    lists them, then its own, if it deletes any; a whole snapshot has none. None: not known, of writers before these."""
+    folded: Folded | None = None
+    """What the whole snapshot that this one is, or rests on, was compacted from; None: nothing, or not known."""
 
     @property
     def indexes(self) -> tuple[IndexFile, ...]:
@@ -176,7 +191,7 @@ class Manifest:
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """All files but the manifest itself; a `.crc` file lies beside each."""
-        return (*self.data, *(piece for index in self.indexes for piece in index.pieces))
+        return (*self.data, *(piece for index in self.indexes for piece in index.pieces), *(self.deletes or ()))
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -235,6 +250,8 @@ class Manifest:
             data=tuple(_data_file(entry) for entry in fields.objects("data")),
             index=_index_file(fields.object("index")),
             overlay=_overlay(fields),
+            deletes=_deletes(fields),
+            folded=_folded(fields),
         )
         manifest._check(fields.path)
         return manifest
@@ -259,6 +276,12 @@ class Manifest:
             if self.base is None or self.rows > most:
                 counts = f"overlay has {self.overlay.entries} entries on {self.overlay.index_entries}"
                 raise FileFormatError(path, f"{counts}, but rows is {self.rows}, base is {self.base}")
+        for file in self.deletes or ():
+            if self.base is None or file.bytes % 8:
+                raise FileFormatError(path, f"deletes names {file.bytes} bytes of int64 ids, base is {self.base}")
+        if self.folded is not None and not (self.folded.version < self.version and self.folded.files <= len(self.data)):
+            counts = f"version is {self.version}, with {len(self.data)} data files"
+            raise FileFormatError(path, f"folded is version {self.folded.version}, {self.folded.files} files; {counts}")
         if self.base is not None and self.base >= self.version:
             raise FileFormatError(path, f"base is {self.base}, version is {self.version}: a base is an earlier version")
         if len(self.statistics.mean) != self.dim:
@@ -354,6 +377,19 @@ def _overlay(fields: Fields) -> Overlay | None:
         entries=overlay.integer("entries", least=0),
         index_entries=overlay.integer("index_entries", least=0),
     )
+
+
+def _deletes(fields: Fields) -> tuple[StoredFile, ...] | None:
+    if not fields.given("deletes"):
+        return () if fields.null("base") else None
+    return tuple(StoredFile(**_stored_file(entry)) for entry in fields.objects("deletes"))
+
+
+def _folded(fields: Fields) -> Folded | None:
+    if not fields.given("folded"):
+        return None
+    folded = fields.object("folded")
+    return Folded(version=folded.integer("version", least=1), files=folded.integer("files", least=0))
 
 
 def _stored_file(fields: Fields) -> dict[str, Any]:

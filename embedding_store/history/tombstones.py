@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from embedding_store import times
-from embedding_store.errors import MissingFileError, VersionExpiredError, VersionRetractedError
+from embedding_store.errors import FileFormatError, MissingFileError, VersionExpiredError, VersionRetractedError
 from embedding_store.format.manifest import Manifest, manifest_path, read_manifest
 from embedding_store.format.numbered import NumberedFiles
 from embedding_store.storage.base import Storage
@@ -42,6 +42,19 @@ def read_tombstone(storage: Storage, version: int) -> Tombstone:
     """The tombstone of a version. Raises MissingFileError, or what Manifest.from_fields raises."""
     fields = TOMBSTONES.read(storage, version)
     return Tombstone(Manifest.from_fields(fields), fields.integer("expired"), fields.boolean("retracted", absent=False))
+
+
+def recorded(storage: Storage, version: int) -> Manifest:
+    """The manifest of a version, whether it exists still or is gone. Raises MissingFileError, or CorruptStoreError of
+    the class that fits."""
+    try:
+        manifest = read_tombstone(storage, version).manifest
+    except MissingFileError:
+        return read_manifest(storage, version)
+    if manifest.version != version:
+        where = storage.locate(TOMBSTONES.path(version))
+        raise FileFormatError(where, f"version is {manifest.version}, its name says {version}")
+    return manifest
 
 
 def exists(storage: Storage, version: int) -> bool:

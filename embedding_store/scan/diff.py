@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from embedding_store.format.index import EMPTY, Ids, Words, unhash
+from embedding_store.format.index import EMPTY, Ids, Words
 from embedding_store.format.manifest import Manifest
-from embedding_store.scan.index import hashed_entries, is_in, overlay_entries
+from embedding_store.scan.changed import changed_ids, shared
+from embedding_store.scan.index import hashed_entries, is_in
 from embedding_store.scan.locations import Locations
 from embedding_store.scan.rows import RowNumbers, row_format
 from embedding_store.scan.sorter import Pairs, Sorter, in_step
@@ -51,10 +51,11 @@ class Diff:
 def diff(storage: Storage, old: Manifest, new: Manifest, progress: Callable[[int, int], None] | None = None) -> Diff:
     """Compare two snapshots of a series.
 
-    Of two that share an index, as deltas do, the ids that their overlays have are looked at, no others. Else both
-    indexes, each in the order of its hashes, are walked through in step. A row that both have at one place of one file,
-    as deltas share their base's, has not moved; other vectors of kept ids are read. Memory: some chunks; a temporary
-    file holds 16 bytes an id whose vectors are read. `progress` is called with the rows of `new` done and to do.
+    Where their histories tell which ids differ (see changed.py) these are looked for and their vectors read, no others.
+    Else both indexes, each in the order of its hashes, are walked through in step: of whole snapshots that were written
+    apart, and where a version between the two has expired. A row that both have at one place of one file, as deltas
+    share their base's, has not moved; other vectors of kept ids are read. Memory: some chunks; temporary files hold 16
+    bytes an id that differs. `progress` is called with the rows of `new` done and to do.
 
     Raises:
         CorruptStoreError: of the class that fits, naming the file.
@@ -62,18 +63,18 @@ def diff(storage: Storage, old: Manifest, new: Manifest, progress: Callable[[int
     comparable = (old.space, old.dim) == (new.space, new.dim)
     cosines = _Cosines(max(1, -(-min(old.rows, new.rows) // SAMPLE)))
     unsure = _RowPairs(storage, old, new)
-    shared = _shared_rows(old, new)
+    shared_rows = _shared_rows(old, new)
     kept = moved = done = seen = 0
     for before, after, rows in _kept(storage, old, new):
         kept, done, seen = kept + len(before), done + rows, seen + rows
         if comparable:
-            same = (before == after) & (after < shared)
+            same = (before == after) & (after < shared_rows)
             cosines.add_ones(int(same.sum()))
             unsure.add(before[~same], after[~same])
             done -= len(same) - int(same.sum())
         if progress is not None:
             progress(done, new.rows)
-    unchanged = new.rows - seen  # of an index that both share, without an entry in either overlay
+    unchanged = new.rows - seen  # of ids that no history tells of
     kept, done = kept + unchanged, done + unchanged
     cosines.add_ones(unchanged)
     for a, b in unsure.vectors():
@@ -100,7 +101,8 @@ def _kept(storage: Storage, old: Manifest, new: Manifest) -> Iterator[tuple[Ids,
     """The ids in both snapshots that may have moved, by hash: their rows in `old` and in `new`, int64 [N] each, as
     RowNumbers counts them; and how many ids of `new` were looked at for them."""
     numbers = [(RowNumbers(manifest.segments), storage.locate(manifest.own_index.path)) for manifest in (old, new)]
-    pairs = _in_overlays(storage, old, new) if old.index == new.index else _in_indexes(storage, old, new)
+    changed = changed_ids(storage, old, new)
+    pairs = _in_indexes(storage, old, new) if changed is None else _among(storage, old, new, changed)
     for before, after, looked_at in pairs:
         rows = [rows.positions(x, where) for (rows, where), x in zip(numbers, (before, after), strict=True)]
         yield rows[0], rows[1], looked_at
@@ -114,11 +116,12 @@ def _in_indexes(storage: Storage, old: Manifest, new: Manifest) -> Iterator[tupl
         yield a.value[both], b.value[place[both]], len(b.h)
 
 
-def _in_overlays(storage: Storage, old: Manifest, new: Manifest) -> Iterator[tuple[Words, Words, int]]:
-    """As `_kept`, with locations, of the ids that the overlays on one index have."""
+def _among(
+    storage: Storage, old: Manifest, new: Manifest, changed: Iterable[Ids]
+) -> Iterator[tuple[Words, Words, int]]:
+    """As `_kept`, with locations, of these ids."""
     places = [Locations(storage, manifest) for manifest in (old, new)]
-    for a, b in in_step(overlay_entries(storage, old, CHUNK), overlay_entries(storage, new, CHUNK)):
-        ids = unhash(np.union1d(a.h, b.h))
+    for ids in changed:
         before, after = (located.find(ids) for located in places)
         both = (before != EMPTY) & (after != EMPTY)
         yield before[both], after[both], int((after != EMPTY).sum())
@@ -128,8 +131,7 @@ def _shared_rows(old: Manifest, new: Manifest) -> int:
     """How many rows from the first one on are the same rows of the same files."""
     if row_format(old) != row_format(new):
         return 0
-    same = takewhile(lambda files: files[0] == files[1], zip(old.data, new.data, strict=False))
-    return sum(file.rows for file, _ in same)
+    return sum(file.rows for file in new.data[: shared(old.data, new.data)])
 
 
 class _RowPairs:
@@ -138,6 +140,8 @@ class _RowPairs:
     def __init__(self, storage: Storage, old: Manifest, new: Manifest) -> None:
         self._storage, self._old, self._new = storage, old, new
         self._sorter = Sorter(storage.scratch())
+        self._ends = [np.cumsum([file.rows for file in manifest.data]) for manifest in (old, new)]
+        self._files: tuple[set[int], set[int]] = set(), set()  # of each, those that the rows are in
         self._spread = np.uint64(2**64 // (new.stored_rows + 2))  # the sorter wants keys from the whole range
 
     def add(
@@ -145,13 +149,16 @@ class _RowPairs:
         old: Ids,  # [N]
         new: Ids,  # [N]
     ) -> None:
+        for files, ends, rows in zip(self._files, self._ends, (old, new), strict=True):
+            files.update(np.unique(np.searchsorted(ends, rows, "right")).tolist())
         self._sorter.add(Pairs(new.view(np.uint64) * self._spread, old.view(np.uint64)))
 
     def vectors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The vectors, old and new, float32 [N, D] each."""
         if not self._sorter.count:
             return
-        before, after = VectorReader(self._storage, self._old), VectorReader(self._storage, self._new)
+        manifests = (self._old, self._new)
+        before, after = (VectorReader(self._storage, *one) for one in zip(manifests, self._files, strict=True))
         slab = max(1, SLAB_VALUES // self._new.dim)
         # Rows are distinct: parts of the range for as many as a run holds have no more, wherever the pairs lie.
         for pairs in self._sorter.merged((), self._new.stored_rows - self._sorter.count):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,17 +19,24 @@ from embedding_store.storage.base import Storage
 
 
 class VectorReader:
-    """Reads vectors of a snapshot that has rows. Rows in stored order are read front to back."""
+    """Reads vectors of some of a snapshot's data files. Rows in stored order are read front to back."""
 
-    def __init__(self, storage: Storage, manifest: Manifest) -> None:
-        """Raises CorruptStoreError of the class that fits."""
+    def __init__(self, storage: Storage, manifest: Manifest, files: Collection[int]) -> None:
+        """`files`: numbers of the data files that will be asked for, one at least; no other is opened.
+
+        Raises CorruptStoreError of the class that fits.
+        """
         self._form = row_format(manifest)
-        self._mapping = Mapping.open([mapped_file(storage, file) for file in manifest.data], copies=storage.copies)
+        numbers = sorted(files)
+        opened = [mapped_file(storage, manifest.data[number]) for number in numbers]
+        self._mapping = Mapping.open(opened, copies=storage.copies)
         self._pieces = CheckedPieces(self._mapping)
         self._first_rows = RowNumbers(manifest.segments).starts
+        starts = dict(zip(numbers, self._mapping.starts, strict=True))
+        nowhere = len(self._mapping.storage)  # of files that nobody asks for: reading there is an error
         placed = [
-            (start, segment)
-            for file, start in zip(manifest.data, self._mapping.starts, strict=True)
+            (starts.get(number, nowhere), segment)
+            for number, file in enumerate(manifest.data)
             for segment in file.segments
         ]
         names = ("vector", "scale", "offset") if self._form.dtype.quantised else ("vector",)

@@ -12,6 +12,7 @@ from embedding_store.format.files import SegmentReader, StoredReader
 from embedding_store.format.index import Ids, unhash
 from embedding_store.format.manifest import Manifest
 from embedding_store.native.mapping import Mapping
+from embedding_store.scan.changed import deleted
 from embedding_store.scan.index import hashed_entries
 from embedding_store.scan.rows import CHUNK, RowFlags, row_format, scratch_array
 from embedding_store.storage.base import Storage
@@ -20,7 +21,7 @@ from embedding_store.storage.base import Storage
 def verify(
     storage: Storage,
     manifest: Manifest,
-    mapping: Mapping,  # of the index, then the data files, then the overlay
+    mapping: Mapping,  # of the index, then the data files, then the overlay; the files of deletes it leaves out
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Check the files of a snapshot; `progress` is called with the bytes read and the bytes in all.
@@ -55,3 +56,6 @@ def verify(
                         message = f"leads from id {led} to {name} in {file.path}, which is id {int(found[row])}"
                         raise InvalidIndexError(where, f"{message}: write the snapshot again")
                 first, number = first + segment.rows, number + 1
+    for file in manifest.deletes or ():
+        for _ in deleted(storage, file):  # which checks its blocks
+            pass

@@ -86,6 +86,8 @@ def manifest_of(
         data=content.data,
         index=content.index,
         overlay=content.overlay,
+        deletes=content.deletes,
+        folded=None if base is None else base.folded,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from embedding_store import times
-from embedding_store.format.manifest import Manifest
+from embedding_store.format.manifest import Folded, Manifest
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.scan.rows import live_rows, read_rows, row_format
 from embedding_store.storage.base import Storage
@@ -36,6 +36,8 @@ def compact(storage: Storage, manifest: Manifest) -> Snapshot:
             data=content.data,
             index=content.index,
             overlay=None,
+            deletes=(),
+            folded=Folded(version=manifest.version, files=len(content.data)),
         )
     except BaseException:
         draft.discard()

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from embedding_store.format.files import create_checked
 from embedding_store.format.manifest import (
     ROW_BITS,
@@ -22,11 +24,13 @@ from embedding_store.history.versions import versions
 from embedding_store.native.mapping import BLOCK
 from embedding_store.scan.index import file_entries, overlaid, overlay_entries
 from embedding_store.scan.locations import Locations
-from embedding_store.scan.sorter import PairFile, Pairs
+from embedding_store.scan.sorter import PairFile, Pairs, Spill
 from embedding_store.storage.base import Storage, check_size
 from embedding_store.write.index import Settled, operations_of, write_index
 from embedding_store.write.overlay import Changes, changes
 from embedding_store.write.sums import Sums
+
+CHUNK = 1 << 18  # ids written at once
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Content:
     """Of all ids; with an overlay the base's."""
     overlay: Overlay | None
     """Of the ids that were changed since then."""
+    deletes: tuple[StoredFile, ...] | None
+    """The base's files first; None: the base's are not known."""
     rows: int
     """Ids."""
     statistics: Statistics
@@ -99,18 +105,31 @@ def write_content(
     if base is None:
         index = _new_index(storage, written, files, settled.entries, scratch)
         return Content(
-            tuple(files), index, None, settled.entries.count, sums.statistics(settled.min_id, settled.max_id)
+            tuple(files), index, None, (), settled.entries.count, sums.statistics(settled.min_id, settled.max_id)
         )
     located = Locations(storage, base)
     after = changes(base, located, settled, first=len(base.segments) << ROW_BITS, scratch=scratch)
     located.close()
-    index, overlay = _delta_index(storage, written, files, after, base, scratch)
+    deletes = () if base.deletes is None else _own_deletes(storage, written, after.deleted)
+    index, overlay = _delta_index(storage, written, (*files, *deletes), after, base, scratch)
     statistics = sums.statistics(after.min_id, after.max_id)
-    return Content((*base.data, *files), index, overlay, after.rows, statistics)
+    known = None if base.deletes is None else (*base.deletes, *deletes)
+    return Content((*base.data, *files), index, overlay, known, after.rows, statistics)
+
+
+def _own_deletes(storage: Storage, written: WrittenFiles, deleted: Spill) -> tuple[StoredFile, ...]:
+    """The file of the ids that a delta deletes, if it deletes any."""
+    if not deleted.words:
+        return ()
+    with create_checked(storage, f"{written.folder}/{written.prefix}deletes.ids") as new:
+        for start in range(0, deleted.words, CHUNK):
+            new.sink.write(deleted.read(start, min(start + CHUNK, deleted.words)).view(np.uint8).data)
+            new.sink.flush()
+    return (new.stored,)
 
 
 def _delta_index(
-    storage: Storage, written: WrittenFiles, files: Sequence[DataFile], after: Changes, base: Manifest, scratch: Path
+    storage: Storage, written: WrittenFiles, files: Sequence[StoredFile], after: Changes, base: Manifest, scratch: Path
 ) -> tuple[IndexFile, Overlay | None]:
     """The base's index under an overlay, or folded with it."""
     if after.fit(base.index_entries):
@@ -125,7 +144,7 @@ def _delta_index(
 def _new_index(
     storage: Storage,
     written: WrittenFiles,
-    files: Sequence[DataFile],
+    files: Sequence[StoredFile],
     entries: PairFile,
     scratch: Path,
     name: str = "index.hash",

@@ -10,7 +10,7 @@ import numpy as np
 from embedding_store.format.index import ABSENT, EMPTY, Ids, unhash
 from embedding_store.format.manifest import Manifest
 from embedding_store.scan.locations import Locations
-from embedding_store.scan.sorter import PairFile, Pairs
+from embedding_store.scan.sorter import PairFile, Pairs, Spill
 from embedding_store.write.index import Settled
 
 LEAST = 4096
@@ -26,6 +26,8 @@ class Changes:
     entries: PairFile
     """(hash of seed 0, location, or ABSENT) by hash of every id that was changed since the index was written, but for
     those that neither the index nor the delta has."""
+    deleted: Spill
+    """Ids that the base has and the delta has not, by hash."""
     rows: int
     """Ids that the delta has."""
     min_id: int | None
@@ -42,22 +44,24 @@ def changes(base: Manifest, located: Locations, settled: Settled, *, first: int,
     It costs what these do, but if the delta deletes the least or the greatest id: then all of the index is read for the
     next one. `first`: the delta's first location.
     """
-    entries, rows, ends_go = PairFile(scratch), base.rows, False
+    entries, deleted, rows, ends_go = PairFile(scratch), Spill(scratch), base.rows, False
     ends = [end for end in (base.statistics.min_id, base.statistics.max_id) if end is not None]
     for h, location in settled.entries:
         ids, absent = unhash(h), location == ABSENT
         asked = absent | (location >= first)
         had = np.zeros(len(ids), bool)
         had[asked] = located.find(ids[asked]) != EMPTY
-        rows += int((asked & ~absent & ~had).sum()) - int((absent & had).sum())
-        ends_go |= bool(np.isin(ids[absent & had], np.array(ends, np.int64)).any())
+        gone = ids[absent & had]
+        deleted.append(gone.view(np.uint64))
+        rows += int((asked & ~absent & ~had).sum()) - len(gone)
+        ends_go |= bool(np.isin(gone, np.array(ends, np.int64)).any())
         kept = ~absent
         kept[absent] = located.find_in_index(ids[absent]) != EMPTY
         entries.append(Pairs(h[kept], location[kept]))
     if ends_go:
         ends = list(located.ends(_absent(entries)) or ())
     ends += [end for end in (settled.min_id, settled.max_id) if end is not None]
-    return Changes(entries, rows, min(ends, default=None), max(ends, default=None))
+    return Changes(entries, deleted, rows, min(ends, default=None), max(ends, default=None))
 
 
 def _absent(entries: PairFile) -> Ids:

@@ -80,7 +80,7 @@ def _joined(
     least = min((x.min_id for x in fragments if x.min_id is not None), default=None)
     greatest = max((x.max_id for x in fragments if x.max_id is not None), default=None)
     rows = sum(fragment.count for fragment in fragments)
-    return Content(tuple(files), index, None, rows, sums.statistics(least, greatest))
+    return Content(tuple(files), index, None, (), rows, sums.statistics(least, greatest))
 
 
 def _settled(storage: Storage, fragments: Sequence[Fragment], base: Manifest | None) -> Settled:

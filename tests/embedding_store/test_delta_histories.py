@@ -20,6 +20,7 @@ from embedding_store.format.documents import checksum
 from embedding_store.format.manifest import manifest_path
 from embedding_store.read.snapshot import table_layout
 from embedding_store.read.upload import upload
+from embedding_store.scan.changed import changed_ids
 from embedding_store.scan.diff import Diff
 from embedding_store.write import overlay
 from tests.embedding_store.helpers import age, folder, named_files
@@ -36,18 +37,22 @@ OPERATIONS = st.lists(
 Rows = dict[int, tuple[float, ...]]  # entity -> its vector as stored
 
 
-def as_version_2(path: Path) -> None:
-    """A manifest with a whole index as it was written before version 3."""
+def as_earlier(path: Path) -> None:
+    """A manifest as it was written before `deletes` and `folded`; with a whole index, before version 3."""
     document = json.loads(path.read_bytes())
-    assert document.pop("overlay") is None
-    del document["checksum"]
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in {**document, "format_version": 2}.items()]
+    for key in ("checksum", "deletes", "folded"):
+        document.pop(key, None)
+    if document.get("overlay") is None:
+        document.pop("overlay", None)
+        document["format_version"] = 2
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
     body = (",\n".join(lines) + "\n}\n").encode()
     path.write_bytes(f'{{"checksum": "{checksum(body)}",\n'.encode() + body)
 
 
 class DeltaHistories(RuleBasedStateMachine):
-    """`self.history`: version -> (as_of, content) of all that were not expired."""
+    """`self.history`: version -> (as_of, content) of all that were not expired. `self.line`: of every version what it
+    was made of, if anything, and which entities it wrote or deleted there. `self.known`: all of that can be told."""
 
     @initialize(
         dtype=st.sampled_from(["float32", "int8", "bfloat16"]),
@@ -65,49 +70,52 @@ class DeltaHistories(RuleBasedStateMachine):
         self.names: list[Any] = TEXT if self.text else INT64
         self.ids = hash_keys(TEXT) if self.text else torch.tensor(INT64)
         self.history: dict[int, tuple[int, Rows]] = {}
+        self.line: dict[int, tuple[int | None, set[int]]] = {}
+        self.known = True
         self.write_whole(rows, rows_per_batch=2)
 
     @rule(rows=st.dictionaries(ENTITIES, VECTORS), rows_per_batch=st.sampled_from([1, 3, None]))
     def write_whole(self, rows: Rows, rows_per_batch: int | None) -> None:
         with self.series.write(as_of=self._next_time(), space="s", rows_per_batch=rows_per_batch) as writer:
             writer.append(*self._given(rows))
-        self._keep(writer.snapshot, self._stored(rows))
+        self._keep(writer.snapshot, self._stored(rows), None, set(rows))
 
     @rule(data=st.data(), operations=OPERATIONS, rows_per_batch=st.sampled_from([1, 2, None]), newest=st.booleans())
     def write_delta(self, data: st.DataObject, operations: list, rows_per_batch: int | None, newest: bool) -> None:
         base = max(self.history) if newest else data.draw(st.sampled_from(sorted(self.history)))
-        rows = dict(self.history[base][1])
+        rows, touched = dict(self.history[base][1]), set[int]()
         options: dict[str, Any] = {"duplicates": "last", "rows_per_batch": rows_per_batch}
         with self.series.write(as_of=self._next_time(), space="s", base=base, **options) as writer:
             for operation in operations:
                 if isinstance(operation, dict):
                     writer.append(*self._given(operation))
                     rows |= self._stored(operation)
+                    touched |= operation.keys()
                 else:
                     writer.delete(self._names(operation))
                     rows = {entity: vector for entity, vector in rows.items() if entity not in operation}
+                    touched |= operation
         manifest, before = writer.snapshot.manifest, self.series.version(base).manifest
         if manifest.overlay is not None:
             assert manifest.index == before.index
             assert manifest.overlay.entries <= max(overlay.LEAST, before.index_entries // overlay.SHARE)
-        self._keep(writer.snapshot, rows)
+        self._keep(writer.snapshot, rows, base, touched)
 
     @precondition(lambda self: self.series.latest().manifest.base is not None)
     @rule()
     def compact(self) -> None:
-        rows = self.history[max(self.history)][1]
+        folded = max(self.history)
+        rows = self.history[folded][1]
         whole = self.series.compact()
         assert (whole.manifest.base, whole.manifest.overlay, whole.manifest.stored_rows) == (None, None, len(rows))
-        self._keep(whole, rows)
+        self._keep(whole, rows, folded, set())
 
-    @rule()
-    def make_old(self) -> None:
-        """What has a whole index might have been written before version 3."""
-        for version in self.history:
-            if self.series.version(version).manifest.overlay is None:
-                path = folder(self.series) / manifest_path(version)
-                if b'"format_version": 2' not in path.read_bytes():
-                    as_version_2(path)
+    @rule(data=st.data())
+    def make_old(self, data: st.DataObject) -> None:
+        """What is there might have been written by an earlier package."""
+        for version in data.draw(st.sets(st.sampled_from(sorted(self.history)))):
+            as_earlier(folder(self.series) / manifest_path(version))
+            self.known = False
         self.series = EmbeddingStore(self.folder).series("entities")
 
     @rule(keep=st.integers(1, 4))
@@ -115,6 +123,7 @@ class DeltaHistories(RuleBasedStateMachine):
         """Deltas outlive the versions whose files they share."""
         for snapshot in self.series.expire(keep_last=keep, dry_run=False):
             del self.history[snapshot.version]
+            self.known = False
         age(folder(self.series), 8000)
         self.series.clean()
         tombstoned = {
@@ -161,6 +170,25 @@ class DeltaHistories(RuleBasedStateMachine):
             expected = cosines.quantile(torch.tensor(list(found.cosine), dtype=torch.float64))
             torch.testing.assert_close(torch.tensor(list(found.cosine.values())).double(), expected, atol=1e-5, rtol=0)
 
+    @rule(data=st.data())
+    def changed(self, data: st.DataObject) -> None:
+        """What histories tell is all that differs, and no more than was written since they parted."""
+        old, new = (data.draw(st.sampled_from(sorted(self.history))) for _ in range(2))
+        manifests = [self.series.version(version).manifest for version in (old, new)]
+        chunks = changed_ids(self.series._storage, *manifests)
+        found = None if chunks is None else [id for chunk in chunks for id in chunk.tolist()]
+        (_, before), (_, after) = self.history[old], self.history[new]
+        differ = {entity for entity in before.keys() | after.keys() if before.get(entity) != after.get(entity)}
+        if found is not None:
+            assert len(set(found)) == len(found)
+            assert {int(self.ids[entity]) for entity in differ} <= set(found)
+        ours, theirs = self._made_of(old), self._made_of(new)
+        parted = max(set(ours) & set(theirs), default=None)
+        if self.known and parted is not None and self.series.version(parted).manifest.data:
+            since = {v for v in ours + theirs if v > parted}
+            assert found is not None
+            assert set(found) <= {int(self.ids[entity]) for version in since for entity in self.line[version][1]}
+
     @invariant()
     def all_versions_read_as_their_dicts(self) -> None:
         for version, (as_of, rows) in self.history.items():
@@ -170,9 +198,18 @@ class DeltaHistories(RuleBasedStateMachine):
             ends = (min(numbers, default=None), max(numbers, default=None))
             assert (snapshot.statistics.min_id, snapshot.statistics.max_id) == ends
 
-    def _keep(self, snapshot: Snapshot, rows: Rows) -> None:
+    def _made_of(self, version: int | None) -> list[int]:
+        """The version, what it was made of, and so on."""
+        versions = []
+        while version is not None:
+            versions.append(version)
+            version = self.line[version][0]
+        return versions
+
+    def _keep(self, snapshot: Snapshot, rows: Rows, base: int | None, touched: set[int]) -> None:
         """Look at a new version in every way."""
         self.history[snapshot.version] = snapshot.as_of, rows
+        self.line[snapshot.version] = base, touched
         table = snapshot.load()
         mapping, headers = snapshot._map(anew=True)
         layout = table_layout(snapshot.manifest, mapping.starts, headers)

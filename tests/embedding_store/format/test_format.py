@@ -63,7 +63,9 @@ def test_the_page_names_the_version_and_the_layout(series: Series):
     publish(newer, 1, [1])
     newer.expire(keep_last=1, dry_run=False)
     newer.refuse(3, ["norms"])
-    publish(newer, 1, [2], base=3)
+    with newer.write(as_of=1, space="ctr-1", base=3) as writer:
+        writer.append(torch.tensor([2]), torch.ones(1, 2))
+        writer.delete(torch.tensor([1]))
     found = {re.sub("[0-9a-f]{32}", "<uuid>", path) for path in files(series)}
     documented = set(re.findall(r"^STORE/<series>/(\S+)", PAGE, flags=re.MULTILINE))
     kinds = [{re.sub(r"\d{8}", "#", path) for path in paths} for paths in (found, documented)]

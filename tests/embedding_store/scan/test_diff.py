@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,19 +17,24 @@ from embedding_store import (
     ChecksumError,
     EmbeddingStore,
     InvalidArgumentError,
+    MissingFileError,
     Series,
     Snapshot,
     VersionExpiredError,
     VersionNotFoundError,
 )
 from embedding_store.dtypes import DTYPES, decode
-from embedding_store.format.files import Rows
+from embedding_store.format.files import Rows, StoredReader
+from embedding_store.format.manifest import Folded
+from embedding_store.native.mapping import BLOCK, MappedFile, Mapping
 from embedding_store.scan import diff
+from embedding_store.scan.changed import changed_ids
 from embedding_store.scan.diff import QUANTILES
 from embedding_store.scan.rows import read_rows, row_format
 from embedding_store.scan.sorter import NO_PAIRS, Pairs, in_step
 from embedding_store.scan.vectors import VectorReader
-from tests.embedding_store.helpers import folder, publish
+from embedding_store.write import overlay
+from tests.embedding_store.helpers import age, folder, publish
 
 
 def test_counts_and_quantiles(series: Series):
@@ -183,6 +190,100 @@ def test_of_a_delta_only_changed_rows_are_read(series: Series, monkeypatch: pyte
     assert rows == []
 
 
+class BlocksRead:
+    """Blocks of 64 KiB of stored files that are read from here on: by readers, and in mappings, by whoever."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._read = 0
+        self._mappings: list[tuple[Mapping, int]] = []
+        read, open = StoredReader._read, Mapping.open
+
+        def counted(reader: StoredReader, start: int, stop: int) -> np.ndarray:
+            self._read += -(-stop // BLOCK) - start // BLOCK if stop > start else 0
+            return read(reader, start, stop)
+
+        def opened(files: Sequence[MappedFile], *, copies: bool = False) -> Mapping:
+            mapping = open(files, copies=copies, anew=True)  # what others have checked counts too
+            self._mappings.append((mapping, mapping.unchecked_blocks))
+            return mapping
+
+        monkeypatch.setattr(StoredReader, "_read", counted)
+        monkeypatch.setattr(Mapping, "open", staticmethod(opened))
+
+    def take(self) -> int:
+        """How many, since the last time."""
+        count = self._read + sum(before - mapping.unchecked_blocks for mapping, before in self._mappings)
+        self._read, self._mappings = 0, []
+        return count
+
+
+def change(series: Series, number: int) -> Snapshot:
+    """A delta of three upserts and a delete on the newest version."""
+    with series.write(as_of=number, space="ctr-1", base=series.latest()) as writer:
+        writer.append(torch.tensor([number, 1000 + number, -number]), torch.full((3, series.dim), float(number)))
+        writer.delete(torch.tensor([2000 + number]))
+    return writer.snapshot
+
+
+@pytest.mark.parametrize("rows", [20_000, 160_000])
+def test_what_is_read_is_what_was_changed(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, rows: int):
+    """Whatever was folded into an index, or compacted, in between: 12 MB and more are never read for a few rows."""
+    series = store.create("large", dim=32)
+    publish(series, 0, list(range(rows)), torch.zeros(rows, 32))
+    change(series, 1)  # 2: an overlay
+    monkeypatch.setattr(overlay, "LEAST", 0)
+    monkeypatch.setattr(overlay, "SHARE", rows)
+    assert [change(series, number).manifest.overlay for number in (2, 3)] == [None, None]  # 3, 4: folded
+    series.compact()  # 5
+    change(series, 4)  # 6
+    series.compact()  # 7
+    change(series, 5)  # 8
+    assert series.latest().manifest.folded == Folded(version=6, files=1)
+    blocks = BlocksRead(monkeypatch)
+    for old, new, deltas in [(2, 3, 1), (1, 4, 3), (4, 5, 0), (4, 6, 1), (1, 8, 5), (8, 3, 3), (8, 8, 0)]:
+        found = series.diff(old, new)
+        assert (found.added, found.removed, found.moved) == (deltas, deltas, 2 * deltas)
+        # A changed id: its bucket in an index and an overlay, of both versions, and two vectors, each in two blocks at
+        # most. A version: the headers of its indexes, and the ids that it has upserted and deleted.
+        assert blocks.take() <= 4 * deltas * (4 * 2 + 2 * 2) + 2 * 2 + 3 * deltas
+
+
+def test_across_what_is_gone_all_is_read(series: Series):
+    """A version between the two has expired, and with it the files that say what it changed."""
+    publish(series, 0, list(range(100)), torch.zeros(100, 3))
+    for number in (1, 2):
+        change(series, number)
+    series.compact()
+    change(series, 3)
+    expected = replace(series.diff(1, 5), cosine=None)
+    series.tag("kept", 1)
+    series.expire(keep_last=1, dry_run=False)
+    assert replace(series.diff(1, 5), cosine=None) == expected  # its tombstone tells the same
+    age(folder(series), 8000)
+    series.clean()
+    assert changed_ids(series._storage, *(series.version(v).manifest for v in (1, 5))) is None
+    assert replace(series.diff(1, 5), cosine=None) == expected
+    assert (expected.added, expected.removed, expected.moved) == (6, 0, 3)
+
+
+def test_deletes_are_checked(series: Series):
+    publish(series, 0, list(range(3000)))
+    snapshot = change(series, 1)
+    (deletes,) = snapshot.manifest.deletes
+    path = folder(series) / deletes.path
+    assert np.fromfile(path, np.int64).tolist() == [2001]
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    for use in (snapshot.verify, lambda: snapshot.load(verify=True), lambda: series.diff(1, 2)):
+        with pytest.raises(ChecksumError, match=r"deletes\.ids"):
+            use()
+    path.unlink()
+    with pytest.raises(MissingFileError, match=r"deletes\.ids"):
+        snapshot.verify()
+    assert series.diff(1, 2).removed == 1  # told by the indexes
+    assert "deletes.ids" in {Path(file.path).name for file in snapshot.manifest.files}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("dim", [1, 3, 20_000])
 def test_vectors_by_their_rows(series: Series, store: EmbeddingStore, dtype: str, dim: int):
@@ -191,7 +292,7 @@ def test_vectors_by_their_rows(series: Series, store: EmbeddingStore, dtype: str
     with other.write(as_of=2, space="ctr-1", base=1) as writer:
         writer.append(torch.tensor([3, 10]), torch.randn(2, dim))
     snapshot = other.latest()
-    reader = VectorReader(snapshot._storage, snapshot.manifest)
+    reader = VectorReader(snapshot._storage, snapshot.manifest, range(len(snapshot.manifest.data)))
     rows = torch.cat([part.encoded.vector for part in _stored(snapshot)])
     assert len(rows) == 11
     expected = torch.cat([decode(part.encoded, dim, DTYPES[dtype]) for part in _stored(snapshot)])
