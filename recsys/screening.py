@@ -17,15 +17,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from recsys.atomic import write_json
-from recsys.data.errors import DataError
 from recsys.data.scan import BadRow, Findings, Part, Visitor, join, judge, scan, without_repeats
 from recsys.data.shares import read_share
 from recsys.identity import identify_files
-from recsys.train.distributed import Environment, broadcast, control_group
-from recsys.train.exchange import ranks_of
+from recsys.train.distributed import Environment, broadcast
+from recsys.train.exchange import of_all, ranks_of
 
 _WITHOUT_EFFECT = ("outcomes", "withdrawn", "max_bad_rows")
 """What of a schema does not decide which rows can be read."""
@@ -98,15 +95,8 @@ def _scan(part: Part, environment: Environment | None, visitor: Visitor | None) 
     """What all ranks find, each in its share of the files."""
     if environment is None or environment.world_size == 1:
         return without_repeats(part, scan(part, 0, 1, visitor))
-    shares: list[Any] = [None] * environment.world_size
-    mine: Findings | DataError
-    try:
-        mine = scan(part, environment.rank, environment.world_size, visitor)
-    except DataError as error:  # pages of this rank's share: all leave the files out, or stop
-        mine = error
-    dist.all_gather_object(shares, mine, group=control_group())
-    if failed := [share for share in shares if isinstance(share, DataError)]:
-        raise failed[0]
+    # Pages of one rank's share may be bad: all leave the files out, or stop.
+    shares = of_all(lambda: scan(part, environment.rank, environment.world_size, visitor), environment)
     whole, order = join(shares), {file: number for number, file in enumerate(part.files)}
     whole = replace(whole, bad=tuple(sorted(whole.bad, key=lambda bad: (order[bad.file], bad.row))))
     return without_repeats(part, whole)

@@ -56,6 +56,6 @@ def verify(
                         message = f"leads from id {led} to {name} in {file.path}, which is id {int(found[row])}"
                         raise InvalidIndexError(where, f"{message}: write the snapshot again")
                 first, number = first + segment.rows, number + 1
-    for file in manifest.deletes or ():
-        for _ in deleted(storage, file):  # which checks its blocks
+    for deletes in manifest.deletes or ():
+        for _ in deleted(storage, deletes):  # which checks its blocks
             pass

@@ -33,8 +33,9 @@ from embedding_store import (
 )
 from recsys.dates import DAY_MS
 from recsys.refresh.aggregate import DECAY, Aggregation, aggregate, expired
-from recsys.refresh.sharing import ALONE, SharedIds, SharedWriter, in_step, is_in, total
+from recsys.refresh.sharing import SharedIds, SharedWriter, is_in
 from recsys.train.distributed import Environment
+from recsys.train.exchange import ALONE, in_step, total
 
 ACTIVITY_DIM = 3
 """What is known of an entity beside its vector, see `Blended.activity`."""

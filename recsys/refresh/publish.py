@@ -30,6 +30,8 @@ from recsys.refresh.content import Content, Part, Timer, cross_parts, tower_part
 from recsys.refresh.prior import prior_series, publish_prior, withdraw
 from recsys.refresh.relations import publish_relations, relation_series
 from recsys.train.distributed import Environment, barrier, broadcast
+from recsys.train.heartbeat import beat
+from recsys.train.watch import Pulse
 
 
 def space_name(upstream: str, generation: int = 1) -> str:
@@ -155,10 +157,11 @@ class Publisher:
             DataError: a row that cannot be read, naming file and row; nothing is published.
             StoreError: the store refuses a snapshot.
         """
-        rounds = self._owed(publication)
-        for names in rounds:
-            self._write(names, publication, content, timer)
-        barrier()  # no rank reads on before rank 0 has committed
+        with Pulse("a publication", self._environment):
+            rounds = self._owed(publication)
+            for names in rounds:
+                self._write(names, publication, content, timer)
+            barrier()  # no rank reads on before rank 0 has committed
         return bool(rounds)
 
     def move_tags(self, publication: Publication, path: Path) -> None:
@@ -323,6 +326,7 @@ class Publisher:
                 some = next(part.batches, None)
             if some is None:
                 return
+            beat()
             days = some.days(content.utc_offset_hours)
             for name, aggregator in aggregators.items():
                 with timer("aggregate"):

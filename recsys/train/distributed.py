@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from recsys.train.heartbeat import beat
+
 _CALLS_INSIDE_TORCHREC = (
     "Please use DTensor instead and we are deprecating ShardedTensor",
     "`broadcast_buffers` is deprecated",
@@ -160,6 +162,7 @@ def control_group() -> dist.ProcessGroup:
 def barrier() -> None:
     """Wait for all ranks, whatever they do with files before they come."""
     dist.barrier(control_group())
+    beat()
 
 
 def collective_timeout() -> timedelta:
@@ -182,6 +185,7 @@ def broadcast(value: Any, environment: Environment) -> Any:
     """Rank 0's value on every rank, however long it takes to find: others wait in the control group."""
     values = [value if environment.is_main else None]
     dist.broadcast_object_list(values, src=0, group=control_group())
+    beat()
     return values[0]
 
 

@@ -28,6 +28,7 @@ from recsys.train.predict import Stream
 from recsys.train.running_metrics import Metrics
 from recsys.train.saving import Saver
 from recsys.train.tables import draw_tables
+from recsys.train.watch import Pulse
 
 _POLL_SECONDS = 0.05
 
@@ -200,7 +201,8 @@ class Run:
     def judge(self, passes: Passes) -> str:
         """Score the pass that has ended; what to say of it. After the last one the model is that of the newest best one
         again. Where checkpoints are kept, theirs are, and bring them back."""
-        improved = passes.evaluate()
+        with Pulse("the validation of a pass", self.environment):
+            improved = passes.evaluate()
         self.scores = list(passes.scores)
         self.ends.append(self.step)
         newest = max(best_passes(self.scores))

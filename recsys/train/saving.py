@@ -32,9 +32,11 @@ from torchrec.optim.keyed import KeyedOptimizer
 from recsys.train.distributed import FILE_TIMEOUT, Environment, control_group, free_memory
 from recsys.train.good import PROGRESS, REPLACED, Sums, at, checkpoints, mark, needed, sealed, sums
 from recsys.train.pieces import PiecePlanner
+from recsys.train.watch import Pulse
 
 _OF_FREE = 0.5
 """Of the memory that is free, copies of the state take this share at most."""
+_WORK = "a checkpoint"
 
 State = dict[str, Any]
 
@@ -89,7 +91,8 @@ class Saver:
         if beside:
             self._writing = _in_thread(writing, self._own_group())
         else:
-            writing.write(control_group())  # ranks have more or less to write: that may take longer than a step may
+            with Pulse(_WORK, self.environment):  # ranks have more or less to write: longer than a step may take
+                writing.write(control_group())
 
     @property
     def is_writing(self) -> bool:
@@ -100,7 +103,8 @@ class Saver:
         """Until the checkpoint that is being written is there, if there is one. Raises what it ended with."""
         writing, self._writing = self._writing, None
         if writing is not None:
-            writing.result()
+            with Pulse(_WORK, self.environment):
+                writing.result()
 
     def close(self) -> None:
         """Wait, and give back what was needed to write beside the training."""

@@ -1,7 +1,8 @@
 """A rank that hangs is found: every rank prints where it stands, one is named, and the job ends, to be started anew.
 
 In a step every rank waits for every other; the process group's own timeout would end those that wait, with no word of
-whom they waited for, or where that one was.
+whom they waited for, or where that one was. Beside the steps, where ranks read and write files, they wait much longer
+(`FILE_TIMEOUT`), and may, as long as one of them still moves on.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import os
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from torch.distributed import distributed_c10d
 
 from recsys.telling import first_to_tell
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment, collective_timeout
+from recsys.train.heartbeat import Signs
 
 HUNG = 1
 """Exit code of a job in which a rank hung: a failure, which torch elastic answers by starting all ranks anew."""
@@ -28,26 +31,24 @@ _STDERR = 2
 """As a file descriptor: Python's watchdog writes to it without the interpreter."""
 _GRACE_SECONDS = 10.0
 """For which ranks wait for the others' word; one that has said nothing by then is frozen, or gone."""
+_SIGNS = "signs of life"
+"""In the store: how often a rank has found that it moved on."""
 
 
-class Watch:
-    """Ends this process where no step is done for `collective_timeout()`, while within its context one is to be done.
+class _Watching(ABC):
+    """Ends this process where its ranks stand still for `collective_timeout()` within its context.
 
-    A thread looks at the clock, which does not run while checkpoints are written and passes are judged. It prints the
-    stacks of all threads, as does Python's own watchdog where a thread keeps the interpreter from running this one.
-    Then ranks compare how many collectives each has begun: who has begun fewest did not come.
-
-    Args:
-        clock: of the training.
-        environment: this rank.
+    A thread looks. It prints the stacks of all threads, as does Python's own watchdog where a thread keeps the
+    interpreter from running this one. Then ranks compare how many collectives each has begun: who has begun fewest did
+    not come.
     """
 
-    def __init__(self, clock: Clock, environment: Environment) -> None:
-        self._clock, self._environment = clock, environment
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         if self._environment.world_size > 1:
             self._thread.start()
         return self
@@ -60,36 +61,108 @@ class Watch:
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
 
+    @abstractmethod
+    def _still(self) -> float:
+        """For how many seconds nothing has moved on."""
+
+    @abstractmethod
+    def _begun(self) -> int:
+        """Collectives that this rank has begun."""
+
+    @property
+    @abstractmethod
+    def _what(self) -> str:
+        """What was not done."""
+
     def _run(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
             seconds = collective_timeout().total_seconds()
             faulthandler.dump_traceback_later(seconds + _GRACE_SECONDS, file=_STDERR)
-            if self._clock.since_step() > seconds:
-                self._end(seconds)
+            if self._still() > seconds:
+                self._end(f"{self._what} for {seconds:g} s")
 
-    def _end(self, seconds: float) -> None:
-        rank = self._environment.rank
-        print(f"rank {rank}: no step was done for {seconds:g} s; its stacks:", file=sys.stderr, flush=True)
+    def _end(self, what: str) -> None:
+        print(f"rank {self._environment.rank}: {what}; its stacks:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=_STDERR)
-        group: Any = distributed_c10d._get_default_group()
-        found = self._asked(group._get_sequence_number_for_group())
         said = (
-            f"{_who(found, self._environment.world_size)}: no step was done for {seconds:g} s. The stacks of all ranks "
+            f"{_who(self._asked(), self._environment.world_size)}: {what}. The stacks of all ranks "
             "are above, or in their logs; RECSYS_COLLECTIVE_TIMEOUT is how long a step may take"
         )
         if first_to_tell(said):
             print(f"error: {said}", file=sys.stderr, flush=True)
         os._exit(HUNG)
 
-    def _asked(self, begun: int) -> dict[int, int]:
+    def _asked(self) -> dict[int, int]:
         """Rank -> collectives that it has begun, of all that say so in time."""
         store, ranks = distributed_c10d._get_default_store(), range(self._environment.world_size)
-        store.set(f"hung/{self._environment.rank}", str(begun))
+        store.set(f"hung/{self._environment.rank}", str(self._begun()))
         end = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < end and not store.check([f"hung/{rank}" for rank in ranks]):
             time.sleep(0.1)
         keys = {rank: f"hung/{rank}" for rank in ranks}
         return {rank: int(store.get(key)) for rank, key in keys.items() if store.check([key])}
+
+
+class Watch(_Watching):
+    """Of a training, in which one step after another is to be done. Its clock does not run while checkpoints are
+    written and passes are judged.
+
+    Args:
+        clock: of the training.
+        environment: this rank.
+    """
+
+    _what = "no step was done"
+
+    def __init__(self, clock: Clock, environment: Environment) -> None:
+        super().__init__(environment)
+        self._clock = clock
+
+    def _still(self) -> float:
+        return self._clock.since_step()
+
+    def _begun(self) -> int:
+        group: Any = distributed_c10d._get_default_group()
+        return group._get_sequence_number_for_group()
+
+
+class Pulse(_Watching):
+    """Of work in which ranks have more or less to do, and some wait for others: a checkpoint, a publication. As long as
+    any of them gives signs of life (`recsys.train.heartbeat`), the others wait.
+
+    Args:
+        work: what it is, in the message.
+        environment: this rank.
+    """
+
+    def __init__(self, work: str, environment: Environment) -> None:
+        super().__init__(environment)
+        self._work, self._signs = work, Signs()
+        self._seen, self._since = -1, time.monotonic()
+        self._looked = self._since
+
+    @property
+    def _what(self) -> str:
+        return f"no rank moved on with {self._work}"
+
+    def __enter__(self) -> Self:
+        if self._environment.world_size > 1:
+            # Of its own: that of the group may be held by a thread that waits for a key.
+            store: Any = distributed_c10d._get_default_store()
+            self._store = store.clone()
+        return super().__enter__()
+
+    def _still(self) -> float:
+        now = time.monotonic()
+        slept, self._looked = now - self._looked > 10 * _POLL_SECONDS, now
+        seen = self._store.add(_SIGNS, int(self._signs.given()))
+        if seen != self._seen or slept:  # a machine that was suspended looks as if the others had been
+            self._seen, self._since = seen, now
+        return now - self._since
+
+    def _begun(self) -> int:
+        groups: list[Any] = list(distributed_c10d._world.pg_map)
+        return sum(group._get_sequence_number_for_group() for group in groups)
 
 
 def _who(begun: Mapping[int, int], world_size: int) -> str:

@@ -16,8 +16,9 @@ from embedding_store import EmbeddingStore, InvalidVectorsError, Series, Snapsho
 from recsys.dates import DAY_MS
 from recsys.refresh.aggregate import Aggregation
 from recsys.refresh.aggregator import Aggregator, Blended, activity_series
-from recsys.refresh.sharing import SharedIds, SharedWriter, agreed, in_step
+from recsys.refresh.sharing import SharedIds, SharedWriter
 from recsys.train.distributed import current_environment
+from recsys.train.exchange import agreed, in_step
 from tests.distributed import run_ranks
 
 DIM = 4

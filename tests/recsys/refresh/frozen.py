@@ -1,0 +1,61 @@
+"""What the ranks of test_frozen.py run: a publication, or a training with a checkpoint, in which rank 1 freezes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from recsys.config import TrainConfig
+from recsys.refresh import content
+from recsys.refresh.aggregator import DayWriter
+from recsys.refresh.cycle import refresh_upstream
+from recsys.train import saving, watch
+from recsys.train.distributed import process_group
+from recsys.train.trainer import fit
+from tests.recsys.refresh.example import REFRESH
+from tests.recsys.train.toy import TASKS, make_stream, make_task
+
+SECONDS = 10.0
+SLOW = 4.0
+
+
+def sleep_for_ever() -> None:
+    while True:
+        time.sleep(1)
+
+
+def _before(function: Callable[..., Any], how: str, rank: int) -> Callable[..., Any]:
+    """The same function, before which rank 1 does not move, or moves slowly, once the work has begun."""
+
+    def changed(*args: Any, **options: Any) -> Any:
+        if rank == 1:
+            {"sleep": sleep_for_ever, "stop": _stop, "slow": lambda: time.sleep(SLOW)}[how]()
+        return function(*args, **options)
+
+    return changed
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def publish(log: Path, out: Path, how: str) -> None:
+    with process_group() as environment:
+        watch.collective_timeout = lambda: timedelta(seconds=SECONDS)
+        content.BATCH = 4
+        DayWriter.append = _before(DayWriter.append, how, environment.rank)
+        refresh_upstream(REFRESH, log, out)
+
+
+def train(out: Path, beside: bool) -> None:
+    with process_group() as environment:
+        stream = make_stream(6, rank=environment.rank)
+        watch.collective_timeout = lambda: timedelta(seconds=SECONDS)
+        saving._sums_or_error = _before(saving._sums_or_error, "sleep", environment.rank)
+        config = TrainConfig(batch_size=32, checkpoint_every=2, save_beside=beside)
+        fit(make_task(), stream, config, environment, tasks=TASKS, title=None, out=out)
