@@ -28,7 +28,7 @@ from recsys.data.quarantine import NOTHING
 from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.ranking import read_predictions, write_predictions
+from recsys.downstream.predictions import read_predictions, write_predictions
 from recsys.downstream.training import RankerTraining, counted_tables, sized
 from recsys.downstream.validation import row_losses
 from recsys.evaluate.bootstrap import paired_bootstrap

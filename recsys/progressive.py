@@ -80,14 +80,12 @@ class Scored:
             as_of=self._as_of,
         )
         score = predict if self._passes is None else self._passes(model).predict
-        logits, labels, mask, _ = (x.numpy() for x in score(model, stream, self._environment, shared=True))
+        logits, labels, mask, _ = (x.numpy() for x in score(model, stream, self._environment))
         figures: Figures = {}
         for task, label in enumerate(self._schema.labels):
             known, said = labels[mask[:, task], task], logits[mask[:, task], task]
             by = self._recalibrations.get(label.name, Recalibration())
-            values = shared_figures(
-                known, said, by.scale, by.bias, is_value=label.is_value, ranks=ranks_of(self._environment)
-            )
+            values = shared_figures(known, said, by, is_value=label.is_value, ranks=ranks_of(self._environment))
             figures[label.name] = {name: None if math.isnan(value) else value for name, value in values.items()}
         if self._environment.is_main:
             write_json(self._path, figures)

@@ -1,19 +1,23 @@
 """The figures of `recsys.evaluate.measures` of predictions that lie on several ranks: each keeps its own rows.
 
 Sums are added up; ranks of scores are counted in equal shares of all scores, each rank those of one range, of which as
-many rows as there are different scores travel. So no process holds everybody's predictions, and nothing is rounded.
+many rows as there are different scores travel. So no process holds everybody's predictions, and nothing is rounded: the
+figures are those of all rows in one process but for the order in which sums are added, a relative error of 1e-12. Only
+the concordance of a value is of a sample, where there are more than `COMPARED` rows.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 from scipy.special import expit, xlogy
 
 from recsys.data.ranks import Ints, Ranks, cut
 from recsys.evaluate.entropy import relative_to_rate
-from recsys.evaluate.values import concordance, row_deviances
+from recsys.evaluate.recalibration import Recalibration, fit_recalibration
+from recsys.evaluate.values import concordance, fit_level, row_deviances
 
 COMPARED = 2**20
 """Rows of a value that are compared with each other at most."""
@@ -23,8 +27,7 @@ _HALF = 2**31
 def shared_figures(
     labels: np.ndarray,  # [n]
     logits: np.ndarray,  # float32 [n]
-    scale: float,
-    bias: float,
+    by: Recalibration,
     *,
     is_value: bool,
     ranks: Ranks,
@@ -34,15 +37,48 @@ def shared_figures(
     Args:
         labels: of this rank's rows.
         logits: of the same.
-        scale: what they are recalibrated by, above 0.
-        bias: the same.
+        by: what they are recalibrated by.
         is_value: whether the label is a value; then the concordance is of `COMPARED` rows at most.
         ranks: who have rows.
     """
-    y, z = np.asarray(labels, np.float64), scale * np.asarray(logits, np.float64) + bias
+    y, z = np.asarray(labels, np.float64), by(logits)
     rows, positives = ranks.sum(np.array([len(y), (y > 0).sum()])).tolist()
-    figures = _of_values(y, z, rows, ranks) if is_value else _of_labels(y, z, logits, rows, positives, ranks)
-    return figures | {"rows": rows, "positives": positives}
+    if is_value:
+        loss, calibration = _of_values(y, z, rows, ranks)
+        figures = {"deviance": loss, "concordance": _concordance(y, z, rows, ranks)}
+    else:
+        loss, calibration = _of_labels(y, z, rows, positives, ranks)
+        figures = {"ne": loss, "auc": shared_auc(labels, logits, ranks)}  # recalibration keeps the order
+    return figures | {"calibration": calibration, "rows": rows, "positives": positives}
+
+
+def shared_loss(
+    labels: np.ndarray,  # [n]
+    logits: np.ndarray,  # float32 [n]
+    by: Recalibration,
+    *,
+    is_value: bool,
+    ranks: Ranks,
+) -> float:
+    """The first one of `shared_figures`, `ne` or `deviance`, alone. A collective."""
+    y, z = np.asarray(labels, np.float64), by(logits)
+    rows, positives = ranks.sum(np.array([len(y), (y > 0).sum()])).tolist()
+    return (_of_values(y, z, rows, ranks) if is_value else _of_labels(y, z, rows, positives, ranks))[0]
+
+
+def shared_recalibration(
+    labels: np.ndarray,  # [n]
+    logits: np.ndarray,  # [n]
+    *,
+    is_value: bool,
+    ranks: Ranks,
+) -> Recalibration:
+    """What `Measures.recalibrate` fits on the rows of all ranks. A collective."""
+    total = partial(added, ranks=ranks)
+    if not is_value:
+        return fit_recalibration(labels, logits, total)
+    (most,) = ranks.max(np.array([np.max(logits, initial=-np.inf)], np.float32)).tolist()
+    return fit_level(labels, logits, total, near=most)
 
 
 def shared_auc(
@@ -60,42 +96,41 @@ def shared_auc(
     positives, negatives = (np.bincount(level, x).astype(np.float64) for x in (positive, negative))
     (before,) = ranks.gather([np.array([int(negative.sum())])])
     below = before[: ranks.rank].sum() + np.cumsum(negatives) - negatives / 2
-    won, all_positives = _added(np.array([(positives * below).sum(), positives.sum()]), ranks)
+    won, all_positives = added(np.array([(positives * below).sum(), positives.sum()]), ranks)
     pairs = all_positives * before.sum()
     return float(won / pairs) if pairs else math.nan
 
 
-def _of_labels(
-    y: np.ndarray, z: np.ndarray, logits: np.ndarray, rows: int, positives: int, ranks: Ranks
-) -> dict[str, float]:
-    loss, said = _added(np.array([(np.logaddexp(0.0, z) - y * z).sum(), expit(z).sum()]), ranks)
-    return {
-        "ne": relative_to_rate(loss / rows, positives / rows) if rows else math.nan,
-        "auc": shared_auc(y, logits, ranks),  # recalibration keeps the order
-        "calibration": said / positives if positives else math.nan,
-    }
+def added(
+    values: np.ndarray,  # float64 [k]
+    ranks: Ranks,
+) -> np.ndarray:  # float64 [k]
+    """Sums over all ranks, added in the ranks' order, so that they are the same on every one. A collective."""
+    (bits,) = ranks.gather([np.ascontiguousarray(values, np.float64).view(np.int64)])
+    return bits.view(np.float64).reshape(ranks.world_size, -1).sum(0)
 
 
-def _of_values(y: np.ndarray, z: np.ndarray, rows: int, ranks: Ranks) -> dict[str, float]:
+def _of_labels(y: np.ndarray, z: np.ndarray, rows: int, positives: int, ranks: Ranks) -> tuple[float, float]:
+    """Normalized entropy and calibration."""
+    loss, said = added(np.array([(np.logaddexp(0.0, z) - y * z).sum(), expit(z).sum()]), ranks).tolist()
+    ne = relative_to_rate(loss / rows, positives / rows) if rows else math.nan
+    return ne, said / positives if positives else math.nan
+
+
+def _of_values(y: np.ndarray, z: np.ndarray, rows: int, ranks: Ranks) -> tuple[float, float]:
+    """Normalized deviance and calibration."""
     parts = np.array([row_deviances(y, z).sum(), np.exp(z).sum(), y.sum(), xlogy(y, y).sum()])
-    deviance, said, total, entropy = _added(parts, ranks)
-    every = -(-rows // COMPARED) or 1
-    bits = (x[::every].astype(np.float64).view(np.int64) for x in (y, z))
-    known, scores = (x.view(np.float64) for x in ranks.gather(list(bits)))
+    deviance, said, total, entropy = added(parts, ranks).tolist()
     least, most = ranks.max(np.array([-y.min(initial=np.inf), y.max(initial=-np.inf)], np.float32))
     constant = 2 * (entropy - total * math.log(total / rows)) if total else 0.0
     differ = -least < most and constant > 0
-    return {
-        "deviance": deviance / constant if differ else math.nan,
-        "concordance": concordance(known, scores),
-        "calibration": said / total if total else math.nan,
-    }
+    return deviance / constant if differ else math.nan, said / total if total else math.nan
 
 
-def _added(values: np.ndarray, ranks: Ranks) -> list[float]:
-    """Sums over all ranks, float64 [k], added in the ranks' order, so that they are the same on every one."""
-    columns = ranks.gather([np.array([value]).view(np.int64) for value in values])
-    return [float(column.view(np.float64).sum()) for column in columns]
+def _concordance(y: np.ndarray, z: np.ndarray, rows: int, ranks: Ranks) -> float:
+    every = -(-rows // COMPARED) or 1
+    bits = (x[::every].astype(np.float64).view(np.int64) for x in (y, z))
+    return concordance(*(x.view(np.float64) for x in ranks.gather(list(bits))))
 
 
 def _ascending(scores: np.ndarray) -> Ints:

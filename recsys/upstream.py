@@ -29,7 +29,7 @@ from recsys.data.stream import EventStream
 from recsys.data.survey import Surveyed
 from recsys.data.tables import count_tables
 from recsys.dates import UNTIMED
-from recsys.evaluate.measures import measures
+from recsys.evaluate.recalibration import Recalibration
 from recsys.folders import store_of, upstream_folder
 from recsys.graph_upstream import count_nodes, train_on_links
 from recsys.identity import effective, flatten, identify_files
@@ -42,6 +42,7 @@ from recsys.models.objective import Objective
 from recsys.models.vocabulary import own_ids
 from recsys.progressive import Scored
 from recsys.screening import screen
+from recsys.shared_figures import shared_loss
 from recsys.source import TABLES, sized_upstream, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.surveying import find_frequencies, last_items, read_survey
@@ -338,7 +339,7 @@ class _Judge:
         as_of: int | None,
     ) -> None:
         self._judged, self._environment = held.judged, environment
-        self._losses = [measures(is_value=label.is_value).loss for label in schema.labels]
+        self._labels = schema.labels
         rank, world_size = environment.rank, environment.world_size
         self._batches = HeldOutBatches(
             files, schema, held, rank=rank, world_size=world_size, transform=resolve, as_of=as_of
@@ -346,7 +347,17 @@ class _Judge:
 
     def __call__(self, model: nn.Module) -> tuple[float]:
         logits, labels, mask, _ = (x.numpy() for x in predict(model, self._batches, self._environment))
-        scores = [self._losses[x](labels[mask[:, x], x], logits[mask[:, x], x]) for x in self._judged]
+        ranks = ranks_of(self._environment)
+        scores = [
+            shared_loss(
+                labels[mask[:, x], x],
+                logits[mask[:, x], x],
+                Recalibration(),
+                is_value=self._labels[x].is_value,
+                ranks=ranks,
+            )
+            for x in self._judged
+        ]
         return (float(np.mean(scores)),)
 
 

@@ -31,8 +31,9 @@ from recsys.data.seen import read_ids
 from recsys.data.sizes import with_tables
 from recsys.data.stream import EventStream
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.ranking import check_visible, screen_splits
+from recsys.downstream.ranking import screen_splits
 from recsys.downstream.training import RankerTraining, TrainedRanker, counted_tables, sized
+from recsys.downstream.visible import check_visible
 from recsys.evaluate.measures import measures
 from recsys.folders import bundle_folder
 from recsys.identity import code_version, effective, flatten, identify_files
@@ -116,9 +117,10 @@ def train_bundle(
         before = None if earlier is None else Forecast(earlier, training, folder, config.max_ne)
         begin = None if earlier is None else earlier.checkpoint
         trained = training.train(folder, title=f"ranker {config.name}", identity=identity, start=begin, before=before)
+        tasks = _facts(trained, config)
         if environment.is_main:
             read = PinnedFeatures(opened, pins, history, pooling, torch.device("cpu"))
-            _write(trained, config, arm, read, out, opened, compiled, earlier)
+            _write(trained, config, tasks, arm, read, out, opened, compiled, earlier)
         barrier()
 
 
@@ -176,6 +178,7 @@ def _identity(
 def _write(
     trained: TrainedRanker,
     config: RankerConfig,
+    tasks: tuple[TaskFacts, ...],
     arm: str,
     features: PinnedFeatures,
     out: Path,
@@ -184,7 +187,7 @@ def _write(
     earlier: Start | None,
 ) -> None:
     """The bundle of a trained ranker, whole or not at all."""
-    training, tasks, passes = trained.training, _facts(trained, config), trained.result.best.numbers
+    training, passes = trained.training, trained.result.best.numbers
     schema, device = training.schema.select(labels=()), training.environment.device
     rankers = {number: _ranker_of(trained, number, out / "training") for number in sorted(set(passes))}
     program = RankerProgram(
@@ -229,7 +232,7 @@ def _ranker_of(trained: TrainedRanker, number: int, folder: Path) -> Ranker:
 
 
 def _facts(trained: TrainedRanker, config: RankerConfig) -> tuple[TaskFacts, ...]:
-    """What each task's output is, with the recalibration that the validation rows ask for."""
+    """What each task's output is, with the recalibration that the validation rows ask for. A collective."""
     facts = []
     for name, label in config.tasks.items():
         found, learned = trained.validated(name), trained.training.schema.label(label)

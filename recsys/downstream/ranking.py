@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,25 +22,31 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from embedding_store import EmbeddingStore
-from recsys.atomic import whole_file
 from recsys.config import RankerConfig, RankerSettings
-from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.quarantine import NOTHING, Quarantine
+from recsys.data.ranks import Ranks
 from recsys.data.scan import Findings, Part
 from recsys.data.seen import read_ids
 from recsys.data.sizes import Tables, key_of, with_tables
-from recsys.data.stream import EventStream
-from recsys.dates import UNTIMED
 from recsys.downstream.features import StoreFeatures
+from recsys.downstream.predictions import (
+    copy_predictions,
+    count_losses,
+    read_losses,
+    read_predictions,
+    write_predictions,
+)
 from recsys.downstream.training import RankerTraining, TrainedRanker, counted_tables, sized
-from recsys.downstream.validation import REFERENCE, Validation, gain, named
+from recsys.downstream.validation import REFERENCE, Validation, gain, mean, named
+from recsys.downstream.visible import check_visible
 from recsys.folders import store_of
 from recsys.models.vocabulary import own_ids
 from recsys.screening import screen
 from recsys.source import ranker_schema, refuse_unowned, refuse_values
 from recsys.stages import stage
 from recsys.train.distributed import Environment, barrier, broadcast, process_group
+from recsys.train.exchange import agreed
 from recsys.train.planning import rank_memory
 
 ALONE = 0.1
@@ -211,41 +218,6 @@ def screen_splits(config: RankerConfig, data: Path, out: Path, environment: Envi
     return screen(out, f"rankers-{config.name}", parts, data, environment)
 
 
-def check_visible(
-    names: Sequence[str], config: RankerConfig, data: Path, store: EmbeddingStore, skip: Quarantine
-) -> None:
-    """Refuse to train on events that all lie before the first snapshot, since no training row could read a vector, and
-    to join a log with event times with one without: each would read all of the other, or nothing."""
-    schema = ranker_schema(config, data, ()).select(features=())
-    stream = EventStream(find_files(data, config.train), schema, batch_size=65_536, drop_last=False, skip=skip)
-    newest = max(int(batch.timestamps.max()) for batch in stream) if schema.timed else UNTIMED
-    for name in names:
-        times = [snapshot.as_of for snapshot in store.series(name).history(refused=False)]
-        if any((as_of == UNTIMED) != (newest == UNTIMED) for as_of in times):
-            raise DataError(_unlike(name, max(times), newest))
-        first = min(times, default=None)
-        if first is not None and newest < first + config.publish_delay_ms:
-            raise DataError(
-                f"the newest training event is of {newest} ms, but series {name!r} begins with as_of = {first} ms (and "
-                f"publish_delay_ms = {config.publish_delay_ms}): no ranker could read it. Let the upstream's events "
-                "end before the ranker's begin, or publish_delay_ms be 0 if nothing is published by days"
-            )
-
-
-def _unlike(name: str, as_of: int, newest: int) -> str:
-    """What to say of a series and training events of which one has event times and the other none."""
-    if newest == UNTIMED:
-        return (
-            f"series {name!r} is as of {as_of} ms, but the training events have no times: none could read it. Name the "
-            "column of their times in the rankers' schema"
-        )
-    return (
-        f"series {name!r} was published without event times (as_of = {UNTIMED}), but the newest training event is of "
-        f"{newest} ms: every event would read it, whatever its upstream has seen. Name the column of the times in the "
-        "upstream's schema; a counter begins with 1"
-    )
-
-
 def train_ranker(
     ranker: Ranker,
     config: RankerSettings,
@@ -292,20 +264,16 @@ def train_ranker(
     options, there = broadcast((readings(ranker, config, out), _has_reference(ranker, config, out)), environment)
     wanted = {reads for each in options.values() for reads in each}
     models = {reads: trainings[reads].train() for reads in (True, False) if reads in wanted and (reads or not there)}
-    chosen = {}
-    if environment.is_main:  # who alone need see what was written before
-        chosen = {task: _choose(ranker, task, options[task], models, out) for task in config.tasks}
-    chosen = broadcast(chosen, environment)
+    chosen = {task: _choose(ranker, task, options[task], models, out, training.ranks) for task in config.tasks}
     used = {choice.reads for choice in chosen.values()}
     tested = {reads: model.test() for reads, model in models.items() if reads in used}
     scores = {}
-    if environment.is_main:
-        for task, choice in chosen.items():
-            if choice.reads in models:
-                scores[task] = _write(models[choice.reads], tested[choice.reads], ranker, task, out, choice)
-            else:
-                scores[task] = _take_over(ranker, task, out, choice)
-    return broadcast(scores, environment)
+    for task, choice in chosen.items():
+        if choice.reads in models:
+            scores[task] = _write(models[choice.reads], tested[choice.reads], ranker, task, out, choice)
+        else:
+            scores[task] = agreed(partial(_take_over, ranker, task, out, choice), environment)
+    return scores
 
 
 @dataclass(frozen=True)
@@ -319,19 +287,35 @@ class Choice:
 
 
 def _choose(
-    ranker: Ranker, task: str, readings: tuple[bool, ...], models: Mapping[bool, TrainedRanker], out: Path
+    ranker: Ranker,
+    task: str,
+    readings: tuple[bool, ...],
+    models: Mapping[bool, TrainedRanker],
+    out: Path,
+    ranks: Ranks,
 ) -> Choice:
     """With vectors if they lower the task's validation NE by more than the standard error of the difference: of two
     models that cannot be told apart, the simpler one (Breiman et al., Classification and Regression Trees, 1984,
-    3.4.3)."""
+    3.4.3). A collective."""
     losses = {reads: models[reads].losses(task) for reads in readings if reads in models}
     if False in readings and False not in models:
-        losses[False] = _reference(ranker).read(out, task)["validation_losses"]
-    tried = {named(reads): float(losses[reads].mean()) for reads in readings}
+        losses[False] = _share_of_losses(_reference(ranker).path(out, task), losses.get(True), ranks)
+    tried = {named(reads): mean(losses[reads], ranks) for reads in readings}
     if len(readings) == 1:
         return Choice(readings[0], tried)
-    gained, error = gain(losses[False], losses[True], models[True].of_task(task)[2])
+    gained, error = gain(losses[False], losses[True], models[True].of_task(task)[2], ranks)
     return Choice(gained > error, tried | {"error": error})
+
+
+def _share_of_losses(path: Path, like: NDArray | None, ranks: Ranks) -> NDArray:
+    """What a ranker that was trained before lost on this rank's validation rows, as many as `like` has; None: on any
+    share of them, each rank's another. A collective."""
+    if like is None:
+        rows = count_losses(path)
+        return read_losses(path, rows * ranks.rank // ranks.world_size, rows * (ranks.rank + 1) // ranks.world_size)
+    (counts,) = ranks.gather([np.array([len(like)])])
+    stop = int(counts[: ranks.rank + 1].sum())
+    return read_losses(path, stop - len(like), stop)
 
 
 def _reference(ranker: Ranker) -> Ranker:
@@ -348,10 +332,12 @@ def _has_reference(ranker: Ranker, config: RankerSettings, out: Path) -> bool:
 def _write(
     trained: TrainedRanker, tested: Sequence[NDArray], ranker: Ranker, task: str, out: Path, choice: Choice
 ) -> float:
-    """Keep a task's figures on the validation rows, and its recalibrated predictions of the test rows; its NE."""
+    """Keep a task's figures on the validation rows, and its recalibrated predictions of the test rows; its NE. A
+    collective."""
     found, column = trained.validated(task, choice.tried), trained.training.column(task)
     logits, labels, mask, users = tested
-    found.save(ranker.validation(out, task))
+    if trained.training.environment.is_main:
+        found.save(ranker.validation(out, task))
     write_predictions(
         ranker.path(out, task),
         logits=found.recalibration(logits[:, column]).astype(np.float32),
@@ -359,6 +345,7 @@ def _write(
         mask=mask[:, column],
         users=users,
         validation_losses=trained.losses(task),
+        environment=trained.training.environment,
     )
     return found.ne
 
@@ -368,7 +355,7 @@ def _take_over(ranker: Ranker, task: str, out: Path, choice: Choice) -> float:
     reference = _reference(ranker)
     found = Validation.load(reference.validation(out, task))
     replace(found, tried=choice.tried).save(ranker.validation(out, task))
-    write_predictions(ranker.path(out, task), **reference.read(out, task))
+    copy_predictions(reference.path(out, task), ranker.path(out, task))
     return found.ne
 
 
@@ -381,18 +368,3 @@ def readings(ranker: Ranker, config: RankerSettings, out: Path) -> dict[str, tup
     if ranker != first and first.is_done(out, config.tasks):
         return {task: (Validation.load(first.validation(out, task)).reads,) for task in config.tasks}
     return dict.fromkeys(config.tasks, (True, False))
-
-
-def write_predictions(
-    path: Path, *, logits: NDArray, labels: NDArray, mask: NDArray, users: NDArray, validation_losses: NDArray
-) -> None:
-    """Keep a ranker's recalibrated test predictions, all [N] in the files' order, and the losses [V] of its validation
-    rows (`row_losses`), whole or not at all."""
-    with whole_file(path) as file:
-        np.savez(file, logits=logits, labels=labels, mask=mask, users=users, validation_losses=validation_losses)
-
-
-def read_predictions(path: Path) -> dict[str, NDArray]:
-    """`logits`, `labels`, `mask`, `users`, all [N], and `validation_losses` [V]."""
-    with np.load(path) as file:
-        return dict(file)

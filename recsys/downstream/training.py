@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from recsys.data.errors import DataError
 from recsys.data.files import check_files, find_files
 from recsys.data.label_facts import LabelFacts, known_until, survey_labels
 from recsys.data.quarantine import Quarantine
+from recsys.data.ranks import Ranks
 from recsys.data.schema import Label, Schema
 from recsys.data.seen import SCAN_ROWS, Ints
 from recsys.data.sizes import Tables, described
@@ -28,13 +29,15 @@ from recsys.data.tables import count_tables
 from recsys.downstream.features import StoreFeatures
 from recsys.downstream.spread import SpreadStream
 from recsys.downstream.validation import Validation, row_losses, validate
-from recsys.evaluate.measures import measures
+from recsys.evaluate.recalibration import Recalibration
 from recsys.models.objective import Objective
 from recsys.models.ranker import Ranker, RankerTask
 from recsys.models.rankers import build_ranker
 from recsys.models.vocabulary import Vocabulary
+from recsys.shared_figures import shared_loss, shared_recalibration
 from recsys.source import ranker_schema
 from recsys.train.distributed import Environment
+from recsys.train.exchange import ranks_of
 from recsys.train.predict import predict
 from recsys.train.run import TrainResult
 from recsys.train.trainer import fit
@@ -61,6 +64,11 @@ class RankerTraining:
     skip: Quarantine
     started: bool = False
     """Whether it goes on from another, from which it has the delays of outcomes."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """Who have the rows that it is judged by, each its own."""
+        return ranks_of(self.environment)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -207,19 +215,20 @@ class RankerTraining:
         """The normalized entropy of the validation rows, of values the deviance, of each task: it is predicted by the
         pass that was best for it. Clicks of every row are learned sooner than conversions of the few that have them,
         and would overfit while these are learned."""
-        logits, labels, mask, _ = predict(model, self.stream(self.config.validation, vocabulary), self.environment)
+        said = predict(model, self.stream(self.config.validation, vocabulary), self.environment)
+        logits, labels, mask, _ = (x.numpy() for x in said)
         return [
-            self._loss(label, labels[mask[:, task], task].numpy(), logits[mask[:, task], task].numpy())
+            self._loss(label, labels[mask[:, task], task], logits[mask[:, task], task])
             for task, label in enumerate(self.schema.labels)
         ]
 
     def _loss(self, label: Label, known: NDArray, said: NDArray) -> float:
-        """Recalibrated, as it will be judged."""
-        judged = measures(is_value=label.is_value)
-        score = judged.loss(known, said)
+        """Of the rows of all ranks, recalibrated, as it will be judged."""
+        loss = partial(shared_loss, known, said, is_value=label.is_value, ranks=self.ranks)
+        score = loss(Recalibration())
         if math.isfinite(score):
-            return judged.loss(known, judged.recalibrate(known, said)(said))
-        if math.isnan(score) and not np.isnan(said).any():
+            return loss(shared_recalibration(known, said, is_value=label.is_value, ranks=self.ranks))
+        if math.isnan(score) and not self.ranks.sum(np.isnan(said).sum(keepdims=True))[0]:
             lacking = "two different values" if label.is_value else "both a 0 and a 1"
             hint = f", up to a window of {label.window} before what they know of outcomes ends" if label.time else ""
             raise DataError(
@@ -231,30 +240,30 @@ class RankerTraining:
 
 @dataclass(frozen=True)
 class TrainedRanker:
-    """A model, and what it says of the V validation rows: of each task what its own best pass does."""
+    """A model, and what it says of this rank's v validation rows: of each task what its own best pass does."""
 
     training: RankerTraining
     result: TrainResult
     vocabulary: Vocabulary
     """What ids it knows."""
-    logits: NDArray  # float32 [V, T]
-    labels: NDArray  # float32 [V, T]
-    mask: NDArray  # bool [V, T]
-    users: NDArray  # int64 [V]
+    logits: NDArray  # float32 [v, T]
+    labels: NDArray  # float32 [v, T]
+    mask: NDArray  # bool [v, T]
+    users: NDArray  # int64 [v]
 
     def of_task(self, task: str) -> tuple[NDArray, NDArray, NDArray]:
-        """Labels, logits and users [N] of the validation rows for which the task's label exists."""
+        """Labels, logits and users [n] of those of these rows for which the task's label exists."""
         column = self.training.column(task)
         valid = self.mask[:, column]
         return self.labels[valid, column], self.logits[valid, column], self.users[valid]
 
-    def losses(self, task: str) -> NDArray:  # float64 [N]
-        """Of the same rows, see `row_losses`; of a task whose label is 0 or 1."""
+    def losses(self, task: str) -> NDArray:  # float64 [n]
+        """Of the same rows, see `row_losses`; of a task whose label is 0 or 1. A collective."""
         labels, logits, _ = self.of_task(task)
-        return row_losses(labels, logits)
+        return row_losses(labels, logits, self.training.ranks)
 
     def validated(self, task: str, tried: Mapping[str, float] = MappingProxyType({})) -> Validation:
-        """What the task came to on them, `tried` as given."""
+        """What the task came to on those of all ranks, `tried` as given. A collective."""
         labels, logits, _ = self.of_task(task)
         return validate(
             labels,
@@ -264,10 +273,11 @@ class TrainedRanker:
             most_passes=self.training.config.training.epochs,
             reads=bool(self.training.features.specs),
             tried=tried,
+            ranks=self.training.ranks,
         )
 
     def test(self) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """What it says of the test rows: logits, labels and mask [N, T], users [N]. A collective."""
+        """What it says of this rank's test rows: logits, labels and mask [n, T], users [n]. A collective."""
         training = self.training
         stream = training.stream(training.config.test, self.vocabulary)
         said, known, mask, users = self.result.best.predict(self.result.model, stream, training.environment)

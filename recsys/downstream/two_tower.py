@@ -34,7 +34,7 @@ from recsys.data.seen import SCAN_ROWS, read_ids
 from recsys.data.stream import EventStream
 from recsys.data.times import newest_time
 from recsys.downstream.features import StoreFeatures
-from recsys.downstream.ranking import check_visible
+from recsys.downstream.visible import check_visible
 from recsys.folders import store_of, upstream_folder
 from recsys.identity import effective, flatten, identify_files
 from recsys.models.two_tower import TwoTower, TwoTowerTask

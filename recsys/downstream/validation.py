@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from recsys.atomic import write_json
+from recsys.data.ranks import ALONE, Ranks, home
 from recsys.evaluate.entropy import relative_to_rate
 from recsys.evaluate.measures import measures
-from recsys.evaluate.recalibration import Recalibration, fit_recalibration
+from recsys.evaluate.recalibration import Recalibration
+from recsys.shared_figures import added, shared_figures, shared_recalibration
 
 REFERENCE = "none"
 """The arm that reads no vectors, which the others are held against."""
@@ -63,29 +66,31 @@ class Validation:
 
 
 def validate(
-    labels: np.ndarray,  # [N], 0 or 1, or 0 or more
-    logits: np.ndarray,  # [N]
+    labels: np.ndarray,  # [n], 0 or 1, or 0 or more
+    logits: np.ndarray,  # [n]
     *,
     is_value: bool = False,
     scores: Sequence[float],
     most_passes: int,
     reads: bool,
     tried: Mapping[str, float],
+    ranks: Ranks = ALONE,
 ) -> Validation:
-    """Fit the recalibration on these rows, and measure on them what comes of it; `scores`: their entropy by pass,
-    `is_value`: whether the label is a value."""
+    """Fit the recalibration on the rows of all ranks, of which these are this one's, and measure on them what comes of
+    it. A collective. `scores`: their entropy by pass, `is_value`: whether the label is a value."""
     judged = measures(is_value=is_value)
-    fitted = judged.recalibrate(labels, logits)
-    recalibrated = fitted(logits)
+    fitted = shared_recalibration(labels, logits, is_value=is_value, ranks=ranks)
+    found = shared_figures(labels, logits, fitted, is_value=is_value, ranks=ranks)
+    raw = shared_figures(labels, logits, Recalibration(), is_value=is_value, ranks=ranks)
     return Validation(
-        ne=judged.loss(labels, recalibrated),
-        auc=judged.ranking(labels, logits),
-        calibration=judged.calibration(labels, recalibrated),
-        raw_calibration=judged.calibration(labels, logits),
+        ne=found[judged.loss_name],
+        auc=raw[judged.ranking_name],
+        calibration=found["calibration"],
+        raw_calibration=raw["calibration"],
         scale=fitted.scale,
         bias=fitted.bias,
-        rows=len(labels),
-        positives=int(np.sum(labels > 0)),
+        rows=int(found["rows"]),
+        positives=int(found["positives"]),
         best_pass=int(np.argmin(scores)) + 1,
         most_passes=most_passes,
         reads=reads,
@@ -93,24 +98,36 @@ def validate(
     )
 
 
-def row_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Log loss of each row [N], recalibrated on these rows, over the entropy of their rate: NE is the mean."""
-    z = fit_recalibration(labels, logits)(logits)
-    return (np.logaddexp(0.0, z) - labels * z) * relative_to_rate(1.0, float(labels.mean()))
+def row_losses(labels: np.ndarray, logits: np.ndarray, ranks: Ranks = ALONE) -> np.ndarray:
+    """Log loss of each of this rank's rows [n], recalibrated on those of all ranks, over the entropy of their rate: NE
+    is the mean. A collective."""
+    z = shared_recalibration(labels, logits, is_value=False, ranks=ranks)(logits)
+    rows, positives = ranks.sum(np.array([len(labels), (labels > 0).sum()])).tolist()
+    return (np.logaddexp(0.0, z) - labels * z) * relative_to_rate(1.0, positives / rows if rows else 0.0)
+
+
+def mean(values: np.ndarray, ranks: Ranks = ALONE) -> float:
+    """Of the values of all ranks, of which these are this one's, [n]; NaN without any. A collective."""
+    rows = int(ranks.sum(np.array([len(values)]))[0])
+    return float(added(np.array([values.sum()]), ranks)[0] / rows) if rows else math.nan
 
 
 def gain(
-    without: np.ndarray,  # [N]
-    read: np.ndarray,  # [N]
-    users: np.ndarray,  # int64 [N]
+    without: np.ndarray,  # float64 [n]
+    read: np.ndarray,  # float64 [n]
+    users: np.ndarray,  # int64 [n]
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
     """By how much the mean loss of the same rows is lower in `read`, and the standard error of that, rows of one user
-    taken together: they err alike."""
+    taken together: they err alike. Of the rows of all ranks: a collective."""
     difference = without - read
+    gained = mean(difference, ranks)
+    sums = (difference - gained).view(np.int64)
+    users, sums = ranks.exchange((users, sums), home(users, ranks))  # a user's rows come together on one rank
     _, where = np.unique(users, return_inverse=True)
-    mean = float(difference.mean())
-    by_user = np.bincount(where, difference - mean)
-    return mean, float(np.sqrt(np.sum(by_user**2)) / len(difference))
+    by_user = np.bincount(where, sums.view(np.float64))
+    squares, rows = added(np.array([np.sum(by_user**2), len(difference)]), ranks).tolist()
+    return gained, math.sqrt(squares) / rows if rows else math.nan
 
 
 def named(reads: bool) -> str:

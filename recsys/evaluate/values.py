@@ -12,7 +12,7 @@ import math
 import numpy as np
 from scipy.special import xlogy
 
-from recsys.evaluate.recalibration import Recalibration
+from recsys.evaluate.recalibration import Recalibration, Total, alone
 
 
 def row_deviances(
@@ -80,22 +80,25 @@ def value_calibration(values: np.ndarray, logs: np.ndarray) -> float:
     return float(np.exp(np.asarray(logs, np.float64)).sum() / total) if total > 0 else math.nan
 
 
-def fit_level(values: np.ndarray, logs: np.ndarray) -> Recalibration:
+def fit_level(
+    values: np.ndarray, logs: np.ndarray, total: Total = alone, *, near: float | None = None
+) -> Recalibration:
     """The factor of all predictions, a bias of their logs, with which their sum is that of the values. Of all factors
     it has the least Poisson deviance.
 
     Args:
         values: [N], 0 or more.
         logs: [N], log of the predicted mean, finite.
+        total: where other processes have rows too.
+        near: about the greatest of all logs; None: that of these.
 
     Returns:
         that changes nothing where all values are 0.
     """
     y, z = np.asarray(values, np.float64), np.asarray(logs, np.float64)
-    if not y.sum() > 0:
-        return Recalibration()
-    most = z.max()
-    return Recalibration(1.0, math.log(y.sum()) - float(most + np.log(np.exp(z - most).sum())))
+    most = np.max(z, initial=-np.inf) if near is None else near
+    known, said = total(np.array([y.sum(), np.exp(z - most).sum()])).tolist()
+    return Recalibration(1.0, math.log(known) - float(most + math.log(said))) if known > 0 else Recalibration()
 
 
 def _differ(x: np.ndarray) -> bool:

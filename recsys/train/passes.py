@@ -29,7 +29,7 @@ class BestPasses:
     bring: Callable[[int], object]
     """Brings the model to what it was after one of these passes. A collective."""
 
-    def predict(self, model: nn.Module, stream: Batches, environment: Environment, *, shared: bool = False) -> Said:
+    def predict(self, model: nn.Module, stream: Batches, environment: Environment) -> Said:
         """As `recsys.train.predict.predict`, each column of the logits by its own best pass. A collective, which leaves
         the model as the training does.
 
@@ -37,15 +37,14 @@ class BestPasses:
             model: of the training, as it was left.
             stream: this rank's batches.
             environment: this rank.
-            shared: whether each rank keeps its own rows.
         """
         passes = sorted(set(self.numbers))
         if len(passes) == 1:
-            return predict(model, stream, environment, shared=shared)
+            return predict(model, stream, environment)
         said = {}
         for number in passes:  # the newest comes last
             self.bring(number)
-            said[number] = predict(model, stream, environment, shared=shared)
+            said[number] = predict(model, stream, environment)
         _, labels, mask, users = said[passes[-1]]
         logits = [said[number][0][:, column] for column, number in enumerate(self.numbers)]
         return torch.stack(logits, dim=1), labels, mask, users

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recsys.data.batch import Batch
 from recsys.data.rest import Place
 from recsys.train.distributed import Environment
+from recsys.train.heartbeat import beat
 from recsys.train.running_metrics import TaskOutput
 
 
@@ -77,18 +78,15 @@ Said = tuple[Tensor, Tensor, Tensor, Tensor]
 """Logits float32 [N, T], labels float32 [N, T], mask bool [N, T] and user ids int64 [N], on the CPU."""
 
 
-def predict(model: nn.Module, stream: Batches, environment: Environment, *, shared: bool = False) -> Said:
-    """Run a task over every batch of a stream, without training. A collective: every rank calls it.
+def predict(model: nn.Module, stream: Batches, environment: Environment) -> Said:
+    """Run a task over every batch of this rank's stream, without training. A collective: every rank calls it, and keeps
+    what is said of its own rows. `recsys.shared_figures` measures them together.
 
     Args:
         model: a task, sharded or not. Its forward may be a collective: a rank whose batches are fewer joins in with its
             last one, which nobody keeps.
         stream: this rank's batches, read from the first on.
         environment: this rank.
-        shared: whether each rank keeps its own rows.
-
-    Returns:
-        what is said of all ranks' rows, rank 0's first; of this rank's where they are `shared`.
 
     Raises:
         ValueError: the stream has no batch.
@@ -104,7 +102,7 @@ def predict(model: nn.Module, stream: Batches, environment: Environment, *, shar
                 parts.append((output.logits.float(), output.labels, output.mask, batch.user_ids))
     model.train(was_training)
     mine = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else _nothing(output, batch.user_ids)
-    logits, labels, mask, users = (x.cpu() if shared else _all_rows(x, environment) for x in mine)
+    logits, labels, mask, users = (x.cpu() for x in mine)
     return logits, labels, mask, users
 
 
@@ -123,26 +121,10 @@ def in_step(stream: Batches, environment: Environment) -> Iterator[tuple[Batch, 
             dist.all_reduce(left)
         if not bool(left):
             break
+        beat()
         batch = batch if found is None else found.to(environment.device, non_blocking=True)
         if batch is None:
             break
         yield batch, found is not None
     if batch is None:
         raise ValueError("the stream to predict on has no batch: give it files with at least one row")
-
-
-def _all_rows(
-    mine: Tensor,  # [N_rank, ...]
-    environment: Environment,
-) -> Tensor:
-    """The rows of all ranks, which may have different numbers of them, on the CPU."""
-    if environment.world_size > 1:
-        counts = mine.new_zeros(environment.world_size, dtype=torch.int64)
-        counts[environment.rank] = mine.shape[0]
-        dist.all_reduce(counts)
-        longest = int(counts.max())
-        padded = torch.cat([mine, mine.new_zeros(longest - mine.shape[0], *mine.shape[1:])])
-        gathered = [torch.empty_like(padded) for _ in range(environment.world_size)]
-        dist.all_gather(gathered, padded)
-        mine = torch.cat([rows[:count] for rows, count in zip(gathered, counts.tolist(), strict=True)])
-    return mine.cpu()

@@ -5,7 +5,8 @@ import pytest
 
 from benchmarks import ablations
 from benchmarks.ablations import AS_IS, VARIATIONS, Options, Variation, assignments, main, take_over
-from recsys.downstream.ranking import all_rankers, write_predictions
+from recsys.downstream.predictions import write_predictions
+from recsys.downstream.ranking import all_rankers
 from recsys.study.ablation import ablation_jobs
 from tests.recsys.study.example import example_validation
 

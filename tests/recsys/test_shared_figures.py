@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,9 +12,11 @@ from hypothesis import strategies as st
 from recsys.data.ranks import ALONE, Ranks
 from recsys.evaluate.measures import measures
 from recsys.evaluate.metrics import roc_auc
-from recsys.shared_figures import shared_auc, shared_figures
+from recsys.evaluate.recalibration import Recalibration
+from recsys.shared_figures import shared_auc, shared_figures, shared_loss, shared_recalibration
 from tests.recsys.data.threads import run_threads
 
+BY = Recalibration(0.5, 0.1)
 SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.5, -1.5, 1e-38, -3e38]), st.floats(-30, 30, width=32))
 
 
@@ -48,7 +52,39 @@ def test_figures_are_those_of_all_rows(is_value: bool, kind: str) -> None:
 
     def found(ranks: Ranks) -> dict[str, float]:
         mine = np.arange(rows) % 7 % ranks.world_size == ranks.rank
-        return shared_figures(labels[mine], logits[mine], 0.5, 0.1, is_value=is_value, ranks=ranks)
+        return shared_figures(labels[mine], logits[mine], BY, is_value=is_value, ranks=ranks)
 
-    for figures in (shared_figures(labels, logits, 0.5, 0.1, is_value=is_value, ranks=ALONE), *run_threads(found, 3)):
+    for figures in (shared_figures(labels, logits, BY, is_value=is_value, ranks=ALONE), *run_threads(found, 3)):
         assert figures == pytest.approx(wanted, rel=1e-9, nan_ok=True)
+    for loss in run_threads(partial(shared_loss_of, labels, logits, is_value), 3):
+        assert loss == pytest.approx(wanted["deviance" if is_value else "ne"], rel=1e-9, nan_ok=True)
+
+
+def shared_loss_of(labels: np.ndarray, logits: np.ndarray, is_value: bool, ranks: Ranks) -> float:
+    mine = np.arange(len(labels)) % 7 % ranks.world_size == ranks.rank
+    return shared_loss(labels[mine], logits[mine], BY, is_value=is_value, ranks=ranks)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.floats(-20, 20, width=32), st.integers(0, 3)), max_size=40),
+    world_size=st.integers(1, 4),
+    is_value=st.booleans(),
+)
+def test_a_recalibration_is_that_of_all_rows(
+    rows: list[tuple[int, float, int]], world_size: int, is_value: bool
+) -> None:
+    """Ranks without a row, rows of one class and rows that a threshold tells apart included."""
+    values, logits, of = (np.array(column) for column in (list(zip(*rows, strict=True)) or ([], [], [])))
+    labels = values.astype(np.float32) if is_value else (values > 1).astype(np.float32)
+    logits = logits.astype(np.float32)
+    whole = measures(is_value=is_value).recalibrate(labels, logits)
+
+    def found(ranks: Ranks) -> Recalibration:
+        mine = of % ranks.world_size == ranks.rank
+        return shared_recalibration(labels[mine], logits[mine], is_value=is_value, ranks=ranks)
+
+    assert shared_recalibration(labels, logits, is_value=is_value, ranks=ALONE) == whole
+    shared = run_threads(found, world_size)
+    assert shared == [shared[0]] * world_size
+    assert (shared[0].scale, shared[0].bias) == pytest.approx((whole.scale, whole.bias), rel=1e-6, abs=1e-6)

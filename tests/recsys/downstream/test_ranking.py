@@ -15,14 +15,13 @@ from recsys.data.errors import DataError
 from recsys.data.files import find_files
 from recsys.data.schema import Schema, SchemaError
 from recsys.downstream import ranking, training
+from recsys.downstream.predictions import read_predictions, write_predictions
 from recsys.downstream.ranking import (
     Ranker,
     all_rankers,
     ranker_schema,
-    read_predictions,
     train_ranker,
     train_rankers,
-    write_predictions,
 )
 from recsys.downstream.validation import Validation
 from recsys.evaluate.bootstrap import paired_bootstrap

@@ -15,10 +15,11 @@ from recsys.config import ArmConfig, ConfigError
 from recsys.data.files import find_files
 from recsys.downstream import ranking
 from recsys.downstream.ranking import all_rankers, train_rankers
+from recsys.downstream.validation import Validation
 from recsys.folders import store_folder
 from recsys.jobs import run_ranks
 from recsys.stages import is_done
-from tests.recsys.downstream.example import CONFIG, SPLIT, publish_vectors
+from tests.recsys.downstream.example import BOTH, CONFIG, NONE, SPLIT, USER, publish_vectors
 
 
 def on_ranks(data: Path, out: Path, alone: float, spread: bool = False) -> None:
@@ -46,6 +47,8 @@ def test_ranks_train_rankers_together_or_apart_and_leave_out_no_row(
     run_ranks("downstream", on_ranks, (shared, out, 0.0 if together else 0.1), 3, tmp_path / "logs")
     stages = list((out / "stages").iterdir())
     assert len(stages) == (1 if together else 3)
+    parts = {path.name for path in (out / "downstream" / CONFIG.name / "ctr").glob("none-0.*npz")}
+    assert parts == ({"none-0.npz", "none-0.1.npz", "none-0.2.npz"} if together else {"none-0.npz"})
     if not together:
         (tmp_path / "one").mkdir()
         shutil.copytree(out / "store", tmp_path / "one/store")
@@ -58,7 +61,31 @@ def test_ranks_train_rankers_together_or_apart_and_leave_out_no_row(
             found = ranker.read(out, task)
             assert np.array_equal(found["users"], rows["user_id"].to_numpy())
             assert np.isfinite(found["logits"]).all()
+            ne = Validation.load(ranker.validation(out, task)).ne
+            assert found["validation_losses"].mean() == pytest.approx(ne, rel=1e-9)
     assert is_done(out, "downstream-tasks")
+
+
+def test_other_ranks_go_on_with_what_was_predicted(data: Path, out: Path, tmp_path: Path) -> None:
+    """Two, after three of which the ranker without vectors alone was done: theirs are other shares of its rows."""
+    shared = tmp_path / "shared"
+    rows = odd_test_rows(data, shared)
+    run_ranks("downstream", on_ranks, (shared, out, 0.0), 3, tmp_path / "three")
+    kept = NONE.read(out, "ctr")
+    for ranker in all_rankers(CONFIG):
+        for file in (out / "downstream" / CONFIG.name).glob(f"*/{ranker.arm}-{ranker.seed}.*"):
+            if ranker != NONE:
+                file.unlink()
+    run_ranks("downstream", on_ranks, (shared, out, 0.0), 2, tmp_path / "two")
+    assert all(np.array_equal(values, kept[name]) for name, values in NONE.read(out, "ctr").items())
+    for ranker in (USER, BOTH):
+        found, figures = ranker.read(out, "ctr"), Validation.load(ranker.validation(out, "ctr"))
+        assert figures.tried.keys() == {"with", "without", "error"}
+        assert figures.tried["without"] == pytest.approx(kept["validation_losses"].mean(), rel=1e-9)
+        assert found["validation_losses"].mean() == pytest.approx(figures.ne, rel=1e-9)
+        users, losses = rows["user_id"].to_numpy(), len(kept["validation_losses"])
+        assert np.array_equal(found["users"], users)
+        assert len(found["validation_losses"]) == losses
 
 
 def test_rankers_on_spread_vectors_are_those_on_whole_tables(data: Path, out: Path, tmp_path: Path) -> None:
