@@ -4,7 +4,7 @@ rank 0's, which comes last: where it is, all are. No process has to hold everybo
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from recsys.train.distributed import Environment
 from recsys.train.exchange import ALONE, of_all
 
 LOSSES = "validation_losses"
+_TESTED = ("logits", "labels", "mask", "users")
 _SIZES = "sizes"
 """int64 [parts, 2], in rank 0's file where there are several: of each its rows and its validation rows."""
 
@@ -55,8 +56,15 @@ def read_predictions(path: Path) -> dict[str, NDArray]:
     Raises:
         FileNotFoundError: it is not there, or a part of it.
     """
-    parts = list(_parts(path))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != _SIZES}
+    parts = list(_parts(path, (*_TESTED, LOSSES)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def read_tested(path: Path, of: Callable[[NDArray], NDArray]) -> dict[str, NDArray]:
+    """`logits`, `labels`, `mask` and `users` of the test rows of some users alone: those that `of` tells of the rows'
+    users, bool [n]. One part after the other is read. Raises FileNotFoundError."""
+    parts = [{name: part[name][of(part["users"])] for name in _TESTED} for part in _parts(path, _TESTED)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in _TESTED}
 
 
 def read_losses(path: Path, start: int, stop: int) -> NDArray:
@@ -99,7 +107,7 @@ def _losses(path: Path) -> list[tuple[Path, int]]:
     return [(_part(path, number), rows) for number, rows in enumerate(sizes)]
 
 
-def _parts(path: Path) -> Iterator[dict[str, NDArray]]:
+def _parts(path: Path, names: Sequence[str]) -> Iterator[dict[str, NDArray]]:
     for place, _ in _losses(path):
         with np.load(place) as file:
-            yield dict(file)
+            yield {name: file[name] for name in names}

@@ -7,6 +7,7 @@ seeds        trainings of the same ranker differ by more than the vectors are wo
 positives    too few positives to tell
 coverage     less than half of the events have an item with a vector
 chance       the inner product of a pair ranks the last days' events no better than chance
+sample       there are so many test rows that those of a share of the users are measured
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ Found = tuple[str, dict[str, str]] | None
 def cautions(report: Mapping[str, Any]) -> list[Caution]:
     """`warnings` of report.json, from its other keys."""
     found = [
+        *_of_sample(report),
         *_of_upstreams(report["upstreams"]),
         *_of_tasks(report["tasks"], lambda arm: arm_title(arm, report["upstreams"])),
     ]
@@ -44,7 +46,7 @@ def cautions(report: Mapping[str, Any]) -> list[Caution]:
 
 def daily_cautions(document: Mapping[str, Any]) -> list[Caution]:
     """`warnings` of daily.json, from its other keys."""
-    found = list(_of_tasks(document["tasks"], method_title))
+    found = [*_of_sample(document), *_of_tasks(document["tasks"], method_title)]
     series = f"item_{document['upstream']}"
     share = covered_by_day(document).get("item")
     if share is not None and share < HALF:
@@ -59,6 +61,14 @@ def daily_cautions(document: Mapping[str, Any]) -> list[Caution]:
         text = f"the inner product of {document['upstream']}'s users and items, as it could be read, {known}"
         found.append(_caution("chance", document["upstream"], text))
     return found
+
+
+def _of_sample(document: Mapping[str, Any]) -> Iterator[Caution]:
+    if (share := document["users_measured"]) < 1:
+        text = (
+            f"{document['rows']['test']:,} test rows are many: measured are those of {percent(share, 1)} of the users"
+        )
+        yield _caution("sample", "users", f"{text}, chosen by a hash, the same for every arm")
 
 
 def _of_upstreams(upstreams: Mapping[str, Mapping[str, Any]]) -> Iterator[Caution]:

@@ -18,6 +18,7 @@ from recsys.data.schema import Schema
 from recsys.data.stream import EventStream
 from recsys.dates import DAY_MS, HOUR_MS
 from recsys.downstream.features import PointInTimeSeries
+from recsys.downstream.predictions import read_tested
 from recsys.downstream.ranking import Ranker, all_rankers, screen_splits, stage_name
 from recsys.downstream.validation import Validation
 from recsys.folders import store_of, upstream_folder
@@ -32,6 +33,7 @@ from recsys.study.daily_report import DailyResults
 from recsys.study.oracle import oracle_scores
 from recsys.study.report import RunResults, SeriesRun, UpstreamRun
 from recsys.study.retrieval import collect_retrieval
+from recsys.study.sample import Sample, sample_of
 from recsys.study.scores import TaskScores
 from recsys.study.segments import OWNERS, assign
 from recsys.study.transfer import upstream_entropies
@@ -53,10 +55,12 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
         VersionSkewError: the retrieval's user and item snapshots do not belong together.
     """
     jobs, stages = ablation_jobs(config), read_stages(out)
-    scores = {population: job_scores(job, data, out, _offset(config)) for population, job in jobs.items()}
     store = EmbeddingStore(store_of(out))
     skip = screen_splits(jobs["tasks"], data, out).quarantine
-    test = _events(config.rankers, data, config.rankers.test, skip)
+    rows = split_rows(config.rankers, data, skip)
+    sample = sample_of(rows["test"])
+    scores = {population: job_scores(job, data, out, sample, _offset(config)) for population, job in jobs.items()}
+    test = _events(config.rankers, data, config.rankers.test, skip, sample)
     return RunResults(
         name=config.name,
         note=config.note,
@@ -72,7 +76,8 @@ def collect_results(config: StudyConfig, data: Path, out: Path) -> RunResults:
             for name in dict.fromkeys(name for job in jobs.values() for arm in job.arms for name in arm.series)
         },
         retrieval=collect_retrieval(config, config.rankers, data, out, skip),
-        rows=split_rows(config.rankers, data, skip),
+        rows=rows,
+        users_measured=sample.share,
         screened=summaries(out),
         publish_delay_ms=config.rankers.publish_delay_ms if ranker_schema(config.rankers, data, ()).timed else None,
         upstream_seeds=config.upstream_seeds,
@@ -91,15 +96,18 @@ def collect_rankers(job: RankerConfig, data: Path, out: Path, store: EmbeddingSt
         FileNotFoundError: a ranker has not left its predictions.
     """
     skip, stages = screen_splits(job, data, out).quarantine, read_stages(out)
-    test, stage = _events(job, data, job.test, skip), stages[stage_name(job)]
+    rows, stage = split_rows(job, data, skip), stages[stage_name(job)]
+    sample = sample_of(rows["test"])
+    test = _events(job, data, job.test, skip, sample)
     read = dict.fromkeys(name for arm in job.arms for name in job.series(arm, job.seeds[0]))
     return RunResults(
         name=job.name,
         note="Rankers on vectors of a store that was there; no upstream was trained for them.",
-        tasks=job_scores(job, data, out),
+        tasks=job_scores(job, data, out, sample),
+        users_measured=sample.share,
         upstreams={},
         series={name: _series_run(store, name, test, job) for name in read},
-        rows=split_rows(job, data, skip),
+        rows=rows,
         screened={f"rankers-{job.name}": summaries(out)[f"rankers-{job.name}"]},
         publish_delay_ms=job.publish_delay_ms if ranker_schema(job, data, ()).timed else None,
         seconds={stage_name(job): stage["seconds"]},
@@ -119,15 +127,18 @@ def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
     job = study_job(config, data)
     skip = screen_splits(job, data, out).quarantine
     first, stages = config.upstreams[0], read_stages(out)
+    rows = split_rows(job, data, skip)
+    sample = sample_of(rows["test"])
     return DailyResults(
         name=config.name,
         note=config.note,
-        tasks=job_scores(job, data, out, _offset(config)),
+        tasks=job_scores(job, data, out, sample, _offset(config)),
+        users_measured=sample.share,
         upstream=first.name,
         records=read_records(Ledger(out, first.name).folder),
         retrieval=collect_retrieval(config, job, data, out, skip),
         configured=arm_of(config.refresh),
-        rows=split_rows(job, data, skip),
+        rows=rows,
         screened=summaries(out),
         publish_delay_ms=job.publish_delay_ms,
         seconds={name: stage["seconds"] for name, stage in stages.items()},
@@ -136,11 +147,14 @@ def collect_daily(config: StudyConfig, data: Path, out: Path) -> DailyResults:
     )
 
 
-def job_scores(job: RankerConfig, data: Path, out: Path, utc_offset_hours: float = 0.0) -> dict[str, TaskScores]:
-    """Task -> what the rankers of a job predicted; days are counted in the time zone this many hours before UTC."""
+def job_scores(
+    job: RankerConfig, data: Path, out: Path, sample: Sample, utc_offset_hours: float = 0.0
+) -> dict[str, TaskScores]:
+    """Task -> what the rankers of a job predicted for these users; days are counted in the time zone this many hours
+    before UTC."""
     rankers, skip = all_rankers(job), screen_splits(job, data, out).quarantine
-    facts = _test_facts(job, data, skip, utc_offset_hours)
-    return {task: task_scores(task, rankers, job, data, out, skip, facts) for task in job.tasks}
+    facts = _test_facts(job, data, skip, sample, utc_offset_hours)
+    return {task: task_scores(task, rankers, job, data, out, skip, sample, facts) for task in job.tasks}
 
 
 def task_scores(
@@ -150,13 +164,14 @@ def task_scores(
     data: Path,
     out: Path,
     skip: Quarantine,
+    sample: Sample,
     facts: Mapping[str, NDArray],
 ) -> TaskScores:
-    """What the rankers predicted for one task, arm by arm in their order; `facts`: see `_test_facts`."""
+    """What the rankers predicted for one task and these users, arm by arm in order; `facts`: see `_test_facts`."""
     logits: dict[str, list[NDArray]] = {}
     validation: dict[str, list[Validation]] = {}
     for ranker in rankers:
-        predictions = ranker.read(out, task)
+        predictions = read_tested(ranker.path(out, task), sample.of)
         logits.setdefault(ranker.arm, []).append(predictions["logits"][predictions["mask"]])
         validation.setdefault(ranker.arm, []).append(Validation.load(ranker.validation(out, task)))
     mask = predictions["mask"]
@@ -166,16 +181,20 @@ def task_scores(
         users=predictions["users"][mask],
         arms={arm: np.stack(lines) for arm, lines in logits.items()},
         seeds=settings.seeds,
-        oracle=_oracle(settings, data, label, skip),
+        oracle=_oracle(settings, data, label, skip) if sample.is_whole else None,
         validation=validation,
         days=facts["days"][mask] if "days" in facts else None,
         segments={owner: facts[owner][mask] for owner in OWNERS},
     )
 
 
-def _test_facts(rankers: RankerSettings, data: Path, skip: Quarantine, utc_offset_hours: float) -> dict[str, NDArray]:
-    """`item` and `user`, the segment of every test row by each; and its `days`, where the log has days. [N] each."""
-    training, test = (_events(rankers, data, patterns, skip) for patterns in (rankers.train, rankers.test))
+def _test_facts(
+    rankers: RankerSettings, data: Path, skip: Quarantine, sample: Sample, utc_offset_hours: float
+) -> dict[str, NDArray]:
+    """`item` and `user`, the segment of every test row of these users by each; and its `days`, where the log has days.
+    [N] each."""
+    training = _events(rankers, data, rankers.train, skip, Sample())
+    test = _events(rankers, data, rankers.test, skip, sample)
     facts = {owner: assign(training[owner].numpy(), test[owner].numpy()) for owner in OWNERS}
     if int(test["timestamp"].min()) < _FIRST_TIME:
         return facts
@@ -206,10 +225,13 @@ def _upstream_run(out: Path, name: str) -> UpstreamRun:
 
 
 def _events(
-    rankers: RankerSettings, data: Path, patterns: tuple[str, ...], skip: Quarantine
+    rankers: RankerSettings, data: Path, patterns: tuple[str, ...], skip: Quarantine, sample: Sample
 ) -> Mapping[str, torch.Tensor]:
-    """`user`, `item` and `timestamp` of every event, int64 [N] each."""
-    rows = [(batch.user_ids, batch.item_ids, batch.timestamps) for batch in _facts(rankers, data, patterns, skip)]
+    """`user`, `item` and `timestamp` of every event of these users, int64 [N] each."""
+    rows = []
+    for batch in _facts(rankers, data, patterns, skip):
+        kept = torch.from_numpy(sample.of(batch.user_ids.numpy()))
+        rows.append((batch.user_ids[kept], batch.item_ids[kept], batch.timestamps[kept]))
     return {
         name: torch.cat(column)
         for name, column in zip(("user", "item", "timestamp"), zip(*rows, strict=True), strict=True)

@@ -11,6 +11,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
     peak_rss_bytes                          int; greatest resident memory
     seeds                                   list of int; training seeds of the rankers
     rows.<split>                            int; events of each split
+    users_measured                          number; share of the users whose test rows are measured, see
+                                            recsys/study/sample.py
     screened.*                              as in report.json, of each day too
     publish_delay_ms                        as in report.json
     upstream                                str; whose vectors the rankers read
@@ -106,6 +108,8 @@ class DailyResults:
     """The arm whose series is the plain one."""
     rows: Mapping[str, int]
     """Split -> events."""
+    users_measured: float = 1.0
+    """The share of the users whose test rows are measured, see `recsys.study.sample`."""
     screened: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was found to be wrong with rows before the work began, see `recsys.screening.summaries`."""
     publish_delay_ms: int
@@ -154,6 +158,7 @@ def build_daily(results: DailyResults, *, samples: int = 1000, seed: int = 0) ->
         "hardware": hardware(),
         "seeds": list(results.tasks[task].seeds),
         "rows": results.rows,
+        "users_measured": results.users_measured,
         "screened": results.screened,
         "publish_delay_ms": results.publish_delay_ms,
         "upstream": results.upstream,

@@ -18,6 +18,8 @@ from the document alone. Keys (`<...>` stands for a name; `.*` for anything belo
                                             `seeds`, the second, ... read the vectors of the first of these, the second,
                                             ..., beginning again after the last; empty: one training of each upstream
     rows.<split>                            int; events of each split: train, validation, test
+    users_measured                          number; share of the users whose test rows are measured, chosen by a hash:
+                                            less than 1 only of more than 16 million test rows
     screened.<files>.rows                   int; read before the work began: `upstream-<name>`, `rankers-<job>`, ...
     screened.<files>.quarantined            int; of them left out, since they cannot be read: quarantine/<files>.json
     screened.<files>.read_as_0.<feature>    int; values that are null or NaN; features without are absent
@@ -207,6 +209,8 @@ class RunResults:
     retrieval: RetrievalResult | None = None
     rows: Mapping[str, int]
     """Split -> events."""
+    users_measured: float = 1.0
+    """The share of the users whose test rows are measured, see `recsys.study.sample`."""
     screened: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was found to be wrong with rows before the work began, see `recsys.screening.summaries`."""
     publish_delay_ms: int | None
@@ -249,6 +253,7 @@ def build_report(results: RunResults, *, samples: int = 1000, seed: int = 0) -> 
         "seeds": list(next(iter(results.tasks.values())).seeds) if results.tasks else [],
         "upstream_seeds": results.upstream_seeds,
         "rows": results.rows,
+        "users_measured": results.users_measured,
         "screened": results.screened,
         "publish_delay_ms": results.publish_delay_ms,
         "tasks": tasks,

@@ -37,6 +37,7 @@ from recsys.folders import store_folder, upstream_folder
 from recsys.models.derm import DERM
 from recsys.refresh.cycle import refresh_upstream
 from recsys.source import upstream_schema
+from recsys.study import sample
 from recsys.study.ablation import ablation_jobs
 from recsys.study.collect import collect_results
 from recsys.study.report import RunResults, build_report, write_report
@@ -270,6 +271,25 @@ def test_rankers_of_another_seed_read_another_training_of_the_upstream(run: tupl
             ranker = Ranker("again", name, (f"user_{name}",), 1)
             train_ranker(ranker, settings, data, out, environment)
             assert np.array_equal(ranker.read(out, "ctr")["logits"], written) == same
+
+
+def test_of_very_many_test_rows_those_of_some_users_are_measured(
+    run: tuple[Path, Path, RunResults], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out, results = run
+    assert results.users_measured == 1
+    monkeypatch.setattr(sample, "MOST_ROWS", results.rows["test"] // 2)
+    found = collect_results(CONFIG, data, out)
+    assert found.users_measured == pytest.approx(0.5, rel=0.01)
+    assert found.rows == results.rows
+    for task, whole in results.tasks.items():
+        kept, some = sample.Sample(found.users_measured).of(whole.users), found.tasks[task]
+        assert 0.3 < kept.mean() < 0.7
+        assert np.array_equal(some.users, whole.users[kept])
+        assert np.array_equal(some.labels, whole.labels[kept])
+        assert all(np.array_equal(lines, whole.arms[arm][:, kept]) for arm, lines in some.arms.items())
+        assert all(np.array_equal(rows, whole.segments[owner][kept]) for owner, rows in some.segments.items())
+        assert (some.validation, some.seeds) == (whole.validation, whole.seeds)
 
 
 def test_doing_it_again_changes_nothing(run: tuple[Path, Path, RunResults]) -> None:

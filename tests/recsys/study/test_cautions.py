@@ -97,6 +97,12 @@ def test_items_that_most_events_have_no_vector_of() -> None:
     assert found["text"].startswith("37\xa0% of the test events have an item with a vector in item_ctr")
 
 
+def test_rows_of_which_a_share_is_measured() -> None:
+    (found,) = report(GOOD, users_measured=0.25)["warnings"]
+    assert (found["kind"], found["about"]) == ("sample", "users")
+    assert "test rows are many: measured are those of 25.0\xa0% of the users, chosen by a hash" in found["text"]
+
+
 def test_an_upstream_that_might_have_learned_on() -> None:
     document = report(GOOD)
     for best, held_out, said in ((4, 2000, True), (3, 2000, False), (4, 0, False)):
