@@ -5,8 +5,8 @@
 Publishes 10 M x 128 float32 (5.1 GB), then deltas that each change 0.1 % of the ids, drawn at random: of ten changes
 eight are new vectors of ids that are there, one is a new id, one a delete. Bytes of a publish are those of the files
 that it writes, `.crc` files and the manifest included. A LiveTable, warm, is swapped to each delta; CPU is that of the
-process, and the first lookup of 65,536 ids thereafter is timed apart. Then `diff` of each delta and its base, and of
-the first version and the last. Medians over the deltas.
+process, and the first lookup of 65,536 ids thereafter is timed apart. Then `diff` of each delta and its base, of the
+first version and the last, and of the first and a delta on a compaction of the last. Medians over the deltas.
 """
 
 from __future__ import annotations
@@ -132,10 +132,14 @@ def main(options: Options) -> None:
                 }
                 for name, value in record.items():
                     figures.setdefault(name, []).append(value)
-        _, whole_diff, _ = timed(partial(series.diff, first, latest))
+        _, whole_diff, whole_cpu = timed(partial(series.diff, first, latest))
+        beyond = publish_delta(series, series.compact(), options.deltas + 1, draw(options.deltas + 1, options))
+        _, beyond_diff, beyond_cpu = timed(partial(series.diff, first, beyond))
     medians = {name: median(values) for name, values in figures.items()}
     sizes = {"rows": options.rows, "dim": options.dim, "dtype": options.dtype, "share": options.share}
-    full = {"full_seconds": full_seconds, "full_bytes": full_bytes, "diff_first_to_last_seconds": whole_diff}
+    full = {"full_seconds": full_seconds, "full_bytes": full_bytes}
+    full |= {"diff_first_to_last_seconds": whole_diff, "diff_first_to_last_cpu_seconds": whole_cpu}
+    full |= {"diff_across_compaction_seconds": beyond_diff, "diff_across_compaction_cpu_seconds": beyond_cpu}
     print_record("store_delta", {**sizes, **full, **medians, "each": figures})
     time_share, bytes_share = medians["publish_seconds"] / full_seconds, medians["bytes"] / full_bytes
     print(f"full publish: {full_seconds:.2f} s, {full_bytes / 1e9:.2f} GB")
@@ -143,6 +147,7 @@ def main(options: Options) -> None:
     print(f"  and {bytes_share:.2%} of the bytes (target 2 %)")
     print(f"swap: {medians['swap_cpu_ms']:.1f} ms of CPU (target 100)")
     print(f"diff: {medians['diff_seconds']:.3f} s to the base, {whole_diff:.3f} s from the first to the last")
+    print(f"  and {beyond_diff:.3f} s ({beyond_cpu:.3f} s of CPU) from the first to a delta on the last, compacted")
 
 
 if __name__ == "__main__":
