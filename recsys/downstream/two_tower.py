@@ -49,6 +49,7 @@ from recsys.source import TABLES, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train.distributed import Environment, broadcast, process_group
 from recsys.train.exchange import ranks_of
+from recsys.train.heartbeat import beat
 from recsys.train.predict import device_batches, loss_forward
 from recsys.train.trainer import fit
 from recsys.upstream import screen_source, size_tables
@@ -267,6 +268,7 @@ class _Training:
         with torch.no_grad():
             for batch in device_batches(stream, self.environment):
                 losses.append(forward(batch.to(device, non_blocking=True))[0])
+                beat()
         total = torch.stack(losses).double().mean()
         dist.all_reduce(total)
         return (float(total) / self.environment.world_size,)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.data.triples import Graph, Triples
+from recsys.train.heartbeat import beat
 
 Ints = NDArray[np.int64]
 QUERIES = 1024
@@ -116,6 +117,7 @@ def rank_links(score: Scorer, triples: Triples, known: KnownLinks, graph: Graph)
             truth, hidden = (torch.from_numpy(x).to(scores.device) for x in columns)
             asked = torch.from_numpy(question).to(scores.device)
             ranks[int(backwards), links] = mean_ranks(scores, truth, asked, hidden).cpu().numpy()
+            beat()
     return LinkRanks(*ranks)
 
 
