@@ -7,6 +7,9 @@ from recsys.data.ranks import ALONE, Ranks
 from recsys.downstream.validation import Validation, gain, mean, row_losses, validate
 from recsys.evaluate.metrics import normalized_entropy
 from recsys.evaluate.recalibration import fit_recalibration
+from recsys.train.distributed import current_environment
+from recsys.train.exchange import ranks_of
+from tests.distributed import run_ranks
 from tests.recsys.data.threads import run_threads
 
 
@@ -34,28 +37,34 @@ def test_nothing_gained_is_nothing_for_certain() -> None:
     assert gain(losses, losses, np.arange(5)) == (0, 0)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_come_to_what_one_process_comes_to(world_size: int) -> None:
-    """Each with its own rows, some users on several of them, and a rank that has none of three."""
+def figures(ranks: Ranks) -> tuple[tuple[float, ...], Validation]:
+    """What ranks find together, each with its own rows, some users on several of them, and of three one with none."""
     rng = np.random.default_rng(1)
     labels, logits = rng.integers(0, 2, 300).astype(np.float32), rng.standard_normal(300).astype(np.float32)
     users, better = rng.integers(-20, 20, 300) * 2**50, logits + labels / 3
-    of = rng.integers(0, 2, 300)
+    mine = slice(None) if ranks.world_size == 1 else rng.integers(0, 2, 300) == ranks.rank
+    losses = [row_losses(labels[mine], said[mine], ranks) for said in (logits, better)]
+    found = validate(
+        labels[mine], better[mine], scores=(0.9,), most_passes=1, reads=True, tried={"with": 0.9}, ranks=ranks
+    )
+    return (mean(losses[0], ranks), *gain(*losses, users[mine], ranks)), found
 
-    def found(ranks: Ranks) -> tuple[float, float, float, Validation]:
-        mine = slice(None) if ranks.world_size == 1 else of == ranks.rank
-        losses = [row_losses(labels[mine], said[mine], ranks) for said in (logits, better)]
-        figures = validate(
-            labels[mine], better[mine], scores=(0.9,), most_passes=1, reads=True, tried={"with": 0.9}, ranks=ranks
-        )
-        return mean(losses[0], ranks), *gain(*losses, users[mine], ranks), figures
 
-    entropy, gained, error, figures = found(ALONE)
+def on_ranks() -> tuple[tuple[float, ...], Validation]:
+    return figures(ranks_of(current_environment()))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("gloo", [False, True])
+def test_ranks_come_to_what_one_process_comes_to(world_size: int, gloo: bool) -> None:
+    (entropy, gained, error), whole = figures(ALONE)
     assert gained > error > 0
-    shared = run_threads(found, world_size)
-    assert shared == [shared[0]] * world_size
-    assert shared[0][:3] == pytest.approx((entropy, gained, error), rel=1e-9)
-    for name, value in vars(figures).items():
-        other = getattr(shared[0][3], name)
-        assert other == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
-    assert figures.auc == shared[0][3].auc, "counted, not added"
+    found = run_ranks(on_ranks, world_size) if gloo else run_threads(figures, world_size)
+    assert found == [found[0]] * world_size
+    sums, shared = found[0]
+    assert sums == pytest.approx((entropy, gained, error), rel=1e-9)
+    for name, value in vars(whole).items():
+        assert getattr(shared, name) == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
+    assert shared.auc == whole.auc, "counted, not added"
+    if world_size == 1:
+        assert (sums, shared) == ((entropy, gained, error), whole)
