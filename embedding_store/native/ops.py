@@ -6,11 +6,20 @@ in plain PyTorch in reference.py. A loaded table is two tensors, so that ops see
 
     storage  uint8 [bytes]        index and rows, mapped from the files or copied to a device
     layout   int64 [8 + 4 * S]    where they lie in it: byte offset of bucket 0, home buckets, total buckets, seed, S,
-                                  bytes from a row's scale to the next one's (0: 4), 0, 0, then for each segment the
-                                  byte offsets of its vectors, scales and offsets (-1 unless quantised) and its number
-                                  of rows
+                                  bytes from a row to the next one (below), 0, 0, then for each segment the byte
+                                  offsets of its first row's values, scale and offset (-1 unless quantised) and its
+                                  number of rows
              int64 [8 + 4 * S + 4]    with an overlay: layout[6] is 1, and the last four numbers are those of its index,
                                       as the first four; what it has of an id counts, -2 being the location of none
+
+Rows lie in one of two forms. Where layout[5] is 0, as in a file: three columns without gaps. (4, in programs that
+earlier versions exported, says the same.) In a copy of quantised rows, as FBGEMM has them: in front of a row's values
+its scale and offset, float32 each, so that one access fetches all three; layout[5] is the distance of rows, a multiple
+of 8, as is the byte offset of the first values, which are 8 and 4 bytes behind the first scale and offset.
+
+On a CUDA device S is 2 at most, hot and cold rows. There `layout` may be a CPU tensor, whose numbers become parameters
+of the kernel, or one on the device, from which the kernel reads them when it runs: in a captured graph, whose table may
+be another one by then.
 
 On the CPU the memory of a large result (8 MiB and more) is kept for the next one when the tensor is gone, up to 128 MiB
 a process: zeroing fresh memory would take longer than the lookup.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from embedding_store.dtypes import DTYPES, Dtype, Encoded, decode
 from embedding_store.errors import InvalidIndexError
-from embedding_store.native.layout import LAYOUT_HEADER, ROW_BITS, index_numbers
+from embedding_store.native.layout import LAYOUT_HEADER, ROW_BITS, index_numbers, strides
 
 _EMPTY, _ABSENT = -1, -2  # locations of a slot without an entry, and of an id that is no more, as int64
 
@@ -228,7 +228,7 @@ def _gather(
         if not wanted.any():
             continue
         columns = (vector, scale, offset, rows)
-        stored = _columns(storage if number == 0 else cold, columns, int(layout[5]) or 4, dim, DTYPES[dtype])
+        stored = _columns(storage if number == 0 else cold, columns, layout, dim, DTYPES[dtype])
         vectors[wanted] = decode(stored.select(row_of[wanted]), dim, DTYPES[dtype])
         placed |= wanted
     if not placed.all():
@@ -241,20 +241,32 @@ def _gather(
 def _columns(
     storage: Tensor,  # uint8 [bytes]
     segment: tuple[int, int, int, int],
-    scale_stride: int,
+    layout: Tensor,
     dim: int,
     dtype: Dtype,
 ) -> Encoded:
     """A segment's columns, sharing memory with `storage`."""
     vector, scale, offset, rows = segment
-    width = dtype.width(dim)
-    size = rows * width * dtype.torch_dtype.itemsize
-    elements = storage[vector : vector + size].view(dtype.torch_dtype).view(rows, width)
+    width, element = dtype.width(dim), dtype.torch_dtype
+    row_stride, scale_stride = strides(layout, width * element.itemsize)
+    elements = _strided(storage, element, vector, (rows, width), (row_stride, element.itemsize))
     if not dtype.quantised:
         return Encoded(elements)
-    floats = storage[: len(storage) // 4 * 4].view(torch.float32)
-    scales, offsets = (floats.as_strided((rows,), (scale_stride // 4,), start // 4) for start in (scale, offset))
-    return Encoded(elements, scales, offsets)
+    floats = (_strided(storage, torch.float32, start, (rows,), (scale_stride,)) for start in (scale, offset))
+    return Encoded(elements, *floats)
+
+
+def _strided(
+    storage: Tensor,  # uint8 [bytes]
+    dtype: torch.dtype,
+    start: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Tensor:
+    """Values from byte `start` on, so many bytes apart."""
+    size = dtype.itemsize
+    whole = storage[: len(storage) // size * size].view(dtype)
+    return whole.as_strided(shape, [stride // size for stride in strides], whole.storage_offset() + start // size)
 
 
 def _mix64(

@@ -233,7 +233,7 @@ class _SeriesVectors(nn.Module):
 
             mapping, snapshot = self.table.mapping, self.snapshot
             assert mapping is not None  # the table is on the CPU
-            self.storage, self.layout = upload(
+            self.storage, layout = upload(
                 mapping,
                 self.table.layout,
                 dim=self.dim,
@@ -241,6 +241,7 @@ class _SeriesVectors(nn.Module):
                 device=device,
                 index_path=snapshot._storage.locate(snapshot.manifest.index.path),
             )
+            self.layout = layout.to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _SeriesVectors:
         super()._apply(fn, recurse)

@@ -30,7 +30,6 @@ from embedding_store.scan.rows import live_rows, read_rows, row_format
 from embedding_store.scan.verify import verify as check_all
 from embedding_store.storage.base import Storage
 
-SCALE_STRIDE = 4  # bytes from one row's scale to the next one's
 FILES = 4  # fetched at once
 
 
@@ -267,7 +266,7 @@ def table_layout(manifest: Manifest, starts: Sequence[int], headers: Sequence[He
     """Where a table's parts lie in its storage, int64 [8 + 4 * segments], and 4 more with an overlay, see
     native/ops.py; `starts`: of the files, the index first and the overlay last; `headers`: of these two."""
     index, *overlay = headers
-    numbers = [*index_layout(starts[0], index), len(manifest.segments), SCALE_STRIDE, len(overlay), 0]
+    numbers = [*index_layout(starts[0], index), len(manifest.segments), 0, len(overlay), 0]
     data = starts[len(manifest.index.pieces) :]
     for file, start in zip(manifest.data, data, strict=False):
         for segment in file.segments:

@@ -32,15 +32,17 @@ class Table:
         self,
         manifest: Manifest,
         storage: Tensor,  # uint8 [bytes]
-        layout: Tensor,  # int64 [8 + 4 * S]
+        layout: Tensor,  # int64 [8 + 4 * S], on the CPU or where `storage` is
         *,
         mapping: Mapping | None = None,
     ) -> None:
         self.manifest = manifest
         """Of the snapshot: its series, version, `as_of`, space, statistics."""
         self._storage = storage
-        self.layout = layout
-        """Where they lie in `storage`; see native/ops.py."""
+        self.layout = layout.to(storage.device)
+        """Where they lie in `storage`, int64 [8 + 4 * S] there; see native/ops.py."""
+        self.host_layout = layout.cpu()
+        """The same numbers on the CPU, which ops take as well, and faster: a kernel need not read them."""
         self.mapping = mapping
         """The mapped files that `storage` is; None unless on the CPU."""
         self.reload: Callable[[], Table] | None = None
@@ -126,7 +128,7 @@ class Table:
 
     def ids(self) -> Tensor:
         """A copy of all ids, int64 [R], ascending. Raises ChecksumError if the index has changed."""
-        index, *overlay = (self._entries(numbers) for numbers in index_numbers(self.layout))
+        index, *overlay = (self._entries(numbers) for numbers in index_numbers(self.host_layout))
         ids = index[:, 0]
         for above in overlay:
             alive = above[:, 1] != ABSENT - 2**64
@@ -173,14 +175,18 @@ class Table:
         """`storage` as a lookup takes it; the program that `torch.export` makes of the lookup takes a copy along."""
         return self.storage if torch.compiler.is_exporting() else self._storage
 
+    def _lookup_layout(self) -> Tensor:
+        """`layout` as a lookup takes it; programs keep to tensors of one device."""
+        return self.layout if torch.compiler.is_compiling() else self.host_layout
+
     def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return ops.lookup(ids, self._lookup_storage(), self.layout, self.dim, self.dtype, out_dtype)
+        return ops.lookup(ids, self._lookup_storage(), self._lookup_layout(), self.dim, self.dtype, out_dtype)
 
     def _lookup_pooled(
         self, ids: Tensor, offsets: Tensor, weights: Tensor | None, mode: str, out_dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         return ops.lookup_pooled(
-            ids, offsets, weights, self._lookup_storage(), self.layout, self.dim, self.dtype, mode, out_dtype
+            ids, offsets, weights, self._lookup_storage(), self._lookup_layout(), self.dim, self.dtype, mode, out_dtype
         )
 
     def _check(self, ids: Any, out_dtype: torch.dtype) -> None:

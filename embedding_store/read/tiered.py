@@ -54,9 +54,8 @@ class TieredTable(Table):
         self._counters.zero_()
 
     def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return ops.lookup_tiered(
-            ids, self._lookup_storage(), self.cold, self.layout, self.dim, self.dtype, out_dtype, self._counters
-        )
+        storage, layout = self._lookup_storage(), self._lookup_layout()
+        return ops.lookup_tiered(ids, storage, self.cold, layout, self.dim, self.dtype, out_dtype, self._counters)
 
     def _lookup_pooled(
         self,

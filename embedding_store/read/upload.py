@@ -2,7 +2,7 @@
 
 A copy is the same two tensors that a mapping is, `storage` and `layout`, so that one op serves both. It has one
 segment, or two in a tiered table: what fits a budget of GPU memory, and the rest in pinned host memory, which the GPU
-reads over the bus. Scales and offsets lie in pairs, so that a quantised row costs one access more, not two. Reading,
+reads over the bus. A quantised row has its scale and offset in front of it, so that it costs one access. Reading,
 checking and copying overlap. Host memory: some staging buffers, about 18 bytes a stored row while the copy is made, and
 the cold rows themselves.
 """
@@ -10,7 +10,7 @@ the cold rows themselves.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,14 +22,22 @@ from torch import Tensor
 from embedding_store.dtypes import Dtype
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError, NativeLibraryError
 from embedding_store.native import ops
-from embedding_store.native.layout import ABSENT, BUCKET_BYTES, EMPTY, LAYOUT_HEADER, ROW_BITS, index_numbers
+from embedding_store.native.layout import (
+    ABSENT,
+    BUCKET_BYTES,
+    EMPTY,
+    LAYOUT_HEADER,
+    ROW_BITS,
+    SCALE_BYTES,
+    index_numbers,
+)
 from embedding_store.native.library import library, translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
 
 _ALIGNMENT = 256  # bytes: where columns begin in a copy
 _STAGING_BYTES = 32 << 20
 _STAGING_BUFFERS = 3
-_PAIR_BYTES = 8  # a scale and an offset
+_ROW_ALIGNMENT = 8  # of quantised rows: a GPU's lane reads so many bytes of one at once
 _DEAD, _HOT, _COLD = 0, 1, 2
 _EMPTY, _ABSENT = EMPTY - 2**64, ABSENT - 2**64  # as int64
 
@@ -43,7 +51,7 @@ class Tiered:
     cold: Tensor
     """uint8 [bytes] on the host, pinned if the device is a GPU: the other rows, segment 1."""
     layout: Tensor
-    """int64 [8 + 4 * S] on the device, S = 1 if no row is cold, else 2; 4 more with an overlay."""
+    """int64 [8 + 4 * S] on the CPU, S = 1 if no row is cold, else 2; 4 more with an overlay."""
 
 
 def upload(
@@ -55,8 +63,8 @@ def upload(
     device: torch.device | str,
     index_path: str,
 ) -> tuple[Tensor, Tensor]:
-    """Copy a mapped snapshot to `device`. Returns storage, uint8 [bytes], and layout, int64 [8 + 4], or 4 more with an
-    overlay, both there.
+    """Copy a mapped snapshot to `device`. Returns storage, uint8 [bytes], there, and layout, int64 [8 + 4], or 4 more
+    with an overlay, on the CPU.
 
     Raises:
         NativeLibraryError: no lookup was built for this kind of device.
@@ -95,11 +103,11 @@ def upload_tiered(
     """
     _check_kind(torch.device(device))
     source = _Source(mapping, layout, dim, dtype, index_path)
-    room = gpu_bytes - source.indexes_bytes - 3 * _ALIGNMENT  # for the columns' ends
+    room = gpu_bytes - source.indexes_bytes - _ALIGNMENT  # for the rows' end
     if room < 0:
         least = gpu_bytes - room
         raise InvalidArgumentError(f"gpu_bytes is {gpu_bytes}; the index alone takes {least}: give at least that")
-    tiers = _tiers(source, room // source.total_row_bytes, hot_ids)
+    tiers = _tiers(source, room // source.copied_row_bytes, hot_ids)
     return _copy(source, tiers, torch.device(device))
 
 
@@ -147,7 +155,8 @@ class _Source:
         self.rows = int(self._segment_rows.sum())
         self.quantised = dtype.quantised
         self.row_bytes = dtype.width(dim) * dtype.torch_dtype.itemsize
-        self.total_row_bytes = self.row_bytes + (_PAIR_BYTES if self.quantised else 0)
+        in_row = SCALE_BYTES + self.row_bytes
+        self.copied_row_bytes = -(-in_row // _ROW_ALIGNMENT) * _ROW_ALIGNMENT if self.quantised else self.row_bytes
 
     def bytes(self, start: int, count: int) -> Tensor:
         """uint8 [count] of the mapped range, read-only."""
@@ -203,7 +212,7 @@ class _Source:
 
     def row_ranges(self) -> Iterator[tuple[int, int, list[int], int]]:
         """Rows in pieces: number through all segments, count, the segment, number within the segment."""
-        step = max(1, _STAGING_BYTES // max(self.row_bytes, _PAIR_BYTES))
+        step = max(1, _STAGING_BYTES // self.copied_row_bytes)
         number = 0
         for segment in self.segments:
             for first in range(0, segment[3], step):
@@ -291,22 +300,19 @@ def _copy(
                 _copy_rows(source, tiers == tier, target, columns, copier)
     index, *overlay = source.indexes
     segments = [hot_columns.layout, cold_columns.layout] if cold else [hot_columns.layout]
-    header = [0, *index[1:], len(segments), _PAIR_BYTES, len(overlay), 0]
+    header = [0, *index[1:], len(segments), source.copied_row_bytes if source.quantised else 0, len(overlay), 0]
     above = [number for one in overlay for number in (_aligned(index.bytes), *one[1:])]
     layout = torch.tensor([*header, *chain(*segments), *above], dtype=torch.int64)
-    return Tiered(storage, cold_storage, layout.to(device))
+    return Tiered(storage, cold_storage, layout)
 
 
 class _Columns:
-    """Where a tier's columns lie in its tensor."""
+    """Where a tier's rows lie in its tensor, and what a layout says of them."""
 
     def __init__(self, start: int, rows: int, source: _Source) -> None:
-        self.vector = start
-        self.pairs = start + _aligned(rows * source.row_bytes)
-        # A pair more: by its stride, the column of offsets ends 4 bytes after the last offset.
-        self.end = self.pairs + (_aligned((rows + 1) * _PAIR_BYTES) if source.quantised else 0)
-        scale, offset = (self.pairs, self.pairs + 4) if source.quantised else (-1, -1)
-        self.layout = (self.vector, scale, offset, rows)
+        self.start = start
+        self.end = start + _aligned(rows * source.copied_row_bytes)
+        self.layout = (start + SCALE_BYTES, start, start + 4, rows) if source.quantised else (start, -1, -1, rows)
 
 
 def _copy_indexes(source: _Source, tiers: Tensor, storage: Tensor, copier: _Copier) -> None:
@@ -331,33 +337,33 @@ def _copy_indexes(source: _Source, tiers: Tensor, storage: Tensor, copier: _Copi
 
 def _copy_rows(source: _Source, chosen: Tensor, target: Tensor, columns: _Columns, copier: _Copier) -> None:
     """The chosen rows, bool [rows], one after another in stored order."""
-    width = source.row_bytes
+    width, copied = source.row_bytes, source.copied_row_bytes
     done = 0
     for number, count, (vector, scale, offset, _), first in source.row_ranges():
         kept = chosen[number : number + count].nonzero().squeeze(1)
         if not len(kept):
             continue
-        rows = source.bytes(vector + first * width, count * width).view(count, width)
-        start = columns.vector + done * width
-        copier.put(target[start : start + len(kept) * width], partial(_select, rows, kept))
+        parts = [source.bytes(vector + first * width, count * width).view(count, width)]
         if source.quantised:
             scales, offsets = (source.bytes(column + 4 * first, 4 * count).view(-1, 4) for column in (scale, offset))
-            pairs = torch.cat((scales, offsets), 1)  # uint8 [count, 8]
-            start = columns.pairs + done * _PAIR_BYTES
-            copier.put(target[start : start + len(kept) * _PAIR_BYTES], partial(_select, pairs, kept))
+            parts = [scales, offsets, *parts]
+        start = columns.start + done * copied
+        copier.put(target[start : start + len(kept) * copied], partial(_select, parts, kept))
         done += len(kept)
 
 
 def _select(
-    rows: Tensor,  # uint8 [n, width]
+    parts: Sequence[Tensor],  # of uint8 [n, width]: of a row, what lies side by side in the copy
     kept: Tensor,  # int64 [k]
-    out: Tensor,  # uint8 [k * width]
+    out: Tensor,  # uint8 [k * copied]
 ) -> None:
     out = out.view(len(kept), -1)
-    if len(kept) == len(rows):
-        out.copy_(rows)
-    else:
-        torch.index_select(rows, 0, kept, out=out)
+    begin = 0
+    for part in parts:
+        width = part.shape[1]
+        out[:, begin : begin + width].copy_(part if len(kept) == len(part) else part[kept])
+        begin += width
+    out[:, begin:] = 0
 
 
 def _host_memory(count: int, device: torch.device) -> Tensor:

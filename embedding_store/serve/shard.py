@@ -45,7 +45,7 @@ class Shard:
     storage: Tensor
     """uint8 [bytes]: the index, and from `records_at` on the records."""
     layout: Tensor
-    """int64 [12]: of records as if each were a vector of float32, so that a lookup copies them as they are."""
+    """int64 [12], on the CPU: of records as if each were a vector of float32, which a lookup copies bit by bit."""
     rows: int
     """Number of records, which is that of its ids."""
     record_bytes: int
@@ -60,8 +60,7 @@ class Shard:
 
     def to(self, device: torch.device) -> Shard:
         """The same on a device."""
-        moved = self.storage.to(device), self.layout.to(device)
-        return Shard(*moved, self.rows, self.record_bytes, self.read_bytes)
+        return replace(self, storage=self.storage.to(device))
 
 
 def record_bytes(manifest: Manifest) -> int:

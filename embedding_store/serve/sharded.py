@@ -161,7 +161,7 @@ class ShardedTable(Table):
     def _records_of(self, ids: Tensor) -> Tensor:
         """This rank's records of these ids, uint8 [N, R]; zeros where it has none."""
         values = self.shard.record_bytes // 4  # copied as if they were float32: no bit changes
-        vectors, _ = ops.lookup(ids, self._storage, self.layout, values, "float32", torch.float32)
+        vectors, _ = ops.lookup(ids, self._storage, self.host_layout, values, "float32", torch.float32)
         return vectors.view(torch.uint8)
 
     def _lookup_pooled(

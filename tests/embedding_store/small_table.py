@@ -62,7 +62,7 @@ def small_table(
     *,
     segment_rows: Sequence[int] | None = None,
     tiered: bool = False,
-    interleaved: bool = True,
+    in_row: bool = True,
     load: float = 0.6,
     seed: int = 0,
     gone: Sequence[int] | None = None,
@@ -72,7 +72,7 @@ def small_table(
     Args:
         segment_rows: rows of each segment; one segment by default.
         tiered: all segments but the first go to `cold`.
-        interleaved: scales and offsets in pairs, as in a compact copy; else a column each, as in a file.
+        in_row: a quantised row's scale and offset in front of it, as in a copy; else a column each, as in a file.
         load: share of the slots that is used; 1 makes long searches.
         gone: with an overlay: every third id is in the index alone, every third in both (the index leads to a row that
             is not its own), every third in the overlay alone; these ids, which may not be among `ids`, are in the
@@ -91,7 +91,8 @@ def small_table(
         below |= dict.fromkeys(gone, 0)
     buckets, home_buckets = _index(below, load, seed)
     parts: dict[bool, list[Tensor]] = {False: [buckets], True: []}
-    stride, overlay = 8 if interleaved else 4, list[int]()
+    width = kind.width(dim) * kind.torch_dtype.itemsize
+    stride, overlay = -(-(8 + width) // 8) * 8 if in_row and kind.quantised else 0, list[int]()
     layout = [0, home_buckets, len(buckets) // 64, seed, len(counts), stride, int(gone is not None), 0]
     if gone is not None:
         buckets, home_buckets = _index(above, load, (seed + 1) % 8)
@@ -100,7 +101,7 @@ def small_table(
     for segment, count in enumerate(counts):
         into = parts[tiered and segment > 0]
         rows = encoded.slice(start, start + count)
-        layout += [_append(into, rows.vector), *_append_scales(into, rows, interleaved), count]
+        layout += [*_append_rows(into, rows, stride), count]
         start += count
     return SmallTable(
         ids=torch.tensor(ids, dtype=torch.int64),
@@ -145,13 +146,16 @@ def _append(parts: list[Tensor], column: Tensor) -> int:
     return start
 
 
-def _append_scales(parts: list[Tensor], rows: Encoded, interleaved: bool) -> tuple[int, int]:
+def _append_rows(parts: list[Tensor], rows: Encoded, stride: int) -> tuple[int, int, int]:
+    """Where the first values, scale and offset are."""
     if rows.scale is None or rows.offset is None:
-        return -1, -1
-    if interleaved:
-        start = _append(parts, torch.stack((rows.scale, rows.offset), 1))
-        return start, start + 4
-    return _append(parts, rows.scale), _append(parts, rows.offset)
+        return _append(parts, rows.vector), -1, -1
+    if not stride:
+        return _append(parts, rows.vector), _append(parts, rows.scale), _append(parts, rows.offset)
+    pairs = torch.stack((rows.scale, rows.offset), 1).view(torch.uint8)
+    whole = torch.cat((pairs, rows.vector.view(torch.uint8)), 1)
+    start = _append(parts, torch.nn.functional.pad(whole, (0, stride - whole.shape[1])))
+    return start + 8, start, start + 4
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ constexpr int kMaxDim = 1 << 20;  // what loops and kernels have room for
 constexpr int kLayoutHeader = 8;  // int64 values of a layout before its segments
 constexpr int kIndexValues = 4;   // of them, those of an index: its first bucket, home buckets, total buckets, seed
 constexpr int kSegmentsAt = 4;    // where a layout says how many segments it has
+constexpr int kStrideAt = 5;      // and how far a row is from the next one: see is_in_row
 constexpr int kOverlaidAt = 6;    // and whether those of an overlay's index come after its segments: 1, or 0
 
 struct Slot {
@@ -38,6 +39,12 @@ struct Segment {
   int64_t offset;  // likewise
   int64_t rows;
 };
+
+constexpr int kScaleBytes = 8;  // of a row's scale and offset in front of its values
+
+// Whether rows, each with its scale and offset in front if it is quantised, are `stride` bytes apart. If not (0, and 4 in
+// layouts of exported programs), columns are as in a file: without gaps.
+ES_HOST_DEVICE bool is_in_row(int64_t stride) { return stride > 4; }
 
 static_assert(sizeof(Bucket) == 64 && sizeof(Segment) == 32, "both are laid over stored bytes");
 

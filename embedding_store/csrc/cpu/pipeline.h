@@ -86,7 +86,7 @@ class Finder {
   Row place(uint64_t number, int64_t row) const {
     const Segment& segment = table_.segments[number];
     const uint8_t* base = table_.bytes_of(number).data;
-    Row found{base + segment.vector + row * table_.row_bytes, nullptr, nullptr};
+    Row found{base + segment.vector + row * table_.row_stride, nullptr, nullptr};
     if (is_quantised(table_.dtype)) {
       found.scale = reinterpret_cast<const float*>(base + segment.scale + row * table_.scale_stride);
       found.offset = reinterpret_cast<const float*>(base + segment.offset + row * table_.scale_stride);

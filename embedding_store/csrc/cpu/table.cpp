@@ -43,7 +43,9 @@ TableView::TableView(
   }
   const auto* header = static_cast<const int64_t*>(layout.const_data_ptr());
   row_bytes = embedding_store::row_bytes(dtype, dim);
-  scale_stride = header[5] == 8 ? 8 : 4;
+  const int64_t stride = header[kStrideAt];
+  row_stride = is_in_row(stride) ? stride : row_bytes;
+  scale_stride = is_in_row(stride) ? stride : static_cast<int64_t>(sizeof(float));
   segments = reinterpret_cast<const Segment*>(header + kLayoutHeader);
   segment_count = static_cast<uint64_t>((layout.numel() - kLayoutHeader) / 4);
   const bool overlaid = header[kOverlaidAt] != 0;
@@ -71,13 +73,16 @@ Index TableView::index_at(const int64_t* numbers) const {
 void TableView::check_segment(uint64_t number) const {
   const Segment& segment = segments[number];
   const Bytes& bytes = bytes_of(number);
-  const auto holds = [&](int64_t start, int64_t element, int64_t row) {
-    return start % element == 0 && segment.rows <= bytes.size / row && bytes.contain(start, segment.rows * row);
+  // Whether all rows' numbers, `count` bytes of each, `stride` bytes apart, are stored.
+  const auto holds = [&](int64_t start, int64_t element, int64_t count, int64_t stride) {
+    if (start % element != 0 || stride % element != 0 || segment.rows < 0) return false;
+    if (segment.rows == 0) return bytes.contain(start, 0);
+    return segment.rows - 1 <= bytes.size / stride && bytes.contain(start, (segment.rows - 1) * stride + count);
   };
   const int64_t element = is_quantised(dtype) ? 1 : dtype == Dtype::kFloat32 ? 4 : 2;
-  bool good = segment.rows >= 0 && holds(segment.vector, element, row_bytes);
+  bool good = holds(segment.vector, element, row_bytes, row_stride);
   if (is_quantised(dtype)) {
-    good = good && holds(segment.scale, 4, scale_stride) && holds(segment.offset, 4, scale_stride);
+    good = good && holds(segment.scale, 4, 4, scale_stride) && holds(segment.offset, 4, 4, scale_stride);
   }
   if (!good) {
     const std::string message = "segment " + std::to_string(number) + " lies outside of the stored bytes";

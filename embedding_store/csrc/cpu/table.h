@@ -75,7 +75,8 @@ struct TableView {
   int64_t dim;
   Dtype dtype;
   int64_t row_bytes;
-  int64_t scale_stride;  // bytes between two rows' scales, and two rows' offsets
+  int64_t row_stride;    // bytes from a row to the next one
+  int64_t scale_stride;  // and from its scale to the next one's, or its offset
 
  private:
   Index index_at(const int64_t* numbers) const;

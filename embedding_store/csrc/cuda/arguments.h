@@ -9,13 +9,22 @@ namespace embedding_store::cuda {
 
 // A warp's rows together have fewer than 2^31 values, so that 32-bit numbers count them; addresses have 64 bits.
 
-// A loaded table. `layout` is in the device's memory: the host does not know what it says.
+constexpr int kMaxSegments = 2;  // of a table on a device: hot and cold rows
+constexpr int kLayoutValues = kLayoutHeader + 4 * kMaxSegments + kIndexValues;
+
+// A layout as embedding_store/native/ops.py describes it, zeros after its end.
+struct TableNumbers {
+  int64_t values[kLayoutValues];
+};
+
+// A loaded table.
 struct TableView {
   const uint8_t* storage;
-  const uint8_t* cold;    // holds all segments but the first; null: the storage holds all
-  const int64_t* layout;  // [8 + 4 * segments]
-  int64_t segments;  // that there is room for: an overlay's numbers take that of one
-  int64_t row_bytes;
+  const uint8_t* cold;    // holds the second segment, in memory of the host; null: the storage holds both
+  TableNumbers numbers;   // count unless there is a layout
+  const int64_t* layout;  // [layout_values] in the device's memory: the host does not know what it says; or null
+  int layout_values;      // kLayoutValues at most
+  int64_t row_bytes;      // of a row's values
 };
 
 struct LookupArguments {
@@ -23,8 +32,7 @@ struct LookupArguments {
   const int64_t* ids;  // [count]
   int64_t count;
   int dim;           // kMaxDim at most
-  int ids_per_warp;  // a step: 8, 16 or 32
-  bool count_hits;
+  int ids_per_warp;  // a step: 4, 8, 16 or 32
   uint8_t* vectors;  // [count, dim]
   bool* found;       // [count]
 };

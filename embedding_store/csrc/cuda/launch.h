@@ -9,8 +9,11 @@
 
 namespace embedding_store::cuda {
 
-// `counters`: int64 [3] on the device += hot, cold, missing; or null. Errors are left to cudaGetLastError.
-void launch_lookup(
+// Errors are left to cudaGetLastError. `arguments.ids_per_warp` is chosen here.
+void launch_lookup(LookupArguments arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream);
+
+// `counters`: int64 [3] on the device += hot, cold, missing.
+void launch_lookup_tiered(
     LookupArguments arguments, Dtype dtype, OutDtype out, unsigned long long* counters, int processors,
     cudaStream_t stream);
 

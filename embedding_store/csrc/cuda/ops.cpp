@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <vector>
 
@@ -52,20 +53,52 @@ void check_beside(const Tensor& tensor, const Tensor& ids, ScalarType type, cons
   }
 }
 
+[[noreturn]] void refuse_segments() {
+  refuse("layout has more than " + std::to_string(kMaxSegments) +
+         " segments, the most on a CUDA device: load the table with Snapshot.load(device)");
+}
+
+// A layout on the CPU, checked: the kernels trust it.
+TableNumbers numbers_of(const Tensor& layout) {
+  TableNumbers numbers{};
+  const auto* values = static_cast<const int64_t*>(layout.const_data_ptr());
+  std::copy(values, values + layout.numel(), numbers.values);
+  if (values[kSegmentsAt] > kMaxSegments) refuse_segments();
+  const int64_t expected = kLayoutHeader + 4 * values[kSegmentsAt] + (values[kOverlaidAt] != 0 ? kIndexValues : 0);
+  if (layout.numel() != expected) {
+    refuse("layout has " + std::to_string(layout.numel()) + " values; by those it has it should be " +
+           std::to_string(expected));
+  }
+  return numbers;
+}
+
 TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& layout, int64_t dim, Dtype dtype) {
   if (!ids.is_cuda() || ids.scalar_type() != ScalarType::Long) refuse("ids are not int64 on a CUDA device");
   check_beside(storage, ids, ScalarType::Byte, "storage");
-  check_beside(layout, ids, ScalarType::Long, "layout");
-  if (dim < 1 || dim > kMaxDim) refuse("dim is " + std::to_string(dim) + "; use 1 .. " + std::to_string(kMaxDim));
-  const int64_t segments = (layout.numel() - kLayoutHeader) / 4;
-  if (layout.numel() < kLayoutHeader || layout.numel() != kLayoutHeader + 4 * segments) {
-    refuse("layout has " + std::to_string(layout.numel()) + " values, not 8 + 4 * segments");
+  const bool on_host = layout.is_cpu();
+  if (on_host && (layout.scalar_type() != ScalarType::Long || layout.dim() != 1 || !layout.is_contiguous())) {
+    refuse("layout is not a contiguous int64 tensor of one dimension");
   }
+  if (!on_host) check_beside(layout, ids, ScalarType::Long, "layout");
+  if (dim < 1 || dim > kMaxDim) refuse("dim is " + std::to_string(dim) + "; use 1 .. " + std::to_string(kMaxDim));
+  if (layout.numel() < kLayoutHeader || layout.numel() % 4 != 0) {
+    refuse("layout has " + std::to_string(layout.numel()) + " values, not 8 + 4 * segments, nor 4 more");
+  }
+  if (layout.numel() > kLayoutValues) refuse_segments();
   const auto* bytes = static_cast<const uint8_t*>(storage.const_data_ptr());
   if (reinterpret_cast<uintptr_t>(bytes) % kAccessBytes != 0) {
     refuse("storage does not begin at a multiple of 16 bytes: clone() it");
   }
-  return {bytes, nullptr, static_cast<const int64_t*>(layout.const_data_ptr()), segments, row_bytes(dtype, dim)};
+  TableView table{};
+  table.storage = bytes;
+  table.row_bytes = row_bytes(dtype, dim);
+  if (on_host) {
+    table.numbers = numbers_of(layout);
+  } else {
+    table.layout = static_cast<const int64_t*>(layout.const_data_ptr());
+    table.layout_values = static_cast<int>(layout.numel());
+  }
+  return table;
 }
 
 // Where the device sees the cold rows.
@@ -86,16 +119,18 @@ const uint8_t* device_address(const Tensor& cold) {
   return static_cast<const uint8_t*>(attributes.devicePointer);
 }
 
-std::tuple<Tensor, Tensor> lookup_in(
-    const TableView& table, const Tensor& ids_tensor, int64_t dim, Dtype dtype, ScalarType out, int64_t* counters) {
-  const Device device(ids_tensor);
-  const OutDtype type = out_dtype(out);
+// Results and what a kernel is given to fill them.
+struct Lookup {
+  Tensor ids, vectors, found;
+  LookupArguments arguments;
+};
+
+Lookup prepared(const TableView& table, const Tensor& ids_tensor, int64_t dim, ScalarType out) {
   const Tensor ids = torch::stable::contiguous(ids_tensor);
   std::vector<int64_t> shape(ids.sizes().begin(), ids.sizes().end());
   Tensor found = torch::stable::new_empty(ids, shape, ScalarType::Bool);
   shape.push_back(dim);
   Tensor vectors = torch::stable::new_empty(ids, shape, out);
-  if (ids.numel() == 0) return {vectors, found};
   LookupArguments arguments{};
   arguments.table = table;
   arguments.ids = static_cast<const int64_t*>(ids.const_data_ptr());
@@ -103,10 +138,7 @@ std::tuple<Tensor, Tensor> lookup_in(
   arguments.dim = static_cast<int>(dim);
   arguments.vectors = static_cast<uint8_t*>(vectors.mutable_data_ptr());
   arguments.found = static_cast<bool*>(found.mutable_data_ptr());
-  launch_lookup(
-      arguments, dtype, type, reinterpret_cast<unsigned long long*>(counters), device.processors(), device.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {vectors, found};
+  return {ids, vectors, found, arguments};
 }
 
 }  // namespace
@@ -115,20 +147,34 @@ std::tuple<Tensor, Tensor> lookup(
     const Tensor& ids, const Tensor& storage, const Tensor& layout, int64_t dim, const std::string& dtype,
     ScalarType out) {
   const Dtype stored = dtype_named(dtype);
-  return lookup_in(table_view(ids, storage, layout, dim, stored), ids, dim, stored, out, nullptr);
+  const OutDtype type = out_dtype(out);
+  const TableView table = table_view(ids, storage, layout, dim, stored);
+  const Device device(ids);
+  const Lookup call = prepared(table, ids, dim, out);
+  if (call.arguments.count > 0) {
+    launch_lookup(call.arguments, stored, type, device.processors(), device.stream());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  return {call.vectors, call.found};
 }
 
 std::tuple<Tensor, Tensor> lookup_tiered(
     const Tensor& ids, const Tensor& storage, const Tensor& cold, const Tensor& layout, int64_t dim,
     const std::string& dtype, ScalarType out, Tensor counters) {
   const Dtype stored = dtype_named(dtype);
+  const OutDtype type = out_dtype(out);
   TableView table = table_view(ids, storage, layout, dim, stored);
   table.cold = device_address(cold);
-  // Without cold rows no segment but the first may be read.
-  if (table.cold == nullptr && table.segments > 1) table.segments = 1;
   check_beside(counters, ids, ScalarType::Long, "counters");
   if (counters.numel() != 3) refuse("counters has " + std::to_string(counters.numel()) + " values, not 3");
-  return lookup_in(table, ids, dim, stored, out, static_cast<int64_t*>(counters.mutable_data_ptr()));
+  const Device device(ids);
+  const Lookup call = prepared(table, ids, dim, out);
+  if (call.arguments.count > 0) {
+    auto* counts = static_cast<unsigned long long*>(counters.mutable_data_ptr());
+    launch_lookup_tiered(call.arguments, stored, type, counts, device.processors(), device.stream());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  return {call.vectors, call.found};
 }
 
 std::tuple<Tensor, Tensor> lookup_pooled(

@@ -8,6 +8,8 @@
 #include <string>
 #include <tuple>
 
+// A `layout`, int64 [8 + 4 * S] and 4 more with an overlay, S <= 2, may be on the CPU, then its numbers are the kernel's
+// parameters, or on the device: a kernel in a captured graph reads there what is there when it runs.
 namespace embedding_store::cuda {
 
 using torch::headeronly::ScalarType;
@@ -16,7 +18,7 @@ using torch::stable::Tensor;
 std::tuple<Tensor, Tensor> lookup(
     const Tensor& ids,      // int64 [...]
     const Tensor& storage,  // uint8 [bytes]
-    const Tensor& layout,   // int64 [8 + 4 * S], on the device
+    const Tensor& layout,   // int64 [...], on the CPU or the device
     int64_t dim, const std::string& dtype, ScalarType out);
 
 // Offsets are cut to 0 .. N: to refuse wrong ones, the host would have to wait for the device.
@@ -25,14 +27,14 @@ std::tuple<Tensor, Tensor> lookup_pooled(
     const Tensor& offsets,                 // int64 [B + 1]
     const std::optional<Tensor>& weights,  // float32 [N]
     const Tensor& storage,                 // uint8 [bytes]
-    const Tensor& layout,                  // int64 [8 + 4 * S], on the device
+    const Tensor& layout,                  // int64 [...], on the CPU or the device
     int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out);
 
 std::tuple<Tensor, Tensor> lookup_tiered(
     const Tensor& ids,      // int64 [...]
     const Tensor& storage,  // uint8 [bytes]: the index and segment 0
     const Tensor& cold,     // uint8 [bytes]: all other segments, in pinned host memory
-    const Tensor& layout,   // int64 [8 + 4 * S], on the device
+    const Tensor& layout,   // int64 [...], on the CPU or the device
     int64_t dim, const std::string& dtype, ScalarType out,
     Tensor counters);  // int64 [3]: += hot hits, cold hits, misses
 

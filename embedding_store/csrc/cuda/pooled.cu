@@ -8,10 +8,13 @@ namespace embedding_store::cuda {
 namespace {
 
 template <Dtype kDtype, int kValues>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) pooled_kernel(const PooledArguments arguments) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) pooled_kernel(const __grid_constant__ PooledArguments arguments) {
+  __shared__ TableNumbers numbers;
+  read_numbers(arguments.table, threadIdx.x, &numbers);
+  __syncthreads();
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / warp::kLanes;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarpsPerBlock;
-  pooled_warp<kDtype, kValues>(arguments, warp, warps, threadIdx.x % warp::kLanes);
+  pooled_warp<kDtype, kValues>(arguments, numbers, warp, warps, threadIdx.x % warp::kLanes);
 }
 
 }  // namespace

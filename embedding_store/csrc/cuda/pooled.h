@@ -25,8 +25,7 @@ template <Dtype kDtype, int kValues>
 ES_DEVICE void add_rows(
     const Row& row,  // lane i's is row i
     float weight,    // lane i's
-    const uint8_t* readable,  // 32 bytes to read instead of no row
-    int count,                // 1 .. 32
+    int count,       // 1 .. 32
     const Share& share,
     int chunk,      // this lane's; beyond `chunks`: none
     int chunks,     // of kValues values, in a row
@@ -42,7 +41,7 @@ ES_DEVICE void add_rows(
       const uint8_t* values = reinterpret_cast<const uint8_t*>(warp::shuffle(address, owner % warp::kLanes));
       const bool there = owner < count && values != nullptr && chunk < chunks;
       present |= static_cast<uint32_t>(there) << i;
-      stored[i] = load_chunk<kDtype, kValues>(there ? values : readable, there ? chunk : 0);
+      stored[i] = load_chunk<kDtype, kValues>(there, values, chunk);
     }
     ES_UNROLL
     for (int i = 0; i < kInFlight; ++i) {
@@ -52,7 +51,7 @@ ES_DEVICE void add_rows(
       const float factor = warp::shuffle(weight, owner % warp::kLanes);
       if ((present >> i & 1u) != 0) {
         float values[kValues];
-        decode_chunk<kDtype, kValues>(stored[i], scale, offset, true, values);
+        decode_chunk<kDtype, kValues>(stored[i], scale, offset, values);
         ES_UNROLL
         for (int v = 0; v < kValues; ++v) sums[v] += factor * values[v];
       }
@@ -83,7 +82,7 @@ ES_DEVICE void store_pooled(const PooledArguments& arguments, int64_t bag, int c
 // A bag's columns, 32 chunks of them: the sum over its rows. Returns how many ids were found.
 template <Dtype kDtype, int kValues>
 ES_DEVICE int64_t pool_columns(
-    const PooledArguments& arguments, const IndexView& index, int64_t bag, const Share& share, int first_chunk,
+    const PooledArguments& arguments, const TableNumbers& numbers, int64_t bag, const Share& share, int first_chunk,
     int lane) {
   const int chunks = arguments.dim / kValues;
   const int chunk = first_chunk + share.chunk;
@@ -95,12 +94,12 @@ ES_DEVICE int64_t pool_columns(
     const int count = end - first < warp::kLanes ? static_cast<int>(end - first) : warp::kLanes;
     const bool wanted = lane < count;
     const int64_t id = wanted ? warp::load(arguments.ids + first + lane) : 0;
-    const uint64_t location = locate_ids(arguments.table, id, wanted, lane);
-    const Row row = row_at<kDtype>(arguments.table, location);
+    const uint64_t location = locate_ids(arguments.table, numbers, id, wanted, warp::kLanes, lane);
+    const Row row = row_at<kDtype>(arguments.table, numbers, location, arguments.table.storage);
     const bool weighted = row.values != nullptr && arguments.weights != nullptr;
     const float weight = weighted ? warp::load(arguments.weights + first + lane) : 1.0f;
     found += warp::count_bits(warp::ballot(row.values != nullptr));
-    add_rows<kDtype, kValues>(row, weight, index.buckets, count, share, chunk, chunks, sums);
+    add_rows<kDtype, kValues>(row, weight, count, share, chunk, chunks, sums);
   }
   const float divisor = arguments.mean && found > 0 ? static_cast<float>(found) : 1.0f;
   ES_UNROLL
@@ -116,15 +115,15 @@ ES_DEVICE int64_t pool_columns(
 
 // kValues divides dim: 4 where it can.
 template <Dtype kDtype, int kValues>
-ES_DEVICE void pooled_warp(const PooledArguments& arguments, int64_t warp, int64_t warps, int lane) {
-  const IndexView index = index_view(arguments.table);
+ES_DEVICE void pooled_warp(
+    const PooledArguments& arguments, const TableNumbers& numbers, int64_t warp, int64_t warps, int lane) {
   const int chunks = arguments.dim / kValues;
   const Share share(chunks, lane);
   for (int64_t bag = warp; bag < arguments.bags; bag += warps) {
     int64_t found = 0;
     // Columns beyond the first 32 chunks find the bag's buckets in the cache: probing again costs little.
     for (int chunk = 0; chunk < chunks; chunk += warp::kLanes) {
-      found = pool_columns<kDtype, kValues>(arguments, index, bag, share, chunk, lane);
+      found = pool_columns<kDtype, kValues>(arguments, numbers, bag, share, chunk, lane);
     }
     if (lane == 0) arguments.found[bag] = found;
   }

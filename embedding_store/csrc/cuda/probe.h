@@ -1,4 +1,4 @@
-// Ids to rows, 32 at a time: a tile of 4 lanes reads one bucket of 64 bytes, each lane one slot of 16.
+// Ids to rows, up to 32 at a time: a tile of 4 lanes reads one bucket of 64 bytes, each lane one slot of 16.
 #pragma once
 
 #include "../common/index.h"
@@ -7,9 +7,22 @@
 
 namespace embedding_store::cuda {
 
-constexpr int kTiles = warp::kLanes / kSlots;         // buckets a warp reads at once
-constexpr int kRounds = warp::kLanes / kTiles;        // ids of a tile: all their buckets are in flight together
+constexpr int kTiles = warp::kLanes / kSlots;  // buckets that a warp reads with one access
+constexpr int kRounds = 4;                     // such accesses in flight together
 constexpr uint32_t kTileMask = (1u << kSlots) - 1;
+constexpr uint32_t kLastSlots = 0x88888888u;  // of each tile the lane that has the last slot
+
+// Number i of a table's layout, from either place where it may be. A kernel calls it for each i before anything else
+// and keeps the numbers in memory that all its lanes read: they would take a thread's registers.
+ES_DEVICE int64_t table_number(const TableView& table, int i) {
+  if (table.layout == nullptr) return table.numbers.values[i];
+  return i < table.layout_values ? warp::load(table.layout + i) : 0;
+}
+
+// As the first `kLayoutValues` threads that call it write them.
+ES_DEVICE void read_numbers(const TableView& table, int thread, TableNumbers* numbers) {
+  if (thread < kLayoutValues) numbers->values[thread] = table_number(table, thread);
+}
 
 struct IndexView {
   const uint8_t* buckets;
@@ -19,17 +32,24 @@ struct IndexView {
 };
 
 ES_DEVICE IndexView index_at(const TableView& table, const int64_t* numbers) {
-  return {table.storage + warp::load(numbers), warp::load(numbers + 1), warp::load(numbers + 2),
-          warp::load(numbers + 3)};
+  return {table.storage + numbers[0], numbers[1], numbers[2], numbers[3]};
 }
 
-ES_DEVICE IndexView index_view(const TableView& table) { return index_at(table, table.layout); }
+ES_DEVICE IndexView index_view(const TableView& table, const TableNumbers& numbers) {
+  return index_at(table, numbers.values);
+}
 
-ES_DEVICE bool is_overlaid(const TableView& table) { return warp::load(table.layout + kOverlaidAt) != 0; }
+ES_DEVICE bool is_overlaid(const TableNumbers& numbers) { return numbers.values[kOverlaidAt] != 0; }
 
-// Where the layout of a table that is overlaid has the overlay's numbers.
-ES_DEVICE int64_t overlay_at(const TableView& table) {
-  return kLayoutHeader + warp::load(table.layout + kSegmentsAt) * 4;
+// How many segments the numbers have; what a wrong layout says does not lead out of them.
+ES_DEVICE int segments_of(const TableNumbers& numbers) {
+  const auto segments = static_cast<uint64_t>(numbers.values[kSegmentsAt]);
+  return segments < kMaxSegments ? static_cast<int>(segments) : kMaxSegments;
+}
+
+// The numbers of the overlay's index, of a table that is overlaid.
+ES_DEVICE const int64_t* overlay_of(const TableNumbers& numbers) {
+  return numbers.values + kLayoutHeader + 4 * segments_of(numbers);
 }
 
 ES_DEVICE int64_t home_of(const IndexView& index, int64_t id) {
@@ -45,93 +65,108 @@ struct Row {
   const uint8_t* values = nullptr;
   float scale = 0;
   float offset = 0;
-  bool hot = false;
 };
 
-// Whether a tile's search is over, from the lanes that hit and those whose slot is occupied.
-ES_DEVICE bool search_ends(uint32_t hits, uint32_t occupied, int tile) {
-  const bool found = (hits >> tile * kSlots & kTileMask) != 0;
-  const bool full = (occupied >> (tile * kSlots + kSlots - 1) & 1u) != 0;  // empty slots are the last ones
-  return found || !full;
-}
+// Which of the buckets that a warp reads at once are whose: number q, which tile q % kTiles reads in round q / kTiles,
+// belongs to the id of lane q % ids, and is the one q / ids buckets after that which its search has come to. With few
+// ids a warp, there is room for each one's next bucket, too: of those 10 % that overflow, hardly any searches on.
+struct Shares {
+  int ids;     // of a warp: 4, 8, 16 or 32
+  int ahead;   // adjacent buckets of an id that are read together
+  int rounds;  // up to kRounds
+
+  ES_DEVICE explicit Shares(int ids_) : ids(ids_), ahead(ids_ < warp::kLanes ? 2 : 1), rounds(ids_ * ahead / kTiles) {}
+
+  // The lanes that read the buckets of `lane`'s id in this round.
+  ES_DEVICE uint32_t readers(int lane, int round) const {
+    const uint32_t tile = kTileMask << lane % kTiles * kSlots;
+    if ((round * kTiles & (ids - 1)) != (lane & ~(kTiles - 1))) return 0;
+    return ids < kTiles ? tile | tile << ids * kSlots : tile;
+  }
+};
 
 // The location of lane i's id in lane i; kEmpty where there is none or the id is not wanted. All searches advance
-// together, so that a lane need not remember ids and buckets of its tile's rounds: their owners do.
-ES_DEVICE uint64_t probe_ids(const IndexView& index, int64_t id, bool wanted, int lane) {
+// together, each lane knowing how far that of its own id has come.
+ES_DEVICE uint64_t probe_ids(const IndexView& index, int64_t id, bool wanted, const Shares& shares, int lane) {
   const int slot = lane % kSlots;
   const int tile = lane / kSlots;
-  const uint32_t all_wanted = warp::ballot(wanted);
-  int64_t bucket = home_of(index, id);  // of this lane's own id
-  uint64_t location = kEmpty;           // likewise
-  uint32_t searching = 0;  // bit r: the tile's search of round r, for the id of lane r * kTiles + tile, goes on
-  ES_UNROLL
-  for (int r = 0; r < kRounds; ++r) searching |= (all_wanted >> (r * kTiles + tile) & 1u) << r;
-  while (warp::ballot(searching != 0) != 0) {
+  int64_t bucket = home_of(index, id);
+  uint64_t location = kEmpty;
+  bool searching = wanted;
+  while (const uint32_t all = warp::ballot(searching)) {
     warp::Words<16> slots[kRounds];
+    uint32_t read = 0;  // bit r: this lane has read a slot in round r
     ES_UNROLL
     for (int r = 0; r < kRounds; ++r) {
-      const int64_t number = warp::shuffle(bucket, r * kTiles + tile);
-      if (number >= index.total_buckets) searching &= ~(1u << r);
-      // A search that is over reads the first bucket, which is near by then: loads without conditions are all under
-      // way before the first is waited for.
-      const uint8_t* address = bucket_address(index, (searching >> r & 1u) != 0 ? number : 0);
-      slots[r] = warp::load<16>(address + slot * sizeof(Slot));
+      const int q = r * kTiles + tile;
+      const int owner = q & (shares.ids - 1);
+      const int64_t number = warp::shuffle(bucket, owner) + (q >= shares.ids ? 1 : 0);
+      const bool there = r < shares.rounds && (all >> owner & 1u) != 0 && number < index.total_buckets;
+      slots[r] = warp::load_if<16>(there, bucket_address(index, number) + slot * sizeof(Slot));
+      read |= static_cast<uint32_t>(there) << r;
     }
+    bool full = true;  // all buckets of this lane's id
     ES_UNROLL
     for (int r = 0; r < kRounds; ++r) {
       const uint32_t* words = slots[r].words;
       const int64_t stored = static_cast<int64_t>(words[0] | static_cast<uint64_t>(words[1]) << 32);
       const uint64_t there = words[2] | static_cast<uint64_t>(words[3]) << 32;
-      const bool same = stored == warp::shuffle(id, r * kTiles + tile);
-      const uint32_t hits = warp::ballot(same && there != kEmpty && (searching >> r & 1u) != 0);
-      const uint32_t occupied = warp::ballot(there != kEmpty);
-      if (search_ends(hits, occupied, tile)) searching &= ~(1u << r);
-      // To the owner, if one of its tile's lanes hit.
-      const uint32_t answers = hits >> lane % kTiles * kSlots & kTileMask;
-      const int from = answers != 0 ? warp::lowest_bit(answers) : 0;
-      const uint64_t answer = warp::shuffle(there, lane % kTiles * kSlots + from);
-      if (lane / kTiles == r && answers != 0) location = answer;
+      const int owner = (r * kTiles + tile) & (shares.ids - 1);
+      const bool occupied = (read >> r & 1u) != 0 && there != kEmpty;
+      const bool same = stored == warp::shuffle(id, owner);
+      const uint32_t hits = warp::ballot(occupied && same);
+      const uint32_t last = warp::ballot(occupied) & kLastSlots;  // empty slots are the last ones of a bucket
+      const uint32_t readers = r < shares.rounds ? shares.readers(lane, r) : 0;
+      const int from = (hits & readers) != 0 ? warp::lowest_bit(hits & readers) : 0;
+      const uint64_t answer = warp::shuffle(there, from);
+      if (searching && (hits & readers) != 0) location = answer;
+      if ((readers & kLastSlots & ~last) != 0) full = false;
     }
-    ++bucket;
+    searching = searching && full && location == kEmpty;
+    bucket += shares.ahead;
   }
   return location;
 }
 
 // As probe_ids, in the overlay first if there is one: what it says of an id, kAbsent too, counts.
 ES_DEVICE uint64_t locate_ids(
-    const TableView& table, int64_t id, bool wanted, int lane) {
+    const TableView& table, const TableNumbers& numbers, int64_t id, bool wanted, int ids_per_warp, int lane) {
+  const Shares shares(ids_per_warp);
   uint64_t location = kEmpty;
   // One copy of the search, and an index that is read anew: both spare the registers of lookups without an overlay.
-  int64_t numbers = is_overlaid(table) ? overlay_at(table) : 0;
+  const int64_t* index = is_overlaid(numbers) ? overlay_of(numbers) : numbers.values;
 #if defined(__CUDACC__)
 #pragma unroll 1
 #endif
-  for (bool last = false; !last; numbers = 0) {
-    last = numbers == 0;
-    const uint64_t found = probe_ids(index_at(table, table.layout + numbers), id, wanted && location == kEmpty, lane);
+  for (bool last = false; !last; index = numbers.values) {
+    last = index == numbers.values;
+    const uint64_t found = probe_ids(index_at(table, index), id, wanted && location == kEmpty, shares, lane);
     if (location == kEmpty) location = found;
   }
   return location;
 }
 
-// The row at a location. One outside its segment, which loading refuses, is no row: nothing is read beyond the columns.
-// Nor is kAbsent one.
+// The row at a location; `base` is where its segment's columns are counted from. One outside its segment, which loading
+// refuses, is no row: nothing is read beyond the columns. Nor is kAbsent one.
 template <Dtype kDtype>
-ES_DEVICE Row row_at(const TableView& table, uint64_t location) {
+ES_DEVICE Row row_at(const TableView& table, const TableNumbers& numbers, uint64_t location, const uint8_t* base) {
   Row row;
   const uint64_t number = location_segment(location);
-  if (location == kEmpty || number >= static_cast<uint64_t>(table.segments)) return row;
-  if (number >= static_cast<uint64_t>(warp::load(table.layout + kSegmentsAt))) return row;  // an overlay's numbers
-  const int64_t* segment = table.layout + kLayoutHeader + static_cast<int64_t>(number) * 4;
+  if (number >= static_cast<uint64_t>(segments_of(numbers))) return row;
+  const int64_t* segment = numbers.values + kLayoutHeader + static_cast<int>(number) * 4;
   const int64_t index = static_cast<int64_t>(location_row(location));
-  if (index >= warp::load(segment + 3)) return row;
-  row.hot = number == 0;
-  const uint8_t* base = row.hot || table.cold == nullptr ? table.storage : table.cold;
-  row.values = base + warp::load(segment) + index * table.row_bytes;
+  if (index >= segment[3]) return row;
+  const int64_t stride = numbers.values[kStrideAt];
+  row.values = base + segment[0] + index * (is_in_row(stride) ? stride : table.row_bytes);
   if constexpr (kDtype == Dtype::kInt8 || kDtype == Dtype::kInt4) {
-    const int64_t stride = warp::load(table.layout + 5) == 8 ? 8 : 4;
-    row.scale = warp::load(reinterpret_cast<const float*>(base + warp::load(segment + 1) + index * stride));
-    row.offset = warp::load(reinterpret_cast<const float*>(base + warp::load(segment + 2) + index * stride));
+    if (is_in_row(stride)) {  // both with one access, to memory that the values are about to be read from
+      const warp::Words<8> pair = warp::load<8>(row.values - kScaleBytes);
+      row.scale = from_bits(pair.words[0]);
+      row.offset = from_bits(pair.words[1]);
+    } else {
+      row.scale = warp::load(reinterpret_cast<const float*>(base + segment[1]) + index);
+      row.offset = warp::load(reinterpret_cast<const float*>(base + segment[2]) + index);
+    }
   }
   return row;
 }

@@ -21,31 +21,29 @@ constexpr int kOutBytes = kOut == OutDtype::kFloat32 ? 4 : 2;
 template <Dtype kDtype, int kValues>
 using Stored = warp::Words<kStoredBytes<kDtype, kValues>>;
 
-// Values chunk * kValues .. of a row.
+// Values chunk * kValues .. of a row; zeros unless they are `wanted`.
 template <Dtype kDtype, int kValues>
-ES_DEVICE Stored<kDtype, kValues> load_chunk(const uint8_t* row, int chunk) {
+ES_DEVICE Stored<kDtype, kValues> load_chunk(bool wanted, const uint8_t* row, int chunk) {
   constexpr int kBytes = kStoredBytes<kDtype, kValues>;
   if constexpr (kDtype == Dtype::kInt4 && kValues == 1) {
-    Stored<kDtype, kValues> pair = warp::load<kBytes>(row + (chunk >> 1));
+    Stored<kDtype, kValues> pair = warp::load_if<kBytes>(wanted, row + (chunk >> 1));
     pair.words[0] >>= (chunk & 1) * 4;
     return pair;
   } else {
-    return warp::load<kBytes>(row + static_cast<int64_t>(chunk) * kBytes);
+    return warp::load_if<kBytes>(wanted, row + static_cast<int64_t>(chunk) * kBytes);
   }
 }
 
-// Zeros unless the row is `present`.
+// `scale` and `offset` count for quantised rows only.
 template <Dtype kDtype, int kValues>
-ES_DEVICE void decode_chunk(
-    const Stored<kDtype, kValues>& stored, float scale, float offset, bool present, float* values) {
+ES_DEVICE void decode_chunk(const Stored<kDtype, kValues>& stored, float scale, float offset, float* values) {
   ES_UNROLL
   for (int i = 0; i < kValues; ++i) {
-    if constexpr (kDtype == Dtype::kFloat32) values[i] = present ? from_bits(stored.words[i]) : 0.0f;
+    if constexpr (kDtype == Dtype::kFloat32) values[i] = from_bits(stored.words[i]);
     if constexpr (kDtype == Dtype::kFloat16 || kDtype == Dtype::kBfloat16) {
-      const uint32_t half = present ? stored.words[i / 2] >> i % 2 * 16 & 0xffffu : 0;
+      const uint32_t half = stored.words[i / 2] >> i % 2 * 16 & 0xffffu;
       values[i] = kDtype == Dtype::kFloat16 ? warp::half_to_float(half) : from_bits(half << 16);
     }
-    // No row has scale and offset 0.
     if constexpr (kDtype == Dtype::kInt8) {
       values[i] = dequantise(stored.words[i / 4] >> i % 4 * 8 & 255u, scale, offset);
     }
@@ -90,45 +88,41 @@ struct Cursor {
   }
 };
 
-// Write the first `count` lanes' rows one after another. The loads of kInFlight chunks are under way before the first
-// is used, and a warp's stores fill a run of memory, whatever the dimension.
+// Write the first `count` lanes' rows one after another, zeros where there is none. The loads of kInFlight chunks are
+// under way before the first is used, and a warp's stores fill a run of memory, whatever the dimension.
 template <Dtype kDtype, OutDtype kOut, int kValues>
 ES_DEVICE void copy_rows(
-    const Row& row,           // lane i's is row i
-    const uint8_t* readable,  // 32 bytes to read instead of no row: loads without conditions do not wait for each other
-    int count,                // 1 .. 32
-    int chunks,               // of kValues values, in a row
-    uint8_t* out,             // [count, chunks * kValues]
+    const Row& row,  // lane i's is row i; none beyond `count`
+    int count,       // 1 .. 32
+    int chunks,      // of kValues values, in a row
+    Cursor cursor,   // this lane's at the first row
+    uint8_t* out,    // [count, chunks * kValues]
     int lane) {
   constexpr int kInFlight = kStoredBytes<kDtype, kValues> > 16 ? 4 : 8;
   constexpr int kChunkBytes = kValues * kOutBytes<kOut>;
   const int items = count * chunks;
   const uint64_t address = reinterpret_cast<uint64_t>(row.values);
-  Cursor cursor(lane, chunks);
+  const uint32_t found = warp::ballot(row.values != nullptr);
   for (int first = lane; first - lane < items; first += kInFlight * warp::kLanes) {
     Stored<kDtype, kValues> stored[kInFlight];
-    float scale[kInFlight] = {};
-    float offset[kInFlight] = {};
-    uint32_t present = 0;
+    int owner[kInFlight];
     ES_UNROLL
     for (int i = 0; i < kInFlight; ++i) {
-      const int owner = cursor.row % warp::kLanes;
-      const uint8_t* values = reinterpret_cast<const uint8_t*>(warp::shuffle(address, owner));
-      if constexpr (kQuantised<kDtype>) {
-        scale[i] = warp::shuffle(row.scale, owner);
-        offset[i] = warp::shuffle(row.offset, owner);
-      }
-      const bool there = cursor.row < count && values != nullptr;
-      present |= static_cast<uint32_t>(there) << i;
-      stored[i] = load_chunk<kDtype, kValues>(there ? values : readable, there ? cursor.chunk : 0);
+      owner[i] = cursor.row % warp::kLanes;
+      const uint8_t* values = reinterpret_cast<const uint8_t*>(warp::shuffle(address, owner[i]));
+      const bool there = first + i * warp::kLanes < items && (found >> owner[i] & 1u) != 0;
+      stored[i] = load_chunk<kDtype, kValues>(there, values, cursor.chunk);
       cursor.advance(chunks);
     }
     ES_UNROLL
     for (int i = 0; i < kInFlight; ++i) {
       const int item = first + i * warp::kLanes;
+      // After the loads: scale and offset are on their way as the values are.
+      const float scale = kQuantised<kDtype> ? warp::shuffle(row.scale, owner[i]) : 0.0f;
+      const float offset = kQuantised<kDtype> ? warp::shuffle(row.offset, owner[i]) : 0.0f;
       if (item < items) {
         float values[kValues];
-        decode_chunk<kDtype, kValues>(stored[i], scale[i], offset[i], (present >> i & 1u) != 0, values);
+        decode_chunk<kDtype, kValues>(stored[i], scale, offset, values);
         uint8_t* target = out + static_cast<int64_t>(item) * kChunkBytes;
         warp::store_once<kChunkBytes>(target, encode_chunk<kOut, kValues>(values));
       }

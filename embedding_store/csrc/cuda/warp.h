@@ -63,6 +63,34 @@ ES_DEVICE Words<kBytes> load(const uint8_t* address) {
   return value;
 }
 
+// As load, but zeros unless it is `wanted`; of a table's bytes, which few other accesses share: they pass the first
+// cache by. The predicate is part of the access and does not outlive it, so that any number of them are under way
+// together: of predicates that are kept there are only seven.
+#define ES_LOAD_IF(condition, access) \
+  "{ .reg .pred p; setp.ne.u32 p, " condition ", 0; @p ld.global.nc.L1::no_allocate." access "; }"
+template <int kBytes>
+ES_DEVICE Words<kBytes> load_if(bool wanted, const uint8_t* address) {
+  Words<kBytes> value = {};
+  const uint64_t from = __cvta_generic_to_global(address);
+  const uint32_t is = wanted;
+  uint32_t* w = value.words;
+  if constexpr (kBytes == 1) asm volatile(ES_LOAD_IF("%2", "u8 %0, [%1]") : "+r"(w[0]) : "l"(from), "r"(is));
+  if constexpr (kBytes == 2) asm volatile(ES_LOAD_IF("%2", "u16 %0, [%1]") : "+r"(w[0]) : "l"(from), "r"(is));
+  if constexpr (kBytes == 4) asm volatile(ES_LOAD_IF("%2", "u32 %0, [%1]") : "+r"(w[0]) : "l"(from), "r"(is));
+  if constexpr (kBytes == 8) {
+    asm volatile(ES_LOAD_IF("%3", "v2.u32 {%0, %1}, [%2]") : "+r"(w[0]), "+r"(w[1]) : "l"(from), "r"(is));
+  }
+  ES_UNROLL
+  for (int i = 0; i < kBytes / 16; ++i, w += 4) {
+    asm volatile(
+        ES_LOAD_IF("%5", "v4.u32 {%0, %1, %2, %3}, [%4]")
+        : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
+        : "l"(from + 16 * i), "r"(is));
+  }
+  return value;
+}
+#undef ES_LOAD_IF
+
 ES_DEVICE int64_t load(const int64_t* address) { return __ldg(reinterpret_cast<const long long*>(address)); }
 ES_DEVICE float load(const float* address) { return __ldg(address); }
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from embedding_store.dtypes import DTYPES
@@ -26,10 +28,13 @@ IDS = EXTREMES + [1000 + 37 * i for i in range(70)]
 class TablePointers(ctypes.Structure):
     """`Table` of emulate.cpp."""
 
-    _fields_ = tuple(
-        field
-        for name in ("storage", "cold", "layout")
-        for field in ((name, ctypes.c_void_p), (f"{name}_size", ctypes.c_int64))
+    _fields_ = (
+        *(
+            field
+            for name in ("storage", "cold", "layout")
+            for field in ((name, ctypes.c_void_p), (f"{name}_size", ctypes.c_int64))
+        ),
+        ("layout_on_device", ctypes.c_int64),
     )
 
 
@@ -45,20 +50,28 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def pointers(table: SmallTable) -> TablePointers:
+def pointers(table: SmallTable, layout_on_device: bool = False) -> TablePointers:
     cold = table.cold.data_ptr() if len(table.cold) else None
     sizes = len(table.storage), len(table.cold), len(table.layout)
-    return TablePointers(table.storage.data_ptr(), sizes[0], cold, sizes[1], table.layout.data_ptr(), sizes[2])
+    layout = table.layout.data_ptr(), sizes[2], layout_on_device
+    return TablePointers(table.storage.data_ptr(), sizes[0], cold, sizes[1], *layout)
 
 
 def lookup(
-    emulator: ctypes.CDLL, table: SmallTable, ids: Tensor, out: torch.dtype, ids_per_warp: int = 32, warps: int = 2
-) -> tuple[Tensor, Tensor, list[int]]:
+    emulator: ctypes.CDLL,
+    table: SmallTable,
+    ids: Tensor,
+    out: torch.dtype = torch.float32,
+    *,
+    ids_per_warp: int = 32,
+    warps: int = 2,
+    layout_on_device: bool = False,
+    counters: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     vectors = torch.full((len(ids), table.dim), torch.nan, dtype=out)
     found = torch.zeros(len(ids), dtype=torch.bool)
-    counters = torch.zeros(3, dtype=torch.int64)
     emulator.emulate_lookup(
-        ctypes.byref(pointers(table)),
+        ctypes.byref(pointers(table, layout_on_device)),
         ctypes.c_void_p(ids.data_ptr()),
         ctypes.c_int64(len(ids)),
         table.dim,
@@ -66,8 +79,14 @@ def lookup(
         OUTS.index(out),
         ids_per_warp,
         warps,
-        *(ctypes.c_void_p(x.data_ptr()) for x in (vectors, found, counters)),
+        *(ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (vectors, found, counters)),
     )
+    return vectors, found
+
+
+def lookup_tiered(emulator: ctypes.CDLL, table: SmallTable, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    counters = torch.zeros(3, dtype=torch.int64)
+    vectors, found = lookup(emulator, table, ids, counters=counters)
     return vectors, found, counters.tolist()
 
 
@@ -106,89 +125,149 @@ def questions(seed: int, count: int) -> Tensor:
     return torch.tensor(IDS + MISSING)[choice]
 
 
+def assert_answers(table: SmallTable, ids: Tensor, out: torch.dtype, got: tuple[Tensor, Tensor]) -> None:
+    expected, expected_found = table.answer(ids, out)
+    assert torch.equal(got[1], expected_found)
+    assert torch.equal(got[0], expected)
+
+
 @pytest.mark.parametrize("out", OUTS)
 @pytest.mark.parametrize("name", DTYPES)
 def test_rows_of_every_width_are_copied_bit_by_bit(emulator: ctypes.CDLL, name: str, out: torch.dtype):
     for dim in (1, 6, 33, 100, 128):
-        table = small_table(IDS, dim, name, interleaved=dim % 2 == 0)
-        ids = questions(dim, 45)
-        vectors, found, counters = lookup(emulator, table, ids, out)
-        expected, expected_found = table.answer(ids, out)
-        assert torch.equal(vectors, expected), f"dim {dim}"
-        assert torch.equal(found, expected_found)
-        assert counters == [int(found.sum()), 0, int((~found).sum())]
+        for in_row in (False, True):
+            table = small_table(IDS, dim, name, in_row=in_row)
+            ids = questions(dim, 45)
+            assert_answers(table, ids, out, lookup(emulator, table, ids, out))
 
 
-@pytest.mark.parametrize("ids_per_warp", [8, 16, 32])
-@pytest.mark.parametrize("count", [1, 7, 8, 31, 32, 33, 100])
+@settings(max_examples=150, deadline=None)
+@given(
+    stored=st.lists(st.integers(-(2**63), 2**63 - 1) | st.sampled_from(EXTREMES), unique=True, max_size=60),
+    cut=st.integers(0, 60),
+    count=st.integers(0, 90),
+    dim=st.integers(1, 40),
+    name=st.sampled_from(list(DTYPES)),
+    out=st.sampled_from(OUTS),
+    load=st.sampled_from([0.3, 0.6, 1.0]),
+    in_row=st.booleans(),
+    overlaid=st.booleans(),
+    ids_per_warp=st.sampled_from([4, 8, 16, 32]),
+    warps=st.integers(1, 3),
+    layout_on_device=st.booleans(),
+    seed=st.integers(0, 7),
+)
+def test_any_table_and_any_question(
+    emulator: ctypes.CDLL,
+    stored,
+    cut,
+    count,
+    dim,
+    name,
+    out,
+    load,
+    in_row,
+    overlaid,
+    ids_per_warp,
+    warps,
+    layout_on_device,
+    seed,
+):
+    rows = min(cut, len(stored)), max(len(stored) - cut, 0)
+    gone = sorted(set(MISSING) - set(stored)) if overlaid else None
+    table = small_table(stored, dim, name, segment_rows=rows, load=load, in_row=in_row, gone=gone, seed=seed)
+    choice = torch.randint(len(stored) + len(MISSING), (count,), generator=torch.Generator().manual_seed(seed))
+    ids = torch.tensor(stored + MISSING)[choice]
+    options = {"ids_per_warp": ids_per_warp, "warps": warps, "layout_on_device": layout_on_device}
+    assert_answers(table, ids, out, lookup(emulator, table, ids, out, **options))
+
+
+@pytest.mark.parametrize("ids_per_warp", [4, 8, 16, 32])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 31, 32, 33, 100])
 def test_any_number_of_ids_over_any_number_of_warps(emulator: ctypes.CDLL, count: int, ids_per_warp: int):
     table = small_table(IDS, 5, "float32")
     for warps in (1, 3):
         ids = questions(count, count)
-        vectors, found, _ = lookup(emulator, table, ids, torch.float32, ids_per_warp, warps)
-        expected, expected_found = table.answer(ids)
-        assert torch.equal(vectors, expected)
-        assert torch.equal(found, expected_found)
+        got = lookup(emulator, table, ids, ids_per_warp=ids_per_warp, warps=warps)
+        assert_answers(table, ids, torch.float32, got)
 
 
-def test_long_searches_end_at_the_right_row_or_at_an_empty_slot(emulator: ctypes.CDLL):
+@pytest.mark.parametrize("ids_per_warp", [4, 8, 16, 32])
+def test_long_searches_end_at_the_right_row_or_at_an_empty_slot(emulator: ctypes.CDLL, ids_per_warp: int):
     stored = list(range(-200, 200))
     table = small_table(stored, 4, "float16", load=1.0, seed=3)
     assert int(table.layout[2]) > int(table.layout[1])  # the search runs past the last home bucket
     ids = torch.arange(-250, 250)
-    vectors, found, _ = lookup(emulator, table, ids, torch.float16)
-    expected, expected_found = table.answer(ids, torch.float16)
-    assert torch.equal(vectors, expected)
-    assert torch.equal(found, expected_found)
+    got = lookup(emulator, table, ids, torch.float16, ids_per_warp=ids_per_warp)
+    assert_answers(table, ids, torch.float16, got)
 
 
-@pytest.mark.parametrize("ids_per_warp", [8, 32])
+@pytest.mark.parametrize("ids_per_warp", [4, 8, 32])
 @pytest.mark.parametrize("name", ["float32", "int4"])
 def test_an_overlay_is_asked_first(emulator: ctypes.CDLL, name: str, ids_per_warp: int):
     rows, offsets = [10, len(IDS) - 10], torch.tensor([0, 1, 40, 100])
-    for options in ({}, {"segment_rows": rows}, {"segment_rows": rows, "tiered": True}, {"load": 1.0}):
+    for options in ({}, {"segment_rows": rows}, {"load": 1.0}):
         for gone in (MISSING[:2], []):
             table = small_table(IDS, 16, name, gone=gone, seed=7, **options)
             ids = questions(5, 100)
-            vectors, found, counters = lookup(emulator, table, ids, torch.float32, ids_per_warp)
-            expected, expected_found = table.answer(ids)
-            assert torch.equal(vectors, expected)
-            assert torch.equal(found, expected_found)
-            assert counters[2] == int((~found).sum())
-            if "tiered" not in options:
-                got, counts = pooled(emulator, table, ids, offsets, None, "sum")
-                sums, expected_counts = table.pooled_answer(ids, offsets, None, "sum")
-                torch.testing.assert_close(got.to(torch.float64), sums, rtol=1e-5, atol=1e-5)
-                assert torch.equal(counts, expected_counts)
+            for on_device in (False, True):
+                got = lookup(emulator, table, ids, ids_per_warp=ids_per_warp, layout_on_device=on_device)
+                assert_answers(table, ids, torch.float32, got)
+            got, counts = pooled(emulator, table, ids, offsets, None, "sum")
+            sums, expected_counts = table.pooled_answer(ids, offsets, None, "sum")
+            torch.testing.assert_close(got.to(torch.float64), sums, rtol=1e-5, atol=1e-5)
+            assert torch.equal(counts, expected_counts)
 
 
-def test_an_overlays_numbers_are_no_segment(emulator: ctypes.CDLL):
+@pytest.mark.parametrize("name", ["float32", "int4"])
+def test_an_overlay_of_a_tiered_table(emulator: ctypes.CDLL, name: str):
+    for gone in (MISSING[:2], []):
+        table = small_table(IDS, 16, name, gone=gone, seed=7, segment_rows=[10, len(IDS) - 10], tiered=True)
+        ids = questions(5, 100)
+        vectors, found, counters = lookup_tiered(emulator, table, ids)
+        assert_answers(table, ids, torch.float32, (vectors, found))
+        assert counters[2] == int((~found).sum())
+
+
+@pytest.mark.parametrize("layout_on_device", [False, True])
+def test_an_overlays_numbers_are_no_segment(emulator: ctypes.CDLL, layout_on_device: bool):
     table = small_table(IDS, 8, "int8", gone=[])
     slots = table.storage[: int(table.layout[2]) * 64].view(torch.int64).view(-1, 2)
     slots[slots[:, 1] != -1, 1] = 1 << 40  # where the overlay's numbers are
-    _, found, _ = lookup(emulator, table, torch.tensor(IDS), torch.float32)
+    _, found = lookup(emulator, table, torch.tensor(IDS), layout_on_device=layout_on_device)
     assert found.tolist() == [i % 3 != 0 for i in range(len(IDS))]
 
 
-def test_an_empty_index_finds_nothing_not_even_id_zero(emulator: ctypes.CDLL):
-    vectors, found, counters = lookup(emulator, small_table([], 4, "int8"), torch.tensor([0, -1, 7]), torch.float32)
+@pytest.mark.parametrize("segments", [-1, 3, 2**40])
+def test_a_layout_with_too_many_segments_leads_nowhere(emulator: ctypes.CDLL, segments: int):
+    """Of one on the device the host knows nothing. What rows it leads to is its own affair."""
+    table = small_table([], 8, "float32", gone=[])
+    table.layout[4] = segments
+    _, found = lookup(emulator, table, torch.tensor(MISSING), layout_on_device=True)
+    assert not found.any()
+
+
+@pytest.mark.parametrize("ids_per_warp", [4, 32])
+def test_an_empty_index_finds_nothing_not_even_id_zero(emulator: ctypes.CDLL, ids_per_warp: int):
+    table = small_table([], 4, "int8")
+    vectors, found = lookup(emulator, table, torch.tensor([0, -1, 7]), ids_per_warp=ids_per_warp)
     assert not vectors.any()
     assert not found.any()
-    assert counters == [0, 0, 3]
+    assert lookup_tiered(emulator, table, torch.tensor([0, -1, 7]))[2] == [0, 0, 3]
 
 
 @pytest.mark.parametrize("name", ["float32", "int8"])
-def test_several_segments_and_two_tiers(emulator: ctypes.CDLL, name: str):
-    rows = [10, 0, 20, len(IDS) - 30]
+def test_two_segments_and_two_tiers(emulator: ctypes.CDLL, name: str):
     ids = questions(1, 60)
-    for tiered in (False, True):
-        table = small_table(IDS, 16, name, segment_rows=rows, tiered=tiered)
-        vectors, found, counters = lookup(emulator, table, ids, torch.float32)
-        expected, expected_found = table.answer(ids)
-        assert torch.equal(vectors, expected)
-        assert torch.equal(found, expected_found)
-        hot = int(torch.isin(ids, table.ids[:10]).sum())
-        assert counters == [hot, int(found.sum()) - hot, int((~found).sum())]
+    for hot in (0, 10, len(IDS)):
+        rows = [hot, len(IDS) - hot]
+        table = small_table(IDS, 16, name, segment_rows=rows)
+        assert_answers(table, ids, torch.float32, lookup(emulator, table, ids))
+        table = small_table(IDS, 16, name, segment_rows=rows, tiered=True)
+        vectors, found, counters = lookup_tiered(emulator, table, ids)
+        assert_answers(table, ids, torch.float32, (vectors, found))
+        in_storage = int(torch.isin(ids, table.ids[:hot]).sum())
+        assert counters == [in_storage, int(found.sum()) - in_storage, int((~found).sum())]
 
 
 def test_a_location_outside_its_segment_is_no_row(emulator: ctypes.CDLL):
@@ -198,7 +277,7 @@ def test_a_location_outside_its_segment_is_no_row(emulator: ctypes.CDLL):
     layout[4] = 1
     short = SmallTable(table.ids, table.vectors, table.storage, table.cold, layout[:12], 8, table.dtype)
     ids = torch.tensor(IDS)
-    vectors, found, _ = lookup(emulator, short, ids, torch.float32)
+    vectors, found = lookup(emulator, short, ids)
     assert found.tolist() == [True] * 30 + [False] * (len(IDS) - 30)
     assert torch.equal(vectors[:30], table.vectors[:30])
     assert not vectors[30:].any()
@@ -212,9 +291,9 @@ def test_bags_are_pooled(emulator: ctypes.CDLL, name: str, mode: str):
     weights = torch.randn(120, generator=torch.Generator().manual_seed(3))
     for dim in (1, 6, 20, 132):
         table = small_table(IDS, dim, name)
-        for given in (None, weights):
-            got, found = pooled(emulator, table, ids, offsets, given, mode)
-            expected, expected_found = table.pooled_answer(ids, offsets, given, mode)
+        for factors in (None, weights):
+            got, found = pooled(emulator, table, ids, offsets, factors, mode)
+            expected, expected_found = table.pooled_answer(ids, offsets, factors, mode)
             torch.testing.assert_close(got.to(torch.float64), expected, rtol=1e-5, atol=1e-5)
             assert torch.equal(found, expected_found)
 
@@ -246,23 +325,34 @@ def test_offsets_that_cannot_be_are_cut_to_the_ids(emulator: ctypes.CDLL):
 
 def test_addresses_beyond_two_to_the_31(emulator: ctypes.CDLL):
     emulator.emulate_row_offset.restype = ctypes.c_int64
-    layout = torch.tensor([0, 1, 1, 0, 1, 8, 0, 0, 2**35, -1, -1, 2**33])
-    for row in (0, 2**31 - 1, 2**31, 2**32 + 5, 2**33 - 1):
-        offset = emulator.emulate_row_offset(
-            ctypes.c_void_p(layout.data_ptr()), ctypes.c_int64(row), ctypes.c_int64(512)
-        )
-        assert offset == 2**35 + 512 * row
+    for stride in (0, 520):
+        layout = torch.tensor([0, 1, 1, 0, 1, stride, 0, 0, 2**35, -1, -1, 2**33])
+        for row in (0, 2**31 - 1, 2**31, 2**32 + 5, 2**33 - 1):
+            offset = emulator.emulate_row_offset(
+                ctypes.c_void_p(layout.data_ptr()), ctypes.c_int64(row), ctypes.c_int64(512)
+            )
+            assert offset == 2**35 + (stride or 512) * row
     none = emulator.emulate_row_offset(ctypes.c_void_p(layout.data_ptr()), ctypes.c_int64(2**33), ctypes.c_int64(512))
     assert none == -1
 
 
 def test_the_plan_covers_all_steps_and_stays_within_the_device(emulator: ctypes.CDLL):
+    def plan(count: int, processors: int) -> list[int]:
+        made = torch.zeros(3, dtype=torch.int64)
+        emulator.emulate_plan(ctypes.c_int64(count), processors, ctypes.c_void_p(made.data_ptr()))
+        return made.tolist()
+
     for processors in (1, 132):
-        for count in (1, 1000, 10_000, 10**6, 2**33):
-            per_warp = emulator.emulate_ids_per_warp(ctypes.c_int64(count), processors)
-            steps = -(-count // per_warp)
-            blocks = emulator.emulate_blocks(ctypes.c_int64(steps), processors)
-            assert per_warp in (8, 16, 32)
-            assert blocks == min(-(-steps // 4), 6 * processors)
-    assert emulator.emulate_ids_per_warp(ctypes.c_int64(1000), 132) == 8
-    assert emulator.emulate_ids_per_warp(ctypes.c_int64(10**6), 132) == 32
+        for count in (1, 1000, 3168, 3169, 10_000, 50_688, 50_689, 10**6, 2**33):
+            ids, threads, blocks = plan(count, processors)
+            steps, warps = -(-count // ids), blocks * threads // 32
+            assert ids in (4, 8, 16, 32)
+            assert warps <= 24 * processors
+            assert warps >= min(steps, 24 * processors)
+            assert ids == 32 or warps >= steps  # few ids a warp, so that one step is all
+    assert plan(1000, 132) == [4, 32, 250]  # all 132 processors have some
+    assert plan(10_000, 132) == [4, 128, 625]
+    assert plan(20_000, 132) == [8, 128, 625]
+    assert plan(10**6, 132) == [32, 128, 792]
+    for steps in (1, 5, 4 * 6 * 132 + 1):
+        assert emulator.emulate_blocks(ctypes.c_int64(steps), 132) == min(-(-steps // 4), 6 * 132)

@@ -54,13 +54,13 @@ def asked(data: st.DataObject, table: SmallTable, others: Sequence[int]) -> Tens
     name=st.sampled_from(list(DTYPES)),
     out=st.sampled_from(OUTS),
     load=st.sampled_from([0.3, 0.6, 1.0]),
-    interleaved=st.booleans(),
+    in_row=st.booleans(),
     overlaid=st.booleans(),
     data=st.data(),
 )
-def test_lookup_gives_the_bits_of_the_reference(stored, others, dim, name, out, load, interleaved, overlaid, data):
+def test_lookup_gives_the_bits_of_the_reference(stored, others, dim, name, out, load, in_row, overlaid, data):
     cut = data.draw(st.integers(0, len(stored)))
-    options = {"interleaved": interleaved, "load": load, "seed": data.draw(st.integers(0, 7))}
+    options = {"in_row": in_row, "load": load, "seed": data.draw(st.integers(0, 7))}
     gone = sorted(set(others) - set(stored)) if overlaid else None
     table = small_table(stored, dim, name, segment_rows=[cut, len(stored) - cut], gone=gone, **options)
     ids = asked(data, table, others)
@@ -368,7 +368,7 @@ def test_a_full_index_ends_a_search():
 )
 def test_rows_beyond_32_bits(tmp_path: Path, name: str, dim: int, row: int):
     """A sparse file of up to 550 GB, in which the last row is all that was ever written."""
-    small = small_table([77], dim, name, interleaved=False)
+    small = small_table([77], dim, name, in_row=False)
     buckets = small.storage[: int(small.layout[2]) * 64].clone()
     slots = buckets.view(torch.int64).view(-1, 2)
     slots[slots[:, 1] == 0, 1] = row

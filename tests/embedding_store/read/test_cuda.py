@@ -42,7 +42,7 @@ def assert_answers(table: SmallTable, ids: Tensor, out: torch.dtype, got: tuple[
 @pytest.mark.parametrize("name", DTYPES)
 def test_the_same_bits_as_on_the_cpu(name: str, out: torch.dtype):
     for dim in (1, 2, 3, 4, 6, 8, 33, 64, 100, 128, 264, 1024):
-        table = small_table(IDS, dim, name, interleaved=dim % 2 == 0)
+        table = small_table(IDS, dim, name, in_row=dim % 2 == 0)
         ids = questions(5000, dim)
         got = lookup(table.to("cuda"), ids, out)
         assert_answers(table, ids, out, got)
@@ -70,9 +70,9 @@ def test_shapes_strides_and_nothing_at_all():
     assert_answers(nothing, questions(100), torch.float32, lookup(nothing.to("cuda"), questions(100)))
 
 
-def test_long_searches_and_several_segments():
+def test_long_searches_and_two_segments():
     stored = list(range(-2000, 2000))
-    table = small_table(stored, 4, "float16", load=1.0, seed=3, segment_rows=[1000, 0, 3000])
+    table = small_table(stored, 4, "float16", load=1.0, seed=3, segment_rows=[1000, 3000])
     ids = torch.arange(-2500, 2500, device="cuda")
     assert_answers(table, ids, torch.float16, lookup(table.to("cuda"), ids, torch.float16))
 
@@ -181,7 +181,7 @@ def test_the_gradient_of_weights():
 
 @pytest.mark.parametrize("name", ["float32", "int8", "int4"])
 def test_tiers_and_counters(name: str):
-    table = small_table(IDS, 32, name, segment_rows=[500, 1000, len(IDS) - 1500], tiered=True)
+    table = small_table(IDS, 32, name, segment_rows=[500, len(IDS) - 500], tiered=True)
     on_gpu, ids = table.to("cuda"), questions(20_000)
     counters = torch.zeros(3, dtype=torch.int64, device="cuda")
     arguments = (on_gpu.storage, on_gpu.cold, on_gpu.layout, 32, name, torch.float16, counters)

@@ -254,7 +254,7 @@ def tables_of(dtype: str, dim: int, counts: list[int]) -> list[SmallTable]:
             dim,
             dtype,
             segment_rows=[rows // 2, rows - rows // 2],
-            interleaved=number % 2 == 0,
+            in_row=number % 2 == 0,
             seed=number % 3,
         )
         for number, rows in enumerate(counts)

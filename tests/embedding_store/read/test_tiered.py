@@ -21,9 +21,9 @@ def snapshot(request: pytest.FixtureRequest, store: EmbeddingStore) -> Snapshot:
 
 
 def tiered(snapshot: Snapshot, hot_rows: int, hot_ids: Tensor | None = None) -> TieredTable:
-    row_bytes = 16 if snapshot.dtype == "float32" else 12
+    row_bytes = 16  # of four float32, or of scale, offset and four bytes, padded
     index_bytes = -(-int(snapshot.load().layout[2]) * 64 // 256) * 256
-    table = snapshot.load(gpu_bytes=index_bytes + 3 * 256 + hot_rows * row_bytes, hot_ids=hot_ids)
+    table = snapshot.load(gpu_bytes=index_bytes + 256 + hot_rows * row_bytes, hot_ids=hot_ids)
     assert isinstance(table, TieredTable)
     return table
 

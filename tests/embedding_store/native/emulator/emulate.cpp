@@ -1,8 +1,11 @@
 // The CUDA kernels' bodies, run by the warp emulator: what test_emulator.py calls.
+#include <algorithm>
+
 #include "../../../../embedding_store/csrc/cuda/dispatch.h"
 #include "../../../../embedding_store/csrc/cuda/lookup.h"
 #include "../../../../embedding_store/csrc/cuda/plan.h"
 #include "../../../../embedding_store/csrc/cuda/pooled.h"
+#include "../../../../embedding_store/csrc/cuda/tiered.h"
 
 using namespace embedding_store;
 using namespace embedding_store::cuda;
@@ -16,10 +19,29 @@ struct Table {
   int64_t cold_bytes;
   const int64_t* layout;
   int64_t layout_values;
+  int64_t layout_on_device;  // 1, or 0: the numbers are parameters
 };
 
 TableView view(const Table& table, Dtype dtype, int dim) {
-  return {table.storage, table.cold, table.layout, (table.layout_values - 8) / 4, row_bytes(dtype, dim)};
+  TableView view{};
+  view.storage = table.storage;
+  view.cold = table.cold;
+  view.row_bytes = row_bytes(dtype, dim);
+  if (table.layout_on_device != 0) {
+    view.layout = table.layout;
+    view.layout_values = static_cast<int>(table.layout_values);
+  } else {
+    std::copy(table.layout, table.layout + table.layout_values, view.numbers.values);
+  }
+  return view;
+}
+
+// As the kernels read them, into what would be a block's shared memory.
+TableNumbers numbers_in(warp::Emulator& emulator, const TableView& table) {
+  TableNumbers numbers;
+  std::memset(&numbers, 0x5a, sizeof numbers);
+  emulator.run([&](int lane) { read_numbers(table, lane, &numbers); });
+  return numbers;
 }
 
 warp::Emulator emulator_for(const Table& table, std::vector<warp::Memory> others) {
@@ -33,25 +55,34 @@ warp::Emulator emulator_for(const Table& table, std::vector<warp::Memory> others
 
 extern "C" {
 
-// As launch_lookup, with `warps` warps one after another; `counters` int64 [3] += hot, cold, missing.
+// As launch_lookup, with `warps` warps one after another; in a tiered table, as launch_lookup_tiered, if `counters`,
+// int64 [3], are given: += hot, cold, missing.
 void emulate_lookup(
     const Table* table, const int64_t* ids, int64_t count, int dim, int dtype, int out, int ids_per_warp, int warps,
     uint8_t* vectors, bool* found, int64_t* counters) {
   const auto stored = static_cast<Dtype>(dtype);
   const auto type = static_cast<OutDtype>(out);
-  const LookupArguments arguments{view(*table, stored, dim), ids, count, dim, ids_per_warp, true, vectors, found};
+  const LookupArguments arguments{view(*table, stored, dim), ids, count, dim, ids_per_warp, vectors, found};
   auto emulator = emulator_for(
       *table, {{ids, count * 8, false}, {vectors, count * dim * element_bytes(type), true}, {found, count, true}});
+  const TableNumbers numbers = numbers_in(emulator, arguments.table);
   with_dtype(stored, [&](auto dtype_constant) {
     with_out(type, [&](auto out_constant) {
+      constexpr Dtype kDtype = decltype(dtype_constant)::value;
       constexpr OutDtype kOut = decltype(out_constant)::value;
       with_values<16 / kOutBytes<kOut>, 4, 2>(dim, [&](auto values) {
+        constexpr int kValues = decltype(values)::value;
         for (int warp = 0; warp < warps; ++warp) {
           Hits hits[warp::kLanes];
           emulator.run([&](int lane) {
-            hits[lane] = lookup_warp<decltype(dtype_constant)::value, kOut, decltype(values)::value>(
-                arguments, warp, warps, lane);
+            const int64_t id = first_id(arguments, warp, lane);
+            if (counters == nullptr) {
+              lookup_warp<kDtype, kOut, kValues>(arguments, numbers, id, warp, warps, lane);
+            } else {
+              hits[lane] = lookup_tiered_warp<kDtype, kOut, kValues>(arguments, numbers, id, warp, warps, lane);
+            }
           });
+          if (counters == nullptr) continue;
           for (const Hits& lane : hits) {
             if (std::memcmp(&lane, &hits[0], sizeof lane) != 0) warp::fail("lanes count differently");
           }
@@ -73,11 +104,13 @@ void emulate_pooled(
       *table,
       {{ids, count * 8, false}, {offsets, (bags + 1) * 8, false}, {weights, weights == nullptr ? 0 : count * 4, false},
        {pooled, bags * dim * element_bytes(type), true}, {found, bags * 8, true}});
+  const TableNumbers numbers = numbers_in(emulator, arguments.table);
   with_dtype(stored, [&](auto dtype_constant) {
     with_values<4, 2>(dim, [&](auto values) {
       for (int warp = 0; warp < warps; ++warp) {
         emulator.run([&](int lane) {
-          pooled_warp<decltype(dtype_constant)::value, decltype(values)::value>(arguments, warp, warps, lane);
+          pooled_warp<decltype(dtype_constant)::value, decltype(values)::value>(
+              arguments, numbers, warp, warps, lane);
         });
       }
     });
@@ -87,17 +120,21 @@ void emulate_pooled(
 // Where row `row` of a table of one segment begins, from its storage.
 int64_t emulate_row_offset(const int64_t* layout, int64_t row, int64_t row_width) {
   const auto* base = reinterpret_cast<const uint8_t*>(int64_t{1} << 20);  // never read
-  const TableView table{base, nullptr, layout, 1, row_width};
-  warp::Emulator emulator({{layout, 12 * 8, false}});
-  int64_t offset = -1;
-  emulator.run([&](int lane) {
-    const Row found = row_at<Dtype::kFloat32>(table, pack_location(0, static_cast<uint64_t>(row)));
-    if (lane == 0 && found.values != nullptr) offset = found.values - base;
-  });
-  return offset;
+  TableView table{};
+  table.row_bytes = row_width;
+  TableNumbers numbers{};
+  std::copy(layout, layout + 12, numbers.values);
+  const Row found =
+      row_at<Dtype::kFloat32>(table, numbers, pack_location(0, static_cast<uint64_t>(row)), base);
+  return found.values == nullptr ? -1 : found.values - base;
 }
 
 int emulate_blocks(int64_t steps, int processors) { return blocks_for(steps, processors); }
-int emulate_ids_per_warp(int64_t count, int processors) { return ids_per_warp(count, processors); }
+
+// int64 [3]: ids a warp, threads a block, blocks.
+void emulate_plan(int64_t count, int processors, int64_t* plan) {
+  const Plan made = lookup_plan(count, processors);
+  plan[0] = made.ids_per_warp, plan[1] = made.threads, plan[2] = made.blocks;
+}
 
 }  // extern "C"

@@ -162,6 +162,11 @@ Words<kBytes> load(const uint8_t* address) {
   return value;
 }
 
+template <int kBytes>
+Words<kBytes> load_if(bool wanted, const uint8_t* address) {
+  return wanted ? load<kBytes>(address) : Words<kBytes>{};
+}
+
 inline int64_t load(const int64_t* address) {
   check_access(address, 8);
   return *address;
