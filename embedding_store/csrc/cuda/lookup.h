@@ -32,8 +32,9 @@ ES_DEVICE void lookup_warp(
     const bool wanted = lane < count;
     const int64_t next_id = id_at(arguments, first + step, lane);
     const uint64_t location = locate_ids(arguments.table, numbers, id, wanted, arguments.ids_per_warp, lane);
-    const Row row = row_at<kDtype>(arguments.table, numbers, location, arguments.table.storage);
-    if (wanted) warp::store_once(arguments.found + first + lane, row.values != nullptr);
+    const Row row = row_at<kDtype>(arguments.table, numbers, location, arguments.table.storage,
+                                  static_cast<uint32_t>(first) + lane);
+    if (wanted) warp::store_once(arguments.found + first + lane, row.found);
     if (first + step < arguments.count) {
       // While this step's rows travel, the next step's buckets come closer.
       const IndexView index = index_view(arguments.table, numbers);

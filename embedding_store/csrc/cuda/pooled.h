@@ -32,6 +32,7 @@ ES_DEVICE void add_rows(
     float* sums) {  // [kValues]
   constexpr int kInFlight = 8;
   const uint64_t address = reinterpret_cast<uint64_t>(row.values);
+  const uint32_t found = warp::ballot(row.found);
   for (int first = 0; first < count; first += kInFlight * share.groups) {
     Stored<kDtype, kValues> stored[kInFlight];
     uint32_t present = 0;
@@ -39,9 +40,9 @@ ES_DEVICE void add_rows(
     for (int i = 0; i < kInFlight; ++i) {
       const int owner = first + i * share.groups + share.group;
       const uint8_t* values = reinterpret_cast<const uint8_t*>(warp::shuffle(address, owner % warp::kLanes));
-      const bool there = owner < count && values != nullptr && chunk < chunks;
+      const bool there = owner < count && (found >> owner & 1u) != 0 && chunk < chunks;
       present |= static_cast<uint32_t>(there) << i;
-      stored[i] = load_chunk<kDtype, kValues>(there, values, chunk);
+      stored[i] = load_chunk<kDtype, kValues>(values, there ? chunk : 0);
     }
     ES_UNROLL
     for (int i = 0; i < kInFlight; ++i) {
@@ -51,7 +52,7 @@ ES_DEVICE void add_rows(
       const float factor = warp::shuffle(weight, owner % warp::kLanes);
       if ((present >> i & 1u) != 0) {
         float values[kValues];
-        decode_chunk<kDtype, kValues>(stored[i], scale, offset, values);
+        decode_chunk<kDtype, kValues>(stored[i], scale, offset, (chunk & 1) != 0, values);
         ES_UNROLL
         for (int v = 0; v < kValues; ++v) sums[v] += factor * values[v];
       }
@@ -95,10 +96,11 @@ ES_DEVICE int64_t pool_columns(
     const bool wanted = lane < count;
     const int64_t id = wanted ? warp::load(arguments.ids + first + lane) : 0;
     const uint64_t location = locate_ids(arguments.table, numbers, id, wanted, warp::kLanes, lane);
-    const Row row = row_at<kDtype>(arguments.table, numbers, location, arguments.table.storage);
-    const bool weighted = row.values != nullptr && arguments.weights != nullptr;
+    const Row row = row_at<kDtype>(arguments.table, numbers, location, arguments.table.storage,
+                                    static_cast<uint32_t>(first) + lane);
+    const bool weighted = row.found && arguments.weights != nullptr;
     const float weight = weighted ? warp::load(arguments.weights + first + lane) : 1.0f;
-    found += warp::count_bits(warp::ballot(row.values != nullptr));
+    found += warp::count_bits(warp::ballot(row.found));
     add_rows<kDtype, kValues>(row, weight, count, share, chunk, chunks, sums);
   }
   const float divisor = arguments.mean && found > 0 ? static_cast<float>(found) : 1.0f;

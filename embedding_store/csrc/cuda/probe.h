@@ -60,11 +60,12 @@ ES_DEVICE const uint8_t* bucket_address(const IndexView& index, int64_t number) 
   return index.buckets + number * static_cast<int64_t>(sizeof(Bucket));
 }
 
-// A row in memory. Without one: null, and numbers that decode to zero.
+// A row in memory. Without one: some zeros to read, and numbers with which they decode to zeros.
 struct Row {
-  const uint8_t* values = nullptr;
-  float scale = 0;
-  float offset = 0;
+  const uint8_t* values;
+  bool found;
+  float scale;
+  float offset;
 };
 
 // Which of the buckets that a warp reads at once are whose: number q, which tile q % kTiles reads in round q / kTiles,
@@ -102,7 +103,7 @@ ES_DEVICE uint64_t probe_ids(const IndexView& index, int64_t id, bool wanted, co
       const int owner = q & (shares.ids - 1);
       const int64_t number = warp::shuffle(bucket, owner) + (q >= shares.ids ? 1 : 0);
       const bool there = r < shares.rounds && (all >> owner & 1u) != 0 && number < index.total_buckets;
-      slots[r] = warp::load_if<16>(there, bucket_address(index, number) + slot * sizeof(Slot));
+      slots[r] = warp::load_if(there, bucket_address(index, number) + slot * sizeof(Slot));
       read |= static_cast<uint32_t>(there) << r;
     }
     bool full = true;  // all buckets of this lane's id
@@ -146,21 +147,23 @@ ES_DEVICE uint64_t locate_ids(
   return location;
 }
 
-// The row at a location; `base` is where its segment's columns are counted from. One outside its segment, which loading
-// refuses, is no row: nothing is read beyond the columns. Nor is kAbsent one.
+// The row at a location; `base` is where its segment's columns are counted from, `place` any number (see warp::zeros).
+// One outside its segment, which loading refuses, is no row: nothing is read beyond the columns. Nor is kAbsent one.
 template <Dtype kDtype>
-ES_DEVICE Row row_at(const TableView& table, const TableNumbers& numbers, uint64_t location, const uint8_t* base) {
-  Row row;
+ES_DEVICE Row row_at(
+    const TableView& table, const TableNumbers& numbers, uint64_t location, const uint8_t* base, uint32_t place) {
+  Row row{warp::zeros(place), false, 0.0f, 0.0f};
   const uint64_t number = location_segment(location);
   if (number >= static_cast<uint64_t>(segments_of(numbers))) return row;
   const int64_t* segment = numbers.values + kLayoutHeader + static_cast<int>(number) * 4;
   const int64_t index = static_cast<int64_t>(location_row(location));
   if (index >= segment[3]) return row;
   const int64_t stride = numbers.values[kStrideAt];
+  row.found = true;
   row.values = base + segment[0] + index * (is_in_row(stride) ? stride : table.row_bytes);
   if constexpr (kDtype == Dtype::kInt8 || kDtype == Dtype::kInt4) {
     if (is_in_row(stride)) {  // both with one access, to memory that the values are about to be read from
-      const warp::Words<8> pair = warp::load<8>(row.values - kScaleBytes);
+      const warp::Words<8> pair = warp::load_past<8>(row.values - kScaleBytes);
       row.scale = from_bits(pair.words[0]);
       row.offset = from_bits(pair.words[1]);
     } else {

@@ -21,22 +21,18 @@ constexpr int kOutBytes = kOut == OutDtype::kFloat32 ? 4 : 2;
 template <Dtype kDtype, int kValues>
 using Stored = warp::Words<kStoredBytes<kDtype, kValues>>;
 
-// Values chunk * kValues .. of a row; zeros unless they are `wanted`.
+// Values chunk * kValues .. of a row, as decode_chunk takes them.
 template <Dtype kDtype, int kValues>
-ES_DEVICE Stored<kDtype, kValues> load_chunk(bool wanted, const uint8_t* row, int chunk) {
+ES_DEVICE Stored<kDtype, kValues> load_chunk(const uint8_t* row, int chunk) {
   constexpr int kBytes = kStoredBytes<kDtype, kValues>;
-  if constexpr (kDtype == Dtype::kInt4 && kValues == 1) {
-    Stored<kDtype, kValues> pair = warp::load_if<kBytes>(wanted, row + (chunk >> 1));
-    pair.words[0] >>= (chunk & 1) * 4;
-    return pair;
-  } else {
-    return warp::load_if<kBytes>(wanted, row + static_cast<int64_t>(chunk) * kBytes);
-  }
+  const int64_t bytes = kDtype == Dtype::kInt4 && kValues == 1 ? chunk >> 1 : static_cast<int64_t>(chunk) * kBytes;
+  return warp::load_past<kBytes>(row + bytes);
 }
 
-// `scale` and `offset` count for quantised rows only.
+// `scale` and `offset` count for quantised rows only, `odd` for a lone int4 value: whether its chunk's number is odd.
 template <Dtype kDtype, int kValues>
-ES_DEVICE void decode_chunk(const Stored<kDtype, kValues>& stored, float scale, float offset, float* values) {
+ES_DEVICE void decode_chunk(
+    const Stored<kDtype, kValues>& stored, float scale, float offset, bool odd, float* values) {
   ES_UNROLL
   for (int i = 0; i < kValues; ++i) {
     if constexpr (kDtype == Dtype::kFloat32) values[i] = from_bits(stored.words[i]);
@@ -47,7 +43,10 @@ ES_DEVICE void decode_chunk(const Stored<kDtype, kValues>& stored, float scale, 
     if constexpr (kDtype == Dtype::kInt8) {
       values[i] = dequantise(stored.words[i / 4] >> i % 4 * 8 & 255u, scale, offset);
     }
-    if constexpr (kDtype == Dtype::kInt4) values[i] = dequantise(stored.words[i / 8] >> i % 8 * 4 & 15u, scale, offset);
+    if constexpr (kDtype == Dtype::kInt4) {
+      const int shift = kValues == 1 ? odd * 4 : i % 8 * 4;
+      values[i] = dequantise(stored.words[i / 8] >> shift & 15u, scale, offset);
+    }
   }
 }
 
@@ -70,15 +69,15 @@ ES_DEVICE warp::Words<kValues * kOutBytes<kOut>> encode_chunk(const float* value
 
 // A lane's way through the chunks of consecutive rows: it takes every 32nd, without a division at each step.
 struct Cursor {
-  int row;
-  int chunk;
-  int row_step;
-  int chunk_step;
+  uint32_t row;
+  uint32_t chunk;
+  uint32_t row_step;
+  uint32_t chunk_step;
 
-  ES_DEVICE Cursor(int lane, int chunks)
+  ES_DEVICE Cursor(uint32_t lane, uint32_t chunks)
       : row(lane / chunks), chunk(lane % chunks), row_step(warp::kLanes / chunks), chunk_step(warp::kLanes % chunks) {}
 
-  ES_DEVICE void advance(int chunks) {
+  ES_DEVICE void advance(uint32_t chunks) {
     row += row_step;
     chunk += chunk_step;
     if (chunk >= chunks) {
@@ -102,16 +101,19 @@ ES_DEVICE void copy_rows(
   constexpr int kChunkBytes = kValues * kOutBytes<kOut>;
   const int items = count * chunks;
   const uint64_t address = reinterpret_cast<uint64_t>(row.values);
-  const uint32_t found = warp::ballot(row.values != nullptr);
+  const uint32_t found = warp::ballot(row.found);
   for (int first = lane; first - lane < items; first += kInFlight * warp::kLanes) {
     Stored<kDtype, kValues> stored[kInFlight];
-    int owner[kInFlight];
+    uint32_t owner[kInFlight];
+    uint32_t odd = 0;
     ES_UNROLL
     for (int i = 0; i < kInFlight; ++i) {
       owner[i] = cursor.row % warp::kLanes;
-      const uint8_t* values = reinterpret_cast<const uint8_t*>(warp::shuffle(address, owner[i]));
+      const auto* values = reinterpret_cast<const uint8_t*>(warp::shuffle(address, owner[i]));
+      // Beyond the end, chunk 0 of some row: one piece of memory, for all lanes.
       const bool there = first + i * warp::kLanes < items && (found >> owner[i] & 1u) != 0;
-      stored[i] = load_chunk<kDtype, kValues>(there, values, cursor.chunk);
+      stored[i] = load_chunk<kDtype, kValues>(values, there ? cursor.chunk : 0);
+      odd |= (cursor.chunk & 1u) << i;
       cursor.advance(chunks);
     }
     ES_UNROLL
@@ -122,7 +124,7 @@ ES_DEVICE void copy_rows(
       const float offset = kQuantised<kDtype> ? warp::shuffle(row.offset, owner[i]) : 0.0f;
       if (item < items) {
         float values[kValues];
-        decode_chunk<kDtype, kValues>(stored[i], scale, offset, values);
+        decode_chunk<kDtype, kValues>(stored[i], scale, offset, (odd >> i & 1u) != 0, values);
         uint8_t* target = out + static_cast<int64_t>(item) * kChunkBytes;
         warp::store_once<kChunkBytes>(target, encode_chunk<kOut, kValues>(values));
       }

@@ -30,8 +30,9 @@ ES_DEVICE Hits lookup_tiered_warp(
     uint64_t location = locate_ids(table, numbers, id, wanted, arguments.ids_per_warp, lane);
     const bool in_storage = location_segment(location) == 0;
     if (!in_storage && table.cold == nullptr) location = kEmpty;  // without cold rows none is read
-    const Row row = row_at<kDtype>(table, numbers, location, in_storage ? table.storage : table.cold);
-    const bool found = row.values != nullptr;
+    const Row row = row_at<kDtype>(table, numbers, location, in_storage ? table.storage : table.cold,
+                                  static_cast<uint32_t>(first) + lane);
+    const bool found = row.found;
     if (wanted) warp::store_once(arguments.found + first + lane, found);
     const int all = warp::count_bits(warp::ballot(found));
     const int hot = warp::count_bits(warp::ballot(found && in_storage));

@@ -63,33 +63,46 @@ ES_DEVICE Words<kBytes> load(const uint8_t* address) {
   return value;
 }
 
-// As load, but zeros unless it is `wanted`; of a table's bytes, which few other accesses share: they pass the first
-// cache by. The predicate is part of the access and does not outlive it, so that any number of them are under way
-// together: of predicates that are kept there are only seven.
-#define ES_LOAD_IF(condition, access) \
-  "{ .reg .pred p; setp.ne.u32 p, " condition ", 0; @p ld.global.nc.L1::no_allocate." access "; }"
+// As load, of a table's bytes, which few other accesses share: they pass the first cache by. Volatile, so that the
+// compiler leaves them where they are: before the first use of any.
+#define ES_LOAD "ld.global.nc.L1::no_allocate."
 template <int kBytes>
-ES_DEVICE Words<kBytes> load_if(bool wanted, const uint8_t* address) {
-  Words<kBytes> value = {};
+ES_DEVICE Words<kBytes> load_past(const uint8_t* address) {
+  Words<kBytes> value;
   const uint64_t from = __cvta_generic_to_global(address);
-  const uint32_t is = wanted;
   uint32_t* w = value.words;
-  if constexpr (kBytes == 1) asm volatile(ES_LOAD_IF("%2", "u8 %0, [%1]") : "+r"(w[0]) : "l"(from), "r"(is));
-  if constexpr (kBytes == 2) asm volatile(ES_LOAD_IF("%2", "u16 %0, [%1]") : "+r"(w[0]) : "l"(from), "r"(is));
-  if constexpr (kBytes == 4) asm volatile(ES_LOAD_IF("%2", "u32 %0, [%1]") : "+r"(w[0]) : "l"(from), "r"(is));
-  if constexpr (kBytes == 8) {
-    asm volatile(ES_LOAD_IF("%3", "v2.u32 {%0, %1}, [%2]") : "+r"(w[0]), "+r"(w[1]) : "l"(from), "r"(is));
-  }
+  if constexpr (kBytes == 1) asm volatile(ES_LOAD "u8 %0, [%1];" : "=r"(w[0]) : "l"(from));
+  if constexpr (kBytes == 2) asm volatile(ES_LOAD "u16 %0, [%1];" : "=r"(w[0]) : "l"(from));
+  if constexpr (kBytes == 4) asm volatile(ES_LOAD "u32 %0, [%1];" : "=r"(w[0]) : "l"(from));
+  if constexpr (kBytes == 8) asm volatile(ES_LOAD "v2.u32 {%0, %1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "l"(from));
   ES_UNROLL
   for (int i = 0; i < kBytes / 16; ++i, w += 4) {
-    asm volatile(
-        ES_LOAD_IF("%5", "v4.u32 {%0, %1, %2, %3}, [%4]")
-        : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
-        : "l"(from + 16 * i), "r"(is));
+    asm volatile(ES_LOAD "v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                 : "l"(from + 16 * i));
   }
   return value;
 }
-#undef ES_LOAD_IF
+
+// As load_past of 16 bytes; zeros, and no access, unless it is `wanted`. Of these no more than six at once: the condition
+// of each takes one of seven predicates until its value is used.
+ES_DEVICE Words<16> load_if(bool wanted, const uint8_t* address) {
+  Words<16> value = {};
+  uint32_t* w = value.words;
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p " ES_LOAD "v4.u32 {%0, %1, %2, %3}, [%4]; }"
+               : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
+               : "l"(__cvta_generic_to_global(address)), "r"(static_cast<uint32_t>(wanted)));
+  return value;
+}
+#undef ES_LOAD
+
+// 64 bytes to read instead of what is not there, without a condition on the load. `place` is any number: it spreads them
+// over the second cache, one of whose slices would else be asked by all.
+constexpr uint32_t kZeroBytes = 1 << 14;
+static __device__ uint4 zero_bytes[kZeroBytes / 16];
+ES_DEVICE const uint8_t* zeros(uint32_t place) {
+  return reinterpret_cast<const uint8_t*>(zero_bytes) + place * 64u % kZeroBytes;
+}
 
 ES_DEVICE int64_t load(const int64_t* address) { return __ldg(reinterpret_cast<const long long*>(address)); }
 ES_DEVICE float load(const float* address) { return __ldg(address); }

@@ -125,8 +125,8 @@ int64_t emulate_row_offset(const int64_t* layout, int64_t row, int64_t row_width
   TableNumbers numbers{};
   std::copy(layout, layout + 12, numbers.values);
   const Row found =
-      row_at<Dtype::kFloat32>(table, numbers, pack_location(0, static_cast<uint64_t>(row)), base);
-  return found.values == nullptr ? -1 : found.values - base;
+      row_at<Dtype::kFloat32>(table, numbers, pack_location(0, static_cast<uint64_t>(row)), base, 0);
+  return found.found ? found.values - base : -1;
 }
 
 int emulate_blocks(int64_t steps, int processors) { return blocks_for(steps, processors); }

@@ -21,6 +21,7 @@
 namespace embedding_store::warp {
 
 constexpr int kLanes = 32;
+constexpr int kZeros = 64;  // bytes that `zeros` gives
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "warp emulator: %s\n", what);
@@ -36,7 +37,7 @@ struct Memory {
 
 class Emulator {
  public:
-  explicit Emulator(std::vector<Memory> memory) : memory_(std::move(memory)) {}
+  explicit Emulator(std::vector<Memory> memory);
 
   // Call `body(lane)` in 32 lanes to their ends.
   void run(const std::function<void(int)>& body) {
@@ -118,6 +119,16 @@ class Emulator {
   int running_ = 0;
 };
 
+inline const uint8_t* zeros(uint32_t place) {
+  alignas(kZeros) static const uint8_t bytes[2 * kZeros] = {};
+  return bytes + place % 2 * kZeros;
+}
+
+inline Emulator::Emulator(std::vector<Memory> memory) : memory_(std::move(memory)) {
+  memory_.push_back({zeros(0), kZeros, false});
+  memory_.push_back({zeros(1), kZeros, false});
+}
+
 inline Emulator& emulator() { return *Emulator::current(); }
 
 template <class T>
@@ -163,9 +174,11 @@ Words<kBytes> load(const uint8_t* address) {
 }
 
 template <int kBytes>
-Words<kBytes> load_if(bool wanted, const uint8_t* address) {
-  return wanted ? load<kBytes>(address) : Words<kBytes>{};
+Words<kBytes> load_past(const uint8_t* address) {
+  return load<kBytes>(address);
 }
+
+inline Words<16> load_if(bool wanted, const uint8_t* address) { return wanted ? load<16>(address) : Words<16>{}; }
 
 inline int64_t load(const int64_t* address) {
   check_access(address, 8);
