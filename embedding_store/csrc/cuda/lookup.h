@@ -22,25 +22,26 @@ ES_DEVICE void lookup_warp(
     const LookupArguments& arguments, const TableNumbers& numbers,
     int64_t id,  // first_id
     int64_t warp, int64_t warps, int lane) {
-  const int chunks = arguments.dim / kValues;
+  const uint32_t chunks = static_cast<uint32_t>(arguments.dim) / kValues;
   const Cursor cursor(lane, chunks);
   const int64_t out_row_bytes = static_cast<int64_t>(arguments.dim) * kOutBytes<kOut>;
   const int64_t step = warps * arguments.ids_per_warp;
   for (int64_t first = warp * arguments.ids_per_warp; first < arguments.count; first += step) {
+    const int here = warp::opaque(lane);
     const int64_t left = arguments.count - first;
     const int count = left < arguments.ids_per_warp ? static_cast<int>(left) : arguments.ids_per_warp;
-    const bool wanted = lane < count;
-    const int64_t next_id = id_at(arguments, first + step, lane);
-    const uint64_t location = locate_ids(arguments.table, numbers, id, wanted, arguments.ids_per_warp, lane);
-    const Row row = row_at<kDtype>(arguments.table, numbers, location, arguments.table.storage,
-                                  static_cast<uint32_t>(first) + lane);
-    if (wanted) warp::store_once(arguments.found + first + lane, row.found);
+    const bool wanted = here < count;
+    const int64_t next_id = id_at(arguments, first + step, here);
+    const uint64_t location = locate_ids(arguments.table, numbers, id, wanted, arguments.ids_per_warp, here);
+    const Row row = row_at<kDtype>(
+        arguments.table, numbers, location, arguments.table.storage, static_cast<uint32_t>(first) + here);
+    if (wanted) warp::store_once(arguments.found + first + here, row.found);
     if (first + step < arguments.count) {
       // While this step's rows travel, the next step's buckets come closer.
       const IndexView index = index_view(arguments.table, numbers);
       warp::prefetch(bucket_address(index, home_of(index, next_id)));
     }
-    copy_rows<kDtype, kOut, kValues>(row, count, chunks, cursor, arguments.vectors + first * out_row_bytes, lane);
+    copy_rows<kDtype, kOut, kValues>(row, count, chunks, cursor, arguments.vectors + first * out_row_bytes, here);
     id = next_id;
   }
 }

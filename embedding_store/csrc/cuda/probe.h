@@ -8,7 +8,6 @@
 namespace embedding_store::cuda {
 
 constexpr int kTiles = warp::kLanes / kSlots;  // buckets that a warp reads with one access
-constexpr int kRounds = 4;                     // such accesses in flight together
 constexpr uint32_t kTileMask = (1u << kSlots) - 1;
 constexpr uint32_t kLastSlots = 0x88888888u;  // of each tile the lane that has the last slot
 
@@ -69,70 +68,70 @@ struct Row {
 };
 
 // Which of the buckets that a warp reads at once are whose: number q, which tile q % kTiles reads in round q / kTiles,
-// belongs to the id of lane q % ids, and is the one q / ids buckets after that which its search has come to. With few
-// ids a warp, there is room for each one's next bucket, too: of those 10 % that overflow, hardly any searches on.
+// belongs to the id of lane q % kIds, and is the one q / kIds buckets after that which its search has come to. With few
+// ids a warp there is room for each one's next bucket, too: one search in ten goes on to it, hardly any further.
+template <int kIds>
 struct Shares {
-  int ids;     // of a warp: 4, 8, 16 or 32
-  int ahead;   // adjacent buckets of an id that are read together
-  int rounds;  // up to kRounds
+  static_assert(kIds == 4 || kIds == 8 || kIds == 16 || kIds == 32, "no such step");
+  static constexpr int kAhead = kIds < warp::kLanes ? 2 : 1;  // adjacent buckets of an id that are read together
+  static constexpr int kRounds = kIds * kAhead / kTiles;
 
-  ES_DEVICE explicit Shares(int ids_) : ids(ids_), ahead(ids_ < warp::kLanes ? 2 : 1), rounds(ids_ * ahead / kTiles) {}
+  ES_DEVICE static int owner(int round, int tile) { return (round * kTiles + tile) % kIds; }
+  ES_DEVICE static int ahead(int round, int tile) { return (round * kTiles + tile) / kIds; }
 
   // The lanes that read the buckets of `lane`'s id in this round.
-  ES_DEVICE uint32_t readers(int lane, int round) const {
+  ES_DEVICE static uint32_t readers(int round, int lane) {
+    if (round * kTiles % kIds != lane / kTiles * kTiles) return 0;
     const uint32_t tile = kTileMask << lane % kTiles * kSlots;
-    if ((round * kTiles & (ids - 1)) != (lane & ~(kTiles - 1))) return 0;
-    return ids < kTiles ? tile | tile << ids * kSlots : tile;
+    return kIds < kTiles ? tile | tile << kIds * kSlots : tile;
   }
 };
 
-// The location of lane i's id in lane i; kEmpty where there is none or the id is not wanted. All searches advance
-// together, each lane knowing how far that of its own id has come.
-ES_DEVICE uint64_t probe_ids(const IndexView& index, int64_t id, bool wanted, const Shares& shares, int lane) {
+// The location of lane i's id in lane i; kEmpty where there is none or the id is not wanted, as from lane kIds on it must
+// not be. All searches advance together, each lane knowing how far that of its own id has come.
+template <int kIds>
+ES_DEVICE uint64_t probe_ids(const IndexView& index, int64_t id, bool wanted, int lane) {
+  using Shares = Shares<kIds>;
   const int slot = lane % kSlots;
   const int tile = lane / kSlots;
   int64_t bucket = home_of(index, id);
   uint64_t location = kEmpty;
   bool searching = wanted;
   while (const uint32_t all = warp::ballot(searching)) {
-    warp::Words<16> slots[kRounds];
+    warp::Words<16> slots[Shares::kRounds];
     uint32_t read = 0;  // bit r: this lane has read a slot in round r
     ES_UNROLL
-    for (int r = 0; r < kRounds; ++r) {
-      const int q = r * kTiles + tile;
-      const int owner = q & (shares.ids - 1);
-      const int64_t number = warp::shuffle(bucket, owner) + (q >= shares.ids ? 1 : 0);
-      const bool there = r < shares.rounds && (all >> owner & 1u) != 0 && number < index.total_buckets;
+    for (int r = 0; r < Shares::kRounds; ++r) {
+      const int owner = Shares::owner(r, tile);
+      const int64_t number = warp::shuffle(bucket, owner) + Shares::ahead(r, tile);
+      const bool there = (all >> owner & 1u) != 0 && number < index.total_buckets;
       slots[r] = warp::load_if(there, bucket_address(index, number) + slot * sizeof(Slot));
       read |= static_cast<uint32_t>(there) << r;
     }
     bool full = true;  // all buckets of this lane's id
     ES_UNROLL
-    for (int r = 0; r < kRounds; ++r) {
+    for (int r = 0; r < Shares::kRounds; ++r) {
       const uint32_t* words = slots[r].words;
       const int64_t stored = static_cast<int64_t>(words[0] | static_cast<uint64_t>(words[1]) << 32);
       const uint64_t there = words[2] | static_cast<uint64_t>(words[3]) << 32;
-      const int owner = (r * kTiles + tile) & (shares.ids - 1);
       const bool occupied = (read >> r & 1u) != 0 && there != kEmpty;
-      const bool same = stored == warp::shuffle(id, owner);
-      const uint32_t hits = warp::ballot(occupied && same);
+      const bool same = stored == warp::shuffle(id, Shares::owner(r, tile));
+      const uint32_t readers = Shares::readers(r, lane);
+      const uint32_t hits = warp::ballot(occupied && same) & readers;
       const uint32_t last = warp::ballot(occupied) & kLastSlots;  // empty slots are the last ones of a bucket
-      const uint32_t readers = r < shares.rounds ? shares.readers(lane, r) : 0;
-      const int from = (hits & readers) != 0 ? warp::lowest_bit(hits & readers) : 0;
-      const uint64_t answer = warp::shuffle(there, from);
-      if (searching && (hits & readers) != 0) location = answer;
+      const uint64_t answer = warp::shuffle(there, hits != 0 ? warp::lowest_bit(hits) : 0);
+      if (searching && hits != 0) location = answer;
       if ((readers & kLastSlots & ~last) != 0) full = false;
     }
     searching = searching && full && location == kEmpty;
-    bucket += shares.ahead;
+    bucket += Shares::kAhead;
   }
   return location;
 }
 
 // As probe_ids, in the overlay first if there is one: what it says of an id, kAbsent too, counts.
-ES_DEVICE uint64_t locate_ids(
-    const TableView& table, const TableNumbers& numbers, int64_t id, bool wanted, int ids_per_warp, int lane) {
-  const Shares shares(ids_per_warp);
+template <int kIds>
+ES_DEVICE uint64_t locate_ids(const TableView& table, const TableNumbers& numbers, int64_t id, bool wanted, int lane) {
   uint64_t location = kEmpty;
   // One copy of the search, and an index that is read anew: both spare the registers of lookups without an overlay.
   const int64_t* index = is_overlaid(numbers) ? overlay_of(numbers) : numbers.values;
@@ -141,10 +140,19 @@ ES_DEVICE uint64_t locate_ids(
 #endif
   for (bool last = false; !last; index = numbers.values) {
     last = index == numbers.values;
-    const uint64_t found = probe_ids(index_at(table, index), id, wanted && location == kEmpty, shares, lane);
+    const uint64_t found = probe_ids<kIds>(index_at(table, index), id, wanted && location == kEmpty, lane);
     if (location == kEmpty) location = found;
   }
   return location;
+}
+
+// With the step of a plan.
+ES_DEVICE uint64_t locate_ids(
+    const TableView& table, const TableNumbers& numbers, int64_t id, bool wanted, int ids_per_warp, int lane) {
+  if (ids_per_warp == 4) return locate_ids<4>(table, numbers, id, wanted, lane);
+  if (ids_per_warp == 8) return locate_ids<8>(table, numbers, id, wanted, lane);
+  if (ids_per_warp == 16) return locate_ids<16>(table, numbers, id, wanted, lane);
+  return locate_ids<32>(table, numbers, id, wanted, lane);
 }
 
 // The row at a location; `base` is where its segment's columns are counted from, `place` any number (see warp::zeros).

@@ -23,9 +23,9 @@ using Stored = warp::Words<kStoredBytes<kDtype, kValues>>;
 
 // Values chunk * kValues .. of a row, as decode_chunk takes them.
 template <Dtype kDtype, int kValues>
-ES_DEVICE Stored<kDtype, kValues> load_chunk(const uint8_t* row, int chunk) {
+ES_DEVICE Stored<kDtype, kValues> load_chunk(const uint8_t* row, uint32_t chunk) {
   constexpr int kBytes = kStoredBytes<kDtype, kValues>;
-  const int64_t bytes = kDtype == Dtype::kInt4 && kValues == 1 ? chunk >> 1 : static_cast<int64_t>(chunk) * kBytes;
+  const uint64_t bytes = kDtype == Dtype::kInt4 && kValues == 1 ? chunk >> 1 : static_cast<uint64_t>(chunk) * kBytes;
   return warp::load_past<kBytes>(row + bytes);
 }
 
@@ -78,58 +78,78 @@ struct Cursor {
       : row(lane / chunks), chunk(lane % chunks), row_step(warp::kLanes / chunks), chunk_step(warp::kLanes % chunks) {}
 
   ES_DEVICE void advance(uint32_t chunks) {
-    row += row_step;
-    chunk += chunk_step;
-    if (chunk >= chunks) {
-      chunk -= chunks;
-      ++row;
-    }
+    const uint32_t sum = chunk + chunk_step;
+    row += row_step + (sum >= chunks ? 1 : 0);
+    chunk = sum >= chunks ? sum - chunks : sum;
   }
 };
 
-// Write the first `count` lanes' rows one after another, zeros where there is none. The loads of kInFlight chunks are
-// under way before the first is used, and a warp's stores fill a run of memory, whatever the dimension.
+// Rows on their way through a warp: chunk after chunk of the first `count` lanes' rows.
 template <Dtype kDtype, OutDtype kOut, int kValues>
-ES_DEVICE void copy_rows(
-    const Row& row,  // lane i's is row i; none beyond `count`
-    int count,       // 1 .. 32
-    int chunks,      // of kValues values, in a row
-    Cursor cursor,   // this lane's at the first row
-    uint8_t* out,    // [count, chunks * kValues]
-    int lane) {
-  constexpr int kInFlight = kStoredBytes<kDtype, kValues> > 16 ? 4 : 8;
-  constexpr int kChunkBytes = kValues * kOutBytes<kOut>;
-  const int items = count * chunks;
-  const uint64_t address = reinterpret_cast<uint64_t>(row.values);
-  const uint32_t found = warp::ballot(row.found);
-  for (int first = lane; first - lane < items; first += kInFlight * warp::kLanes) {
-    Stored<kDtype, kValues> stored[kInFlight];
-    uint32_t owner[kInFlight];
+struct Copy {
+  static constexpr int kChunkBytes = kValues * kOutBytes<kOut>;
+
+  const Row& row;  // lane i's is row i; none beyond `count`
+  uint32_t found;   // bit i: row i is there
+  uint32_t chunks;  // of kValues values, in a row
+  int items;        // chunks of all rows
+  uint8_t* out;     // [items, kValues]
+  Cursor cursor;    // where this lane's next chunk is
+  int next;         // and its number
+
+  // kLoads chunks a lane: all loads are under way before the first is used.
+  template <int kLoads>
+  ES_DEVICE void advance() {
+    const uint64_t address = reinterpret_cast<uint64_t>(row.values);
+    const int left = items - next;
+    Stored<kDtype, kValues> stored[kLoads];
+    uint32_t owner[kLoads];
     uint32_t odd = 0;
     ES_UNROLL
-    for (int i = 0; i < kInFlight; ++i) {
+    for (int i = 0; i < kLoads; ++i) {
       owner[i] = cursor.row % warp::kLanes;
       const auto* values = reinterpret_cast<const uint8_t*>(warp::shuffle(address, owner[i]));
       // Beyond the end, chunk 0 of some row: one piece of memory, for all lanes.
-      const bool there = first + i * warp::kLanes < items && (found >> owner[i] & 1u) != 0;
-      stored[i] = load_chunk<kDtype, kValues>(values, there ? cursor.chunk : 0);
+      const bool there = left > i * warp::kLanes && (found >> owner[i] & 1u) != 0;
+      stored[i] = load_chunk<kDtype, kValues>(values, warp::opaque(there ? cursor.chunk : 0));
       odd |= (cursor.chunk & 1u) << i;
       cursor.advance(chunks);
     }
+    uint8_t* target = out + static_cast<int64_t>(next) * kChunkBytes;
     ES_UNROLL
-    for (int i = 0; i < kInFlight; ++i) {
-      const int item = first + i * warp::kLanes;
+    for (int i = 0; i < kLoads; ++i) {
       // After the loads: scale and offset are on their way as the values are.
       const float scale = kQuantised<kDtype> ? warp::shuffle(row.scale, owner[i]) : 0.0f;
       const float offset = kQuantised<kDtype> ? warp::shuffle(row.offset, owner[i]) : 0.0f;
-      if (item < items) {
+      if (left > i * warp::kLanes) {
         float values[kValues];
         decode_chunk<kDtype, kValues>(stored[i], scale, offset, (odd >> i & 1u) != 0, values);
-        uint8_t* target = out + static_cast<int64_t>(item) * kChunkBytes;
-        warp::store_once<kChunkBytes>(target, encode_chunk<kOut, kValues>(values));
+        warp::store_once<kChunkBytes>(target + i * warp::kLanes * kChunkBytes, encode_chunk<kOut, kValues>(values));
       }
     }
+    next += kLoads * warp::kLanes;
   }
+};
+
+// Write the first `count` lanes' rows one after another, zeros where there is none. A warp's stores fill a run of memory,
+// whatever the dimension.
+template <Dtype kDtype, OutDtype kOut, int kValues>
+ES_DEVICE void copy_rows(
+    const Row& row,        // lane i's is row i; none beyond `count`
+    int count,             // 1 .. 32
+    uint32_t chunks,       // of kValues values, in a row
+    const Cursor& cursor,  // this lane's at the first row
+    uint8_t* out,          // [count, chunks * kValues]
+    int lane) {
+  constexpr int kMost = kStoredBytes<kDtype, kValues> > 16 ? 4 : 8;  // 32 registers of a lane
+  const int items = count * static_cast<int>(chunks);
+  Copy<kDtype, kOut, kValues> copy{row, warp::ballot(row.found), chunks, items, out, cursor, lane};
+  int left = (items + warp::kLanes - 1) / warp::kLanes;  // loads a lane
+  for (; left > kMost / 2; left -= kMost) copy.template advance<kMost>();
+  // The rest without loads in vain: few rows of few values, say of a small batch, have no more.
+  if (kMost == 8 && left > 2) copy.template advance<4>();
+  else if (left > 1) copy.template advance<2>();
+  else if (left > 0) copy.template advance<1>();
 }
 
 }  // namespace embedding_store::cuda

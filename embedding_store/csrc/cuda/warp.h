@@ -36,6 +36,13 @@ ES_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(kAll
 ES_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 ES_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }  // -1 without one
 
+// The same value, but not to the compiler: what is computed of it in a loop stays there, and takes no register elsewhere.
+template <class T>  // of 32 bits
+ES_DEVICE T opaque(T value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Words of a chunk of memory, read or written at once: alignment as wide as the chunk, 16 bytes at most.
 template <int kBytes>
 struct Words {

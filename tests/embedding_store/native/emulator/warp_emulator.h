@@ -157,6 +157,11 @@ T shuffle(T value, int lane) {
 
 inline float shuffle_xor(float value, int mask) { return shuffle(value, emulator().lane() ^ mask); }
 
+template <class T>
+T opaque(T value) {
+  return value;
+}
+
 inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline int lowest_bit(uint32_t bits) { return __builtin_ffs(static_cast<int>(bits)) - 1; }
 
@@ -178,7 +183,9 @@ Words<kBytes> load_past(const uint8_t* address) {
   return load<kBytes>(address);
 }
 
-inline Words<16> load_if(bool wanted, const uint8_t* address) { return wanted ? load<16>(address) : Words<16>{}; }
+inline Words<16> load_if(bool wanted, const uint8_t* address) {
+  return wanted ? load<16>(address) : Words<16>{{0, 0, 0, 0}};  // what an entry of id 0 and row 0 would be
+}
 
 inline int64_t load(const int64_t* address) {
   check_access(address, 8);
