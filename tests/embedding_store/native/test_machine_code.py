@@ -1,0 +1,54 @@
+"""The CUDA kernels as machine code, for which a compiler is enough: registers, spills, loads under way together.
+
+That a warp has eight loads under way, and a multiprocessor 24 such warps, is what the kernels' speed rests on; one
+register more, or one condition kept too long, costs a good part of it and no test of results would tell.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.embedding_store.native.machine_code.sass import kernels, loop_orders
+
+NVCC = shutil.which("nvcc")
+CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump")
+pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, which is not on the PATH")
+
+KERNELS = 7
+MOST_REGISTERS = 80  # of 65 536, for 6 blocks of 128 threads: plan.h
+LOOKUP_LOOPS = ["LLLLLLLLuuuuuuuu", "LLLLuuuu", "LLLLuuuu", "LLuu", "Lu"]  # rows; buckets with 32, 16, 8, 4 ids a warp
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The machine code for Hopper, and what the assembler says of it."""
+    source = Path(__file__).parent / "machine_code" / "instances.cu"
+    cubin = tmp_path_factory.mktemp("machine_code") / "instances.cubin"
+    options = ["-std=c++17", "-fmad=false", "-gencode=arch=compute_90,code=sm_90", "-Xptxas=-v", "-cubin"]
+    assert NVCC is not None
+    run = subprocess.run([NVCC, *options, source, "-o", cubin], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    return cubin, run.stdout + run.stderr
+
+
+def test_registers_suffice_and_nothing_is_spilled(compiled: tuple[Path, str]):
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", compiled[1])]
+    assert len(registers) == KERNELS
+    assert max(registers) <= MOST_REGISTERS
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled[1])
+    assert spills == [("0", "0", "0")] * KERNELS
+
+
+@pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump, on the PATH or named by CUOBJDUMP")
+def test_all_loads_are_under_way_before_the_first_is_used(compiled: tuple[Path, str]):
+    assert CUOBJDUMP is not None
+    code = kernels(compiled[0], CUOBJDUMP)
+    assert len(code) == KERNELS
+    for name, instructions in code.items():
+        assert loop_orders(instructions) == LOOKUP_LOOPS, name
