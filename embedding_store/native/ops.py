@@ -17,9 +17,9 @@ earlier versions exported, says the same.) In a copy of quantised rows, as FBGEM
 its scale and offset, float32 each, so that one access fetches all three; layout[5] is the distance of rows, a multiple
 of 8, as is the byte offset of the first values, which are 8 and 4 bytes behind the first scale and offset.
 
-On a CUDA device S is 2 at most, hot and cold rows. There `layout` may be a CPU tensor, whose numbers become parameters
-of the kernel, or one on the device, from which the kernel reads them when it runs: in a captured graph, whose table may
-be another one by then.
+On a CUDA device S is 3 at most, 2 with an overlay (`upload` makes hot and cold rows of all). There `layout` may be a
+CPU tensor, whose numbers become parameters of the kernel, or one on the device, from which the kernel reads them when
+it runs: in a captured graph, whose table may be another one by then.
 
 On the CPU the memory of a large result (8 MiB and more) is kept for the next one when the tensor is gone, up to 128 MiB
 a process: zeroing fresh memory would take longer than the lookup.

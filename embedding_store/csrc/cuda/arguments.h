@@ -9,8 +9,8 @@ namespace embedding_store::cuda {
 
 // A warp's rows together have fewer than 2^31 values, so that 32-bit numbers count them; addresses have 64 bits.
 
-constexpr int kMaxSegments = 2;  // of a table on a device: hot and cold rows
-constexpr int kLayoutValues = kLayoutHeader + 4 * kMaxSegments + kIndexValues;
+constexpr int kMaxParts = 3;  // of a table on a device: hot rows, cold rows, an overlay
+constexpr int kLayoutValues = kLayoutHeader + 4 * kMaxParts;
 
 // A layout as embedding_store/native/ops.py describes it, zeros after its end.
 struct TableNumbers {

@@ -53,21 +53,15 @@ void check_beside(const Tensor& tensor, const Tensor& ids, ScalarType type, cons
   }
 }
 
-[[noreturn]] void refuse_segments() {
-  refuse("layout has more than " + std::to_string(kMaxSegments) +
-         " segments, the most on a CUDA device: load the table with Snapshot.load(device)");
-}
-
 // A layout on the CPU, checked: the kernels trust it.
 TableNumbers numbers_of(const Tensor& layout) {
   TableNumbers numbers{};
   const auto* values = static_cast<const int64_t*>(layout.const_data_ptr());
   std::copy(values, values + layout.numel(), numbers.values);
-  if (values[kSegmentsAt] > kMaxSegments) refuse_segments();
-  const int64_t expected = kLayoutHeader + 4 * values[kSegmentsAt] + (values[kOverlaidAt] != 0 ? kIndexValues : 0);
-  if (layout.numel() != expected) {
-    refuse("layout has " + std::to_string(layout.numel()) + " values; by those it has it should be " +
-           std::to_string(expected));
+  const int64_t parts = values[kSegmentsAt] + (values[kOverlaidAt] != 0 ? 1 : 0);
+  if (layout.numel() != kLayoutHeader + 4 * parts) {
+    refuse("layout has " + std::to_string(layout.numel()) + " values, not 8 and 4 for each of the " +
+           std::to_string(parts) + " segments and overlays that it names");
   }
   return numbers;
 }
@@ -84,7 +78,10 @@ TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& lay
   if (layout.numel() < kLayoutHeader || layout.numel() % 4 != 0) {
     refuse("layout has " + std::to_string(layout.numel()) + " values, not 8 + 4 * segments, nor 4 more");
   }
-  if (layout.numel() > kLayoutValues) refuse_segments();
+  if (layout.numel() > kLayoutValues) {
+    refuse("layout has " + std::to_string(layout.numel()) + " values: a table on a CUDA device has 3 segments at most, 2 "
+           "with an overlay; load it with Snapshot.load(device), which joins them");
+  }
   const auto* bytes = static_cast<const uint8_t*>(storage.const_data_ptr());
   if (reinterpret_cast<uintptr_t>(bytes) % kAccessBytes != 0) {
     refuse("storage does not begin at a multiple of 16 bytes: clone() it");

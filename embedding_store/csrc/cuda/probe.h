@@ -43,7 +43,8 @@ ES_DEVICE bool is_overlaid(const TableNumbers& numbers) { return numbers.values[
 // How many segments the numbers have; what a wrong layout says does not lead out of them.
 ES_DEVICE int segments_of(const TableNumbers& numbers) {
   const auto segments = static_cast<uint64_t>(numbers.values[kSegmentsAt]);
-  return segments < kMaxSegments ? static_cast<int>(segments) : kMaxSegments;
+  const int most = is_overlaid(numbers) ? kMaxParts - 1 : kMaxParts;
+  return segments < static_cast<uint64_t>(most) ? static_cast<int>(segments) : most;
 }
 
 // The numbers of the overlay's index, of a table that is overlaid.

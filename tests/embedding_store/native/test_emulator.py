@@ -238,7 +238,7 @@ def test_an_overlays_numbers_are_no_segment(emulator: ctypes.CDLL, layout_on_dev
     assert found.tolist() == [i % 3 != 0 for i in range(len(IDS))]
 
 
-@pytest.mark.parametrize("segments", [-1, 3, 2**40])
+@pytest.mark.parametrize("segments", [-1, 4, 2**40])
 def test_a_layout_with_too_many_segments_leads_nowhere(emulator: ctypes.CDLL, segments: int):
     """Of one on the device the host knows nothing. What rows it leads to is its own affair."""
     table = small_table([], 8, "float32", gone=[])
@@ -257,8 +257,12 @@ def test_an_empty_index_finds_nothing_not_even_id_zero(emulator: ctypes.CDLL, id
 
 
 @pytest.mark.parametrize("name", ["float32", "int8"])
-def test_two_segments_and_two_tiers(emulator: ctypes.CDLL, name: str):
+def test_several_segments_and_two_tiers(emulator: ctypes.CDLL, name: str):
     ids = questions(1, 60)
+    table = small_table(IDS, 16, name, segment_rows=[10, 20, len(IDS) - 30])
+    for layout_on_device in (False, True):
+        got = lookup(emulator, table, ids, layout_on_device=layout_on_device)
+        assert_answers(table, ids, torch.float32, got)
     for hot in (0, 10, len(IDS)):
         rows = [hot, len(IDS) - hot]
         table = small_table(IDS, 16, name, segment_rows=rows)

@@ -50,9 +50,19 @@ def test_the_same_bits_as_on_the_cpu(name: str, out: torch.dtype):
         assert torch.equal(got[0].cpu(), on_cpu[0]), f"dim {dim}"
 
 
-@pytest.mark.parametrize("count", [1, 7, 31, 32, 33, 1000, 300_000])
-def test_any_number_of_ids(count: int):
-    table, ids = small_table(IDS, 8, "float32"), questions(count)
+@pytest.mark.parametrize("gone", [None, MISSING[:2]])
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 31, 32, 33, 1000, 12_000, 20_000, 40_000, 300_000])
+def test_any_number_of_ids_and_a_layout_here_or_there(count: int, gone: list[int] | None):
+    table, ids = small_table(IDS, 8, "int8", gone=gone), questions(count)
+    on_gpu = table.to("cuda")
+    for layout in (table.layout, on_gpu.layout):
+        got = ops.lookup(ids, on_gpu.storage, layout, 8, "int8")
+        assert_answers(table, ids, torch.float32, got)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_hardly_any_id_is_there(name: str):
+    table, ids = small_table(IDS, 96, name), torch.arange(-50_000, 50_000, device="cuda")
     assert_answers(table, ids, torch.float32, lookup(table.to("cuda"), ids))
 
 
@@ -70,9 +80,9 @@ def test_shapes_strides_and_nothing_at_all():
     assert_answers(nothing, questions(100), torch.float32, lookup(nothing.to("cuda"), questions(100)))
 
 
-def test_long_searches_and_two_segments():
+def test_long_searches_and_several_segments():
     stored = list(range(-2000, 2000))
-    table = small_table(stored, 4, "float16", load=1.0, seed=3, segment_rows=[1000, 3000])
+    table = small_table(stored, 4, "float16", load=1.0, seed=3, segment_rows=[1000, 0, 3000])
     ids = torch.arange(-2500, 2500, device="cuda")
     assert_answers(table, ids, torch.float16, lookup(table.to("cuda"), ids, torch.float16))
 
@@ -200,8 +210,12 @@ def test_arguments_that_do_not_fit_are_refused_with_a_remedy():
         ops.lookup_tiered(ids, on_gpu.storage, table.cold, on_gpu.layout, 4, "float32", torch.float32, counters)
     with pytest.raises(ValueError, match="counters has 2 values, not 3"):
         ops.lookup_tiered(ids, on_gpu.storage, on_gpu.cold, on_gpu.layout, 4, "float32", torch.float32, counters[:2])
-    with pytest.raises(ValueError, match="layout is not on the device of the ids"):
-        ops.lookup(ids, on_gpu.storage, table.layout, 4, "float32")
+    many = small_table(IDS, 4, "float32", segment_rows=[100, 100, 100, len(IDS) - 300])
+    for layout in (many.layout, many.layout.cuda()):
+        with pytest.raises(ValueError, match=r"layout has 24 values: .* load it with Snapshot\.load\(device\)"):
+            ops.lookup(ids, many.storage.cuda(), layout, 4, "float32")
+    with pytest.raises(ValueError, match="layout has 12 values, not 8 and 4 for each of the 2 segments and overlays"):
+        ops.lookup(ids, on_gpu.storage, table.layout[:12], 4, "float32")
     with pytest.raises(ValueError, match="storage does not begin at a multiple of 16 bytes"):
         ops.lookup(ids, on_gpu.storage[1:], on_gpu.layout, 4, "float32")
     with pytest.raises(ValueError, match="dtype is 'int3'; use one of"):
