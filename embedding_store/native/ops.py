@@ -53,7 +53,7 @@ def lookup(
 
     `dtype` is how rows are stored: float32, float16, bfloat16, int8 or int4; `out` float32, float16 or bfloat16.
     """
-    return torch.ops.embedding_store.lookup(ids, storage, layout, dim, dtype, out)
+    return torch.ops.embedding_store.lookup.default(ids, storage, layout, dim, dtype, out)
 
 
 def lookup_versions(

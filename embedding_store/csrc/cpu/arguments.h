@@ -1,12 +1,12 @@
 // Tensors that ops are given, checked.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "../common/tensors.h"
 
 namespace embedding_store {
 
@@ -15,7 +15,7 @@ using torch::stable::Tensor;
 
 inline Tensor contiguous_ids(const Tensor& ids) {
   if (ids.scalar_type() != ScalarType::Long) throw std::invalid_argument("ids are not int64");
-  return torch::stable::contiguous(ids);
+  return as_contiguous(ids);
 }
 
 // `tensor` as contiguous int64, one for each of `count`; `of` names these.
@@ -23,7 +23,7 @@ inline Tensor contiguous_longs(const Tensor& tensor, int64_t count, const std::s
   if (tensor.scalar_type() != ScalarType::Long || tensor.numel() != count) {
     throw std::invalid_argument(name + " is not int64, one for each " + of);
   }
-  return torch::stable::contiguous(tensor);
+  return as_contiguous(tensor);
 }
 
 inline const int64_t* longs(const Tensor& contiguous) {

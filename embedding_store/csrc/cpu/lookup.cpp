@@ -1,6 +1,4 @@
 // lookup, lookup_tiered and locate on the CPU.
-#include <torch/csrc/stable/ops.h>
-
 #include <array>
 #include <atomic>
 
@@ -18,7 +16,7 @@ std::tuple<Tensor, Tensor> lookup_in(
     const TableView& table, const Tensor& ids_tensor, ScalarType out, int64_t* counters) {
   const Tensor ids = contiguous_ids(ids_tensor);
   const Vectors vectors(ids, shape_of(ids), table.dim, table.dtype, out);
-  Tensor found = torch::stable::new_empty(ids, shape_of(ids), ScalarType::Bool);
+  Tensor found = empty_beside(ids, shape_of(ids), ScalarType::Bool);
   auto* found_data = static_cast<bool*>(found.mutable_data_ptr());
   const Finder finder(table);
   std::array<std::atomic<int64_t>, 3> totals{};
@@ -50,7 +48,7 @@ std::tuple<Tensor, Tensor> lookup(
 Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& layout) {
   const TableView table(storage, storage, layout, 1, "float32");
   const Tensor ids = contiguous_ids(ids_tensor);
-  Tensor locations = torch::stable::new_empty(ids, shape_of(ids), ScalarType::Long);
+  Tensor locations = empty_beside(ids, shape_of(ids), ScalarType::Long);
   auto* found = static_cast<int64_t*>(locations.mutable_data_ptr());
   const Finder finder(table);
   parallel(0, ids.numel(), kGrain, [&](int64_t begin, int64_t end) {

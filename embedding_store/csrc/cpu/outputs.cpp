@@ -8,6 +8,7 @@
 #include <new>
 
 #include "../common/names.h"
+#include "../common/tensors.h"
 #include "fork.h"
 #include "pages.h"
 
@@ -84,7 +85,7 @@ Pool& pool = *new Pool;  // never destroyed: a tensor may outlive the statics of
 torch::stable::Tensor new_output(
     const torch::stable::Tensor& ids, const std::vector<int64_t>& shape, torch::headeronly::ScalarType dtype,
     int64_t bytes) {
-  if (bytes < kLarge) return torch::stable::new_empty(ids, shape, dtype);
+  if (bytes < kLarge) return empty_beside(ids, shape, dtype);
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
   const Block block = pool.take(bytes);

@@ -12,6 +12,7 @@
 
 #include "../common/index.h"
 #include "../common/names.h"
+#include "../common/tensors.h"
 #include "launch.h"
 
 namespace embedding_store::cuda {
@@ -123,11 +124,11 @@ struct Lookup {
 };
 
 Lookup prepared(const TableView& table, const Tensor& ids_tensor, int64_t dim, ScalarType out) {
-  const Tensor ids = torch::stable::contiguous(ids_tensor);
+  const Tensor ids = as_contiguous(ids_tensor);
   std::vector<int64_t> shape(ids.sizes().begin(), ids.sizes().end());
-  Tensor found = torch::stable::new_empty(ids, shape, ScalarType::Bool);
+  Tensor found = empty_beside(ids, shape, ScalarType::Bool);
   shape.push_back(dim);
-  Tensor vectors = torch::stable::new_empty(ids, shape, out);
+  Tensor vectors = empty_beside(ids, shape, out);
   LookupArguments arguments{};
   arguments.table = table;
   arguments.ids = static_cast<const int64_t*>(ids.const_data_ptr());
