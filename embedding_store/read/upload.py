@@ -360,9 +360,12 @@ def _select(
     out = out.view(len(kept), -1)
     begin = 0
     for part in parts:
-        width = part.shape[1]
-        out[:, begin : begin + width].copy_(part if len(kept) == len(part) else part[kept])
-        begin += width
+        place = out[:, begin : begin + part.shape[1]]
+        if len(kept) == len(part):
+            place.copy_(part)
+        else:
+            torch.index_select(part, 0, kept, out=place)
+        begin += part.shape[1]
     out[:, begin:] = 0
 
 

@@ -60,6 +60,8 @@ def test_a_copy_answers_as_the_mapping_does(store: EmbeddingStore, name: str, di
         assert (vector % 256, int(table.layout[5])) == (0, 0)
     assert_same(table, snapshot.load(), [*IDS, 5, -7, 10**12])
     assert table.ids().tolist() == sorted(IDS)
+    assert table.host_layout.device.type == "cpu"
+    assert torch.equal(table.host_layout, table.layout.cpu())
 
 
 @pytest.mark.parametrize("name", ["float32", "int4"])
