@@ -42,8 +42,8 @@ struct Segment {
 
 constexpr int kScaleBytes = 8;  // of a row's scale and offset in front of its values
 
-// Whether rows, each with its scale and offset in front if it is quantised, are `stride` bytes apart. If not (0, and 4 in
-// layouts of exported programs), columns are as in a file: without gaps.
+// Whether rows, each with its scale and offset in front if it is quantised, are `stride` bytes apart. If not (0, and 4
+// in layouts of exported programs), columns are as in a file: without gaps.
 ES_HOST_DEVICE bool is_in_row(int64_t stride) { return stride > 4; }
 
 static_assert(sizeof(Bucket) == 64 && sizeof(Segment) == 32, "both are laid over stored bytes");

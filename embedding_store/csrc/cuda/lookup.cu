@@ -5,8 +5,7 @@
 
 namespace embedding_store::cuda {
 
-void launch_lookup(
-    LookupArguments arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream) {
+void launch_lookup(LookupArguments arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream) {
   const Plan plan = lookup_plan(arguments.count, processors);
   arguments.ids_per_warp = plan.ids_per_warp;
   with_dtype(dtype, [&](auto dtype_constant) {

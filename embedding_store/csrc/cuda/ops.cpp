@@ -80,8 +80,8 @@ TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& lay
     refuse("layout has " + std::to_string(layout.numel()) + " values, not 8 + 4 * segments, nor 4 more");
   }
   if (layout.numel() > kLayoutValues) {
-    refuse("layout has " + std::to_string(layout.numel()) + " values: a table on a CUDA device has 3 segments at most, 2 "
-           "with an overlay; load it with Snapshot.load(device), which joins them");
+    refuse("layout has " + std::to_string(layout.numel()) + " values: a table on a CUDA device has 3 segments at most, "
+           "2 with an overlay; load it with Snapshot.load(device), which joins them");
   }
   const auto* bytes = static_cast<const uint8_t*>(storage.const_data_ptr());
   if (reinterpret_cast<uintptr_t>(bytes) % kAccessBytes != 0) {

@@ -8,8 +8,8 @@
 #include <string>
 #include <tuple>
 
-// A `layout`, int64 [8 + 4 * S] and 4 more with an overlay, 20 at most, may be on the CPU, then its numbers are the kernel's
-// parameters, or on the device: a kernel in a captured graph reads there what is there when it runs.
+// A `layout`, int64 [8 + 4 * S] and 4 more with an overlay, 20 at most, may be on the CPU, then its numbers are the
+// kernel's parameters, or on the device: a kernel in a captured graph reads there what is there when it runs.
 namespace embedding_store::cuda {
 
 using torch::headeronly::ScalarType;

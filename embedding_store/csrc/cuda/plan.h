@@ -24,8 +24,8 @@ struct Plan {
 
 // The fewest ids a warp with which each warp that runs at once has one step, for then all accesses of a kind are under
 // way together: the call takes as long as three accesses that wait for each other (id, buckets, row), some 700 ns each,
-// if its bytes travel in less. With 132 processors, up to 12 672 ids are 4 a warp, 25 344 are 8, 50 688 are 16. More have
-// 32: they take so long that a search costs more than what it waits for.
+// if its bytes travel in less. With 132 processors, up to 12 672 ids are 4 a warp, 25 344 are 8, 50 688 are 16. More
+// have 32: while one warp waits others work, and fewer instructions an id count for more.
 inline Plan lookup_plan(int64_t count, int processors) {
   const int64_t warps = static_cast<int64_t>(processors) * kBlocksPerProcessor * kWarpsPerBlock;
   int ids = 4;

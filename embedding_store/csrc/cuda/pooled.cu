@@ -8,7 +8,8 @@ namespace embedding_store::cuda {
 namespace {
 
 template <Dtype kDtype, int kValues>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) pooled_kernel(const __grid_constant__ PooledArguments arguments) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    pooled_kernel(const __grid_constant__ PooledArguments arguments) {
   __shared__ TableNumbers numbers;
   read_numbers(arguments.table, threadIdx.x, &numbers);
   __syncthreads();

@@ -88,8 +88,8 @@ struct Shares {
   }
 };
 
-// The location of lane i's id in lane i; kEmpty where there is none or the id is not wanted, as from lane kIds on it must
-// not be. All searches advance together, each lane knowing how far that of its own id has come.
+// The location of lane i's id in lane i; kEmpty where there is none or the id is not wanted, as none is from lane kIds
+// on. All searches advance together, each lane knowing how far that of its own id has come.
 template <int kIds>
 ES_DEVICE uint64_t probe_ids(const IndexView& index, int64_t id, bool wanted, int lane) {
   using Shares = Shares<kIds>;

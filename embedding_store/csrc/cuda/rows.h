@@ -131,8 +131,8 @@ struct Copy {
   }
 };
 
-// Write the first `count` lanes' rows one after another, zeros where there is none. A warp's stores fill a run of memory,
-// whatever the dimension.
+// Write the first `count` lanes' rows one after another, zeros where there is none. A warp's stores fill a run of
+// memory, whatever the dimension.
 template <Dtype kDtype, OutDtype kOut, int kValues>
 ES_DEVICE void copy_rows(
     const Row& row,        // lane i's is row i; none beyond `count`

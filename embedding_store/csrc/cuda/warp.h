@@ -1,5 +1,5 @@
 // What the kernels need of a warp. Their bodies (probe.h, rows.h, lookup.h, pooled.h) use nothing else of CUDA, so that
-// a test without a GPU runs the same code lane by lane: tests/embedding_store/emulator supplies these functions there.
+// a test without a GPU runs the same code lane by lane: tests/embedding_store/native/emulator has these functions, too.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ ES_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(kAll
 ES_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 ES_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }  // -1 without one
 
-// The same value, but not to the compiler: what is computed of it in a loop stays there, and takes no register elsewhere.
+// The same value, but not to the compiler: what is computed of it in a loop stays there and takes no register outside.
 template <class T>  // of 32 bits
 ES_DEVICE T opaque(T value) {
   asm volatile("" : "+r"(value));
@@ -91,8 +91,8 @@ ES_DEVICE Words<kBytes> load_past(const uint8_t* address) {
   return value;
 }
 
-// As load_past of 16 bytes; zeros, and no access, unless it is `wanted`. Of these no more than six at once: the condition
-// of each takes one of seven predicates until its value is used.
+// As load_past of 16 bytes; zeros, and no access, unless it is `wanted`. Of these no more than six at once: the
+// condition of each takes one of seven predicates until its value is used.
 ES_DEVICE Words<16> load_if(bool wanted, const uint8_t* address) {
   Words<16> value = {};
   uint32_t* w = value.words;
@@ -103,8 +103,8 @@ ES_DEVICE Words<16> load_if(bool wanted, const uint8_t* address) {
 }
 #undef ES_LOAD
 
-// 64 bytes to read instead of what is not there, without a condition on the load. `place` is any number: it spreads them
-// over the second cache, one of whose slices would else be asked by all.
+// 64 bytes of zeros to read instead of what is not there, without a condition on the load. `place`, any number, spreads
+// them over the second cache, one of whose slices would else be asked by all.
 constexpr uint32_t kZeroBytes = 1 << 14;
 static __device__ uint4 zero_bytes[kZeroBytes / 16];
 ES_DEVICE const uint8_t* zeros(uint32_t place) {
