@@ -10,6 +10,8 @@ STABLE_TORCH_LIBRARY_IMPL(embedding_store, CUDA, m) {
   m.impl("lookup", TORCH_BOX(&embedding_store::cuda::lookup));
   m.impl("lookup_pooled", TORCH_BOX(&embedding_store::cuda::lookup_pooled));
   m.impl("lookup_tiered", TORCH_BOX(&embedding_store::cuda::lookup_tiered));
+  m.impl("enter", TORCH_BOX(&embedding_store::cuda::enter));
+  m.impl("leave", TORCH_BOX(&embedding_store::cuda::leave));
 }
 
 #else
@@ -35,6 +37,9 @@ STABLE_TORCH_LIBRARY(embedding_store, m) {
   m.def("distinct(Tensor ids, int parts) -> (Tensor, Tensor, Tensor)");
   m.def(
       "gather(Tensor places, Tensor own, Tensor received, int dim, str dtype, ScalarType out) -> (Tensor, Tensor)");
+  // Two slots of memory; see native/gate.py.
+  m.def("enter(Tensor(a!) gate, Tensor rows) -> Tensor");
+  m.def("leave(Tensor(a!) gate, Tensor row) -> ()");
   // A snapshot's files as one tensor; see native/mapping.py.
   m.def("map_files(str[] paths, int[] bytes, Tensor crcs, bool copies, bool anew) -> Tensor");
   m.def("mapped_starts(Tensor storage) -> int[]");
@@ -53,6 +58,8 @@ STABLE_TORCH_LIBRARY_IMPL(embedding_store, CPU, m) {
   m.impl("nearest", TORCH_BOX(&embedding_store::nearest));
   m.impl("distinct", TORCH_BOX(&embedding_store::distinct));
   m.impl("gather", TORCH_BOX(&embedding_store::gather));
+  m.impl("enter", TORCH_BOX(&embedding_store::enter));
+  m.impl("leave", TORCH_BOX(&embedding_store::leave));
   m.impl("map_files", TORCH_BOX(&embedding_store::map_files));
   m.impl("mapped_starts", TORCH_BOX(&embedding_store::mapped_starts));
   m.impl("check_blocks", TORCH_BOX(&embedding_store::check_blocks));

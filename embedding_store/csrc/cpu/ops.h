@@ -84,4 +84,13 @@ void check_blocks(const Tensor& storage, int64_t first, int64_t count, double by
 int64_t unchecked_blocks(const Tensor& storage);
 void release_pages(const Tensor& storage);
 
+// The numbers of the slot that is entered, and which one that is: int64 [N + 1].
+Tensor enter(
+    Tensor gate,          // int64 [3]
+    const Tensor& rows);  // int64 [2, N]
+
+void leave(
+    Tensor gate,         // int64 [3]
+    const Tensor& row);  // int64 [N + 1]
+
 }  // namespace embedding_store

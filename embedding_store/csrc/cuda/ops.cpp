@@ -162,6 +162,7 @@ std::tuple<Tensor, Tensor> lookup_tiered(
   const Dtype stored = dtype_named(dtype);
   const OutDtype type = out_dtype(out);
   TableView table = table_view(ids, storage, layout, dim, stored);
+  const Device device(ids);  // before the first call of CUDA, which would begin a context on another GPU
   table.cold = device_address(cold);
   check_beside(counters, ids, ScalarType::Long, "counters");
   if (counters.numel() != 3) refuse("counters has " + std::to_string(counters.numel()) + " values, not 3");

@@ -38,4 +38,13 @@ std::tuple<Tensor, Tensor> lookup_tiered(
     int64_t dim, const std::string& dtype, ScalarType out,
     Tensor counters);  // int64 [3]: += hot hits, cold hits, misses
 
+// The numbers of the slot that is entered, and which one that is: int64 [N + 1].
+Tensor enter(
+    Tensor gate,          // int64 [3]
+    const Tensor& rows);  // int64 [2, N]
+
+void leave(
+    Tensor gate,         // int64 [3]
+    const Tensor& row);  // int64 [N + 1]
+
 }  // namespace embedding_store::cuda
