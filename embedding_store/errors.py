@@ -19,6 +19,14 @@ class NativeLibraryError(StoreError, ImportError):
     """The native library is not built, or does not fit the torch that is installed."""
 
 
+class DeviceMemoryError(StoreError, MemoryError):
+    """A table takes more memory than a device has, or a slot of a CapturableLiveTable; the message has both numbers."""
+
+
+class SlotBusyError(StoreError):
+    """A version cannot be loaded yet into the slot of a CapturableLiveTable that is not served: it is still read."""
+
+
 class InvalidTimeError(StoreError, ValueError):
     """A time that is neither int milliseconds nor an aware datetime, reads as another unit, or is beyond int64."""
 

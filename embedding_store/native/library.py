@@ -1,4 +1,4 @@
-"""Loads the native library, on first use, and turns its errors into those of this package."""
+"""Loads the native libraries, on first use, and turns their errors into those of this package."""
 
 from __future__ import annotations
 
@@ -17,21 +17,59 @@ from embedding_store import errors
 LIBRARY_VARIABLE = "EMBEDDING_STORE_LIBRARY"
 """Environment variable: another file to load as the CPU library, say one built with sanitizers."""
 
+CUDA_LIBRARY = Path(__file__).parent.parent / "libembedding_store_cuda.so"
+
+_BUILD = (
+    "for CUDA, install the CUDA toolkit's nvcc and build with `make install` or `pip install --no-build-isolation .`, "
+    "and use a torch with CUDA on a machine with a GPU"
+)
 _CORRUPT = re.compile(r"(\w+Error): (.*): (.*)", re.DOTALL)
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The CPU library. Its ops are in `torch.ops.embedding_store` from here on, CUDA's too where torch has CUDA.
+    """The CPU library. Its ops are in `torch.ops.embedding_store` from here on, CUDA's too where its library loads.
 
     Raises:
         NativeLibraryError: it is not built or does not fit this torch; the message has the cause and the remedy.
     """
     cpu = _load(Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).parent.parent / "libembedding_store.so"))
-    cuda = Path(__file__).parent.parent / "libembedding_store_cuda.so"
-    if torch.cuda.is_available() and cuda.exists():
-        _load(cuda)
+    if torch.cuda.is_available():
+        _cuda()
     return cpu
+
+
+def cuda_library() -> ctypes.CDLL:
+    """CUDA's library. Where it cannot be had the CPU's works all the same.
+
+    Raises:
+        NativeLibraryError: torch finds no GPU, or the library is not built or does not load; with the cause.
+    """
+    library()
+    found = _cuda() if torch.cuda.is_available() else f"{_BUILD} ({_why_no_gpu()})"
+    if isinstance(found, str):
+        raise errors.NativeLibraryError(found)
+    return found
+
+
+@functools.cache
+def _cuda() -> ctypes.CDLL | str:
+    """The library, or why it is not there."""
+    if not CUDA_LIBRARY.exists():
+        return f"{_BUILD} ({CUDA_LIBRARY} does not exist)"
+    try:
+        return _load(CUDA_LIBRARY)
+    except errors.NativeLibraryError as error:
+        return str(error)
+
+
+def _why_no_gpu() -> str:
+    """What torch says when it is told to use a GPU: that it has no CUDA, that there is no driver or one too old."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return "torch.cuda.is_available() is False"
 
 
 def _load(path: Path) -> ctypes.CDLL:

@@ -22,7 +22,8 @@ from embedding_store.history.refusals import reasons
 from embedding_store.history.tags import pointed
 from embedding_store.history.tombstones import gone
 from embedding_store.history.versions import Versions
-from embedding_store.native.mapping import MappedFile, Mapping
+from embedding_store.native.mapping import BACKGROUND_RATE, MappedFile, Mapping
+from embedding_store.read.copying import AT_ONCE, Manner
 from embedding_store.read.table import Table
 from embedding_store.scan.index import read_headers
 from embedding_store.scan.locations import index_layout
@@ -114,6 +115,7 @@ class Snapshot:
         verify: bool = False,
         gpu_bytes: int | None = None,
         hot_ids: Tensor | None = None,  # int64 [N]
+        manner: Manner = AT_ONCE,
     ) -> Table:
         """A table for lookups: mapped from the files on the CPU, copied to another device.
 
@@ -129,14 +131,17 @@ class Snapshot:
             verify: check everything now.
             gpu_bytes: keep only so many bytes of rows in the device's memory and the rest in pinned host memory.
             hot_ids: with `gpu_bytes`, ids whose rows should be in the device's memory, the most important one first.
+            manner: how fast a copy is made, and into what memory.
 
         Raises:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
-            InvalidArgumentError, NativeLibraryError: no such device, or no lookup for its kind.
+            InvalidArgumentError, NativeLibraryError: no such device, no lookup for its kind, or none that runs there.
+            DeviceMemoryError: the device has too little memory.
+            StoppedError: `manner.progress` broke the copy off.
         """
         place = arguments.device(device)
-        table = healed(self._storage, lambda: self._load(place, verify, gpu_bytes, hot_ids))
+        table = healed(self._storage, lambda: self._load(place, verify, gpu_bytes, hot_ids, manner))
         table.reload = partial(self.load, place, gpu_bytes=gpu_bytes, hot_ids=hot_ids)
         return table
 
@@ -146,38 +151,47 @@ class Snapshot:
         progress: Callable[[int, int], bool | None] | None = None,
         *,
         background: bool = False,
+        memory: Callable[[int, torch.device], Tensor] | None = None,
     ) -> Table:
         """As `load`, with every block that has not been checked yet checked now: no lookup finds changed bytes later.
 
         Args:
             device: where lookups take place.
-            progress, background: of `Mapping.check`, which may end early by them.
+            progress, background: of `Mapping.check`, which may end early by them; a copy to a device is made in the
+                same manner.
+            memory: gives uint8 [count] on the device: make a copy there, on the CPU too.
 
         Raises:
             StoreError: as `load`.
+            StoppedError: of read/copying.py: a copy to a device ended early.
         """
+        manner = Manner(BACKGROUND_RATE if background else 0.0, progress, memory)
 
         def load() -> Table:
-            table = self.load(device)
+            table = self.load(device, manner=manner)
             if table.mapping is not None:
                 table.mapping.check(progress, background=background)
             return table
 
         return healed(self._storage, load)
 
-    def _load(self, device: torch.device, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None) -> Table:
+    def _load(
+        self, device: torch.device, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None, manner: Manner
+    ) -> Table:
         mapping, headers = self._map(anew=verify)
         if verify:
             check_all(self._storage, self.manifest, mapping)
         layout = table_layout(self.manifest, mapping.starts, headers)
-        if device.type == "cpu" and gpu_bytes is None:
+        if device.type == "cpu" and gpu_bytes is None and manner.memory is None:
             return Table(self.manifest, mapping.storage, layout, mapping=mapping)
         from embedding_store.read.tiered import TieredTable
         from embedding_store.read.upload import upload, upload_tiered  # not needed where only the CPU serves
 
         dtype, index_path = DTYPES[self.dtype], self._storage.locate(self.manifest.index.path)
         if gpu_bytes is None:
-            copy = upload(mapping, layout, dim=self.dim, dtype=dtype, device=device, index_path=index_path)
+            copy = upload(
+                mapping, layout, dim=self.dim, dtype=dtype, device=device, index_path=index_path, manner=manner
+            )
             return Table(self.manifest, *copy)
         tiered = upload_tiered(
             mapping,
@@ -188,6 +202,7 @@ class Snapshot:
             gpu_bytes=gpu_bytes,
             hot_ids=hot_ids,
             index_path=index_path,
+            manner=manner,
         )
         return TieredTable(self.manifest, tiered)
 

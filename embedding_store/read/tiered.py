@@ -42,6 +42,7 @@ class TieredTable(Table):
         super().__init__(manifest, tiered.storage, tiered.layout)
         self.cold = tiered.cold
         """uint8 [bytes]: the rows on the host."""
+        self._readers = tiered.readers
         self._counters = torch.zeros(3, dtype=torch.int64, device=self.device)
 
     def hits(self) -> Hits:
@@ -54,6 +55,8 @@ class TieredTable(Table):
         self._counters.zero_()
 
     def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if self._readers is not None and not torch.compiler.is_compiling():
+            self._readers.note()
         storage, layout = self._lookup_storage(), self._lookup_layout()
         return ops.lookup_tiered(ids, storage, self.cold, layout, self.dim, self.dtype, out_dtype, self._counters)
 

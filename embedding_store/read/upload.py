@@ -9,8 +9,9 @@ the cold rows themselves.
 
 from __future__ import annotations
 
-import weakref
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from embedding_store.dtypes import Dtype
-from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError, NativeLibraryError
-from embedding_store.native import ops
+from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError
+from embedding_store.native import gpu, ops
 from embedding_store.native.layout import (
     ABSENT,
     BUCKET_BYTES,
@@ -31,8 +32,9 @@ from embedding_store.native.layout import (
     SCALE_BYTES,
     index_numbers,
 )
-from embedding_store.native.library import library, translated_errors
+from embedding_store.native.library import translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
+from embedding_store.read.copying import AT_ONCE, Manner, StoppedError, host_memory
 
 _ALIGNMENT = 256  # bytes: where columns begin in a copy
 _STAGING_BYTES = 32 << 20
@@ -52,6 +54,8 @@ class Tiered:
     """uint8 [bytes] on the host, pinned if the device is a GPU: the other rows, segment 1."""
     layout: Tensor
     """int64 [8 + 4 * S] on the CPU, S = 1 if no row is cold, else 2; 4 more with an overlay."""
+    readers: gpu.Readers | None = None
+    """Of `cold`, whose memory waits for them before it is given back; None unless a GPU reads it."""
 
 
 def upload(
@@ -62,21 +66,24 @@ def upload(
     dtype: Dtype,
     device: torch.device | str,
     index_path: str,
+    manner: Manner = AT_ONCE,
 ) -> tuple[Tensor, Tensor]:
     """Copy a mapped snapshot to `device`. Returns storage, uint8 [bytes], there, and layout, int64 [8 + 4], or 4 more
     with an overlay, on the CPU.
 
     Raises:
-        NativeLibraryError: no lookup was built for this kind of device.
+        NativeLibraryError: no lookup was built for this kind of device, or it does not run there.
+        DeviceMemoryError: the device has not as much memory.
         ChecksumError: bytes that were read are not those that were written; names the file.
         InvalidIndexError: an entry points to no row; names `index_path`.
+        StoppedError: `manner.progress` said so.
     """
-    _check_kind(torch.device(device))
-    source = _Source(mapping, layout, dim, dtype, index_path)
+    place = gpu.usable(torch.device(device))
+    source = _Source(mapping, layout, dim, dtype, index_path, manner)
     tiers = torch.full((source.rows,), _DEAD, dtype=torch.uint8)
     for rows, _ in source.entries():
         tiers[rows] = _HOT
-    tiered = _copy(source, tiers, torch.device(device))
+    tiered = _copy(source, tiers, place, manner)
     return tiered.storage, tiered.layout
 
 
@@ -90,6 +97,7 @@ def upload_tiered(
     gpu_bytes: int,
     index_path: str,
     hot_ids: Tensor | None = None,  # int64 [H], the most frequent first
+    manner: Manner = AT_ONCE,
 ) -> Tiered:
     """Copy a mapped snapshot: index and as many rows as fit into `gpu_bytes` to `device`, the rest to host memory.
 
@@ -97,29 +105,18 @@ def upload_tiered(
     the snapshot are passed over.
 
     Raises:
-        NativeLibraryError, ChecksumError, InvalidIndexError: as `upload`.
+        NativeLibraryError, DeviceMemoryError, ChecksumError, InvalidIndexError, StoppedError: as `upload`.
         InvalidArgumentError: `gpu_bytes` does not hold the index.
         InvalidIdsError: `hot_ids` are not int64 [H].
     """
-    _check_kind(torch.device(device))
-    source = _Source(mapping, layout, dim, dtype, index_path)
+    place = gpu.usable(torch.device(device))
+    source = _Source(mapping, layout, dim, dtype, index_path, manner)
     room = gpu_bytes - source.indexes_bytes - _ALIGNMENT  # for the rows' end
     if room < 0:
         least = gpu_bytes - room
         raise InvalidArgumentError(f"gpu_bytes is {gpu_bytes}; the index alone takes {least}: give at least that")
     tiers = _tiers(source, room // source.copied_row_bytes, hot_ids)
-    return _copy(source, tiers, torch.device(device))
-
-
-def _check_kind(device: torch.device) -> None:
-    """Better refused now than by the first lookup, after gigabytes were copied."""
-    library()
-    kernels = torch._C._dispatch_has_kernel_for_dispatch_key
-    if device.type not in ("cpu", "cuda") or not kernels("embedding_store::lookup", device.type.upper()):
-        raise NativeLibraryError(
-            f"there is no lookup for device {str(device)!r}: for CUDA, install the CUDA toolkit's nvcc and build with "
-            "`make install` or `pip install --no-build-isolation .`, and use a torch with CUDA on a machine with a GPU"
-        )
+    return _copy(source, tiers, place, manner)
 
 
 class _Index(NamedTuple):
@@ -140,9 +137,14 @@ class _Index(NamedTuple):
 class _Source:
     """A mapping with its layout: entries and columns, every block checked before it is used."""
 
-    def __init__(self, mapping: Mapping, layout: Tensor, dim: int, dtype: Dtype, index_path: str) -> None:
+    def __init__(
+        self, mapping: Mapping, layout: Tensor, dim: int, dtype: Dtype, index_path: str, manner: Manner
+    ) -> None:
         count = int(layout[4])
         self._storage = mapping.storage
+        self._manner = manner
+        self._begun = time.monotonic()
+        self._read = 0
         self._index_path = index_path
         self.indexes = [_Index(*numbers.tolist()) for numbers in index_numbers(layout)]
         self.indexes_bytes = sum(_aligned(index.bytes) for index in self.indexes)
@@ -159,11 +161,22 @@ class _Source:
         self.copied_row_bytes = -(-in_row // _ROW_ALIGNMENT) * _ROW_ALIGNMENT if self.quantised else self.row_bytes
 
     def bytes(self, start: int, count: int) -> Tensor:
-        """uint8 [count] of the mapped range, read-only."""
-        first, last = start // BLOCK, -(-(start + count) // BLOCK)
+        """uint8 [count] of the mapped range, read-only, in the manner of the copy."""
+        first, last, rate = start // BLOCK, -(-(start + count) // BLOCK), self._manner.rate
         with translated_errors():
-            torch.ops.embedding_store.check_blocks(self._storage, first, last - first, 0.0)
+            torch.ops.embedding_store.check_blocks(self._storage, first, last - first, rate)
+        self._read += count
+        if rate:  # what has been checked before, and what is done with the bytes, takes its time too
+            time.sleep(max(0.0, self._begun + self._read / rate - time.monotonic()))
+        if self._manner.progress and self._manner.progress(min(self._read, self.all_bytes), self.all_bytes) is False:
+            raise StoppedError
         return self._storage[start : start + count]
+
+    @property
+    def all_bytes(self) -> int:
+        """What is read for a copy: the index twice, the overlay once more, each row once."""
+        index, *overlay = (one.bytes for one in self.indexes)
+        return 2 * index + 3 * sum(overlay) + self.rows * (self.row_bytes + (SCALE_BYTES if self.quantised else 0))
 
     def slots(self) -> Iterator[tuple[int, Tensor]]:
         """The index in pieces: where in it each begins, in bytes, and int64 [n, 2], ids and locations, read-only."""
@@ -225,19 +238,23 @@ class _Copier:
     """Fills tensors on the device through pinned buffers by turns: while one travels, the next is filled."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
         self._staging: list[tuple[Tensor, torch.cuda.Event]] = []
         self._turn = 0
+        self._context = ExitStack()
 
     def __enter__(self) -> _Copier:
-        if self._stream is not None:
-            # Memory for the copy may have been something else's on the current stream.
-            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        if self._device.type == "cuda":
+            self._context.enter_context(torch.cuda.device(self._device))
+            self._context.enter_context(gpu.beside_captures(self._device))
+            self._stream = torch.cuda.Stream(self._device)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._stream is not None:
-            self._stream.synchronize()
+        with self._context:
+            if self._stream is not None:
+                self._stream.synchronize()
 
     def put(
         self,
@@ -286,12 +303,13 @@ def _copy(
     source: _Source,
     tiers: Tensor,  # uint8 [rows]
     device: torch.device,
+    manner: Manner,
 ) -> Tiered:
     hot, cold = (int((tiers == tier).sum()) for tier in (_HOT, _COLD))
     hot_columns = _Columns(source.indexes_bytes, hot, source)
     cold_columns = _Columns(0, cold, source)
-    storage = torch.empty(hot_columns.end, dtype=torch.uint8, device=device)
-    cold_storage = _host_memory(cold_columns.end if cold else 0, device)
+    storage = (manner.memory or gpu.device_memory)(hot_columns.end, device)
+    cold_storage, readers = host_memory(cold_columns.end if cold else 0, device)
     targets = {_HOT: (storage, hot_columns, hot), _COLD: (cold_storage, cold_columns, cold)}
     with _Copier(device) as copier:
         _copy_indexes(source, tiers, storage, copier)
@@ -303,7 +321,7 @@ def _copy(
     header = [0, *index[1:], len(segments), source.copied_row_bytes if source.quantised else 0, len(overlay), 0]
     above = [number for one in overlay for number in (_aligned(index.bytes), *one[1:])]
     layout = torch.tensor([*header, *chain(*segments), *above], dtype=torch.int64)
-    return Tiered(storage, cold_storage, layout)
+    return Tiered(storage, cold_storage, layout, readers)
 
 
 class _Columns:
@@ -367,22 +385,6 @@ def _select(
             torch.index_select(part, 0, kept, out=place)
         begin += part.shape[1]
     out[:, begin:] = 0
-
-
-def _host_memory(count: int, device: torch.device) -> Tensor:
-    """uint8 [count] that a GPU can read. Registered, because pinned memory of torch's is rounded up to a power of 2."""
-    memory = torch.empty(count, dtype=torch.uint8)
-    if device.type != "cuda" or count == 0:
-        return memory
-    runtime = torch.cuda.cudart()
-    torch.cuda.check_error(runtime.cudaHostRegister(memory.data_ptr(), count, 0))
-
-    def release(bytes: torch.UntypedStorage) -> None:
-        torch.cuda.synchronize(device)  # a kernel may still be reading
-        runtime.cudaHostUnregister(bytes.data_ptr())
-
-    weakref.finalize(memory, release, memory.untyped_storage()).atexit = False
-    return memory
 
 
 def _aligned(count: int) -> int:

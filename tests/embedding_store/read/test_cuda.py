@@ -263,8 +263,12 @@ def test_opcheck():
     arguments = (ids, offsets, weights, whole.storage, whole.layout, 8, "int8", "mean", torch.float32)
     torch.library.opcheck(registered.lookup_pooled, arguments)
     counters = torch.zeros(3, dtype=torch.int64, device="cuda")
-    arguments = (ids, on_gpu.storage, on_gpu.cold, on_gpu.layout, 8, "int8", torch.float32, counters)
+    # opcheck clones what it is given, and a clone of a pinned tensor is not pinned: so the cold rows are on the GPU.
+    arguments = (ids, on_gpu.storage, table.cold.cuda(), on_gpu.layout, 8, "int8", torch.float32, counters)
     torch.library.opcheck(registered.lookup_tiered, arguments)
+    state, rows = torch.tensor([1, 0, 3], device="cuda"), torch.arange(8, device="cuda").view(2, 4)
+    torch.library.opcheck(registered.enter, (state, rows))
+    torch.library.opcheck(registered.leave, (state, torch.tensor([1, 2, 0], device="cuda")))
 
 
 def test_compiled_without_a_graph_break():

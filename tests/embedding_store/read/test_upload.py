@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from embedding_store import ChecksumError, EmbeddingStore, InvalidArgumentError, InvalidIndexError, Series, Snapshot
+from embedding_store import (
+    ChecksumError,
+    EmbeddingStore,
+    InvalidArgumentError,
+    InvalidIndexError,
+    LiveTable,
+    Series,
+    Snapshot,
+)
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import NativeLibraryError
+from embedding_store.native import gpu
 from embedding_store.native.mapping import Mapping
 from embedding_store.read import upload as device_module
+from embedding_store.read.copying import AT_ONCE, Manner, StoppedError
 from embedding_store.read.snapshot import table_layout
 from embedding_store.read.table import Table
 from embedding_store.read.upload import upload
+from tests.embedding_store.fake_gpu import DEVICE, FakeGpu
 from tests.embedding_store.helpers import folder, publish
+from tests.embedding_store.serve import following
 
 EXTREMES = [-(2**63), -1, 0, 1, 2**31, 2**63 - 1]
 IDS = EXTREMES + [100 + 7 * i for i in range(200)]
@@ -167,3 +185,121 @@ def test_a_budget_below_the_index_is_refused(series: Series):
     snapshot = publish(series, 1, IDS)
     with pytest.raises(InvalidArgumentError, match=r"gpu_bytes is 100; the index alone takes \d+"):
         snapshot.load(gpu_bytes=100)
+
+
+def copying(patch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Have `Snapshot.load` copy, as to a GPU, what it would map."""
+    real = Snapshot.load
+
+    def load(self: Snapshot, device: object = "cpu", *, manner: Manner = AT_ONCE, **others: Any) -> Table:
+        given = {"memory": manner.memory or gpu.device_memory, **options}
+        return real(self, device, manner=replace(manner, **given), **others)
+
+    patch.setattr(Snapshot, "load", load)
+
+
+def test_a_copy_is_no_faster_than_it_may_be(series: Series, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device_module, "_STAGING_BYTES", 1024)
+    snapshot, rates, now = publish(series, 1, list(range(2000))), [], [0.0]
+    real, slept = torch.ops.embedding_store.check_blocks, []
+
+    def check(storage: torch.Tensor, first: int, count: int, rate: float) -> None:
+        rates.append(rate)
+        real(storage, first, count, 0.0)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(torch.ops.embedding_store, "check_blocks", check)
+    monkeypatch.setattr(device_module.time, "sleep", sleep)
+    monkeypatch.setattr(device_module.time, "monotonic", lambda: now[0])
+    calls = []
+    snapshot.load(
+        manner=Manner(1e4, lambda done, of: calls.append((done, of)), lambda count, _: torch.empty(count).byte())
+    )
+    assert set(rates) == {1e4}
+    (done, of) = calls[-1]
+    assert done == of == calls[0][1]
+    assert [one for one, _ in calls] == sorted(one for one, _ in calls)
+    assert now[0] == pytest.approx(of / 1e4)
+    assert len(slept) > 20
+
+
+def test_a_live_table_copies_in_the_background_at_the_rate_of_checks(series: Series, monkeypatch: pytest.MonkeyPatch):
+    manners = []
+    real = Snapshot.load
+
+    def load(self: Snapshot, device: object, *, manner: Manner) -> Table:
+        manners.append(manner)
+        return real(self, device, manner=manner)
+
+    monkeypatch.setattr(Snapshot, "load", load)
+    following.publish(series)
+    with LiveTable(series, interval=following.NEVER) as live:
+        following.publish(series)
+        assert live.refresh().version == 2
+    assert [manner.rate for manner in manners] == [0.0, 5e8]
+    assert manners[0].progress is None
+    assert manners[1].progress is not None
+
+
+def test_close_breaks_off_a_copy(series: Series, monkeypatch: pytest.MonkeyPatch):
+    publish(series, 1, IDS)
+    begun = threading.Event()
+
+    def bytes(self: device_module._Source, *_: int) -> torch.Tensor:
+        begun.set()
+        while self._manner.progress(0, 1):
+            time.sleep(0.001)
+        raise StoppedError
+
+    with LiveTable(series, interval=0.001) as live:
+        copying(monkeypatch)
+        monkeypatch.setattr(device_module._Source, "bytes", bytes)
+        publish(series, 2, IDS)
+        assert begun.wait(600)
+    assert not live._thread.is_alive()
+    assert (live.status.version, live.status.error) == (1, None)
+
+
+def test_a_copy_that_is_broken_off_says_so(series: Series):
+    snapshot, calls = publish(series, 1, IDS), []
+
+    def progress(done: int, of: int) -> bool:
+        calls.append(done)
+        return len(calls) < 3
+
+    with pytest.raises(StoppedError):
+        snapshot.load(manner=Manner(0.0, progress, gpu.device_memory))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_replaced_versions_give_their_memory_back(series: Series, monkeypatch: pytest.MonkeyPatch, held: bool):
+    fake = FakeGpu(monkeypatch)
+    copying(monkeypatch, memory=lambda count, _: gpu.device_memory(count, DEVICE))
+    sizes = []
+
+    def publish_next(rows: int) -> None:
+        with series.write(as_of=10**6 + len(sizes), space="ctr-1") as writer:
+            writer.append(torch.arange(rows), torch.zeros(rows, series.dim))
+
+    publish_next(3000)
+    with LiveTable(series, interval=following.NEVER) as live:
+        sizes.append(fake.live)
+        for rows in (3100, 2000, 3200, 3200, 100, 3300):
+            reader = live.tables() if held else None
+            publish_next(rows)
+            assert live.refresh().error is None
+            gc.collect()
+            if reader is not None:
+                assert bool(reader["user_ctr"].lookup(torch.tensor([5]))[1])
+            del reader
+            sizes.append(fake.live)
+        assert live.status.swaps == 6
+        assert fake.peak <= 2 * max(sizes) * 1.05
+        assert fake.peak == max(map(sum, itertools.pairwise(sizes)))  # two versions, and nothing else
+    del live
+    gc.collect()
+    assert fake.live == 0

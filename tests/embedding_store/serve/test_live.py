@@ -206,7 +206,7 @@ def test_a_corrupt_version_disturbs_nobody_and_is_told_once(series: Series, capl
 def test_a_version_that_failed_is_not_tried_at_every_interval(series: Series, monkeypatch: pytest.MonkeyPatch):
     loads = []
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         loads.append(time.monotonic())
         raise OSError("no such disk")
 

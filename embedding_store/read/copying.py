@@ -1,0 +1,61 @@
+"""How a copy to a device is made: how fast, until when, and into what memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from embedding_store.native import gpu
+
+
+class StoppedError(Exception):
+    """A copy that was broken off, as asked."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a copy is made."""
+
+    rate: float = 0.0
+    """Bytes per second at most that are read, checked and copied, so that lookups meanwhile hardly notice; 0: as fast
+    as can be."""
+    progress: Callable[[int, int], bool | None] | None = None
+    """Called with the bytes read and the bytes in all, now and then; False from it breaks the copy off."""
+    memory: Callable[[int, torch.device], Tensor] | None = None
+    """Gives uint8 [count] on a device, to copy to; None: new memory."""
+
+
+AT_ONCE = Manner()
+
+_kept: list[tuple[torch.UntypedStorage, gpu.Readers]] = []
+"""Host memory whose readers could not be waited for when it was to be given back."""
+
+
+def host_memory(count: int, device: torch.device) -> tuple[Tensor, gpu.Readers | None]:
+    """uint8 [count] that a GPU can read, and who waits for that before the memory is given back; None on the CPU.
+
+    Registered, because pinned memory of torch's is rounded up to a power of 2.
+    """
+    memory = torch.empty(count, dtype=torch.uint8)
+    if device.type != "cuda" or count == 0:
+        return memory, None
+    readers = gpu.Readers(device)
+    with torch.cuda.device(device), gpu.beside_captures(device):
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), count, 0))
+    weakref.finalize(memory, _release, memory.untyped_storage(), readers).atexit = False
+    return memory, readers
+
+
+def _release(memory: torch.UntypedStorage, readers: gpu.Readers) -> None:
+    """Give it back, and what was kept before, as far as the readers can be waited for."""
+    _kept.append((memory, readers))
+    for one in tuple(_kept):
+        kept, theirs = one
+        if theirs.wait() and one in _kept:
+            _kept.remove(one)
+            with torch.cuda.device(theirs.device), gpu.beside_captures(theirs.device):
+                torch.cuda.cudart().cudaHostUnregister(kept.data_ptr())

@@ -1,0 +1,79 @@
+"""A GPU's memory on the CPU, counted: what native/gpu.py asks of CUDA and of torch, without either."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from embedding_store.native import gpu
+
+DEVICE = torch.device("cuda", 0)
+
+
+class FakeGpu:
+    """So many bytes; a byte that is given back is overwritten."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capacity: int = 2**40) -> None:
+        self.capacity = capacity
+        self.cached = 0
+        """Bytes that torch's allocator keeps for later."""
+        self.live = 0
+        self.peak = 0
+        self.mode = 0
+        """How captures of other threads bind this one: 0 is CUDA's default, 2 relaxed."""
+        self._blocks: dict[int, ctypes.Array[ctypes.c_uint8]] = {}
+        library = SimpleNamespace(
+            embedding_store_cuda_allocate=self._allocate,
+            embedding_store_cuda_free=self._free,
+            embedding_store_cuda_capture_mode=self._exchange,
+            embedding_store_cuda_driver=lambda: 12040,
+            embedding_store_cuda_error=lambda _: b"what CUDA says",
+        )
+        patch.setattr(gpu, "cuda_library", lambda: library)
+        patch.setattr(torch, "as_tensor", self._as_tensor)
+        patch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "empty_cache", self._empty_cache)
+        patch.setattr(torch.cuda, "mem_get_info", lambda _: (self.capacity - self.live - self.cached, self.capacity))
+
+    def _allocate(self, device: int, count: ctypes.c_int64, address: Any) -> int:
+        assert device == 0
+        bytes = count.value
+        if self.live + self.cached + bytes > self.capacity:
+            return 2
+        block = (ctypes.c_uint8 * bytes)()
+        self._blocks[ctypes.addressof(block)] = block
+        ctypes.cast(address, ctypes.POINTER(ctypes.c_void_p))[0] = ctypes.addressof(block)
+        self.live += bytes
+        self.peak = max(self.peak, self.live)
+        return 0
+
+    def _free(self, device: int, address: ctypes.c_void_p) -> int:
+        assert device == 0
+        assert address.value is not None
+        block = self._blocks.pop(address.value)
+        ctypes.memset(block, 0xAB, len(block))
+        self.live -= len(block)
+        return 0
+
+    def _exchange(self, mode: int) -> int:
+        before, self.mode = self.mode, mode
+        return before
+
+    def _empty_cache(self) -> None:
+        assert self.mode == 2
+        self.cached = 0
+
+    def _as_tensor(self, block: Any, device: torch.device) -> Tensor:
+        assert device == DEVICE
+        interface = block.__cuda_array_interface__
+        assert interface["typestr"] == "|u1"
+        view = (ctypes.c_uint8 * interface["shape"][0]).from_address(interface["data"][0])
+        view.block = block  # type: ignore[attr-defined]
+        return torch.from_numpy(np.ctypeslib.as_array(view))

@@ -1,0 +1,219 @@
+"""Memory of GPUs and what is refused there, with fakes; on a GPU see ../read/test_cuda.py."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedding_store.errors import DeviceMemoryError, NativeLibraryError
+from embedding_store.native import gpu, library
+from embedding_store.read import copying
+from tests.embedding_store.fake_gpu import DEVICE, FakeGpu
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    return FakeGpu(monkeypatch, capacity=1000)
+
+
+def test_memory_is_given_back_with_the_last_tensor_over_it(fake: FakeGpu):
+    memory = gpu.device_memory(600, DEVICE)
+    part = memory[100:200].view(torch.int32)
+    part.fill_(7)
+    del memory
+    assert fake.live == 600
+    assert part.tolist() == [7] * 25
+    del part
+    assert fake.live == 0
+    assert len(gpu.device_memory(10, torch.device("cpu"))) == 10
+    assert fake.peak == 600
+
+
+def test_a_full_gpu_is_an_error_with_both_numbers_and_a_remedy(fake: FakeGpu):
+    held = gpu.device_memory(700, DEVICE)
+    message = "a table takes 400 bytes of cuda:0, which has 300 bytes free: give gpu_bytes"
+    with pytest.raises(DeviceMemoryError, match=message):
+        gpu.device_memory(400, DEVICE)
+    assert isinstance(DeviceMemoryError(), MemoryError)
+    del held
+    assert len(gpu.device_memory(400, DEVICE)) == 400
+    assert fake.mode == 0
+
+
+def test_what_torch_keeps_for_later_goes_first(fake: FakeGpu):
+    fake.cached = 700
+    assert len(gpu.device_memory(400, DEVICE)) == 400
+    assert fake.cached == 0
+
+
+def test_the_mode_of_captures_is_restored(fake: FakeGpu):
+    def fail() -> None:
+        with gpu.beside_captures(DEVICE):
+            assert fake.mode == 2
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert fake.mode == 0
+    with gpu.beside_captures(torch.device("cpu")):
+        assert fake.mode == 0
+
+
+class FakeStream:
+    """Of which an event can be recorded, unless it is being captured."""
+
+    def __init__(self, handle: int, log: list[str]) -> None:
+        self.handle = handle
+        self.log = log
+        self.capturing = False
+
+    def record_event(self) -> FakeStream:
+        assert not self.capturing
+        self.log.append(f"record {self.handle}")
+        return self
+
+    def synchronize(self) -> None:
+        self.log.append(f"wait {self.handle}")
+
+
+class FakeStreams:
+    """What Readers ask of torch."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.streams = [FakeStream(handle, self.log) for handle in range(3)]
+        self.current = self.streams[0]
+        self.asked = 0
+        patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: self.current.handle, raising=False)
+        patch.setattr(torch.cuda, "current_stream", self._current)
+        patch.setattr(torch.cuda, "stream", self._use)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.used.capturing)
+
+    def _current(self, _: torch.device) -> FakeStream:
+        self.asked += 1
+        return self.current
+
+    def _use(self, stream: FakeStream) -> Any:
+        self.used = stream
+        return contextlib.nullcontext()
+
+
+def test_readers_wait_for_the_streams_that_they_noted(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch):
+    streams = FakeStreams(monkeypatch)
+    readers = gpu.Readers(DEVICE)
+    for i in (0, 2, 0, 2, 2):
+        streams.current = streams.streams[i]
+        readers.note()
+    assert streams.asked == 2  # a lookup on a stream that is known asks for no Stream
+    assert readers.wait()
+    assert streams.log == ["record 0", "record 2", "wait 0", "wait 2"]
+    streams.streams[2].capturing = True
+    streams.log.clear()
+    assert not readers.wait()
+    assert "wait" not in "".join(streams.log)
+    assert fake.mode == 0
+
+
+def test_host_memory_waits_for_its_readers(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch):
+    streams = FakeStreams(monkeypatch)
+    runtime = type(
+        "Runtime",
+        (),
+        {
+            "cudaHostRegister": lambda _, *__: streams.log.append("register") or 0,
+            "cudaHostUnregister": lambda _, *__: streams.log.append(f"unregister, mode {fake.mode}"),
+        },
+    )()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda code: None)
+    memory, readers = copying.host_memory(100, DEVICE)
+    assert readers is not None
+    readers.note()
+    del memory
+    assert streams.log == ["register", "record 0", "wait 0", "unregister, mode 2"]
+    memory, readers = copying.host_memory(100, DEVICE)
+    assert readers is not None
+    readers.note()
+    streams.streams[0].capturing = True
+    streams.log.clear()
+    del memory
+    assert streams.log == []  # to wait would end the capture: kept
+    streams.streams[0].capturing = False
+    copying.host_memory(10, DEVICE)  # what was kept goes with the next one
+    assert [line for line in streams.log if "unregister" in line] == ["unregister, mode 2"] * 2
+    assert not copying._kept
+    assert copying.host_memory(0, DEVICE)[1] is copying.host_memory(10, torch.device("cpu"))[1] is None
+
+
+def test_a_table_of_one_row_is_looked_up_first(monkeypatch: pytest.MonkeyPatch):
+    assert gpu.looks_up(torch.device("cpu"))
+    real = torch.ops.embedding_store.lookup
+
+    def wrong(*arguments: Any) -> Any:
+        vectors, found = real(*arguments)
+        return vectors + 1, found
+
+    monkeypatch.setattr(torch.ops.embedding_store, "lookup", wrong)
+    assert not gpu.looks_up(torch.device("cpu"))
+
+
+def test_a_gpu_on_which_lookups_do_not_run_is_named(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch):
+    def no_image(_: torch.device) -> bool:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
+
+    gpu._try_lookup.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Old")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(gpu, "looks_up", no_image)
+    message = (
+        r"cuda:0, NVIDIA Old, compute capability 7.0, with a driver for CUDA 12.4: a lookup does not run there \(CUDA "
+        r"error: no kernel image is available for execution on the device\): update the driver, or build for this GPU"
+    )
+    for _ in range(2):
+        with pytest.raises(NativeLibraryError, match=message):
+            gpu.usable(DEVICE)
+    monkeypatch.setattr(gpu, "looks_up", lambda _: False)
+    with pytest.raises(NativeLibraryError, match="its answer is wrong"):
+        gpu.usable(DEVICE)
+    monkeypatch.setattr(gpu, "looks_up", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert gpu.usable(torch.device("cuda")) == DEVICE
+    monkeypatch.setattr(gpu, "looks_up", no_image)
+    assert gpu.usable(DEVICE) == DEVICE  # once is enough
+    gpu._try_lookup.cache_clear()
+
+
+BROKEN = """
+import sys, torch
+from pathlib import Path
+from embedding_store.native import library
+torch.cuda.is_available = lambda: True
+library.CUDA_LIBRARY = Path(sys.argv[1])
+from embedding_store.native import ops
+from embedding_store.native.gpu import looks_up, usable
+assert looks_up(usable(torch.device("cpu")))
+usable(torch.device("cuda", 1))
+"""
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_cuda_library_that_does_not_load_leaves_the_cpu_alone(tmp_path: Path, exists: bool):
+    path = tmp_path / "broken.so"
+    if exists:
+        path.write_bytes(b"not a library")
+    child = subprocess.run([sys.executable, "-c", BROKEN, str(path)], capture_output=True, text=True, timeout=600)
+    cause = f"{path}: cannot be loaded into torch" if exists else f"{path} does not exist"
+    assert "NativeLibraryError: there is no lookup for device 'cuda:1': " in child.stderr
+    assert cause in child.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_why_there_is_no_gpu_is_said():
+    with pytest.raises(NativeLibraryError, match=r"build with `make install` .* on a machine with a GPU \(.+\)"):
+        library.cuda_library()
