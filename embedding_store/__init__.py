@@ -14,6 +14,7 @@ from embedding_store.errors import (
     AsOfDecreasedError,
     ChecksumError,
     CorruptStoreError,
+    DeviceMemoryError,
     DuplicateIdsError,
     FileFormatError,
     FileSizeError,
@@ -34,6 +35,7 @@ from embedding_store.errors import (
     SchemaChangedError,
     SeriesExistsError,
     SeriesNotFoundError,
+    SlotBusyError,
     SpaceMismatchError,
     StorageAccessError,
     StoreError,
@@ -56,6 +58,7 @@ from embedding_store.read.table import Table
 from embedding_store.read.tiered import Hits, TieredTable
 from embedding_store.scan.diff import Diff
 from embedding_store.series import Series
+from embedding_store.serve.capturable import CapturableLiveTable
 from embedding_store.serve.live import LiveStatus, LiveTable
 from embedding_store.serve.sharded import ShardedTable, load_sharded
 from embedding_store.serve.sharded_live import ShardedLiveTable
@@ -68,8 +71,10 @@ from embedding_store.write.writer import FragmentWriter, SnapshotWriter
 
 __all__ = [
     "AsOfDecreasedError",
+    "CapturableLiveTable",
     "ChecksumError",
     "CorruptStoreError",
+    "DeviceMemoryError",
     "Diff",
     "DuplicateIdsError",
     "EmbeddingStore",
@@ -107,6 +112,7 @@ __all__ = [
     "ShardedPointInTime",
     "ShardedTable",
     "SharedDraft",
+    "SlotBusyError",
     "Snapshot",
     "SnapshotWriter",
     "SpaceMismatchError",

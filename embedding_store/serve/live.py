@@ -14,7 +14,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, overload
@@ -22,18 +23,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from embedding_store import times
+from embedding_store import arguments, times
 from embedding_store.arguments import real
-from embedding_store.errors import (
-    InvalidArgumentError,
-    SchemaChangedError,
-    StoreError,
-    VersionNotFoundError,
-    VersionRetractedError,
-)
+from embedding_store.errors import InvalidArgumentError, StoreError, VersionNotFoundError
+from embedding_store.native import gpu
+from embedding_store.read.copying import StoppedError
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
 from embedding_store.series import Series
+from embedding_store.serve.candidates import candidate_of, refuse_another_schema
 
 _log = logging.getLogger(__name__)
 _LINGER = 1.0
@@ -67,7 +65,7 @@ class LiveStatus:
 
 
 @dataclass(frozen=True)
-class _Generation:
+class Generation:
     """One version of every followed series. Never changes: a reader holds all of it or nothing."""
 
     version: int
@@ -106,6 +104,10 @@ class LiveTable:
     one, is not served: the present one stays, and `status.error` says why. While a version is loaded both are in
     memory; the old one's is given back a second after the swap, or when the last reader drops its tables.
 
+    On a GPU a version is copied at the rate at which it is checked on the CPU. Its memory is freed when nothing can be
+    reading it any more, on whatever stream; a graph that was captured goes on to read the version that it was captured
+    with, which must be kept for it: see CapturableLiveTable.
+
     Threads may share a LiveTable. After a fork parent and child each follow on their own. The thread ends with `close`,
     with the last reference to the LiveTable, or with the process.
 
@@ -118,6 +120,7 @@ class LiveTable:
     Raises:
         VersionNotFoundError, TagNotFoundError: there is nothing to serve yet.
         CorruptStoreError: the first version, which is read in full, is corrupt; of the class that fits.
+        NativeLibraryError, DeviceMemoryError: lookups do not run on the device, or it has too little memory.
         InvalidArgumentError: naming the argument and its value.
     """
 
@@ -136,14 +139,14 @@ class LiveTable:
         self._series = followed
         self._tag = tag
         self._interval = interval
-        self._device = device
+        self._device = gpu.usable(arguments.device(device))  # of a GPU with its number: the thread's may be another
         self._swaps = 0
         self._report = _Report()
         self._stop = threading.Event()
         snapshots, waiting = candidate_of(followed, tag, present=0)
         if snapshots is None:
             raise VersionNotFoundError(f"nothing to serve: {waiting}; publish a version that all of them have")
-        self._generation = self._load(snapshots)
+        self._serve(self._load(snapshots))
         self._report = _Report(checked=times.now())
         self._start()
 
@@ -196,6 +199,15 @@ class LiveTable:
             replaced.release_pages()
         return self.status
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is loaded or swapped in meanwhile; waits for the end of a check that has begun.
+
+        Say for measurements. Not for captures: what the thread does disturbs none, see native/gpu.py.
+        """
+        with self._checking:
+            yield
+
     def close(self) -> None:
         """End the thread. What was loaded last can still be read, until the LiveTable is dropped."""
         self._finalizer()
@@ -208,7 +220,7 @@ class LiveTable:
 
     def __repr__(self) -> str:
         what = "the newest version" if self._tag is None else f"tag {self._tag!r}"
-        return f"LiveTable({', '.join(self._series)}: version {self._generation.version}, following {what})"
+        return f"{type(self).__name__}({', '.join(self._series)}: version {self._generation.version}, following {what})"
 
     def _start(self) -> None:
         """Begin to follow; anew in a forked child, where no thread but the forking one lives and locks may be held."""
@@ -223,7 +235,7 @@ class LiveTable:
         self._thread.start()
         _following.add(self)
 
-    def _check(self, *, patient: bool) -> _Generation | None:
+    def _check(self, *, patient: bool) -> Generation | None:
         """Look for another version and swap it in. Returns the generation that was replaced, if one was."""
         with self._checking:
             present, report = self._generation, self._report
@@ -239,25 +251,39 @@ class LiveTable:
                     return None
                 refuse_another_schema(snapshots, present.tables)
                 generation = self._load(snapshots, until=self._stop if patient else threading.Event())
+                if patient and self._stop.is_set():  # the check was broken off
+                    return None
+                self._serve(generation)
+            except StoppedError:  # likewise
+                return None
             except Exception as error:
                 self._report = self._failed(error, candidate)
                 return None
-            if patient and self._stop.is_set():  # the check was broken off
-                return None
-            self._generation = generation
             self._swaps += 1
             self._report = _Report(checked=times.now())
             _log.info("%s: replaced version %d", repr(self), present.version)
             return present
 
-    def _load(self, snapshots: dict[str, Snapshot], until: threading.Event | None = None) -> _Generation:
+    def _load(self, snapshots: dict[str, Snapshot], until: threading.Event | None = None) -> Generation:
         """Load and check: with all threads at first, when nobody reads yet, else (`until`: to break off) unnoticed."""
-        tables = {}
-        for name, snapshot in snapshots.items():
-            go_on = None if until is None else lambda *_: not until.is_set()
-            tables[name] = snapshot.load_checked(self._device, go_on, background=until is not None)
+        go_on = None if until is None else lambda *_: not until.is_set()
+        tables = self._load_tables(snapshots, go_on, background=until is not None)
         first = next(iter(snapshots.values()))
-        return _Generation(first.version, first.as_of, first.space, MappingProxyType(tables))
+        return Generation(first.version, first.as_of, first.space, tables)
+
+    def _load_tables(
+        self, snapshots: Mapping[str, Snapshot], go_on: Callable[..., bool] | None, *, background: bool
+    ) -> Mapping[str, Table]:
+        return MappingProxyType(
+            {
+                name: snapshot.load_checked(self._device, go_on, background=background)
+                for name, snapshot in snapshots.items()
+            }
+        )
+
+    def _serve(self, generation: Generation) -> None:
+        """From here on lookups are of it."""
+        self._generation = generation
 
     def _failed(self, error: Exception, candidate: int | None) -> _Report:
         before = self._report
@@ -272,65 +298,6 @@ class LiveTable:
         return _Report(
             checked=times.now(), error=error, refused=candidate, attempts=attempts, retry_at=time.monotonic() + delay
         )
-
-
-def candidate_of(
-    series: Mapping[str, Series], tag: str | None, present: int
-) -> tuple[dict[str, Snapshot] | None, str | None]:
-    """The snapshots to serve instead of version `present` (0: of nothing), or None and how the series disagree.
-
-    Raises what Series.tagged, history and version raise.
-    """
-    if tag is not None:
-        snapshots = {name: one.tagged(tag) for name, one in series.items()}
-        if disagreement := _disagreement(snapshots):
-            return None, f"tag {tag!r}: {disagreement}"
-        version = next(iter(snapshots.values())).version
-        return (None if version == present else snapshots), None
-    versions = {name: one.versions(refused=False) for name, one in series.items()}
-    newest = {name: found[-1] if found else 0 for name, found in versions.items()}
-    waiting = None
-    if len(set(newest.values())) > 1:
-        waiting = "the newest versions are " + ", ".join(f"{name} {version}" for name, version in newest.items())
-    elif newest and not any(newest.values()):
-        waiting = f"{', '.join(series)} has no snapshot yet"
-    common = set.intersection(*(set(found) for found in versions.values()))
-    back = present not in common and any(_withdrawn(one, present) for one in series.values())
-    for version in sorted((v for v in common if v > present or back), reverse=True):
-        snapshots = {name: one.version(version) for name, one in series.items()}
-        disagreement = _disagreement(snapshots)
-        if disagreement is None:
-            return snapshots, None
-        waiting = waiting or disagreement
-    return None, waiting
-
-
-def _withdrawn(series: Series, version: int) -> bool:
-    """Whether a version that was served was retracted or refused; one that was expired may be served on."""
-    try:
-        return version > 0 and series.version(version).refused is not None
-    except VersionNotFoundError as error:
-        return isinstance(error, VersionRetractedError)
-
-
-def _disagreement(snapshots: Mapping[str, Snapshot]) -> str | None:
-    """How these snapshots are not of one generation, for a message; None if they are."""
-    for what in ("version", "as_of", "space"):
-        values = {name: getattr(snapshot, what) for name, snapshot in snapshots.items()}
-        if len(set(values.values())) > 1:
-            of = "" if what == "version" else f" of version {next(iter(snapshots.values())).version}"
-            return f"{what}{of} is " + ", ".join(f"{value!r} of {name}" for name, value in values.items())
-    return None
-
-
-def refuse_another_schema(snapshots: Mapping[str, Snapshot], tables: Mapping[str, Table]) -> None:
-    for name, snapshot in snapshots.items():
-        present = tables[name].manifest
-        if (snapshot.dim, snapshot.dtype) != (present.dim, present.dtype):
-            raise SchemaChangedError(
-                f"version {snapshot.version} of {name} has dim {snapshot.dim}, dtype {snapshot.dtype}; version "
-                f"{present.version}, which is served, has {present.dim}, {present.dtype}: make a new LiveTable for it"
-            )
 
 
 def _follow(reference: weakref.ref[LiveTable], stop: threading.Event, interval: float) -> None:

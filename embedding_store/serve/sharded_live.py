@@ -28,7 +28,8 @@ from embedding_store.errors import InvalidArgumentError, PinMismatchError, Versi
 from embedding_store.format.manifest import Manifest
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.series import Series
-from embedding_store.serve.live import MOST_PATIENCE, LiveStatus, candidate_of, refuse_another_schema
+from embedding_store.serve.candidates import candidate_of, refuse_another_schema
+from embedding_store.serve.live import MOST_PATIENCE, LiveStatus
 from embedding_store.serve.ranks import Asked, Ranks
 from embedding_store.serve.shard import Shard, load_shard
 from embedding_store.serve.sharded import ShardedTable

@@ -1,0 +1,291 @@
+"""CapturableLiveTable on the CPU: slots, who may read them and until when. On a GPU see ../read/test_cuda.py."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from embedding_store import (
+    CapturableLiveTable,
+    DeviceMemoryError,
+    EmbeddingStore,
+    InvalidArgumentError,
+    Series,
+    SlotBusyError,
+)
+from embedding_store.serve import slots
+from tests.embedding_store.serve.following import IDS, NEVER, eventually, publish, spoil, version_of
+
+
+def capturable(series: Series | dict[str, Series], **options: object) -> CapturableLiveTable:
+    return CapturableLiveTable(series, device="cpu", **{"interval": NEVER, **options})  # type: ignore[arg-type]
+
+
+def publish_rows(series: Series, rows: int, **options: object) -> None:
+    """All of whose values are its version."""
+    version = max(series.versions(), default=0) + 1
+    with series.write(as_of=version, space="ctr-1", **options) as writer:
+        writer.append(torch.arange(rows), torch.full((rows, series.dim), float(version)))
+
+
+def test_follows_and_keeps_its_addresses(series: Series):
+    publish(series)
+    with capturable(series, interval=0.01) as live:
+        assert version_of(live.lookup) == 1
+        with live.reading() as reading:
+            address = reading.tables["user_ctr"]._storage.data_ptr()
+            assert int(reading.version) == 1
+        for version in range(2, 6):
+            publish(series)
+            eventually(lambda version=version: live.status.version == version)
+            with live.reading() as reading:
+                (table,) = reading.tables.values()
+                assert version_of(table.lookup) == int(reading.version) == version
+                assert table._storage.data_ptr() == address
+                assert version_of(lambda ids, table=table: table.lookup(ids, torch.float16)) == version
+        assert (live.status.error, live.status.swaps) == (None, 4)
+    assert repr(live).startswith("CapturableLiveTable(user_ctr: version 5")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
+def test_answers_as_the_table_does(store: EmbeddingStore, dtype: str):
+    series = store.create("item", dim=6, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    with series.write(as_of=1, space="ctr-1") as writer:
+        writer.append(IDS, torch.randn(len(IDS), 6, generator=generator))
+    live = capturable(series)
+    with series.write(as_of=2, space="ctr-1", base=1) as writer:  # with an overlay
+        writer.append(IDS[:7], torch.randn(7, 6, generator=generator))
+        writer.delete(IDS[20:30])
+    for version in (1, 2):
+        table, asked = series.version(version).load(), torch.cat((IDS, torch.tensor([10**9])))
+        for got, expected in zip(live.lookup(asked), table.lookup(asked), strict=True):
+            assert torch.equal(got, expected)
+        with live.reading() as reading:
+            offsets = torch.tensor([0, 40, 40, 1001])
+            pooled = reading.tables["item"].lookup_pooled(asked, offsets, mode="mean")
+            for got, expected in zip(pooled, table.lookup_pooled(asked, offsets, mode="mean"), strict=True):
+                assert torch.equal(got, expected)
+        live.refresh()
+
+
+def test_several_series_change_together(store: EmbeddingStore, series: Series):
+    items = store.create("item_ctr", dim=2, dtype="int8")
+    for one in (series, items):
+        publish(one)
+    with capturable({"user": series, "item": items}) as live:
+        with pytest.raises(InvalidArgumentError, match=r"follows user, item: use reading\(\)"):
+            live.lookup(IDS)
+        with pytest.raises(InvalidArgumentError, match=r"use `with live.reading\(\) as reading`"):
+            live.tables()
+        for version in (1, 2, 3):
+            with live.reading() as reading:
+                assert {version_of(table.lookup) for table in reading.tables.values()} == {version}
+            publish(series)
+            assert live.refresh().version == version
+            publish(items)
+            assert live.refresh().version == version + 1
+
+
+def test_a_version_too_large_for_its_slot_is_refused(series: Series):
+    publish_rows(series, 1000)
+    with capturable(series, headroom=0.1) as live:
+        publish_rows(series, 1050)
+        assert live.refresh().version == 2
+        publish_rows(series, 2000)
+        status = live.refresh()
+        assert status.version == 2
+        assert isinstance(status.error, DeviceMemoryError)
+        assert "the version of user_ctr takes" in str(status.error)
+        assert "with more headroom than 0.1" in str(status.error)
+        assert live.lookup(torch.arange(1050))[0].eq(2.0).all()
+        publish_rows(series, 900)
+        assert (live.refresh().version, live.status.error) == (4, None)
+    for headroom in (-0.1, 11, float("nan"), True):
+        with pytest.raises(InvalidArgumentError, match="headroom is"):
+            capturable(series, headroom=headroom)
+
+
+def test_who_still_reads_the_version_before_the_present_one_keeps_its_place(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(slots, "PATIENCE", 0.05)
+    publish(series)
+    live = capturable(series)
+    with live.reading() as reading:
+        table = reading.tables["user_ctr"]
+        publish(series)
+        assert live.refresh().version == 2
+        publish(series)
+        status = live.refresh()
+        assert status.version == 2
+        assert isinstance(status.error, SlotBusyError)
+        assert "1 lookups or blocks of reading() that began before" in str(status.error)
+        assert version_of(table.lookup) == int(reading.version) == 1
+        assert version_of(live.lookup) == 2
+    with pytest.raises(InvalidArgumentError, match=r"the block of reading\(\) has ended"):
+        table.lookup(IDS)
+    assert live.refresh().version == 3
+    with pytest.raises(KeyError), live.reading():
+        raise KeyError  # leaves all the same
+    for version in (4, 5):
+        publish(series)
+        assert live.refresh().version == version
+
+
+def test_a_tag_that_moves_back_copies_nothing(series: Series):
+    first, second = publish(series), publish(series)
+    series.tag("prod", 1)
+    live = capturable(series, tag="prod")
+    series.tag("prod", 2)
+    assert live.refresh().version == 2
+    spoil(first, series)  # would be refused if it were read
+    series.tag("prod", 1)
+    assert (live.refresh().version, version_of(live.lookup)) == (1, 1)
+    spoil(second, series)
+    third = publish(series)
+    series.tag("prod", third.version)
+    assert live.refresh().version == 3
+    series.tag("prod", 2)  # its slot is the third's
+    status = live.refresh()
+    assert status.version == 3
+    assert "vectors-00000" in str(status.error)
+    assert version_of(live.lookup) == 3
+
+
+def test_every_lookup_of_many_readers_is_of_one_version(series: Series):
+    publish(series)
+    stop = threading.Event()
+
+    def read() -> list[float]:
+        seen = []
+        while not stop.is_set():
+            with live.reading() as reading:
+                versions = {version_of(reading.tables["user_ctr"].lookup) for _ in range(3)}
+                assert versions == {float(reading.version)}
+            seen.append(versions.pop())
+        return seen
+
+    with capturable(series, interval=0.001) as live, ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(read) for _ in range(3)]
+        try:
+            for version in range(2, 14):
+                publish(series)
+                eventually(lambda version=version: live.status.version == version)
+        finally:
+            stop.set()
+        for reader in readers:
+            seen = reader.result(60)
+            assert seen == sorted(seen)
+    assert live.status.error is None
+
+
+def test_close_breaks_off_a_wait_for_readers(series: Series, monkeypatch: pytest.MonkeyPatch):
+    waiting = threading.Event()
+    monkeypatch.setattr(slots.time, "sleep", lambda _: waiting.set())
+    publish(series)
+    live = capturable(series, interval=0.001)
+    with live.reading():
+        publish(series)
+        while live.status.version == 1:
+            live.refresh()
+        publish(series)
+        assert waiting.wait(600)
+        live.close()
+        assert not live._thread.is_alive()
+    assert (live.status.version, live.status.error) == (2, None)
+
+
+class Machine(RuleBasedStateMachine):
+    """Against a model: what is served, what lies in the other slot, and who reads which version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exits = ExitStack()
+        self.exits.enter_context(pytest.MonkeyPatch.context()).setattr(slots, "PATIENCE", 0.0)
+        path = Path(self.exits.enter_context(TemporaryDirectory()))
+        self.series = EmbeddingStore(path).create("user", dim=2)
+        self.rows = {1: 100}
+        publish_rows(self.series, 100)
+        self.series.tag("prod", 1)
+        self.live = capturable(self.series, tag="prod", headroom=0.3)
+        self.exits.enter_context(self.live)
+        self.served, self.other = 1, None  # versions
+        self.readers: list[tuple[ExitStack, object, int]] = []
+
+    @rule(rows=st.sampled_from([1, 60, 100, 120, 400]))
+    def publish(self, rows: int) -> None:
+        publish_rows(self.series, rows)
+        self.rows[max(self.rows) + 1] = rows
+
+    @rule(rows=st.integers(1, 5))
+    def publish_delta(self, rows: int) -> None:
+        version, base = max(self.rows) + 1, max(self.rows)
+        if self.rows[base] == 100:
+            publish_rows(self.series, rows, base=base)
+            self.rows[version] = -rows  # the first ones are of this version, the others of its base
+
+    @rule(data=st.data())
+    def follow(self, data: st.DataObject) -> None:
+        version = data.draw(st.sampled_from(sorted(self.rows)))
+        self.series.tag("prod", version)
+        busy = any(of == self.other for _, _, of in self.readers)
+        status = self.live.refresh()
+        if version == self.served:
+            pass
+        elif version == self.other:
+            self.served, self.other = version, self.served
+        elif busy:
+            assert isinstance(status.error, SlotBusyError)
+        elif self.rows[version] == 400:
+            assert isinstance(status.error, DeviceMemoryError)
+            self.other = None
+        else:
+            assert status.error is None
+            self.served, self.other = version, self.served
+        assert status.version == self.served
+
+    @precondition(lambda self: len(self.readers) < 4)
+    @rule()
+    def begin(self) -> None:
+        stack = ExitStack()
+        self.readers.append((stack, stack.enter_context(self.live.reading()), self.served))
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        number = data.draw(st.integers(0, len(self.readers) - 1))
+        self.readers.pop(number)[0].close()
+
+    @invariant()
+    def everybody_reads_the_version_that_was_served_at_the_beginning(self) -> None:
+        for _, reading, version in self.readers:
+            assert int(reading.version) == version  # type: ignore[attr-defined]
+            self.check(reading.tables["user"].lookup, version)  # type: ignore[attr-defined]
+        self.check(self.live.lookup, self.served)
+
+    def check(self, lookup: object, version: int) -> None:
+        rows = self.rows[version]
+        vectors, found = lookup(torch.arange(500))  # type: ignore[operator]
+        assert int(found.sum()) == (rows if rows > 0 else 100)
+        new = abs(rows)
+        assert vectors[:new].eq(float(version)).all()
+        assert rows > 0 or vectors[new:100].eq(float(version - 1)).all()
+
+    def teardown(self) -> None:
+        for stack, _, _ in self.readers:
+            stack.close()
+        self.exits.close()
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
