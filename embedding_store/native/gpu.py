@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def device_memory(count: int, device: torch.device) -> Tensor:
         return torch.empty(count, dtype=torch.uint8, device=device)
     with torch.cuda.device(device):
         block = _Block(_allocate(count, device), count)
-    weakref.finalize(block, _free, block.address, device.index).atexit = False
+    weakref.finalize(block, _free, block.address, device.index, os.getpid()).atexit = False
     return torch.as_tensor(block, device=device)
 
 
@@ -147,7 +148,9 @@ def _allocate(count: int, device: torch.device) -> int:
     return address.value
 
 
-def _free(address: int, index: int) -> None:
+def _free(address: int, index: int, process: int) -> None:
+    if os.getpid() != process:  # a forked child has no GPU
+        return
     with torch.cuda.device(index):
         cuda_library().embedding_store_cuda_free(index, ctypes.c_void_p(address))
 

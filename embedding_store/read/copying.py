@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,12 +47,14 @@ def host_memory(count: int, device: torch.device) -> tuple[Tensor, gpu.Readers |
     readers = gpu.Readers(device)
     with torch.cuda.device(device), gpu.beside_captures(device):
         torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), count, 0))
-    weakref.finalize(memory, _release, memory.untyped_storage(), readers).atexit = False
+    weakref.finalize(memory, _release, memory.untyped_storage(), readers, os.getpid()).atexit = False
     return memory, readers
 
 
-def _release(memory: torch.UntypedStorage, readers: gpu.Readers) -> None:
+def _release(memory: torch.UntypedStorage, readers: gpu.Readers, process: int) -> None:
     """Give it back, and what was kept before, as far as the readers can be waited for."""
+    if os.getpid() != process:  # a forked child has no GPU
+        return
     _kept.append((memory, readers))
     for one in tuple(_kept):
         kept, theirs = one

@@ -55,10 +55,11 @@ class Slots:
         self._headroom = headroom
         self._storages: dict[str, Tensor] = {}  # uint8 [2 * capacity]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        width = len(names) * _NUMBERS + 1  # the layouts of all series, side by side, and the version
         with self._writing():
-            self._gate = torch.zeros(3, dtype=torch.int64, device=device)
-            # The layouts of all series, side by side, and the version.
-            self._rows = torch.zeros(2, len(names) * _NUMBERS + 1, dtype=torch.int64, device=device)
+            numbers = gpu.device_memory(_ALIGNMENT + 2 * 8 * width, device).zero_()
+            self._gate = numbers[: 3 * 8].view(torch.int64)
+            self._rows = numbers[_ALIGNMENT:].view(torch.int64).view(2, width)
         self._current: int | None = None
         self._filled: dict[int, tuple[list[str], dict[str, Table]]] = {}  # slot -> contents and tables
 
@@ -73,6 +74,12 @@ class Slots:
             StoppedError: `go_on` said so.
             StoreError: as Snapshot.load_checked.
         """
+        with torch.inference_mode(False):  # as in `_writing`
+            return self._fill(snapshots, go_on, background)
+
+    def _fill(
+        self, snapshots: Mapping[str, Snapshot], go_on: Callable[..., bool] | None, background: bool
+    ) -> dict[str, Table]:
         slot = 0 if self._current is None else 1 - self._current
         contents = [snapshots[name].manifest.content for name in self._names]
         if slot in self._filled and self._filled[slot][0] == contents:  # a tag that moves back
@@ -114,8 +121,10 @@ class Slots:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """On a stream of its own, and done at the end."""
+        """On a stream of its own, and done at the end; outside of inference mode, in which tensors would be made that
+        nobody outside of it could change."""
         with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(gpu.beside_captures(self._device))
             if self._stream is None:
                 yield

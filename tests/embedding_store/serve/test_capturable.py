@@ -78,6 +78,20 @@ def test_answers_as_the_table_does(store: EmbeddingStore, dtype: str):
         live.refresh()
 
 
+def test_made_and_read_in_inference_mode(series: Series):
+    publish(series)
+    with torch.inference_mode():
+        live = capturable(series, interval=0.001)
+    publish(series)
+    eventually(lambda: live.status.version == 2 or live.status.error)
+    assert version_of(live.lookup) == 2
+    with torch.inference_mode():
+        assert version_of(live.lookup) == 2
+        publish(series)
+        assert live.refresh().version == 3
+    assert version_of(live.lookup) == 3
+
+
 def test_several_series_change_together(store: EmbeddingStore, series: Series):
     items = store.create("item_ctr", dim=2, dtype="int8")
     for one in (series, items):
@@ -160,6 +174,23 @@ def test_a_tag_that_moves_back_copies_nothing(series: Series):
     assert status.version == 3
     assert "vectors-00000" in str(status.error)
     assert version_of(live.lookup) == 3
+
+
+def test_a_slot_that_was_overwritten_in_vain_is_filled_anew(store: EmbeddingStore, series: Series):
+    items = store.create("item_ctr", dim=2)
+    for _ in range(3):
+        for one in (series, items):
+            publish(one)
+    spoil(items.version(3), items)
+    for one in (series, items):
+        one.tag("prod", 1)
+    live = capturable({"user": series, "item": items}, tag="prod")
+    for version, served in ((2, 2), (3, 2), (1, 1)):  # of the third the users are copied, the items are refused
+        for one in (series, items):
+            one.tag("prod", version)
+        assert live.refresh().version == served
+        with live.reading() as reading:
+            assert {version_of(table.lookup) for table in reading.tables.values()} == {served}
 
 
 def test_every_lookup_of_many_readers_is_of_one_version(series: Series):
