@@ -34,6 +34,7 @@ class Table:
         storage: Tensor,  # uint8 [bytes]
         layout: Tensor,  # int64 [8 + 4 * S], on the CPU or where `storage` is
         *,
+        host_layout: Tensor | None = None,  # int64 [8 + 4 * S]: what lookups take; None: the same numbers on the CPU
         mapping: Mapping | None = None,
     ) -> None:
         self.manifest = manifest
@@ -41,7 +42,7 @@ class Table:
         self._storage = storage
         self.layout = layout.to(storage.device)
         """Where they lie in `storage`, int64 [8 + 4 * S] there; see native/ops.py."""
-        self.host_layout = layout.cpu()
+        self.host_layout = layout.cpu() if host_layout is None else host_layout
         """The same numbers on the CPU, which ops take as well, and faster: a kernel need not read them."""
         self.mapping = mapping
         """The mapped files that `storage` is; None unless on the CPU."""

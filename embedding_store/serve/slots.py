@@ -29,7 +29,7 @@ class SlotTable(Table):
     """A table in a slot, for the length of one `Slots.reading`."""
 
     def __init__(self, manifest: Manifest, storage: Tensor, layout: Tensor) -> None:
-        super().__init__(manifest, storage, layout)
+        super().__init__(manifest, storage, layout, host_layout=layout)  # the numbers are known where they are used
         self.open = True
 
     def _check(self, ids: Any, out_dtype: torch.dtype) -> None:
@@ -90,7 +90,7 @@ class Slots:
         for name in self._names:
             memory = self._memory(name, slot)
             table = snapshots[name].load_checked(self._device, go_on, background=background, memory=memory)
-            numbers += _moved(table.layout.tolist(), slot * (len(self._storages[name]) // 2))
+            numbers += _moved(table.host_layout.tolist(), slot * (len(self._storages[name]) // 2))
             tables[name] = table
         with self._writing():
             self._rows[slot] = torch.tensor([*numbers, snapshots[self._names[0]].version])

@@ -166,7 +166,6 @@ std::tuple<Tensor, Tensor> lookup_tiered(
   table.cold = device_address(cold);
   check_beside(counters, ids, ScalarType::Long, "counters");
   if (counters.numel() != 3) refuse("counters has " + std::to_string(counters.numel()) + " values, not 3");
-  const Device device(ids);
   const Lookup call = prepared(table, ids, dim, out);
   if (call.arguments.count > 0) {
     auto* counts = static_cast<unsigned long long*>(counters.mutable_data_ptr());
