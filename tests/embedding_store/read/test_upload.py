@@ -230,9 +230,9 @@ def test_a_live_table_copies_in_the_background_at_the_rate_of_checks(series: Ser
     manners = []
     real = Snapshot.load
 
-    def load(self: Snapshot, device: object, *, manner: Manner) -> Table:
+    def load(self: Snapshot, device: object, *, manner: Manner, **others: Any) -> Table:
         manners.append(manner)
-        return real(self, device, manner=manner)
+        return real(self, device, manner=manner, **others)
 
     monkeypatch.setattr(Snapshot, "load", load)
     following.publish(series)
