@@ -22,6 +22,7 @@ from embedding_store.history.refusals import reasons
 from embedding_store.history.tags import pointed
 from embedding_store.history.tombstones import gone
 from embedding_store.history.versions import Versions
+from embedding_store.native import gpu
 from embedding_store.native.mapping import BACKGROUND_RATE, MappedFile, Mapping
 from embedding_store.read.copying import AT_ONCE, Manner
 from embedding_store.read.table import Table
@@ -140,9 +141,10 @@ class Snapshot:
             DeviceMemoryError: the device has too little memory.
             StoppedError: `manner.progress` broke the copy off.
         """
-        place = arguments.device(device)
-        table = healed(self._storage, lambda: self._load(place, verify, gpu_bytes, hot_ids, manner))
-        table.reload = partial(self.load, place, gpu_bytes=gpu_bytes, hot_ids=hot_ids)
+        place = gpu.usable(given := arguments.device(device))
+        with gpu.beside_captures(place):
+            table = healed(self._storage, lambda: self._load(place, verify, gpu_bytes, hot_ids, manner))
+        table.reload = partial(self.load, given, gpu_bytes=gpu_bytes, hot_ids=hot_ids)
         return table
 
     def load_checked(
