@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ import pytest
 from tests.embedding_store.native.machine_code.sass import kernels, loop_orders
 
 NVCC = shutil.which("nvcc")
-CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump")
+PACKAGED = next(iter(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cuobjdump")), None)
+CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump") or PACKAGED
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, which is not on the PATH")
 
 KERNELS = 7
@@ -45,7 +47,7 @@ def test_registers_suffice_and_nothing_is_spilled(compiled: tuple[Path, str]):
     assert spills == [("0", "0", "0")] * KERNELS
 
 
-@pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump, on the PATH or named by CUOBJDUMP")
+@pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump: on the PATH, named by CUOBJDUMP, or as pip installs it")
 def test_all_loads_are_under_way_before_the_first_is_used(compiled: tuple[Path, str]):
     assert CUOBJDUMP is not None
     code = kernels(compiled[0], CUOBJDUMP)
