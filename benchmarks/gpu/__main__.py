@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TextIO
 
 import benchmarks.gpu
+from benchmarks.gpu.folder import ROOM, tables_folder
 from benchmarks.gpu.journal import RESULTS, Journal, SkippedError, append, first_line, read
+from benchmarks.gpu.names import TABLES_VARIABLE
 from benchmarks.gpu.parts import PARTS, Part
-from benchmarks.gpu.settings import TABLES_VARIABLE, settings_of
+from benchmarks.gpu.settings import settings_of
 from benchmarks.gpu.summary import summary
-from benchmarks.gpu.tables import tables_folder
 from benchmarks.gpu.tools import ROOT, end_by_exception, stream
 
 LOG, SUMMARY = "log.txt", "summary.txt"
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "benchmarks.gpu: needs a CUDA GPU and a torch built for it; this torch sees none. --rehearse does without"
         )
         return 1
-    with tables_folder() as tables:
+    with tables_folder(0 if given.rehearse else ROOM) as tables:
         os.environ[TABLES_VARIABLE] = str(tables)
         return _run([part for part in PARTS if part.name in (given.parts or names)], given)
 

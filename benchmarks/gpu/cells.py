@@ -9,12 +9,11 @@ import torch
 
 from benchmarks.gpu.ids import Batch
 from benchmarks.gpu.journal import Journal, first_line
+from benchmarks.gpu.names import COPY
 from benchmarks.gpu.roof import SameBytes, copy_rate
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.timing import Clock, Timings
 from benchmarks.gpu.variants import Variant
-
-COPY = "copy of as many bytes"
 
 
 class Bench:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.names import EXPONENT, UNIFORM
+
 ID_STEP = 0x9E3779B97F4A7C15 - 2**64  # odd: multiples of it are distinct, and look like nothing
 SCATTER = 2_654_435_761  # prime: multiples of it visit every row once, neighbours far apart
-EXPONENT = 1.05
-UNIFORM, ZIPF = "uniform", f"zipf {EXPONENT}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def scattered(
 
 
 def draw(
-    kind: str, count: int, keys: int, rows: int, device: torch.device, *, seed: int, missing: float = 0.0
+    kind: str, count: int, keys: int, rows: int, device: torch.device, seed: int, *, missing: float = 0.0
 ) -> list[Batch]:
     """Batches of single ids.
 
@@ -74,11 +74,12 @@ def draw(
     return [Batch.of(_rows(kind, keys, rows, generator, missing)) for _ in range(count)]
 
 
-def draw_bags(lengths: Sequence[Tensor], rows: int, device: torch.device, *, seed: int) -> list[Batch]:
-    """A batch of uniform ids for each of these, int64 [B]: the lengths of its bags."""
+def draw_bags(lengths: Callable[[int], Tensor], count: int, rows: int, device: torch.device, seed: int) -> list[Batch]:
+    """Batches of uniform ids in bags; `lengths` gives those of a batch, int64 [B], by a seed."""
     generator = torch.Generator(device).manual_seed(seed)
     batches = []
-    for each in lengths:
+    for number in range(count):
+        each = lengths(seed * count + number)
         offsets = torch.nn.functional.pad(each.cumsum(0), (1, 0)).to(device)
         batches.append(Batch.of(_rows(UNIFORM, int(each.sum()), rows, generator, 0.0), offsets))
     return batches

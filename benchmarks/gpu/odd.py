@@ -12,7 +12,8 @@ import tempfile
 
 import torch
 
-from benchmarks.gpu.ids import UNIFORM, Batch, draw, draw_bags, ids_of
+from benchmarks.gpu.ids import Batch, draw, draw_bags, ids_of
+from benchmarks.gpu.names import UNIFORM
 from benchmarks.gpu.roof import Form
 from benchmarks.gpu.tables import device_bytes
 from benchmarks.gpu.variants import Variant, pooled_store, store
@@ -64,8 +65,8 @@ def _questions(made: Snapshot, dtype: str, dim: int, device: torch.device) -> li
         "whole": made.load(device),
         "tiered": made.load(device, gpu_bytes=budget, hot_ids=ids_of(torch.arange(0, ROWS, 5))),
     }
-    singles = [draw(UNIFORM, 1, keys, ROWS, device, seed=keys, missing=0.2)[0] for keys in NUMBERS]
-    (bags,) = draw_bags([torch.tensor(LENGTHS)], ROWS, device, seed=dim)
+    singles = [draw(UNIFORM, 1, keys, ROWS, device, keys, missing=0.2)[0] for keys in NUMBERS]
+    (bags,) = draw_bags(lambda _: torch.tensor(LENGTHS), 1, ROWS, device, dim)
     found = []
     for kind, table in tables.items():
         for out in OUTS:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.ids import UNIFORM, draw, draw_bags, even_bags
+from benchmarks.gpu.ids import Batch, draw, draw_bags, even_bags
 from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.names import UNIFORM
 from benchmarks.gpu.settings import Settings, settings_of
 from benchmarks.gpu.tables import snapshot
 from benchmarks.gpu.timing import Clock
@@ -31,17 +33,17 @@ def main(settings: Settings) -> None:
         for dtype in ("float32", "int8")
     }
     clock = Clock(settings.device)
-    first, again = (draw(UNIFORM, 2, keys, rows, settings.device, seed=keys) for keys in (many, few))
-    bags = draw_bags([even_bags(many, 20)] * 2, rows, settings.device, seed=0)
+    first, again = (draw(UNIFORM, 2, keys, rows, settings.device, keys) for keys in (many, few))
+    bags = draw_bags(lambda _: even_bags(many, 20), 2, rows, settings.device, 0)
 
-    def single(dtype: str, out: torch.dtype, batches: list[Any]) -> list[Callable[[], Any]]:
-        return [lambda b=batch: tables[dtype].lookup(b.ids, out) for batch in batches]
+    def single(dtype: str, out: torch.dtype, batches: list[Batch]) -> list[Callable[[], Any]]:
+        return [partial(tables[dtype].lookup, batch.ids, out) for batch in batches]
 
-    calls = {
+    calls: dict[str, list[Callable[[], Any]]] = {
         f"float32, {many:,} ids": single("float32", torch.float32, first),
         f"int8 -> float16, {few:,} ids": single("int8", torch.float16, again),
         f"float32, bags of 20, {many:,} ids": [
-            lambda b=batch: tables["float32"].lookup_pooled(b.ids, b.offsets) for batch in bags
+            partial(tables["float32"].lookup_pooled, batch.ids, batch.offsets) for batch in bags
         ],
     }
     for what, (warm, counted) in calls.items():

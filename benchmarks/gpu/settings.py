@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from benchmarks.gpu.names import TABLES_VARIABLE
 
-TABLES_VARIABLE = "GPU_BENCHMARK_TABLES"
-"""Environment variable: the folder of the tables, which the parts share. Their runner makes it and deletes it."""
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,8 @@ class Settings:
 
     @property
     def device(self) -> torch.device:
+        import torch  # not needed by parts that only start programs
+
         return torch.device("cpu" if self.rehearse else "cuda")
 
     @property
@@ -107,8 +110,8 @@ def settings_of(out: Path, *, rehearse: bool, limit: float = 600.0) -> Settings:
         swap_keys=(100,),
         swaps=1,
         settle=0.2,
-        market=(150, 150, 600),
-        batch_size=64,
-        steps=16,
+        market=(150, 150, 240),
+        batch_size=32,
+        steps=12,
         entities=2_000,
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.gpu.cells import COPY
-from benchmarks.gpu.ids import UNIFORM
 from benchmarks.gpu.journal import table
+from benchmarks.gpu.names import COPY, UNIFORM
 
 Record = Mapping[str, Any]
 CELL = ("part", "dtype", "dim", "ids", "missing", "bags", "keys")

@@ -1,15 +1,12 @@
-"""The tables: snapshots of random vectors, written as users write them, into memory where it has room for them, and
-loaded as users load them. Nothing is put together by hand: what is timed has the form that `Snapshot.load` makes.
+"""The tables: snapshots of random vectors, written and loaded as users do. Nothing is put together by hand: what is
+timed has the form that `Snapshot.load` makes.
 """
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import torch
 
@@ -20,22 +17,9 @@ from embedding_store import EmbeddingStore, Snapshot, Table, VersionNotFoundErro
 from embedding_store.dtypes import DTYPES
 from embedding_store.native.layout import BUCKET_BYTES, index_numbers
 
-IN_MEMORY = Path("/dev/shm")
-ROOM = 24 << 30  # bytes: of the largest parts' tables
 INDEX_BYTES = 27  # a row, about
 APPEND_VALUES = 1 << 27
 COLUMNS_BYTES = 4096  # the columns' ends, aligned
-
-
-@contextmanager
-def tables_folder(room: int = ROOM) -> Iterator[Path]:
-    """A folder for tables, in memory if it has the room, which is deleted at the end."""
-    in_memory = IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > room
-    folder = Path(tempfile.mkdtemp(prefix="gpu-tables-", dir=IN_MEMORY if in_memory else None))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def snapshot(settings: Settings, journal: Journal, dtype: str, dim: int, rows: int) -> Snapshot:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -74,9 +75,9 @@ class Timings(Generic[Input]):
         for _ in range(rounds):
             for turn in range(len(next(iter(inputs.values())))):
                 for name, call in self._calls.items():
-                    value = inputs[name][turn]
-                    self._on_device[name].append(self._clock.on_device(lambda c=call, v=value: c(v)))
-                    self._waited[name].append(self._clock.waited(lambda c=call, v=value: c(v)))
+                    timed = partial(call, inputs[name][turn])
+                    self._on_device[name].append(self._clock.on_device(timed))
+                    self._waited[name].append(self._clock.waited(timed))
 
     def figures(self, name: str) -> dict[str, float]:
         """Of a variant: `device_us`, the median, `device_p99_us`, and the same of those who wait."""

@@ -145,13 +145,13 @@ def cuda_commands(capability: int) -> list[list[str]]:
             *(_need("nvcc"), "-std=c++17", "-O3", "-DNDEBUG", "-DEMBEDDING_STORE_CUDA", "-DUSE_CUDA", TARGET),
             *(architecture, "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", *_includes("-isystem=")),
         ]
-        commands.append([*command, "-c", str(source), "-o", str(BUILT / f"{source.stem}.cu.o")])
+        commands.append([*command, "-c", str(source), "-o", str(BUILT / f"cuda-{source.stem}.cu.o")])
     return commands
 
 
 def _cxx(source: Path, flags: Sequence[str], suffix: str = "") -> list[str]:
     command = [_need("c++"), "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", TARGET]
-    result = str(BUILT / f"{source.stem}{suffix}.o")
+    result = str(BUILT / f"{source.parent.name}-{source.stem}{suffix}.o")
     return [*command, *_includes("-isystem"), *flags, "-c", str(source), "-o", result]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.gpu.cells import Bench
-from benchmarks.gpu.ids import UNIFORM
 from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.names import UNIFORM
 from benchmarks.gpu.parts.grid import measure
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tables import drop

@@ -7,8 +7,9 @@ import subprocess
 
 import torch
 
-from benchmarks.gpu.ids import UNIFORM, draw
+from benchmarks.gpu.ids import draw
 from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.names import UNIFORM
 from benchmarks.gpu.roof import bus_rates, copy_rate, out_of
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tables import snapshot
@@ -30,7 +31,7 @@ def run(settings: Settings, journal: Journal) -> None:
     for dtype in settings.dtypes:
         made = snapshot(settings, journal, dtype, settings.dim, ROWS)
         lookup = store(made.load(settings.device), made.load(), out_of(dtype))
-        (batch,) = draw(UNIFORM, 1, ROWS, ROWS, settings.device, seed=0, missing=0.1)
+        (batch,) = draw(UNIFORM, 1, ROWS, ROWS, settings.device, 0, missing=0.1)
         wrong = lookup.check(batch)
         if wrong:
             journal.fail(f"lookup of {dtype}: {wrong}")

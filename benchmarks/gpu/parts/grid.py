@@ -6,8 +6,9 @@ import time
 from functools import partial
 
 from benchmarks.gpu.cells import Bench, if_possible
-from benchmarks.gpu.ids import UNIFORM, ZIPF, draw
+from benchmarks.gpu.ids import draw
 from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.names import UNIFORM, ZIPF
 from benchmarks.gpu.roof import Form, lookup_bytes, out_of
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tables import snapshot
@@ -38,10 +39,9 @@ def measure(
     variants = _variants(bench, journal, form, rows)
     for keys in numbers:
         for kind, missing in kinds:
-            count = settings.batches(keys)
             bench.cell(
                 variants[:1] if missing else variants,  # the others know no missing id
-                lambda seed, k=kind, n=keys, m=missing, c=count: draw(k, c, n, rows, device, seed=seed, missing=m),
+                partial(draw, kind, settings.batches(keys), keys, rows, device, missing=missing),
                 partial(lookup_bytes, form=form, rows=rows),
                 dtype=dtype,
                 dim=dim,

@@ -34,12 +34,7 @@ def run(settings: Settings, journal: Journal) -> None:
             for bags, lengths in _kinds(settings, ids).items():
                 bench.cell(
                     variants,
-                    lambda seed, n=ids, lengths=lengths: draw_bags(
-                        [lengths(seed * 1000 + number) for number in range(settings.batches(n))],
-                        settings.rows,
-                        device,
-                        seed=seed,
-                    ),
+                    partial(draw_bags, lengths, settings.batches(ids), settings.rows, device),
                     partial(pooled_bytes, form=form, rows=settings.rows),
                     dtype=dtype,
                     dim=settings.dim,
@@ -52,7 +47,8 @@ def run(settings: Settings, journal: Journal) -> None:
 
 def _kinds(settings: Settings, ids: int) -> dict[str, Callable[[int], Tensor]]:
     """Name -> lengths of the bags of a batch, by its seed."""
-    even: dict[str, Callable[[int], Tensor]] = {
-        f"of {length}": lambda _, length=length: even_bags(ids, length) for length in settings.bags
-    }
-    return {**even, "mixed, one huge": lambda seed: mixed_bags(ids, seed)}
+
+    def even(length: int) -> Callable[[int], Tensor]:
+        return lambda _: even_bags(ids, length)
+
+    return {f"of {length}": even(length) for length in settings.bags} | {"mixed, one huge": partial(mixed_bags, ids)}

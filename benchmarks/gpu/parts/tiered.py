@@ -7,8 +7,9 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.cells import Bench, if_possible
-from benchmarks.gpu.ids import ZIPF, Batch, draw, ids_of, scattered
+from benchmarks.gpu.ids import Batch, draw, ids_of, scattered
 from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.names import ZIPF
 from benchmarks.gpu.roof import Form, bus_rates, lookup_bytes, out_of
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tables import device_bytes, snapshot
@@ -47,7 +48,7 @@ def run(settings: Settings, journal: Journal) -> None:
             table.reset_hits()
             bench.cell(
                 variants,
-                lambda seed, n=keys: draw(ZIPF, settings.batches(n), n, settings.rows, device, seed=seed),
+                partial(draw, ZIPF, settings.batches(keys), keys, settings.rows, device),
                 partial(lookup_bytes, form=form, rows=settings.rows),
                 bounds,
                 dtype=dtype,
