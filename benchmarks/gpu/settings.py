@@ -110,8 +110,8 @@ def settings_of(out: Path, *, rehearse: bool, limit: float = 600.0) -> Settings:
         swap_keys=(100,),
         swaps=1,
         settle=0.2,
-        market=(150, 150, 240),
-        batch_size=32,
+        market=(150, 150, 150),
+        batch_size=64,
         steps=12,
         entities=2_000,
     )
