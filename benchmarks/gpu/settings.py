@@ -59,7 +59,7 @@ class Settings:
     swaps: int = 6
     settle: float = 2.0
     """Seconds after a swap that still count as its."""
-    market: tuple[int, int, int] = (20_000, 50_000, 100_000)
+    market: tuple[int, int, int] = (5_000, 2_000, 60_000)
     """Users, items on sale and events a day of the SYNTHETIC market that models are trained on."""
     batch_size: int = 4096
     """Rows a step of a training."""

@@ -17,7 +17,7 @@ from benchmarks.gpu.cells import Bench
 from benchmarks.gpu.ids import Batch, draw, draw_bags, even_bags, ids_of, mixed_bags, scattered
 from benchmarks.gpu.journal import RESULTS, Journal, append, read
 from benchmarks.gpu.names import COPY, TABLES_VARIABLE, UNIFORM, ZIPF
-from benchmarks.gpu.parts import PARTS, build, ncu
+from benchmarks.gpu.parts import PARTS, build, memcheck, ncu
 from benchmarks.gpu.parts import tests as cuda_tests
 from benchmarks.gpu.parts.training import differences
 from benchmarks.gpu.roof import Form, lookup_bytes, pooled_bytes
@@ -288,6 +288,43 @@ def test_files_of_tests_that_need_a_gpu() -> None:
     match = cuda_tests.RESULT.match("tests/a/test_b.py::test_c[1.0-int8 x] FAILED      [ 50%]")
     assert match is not None
     assert match.groups() == ("tests/a/test_b.py::test_c[1.0-int8 x]", "FAILED")
+
+
+def test_what_fails_is_tried_by_itself(settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = {"a::one": "PASSED", "a::two": "FAILED", "a::three": "ERROR"}
+    alone = {"a::two": {"a::two": "FAILED"}, "a::three": {"a::three": "PASSED"}}
+
+    def tried(names: list[str], limit: float, _: Journal) -> dict[str, str]:
+        assert limit > 0
+        return together if names == ["a"] else alone[names[0]]
+
+    monkeypatch.setattr(cuda_tests, "cuda_files", lambda: ["a"])
+    monkeypatch.setattr(cuda_tests, "_pytest", tried)
+    cuda_tests.run(settings, journal)
+    assert journal.failures == ["a::two fails", "a::three fails after others, and passes alone"]
+
+
+def test_a_file_of_tests_without_what_it_imports(journal: Journal, tmp_path: Path) -> None:
+    (tmp_path / "test_lacking.py").write_text("import not_to_be_had\n")
+    assert cuda_tests._pytest([str(tmp_path / "test_lacking.py")], 60.0, journal) == {}
+    assert not journal.failures
+    assert "No module named 'not_to_be_had'" in records(tmp_path, "left out")[0]["reason"]
+
+
+def test_errors_that_memcheck_finds(settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(words: list[str], *, limit: float, line: Any, environment: dict[str, str]) -> int:
+        assert words[:3] == ["/bin/compute-sanitizer", "--tool", "memcheck"]
+        assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        line("========= Invalid __global__ read of size 16 bytes")
+        line("========= ERROR SUMMARY: 1 error")
+        return memcheck.FOUND_ERRORS
+
+    monkeypatch.setattr(memcheck, "found", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(memcheck, "stream", stream)
+    memcheck.run(replace(settings, rehearse=False), journal)
+    assert journal.failures == ["compute-sanitizer found errors: see the log"]
+    said = [record["said"] for record in records(settings.out, "memcheck")]
+    assert said == ["Invalid __global__ read of size 16 bytes", "ERROR SUMMARY: 1 error"]
 
 
 def test_counters_are_read_from_ncu() -> None:

@@ -44,7 +44,9 @@ def run(settings: Settings, journal: Journal) -> None:
     wanted = [CPU] if settings.rehearse else [CPU, CUDA]
     reason = unusable(wanted)
     if reason is None:
-        journal.write("library", done="nothing: they are there and can be loaded", files=", ".join(wanted))
+        older = [name for name in wanted if (PACKAGE / name).stat().st_mtime < newest_source()]
+        done = "nothing: they are there and can be loaded"
+        journal.write("library", done=done, files=", ".join(wanted), older_than_sources=older)
         return
     if settings.rehearse:
         raise SkippedError(f"{reason}; a rehearsal builds nothing: run `make install`")
@@ -76,6 +78,11 @@ def unusable(names: Sequence[str]) -> str | None:
     command = [sys.executable, "-c", LOADS, *map(str, paths)]
     tried = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return f"they cannot be loaded: {tried.stderr.strip()[-300:]}" if tried.returncode else None
+
+
+def newest_source() -> float:
+    """When a source was changed last, as far as the files' times tell: those of a copied tree may say nothing."""
+    return max(path.stat().st_mtime for path in SOURCES.rglob("*") if path.is_file())
 
 
 def by_cmake(names: Sequence[str]) -> None:
