@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 IN_MEMORY = Path("/dev/shm")
-ROOM = 24 << 30  # bytes: the tables of all parts at full size
+ROOM = 40 << 30  # bytes: the tables of all parts at full size
 
 
 @contextmanager

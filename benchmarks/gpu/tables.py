@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import torch
@@ -18,6 +20,7 @@ from embedding_store.dtypes import DTYPES
 from embedding_store.native.layout import BUCKET_BYTES, index_numbers
 
 INDEX_BYTES = 27  # a row, about
+WRITERS = 4
 APPEND_VALUES = 1 << 27
 COLUMNS_BYTES = 4096  # the columns' ends, aligned
 
@@ -52,17 +55,20 @@ def snapshot(settings: Settings, journal: Journal, dtype: str, dim: int, rows: i
     return series.latest()
 
 
+def write(settings: Settings, journal: Journal, forms: Iterable[tuple[str, int, int]]) -> None:
+    """Write snapshots that will be asked for, side by side; `forms` has dtype, dim and rows of each. Raises what
+    `snapshot` raises."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for made in [pool.submit(snapshot, settings, journal, *form) for form in forms]:
+            made.result()
+
+
 def device_bytes(
     table: Table,  # on the CPU
     rows: int,
 ) -> int:
     """`gpu_bytes` of a tiered table with room for its indexes and so many bytes of rows on the device."""
     return rows + COLUMNS_BYTES + sum(BUCKET_BYTES * int(numbers[2]) for numbers in index_numbers(table.layout))
-
-
-def drop(settings: Settings, dtype: str, dim: int, rows: int) -> None:
-    """Delete a snapshot that is not needed any more; tables that were loaded on a GPU stay."""
-    shutil.rmtree(settings.tables / _name(dtype, dim, rows))
 
 
 def _name(dtype: str, dim: int, rows: int) -> str:
