@@ -75,7 +75,8 @@ def stream(
         status = process.wait()
     finally:
         timer.cancel()
-        _signal(process, signal.SIGTERM if process.poll() is None else signal.SIGKILL)
+        if process.poll() is None:  # this process is being ended itself
+            _signal(process, signal.SIGTERM)
     return None if late else status
 
 
