@@ -107,17 +107,8 @@ def by_compilers(names: Sequence[str]) -> None:
         commands = cpu_commands() if name == CPU else cuda_commands(_capability())
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
-        objects = [command[-1] for command in commands]
-        library = "torch_cpu" if name == CPU else "torch"
-        linked = BUILT / name
-        torch_library = str(_torch() / f"lib/lib{library}.so")
-        runtime = [] if name == CPU else _cuda_runtime()
-        _run(
-            [
-                *(_need("c++"), "-shared", "-pthread", "-Wl,--no-as-needed", *objects, torch_library, *runtime),
-                *("-o", str(linked)),
-            ]
-        )
+        objects, linked = [command[-1] for command in commands], BUILT / name
+        _run([*_linker(name), *objects, "-o", str(linked)])
         shutil.copyfile(linked, PACKAGE / f"{name}.new")
         os.replace(PACKAGE / f"{name}.new", PACKAGE / name)
 
@@ -139,43 +130,36 @@ def cpu_commands() -> list[list[str]]:
 
 
 def cuda_commands(capability: int) -> list[list[str]]:
-    """As `cpu_commands`, of the CUDA library."""
-    include = Path(_need("nvcc")).resolve().parents[1] / "include"
-    flags = ["-O3", "-DNDEBUG", "-DEMBEDDING_STORE_CUDA", "-DUSE_CUDA", f"-isystem{include}"]
-    commands = [
-        _cxx(source, flags, "-cuda")
-        for source in (*sorted((SOURCES / "cuda").glob("*.cpp")), SOURCES / "common/ops.cpp")
+    """As `cpu_commands`, of the CUDA library: nvcc knows where its headers and libraries are."""
+    sources = (*sorted((SOURCES / "cuda").glob("*.c*")), SOURCES / "common/ops.cpp")
+    architecture = f"-gencode=arch=compute_{capability},code=sm_{capability}"
+    shared = [
+        *(_need("nvcc"), "-O3", "-DNDEBUG", "-DEMBEDDING_STORE_CUDA", "-DUSE_CUDA", TARGET, architecture),
+        *("-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-isystem={_torch() / 'include'}"),
     ]
-    for source in sorted((SOURCES / "cuda").glob("*.cu")):
-        architecture = f"-gencode=arch=compute_{capability},code=sm_{capability}"
-        command = [
-            *(_need("nvcc"), "-std=c++17", "-O3", "-DNDEBUG", "-DEMBEDDING_STORE_CUDA", "-DUSE_CUDA", TARGET),
-            *(architecture, "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", *_includes("-isystem=")),
-        ]
-        commands.append([*command, "-c", str(source), "-o", str(BUILT / f"cuda-{source.stem}.cu.o")])
+    commands = []
+    for source in sources:
+        standard = "-std=c++17" if source.suffix == ".cu" else "-std=c++20"
+        result = BUILT / f"cuda-{source.parent.name}-{source.name}.o"
+        commands.append([*shared, standard, "-c", str(source), "-o", str(result)])
     return commands
+
+
+def _linker(name: str) -> list[str]:
+    """What comes before the objects."""
+    if name == CPU:
+        return [_need("c++"), "-shared", "-pthread", "-Wl,--no-as-needed", str(_torch() / "lib/libtorch_cpu.so")]
+    return [_need("nvcc"), "-shared", "-cudart=static", "-Xlinker=--no-as-needed", str(_torch() / "lib/libtorch.so")]
 
 
 def _cxx(source: Path, flags: Sequence[str], suffix: str = "") -> list[str]:
     command = [_need("c++"), "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", TARGET]
     result = str(BUILT / f"{source.parent.name}-{source.stem}{suffix}.o")
-    return [*command, *_includes("-isystem"), *flags, "-c", str(source), "-o", result]
-
-
-def _includes(flag: str) -> list[str]:
-    return [f"{flag}{_torch() / 'include'}"]
+    return [*command, f"-isystem{_torch() / 'include'}", *flags, "-c", str(source), "-o", result]
 
 
 def _torch() -> Path:
     return Path(torch.__file__).parent
-
-
-def _cuda_runtime() -> list[str]:
-    folder = Path(_need("nvcc")).resolve().parents[1]
-    library = next((path for path in sorted(folder.glob("**/libcudart_static.a"))), None)
-    if library is None:
-        raise RuntimeError(f"{folder} has no libcudart_static.a: install the CUDA toolkit's runtime")
-    return [str(library), "-ldl", "-lrt"]
 
 
 def _capability() -> int:
