@@ -149,7 +149,8 @@ def _linker(name: str) -> list[str]:
     """What comes before the objects."""
     if name == CPU:
         return [_need("c++"), "-shared", "-pthread", "-Wl,--no-as-needed", str(_torch() / "lib/libtorch_cpu.so")]
-    return [_need("nvcc"), "-shared", "-cudart=static", "-Xlinker=--no-as-needed", str(_torch() / "lib/libtorch.so")]
+    kept = f"--no-as-needed,{_torch() / 'lib/libtorch.so'}"  # together: nvcc puts libraries before other options
+    return [_need("nvcc"), "-shared", "-cudart=static", f"-Xlinker={kept}"]
 
 
 def _cxx(source: Path, flags: Sequence[str], suffix: str = "") -> list[str]:
