@@ -13,7 +13,7 @@ Where one command may take ten minutes only, give `--seconds 570` and some of th
 for it, and its limit is what is left. Half an hour is `build first tests memcheck`, `build grid`, `build pooled tiered
 swap ncu` and `build training dims`; `build` does nothing where the libraries are there.
 
-Needed are Python 3.11, torch 2.11, NumPy, PyArrow and rich, and a C++20 compiler and nvcc for `build`, unless the two
+Needed are Python 3.11, torch 2.11, NumPy and PyArrow, and a C++20 compiler and nvcc for `build`, unless the two
 libraries lie in embedding_store/ already. What else is missing (pytest, FBGEMM, TorchRec, compute-sanitizer, ncu) is
 named beside what it leaves out. Nothing needs to be installed: PYTHONPATH=. does.
 """

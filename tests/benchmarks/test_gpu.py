@@ -281,6 +281,14 @@ def test_libraries_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert str(build.unusable([build.CPU])).startswith("they cannot be loaded: ")
 
 
+def test_what_is_optional_is_imported_where_it_is_needed() -> None:
+    absent = ["pytest", "tyro", "rich", "fbgemm_gpu", "torchrec", "tensordict", "tomli_w", "duckdb"]
+    body = f"import sys, importlib\nfor name in {absent}: sys.modules[name] = None\n"
+    names = [f"parts.{part.name}" for part in PARTS] + ["__main__", "odd", "profiled"]
+    body += f"for name in {names}: importlib.import_module('benchmarks.gpu.' + name)"
+    assert stream([sys.executable, "-c", body], limit=600.0) == 0
+
+
 def test_files_of_tests_that_need_a_gpu() -> None:
     files = cuda_tests.cuda_files()
     assert files[0] == "tests/embedding_store/read/test_cuda.py"
