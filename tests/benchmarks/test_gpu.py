@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ from benchmarks.gpu.settings import Settings, settings_of
 from benchmarks.gpu.summary import summary
 from benchmarks.gpu.tables import snapshot
 from benchmarks.gpu.tools import ROOT, stream
-from benchmarks.gpu.trace import covered, own_times
+from benchmarks.gpu.trace import covered, own_times, shares
 from benchmarks.gpu.variants import Variant, fbgemm, known_rows, pooled_store, store
 
 CPU = torch.device("cpu")
@@ -364,6 +366,34 @@ def test_time_is_counted_once() -> None:
     assert own == {"0": 4, "1": 3, "2": 1, "6": 2, "20": 5, "3": 4}
     assert covered(events, 0, 100) == 15
     assert covered(events, 4, 22) == 8
+
+
+def test_a_step_is_divided_by_what_its_kernels_are_for(tmp_path: Path) -> None:
+    def event(name: str, cat: str, ts: float, dur: float, tid: int = 7) -> dict[str, Any]:
+        return {"ph": "X", "pid": 0, "tid": tid, "name": name, "cat": cat, "ts": ts, "dur": dur}
+
+    events = [
+        event("ProfilerStep#3", "user_annotation", 0, 1000, tid=1),
+        event("ProfilerStep#4", "user_annotation", 1000, 1000, tid=1),
+        event("ProfilerStep#3", "gpu_user_annotation", 0, 900),
+        event("aten::mm", "cpu_op", 0, 500, tid=1),  # the host's time is not the device's
+        event("Memcpy HtoD (Pinned -> Device)", "gpu_memcpy", 0, 100, tid=9),
+        event("split_embedding_codegen_forward_unweighted_kernel", "kernel", 50, 300),
+        event("void cub::DeviceRadixSortOnesweepKernel<...>", "kernel", 400, 100),
+        event("ncclDevKernel_AllReduce_Sum_f32", "kernel", 500, 200, tid=8),
+        event("nvjet_tst_128x64_64x8_2x1_v_bz_TNT", "kernel", 1200, 300),
+        {"ph": "M", "name": "process_name"},
+    ]
+    with gzip.open(tmp_path / "trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": events}, file)
+    assert shares(tmp_path / "trace.json.gz") == {
+        "communication": 0.2,
+        "input": 0.1,
+        "embedding": 0.4,
+        "dense": 0.3,
+        "step_ms": 1.0,
+        "busy": 0.475,  # 0 .. 350, 400 .. 700 and 1200 .. 1500
+    }
 
 
 def test_losses_are_compared_by_step() -> None:
