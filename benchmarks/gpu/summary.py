@@ -12,6 +12,10 @@ Record = Mapping[str, Any]
 CELL = ("part", "dtype", "dim", "ids", "missing", "bags", "keys")
 """What tells a cell from another."""
 SWAP_AIM = 1.3
+LEGEND = (
+    "us: the device's median; of roof, of bus: shares of what memory and bus give; copy (of as many bytes), torch, fbgemm:\n"
+    "their times over ours; aim: the least of that column"
+)
 FAILURES, REASONS = 40, 20
 
 
@@ -79,7 +83,7 @@ def _timings(records: Iterable[Record]) -> str:
         "fbgemm",
         "aim",
     ]
-    return table([head, *rows])
+    return table([head, *rows]) + f"\n{LEGEND}"
 
 
 def aim(record: Record) -> str:
