@@ -13,8 +13,8 @@ CELL = ("part", "dtype", "dim", "ids", "missing", "bags", "keys")
 """What tells a cell from another."""
 SWAP_AIM = 1.3
 LEGEND = (
-    "us: the device's median; of roof, of bus: shares of what memory and bus give; copy (of as many bytes), torch, fbgemm:\n"
-    "their times over ours; aim: the least of that column"
+    "us: the device's median; of roof, of bus: shares of what memory and bus give; copy (of as many bytes), torch,\n"
+    "fbgemm: their times over ours; aim: the least of that column"
 )
 FAILURES, REASONS = 40, 20
 
@@ -107,6 +107,9 @@ def aim(record: Record) -> str:
 def _others(records: Iterable[Record]) -> str:
     lines = []
     for record in records:
+        if record["kind"] == "machine":
+            names = ("device", "torch", "cuda", "python", "date", "commit")
+            lines.append(", ".join(f"{name} {record[name]}" for name in names))
         if record["kind"] == "roof" and record["part"] == "first":
             lines.append(f"memory copies {record['copy_GB_per_s']:,} GB/s; no call takes {record['empty_call_us']} us")
         if record["kind"] == "swap":

@@ -68,6 +68,7 @@ def test_every_part_is_rehearsed(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {record["variant"] for record in missing} == {"store", COPY}  # the others know no missing id
     assert all(0 < record["rate"] < 1 for record in records(tmp_path, "hits"))
     assert {record["model"] for record in records(tmp_path, "training")} == {"derm", "dlrm"}
+    assert [record["device"] for record in records(tmp_path, "machine")] == ["CPU"]
     assert all(record["embedding"] > 0 and record["dense"] > 0 for record in records(tmp_path, "shares"))
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"results.jsonl", "log.txt", "summary.txt", "derm.trace.json.gz", "dlrm.trace.json.gz"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
+from datetime import UTC, datetime
 
 import torch
 
@@ -14,6 +16,7 @@ from benchmarks.gpu.roof import bus_rates, copy_rate, out_of
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tables import snapshot
 from benchmarks.gpu.timing import Clock
+from benchmarks.gpu.tools import ROOT
 from benchmarks.gpu.variants import store
 
 ROWS = 1_000
@@ -23,7 +26,10 @@ ASKED = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,pow
 
 def run(settings: Settings, journal: Journal) -> None:
     """Raises what a lookup raises."""
-    journal.write("machine", torch=torch.__version__, cuda=str(torch.version.cuda), **_device(settings))
+    software = {"torch": torch.__version__, "cuda": str(torch.version.cuda), "python": platform.python_version()}
+    journal.write(
+        "machine", **software, date=datetime.now(UTC).date().isoformat(), commit=_commit(), **_device(settings)
+    )
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", f"--query-gpu={ASKED}", "--format=csv,noheader"]
         said = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -41,6 +47,15 @@ def run(settings: Settings, journal: Journal) -> None:
     nothing = min(clock.on_device(lambda: None) for _ in range(EMPTY_CALLS))
     journal.write("roof", copy_GB_per_s=round(copy_rate(settings, clock) / 1e9, 1), empty_call_us=round(nothing, 2))
     journal.write("bus", **{f"{way} GB/s": round(rate / 1e9, 2) for way, rate in bus_rates(settings, clock).items()})
+
+
+def _commit() -> str:
+    """Of the checkout, if this is one."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def _device(settings: Settings) -> dict[str, object]:
