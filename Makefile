@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(FLAVOUR)
 
 NATIVE := CMakeLists.txt $(shell find embedding_store/csrc -type f)
 
-.PHONY: install demo test nightly sanitize lint format clean
+.PHONY: install demo test nightly sanitize gpu lint format clean
 
 install: $(STAMP)
 
@@ -65,6 +65,11 @@ sanitize: install
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		EMBEDDING_STORE_LIBRARY="$(CURDIR)/$(SANITIZED)/libembedding_store.so" \
 		$(BIN)/pytest --capture=sys -p no:faulthandler -k 'not opcheck and not fork_amid' $(SANITIZED_TESTS)
+
+# What a GPU is for: its tests, memcheck, benchmarks, trainings; `make gpu PARTS="build first tests"` for some of them.
+# Nothing is installed, since a machine that is lent for half an hour may have no network: see benchmarks/gpu/__init__.py.
+gpu:
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu $(PARTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -90,7 +90,7 @@ def _kinds(folder: Path, options: Options, environment: Environment) -> dict[str
     for kind in RANKERS:
         plain, rich = (
             max(
-                _train(_config(kind, options), arm, folder / "store", folder, environment)
+                _train(config_of(kind, options), arm, folder / "store", folder, environment)
                 for _ in range(options.rounds)
             )
             for arm in (ArmConfig(name="none"), BOTH)
@@ -109,7 +109,7 @@ def _reading(folder: Path, options: Options, environment: Environment) -> dict[s
     speeds, seconds = dict.fromkeys(READING, 0.0), dict.fromkeys(READING, math.inf)
     for _ in range(options.rounds):
         for way, (dim, arm, join) in READING.items():
-            config = _config("dlrm", options)
+            config = config_of("dlrm", options)
             config = replace(config, network=replace(config.network, join=join))
             begun = time.process_time()
             speed, _ = _train(config, arm, folder / f"store-{dim}", folder, environment)
@@ -145,12 +145,17 @@ def _train(
     config: RankerConfig, arm: ArmConfig, store: Path, folder: Path, environment: Environment
 ) -> tuple[float, float]:
     """Rows a second of all ranks, without the first step, and the share of the time that waits for input."""
-    data = folder / "data"
+    result = prepare(config, arm, store, folder / "data", environment).train().result
+    return result.samples_per_second, result.input_wait_fraction
+
+
+def prepare(config: RankerConfig, arm: ArmConfig, store: Path, data: Path, environment: Environment) -> RankerTraining:
+    """The training of a ranker that reads an arm's series, as `recsys bundle` does it."""
     tables = counted_tables(config, data, NOTHING, told=False)
     config = sized(config, data, NOTHING, ranks=environment.world_size, told=False)
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     opened, delay = EmbeddingStore(store), config.publish_delay_ms
-    training = RankerTraining(
+    return RankerTraining(
         seed=0,
         schema=schema,
         config=config,
@@ -160,11 +165,10 @@ def _train(
         environment=environment,
         skip=NOTHING,
     )
-    result = training.train().result
-    return result.samples_per_second, result.input_wait_fraction
 
 
-def _config(kind: str, options: Options) -> RankerConfig:
+def config_of(kind: str, options: Options) -> RankerConfig:
+    """The market's ranker, of this kind."""
     config = job()
     network = replace(config.network, kind=kind)
     return replace(config, network=network, training=replace(config.training, batch_size=options.batch_size))

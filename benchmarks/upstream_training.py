@@ -52,14 +52,16 @@ def measure(environment: Environment, variant: str, data: Path, steps: int) -> F
     return {"samples_per_second": train_plain(draw_tables(task, 0), stream) * environment.world_size}
 
 
-def prepare(environment: Environment, data: Path, steps: int) -> tuple[DermTask, EventStream, TrainConfig]:
-    """The demo's first upstream, and this rank's batches of it."""
+def prepare(
+    environment: Environment, data: Path, steps: int, *, batch_size: int = 0
+) -> tuple[DermTask, EventStream, TrainConfig]:
+    """The demo's first upstream, and this rank's batches of it; `batch_size` 0: what its rows allow."""
     rank, ranks = environment.rank, environment.world_size
     upstream = synthetic().upstreams[0]
     schema = upstream_schema(upstream, data)
     files = find_files(data, upstream.source.events)
     tasks = [label.name for label in schema.labels]
-    training = upstream.training.sized(EventStream(files, schema, batch_size=1).rows)
+    training = replace(upstream.training, batch_size=batch_size).sized(EventStream(files, schema, batch_size=1).rows)
     stream = EventStream(
         files, schema, batch_size=training.batch_size, rank=rank, world_size=ranks, shuffle_batches=64, epochs=8
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -56,14 +56,19 @@ class Stream(Batches, Protocol):
 def loss_forward(
     model: nn.Module, environment: Environment
 ) -> Callable[[Any], tuple[Tensor, tuple[Tensor, TaskOutput]]]:
-    """The model's forward, which also hands out the loss, in bfloat16 where the device gains from it."""
+    """The model's forward, which also hands out the loss."""
 
     def forward(batch: Any) -> tuple[Tensor, tuple[Tensor, TaskOutput]]:
-        with torch.autocast("cuda", torch.bfloat16) if environment.device.type == "cuda" else nullcontext():
+        with mixed_precision(environment.device):
             loss, output = model(batch)
         return loss, (loss.detach(), output)
 
     return forward
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """What a forward runs in: bfloat16 where the device gains from it."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 def device_batches(stream: Batches, environment: Environment) -> Iterator[Batch]:

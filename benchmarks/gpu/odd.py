@@ -1,0 +1,80 @@
+"""Lookups of every dtype at odd dimensions, with bags and tiers, beside the CPU's answers: what memcheck watches.
+
+    compute-sanitizer --tool memcheck python -m benchmarks.gpu.odd [--rehearse]
+
+Exits with status 1 if an answer is wrong, and says which.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+
+import torch
+
+from benchmarks.gpu.ids import Batch, draw, draw_bags, ids_of
+from benchmarks.gpu.names import UNIFORM
+from benchmarks.gpu.roof import Form
+from benchmarks.gpu.tables import device_bytes
+from benchmarks.gpu.variants import Variant, pooled_store, store
+from embedding_store import EmbeddingStore, Snapshot
+from embedding_store.dtypes import DTYPES
+
+DIMS = (1, 2, 3, 5, 7, 16, 33, 63, 100, 129, 260)
+FEW_DIMS = (1, 7, 100)
+OUTS = (torch.float32, torch.float16, torch.bfloat16)
+NUMBERS = (1, 7, 31, 33, 1000)
+ROWS = 700
+LENGTHS = (0, 1, 0, 3, 31, 32, 33, 900, 1, 0)
+
+
+def main(*, rehearse: bool) -> int:
+    """How many answers are wrong."""
+    device = torch.device("cpu" if rehearse else "cuda")
+    wrong = asked = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in DTYPES:
+            for dim in FEW_DIMS if rehearse else DIMS:
+                for name, variant, batch in _questions(_published(folder, dtype, dim), dtype, dim, device):
+                    asked += 1
+                    if found := variant.check(batch):
+                        wrong += 1
+                        print(f"WRONG: {name}: {found}", flush=True)
+            print(f"{dtype}: {asked} lookups so far, {wrong} wrong", flush=True)
+    return wrong
+
+
+def _published(folder: str, dtype: str, dim: int) -> Snapshot:
+    """A version over another one: rows that were replaced, and ids that are no more."""
+    series = EmbeddingStore(folder).create(f"{dtype}-{dim}", dim=dim, dtype=dtype)
+    generator = torch.Generator().manual_seed(dim)
+    with series.write(as_of=0, space="random-1") as writer:
+        writer.append(ids_of(torch.arange(ROWS)), torch.randn(ROWS, dim, generator=generator))
+    with series.write(as_of=1, space="random-1", base=1) as writer:
+        writer.append(ids_of(torch.arange(50)), torch.randn(50, dim, generator=generator))
+        writer.delete(ids_of(torch.arange(60, 70)))
+    return series.latest()
+
+
+def _questions(made: Snapshot, dtype: str, dim: int, device: torch.device) -> list[tuple[str, Variant, Batch]]:
+    """Name, lookup and batch of all that is asked of a table and of its tiered form."""
+    form = Form(dtype, dim, torch.float32)
+    on_host = made.load()
+    budget = device_bytes(on_host, ROWS // 3 * form.row_bytes)
+    tables = {
+        "whole": made.load(device),
+        "tiered": made.load(device, gpu_bytes=budget, hot_ids=ids_of(torch.arange(0, ROWS, 5))),
+    }
+    singles = [draw(UNIFORM, 1, keys, ROWS, device, keys, missing=0.2)[0] for keys in NUMBERS]
+    (bags,) = draw_bags(lambda _: torch.tensor(LENGTHS), 1, ROWS, device, dim)
+    found = []
+    for kind, table in tables.items():
+        for out in OUTS:
+            name = f"{kind} {dtype} {dim} -> {out}"
+            found += [(f"{name}, {len(batch.ids)} ids", store(table, on_host, out), batch) for batch in singles]
+            found.append((f"{name}, bags", pooled_store(table, on_host, out), bags))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(rehearse="--rehearse" in sys.argv[1:]), 1))
