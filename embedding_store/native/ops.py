@@ -1,5 +1,5 @@
-"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_history`, `_pooled`, `_tiered`, `locate`, `nearest`,
-`distinct` and `gather`: fakes and gradients.
+"""The ops `torch.ops.embedding_store.lookup`, `_versions`, `_history`, `_pooled`, `_tiered`, `_pooled_tiered`,
+`locate`, `nearest`, `distinct` and `gather`: fakes and gradients.
 
 Importing this module loads the native library. Schemas and registrations are in csrc/common/ops.cpp, the same functions
 in plain PyTorch in reference.py. A loaded table is two tensors, so that ops see nothing of files and snapshots:
@@ -65,7 +65,11 @@ def lookup_versions(
     dtype: str,
     out: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """As `lookup`, each id in a table of its own, say the version of a series that its time may see. CPU only."""
+    """As `lookup`, each id in a table of its own, say the version of a series that its time may see.
+
+    Other numbers in `choice` are refused on the CPU; on a GPU, where nothing waits to see them, they are as -1. There
+    the numbers of the layouts, which may be on the CPU, and the addresses of the tables are copied to it at each call.
+    """
     return torch.ops.embedding_store.lookup_versions(ids, choice, storages, layouts, dim, dtype, out)
 
 
@@ -106,9 +110,32 @@ def lookup_pooled(
     """Pooled `out` [B, dim], accumulated in float32, and found int64 [B], the number of found ids in each bag.
 
     Bag b holds ids[offsets[b] : offsets[b + 1]]. `mode` is "sum" or "mean", the sum (weighted if there are weights)
-    divided by the number of found ids; zeros for a bag without any. Differentiable with respect to `weights`.
+    divided by the number of found ids; zeros for a bag without any. Differentiable with respect to `weights`. The same
+    arguments give the same bits, on a GPU too.
+
+    Offsets that do not rise from 0 to N are refused on the CPU. A GPU sees them when it looks up, for which nothing
+    waits: every value is NaN then, and every number of found ids -1; the gradient is NaN, too.
     """
     return torch.ops.embedding_store.lookup_pooled(ids, offsets, weights, storage, layout, dim, dtype, mode, out)
+
+
+def lookup_pooled_tiered(
+    ids: Tensor,  # int64 [N], any values
+    offsets: Tensor,  # int64 [B + 1], from 0 to N, never falling
+    weights: Tensor | None,  # float32 [N]
+    storage: Tensor,  # uint8 [bytes]: the index and segment 0, on the device of the ids
+    cold: Tensor,  # uint8 [bytes]: all other segments; for CUDA, pinned host memory
+    layout: Tensor,  # int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    mode: str = "sum",
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `lookup_pooled`, with rows in two places. The third result, int64 [3], is what `lookup_tiered` adds to its
+    counters: how many ids were found in `storage`, in `cold` and not at all; zeros if a GPU got bad offsets."""
+    return torch.ops.embedding_store.lookup_pooled_tiered(
+        ids, offsets, weights, storage, cold, layout, dim, dtype, mode, out
+    )
 
 
 def lookup_tiered(
@@ -130,7 +157,7 @@ def locate(
     storage: Tensor,  # uint8 [bytes]
     layout: Tensor,  # int64 [8 + 4 * S]; segments are not looked at: S may be 0
 ) -> Tensor:
-    """The location of each id, int64 [...]: segment << 40 | row; -1 where an id is not in the index. CPU only."""
+    """The location of each id, int64 [...]: segment << 40 | row; -1 where an id is not in the index."""
     return torch.ops.embedding_store.locate(ids, storage, layout)
 
 
@@ -244,6 +271,23 @@ def _(
     return ids.new_empty((bags, dim), dtype=out), ids.new_empty((bags,))
 
 
+@torch.library.register_fake("embedding_store::lookup_pooled_tiered")
+def _(
+    ids: Tensor,
+    offsets: Tensor,
+    weights: Tensor | None,
+    storage: Tensor,
+    cold: Tensor,
+    layout: Tensor,
+    dim: int,
+    dtype: str,
+    mode: str,
+    out: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    bags = offsets.shape[0] - 1
+    return ids.new_empty((bags, dim), dtype=out), ids.new_empty((bags,)), ids.new_empty((3,))
+
+
 @torch.library.register_fake("embedding_store::locate")
 def _(ids: Tensor, storage: Tensor, layout: Tensor) -> Tensor:
     return ids.new_empty(ids.shape)
@@ -273,15 +317,43 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _weights_gradient(ctx: Any, pooled_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    """d pooled / d weight = the id's vector, over the number found for a mean."""
     ids, offsets, storage, layout, found = ctx.saved_tensors
-    gradient = pooled_gradient.to(torch.float32)  # [B, dim]
-    if ctx.mode == "mean":
-        gradient = gradient / found.clamp(min=1)[:, None]
     vectors, _ = torch.ops.embedding_store.lookup(ids, storage, layout, ctx.dim, ctx.dtype, torch.float32)
-    bags = torch.repeat_interleave(offsets.diff(), output_size=ids.shape[0])
-    weights_gradient = (gradient[bags] * vectors).sum(1)
-    return None, None, weights_gradient, None, None, None, None, None, None
+    return None, None, _gradient(pooled_gradient, vectors, offsets, found, ctx.mode), *[None] * 6
 
 
-torch.library.register_autograd("embedding_store::lookup_pooled", _weights_gradient, setup_context=_save_for_backward)
+def _save_tiered_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ids, offsets, _, storage, cold, layout, ctx.dim, ctx.dtype, ctx.mode, _ = inputs
+    ctx.save_for_backward(ids, offsets, storage, cold, layout, output[1])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _tiered_weights_gradient(ctx: Any, pooled_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    ids, offsets, storage, cold, layout, found = ctx.saved_tensors
+    counters = ids.new_zeros(3)  # nobody asked for these
+    vectors, _ = torch.ops.embedding_store.lookup_tiered(
+        ids, storage, cold, layout, ctx.dim, ctx.dtype, torch.float32, counters
+    )
+    return None, None, _gradient(pooled_gradient, vectors, offsets, found, ctx.mode), *[None] * 7
+
+
+def _gradient(
+    pooled_gradient: Tensor,  # [B, dim]
+    vectors: Tensor,  # float32 [N, dim]
+    offsets: Tensor,  # int64 [B + 1]
+    found: Tensor,  # int64 [B]
+    mode: str,
+) -> Tensor:  # float32 [N]
+    """d pooled / d weight = the id's vector, over the number found for a mean. NaN where offsets were bad."""
+    gradient = pooled_gradient.to(torch.float32)
+    if mode == "mean":
+        gradient = gradient / found.clamp(min=1)[:, None]
+    # Not repeat_interleave, which ends the process's use of the GPU if offsets fall.
+    places = torch.arange(vectors.shape[0], device=offsets.device)
+    bags = (torch.searchsorted(offsets.contiguous(), places, right=True) - 1).clamp(0, found.shape[0] - 1)
+    return (gradient[bags] * vectors).sum(1).masked_fill(found[bags] < 0, torch.nan)
+
+
+_PREFIX = "embedding_store::lookup_pooled"
+torch.library.register_autograd(_PREFIX, _weights_gradient, setup_context=_save_for_backward)
+torch.library.register_autograd(f"{_PREFIX}_tiered", _tiered_weights_gradient, setup_context=_save_tiered_for_backward)

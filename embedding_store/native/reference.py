@@ -87,7 +87,23 @@ def lookup_pooled(
     out: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Sum or mean over bags, `out` [B, dim], and found int64 [B]. Differentiable with respect to `weights`."""
-    vectors, locations = _gather(ids, storage, storage, layout, dim, dtype)
+    return lookup_pooled_tiered(ids, offsets, weights, storage, storage, layout, dim, dtype, mode, out)[:2]
+
+
+def lookup_pooled_tiered(
+    ids: Tensor,  # int64 [N]
+    offsets: Tensor,  # int64 [B + 1]
+    weights: Tensor | None,  # float32 [N]
+    storage: Tensor,  # uint8 [bytes]
+    cold: Tensor,  # uint8 [bytes]
+    layout: Tensor,  # int64 [8 + 4 * S]
+    dim: int,
+    dtype: str,
+    mode: str = "sum",
+    out: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `lookup_pooled`, and hot hits, cold hits and misses, int64 [3]."""
+    vectors, locations = _gather(ids, storage, cold, layout, dim, dtype)
     bags = torch.repeat_interleave(offsets.diff(), output_size=len(ids))
     # A missing id has no weight either: zero times infinity is not zero.
     weighted = vectors if weights is None else vectors * weights.where(locations != _EMPTY, 0.0)[:, None]
@@ -96,7 +112,7 @@ def lookup_pooled(
     found = found.index_add(0, bags, (locations != _EMPTY).to(torch.int64))
     if mode == "mean":
         pooled = pooled / found.clamp(min=1)[:, None]
-    return pooled.to(out), found
+    return pooled.to(out), found, _hits(locations)
 
 
 def lookup_tiered(
@@ -111,10 +127,15 @@ def lookup_tiered(
 ) -> tuple[Tensor, Tensor]:
     """As `lookup`; adds hot hits, cold hits and misses to `counters`."""
     vectors, locations = _gather(ids.reshape(-1), storage, cold, layout, dim, dtype)
+    counters += _hits(locations)
+    return vectors.to(out).view(*ids.shape, dim), (locations != _EMPTY).view(ids.shape)
+
+
+def _hits(locations: Tensor) -> Tensor:  # int64 [N]
+    """How many are in the first segment, in others, and nowhere, int64 [3]."""
     found = locations != _EMPTY
     hot = found & (locations >> ROW_BITS == 0)
-    counters += torch.stack((hot.sum(), (found & ~hot).sum(), (~found).sum()))
-    return vectors.to(out).view(*ids.shape, dim), found.view(ids.shape)
+    return torch.stack((hot.sum(), (found & ~hot).sum(), (~found).sum()))
 
 
 def nearest(

@@ -94,10 +94,12 @@ class Table:
         Returns:
             pooled `out_dtype` [B, D], accumulated in float32, and found int64 [B], how many ids of each bag are in the
             table. Missing ids do not count: a mean is over the found ones (also with weights), zeros if there are none.
+            Nothing waits for a GPU to see `offsets`: where they do not rise from 0 to N, every value is NaN there, and
+            every number of found ids -1.
 
         Raises:
             InvalidIdsError: ids are not an int64 tensor [N] on the table's device.
-            InvalidArgumentError: offsets, weights or mode do not fit.
+            InvalidArgumentError: offsets (what they say only on the CPU), weights or mode do not fit.
             ChecksumError: bytes that this lookup needs are not those that were written; names the file.
         """
         self._check(ids, out_dtype)

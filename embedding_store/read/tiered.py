@@ -9,7 +9,7 @@ from torch import Tensor
 
 from embedding_store.format.manifest import Manifest
 from embedding_store.native import ops
-from embedding_store.read.table import Table, pooled
+from embedding_store.read.table import Table
 from embedding_store.read.upload import Tiered
 
 
@@ -55,8 +55,7 @@ class TieredTable(Table):
         self._counters.zero_()
 
     def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if self._readers is not None and not torch.compiler.is_compiling():
-            self._readers.note()
+        self._note_reader()
         storage, layout = self._lookup_storage(), self._lookup_layout()
         return ops.lookup_tiered(ids, storage, self.cold, layout, self.dim, self.dtype, out_dtype, self._counters)
 
@@ -68,6 +67,23 @@ class TieredTable(Table):
         mode: str,
         out_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        # Not one kernel: cold rows take so long to come that a detour over [N, D] in memory does not matter.
-        vectors, found = self._lookup(ids, torch.float32)
-        return pooled(vectors, found, offsets, weights, mode, out_dtype)
+        self._note_reader()
+        pooled, found, hits = ops.lookup_pooled_tiered(
+            ids,
+            offsets,
+            weights,
+            self._lookup_storage(),
+            self.cold,
+            self._lookup_layout(),
+            self.dim,
+            self.dtype,
+            mode,
+            out_dtype,
+        )
+        self._counters += hits
+        return pooled, found
+
+    def _note_reader(self) -> None:
+        """The memory of the cold rows stays until the kernel that is about to be launched has read them."""
+        if self._readers is not None and not torch.compiler.is_compiling():
+            self._readers.note()

@@ -8,8 +8,11 @@
 
 STABLE_TORCH_LIBRARY_IMPL(embedding_store, CUDA, m) {
   m.impl("lookup", TORCH_BOX(&embedding_store::cuda::lookup));
+  m.impl("lookup_versions", TORCH_BOX(&embedding_store::cuda::lookup_versions));
   m.impl("lookup_pooled", TORCH_BOX(&embedding_store::cuda::lookup_pooled));
+  m.impl("lookup_pooled_tiered", TORCH_BOX(&embedding_store::cuda::lookup_pooled_tiered));
   m.impl("lookup_tiered", TORCH_BOX(&embedding_store::cuda::lookup_tiered));
+  m.impl("locate", TORCH_BOX(&embedding_store::cuda::locate));
   m.impl("enter", TORCH_BOX(&embedding_store::cuda::enter));
   m.impl("leave", TORCH_BOX(&embedding_store::cuda::leave));
 }
@@ -29,6 +32,9 @@ STABLE_TORCH_LIBRARY(embedding_store, m) {
   m.def(
       "lookup_pooled(Tensor ids, Tensor offsets, Tensor? weights, Tensor storage, Tensor layout, int dim, str dtype, "
       "str mode, ScalarType out) -> (Tensor, Tensor)");
+  m.def(
+      "lookup_pooled_tiered(Tensor ids, Tensor offsets, Tensor? weights, Tensor storage, Tensor cold, Tensor layout, "
+      "int dim, str dtype, str mode, ScalarType out) -> (Tensor, Tensor, Tensor)");
   m.def(
       "lookup_tiered(Tensor ids, Tensor storage, Tensor cold, Tensor layout, int dim, str dtype, ScalarType out, "
       "Tensor(a!) counters) -> (Tensor, Tensor)");
@@ -53,6 +59,7 @@ STABLE_TORCH_LIBRARY_IMPL(embedding_store, CPU, m) {
   m.impl("lookup_versions", TORCH_BOX(&embedding_store::lookup_versions));
   m.impl("lookup_history", TORCH_BOX(&embedding_store::lookup_history));
   m.impl("lookup_pooled", TORCH_BOX(&embedding_store::lookup_pooled));
+  m.impl("lookup_pooled_tiered", TORCH_BOX(&embedding_store::lookup_pooled_tiered));
   m.impl("lookup_tiered", TORCH_BOX(&embedding_store::lookup_tiered));
   m.impl("locate", TORCH_BOX(&embedding_store::locate));
   m.impl("nearest", TORCH_BOX(&embedding_store::nearest));

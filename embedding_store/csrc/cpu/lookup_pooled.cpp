@@ -1,6 +1,8 @@
-// lookup_pooled on the CPU.
+// lookup_pooled and lookup_pooled_tiered on the CPU.
 #include <torch/csrc/stable/ops.h>
 
+#include <array>
+#include <atomic>
 #include <vector>
 
 #include "ops.h"
@@ -37,9 +39,12 @@ struct Bags {
   bool mean;
 };
 
-void pool(const TableView& table, const RowFunctions& functions, const Bags& bags, int64_t begin, int64_t end) {
+using Hits = std::array<int64_t, 3>;  // rows of the first segment, of the others, ids not found
+
+Hits pool(const TableView& table, const RowFunctions& functions, const Bags& bags, int64_t begin, int64_t end) {
   std::vector<float> sum(table.dim);
   int64_t bag = begin, found = 0;
+  Hits hits{};
   const auto finish_bag = [&] {
     const float factor = bags.mean && found > 0 ? 1.0f / static_cast<float>(found) : 1.0f;
     functions.finish(sum.data(), table.dim, factor, bags.pooled + bag * bags.pooled_bytes);
@@ -49,21 +54,21 @@ void pool(const TableView& table, const RowFunctions& functions, const Bags& bag
   };
   const int64_t first = bags.offsets[begin];
   const Finder finder(table);
-  find_all(finder, bags.ids + first, bags.offsets[end] - first, [&](int64_t i, const Row& row, uint64_t) {
+  find_all(finder, bags.ids + first, bags.offsets[end] - first, [&](int64_t i, const Row& row, uint64_t segment) {
     while (bags.offsets[bag + 1] <= first + i) finish_bag();
+    ++hits[row.vector == nullptr ? 2 : segment != 0];
     if (row.vector == nullptr) return;
     functions.add(row, table.dim, bags.weights == nullptr ? 1.0f : bags.weights[first + i], sum.data());
     ++found;
   });
   while (bag < end) finish_bag();
+  return hits;
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> lookup_pooled(
-    const Tensor& ids_tensor, const Tensor& offsets_tensor, const std::optional<Tensor>& weights_tensor,
-    const Tensor& storage, const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode,
-    ScalarType out) {
+// Pooled vectors, how many ids of each bag were found, and Hits.
+std::tuple<Tensor, Tensor, Tensor> pooled_in(
+    const TableView& table, const Tensor& ids_tensor, const Tensor& offsets_tensor,
+    const std::optional<Tensor>& weights_tensor, const std::string& mode, ScalarType out) {
   if (ids_tensor.scalar_type() != ScalarType::Long || ids_tensor.dim() != 1) {
     throw std::invalid_argument("ids are not int64 [N]");
   }
@@ -79,26 +84,46 @@ std::tuple<Tensor, Tensor> lookup_pooled(
     }
     weights = torch::stable::contiguous(*weights_tensor);
   }
-  const TableView table(storage, storage, layout, dim, dtype);
   const OutDtype type = out_dtype(out);
   const int64_t count = offsets.numel() - 1;
-  Tensor pooled = torch::stable::new_empty(ids, {count, dim}, out);
+  Tensor pooled = torch::stable::new_empty(ids, {count, table.dim}, out);
   Tensor found = torch::stable::new_empty(ids, {count}, ScalarType::Long);
   const Bags bags{
       static_cast<const int64_t*>(ids.const_data_ptr()),
       static_cast<const int64_t*>(offsets.const_data_ptr()),
       weights ? static_cast<const float*>(weights->const_data_ptr()) : nullptr,
       static_cast<uint8_t*>(pooled.mutable_data_ptr()),
-      dim * element_bytes(type),
+      table.dim * element_bytes(type),
       static_cast<int64_t*>(found.mutable_data_ptr()),
       is_mean(mode)};
   check_offsets(bags.offsets, count, ids.numel());
   const RowFunctions functions = row_functions(table.dtype, type);
   const int64_t ids_a_bag = ids.numel() / (count > 0 ? count : 1) + 1;
+  std::array<std::atomic<int64_t>, 3> totals{};
   parallel(0, count, 1024 / ids_a_bag + 1, [&](int64_t begin, int64_t end) {
-    pool(table, functions, bags, begin, end);
+    const Hits hits = pool(table, functions, bags, begin, end);
+    for (size_t i = 0; i < hits.size(); ++i) totals[i] += hits[i];
   });
+  Tensor hits = torch::stable::new_empty(ids, {3}, ScalarType::Long);
+  for (size_t i = 0; i < totals.size(); ++i) static_cast<int64_t*>(hits.mutable_data_ptr())[i] = totals[i];
+  return {pooled, found, hits};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> lookup_pooled(
+    const Tensor& ids, const Tensor& offsets, const std::optional<Tensor>& weights, const Tensor& storage,
+    const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out) {
+  const TableView table(storage, storage, layout, dim, dtype);
+  const auto [pooled, found, hits] = pooled_in(table, ids, offsets, weights, mode, out);
   return {pooled, found};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
+    const Tensor& ids, const Tensor& offsets, const std::optional<Tensor>& weights, const Tensor& storage,
+    const Tensor& cold, const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode,
+    ScalarType out) {
+  return pooled_in(TableView(storage, cold, layout, dim, dtype), ids, offsets, weights, mode, out);
 }
 
 }  // namespace embedding_store

@@ -45,6 +45,15 @@ std::tuple<Tensor, Tensor> lookup_pooled(
     const Tensor& layout,                  // int64 [8 + 4 * S]
     int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out);
 
+std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
+    const Tensor& ids,                     // int64 [N]
+    const Tensor& offsets,                 // int64 [B + 1]
+    const std::optional<Tensor>& weights,  // float32 [N]
+    const Tensor& storage,                 // uint8 [bytes]: the index and segment 0
+    const Tensor& cold,                    // uint8 [bytes]: all other segments
+    const Tensor& layout,                  // int64 [8 + 4 * S]
+    int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out);
+
 std::tuple<Tensor, Tensor> lookup_tiered(
     const Tensor& ids,      // int64 [...]
     const Tensor& storage,  // uint8 [bytes]: the index and segment 0

@@ -37,18 +37,30 @@ struct LookupArguments {
   bool* found;       // [count]
 };
 
-struct PooledArguments {
+struct LocateArguments {
   TableView table;
   const int64_t* ids;  // [count]
   int64_t count;
-  const int64_t* offsets;  // [bags + 1]
-  int64_t bags;
-  const float* weights;  // [count], or null: 1
-  int dim;               // kMaxDim at most
-  bool mean;
-  OutDtype out;
-  uint8_t* pooled;  // [bags, dim]
-  int64_t* found;   // [bags]
+  int ids_per_warp;    // a step: 4, 8, 16 or 32
+  int64_t* locations;  // [count]: -1 where there is none
+};
+
+// One of the tables. All have the same dtype and dimension, and their rows in one place.
+struct VersionView {
+  const uint8_t* storage;
+  const TableNumbers* numbers;  // in the device's memory, no more of them than there are
+};
+
+struct VersionsArguments {
+  const VersionView* tables;  // [table_count], in the device's memory
+  int64_t table_count;
+  int64_t row_bytes;
+  const int64_t* ids;     // [count]
+  const int64_t* choice;  // [count]: the number of a table; any other: none
+  int64_t count;
+  int dim;
+  uint8_t* vectors;  // [count, dim]
+  bool* found;       // [count]
 };
 
 }  // namespace embedding_store::cuda

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "arguments.h"
+#include "pooled_plan.h"
 
 namespace embedding_store::cuda {
 
@@ -17,6 +18,13 @@ void launch_lookup_tiered(
     LookupArguments arguments, Dtype dtype, OutDtype out, unsigned long long* counters, int processors,
     cudaStream_t stream);
 
-void launch_pooled(const PooledArguments& arguments, Dtype dtype, int processors, cudaStream_t stream);
+// Two kernels, one after the other.
+void launch_pooled(const PooledArguments& arguments, Dtype dtype, cudaStream_t stream);
+
+void launch_versions(
+    const VersionsArguments& arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream);
+
+// As launch_lookup.
+void launch_locate(LocateArguments arguments, int processors, cudaStream_t stream);
 
 }  // namespace embedding_store::cuda

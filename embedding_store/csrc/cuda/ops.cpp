@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
@@ -139,6 +140,91 @@ Lookup prepared(const TableView& table, const Tensor& ids_tensor, int64_t dim, S
   return {ids, vectors, found, arguments};
 }
 
+// What both pooled ops are given besides the table.
+struct Bags {
+  const Tensor& ids;
+  const Tensor& offsets;
+  const std::optional<Tensor>& weights;
+  int64_t dim;
+  Dtype dtype;
+  const std::string& mode;
+  ScalarType out;
+};
+
+// Pooled vectors and how many ids of each bag were found; `hits`, int64 [3], if given, = hot, cold, missing.
+std::tuple<Tensor, Tensor> pooled_in(const TableView& table, const Bags& bags, Tensor* hits) {
+  if (bags.mode != "sum" && bags.mode != "mean") refuse("mode is '" + bags.mode + "'; use sum or mean");
+  if (bags.ids.dim() != 1) refuse("ids have " + std::to_string(bags.ids.dim()) + " dimensions, not one");
+  const Device device(bags.ids);
+  const OutDtype type = out_dtype(bags.out);
+  const Tensor ids = as_contiguous(bags.ids), offsets = as_contiguous(bags.offsets);
+  check_beside(offsets, ids, ScalarType::Long, "offsets");
+  if (offsets.numel() < 1) refuse("offsets are empty: give one more than there are bags");
+  std::optional<Tensor> weights;
+  if (bags.weights) {
+    weights = as_contiguous(*bags.weights);
+    check_beside(*weights, ids, ScalarType::Float, "weights");
+    if (weights->numel() != ids.numel()) refuse("weights are not one for each id");
+  }
+  PooledArguments arguments{};
+  arguments.table = table;
+  arguments.ids = static_cast<const int64_t*>(ids.const_data_ptr());
+  arguments.count = ids.numel();
+  arguments.offsets = static_cast<const int64_t*>(offsets.const_data_ptr());
+  arguments.bags = offsets.numel() - 1;
+  if (weights) arguments.weights = static_cast<const float*>(weights->const_data_ptr());
+  arguments.dim = static_cast<int>(bags.dim);
+  arguments.mean = bags.mode == "mean";
+  arguments.out = type;
+  Tensor pooled = empty_beside(ids, {arguments.bags, bags.dim}, bags.out);
+  Tensor found = empty_beside(ids, {arguments.bags}, ScalarType::Long);
+  arguments.pooled = static_cast<uint8_t*>(pooled.mutable_data_ptr());
+  arguments.found = static_cast<int64_t*>(found.mutable_data_ptr());
+  if (arguments.bags == 0) {
+    const std::string ids_there = std::to_string(arguments.count);
+    if (arguments.count > 0) refuse("offsets do not rise from 0 to the number of ids, " + ids_there);
+    if (hits != nullptr) torch::stable::zero_(*hits);
+    return {pooled, found};
+  }
+  if (hits != nullptr) arguments.hits = static_cast<int64_t*>(hits->mutable_data_ptr());
+  arguments.plan = pooled_plan(arguments.count, arguments.bags, arguments.dim, bags.dtype, device.processors());
+  // Of what units tell the kernel that comes after them; it is done when the stream gives the memory to others.
+  const int64_t units = arguments.plan.units, parts = units * 2 * bags.dim;
+  const int64_t bytes = units * sizeof(UnitResult) + parts * sizeof(float) + units;
+  Tensor between = empty_beside(ids, {bytes}, ScalarType::Byte);
+  auto* start = static_cast<uint8_t*>(between.mutable_data_ptr());
+  arguments.results = reinterpret_cast<UnitResult*>(start);
+  arguments.parts = reinterpret_cast<float*>(start + units * sizeof(UnitResult));
+  arguments.bad = reinterpret_cast<bool*>(arguments.parts + parts);
+  launch_pooled(arguments, bags.dtype, device.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {pooled, found};
+}
+
+// What the kernel of lookup_versions is told of its tables: their addresses, then those numbers that are not on the
+// device. Freed by the stream when the kernel is done.
+Tensor described(const std::vector<TableView>& tables, const Tensor& ids, cudaStream_t stream) {
+  cudaStreamCaptureStatus status{};
+  STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  if (status != cudaStreamCaptureStatusNone) {
+    refuse("lookup_versions copies addresses from the host: call it outside of a graph's capture");
+  }
+  const size_t views_bytes = tables.size() * sizeof(VersionView);
+  std::vector<uint8_t> bytes(views_bytes + tables.size() * sizeof(TableNumbers));
+  Tensor block = empty_beside(ids, {static_cast<int64_t>(bytes.size())}, ScalarType::Byte);
+  auto* start = static_cast<uint8_t*>(block.mutable_data_ptr());
+  for (size_t i = 0; i < tables.size(); ++i) {
+    const size_t at = views_bytes + i * sizeof(TableNumbers);
+    const void* numbers = tables[i].layout != nullptr ? static_cast<const void*>(tables[i].layout) : start + at;
+    const VersionView view{tables[i].storage, static_cast<const TableNumbers*>(numbers)};
+    std::memcpy(bytes.data() + i * sizeof view, &view, sizeof view);
+    std::memcpy(bytes.data() + at, &tables[i].numbers, sizeof(TableNumbers));
+  }
+  // From pageable memory: read before the call returns.
+  STD_CUDA_CHECK(cudaMemcpyAsync(start, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream));
+  return block;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> lookup(
@@ -176,44 +262,72 @@ std::tuple<Tensor, Tensor> lookup_tiered(
 }
 
 std::tuple<Tensor, Tensor> lookup_pooled(
-    const Tensor& ids_tensor, const Tensor& offsets_tensor, const std::optional<Tensor>& weights_tensor,
-    const Tensor& storage, const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode,
+    const Tensor& ids, const Tensor& offsets, const std::optional<Tensor>& weights, const Tensor& storage,
+    const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out) {
+  const Dtype stored = dtype_named(dtype);
+  const TableView table = table_view(ids, storage, layout, dim, stored);
+  return pooled_in(table, {ids, offsets, weights, dim, stored, mode, out}, nullptr);
+}
+
+std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
+    const Tensor& ids, const Tensor& offsets, const std::optional<Tensor>& weights, const Tensor& storage,
+    const Tensor& cold, const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode,
     ScalarType out) {
   const Dtype stored = dtype_named(dtype);
-  const TableView table = table_view(ids_tensor, storage, layout, dim, stored);
-  if (mode != "sum" && mode != "mean") refuse("mode is '" + mode + "'; use sum or mean");
-  const Device device(ids_tensor);
-  const OutDtype type = out_dtype(out);
-  const Tensor ids = torch::stable::contiguous(ids_tensor);
-  const Tensor offsets = torch::stable::contiguous(offsets_tensor);
-  if (ids.dim() != 1) refuse("ids have " + std::to_string(ids.dim()) + " dimensions, not one");
-  check_beside(offsets, ids, ScalarType::Long, "offsets");
-  if (offsets.numel() < 1) refuse("offsets are empty: give one more than there are bags");
-  std::optional<Tensor> weights;
-  if (weights_tensor) {
-    weights = torch::stable::contiguous(*weights_tensor);
-    check_beside(*weights, ids, ScalarType::Float, "weights");
-    if (weights->numel() != ids.numel()) refuse("weights are not one for each id");
+  TableView table = table_view(ids, storage, layout, dim, stored);
+  table.cold = device_address(cold);
+  Tensor hits = empty_beside(ids, {3}, ScalarType::Long);
+  const auto [pooled, found] = pooled_in(table, {ids, offsets, weights, dim, stored, mode, out}, &hits);
+  return {pooled, found, hits};
+}
+
+std::tuple<Tensor, Tensor> lookup_versions(
+    const Tensor& ids, const Tensor& choice_tensor, const std::vector<Tensor>& storages,
+    const std::vector<Tensor>& layouts, int64_t dim, const std::string& dtype, ScalarType out) {
+  if (storages.empty() || storages.size() != layouts.size()) {
+    refuse("storages and layouts are not one or more tensors each, as many as the other");
   }
-  const int64_t bags = offsets.numel() - 1;
-  Tensor pooled = torch::stable::new_empty(ids, {bags, dim}, out);
-  Tensor found = torch::stable::new_empty(ids, {bags}, ScalarType::Long);
-  if (bags == 0) return {pooled, found};
-  const PooledArguments arguments{
-      table,
-      static_cast<const int64_t*>(ids.const_data_ptr()),
-      ids.numel(),
-      static_cast<const int64_t*>(offsets.const_data_ptr()),
-      bags,
-      weights ? static_cast<const float*>(weights->const_data_ptr()) : nullptr,
-      static_cast<int>(dim),
-      mode == "mean",
-      type,
-      static_cast<uint8_t*>(pooled.mutable_data_ptr()),
-      static_cast<int64_t*>(found.mutable_data_ptr())};
-  launch_pooled(arguments, stored, device.processors(), device.stream());
+  const Dtype stored = dtype_named(dtype);
+  const OutDtype type = out_dtype(out);
+  std::vector<TableView> tables;
+  for (size_t i = 0; i < storages.size(); ++i) {
+    tables.push_back(table_view(ids, storages[i], layouts[i], dim, stored));
+  }
+  if (choice_tensor.scalar_type() != ScalarType::Long || choice_tensor.numel() != ids.numel()) {
+    refuse("choice is not int64, one for each id");
+  }
+  if (!choice_tensor.is_cuda() || choice_tensor.get_device_index() != ids.get_device_index()) {
+    refuse("choice is not on the device of the ids: move one of them");
+  }
+  const Device device(ids);
+  const Lookup call = prepared(tables[0], ids, dim, out);
+  if (call.arguments.count == 0) return {call.vectors, call.found};
+  const Tensor choice = as_contiguous(choice_tensor);
+  const Tensor block = described(tables, ids, device.stream());
+  const VersionsArguments arguments{
+      static_cast<const VersionView*>(block.const_data_ptr()), static_cast<int64_t>(tables.size()),
+      tables[0].row_bytes, call.arguments.ids, static_cast<const int64_t*>(choice.const_data_ptr()),
+      call.arguments.count, call.arguments.dim, call.arguments.vectors, call.arguments.found};
+  launch_versions(arguments, stored, type, device.processors(), device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {pooled, found};
+  return {call.vectors, call.found};
+}
+
+Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& layout) {
+  const TableView table = table_view(ids_tensor, storage, layout, 1, Dtype::kFloat32);
+  const Device device(ids_tensor);
+  const Tensor ids = as_contiguous(ids_tensor);
+  const std::vector<int64_t> shape(ids.sizes().begin(), ids.sizes().end());
+  Tensor locations = empty_beside(ids, shape, ScalarType::Long);
+  LocateArguments arguments{};
+  arguments.table = table;
+  arguments.ids = static_cast<const int64_t*>(ids.const_data_ptr());
+  arguments.count = ids.numel();
+  arguments.locations = static_cast<int64_t*>(locations.mutable_data_ptr());
+  if (arguments.count == 0) return locations;
+  launch_locate(arguments, device.processors(), device.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return locations;
 }
 
 }  // namespace embedding_store::cuda

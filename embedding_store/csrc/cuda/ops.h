@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 // A `layout`, int64 [8 + 4 * S] and 4 more with an overlay, 20 at most, may be on the CPU, then its numbers are the
 // kernel's parameters, or on the device: a kernel in a captured graph reads there what is there when it runs.
@@ -21,7 +22,8 @@ std::tuple<Tensor, Tensor> lookup(
     const Tensor& layout,   // int64 [...], on the CPU or the device
     int64_t dim, const std::string& dtype, ScalarType out);
 
-// Offsets are cut to 0 .. N: to refuse wrong ones, the host would have to wait for the device.
+// The answer to offsets that do not rise from 0 to N is NaN, and -1 found: to refuse them, the host would have to wait
+// for the device.
 std::tuple<Tensor, Tensor> lookup_pooled(
     const Tensor& ids,                     // int64 [N]
     const Tensor& offsets,                 // int64 [B + 1]
@@ -29,6 +31,27 @@ std::tuple<Tensor, Tensor> lookup_pooled(
     const Tensor& storage,                 // uint8 [bytes]
     const Tensor& layout,                  // int64 [...], on the CPU or the device
     int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out);
+
+std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
+    const Tensor& ids,                     // int64 [N]
+    const Tensor& offsets,                 // int64 [B + 1]
+    const std::optional<Tensor>& weights,  // float32 [N]
+    const Tensor& storage,                 // uint8 [bytes]: the index and segment 0
+    const Tensor& cold,                    // uint8 [bytes]: all other segments, in pinned host memory
+    const Tensor& layout,                  // int64 [...], on the CPU or the device
+    int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out);
+
+std::tuple<Tensor, Tensor> lookup_versions(
+    const Tensor& ids,                    // int64 [...]
+    const Tensor& choice,                 // int64 [...]: for each id the table to look into; another number: none
+    const std::vector<Tensor>& storages,  // uint8 [bytes] each
+    const std::vector<Tensor>& layouts,   // int64 [...] each, on the CPU or the device
+    int64_t dim, const std::string& dtype, ScalarType out);
+
+Tensor locate(
+    const Tensor& ids,      // int64 [...]
+    const Tensor& storage,  // uint8 [bytes]
+    const Tensor& layout);  // int64 [...], on the CPU or the device
 
 std::tuple<Tensor, Tensor> lookup_tiered(
     const Tensor& ids,      // int64 [...]

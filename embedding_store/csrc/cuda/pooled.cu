@@ -1,33 +1,33 @@
-// Kernels of `lookup_pooled`.
+// Launches of `lookup_pooled` and `lookup_pooled_tiered`.
 #include "dispatch.h"
 #include "launch.h"
-#include "plan.h"
-#include "pooled.h"
+#include "pooled_kernel.h"
 
 namespace embedding_store::cuda {
 namespace {
 
-template <Dtype kDtype, int kValues>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    pooled_kernel(const __grid_constant__ PooledArguments arguments) {
-  __shared__ TableNumbers numbers;
-  read_numbers(arguments.table, threadIdx.x, &numbers);
-  __syncthreads();
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / warp::kLanes;
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarpsPerBlock;
-  pooled_warp<kDtype, kValues>(arguments, numbers, warp, warps, threadIdx.x % warp::kLanes);
+void launch_finish(const PooledArguments& arguments, cudaStream_t stream) {
+  with_values<4, 2>(arguments.dim, [&](auto values) {
+    constexpr int kValues = decltype(values)::value;
+    const auto blocks = static_cast<unsigned>((arguments.plan.units + kFinishWarps - 1) / kFinishWarps);
+    const auto tiles = static_cast<unsigned>((arguments.dim + warp::kLanes * kValues - 1) / (warp::kLanes * kValues));
+    finish_kernel<kValues><<<dim3(blocks, tiles), kFinishWarps * warp::kLanes, 0, stream>>>(arguments);
+  });
 }
 
 }  // namespace
 
-void launch_pooled(const PooledArguments& arguments, Dtype dtype, int processors, cudaStream_t stream) {
-  const int blocks = blocks_for(arguments.bags, processors);
+void launch_pooled(const PooledArguments& arguments, Dtype dtype, cudaStream_t stream) {
+  const int64_t warps = arguments.plan.units * arguments.plan.ranges;
+  const int in_block = arguments.plan.threads / warp::kLanes;
+  const auto blocks = static_cast<unsigned>((warps + in_block - 1) / in_block);
   with_dtype(dtype, [&](auto dtype_constant) {
     constexpr Dtype kDtype = decltype(dtype_constant)::value;
-    with_values<4, 2>(arguments.dim, [&](auto values) {
-      pooled_kernel<kDtype, decltype(values)::value><<<blocks, kThreads, 0, stream>>>(arguments);
+    with_pooled_values<kDtype>(pooled_values(dtype, arguments.dim), [&](auto values) {
+      pooled_kernel<kDtype, decltype(values)::value><<<blocks, arguments.plan.threads, 0, stream>>>(arguments);
     });
   });
+  launch_finish(arguments, stream);
 }
 
 }  // namespace embedding_store::cuda

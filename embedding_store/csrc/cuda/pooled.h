@@ -1,134 +1,166 @@
-// The pooled lookup of one warp: a bag a step, its rows summed in float32 as they arrive.
+// The pooled lookup of one warp: 32 consecutive ids a step, of however many bags.
 #pragma once
 
-#include "rows.h"
+#include "pooled_sums.h"
 
 namespace embedding_store::cuda {
 
-// How the lanes share a row: `width` lanes take a chunk each, so that 32 / width rows are read at once.
-struct Share {
-  int width;   // a power of 2
-  int groups;  // rows at once
-  int group;   // this lane's
-  int chunk;   // this lane's within its group
-
-  ES_DEVICE Share(int chunks, int lane) : width(1) {
-    while (width < warp::kLanes && width < chunks) width *= 2;
-    groups = warp::kLanes / width;
-    group = lane / width;
-    chunk = lane % width;
-  }
-};
-
-// Add the weighted rows of up to 32 lanes to `sums`, this lane's chunk of the columns.
+// The rows of the first `count` lanes' ids, to the shared memory; `from` is where in a row the range of columns begins,
+// in bytes. The result has a bit for each id that has a row.
 template <Dtype kDtype, int kValues>
-ES_DEVICE void add_rows(
-    const Row& row,  // lane i's is row i
-    float weight,    // lane i's
-    int count,       // 1 .. 32
-    const Share& share,
-    int chunk,      // this lane's; beyond `chunks`: none
-    int chunks,     // of kValues values, in a row
-    float* sums) {  // [kValues]
-  constexpr int kInFlight = 8;
-  const uint64_t address = reinterpret_cast<uint64_t>(row.values);
-  const uint32_t found = warp::ballot(row.found);
-  for (int first = 0; first < count; first += kInFlight * share.groups) {
-    Stored<kDtype, kValues> stored[kInFlight];
-    uint32_t present = 0;
-    ES_UNROLL
-    for (int i = 0; i < kInFlight; ++i) {
-      const int owner = first + i * share.groups + share.group;
-      const uint8_t* values = reinterpret_cast<const uint8_t*>(warp::shuffle(address, owner % warp::kLanes));
-      const bool there = owner < count && (found >> owner & 1u) != 0 && chunk < chunks;
-      present |= static_cast<uint32_t>(there) << i;
-      stored[i] = load_chunk<kDtype, kValues>(values, there ? chunk : 0);
-    }
-    ES_UNROLL
-    for (int i = 0; i < kInFlight; ++i) {
-      const int owner = first + i * share.groups + share.group;
-      const float scale = kQuantised<kDtype> ? warp::shuffle(row.scale, owner % warp::kLanes) : 0.0f;
-      const float offset = kQuantised<kDtype> ? warp::shuffle(row.offset, owner % warp::kLanes) : 0.0f;
-      const float factor = warp::shuffle(weight, owner % warp::kLanes);
-      if ((present >> i & 1u) != 0) {
-        float values[kValues];
-        decode_chunk<kDtype, kValues>(stored[i], scale, offset, (chunk & 1) != 0, values);
-        ES_UNROLL
-        for (int v = 0; v < kValues; ++v) sums[v] += factor * values[v];
-      }
+ES_DEVICE uint32_t find_rows(
+    const PooledArguments& arguments, const TableNumbers& numbers, int64_t id, float weight, int count, int from,
+    int lane, PooledShared<kValues>* shared) {
+  const TableView& table = arguments.table;
+  uint64_t location = locate_ids<warp::kLanes>(table, numbers, id, lane < count, lane);
+  const bool tiered = arguments.hits != nullptr;
+  const bool hot = location_segment(location) == 0;
+  const uint8_t* base = hot || !tiered ? table.storage : table.cold;
+  if (base == nullptr) location = kEmpty;  // without cold rows none is read
+  const Row row = row_at<kDtype>(table, numbers, location, base, static_cast<uint32_t>(id));
+  const uint32_t all = warp::ballot(row.found);
+  shared->address[lane] = reinterpret_cast<uint64_t>(row.values) + (row.found ? from : 0);
+  shared->scale[lane].factor = !row.found ? 0 : kQuantised<kDtype> ? weight * row.scale : weight;
+  if constexpr (kQuantised<kDtype>) shared->scale[lane].offset = row.found ? weight * row.offset : 0;
+  if (tiered) {
+    const int near = warp::count_bits(warp::ballot(row.found && hot));
+    if (lane == 0) {
+      shared->result.hot += near;
+      shared->result.cold += warp::count_bits(all) - near;
+      shared->result.missing += count - warp::count_bits(all);
     }
   }
+  return all;
 }
 
-// The bag's ids from `begin` to `end`; no more than there are, whatever the offsets say.
-ES_DEVICE void bag_bounds(const PooledArguments& arguments, int64_t bag, int64_t* begin, int64_t* end) {
-  const int64_t first = warp::load(arguments.offsets + bag);
-  const int64_t last = warp::load(arguments.offsets + bag + 1);
-  *begin = first < 0 ? 0 : first > arguments.count ? arguments.count : first;
-  *end = last < *begin ? *begin : last > arguments.count ? arguments.count : last;
-}
-
-template <int kValues>
-ES_DEVICE void store_pooled(const PooledArguments& arguments, int64_t bag, int chunk, const float* values) {
-  const int64_t first = bag * arguments.dim + static_cast<int64_t>(chunk) * kValues;
-  if (arguments.out == OutDtype::kFloat32) {
-    warp::store_once<kValues * 4>(arguments.pooled + first * 4, encode_chunk<OutDtype::kFloat32, kValues>(values));
-  } else if (arguments.out == OutDtype::kFloat16) {
-    warp::store_once<kValues * 2>(arguments.pooled + first * 2, encode_chunk<OutDtype::kFloat16, kValues>(values));
-  } else {
-    warp::store_once<kValues * 2>(arguments.pooled + first * 2, encode_chunk<OutDtype::kBfloat16, kValues>(values));
-  }
-}
-
-// A bag's columns, 32 chunks of them: the sum over its rows. Returns how many ids were found.
+// The bags that end in a step: how many of their ids were found is written, and zeros if they have none; each id's bag
+// goes to the shared memory. `found` is of the bag that the step begins with, then of that which it ends with. The
+// result has a bit for each id that is the last one of its bag.
 template <Dtype kDtype, int kValues>
-ES_DEVICE int64_t pool_columns(
-    const PooledArguments& arguments, const TableNumbers& numbers, int64_t bag, const Share& share, int first_chunk,
-    int lane) {
-  const int chunks = arguments.dim / kValues;
-  const int chunk = first_chunk + share.chunk;
-  int64_t begin, end;
-  bag_bounds(arguments, bag, &begin, &end);
-  int64_t found = 0;
-  float sums[kValues] = {};
-  for (int64_t first = begin; first < end; first += warp::kLanes) {
-    const int count = end - first < warp::kLanes ? static_cast<int>(end - first) : warp::kLanes;
-    const bool wanted = lane < count;
-    const int64_t id = wanted ? warp::load(arguments.ids + first + lane) : 0;
-    const uint64_t location = locate_ids(arguments.table, numbers, id, wanted, warp::kLanes, lane);
-    const Row row = row_at<kDtype>(arguments.table, numbers, location, arguments.table.storage,
-                                    static_cast<uint32_t>(first) + lane);
-    const bool weighted = row.found && arguments.weights != nullptr;
-    const float weight = weighted ? warp::load(arguments.weights + first + lane) : 1.0f;
-    found += warp::count_bits(warp::ballot(row.found));
-    add_rows<kDtype, kValues>(row, weight, count, share, chunk, chunks, sums);
+ES_DEVICE uint32_t close_bags(
+    const PooledArguments& arguments, const Pool<kDtype, kValues>& pool, const Step& step,
+    uint32_t there,  // which ids have a row
+    int first_bag, bool counts, int* found, PooledShared<kValues>* shared, int lane) {
+  const int end_before = warp::shuffle(step.end, lane > 0 ? lane - 1 : 0);
+  const int begin = lane > 0 ? end_before : 0;
+  const bool closes = lane < step.closing;
+  const uint32_t members = closes ? bits_below(step.end) & ~bits_below(begin) : 0;
+  const int mine = warp::count_bits(there & members) + (lane == 0 ? *found : 0);
+  if (closes && counts) warp::store_once(arguments.found + shared->unit.first_bag + first_bag + lane, mine);
+  const float divisor = arguments.mean && mine > 1 ? 1.0f / static_cast<float>(mine) : 1.0f;
+  for (uint32_t empty = warp::ballot(closes && step.end == begin); empty != 0; empty &= empty - 1) {
+    pool.write_zeros(first_bag + warp::lowest_bit(empty));
   }
-  const float divisor = arguments.mean && found > 0 ? static_cast<float>(found) : 1.0f;
+  // An id's bag is the first one that ends after it.
+  int bag = 0;
   ES_UNROLL
-  for (int v = 0; v < kValues; ++v) {
-    for (int distance = share.width; distance < warp::kLanes; distance *= 2) {
-      sums[v] += warp::shuffle_xor(sums[v], distance);
-    }
-    sums[v] /= divisor;
+  for (int half = warp::kLanes / 2; half > 0; half /= 2) {
+    if (warp::shuffle(step.end, bag + half - 1) <= lane) bag += half;
   }
-  if (share.group == 0 && chunk < chunks) store_pooled<kValues>(arguments, bag, chunk, sums);
-  return found;
+  shared->close[lane] = {bag, warp::shuffle(divisor, bag)};
+  const int end = warp::shuffle(step.end, bag);
+  const int closed = warp::shuffle(step.end, step.closing > 0 ? step.closing - 1 : 0);
+  const int rest = warp::count_bits(there & ~bits_below(step.closing > 0 ? closed : 0));
+  *found = step.closing > 0 ? rest : *found + rest;
+  return warp::ballot(lane < step.count && end == lane + 1);
 }
 
-// kValues divides dim: 4 where it can.
+// This lane's id of those from place `at` on, and its weight.
+ES_DEVICE int64_t id_at(const PooledArguments& arguments, const Unit& unit, int at, int lane) {
+  return at + lane < unit.stop ? warp::load_once(arguments.ids + unit.first_id + at + lane) : 0;
+}
+
+ES_DEVICE float weight_at(const PooledArguments& arguments, const Unit& unit, int at, int lane) {
+  const bool given = arguments.weights != nullptr && at + lane < unit.stop;
+  return given ? warp::load(arguments.weights + unit.first_id + at + lane) : 1.0f;
+}
+
+// kValues divides dim, and a range of columns has 32 * kValues, the last one fewer.
 template <Dtype kDtype, int kValues>
 ES_DEVICE void pooled_warp(
-    const PooledArguments& arguments, const TableNumbers& numbers, int64_t warp, int64_t warps, int lane) {
-  const int chunks = arguments.dim / kValues;
-  const Share share(chunks, lane);
-  for (int64_t bag = warp; bag < arguments.bags; bag += warps) {
-    int64_t found = 0;
-    // Columns beyond the first 32 chunks find the bag's buckets in the cache: probing again costs little.
-    for (int chunk = 0; chunk < chunks; chunk += warp::kLanes) {
-      found = pool_columns<kDtype, kValues>(arguments, numbers, bag, share, chunk, lane);
+    const PooledArguments& arguments, const TableNumbers& numbers, int64_t unit_number,
+    int range,                      // of columns
+    PooledShared<kValues>* shared,  // of this warp
+    int lane) {
+  const int first_chunk = range * warp::kLanes;
+  const int chunks = arguments.dim / kValues - first_chunk;
+  const Groups groups(chunks < warp::kLanes ? chunks : warp::kLanes, lane);
+  const int column = (first_chunk + groups.chunk) * kValues;
+  const auto from = static_cast<int>(row_bytes(kDtype, static_cast<int64_t>(first_chunk) * kValues));
+  {
+    const Unit found_out = unit_at(arguments, unit_number, lane);
+    if (lane == 0) {
+      shared->unit = found_out;
+      shared->start = warp::load(arguments.offsets + found_out.first_bag);
+      shared->result = UnitResult{};
+      shared->result.cut_bag = found_out.has_tail ? found_out.first_bag + found_out.bags : -1;
     }
-    if (lane == 0) arguments.found[bag] = found;
   }
+  shared->address[warp::kLanes + lane] = reinterpret_cast<uint64_t>(warp::zeros(lane));
+  warp::sync();
+  const Unit& unit = shared->unit;
+  Pool<kDtype, kValues> pool(arguments, groups, column, shared, lane);
+  enum { kHead, kBags, kTail };
+  int run = unit.has_head ? kHead : kBags;
+  int at = 0, found = 0;
+  int64_t id = id_at(arguments, unit, at, lane);
+  float weight = weight_at(arguments, unit, at, lane);
+  Walk walk{0, ends_from(arguments, unit, 0, lane)};
+  while (!unit.bad) {
+    const int here = warp::opaque(lane);
+    if (run == kBags && walk.bag >= unit.bags) run = kTail;
+    Step step{};
+    if (run == kBags) {
+      step = step_at(arguments, unit, walk, shared->start, at, here);
+      if (step.bad) {
+        if (here == 0) shared->unit.bad = true;
+        break;
+      }
+    } else {
+      if (run == kTail && !unit.has_tail) break;
+      const int left = (run == kHead ? unit.head_end : unit.tail_end) - at;
+      step.count = left < warp::kLanes ? left : warp::kLanes;
+    }
+    const int first_bag = walk.bag;
+    // The next step's offsets, ids and weights, and then its buckets, are on their way while this one is looked up.
+    if (step.closing > 0) {
+      const int64_t next_start = warp::shuffle(walk.ends, step.closing - 1);
+      if (here == 0) shared->start = next_start;
+      walk.bag += step.closing;
+      walk.ends = ends_from(arguments, unit, walk.bag, here);
+    }
+    at += step.count;
+    const int64_t next_id = id_at(arguments, unit, at, here);
+    const float next_weight = weight_at(arguments, unit, at, here);
+    run = warp::opaque(run);  // no predicate, of which the loads of buckets need many
+    warp::sync();             // the shared memory is free
+    const uint32_t there = find_rows<kDtype>(arguments, numbers, id, weight, step.count, from, here, shared);
+    run = warp::opaque(run);
+    if (at < unit.stop) {
+      const IndexView index = index_view(arguments.table, numbers);
+      warp::prefetch(bucket_address(index, home_of(index, next_id)));
+    }
+    id = next_id, weight = next_weight;
+    uint32_t last = 0;
+    if (run == kBags) {
+      const bool counts = warp::opaque(range) == 0;
+      last = close_bags(arguments, pool, step, there, first_bag, counts, &found, shared, here);
+    } else {
+      found += warp::count_bits(there);
+    }
+    warp::sync();
+    pool.add(step.count, there, last, first_bag);
+    if (run == kBags || at < (run == kHead ? unit.head_end : unit.tail_end)) continue;
+    pool.write_part(arguments.parts + (2 * unit.number + (run == kHead ? 0 : 1)) * arguments.dim);
+    if (here == 0) (run == kHead ? shared->result.head_found : shared->result.tail_found) = found;
+    if (run == kTail) break;
+    found = 0;
+    run = kBags;
+  }
+  // Of the warps that have the unit, one says how many ids were found.
+  if (range > 0 || lane > 0) return;
+  arguments.results[unit.number] = shared->result;
+  arguments.bad[unit.number] = unit.bad;
 }
 
 }  // namespace embedding_store::cuda

@@ -33,6 +33,9 @@ ES_DEVICE uint64_t shuffle(uint64_t value, int lane) {
 }
 ES_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask); }
 
+// What lanes have written to shared memory before it, all see after it.
+ES_DEVICE void sync() { __syncwarp(); }
+
 ES_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 ES_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }  // -1 without one
 
@@ -122,6 +125,7 @@ ES_DEVICE void prefetch(const uint8_t* address) {
 // Read and written once, so the first to leave the cache.
 ES_DEVICE int64_t load_once(const int64_t* address) { return __ldcs(reinterpret_cast<const long long*>(address)); }
 ES_DEVICE void store_once(bool* address, bool value) { __stcs(reinterpret_cast<unsigned char*>(address), value); }
+ES_DEVICE void store_once(int64_t* address, int64_t value) { __stcs(reinterpret_cast<long long*>(address), value); }
 
 template <int kBytes>
 ES_DEVICE void store_once(uint8_t* address, const Words<kBytes>& value) {

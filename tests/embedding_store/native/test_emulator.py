@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,47 +11,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embedding_store.dtypes import DTYPES
+from tests.embedding_store.native.emulation import COMPILER, OUTS, compiled, pointers
 from tests.embedding_store.small_table import SmallTable, small_table
 
-COMPILER = shutil.which("c++") or shutil.which("g++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
-OUTS = (torch.float32, torch.float16, torch.bfloat16)
 EXTREMES = [-(2**63), -1, 0, 1, 2**31, 2**63 - 1]
 MISSING = [5, -7, 2**40, -(2**62)]
 IDS = EXTREMES + [1000 + 37 * i for i in range(70)]
 
 
-class TablePointers(ctypes.Structure):
-    """`Table` of emulate.cpp."""
-
-    _fields_ = (
-        *(
-            field
-            for name in ("storage", "cold", "layout")
-            for field in ((name, ctypes.c_void_p), (f"{name}_size", ctypes.c_int64))
-        ),
-        ("layout_on_device", ctypes.c_int64),
-    )
-
-
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    source = Path(__file__).parent / "emulator"
-    library = tmp_path_factory.mktemp("emulator") / "emulate.so"
-    sanitized = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
-    command = [COMPILER, "-std=c++20", "-O0", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(
-        [*command, *sanitized, f"-I{source}", source / "emulate.cpp", "-o", library], check=True, timeout=600
-    )
-    return ctypes.CDLL(str(library))
-
-
-def pointers(table: SmallTable, layout_on_device: bool = False) -> TablePointers:
-    cold = table.cold.data_ptr() if len(table.cold) else None
-    sizes = len(table.storage), len(table.cold), len(table.layout)
-    layout = table.layout.data_ptr(), sizes[2], layout_on_device
-    return TablePointers(table.storage.data_ptr(), sizes[0], cold, sizes[1], *layout)
+    return compiled("emulate.cpp", tmp_path_factory)
 
 
 def lookup(
@@ -88,35 +57,6 @@ def lookup_tiered(emulator: ctypes.CDLL, table: SmallTable, ids: Tensor) -> tupl
     counters = torch.zeros(3, dtype=torch.int64)
     vectors, found = lookup(emulator, table, ids, counters=counters)
     return vectors, found, counters.tolist()
-
-
-def pooled(
-    emulator: ctypes.CDLL,
-    table: SmallTable,
-    ids: Tensor,
-    offsets: Tensor,
-    weights: Tensor | None,
-    mode: str,
-    out: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    result = torch.full((len(offsets) - 1, table.dim), torch.nan, dtype=out)
-    found = torch.full((len(offsets) - 1,), -1, dtype=torch.int64)
-    emulator.emulate_pooled(
-        ctypes.byref(pointers(table)),
-        ctypes.c_void_p(ids.data_ptr()),
-        ctypes.c_int64(len(ids)),
-        ctypes.c_void_p(offsets.data_ptr()),
-        ctypes.c_int64(len(offsets) - 1),
-        ctypes.c_void_p(None if weights is None else weights.data_ptr()),
-        table.dim,
-        list(DTYPES).index(table.dtype.name),
-        int(mode == "mean"),
-        OUTS.index(out),
-        2,
-        ctypes.c_void_p(result.data_ptr()),
-        ctypes.c_void_p(found.data_ptr()),
-    )
-    return result, found
 
 
 def questions(seed: int, count: int) -> Tensor:
@@ -205,7 +145,7 @@ def test_long_searches_end_at_the_right_row_or_at_an_empty_slot(emulator: ctypes
 @pytest.mark.parametrize("ids_per_warp", [4, 8, 32])
 @pytest.mark.parametrize("name", ["float32", "int4"])
 def test_an_overlay_is_asked_first(emulator: ctypes.CDLL, name: str, ids_per_warp: int):
-    rows, offsets = [10, len(IDS) - 10], torch.tensor([0, 1, 40, 100])
+    rows = [10, len(IDS) - 10]
     for options in ({}, {"segment_rows": rows}, {"load": 1.0}):
         for gone in (MISSING[:2], []):
             table = small_table(IDS, 16, name, gone=gone, seed=7, **options)
@@ -213,10 +153,6 @@ def test_an_overlay_is_asked_first(emulator: ctypes.CDLL, name: str, ids_per_war
             for on_device in (False, True):
                 got = lookup(emulator, table, ids, ids_per_warp=ids_per_warp, layout_on_device=on_device)
                 assert_answers(table, ids, torch.float32, got)
-            got, counts = pooled(emulator, table, ids, offsets, None, "sum")
-            sums, expected_counts = table.pooled_answer(ids, offsets, None, "sum")
-            torch.testing.assert_close(got.to(torch.float64), sums, rtol=1e-5, atol=1e-5)
-            assert torch.equal(counts, expected_counts)
 
 
 @pytest.mark.parametrize("name", ["float32", "int4"])
@@ -285,46 +221,6 @@ def test_a_location_outside_its_segment_is_no_row(emulator: ctypes.CDLL):
     assert found.tolist() == [True] * 30 + [False] * (len(IDS) - 30)
     assert torch.equal(vectors[:30], table.vectors[:30])
     assert not vectors[30:].any()
-
-
-@pytest.mark.parametrize("mode", ["sum", "mean"])
-@pytest.mark.parametrize("name", DTYPES)
-def test_bags_are_pooled(emulator: ctypes.CDLL, name: str, mode: str):
-    ids = questions(2, 120)
-    offsets = torch.tensor([0, 0, 1, 4, 44, 44, 115, 120])
-    weights = torch.randn(120, generator=torch.Generator().manual_seed(3))
-    for dim in (1, 6, 20, 132):
-        table = small_table(IDS, dim, name)
-        for factors in (None, weights):
-            got, found = pooled(emulator, table, ids, offsets, factors, mode)
-            expected, expected_found = table.pooled_answer(ids, offsets, factors, mode)
-            torch.testing.assert_close(got.to(torch.float64), expected, rtol=1e-5, atol=1e-5)
-            assert torch.equal(found, expected_found)
-
-
-def test_pooled_outputs_of_lower_precision_are_rounded_once(emulator: ctypes.CDLL):
-    table = small_table(IDS, 12, "float32")
-    ids, offsets = questions(4, 50), torch.tensor([0, 20, 50])
-    whole, _ = pooled(emulator, table, ids, offsets, None, "mean")
-    for out in (torch.float16, torch.bfloat16):
-        assert torch.equal(pooled(emulator, table, ids, offsets, None, "mean", out)[0], whole.to(out))
-
-
-def test_a_missing_id_weighs_nothing(emulator: ctypes.CDLL):
-    table = small_table(IDS, 4, "float32")
-    ids, weights = torch.tensor([IDS[0], MISSING[0]]), torch.tensor([2.0, torch.inf])
-    got, found = pooled(emulator, table, ids, torch.tensor([0, 2]), weights, "mean")
-    assert torch.equal(got, 2 * table.vectors[:1])
-    assert found.tolist() == [1]
-
-
-def test_offsets_that_cannot_be_are_cut_to_the_ids(emulator: ctypes.CDLL):
-    table = small_table(IDS, 4, "float32")
-    ids = torch.tensor(IDS[:3])
-    got, found = pooled(emulator, table, ids, torch.tensor([-5, 2**40, 1, 3]), None, "sum")
-    assert found.tolist() == [3, 0, 2]
-    torch.testing.assert_close(got[2], table.vectors[1:3].sum(0))
-    assert not got[1].any()
 
 
 def test_addresses_beyond_two_to_the_31(emulator: ctypes.CDLL):

@@ -119,6 +119,38 @@ def test_pooled_values_and_gradients_are_those_of_the_reference(
 @settings(max_examples=60, deadline=None)
 @given(
     stored=st.lists(INT64, unique=True, max_size=40),
+    name=st.sampled_from(list(DTYPES)),
+    mode=st.sampled_from(["sum", "mean"]),
+    weighted=st.booleans(),
+    data=st.data(),
+)
+def test_tiers_are_pooled_as_one_table_and_counted(stored, name, mode, weighted, data):
+    cut = data.draw(st.integers(0, len(stored)))
+    table = small_table(stored, 5, name, segment_rows=[cut, len(stored) - cut], tiered=True)
+    ids = asked(data, table, [7, -7])
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=6)))
+    offsets = torch.tensor([0, *cuts, len(ids)])
+    drawn = torch.randn(len(ids), generator=torch.Generator().manual_seed(1)) if weighted else None
+    gradients, counters = [], torch.zeros(3, dtype=torch.int64)
+    reference.lookup_tiered(ids, table.storage, table.cold, table.layout, 5, name, torch.float32, counters)
+    for module in (ops, reference):
+        weights = None if drawn is None else drawn.clone().requires_grad_()
+        where = (table.storage, table.cold, table.layout, 5, name, mode)
+        pooled, found, hits = module.lookup_pooled_tiered(ids, offsets, weights, *where)
+        answer, answer_found = table.pooled_answer(ids, offsets, drawn, mode)
+        assert torch.equal(found, answer_found)
+        assert torch.equal(hits, counters)
+        torch.testing.assert_close(pooled.detach().double(), answer, rtol=1e-5, atol=1e-5)
+        if weights is not None:
+            (pooled * torch.arange(1, 6)).sum().backward()
+            gradients.append(weights.grad)
+    if weighted:
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    stored=st.lists(INT64, unique=True, max_size=40),
     others=st.lists(INT64, max_size=8),
     name=st.sampled_from(list(DTYPES)),
     overlaid=st.booleans(),
@@ -235,6 +267,9 @@ def test_every_op_passes_opcheck():
     counters = torch.zeros(3, dtype=torch.int64)
     where = (tiered.storage, tiered.cold, tiered.layout, 5, "int8", torch.float32, counters)
     checks.append((torch.ops.embedding_store.lookup_tiered, (ids, *where)))
+    for weights in (None, torch.rand(3, requires_grad=True)):
+        arguments = (ids, offsets, weights, *where[:5], "mean", torch.float16)
+        checks.append((torch.ops.embedding_store.lookup_pooled_tiered, arguments))
     checks.append((torch.ops.embedding_store.locate, (ids, table.storage, table.layout)))
     for op, inputs in checks:
         outcome = torch.library.opcheck(op.default, inputs)
@@ -272,6 +307,7 @@ def test_wrong_arguments_are_refused(change: dict, message: str):
         ([0, 2], "sum", "offsets do not rise from 0 to the number of ids, 3"),
         ([1, 3], "sum", "offsets do not rise"),
         ([0, 3, 2, 3], "sum", "offsets do not rise"),
+        ([0], "sum", "offsets do not rise"),
         ([], "sum", r"offsets are not int64 \[bags \+ 1\]"),
         ([0, 3], "max", "mode is 'max'; use sum or mean"),
     ],
@@ -281,6 +317,17 @@ def test_wrong_bags_are_refused(offsets: list[int], mode: str, message: str):
     bags = torch.tensor(offsets, dtype=torch.int64)
     with pytest.raises(ValueError, match=message):
         ops.lookup_pooled(torch.tensor([1, 2, 1]), bags, None, table.storage, table.layout, 3, "float32", mode)
+    where = (table.storage, table.storage[:0], table.layout, 3, "float32", mode)
+    with pytest.raises(ValueError, match=message):
+        ops.lookup_pooled_tiered(torch.tensor([1, 2, 1]), bags, None, *where)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2, 1, 3], [-5, 2**40, 1, 3], [9, 9, 9, 9]])
+def test_the_gradient_of_what_a_gpu_refused_is_undefined_too(offsets: list[int]):
+    """A GPU's answer to such offsets, which the CPU refuses: nothing may be read beyond the bags."""
+    refused = torch.full((3,), -1)
+    gradient = ops._gradient(torch.ones(3, 4), torch.ones(5, 4), torch.tensor(offsets), refused, "mean")
+    assert gradient.isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_bags_are_pooled(name: str, mode: str):
                 assert torch.equal(ops.lookup_pooled(ids, offsets, given, *arguments, out)[0], pooled.to(out))
 
 
-def test_no_bags_empty_bags_and_offsets_that_cannot_be():
+def test_no_bags_and_empty_bags():
     table = small_table(IDS, 4, "float32").to("cuda")
     arguments = (None, table.storage, table.layout, 4, "float32", "mean")
     none = torch.empty(0, dtype=torch.int64, device="cuda")
@@ -169,9 +169,6 @@ def test_no_bags_empty_bags_and_offsets_that_cannot_be():
     assert (pooled.shape, found.shape) == ((0, 4), (0,))
     pooled, found = ops.lookup_pooled(none, torch.zeros(4, dtype=torch.int64, device="cuda"), *arguments)
     assert torch.equal(pooled, torch.zeros(3, 4, device="cuda"))
-    ids = torch.tensor(IDS[:3], device="cuda")
-    _, found = ops.lookup_pooled(ids, torch.tensor([-5, 2**40, 1, 3], device="cuda"), *arguments)
-    assert found.tolist() == [3, 0, 2]
 
 
 def test_the_gradient_of_weights():

@@ -69,6 +69,8 @@ def test_counters_add_up_and_start_again(snapshot: Snapshot):
         table.lookup(torch.tensor([IDS[0], IDS[299], IDS[299], 1]))
     assert table.hits() == Hits(3, 6, 3)
     assert table.hits().rate == pytest.approx(1 / 3)
+    table.lookup_pooled(torch.tensor([IDS[0], IDS[299], 1]), torch.tensor([0, 2, 3]))
+    assert table.hits() == Hits(4, 7, 4)
     table.reset_hits()
     assert table.hits() == Hits(0, 0, 0)
 

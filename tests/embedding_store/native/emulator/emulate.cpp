@@ -4,54 +4,11 @@
 #include "../../../../embedding_store/csrc/cuda/dispatch.h"
 #include "../../../../embedding_store/csrc/cuda/lookup.h"
 #include "../../../../embedding_store/csrc/cuda/plan.h"
-#include "../../../../embedding_store/csrc/cuda/pooled.h"
 #include "../../../../embedding_store/csrc/cuda/tiered.h"
+#include "emulated_table.h"
 
 using namespace embedding_store;
 using namespace embedding_store::cuda;
-
-namespace {
-
-struct Table {
-  const uint8_t* storage;
-  int64_t storage_bytes;
-  const uint8_t* cold;
-  int64_t cold_bytes;
-  const int64_t* layout;
-  int64_t layout_values;
-  int64_t layout_on_device;  // 1, or 0: the numbers are parameters
-};
-
-TableView view(const Table& table, Dtype dtype, int dim) {
-  TableView view{};
-  view.storage = table.storage;
-  view.cold = table.cold;
-  view.row_bytes = row_bytes(dtype, dim);
-  if (table.layout_on_device != 0) {
-    view.layout = table.layout;
-    view.layout_values = static_cast<int>(table.layout_values);
-  } else {
-    std::copy(table.layout, table.layout + table.layout_values, view.numbers.values);
-  }
-  return view;
-}
-
-// As the kernels read them, into what would be a block's shared memory.
-TableNumbers numbers_in(warp::Emulator& emulator, const TableView& table) {
-  TableNumbers numbers;
-  std::memset(&numbers, 0x5a, sizeof numbers);
-  emulator.run([&](int lane) { read_numbers(table, lane, &numbers); });
-  return numbers;
-}
-
-warp::Emulator emulator_for(const Table& table, std::vector<warp::Memory> others) {
-  others.push_back({table.storage, table.storage_bytes, false});
-  others.push_back({table.cold, table.cold_bytes, false});
-  others.push_back({table.layout, table.layout_values * 8, false});
-  return warp::Emulator(std::move(others));
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -89,30 +46,6 @@ void emulate_lookup(
           counters[0] += hits[0].hot, counters[1] += hits[0].cold, counters[2] += hits[0].missing;
         }
       });
-    });
-  });
-}
-
-void emulate_pooled(
-    const Table* table, const int64_t* ids, int64_t count, const int64_t* offsets, int64_t bags, const float* weights,
-    int dim, int dtype, int mean, int out, int warps, uint8_t* pooled, int64_t* found) {
-  const auto stored = static_cast<Dtype>(dtype);
-  const auto type = static_cast<OutDtype>(out);
-  const PooledArguments arguments{view(*table, stored, dim), ids,  count, offsets, bags, weights, dim, mean != 0, type,
-                                  pooled,                    found};
-  auto emulator = emulator_for(
-      *table,
-      {{ids, count * 8, false}, {offsets, (bags + 1) * 8, false}, {weights, weights == nullptr ? 0 : count * 4, false},
-       {pooled, bags * dim * element_bytes(type), true}, {found, bags * 8, true}});
-  const TableNumbers numbers = numbers_in(emulator, arguments.table);
-  with_dtype(stored, [&](auto dtype_constant) {
-    with_values<4, 2>(dim, [&](auto values) {
-      for (int warp = 0; warp < warps; ++warp) {
-        emulator.run([&](int lane) {
-          pooled_warp<decltype(dtype_constant)::value, decltype(values)::value>(
-              arguments, numbers, warp, warps, lane);
-        });
-      }
     });
   });
 }

@@ -162,6 +162,8 @@ T opaque(T value) {
   return value;
 }
 
+inline void sync() { emulator().exchange(0); }
+
 inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline int lowest_bit(uint32_t bits) { return __builtin_ffs(static_cast<int>(bits)) - 1; }
 
@@ -202,6 +204,11 @@ inline void prefetch(const uint8_t* address) { emulator().check(address, 1, fals
 
 inline void store_once(bool* address, bool value) {
   check_access(address, 1, true);
+  *address = value;
+}
+
+inline void store_once(int64_t* address, int64_t value) {
+  check_access(address, 8, true);
   *address = value;
 }
 

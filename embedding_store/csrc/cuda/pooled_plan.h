@@ -1,0 +1,89 @@
+// How a pooled lookup is divided among warps, whatever the lengths of its bags.
+//
+// Bags and ids are written in one row: for each bag a marker, then its ids. The marker of bag b is item offsets[b] + b
+// of that row. A unit is a run of items, all units are equally long, and a warp has one: a bag of a million ids is work
+// for many warps, a warp has many bags of one id, and empty bags, which have to be answered too, count. (D. Merrill,
+// M. Garland, "Merge-based parallel sparse matrix-vector multiplication", SC 2016.) A bag belongs to the unit where its
+// marker is, and is pooled there to its end, unless it is longer than `longest`: then each unit pools those of its ids
+// that are in it, and a second kernel adds up these parts. How many there are depends on sizes alone, never on which
+// warp is first: the same bits each time.
+#pragma once
+
+#include <cstdint>
+
+#include "arguments.h"
+#include "plan.h"
+
+namespace embedding_store::cuda {
+
+// Blocks of kThreads a processor: 96 registers a thread, and 128 for the widest chunks.
+constexpr int pooled_blocks(int values) { return values > 8 ? 4 : 5; }
+
+constexpr int64_t kFewestItems = 32;
+constexpr int64_t kMostItems = 1 << 30;  // 32-bit numbers count them within a unit
+constexpr int kRangeChunks = 32;  // a lane has one
+constexpr int kFewestChunks = 5;  // of a row, so that 8 lanes or more read it: a step's rows are 8 accesses or more
+
+// Values of a chunk: as many as a lane reads at once (16 bytes; of quantised rows 8) and as divide the dimension.
+inline int pooled_values(Dtype dtype, int dim) {
+  int values = dtype == Dtype::kFloat32 ? 4 : dtype == Dtype::kInt4 ? 16 : 8;
+  while (values > 1 && (dim % values != 0 || dim / values < kFewestChunks)) values /= 2;
+  return values;
+}
+
+struct PooledPlan {
+  int64_t items;    // of a unit
+  int64_t units;
+  int64_t ranges;   // of columns, kRangeChunks each but the last: a warp takes one range of one unit
+  int64_t longest;  // ids of a bag that no unit cuts
+  int threads;      // a block
+};
+
+inline PooledPlan pooled_plan(int64_t ids, int64_t bags, int dim, Dtype dtype, int processors) {
+  const auto parts = [](int64_t all, int64_t part) { return (all + part - 1) / part; };
+  PooledPlan plan{};
+  const int values = pooled_values(dtype, dim);
+  plan.ranges = parts(dim, kRangeChunks * values);
+  // As many units as run at once: they begin together, and so that they end together, each takes as long.
+  const int64_t warps = static_cast<int64_t>(processors) * pooled_blocks(values) * kWarpsPerBlock;
+  const int64_t most = warps > plan.ranges ? warps / plan.ranges : 1;
+  const int64_t even = parts(ids + bags, most);
+  plan.items = even < kFewestItems ? kFewestItems : even > kMostItems ? kMostItems : even;
+  plan.units = parts(ids + bags, plan.items);
+  plan.longest = plan.items > 2 * kFewestItems ? plan.items : 2 * kFewestItems;
+  // A block goes to one processor: few warps have one each, so that as many processors as can be share the work.
+  const bool few = plan.units * plan.ranges <= static_cast<int64_t>(processors) * pooled_blocks(values);
+  plan.threads = few ? kThreads / kWarpsPerBlock : kThreads;
+  return plan;
+}
+
+// What the warp that has a unit's first columns found out.
+struct UnitResult {
+  int64_t cut_bag;     // that begins in the unit and is cut; -1: none
+  int64_t head_found;  // ids found of the cut bag that began in an earlier unit
+  int64_t tail_found;  // and of cut_bag, here
+  int64_t hot;         // ids of the unit that were found in the first segment, in the second, and not at all
+  int64_t cold;
+  int64_t missing;
+};
+
+struct PooledArguments {
+  TableView table;
+  const int64_t* ids;  // [count]
+  int64_t count;
+  const int64_t* offsets;  // [bags + 1]
+  int64_t bags;
+  const float* weights;  // [count], or null: 1
+  int dim;               // kMaxDim at most
+  bool mean;
+  OutDtype out;
+  PooledPlan plan;
+  float* parts;         // [units, 2, dim]: what a unit pooled of the cut bags that it ends and begins with
+  UnitResult* results;  // [units]
+  bool* bad;            // [units]: whether the unit saw offsets that cannot be
+  uint8_t* pooled;      // [bags, dim]
+  int64_t* found;       // [bags]
+  int64_t* hits;        // [3]: hot, cold, missing; null unless the table is tiered
+};
+
+}  // namespace embedding_store::cuda

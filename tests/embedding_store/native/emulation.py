@@ -1,0 +1,51 @@
+"""Kernels' bodies compiled for the warp emulator (emulator/), and what they are called with."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.embedding_store.small_table import SmallTable
+
+COMPILER = shutil.which("c++") or shutil.which("g++")
+OUTS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class TablePointers(ctypes.Structure):
+    """`Table` of emulated_table.h."""
+
+    _fields_ = (
+        *(
+            field
+            for name in ("storage", "cold", "layout")
+            for field in ((name, ctypes.c_void_p), (f"{name}_size", ctypes.c_int64))
+        ),
+        ("layout_on_device", ctypes.c_int64),
+    )
+
+
+def compiled(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
+    """A source of emulator/ as a library that undefined behaviour ends."""
+    source = Path(__file__).parent / "emulator"
+    library = folders.mktemp("emulator") / "emulate.so"
+    sanitized = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
+    command = [COMPILER, "-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*command, *sanitized, f"-I{source}", source / name, "-o", library], check=True, timeout=600)
+    return ctypes.CDLL(str(library))
+
+
+def pointers(table: SmallTable, layout_on_device: bool = False) -> TablePointers:
+    cold = table.cold.data_ptr() if len(table.cold) else None
+    sizes = len(table.storage), len(table.cold), len(table.layout)
+    layout = table.layout.data_ptr(), sizes[2], layout_on_device
+    return TablePointers(table.storage.data_ptr(), sizes[0], cold, sizes[1], *layout)
+
+
+def address(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

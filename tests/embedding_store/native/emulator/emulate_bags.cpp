@@ -1,0 +1,106 @@
+// The bodies of the kernels of lookup_pooled and lookup_pooled_tiered, run by the warp emulator: what
+// test_emulator_bags.py calls.
+#include <memory>
+
+#include "../../../../embedding_store/csrc/cuda/dispatch.h"
+#include "../../../../embedding_store/csrc/cuda/pooled.h"
+#include "../../../../embedding_store/csrc/cuda/pooled_finish.h"
+#include "emulated_table.h"
+
+using namespace embedding_store;
+using namespace embedding_store::cuda;
+
+namespace {
+
+// As finish_kernel, a block after the other.
+void finish(warp::Emulator& emulator, const PooledArguments& arguments) {
+  bool bad = false;
+  for (int64_t unit = 0; unit < arguments.plan.units; ++unit) bad |= arguments.bad[unit];
+  if (bad) {
+    emulator.run([&](int lane) { refuse_all(arguments, lane, warp::kLanes); });
+    return;
+  }
+  if (arguments.hits != nullptr) {
+    emulator.run([&](int lane) {
+      const int64_t hits = total_hits(arguments, lane);
+      if (lane < 3) arguments.hits[lane] = hits;
+    });
+  }
+  with_values<4, 2>(arguments.dim, [&](auto values) {
+    constexpr int kValues = decltype(values)::value;
+    const auto shared = std::make_unique<FinishShared<kValues>>();
+    for (int64_t unit = 0; unit < arguments.plan.units; ++unit) {
+      if (arguments.results[unit].cut_bag < 0) continue;
+      const CutBag cut(arguments, unit);
+      for (int64_t tile = 0; tile * warp::kLanes * kValues < arguments.dim; ++tile) {
+        const auto column = [&](int lane) { return (tile * warp::kLanes + lane) * kValues; };
+        if (cut.parts <= kFewParts) {
+          emulator.run([&](int lane) { finish_alone<kValues>(arguments, cut, column(lane), lane); });
+          continue;
+        }
+        std::memset(shared.get(), 0x7f, sizeof *shared);
+        for (int warp = 0; warp < kFinishWarps; ++warp) {
+          emulator.run([&](int lane) {
+            finish_share<kValues>(arguments, cut, column(lane), warp, lane, shared.get());
+          });
+        }
+        emulator.run([&](int lane) { finish_shared<kValues>(arguments, cut, column(lane), lane, *shared); });
+      }
+    }
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+// As launch_pooled on a device of so many processors. `hits`: int64 [3], or null. Returns how many bags were cut.
+int64_t emulate_pooled(
+    const Table* table, const int64_t* ids, int64_t count, const int64_t* offsets, int64_t bags, const float* weights,
+    int dim, int dtype, int mean, int out, int processors, uint8_t* pooled, int64_t* found, int64_t* hits) {
+  const auto stored = static_cast<Dtype>(dtype);
+  const auto type = static_cast<OutDtype>(out);
+  const PooledPlan plan = pooled_plan(count, bags, dim, stored, processors);
+  // What no unit writes is no part of an answer: NaN, and numbers of bags and ids that cannot be.
+  std::vector<float> parts(plan.units * 2 * dim, from_bits(0x7fc00000u));
+  std::vector<UnitResult> results(plan.units);
+  std::memset(results.data(), 0x7f, plan.units * sizeof(UnitResult));
+  const auto bad = std::make_unique<bool[]>(plan.units);
+  const PooledArguments arguments{view(*table, stored, dim), ids, count, offsets, bags, weights, dim, mean != 0, type,
+                                  plan, parts.data(), results.data(), bad.get(), pooled, found, hits};
+  auto emulator = emulator_for(
+      *table,
+      {{ids, count * 8, false}, {offsets, (bags + 1) * 8, false}, {weights, weights == nullptr ? 0 : count * 4, false},
+       {pooled, bags * dim * element_bytes(type), true}, {found, bags * 8, true},
+       {parts.data(), plan.units * 2 * dim * 4, true}});
+  const TableNumbers numbers = numbers_in(emulator, arguments.table);
+  const int values = pooled_values(stored, dim);
+  with_dtype(stored, [&](auto dtype_constant) {
+    constexpr Dtype kDtype = decltype(dtype_constant)::value;
+    with_pooled_values<kDtype>(values, [&](auto values_constant) {
+      // From the last to the first: no unit needs what another one has done.
+      for (int64_t warp = plan.units * plan.ranges - 1; warp >= 0; --warp) {
+        constexpr int kValues = decltype(values_constant)::value;
+        const int range = static_cast<int>(warp % plan.ranges);
+        PooledShared<kValues> shared;
+        std::memset(&shared, 0x7f, sizeof shared);
+        emulator.run([&](int lane) {
+          pooled_warp<kDtype, kValues>(arguments, numbers, warp / plan.ranges, range, &shared, lane);
+        });
+      }
+    });
+  });
+  int64_t cut = 0;
+  for (const UnitResult& result : results) cut += result.cut_bag >= 0;
+  finish(emulator, arguments);
+  return cut;
+}
+
+// int64 [5]: items, units, ranges, longest, threads a block.
+void emulate_pooled_plan(int64_t ids, int64_t bags, int dim, int dtype, int processors, int64_t* numbers) {
+  const PooledPlan plan = pooled_plan(ids, bags, dim, static_cast<Dtype>(dtype), processors);
+  numbers[0] = plan.items, numbers[1] = plan.units, numbers[2] = plan.ranges, numbers[3] = plan.longest;
+  numbers[4] = plan.threads;
+}
+
+}  // extern "C"

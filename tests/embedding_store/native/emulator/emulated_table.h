@@ -1,0 +1,52 @@
+// Tables as tests give them to the emulator.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "../../../../embedding_store/csrc/cuda/probe.h"
+
+namespace embedding_store::cuda {
+
+struct Table {
+  const uint8_t* storage;
+  int64_t storage_bytes;
+  const uint8_t* cold;
+  int64_t cold_bytes;
+  const int64_t* layout;
+  int64_t layout_values;
+  int64_t layout_on_device;  // 1, or 0: the numbers are parameters
+};
+
+inline TableView view(const Table& table, Dtype dtype, int dim) {
+  TableView view{};
+  view.storage = table.storage;
+  view.cold = table.cold;
+  view.row_bytes = row_bytes(dtype, dim);
+  if (table.layout_on_device != 0) {
+    view.layout = table.layout;
+    view.layout_values = static_cast<int>(table.layout_values);
+  } else {
+    std::copy(table.layout, table.layout + table.layout_values, view.numbers.values);
+  }
+  return view;
+}
+
+// As the kernels read them, into what would be a block's shared memory.
+inline TableNumbers numbers_in(warp::Emulator& emulator, const TableView& table) {
+  TableNumbers numbers;
+  std::memset(&numbers, 0x5a, sizeof numbers);
+  emulator.run([&](int lane) { read_numbers(table, lane, &numbers); });
+  return numbers;
+}
+
+inline warp::Emulator emulator_for(const Table& table, std::vector<warp::Memory> others) {
+  others.push_back({table.storage, table.storage_bytes, false});
+  others.push_back({table.cold, table.cold_bytes, false});
+  others.push_back({table.layout, table.layout_values * 8, false});
+  return warp::Emulator(std::move(others));
+}
+
+}  // namespace embedding_store::cuda
