@@ -52,6 +52,7 @@ from embedding_store.history.tombstones import Tombstone
 from embedding_store.keys import hash_keys
 from embedding_store.native.ops import nearest
 from embedding_store.nn.entity_embedding import EntityEmbedding
+from embedding_store.read.accesses import Accesses
 from embedding_store.read.point_in_time import PointInTime
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
@@ -70,6 +71,7 @@ from embedding_store.write.pieces import IndexPiece
 from embedding_store.write.writer import FragmentWriter, SnapshotWriter
 
 __all__ = [
+    "Accesses",
     "AsOfDecreasedError",
     "CapturableLiveTable",
     "ChecksumError",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidVectorsError
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.series import Series
+from embedding_store.storage.replacing import replacing
 from embedding_store.store import EmbeddingStore
 
 CHUNK = 65_536  # rows read, converted and written at once
@@ -165,20 +164,14 @@ def export_parquet(snapshot: Snapshot, path: Path, *, progress: Progress = lambd
     columns = [("id", pa.int64()), *([("key", pa.string())] if snapshot.manifest.ids == "text" else [])]
     schema = pa.schema([*columns, ("vector", pa.list_(pa.float32(), snapshot.dim))])
     done = 0
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with _writer(temporary, schema) as writer:
-            for rows in snapshot.batches(CHUNK):
-                flat = pa.array(rows.vectors.reshape(-1).numpy())
-                keys = [] if rows.keys is None else [rows.keys]
-                arrays = [pa.array(rows.ids.numpy()), *keys, pa.FixedSizeListArray.from_arrays(flat, snapshot.dim)]
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
-                done += len(rows.ids)
-                progress(done, snapshot.rows)
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    with replacing(path) as temporary, _writer(temporary, schema) as writer:
+        for rows in snapshot.batches(CHUNK):
+            flat = pa.array(rows.vectors.reshape(-1).numpy())
+            keys = [] if rows.keys is None else [rows.keys]
+            arrays = [pa.array(rows.ids.numpy()), *keys, pa.FixedSizeListArray.from_arrays(flat, snapshot.dim)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            done += len(rows.ids)
+            progress(done, snapshot.rows)
 
 
 class _ParquetPart:

@@ -6,9 +6,9 @@ in plain PyTorch in reference.py. A loaded table is two tensors, so that ops see
 
     storage  uint8 [bytes]        index and rows, mapped from the files or copied to a device
     layout   int64 [8 + 4 * S]    where they lie in it: byte offset of bucket 0, home buckets, total buckets, seed, S,
-                                  bytes from a row to the next one (below), 0, 0, then for each segment the byte
-                                  offsets of its first row's values, scale and offset (-1 unless quantised) and its
-                                  number of rows
+                                  bytes from a row to the next one (below), 0, 0 (1: index and overlay lie in the cold
+                                  part of a tiered table, not in storage), then for each segment the byte offsets of
+                                  its first row's values, scale and offset (-1 unless quantised) and its number of rows
              int64 [8 + 4 * S + 4]    with an overlay: layout[6] is 1, and the last four numbers are those of its index,
                                       as the first four; what it has of an id counts, -2 being the location of none
 
@@ -141,20 +141,20 @@ def lookup_pooled_tiered(
 def lookup_tiered(
     ids: Tensor,  # int64 [...], any values
     storage: Tensor,  # uint8 [bytes]: the index and segment 0, on the device of the ids
-    cold: Tensor,  # uint8 [bytes]: all other segments; for CUDA, pinned host memory
+    cold: Tensor,  # uint8 [bytes]: all other segments, and the index if layout[7] is 1; for CUDA, pinned host memory
     layout: Tensor,  # int64 [8 + 4 * S]
     dim: int,
     dtype: str,
     out: torch.dtype,
-    counters: Tensor,  # int64 [3], added to: rows from `storage`, rows from `cold`, ids not found
+    counters: Tensor,  # int64 [4], added to: ids found in `storage`, in `cold`, not found; rows read from `cold`
 ) -> tuple[Tensor, Tensor]:
-    """As `lookup`, with rows in two places."""
+    """As `lookup`, with rows in two places. On CUDA a cold row of many ids is read once: the last of the counters."""
     return torch.ops.embedding_store.lookup_tiered(ids, storage, cold, layout, dim, dtype, out, counters)
 
 
 def locate(
     ids: Tensor,  # int64 [...], any values
-    storage: Tensor,  # uint8 [bytes]
+    storage: Tensor,  # uint8 [bytes]: what holds the index
     layout: Tensor,  # int64 [8 + 4 * S]; segments are not looked at: S may be 0
 ) -> Tensor:
     """The location of each id, int64 [...]: segment << 40 | row; -1 where an id is not in the index."""
@@ -330,7 +330,7 @@ def _save_tiered_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[T
 
 def _tiered_weights_gradient(ctx: Any, pooled_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     ids, offsets, storage, cold, layout, found = ctx.saved_tensors
-    counters = ids.new_zeros(3)  # nobody asked for these
+    counters = ids.new_zeros(4)  # nobody asked for these
     vectors, _ = torch.ops.embedding_store.lookup_tiered(
         ids, storage, cold, layout, ctx.dim, ctx.dtype, torch.float32, counters
     )

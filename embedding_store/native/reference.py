@@ -123,11 +123,12 @@ def lookup_tiered(
     dim: int,
     dtype: str,
     out: torch.dtype,
-    counters: Tensor,  # int64 [3]
+    counters: Tensor,  # int64 [4]
 ) -> tuple[Tensor, Tensor]:
-    """As `lookup`; adds hot hits, cold hits and misses to `counters`."""
+    """As `lookup`; adds hot hits, cold hits, misses and once more cold hits to `counters`."""
     vectors, locations = _gather(ids.reshape(-1), storage, cold, layout, dim, dtype)
-    counters += _hits(locations)
+    hits = _hits(locations)
+    counters += torch.cat((hits, hits[1:2]))
     return vectors.to(out).view(*ids.shape, dim), (locations != _EMPTY).view(ids.shape)
 
 
@@ -239,7 +240,7 @@ def _gather(
     dtype: str,
 ) -> tuple[Tensor, Tensor]:
     """Vectors float32 [N, dim], zeros where missing, and locations int64 [N]."""
-    locations = find(ids, storage, layout)
+    locations = find(ids, cold if layout[7] else storage, layout)
     vectors = torch.zeros(len(ids), dim, device=ids.device)
     segments = layout[LAYOUT_HEADER : LAYOUT_HEADER + 4 * int(layout[4])].view(-1, 4).tolist()
     segment_of, row_of = locations >> ROW_BITS, locations & (1 << ROW_BITS) - 1

@@ -7,7 +7,7 @@ features = users(user_ids)  # [B, 64]
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from embedding_store.errors import InvalidArgumentError, InvalidIdsError, PinMis
 from embedding_store.native import ops
 from embedding_store.native.mapping import check_now
 from embedding_store.nn.pins import Pin, reopen
+from embedding_store.read.budget import Budget, budgets
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
+from embedding_store.read.tiered import TieredTable
 from embedding_store.serve.ranks import on_cpu
 from embedding_store.serve.sharded import ShardedTable, load_sharded
 
@@ -55,9 +57,15 @@ class EntityEmbedding(nn.Module):
         entity_dropout: in training, the probability for an entity to be treated as missing in every series, so that the
             model learns to live without; all positions of an id in one call share its fate.
         group: of torch.distributed, over whose ranks the rows are spread; None: this process has all of them.
+        gpu_bytes: on a GPU, for index and rows in its memory, the other rows being read from host memory, as for
+            Snapshot.load; on the CPU it does nothing. Of several series a mapping from name to bytes; one that it
+            leaves out is copied whole. See `tiers`. The layer is exported on the CPU only then.
+        hot_ids: int64 [N], whose rows should be in the GPU's memory, the most important one first; of several series
+            a mapping from name.
 
     Raises:
         InvalidArgumentError: naming the argument and its value.
+        InvalidIdsError: `hot_ids` are not int64 [N].
         CorruptStoreError: a snapshot cannot be loaded; of the class that fits, naming the file.
     """
 
@@ -70,6 +78,8 @@ class EntityEmbedding(nn.Module):
         projection: int | None = None,
         entity_dropout: float = 0.0,
         group: dist.ProcessGroup | None = None,
+        gpu_bytes: int | Mapping[str, int] | None = None,
+        hot_ids: Tensor | Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if not snapshots:
@@ -80,7 +90,12 @@ class EntityEmbedding(nn.Module):
             raise InvalidArgumentError(f"projection is {projection}; use 1 or more, or None for no projection")
         if not 0 <= entity_dropout < 1:
             raise InvalidArgumentError(f"entity_dropout is {entity_dropout}; use a probability below 1")
-        self.series = nn.ModuleList(_SeriesVectors(snapshot, missing, projection, group) for snapshot in snapshots)
+        if group is not None and gpu_bytes is not None:
+            raise InvalidArgumentError(f"gpu_bytes is {gpu_bytes} with a group, whose ranks hold rows whole: give one")
+        given = budgets([snapshot.series for snapshot in snapshots], gpu_bytes, hot_ids)
+        self.series = nn.ModuleList(
+            _SeriesVectors(snapshot, missing, projection, group, given.get(snapshot.series)) for snapshot in snapshots
+        )
         self.found_feature = found_feature
         self.entity_dropout = entity_dropout
         self.out_dim = sum(projection or snapshot.dim for snapshot in snapshots) + found_feature * len(snapshots)
@@ -90,6 +105,11 @@ class EntityEmbedding(nn.Module):
     def snapshots(self) -> tuple[Snapshot, ...]:
         """What the vectors are from."""
         return tuple(series.snapshot for series in self._series())
+
+    @property
+    def tiers(self) -> dict[str, TieredTable]:
+        """By series, what a layer with `gpu_bytes` reads on a GPU: its hits and, if they are counted, its accesses."""
+        return {series.snapshot.series: series.tiered for series in self._series() if series.tiered is not None}
 
     def forward(
         self,
@@ -170,13 +190,23 @@ class _SeriesVectors(nn.Module):
     """One series' vectors, what stands for the missing ones, and the projection."""
 
     storage: Tensor  # uint8 [bytes]
-    layout: Tensor  # int64 [8 + 4 * S]
+    layout: Tensor  # int64 [8 + 4 * S], where `storage` is
+    host_layout: Tensor  # the same numbers, on the CPU where `storage` holds values: lookups take them, and faster
     missing: Tensor  # float [D]
 
+    tiered: TieredTable | None = None
+    """On a GPU, with a budget, what `storage` and `layout` are of."""
+
     def __init__(
-        self, snapshot: Snapshot, missing: str, projection: int | None, group: dist.ProcessGroup | None
+        self,
+        snapshot: Snapshot,
+        missing: str,
+        projection: int | None,
+        group: dist.ProcessGroup | None,
+        budget: Budget | None,
     ) -> None:
         super().__init__()
+        self.budget = budget
         self.policy = missing
         if missing == "learned":
             self.missing = nn.Parameter(torch.tensor(snapshot.statistics.mean))
@@ -208,12 +238,17 @@ class _SeriesVectors(nn.Module):
         """float [..., D or projection], found bool [...]."""
         dtype = self.missing.dtype
         out = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
+        if torch.compiler.is_exporting() and self.tiered is not None:
+            raise InvalidArgumentError("the layer has gpu_bytes and is on a GPU: take it to the CPU to export it")
         if torch.compiler.is_exporting() and self.table.mapping is not None:
             check_now(self.table.mapping)  # the program keeps a copy, which nothing checks any more
         if isinstance(self.table, ShardedTable):
             vectors, found = self.table.lookup(ids, out)
+        elif self.tiered is not None:
+            vectors, found = self.tiered._lookup(ids, out)
         else:
-            vectors, found = ops.lookup(ids, self.storage, self.layout, self.dim, self.dtype, out)
+            layout = self.layout if torch.compiler.is_compiling() else self.host_layout
+            vectors, found = ops.lookup(ids, self.storage, layout, self.dim, self.dtype, out)
         if kept is not None:
             found = found & kept
         if kept is not None or self.policy != "zeros":  # else the op has written the zeros
@@ -222,6 +257,7 @@ class _SeriesVectors(nn.Module):
 
     def _place(self, device: torch.device) -> None:
         """Bring the vectors to a device; always from the files, so that every byte is checked on its way."""
+        self.tiered = None
         if isinstance(self.table, ShardedTable):
             self.table = self.table.to(device)
         if device.type == "cpu" or isinstance(self.table, ShardedTable):
@@ -229,19 +265,28 @@ class _SeriesVectors(nn.Module):
         elif device.type == "meta":
             self.storage, self.layout = self.table._storage.to(device), self.table.layout.to(device)
         else:
-            from embedding_store.read.upload import upload  # not needed where only the CPU serves
+            self._copy(device)
+            return
+        self.host_layout = self.layout
 
-            mapping, snapshot = self.table.mapping, self.snapshot
-            assert mapping is not None  # the table is on the CPU
-            self.storage, layout = upload(
-                mapping,
-                self.table.layout,
-                dim=self.dim,
-                dtype=DTYPES[self.dtype],
-                device=device,
-                index_path=snapshot._storage.locate(snapshot.manifest.index.path),
+    def _copy(self, device: torch.device) -> None:
+        """Copy the mapped table to another device than the CPU: `storage`, the layouts and, with a budget, `tiered`."""
+        from embedding_store.read.upload import upload, upload_tiered  # not needed where only the CPU serves
+
+        snapshot, mapping, mapped, dtype = self.snapshot, self.table.mapping, self.table.layout, DTYPES[self.dtype]
+        assert mapping is not None  # the table is on the CPU
+        path = snapshot._storage.locate(snapshot.manifest.index.path)
+        if self.budget is None:
+            self.storage, self.host_layout = upload(
+                mapping, mapped, dim=self.dim, dtype=dtype, device=device, index_path=path
             )
-            self.layout = layout.to(device)
+            self.layout = self.host_layout.to(device)
+            return
+        copied = upload_tiered(
+            mapping, mapped, dim=self.dim, dtype=dtype, device=device, budget=self.budget, index_path=path
+        )
+        self.tiered = TieredTable(snapshot.manifest, copied)
+        self.storage, self.layout, self.host_layout = copied.storage, self.tiered.layout, self.tiered.host_layout
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _SeriesVectors:
         super()._apply(fn, recurse)
@@ -251,7 +296,7 @@ class _SeriesVectors(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _SeriesVectors:
-        memo.update({id(shared): shared for shared in (self.storage, self.layout)})
+        memo.update({id(shared): shared for shared in (self.storage, self.layout, self.host_layout)})
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
@@ -259,7 +304,7 @@ class _SeriesVectors(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self.table, ShardedTable):
             raise InvalidArgumentError("the layer is of a process group and cannot be pickled: save its state_dict")
-        shared = ("snapshot", "table", "storage", "layout")
+        shared = ("snapshot", "table", "storage", "layout", "host_layout", "tiered")
         state = {key: value for key, value in self.__dict__.items() if key not in shared}
         return {**state, "pin": Pin.of(self.snapshot).to_dict()}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from embedding_store.native import gpu
+from embedding_store.read.huge_pages import in_huge_pages
 
 
 class StoppedError(Exception):
@@ -39,9 +40,9 @@ _kept: list[tuple[torch.UntypedStorage, gpu.Readers]] = []
 def host_memory(count: int, device: torch.device) -> tuple[Tensor, gpu.Readers | None]:
     """uint8 [count] that a GPU can read, and who waits for that before the memory is given back; None on the CPU.
 
-    Registered, because pinned memory of torch's is rounded up to a power of 2.
+    In huge pages; registered, because pinned memory of torch's is rounded up to a power of 2.
     """
-    memory = torch.empty(count, dtype=torch.uint8)
+    memory = in_huge_pages(count)
     if device.type != "cuda" or count == 0:
         return memory, None
     readers = gpu.Readers(device)

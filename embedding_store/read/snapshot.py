@@ -24,6 +24,7 @@ from embedding_store.history.tombstones import gone
 from embedding_store.history.versions import Versions
 from embedding_store.native import gpu
 from embedding_store.native.mapping import BACKGROUND_RATE, MappedFile, Mapping
+from embedding_store.read.budget import Budget, budget_of
 from embedding_store.read.copying import AT_ONCE, Manner
 from embedding_store.read.table import Table
 from embedding_store.scan.index import read_headers
@@ -130,20 +131,25 @@ class Snapshot:
         Args:
             device: where lookups take place.
             verify: check everything now.
-            gpu_bytes: keep only so many bytes of rows in the device's memory and the rest in pinned host memory.
-            hot_ids: with `gpu_bytes`, ids whose rows should be in the device's memory, the most important one first.
+            gpu_bytes: keep only so many bytes of index and rows in the device's memory, the other rows in pinned host
+                memory. If it does not hold the index, that lies there too, and a warning says what would.
+            hot_ids: with `gpu_bytes`, ids whose rows should be in the device's memory, the most important one first,
+                say `ids` of what an earlier table counted: see TieredTable.accesses.
             manner: how fast a copy is made, and into what memory.
 
         Raises:
             CorruptStoreError: of the class that fits, naming the file.
             VersionExpiredError: its files are gone because it was expired.
-            InvalidArgumentError, NativeLibraryError: no such device, no lookup for its kind, or none that runs there.
+            InvalidArgumentError, NativeLibraryError: no such device, no lookup for its kind, or none that runs there;
+                `gpu_bytes` is below 0.
+            InvalidIdsError: `hot_ids` are not int64 [N].
             DeviceMemoryError: the device has too little memory.
             StoppedError: `manner.progress` broke the copy off.
         """
+        budget = budget_of(gpu_bytes, hot_ids)
         place = gpu.usable(given := arguments.device(device))
         with gpu.beside_captures(place):
-            table = healed(self._storage, lambda: self._load(place, verify, gpu_bytes, hot_ids, manner))
+            table = healed(self._storage, lambda: self._load(place, verify, budget, manner))
         table.reload = partial(self.load, given, gpu_bytes=gpu_bytes, hot_ids=hot_ids)
         return table
 
@@ -154,11 +160,13 @@ class Snapshot:
         *,
         background: bool = False,
         memory: Callable[[int, torch.device], Tensor] | None = None,
+        gpu_bytes: int | None = None,
+        hot_ids: Tensor | None = None,  # int64 [N]
     ) -> Table:
         """As `load`, with every block that has not been checked yet checked now: no lookup finds changed bytes later.
 
         Args:
-            device: where lookups take place.
+            device, gpu_bytes, hot_ids: as `load`.
             progress, background: of `Mapping.check`, which may end early by them; a copy to a device is made in the
                 same manner.
             memory: gives uint8 [count] on the device: make a copy there, on the CPU too.
@@ -170,27 +178,25 @@ class Snapshot:
         manner = Manner(BACKGROUND_RATE if background else 0.0, progress, memory)
 
         def load() -> Table:
-            table = self.load(device, manner=manner)
+            table = self.load(device, gpu_bytes=gpu_bytes, hot_ids=hot_ids, manner=manner)
             if table.mapping is not None:
                 table.mapping.check(progress, background=background)
             return table
 
         return healed(self._storage, load)
 
-    def _load(
-        self, device: torch.device, verify: bool, gpu_bytes: int | None, hot_ids: Tensor | None, manner: Manner
-    ) -> Table:
+    def _load(self, device: torch.device, verify: bool, budget: Budget | None, manner: Manner) -> Table:
         mapping, headers = self._map(anew=verify)
         if verify:
             check_all(self._storage, self.manifest, mapping)
         layout = table_layout(self.manifest, mapping.starts, headers)
-        if device.type == "cpu" and gpu_bytes is None and manner.memory is None:
+        if device.type == "cpu" and budget is None and manner.memory is None:
             return Table(self.manifest, mapping.storage, layout, mapping=mapping)
         from embedding_store.read.tiered import TieredTable
         from embedding_store.read.upload import upload, upload_tiered  # not needed where only the CPU serves
 
         dtype, index_path = DTYPES[self.dtype], self._storage.locate(self.manifest.index.path)
-        if gpu_bytes is None:
+        if budget is None:
             copy = upload(
                 mapping, layout, dim=self.dim, dtype=dtype, device=device, index_path=index_path, manner=manner
             )
@@ -201,8 +207,7 @@ class Snapshot:
             dim=self.dim,
             dtype=dtype,
             device=device,
-            gpu_bytes=gpu_bytes,
-            hot_ids=hot_ids,
+            budget=budget,
             index_path=index_path,
             manner=manner,
         )

@@ -145,7 +145,7 @@ class Table:
             first, last = start // BLOCK, -(-(start + total * BUCKET_BYTES) // BLOCK)
             with translated_errors():
                 torch.ops.embedding_store.check_blocks(self._storage, first, last - first, 0.0)
-        slots = self._storage[start : start + total * BUCKET_BYTES].view(torch.int64).view(-1, 2)
+        slots = self._index_storage[start : start + total * BUCKET_BYTES].view(torch.int64).view(-1, 2)
         return slots[slots[:, 1] != EMPTY - 2**64]
 
     @property
@@ -173,6 +173,11 @@ class Table:
     def device(self) -> torch.device:
         """Where ids must be, and vectors will be."""
         return self._storage.device
+
+    @property
+    def _index_storage(self) -> Tensor:
+        """What the places of the index and the overlay count from."""
+        return self._storage
 
     def _lookup_storage(self) -> Tensor:
         """`storage` as a lookup takes it; the program that `torch.export` makes of the lookup takes a copy along."""

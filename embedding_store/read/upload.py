@@ -10,6 +10,7 @@ the cold rows themselves.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from embedding_store.dtypes import Dtype
-from embedding_store.errors import InvalidArgumentError, InvalidIdsError, InvalidIndexError
+from embedding_store.errors import InvalidIndexError
 from embedding_store.native import gpu, ops
 from embedding_store.native.layout import (
     ABSENT,
@@ -34,6 +35,7 @@ from embedding_store.native.layout import (
 )
 from embedding_store.native.library import translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
+from embedding_store.read.budget import Budget
 from embedding_store.read.copying import AT_ONCE, Manner, StoppedError, host_memory
 
 _ALIGNMENT = 256  # bytes: where columns begin in a copy
@@ -54,6 +56,10 @@ class Tiered:
     """uint8 [bytes] on the host, pinned if the device is a GPU: the other rows, segment 1."""
     layout: Tensor
     """int64 [8 + 4 * S] on the CPU, S = 1 if no row is cold, else 2; 4 more with an overlay."""
+    hot_rows: int
+    cold_rows: int
+    index_on_host: bool
+    """Whether index and overlay are in `cold` instead, before its rows."""
     readers: gpu.Readers | None = None
     """Of `cold`, whose memory waits for them before it is given back; None unless a GPU reads it."""
 
@@ -94,29 +100,31 @@ def upload_tiered(
     dim: int,
     dtype: Dtype,
     device: torch.device | str,
-    gpu_bytes: int,
+    budget: Budget,
     index_path: str,
-    hot_ids: Tensor | None = None,  # int64 [H], the most frequent first
     manner: Manner = AT_ONCE,
 ) -> Tiered:
-    """Copy a mapped snapshot: index and as many rows as fit into `gpu_bytes` to `device`, the rest to host memory.
+    """Copy a mapped snapshot: index and as many rows as fit into the budget to `device`, the rest to host memory.
 
-    Rows of `hot_ids` go to the device first; what room is left takes other rows in stored order. Ids that are not in
-    the snapshot are passed over.
+    Rows of its `hot_ids` go to the device first; what room is left takes other rows in stored order. Ids that are not
+    in the snapshot are passed over. An index that does not fit goes to host memory too, with a warning.
 
     Raises:
         NativeLibraryError, DeviceMemoryError, ChecksumError, InvalidIndexError, StoppedError: as `upload`.
-        InvalidArgumentError: `gpu_bytes` does not hold the index.
-        InvalidIdsError: `hot_ids` are not int64 [H].
     """
     place = gpu.usable(torch.device(device))
     source = _Source(mapping, layout, dim, dtype, index_path, manner)
-    room = gpu_bytes - source.indexes_bytes - _ALIGNMENT  # for the rows' end
-    if room < 0:
-        least = gpu_bytes - room
-        raise InvalidArgumentError(f"gpu_bytes is {gpu_bytes}; the index alone takes {least}: give at least that")
-    tiers = _tiers(source, room // source.copied_row_bytes, hot_ids)
-    return _copy(source, tiers, place, manner)
+    least = source.indexes_bytes + _ALIGNMENT  # for the rows' end
+    index_on_host = budget.gpu_bytes < least
+    if index_on_host:
+        warnings.warn(
+            f"gpu_bytes is {budget.gpu_bytes}, and the index takes {least}: it lies in host memory, where each id that "
+            "is looked up reads it over the bus; give more, if there is more",
+            stacklevel=2,
+        )
+    room = max(budget.gpu_bytes - (_ALIGNMENT if index_on_host else least), 0)
+    tiers = _tiers(source, room // source.copied_row_bytes, budget.hot_ids)
+    return _copy(source, tiers, place, manner, index_on_host)
 
 
 class _Index(NamedTuple):
@@ -282,8 +290,6 @@ def _tiers(source: _Source, hot_rows: int, hot_ids: Tensor | None) -> Tensor:
     """Which tier each stored row belongs to, uint8 [rows]."""
     tiers = torch.full((source.rows,), _DEAD, dtype=torch.uint8)
     asked = torch.empty(0, dtype=torch.int64) if hot_ids is None else hot_ids
-    if asked.dtype != torch.int64 or asked.ndim != 1:
-        raise InvalidIdsError(f"hot_ids are {asked.dtype} {list(asked.shape)}: give int64 [H]")
     ascending, rank = asked.cpu().sort(stable=True)  # of equal ids the first, the most frequent, counts
     row_of_rank = torch.full((len(asked),), -1, dtype=torch.int64)
     for rows, ids in source.entries():
@@ -304,24 +310,26 @@ def _copy(
     tiers: Tensor,  # uint8 [rows]
     device: torch.device,
     manner: Manner,
+    index_on_host: bool = False,
 ) -> Tiered:
     hot, cold = (int((tiers == tier).sum()) for tier in (_HOT, _COLD))
-    hot_columns = _Columns(source.indexes_bytes, hot, source)
-    cold_columns = _Columns(0, cold, source)
+    hot_columns = _Columns(0 if index_on_host else source.indexes_bytes, hot, source)
+    cold_columns = _Columns(source.indexes_bytes if index_on_host else 0, cold, source)
     storage = (manner.memory or gpu.device_memory)(hot_columns.end, device)
-    cold_storage, readers = host_memory(cold_columns.end if cold else 0, device)
+    cold_storage, readers = host_memory(cold_columns.end if cold or index_on_host else 0, device)
     targets = {_HOT: (storage, hot_columns, hot), _COLD: (cold_storage, cold_columns, cold)}
     with _Copier(device) as copier:
-        _copy_indexes(source, tiers, storage, copier)
+        _copy_indexes(source, tiers, cold_storage if index_on_host else storage, copier)
         for tier, (target, columns, count) in targets.items():
             if count:
                 _copy_rows(source, tiers == tier, target, columns, copier)
     index, *overlay = source.indexes
     segments = [hot_columns.layout, cold_columns.layout] if cold else [hot_columns.layout]
-    header = [0, *index[1:], len(segments), source.copied_row_bytes if source.quantised else 0, len(overlay), 0]
+    stride = source.copied_row_bytes if source.quantised else 0
+    header = [0, *index[1:], len(segments), stride, len(overlay), int(index_on_host)]
     above = [number for one in overlay for number in (_aligned(index.bytes), *one[1:])]
     layout = torch.tensor([*header, *chain(*segments), *above], dtype=torch.int64)
-    return Tiered(storage, cold_storage, layout, readers)
+    return Tiered(storage, cold_storage, layout, hot, cold, index_on_host, readers)
 
 
 class _Columns:

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -30,8 +31,10 @@ from embedding_store.native import gpu
 from embedding_store.read.copying import StoppedError
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
+from embedding_store.read.tiered import SAMPLE
 from embedding_store.series import Series
 from embedding_store.serve.candidates import candidate_of, refuse_another_schema
+from embedding_store.serve.tiers import Tiers
 
 _log = logging.getLogger(__name__)
 _LINGER = 1.0
@@ -108,6 +111,10 @@ class LiveTable:
     reading it any more, on whatever stream; a graph that was captured goes on to read the version that it was captured
     with, which must be kept for it: see CapturableLiveTable.
 
+    With `gpu_bytes` the tables are TieredTables: `tables()[name].hits()` says how many ids found their rows on the GPU,
+    and `tables()[name].accesses()`, saved, gives the `hot_ids` of the next process. Versions that follow each other
+    find theirs by themselves.
+
     Threads may share a LiveTable. After a fork parent and child each follow on their own. The thread ends with `close`,
     with the last reference to the LiveTable, or with the process.
 
@@ -115,7 +122,14 @@ class LiveTable:
         series: one series, or name -> series.
         tag: the tag to follow; None: the newest version that was not refused.
         interval: seconds between two looks at the store.
-        device: where the vectors are served from.
+        device: where the vectors are served from; None: the CPU.
+        gpu_bytes: for index and rows of a version in the device's memory, as for Snapshot.load, and for the counters of
+            its rows, 4 bytes each; while the next one is loaded, twice that. Of several series a mapping from name to
+            bytes; one that it leaves out lies on the device whole.
+        hot_ids: int64 [N], whose rows the first version has in the device's memory, the most important one first; of
+            several series a mapping from name. Later versions have there what was looked up most before.
+        sample: with `gpu_bytes`, one lookup of so many is counted, see TieredTable.count_accesses; 0: none, and
+            `hot_ids` are those of every version.
 
     Raises:
         VersionNotFoundError, TagNotFoundError: there is nothing to serve yet.
@@ -130,7 +144,10 @@ class LiveTable:
         *,
         tag: str | None = None,
         interval: float = 5.0,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
+        gpu_bytes: int | Mapping[str, int] | None = None,
+        hot_ids: Tensor | Mapping[str, Tensor] | None = None,
+        sample: int = SAMPLE,
     ) -> None:
         followed = dict(series) if isinstance(series, Mapping) else {series.name: series}
         if not followed:
@@ -139,7 +156,10 @@ class LiveTable:
         self._series = followed
         self._tag = tag
         self._interval = interval
-        self._device = gpu.usable(arguments.device(device))  # of a GPU with its number: the thread's may be another
+        # Of a GPU with its number: the thread's may be another.
+        self._device = gpu.usable(arguments.device("cpu" if device is None else device))
+        self._tiers = Tiers(list(followed), gpu_bytes, hot_ids, sample, device)
+        self._generation = Generation(0, 0, "", MappingProxyType({}))  # of nothing, until the first is loaded
         self._swaps = 0
         self._report = _Report()
         self._stop = threading.Event()
@@ -274,12 +294,11 @@ class LiveTable:
     def _load_tables(
         self, snapshots: Mapping[str, Snapshot], go_on: Callable[..., bool] | None, *, background: bool
     ) -> Mapping[str, Table]:
-        return MappingProxyType(
-            {
-                name: snapshot.load_checked(self._device, go_on, background=background)
-                for name, snapshot in snapshots.items()
-            }
-        )
+        present, tables = self._generation.tables, dict[str, Table]()
+        for name, snapshot in snapshots.items():
+            load = partial(snapshot.load_checked, self._device, go_on, background=background)
+            tables[name] = self._tiers.load(snapshot, name, present.get(name), load)
+        return MappingProxyType(tables)
 
     def _serve(self, generation: Generation) -> None:
         """From here on lookups are of it."""

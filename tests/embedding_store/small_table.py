@@ -62,6 +62,7 @@ def small_table(
     *,
     segment_rows: Sequence[int] | None = None,
     tiered: bool = False,
+    index_cold: bool = False,
     in_row: bool = True,
     load: float = 0.6,
     seed: int = 0,
@@ -72,6 +73,7 @@ def small_table(
     Args:
         segment_rows: rows of each segment; one segment by default.
         tiered: all segments but the first go to `cold`.
+        index_cold: the index too, and the overlay.
         in_row: a quantised row's scale and offset in front of it, as in a copy; else a column each, as in a file.
         load: share of the slots that is used; 1 makes long searches.
         gone: with an overlay: every third id is in the index alone, every third in both (the index leads to a row that
@@ -90,13 +92,13 @@ def small_table(
         below = {id: at if i % 3 == 0 else 0 for i, (id, at) in enumerate(below.items()) if i % 3 < 2}
         below |= dict.fromkeys(gone, 0)
     buckets, home_buckets = _index(below, load, seed)
-    parts: dict[bool, list[Tensor]] = {False: [buckets], True: []}
+    parts: dict[bool, list[Tensor]] = {index_cold: [buckets], not index_cold: []}
     width = kind.width(dim) * kind.torch_dtype.itemsize
     stride, overlay = -(-(8 + width) // 8) * 8 if in_row and kind.quantised else 0, list[int]()
-    layout = [0, home_buckets, len(buckets) // 64, seed, len(counts), stride, int(gone is not None), 0]
+    layout = [0, home_buckets, len(buckets) // 64, seed, len(counts), stride, int(gone is not None), int(index_cold)]
     if gone is not None:
         buckets, home_buckets = _index(above, load, (seed + 1) % 8)
-        overlay = [_append(parts[False], buckets), home_buckets, len(buckets) // 64, (seed + 1) % 8]
+        overlay = [_append(parts[index_cold], buckets), home_buckets, len(buckets) // 64, (seed + 1) % 8]
     start = 0
     for segment, count in enumerate(counts):
         into = parts[tiered and segment > 0]

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 import embedding_store
-from embedding_store import EmbeddingStore, EntityEmbedding, LiveTable, ShardedLiveTable, load_sharded
+from embedding_store import Accesses, EmbeddingStore, EntityEmbedding, LiveTable, ShardedLiveTable, load_sharded
 from embedding_store.cli.main import main
 
 FOLDER = Path(embedding_store.__file__).parent
@@ -40,7 +40,7 @@ def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
         "event_times": torch.full((100,), 1_700_000_000_000) + torch.arange(100) * 3_600_000,
     }
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(block, names)
     assert names["found"].tolist() == [True] * 95 + [False] * 5
@@ -54,6 +54,7 @@ def test_the_code_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     series, ids = names["series"], names["ids"]
     for name, snapshot in [("vectors_there", series.latest()), ("vectors_now", series.tagged("prod"))]:
         assert torch.equal(names[name], snapshot.load().lookup(ids)[0])
+    assert torch.equal(Accesses.load("hot.parquet").ids.sort().values, names["ids"][:95])
     assert names["features"].shape == (100, 33)
     assert torch.equal(names["items"].latest().load().lookup(names["ids"])[0], names["vectors"])
 

@@ -21,6 +21,7 @@ constexpr int kIndexValues = 4;   // of them, those of an index: its first bucke
 constexpr int kSegmentsAt = 4;    // where a layout says how many segments it has
 constexpr int kStrideAt = 5;      // and how far a row is from the next one: see is_in_row
 constexpr int kOverlaidAt = 6;    // and whether those of an overlay's index come after its segments: 1, or 0
+constexpr int kIndexColdAt = 7;   // and whether the index and the overlay lie with the cold rows: 1, or 0
 
 struct Slot {
   int64_t id;

@@ -33,6 +33,7 @@ std::tuple<Tensor, Tensor> lookup_in(
   });
   if (counters != nullptr) {
     for (size_t i = 0; i < totals.size(); ++i) counters[i] += totals[i];
+    counters[3] += totals[1];  // here a row is read for every id that asks for it
   }
   return {vectors.tensor(), found};
 }
@@ -68,8 +69,8 @@ Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& lay
 std::tuple<Tensor, Tensor> lookup_tiered(
     const Tensor& ids, const Tensor& storage, const Tensor& cold, const Tensor& layout, int64_t dim,
     const std::string& dtype, ScalarType out, Tensor counters) {
-  if (counters.scalar_type() != ScalarType::Long || counters.numel() != 3 || !counters.is_contiguous()) {
-    throw std::invalid_argument("counters are not a contiguous int64 tensor [3]");
+  if (counters.scalar_type() != ScalarType::Long || counters.numel() != 4 || !counters.is_contiguous()) {
+    throw std::invalid_argument("counters are not a contiguous int64 tensor [4]");
   }
   auto* counts = static_cast<int64_t*>(counters.mutable_data_ptr());
   return lookup_in(TableView(storage, cold, layout, dim, dtype), ids, out, counts);

@@ -56,11 +56,11 @@ std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
 
 std::tuple<Tensor, Tensor> lookup_tiered(
     const Tensor& ids,      // int64 [...]
-    const Tensor& storage,  // uint8 [bytes]: the index and segment 0
+    const Tensor& storage,  // uint8 [bytes]: segment 0, and the index unless it is in `cold`
     const Tensor& cold,     // uint8 [bytes]: all other segments
     const Tensor& layout,   // int64 [8 + 4 * S]
     int64_t dim, const std::string& dtype, ScalarType out,
-    Tensor counters);  // int64 [3]: += hot hits, cold hits, misses
+    Tensor counters);  // int64 [4]: += hot hits, cold hits, misses, rows read from `cold`
 
 std::tuple<Tensor, Tensor> nearest(
     const Tensor& users,  // float32 [U, D]

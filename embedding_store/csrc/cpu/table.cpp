@@ -53,6 +53,7 @@ TableView::TableView(
     throw std::invalid_argument("layout has room for fewer segments than it names");
   }
   segment_count = static_cast<uint64_t>(header[kSegmentsAt]);
+  index_cold = header[kIndexColdAt] != 0;
   index = index_at(header);
   if (overlaid) overlay = index_at(header + kLayoutHeader + 4 * segment_count);
   good_segments_ = std::make_unique<std::atomic<uint64_t>[]>(segment_count / 64 + 1);
@@ -61,13 +62,14 @@ TableView::TableView(
 Index TableView::index_at(const int64_t* numbers) const {
   constexpr int64_t kMost = int64_t{1} << 46;  // buckets: products stay within int64
   const int64_t start = numbers[0], home_buckets = numbers[1], total_buckets = numbers[2];
+  const Bytes& bytes = index_cold ? cold : storage;
   const bool good = home_buckets >= 1 && home_buckets <= total_buckets && total_buckets < kMost &&
                     start % static_cast<int64_t>(alignof(Bucket)) == 0 &&
-                    storage.contain_joined(start, total_buckets * static_cast<int64_t>(sizeof(Bucket)));
+                    bytes.contain_joined(start, total_buckets * static_cast<int64_t>(sizeof(Bucket)));
   if (!good) {
     raise_corrupt("InvalidIndexError", path_at(start), "its buckets lie outside of the file; write the snapshot again");
   }
-  return {reinterpret_cast<const Bucket*>(storage.data + start), home_buckets, total_buckets, numbers[3]};
+  return {reinterpret_cast<const Bucket*>(bytes.data + start), home_buckets, total_buckets, numbers[3]};
 }
 
 void TableView::check_segment(uint64_t number) const {
@@ -98,7 +100,7 @@ void TableView::raise_location(const Index& one, int64_t id, uint64_t location) 
 }
 
 std::string TableView::path_of(const Index& one) const {
-  return path_at(reinterpret_cast<const uint8_t*>(one.buckets) - storage.data);
+  return path_at(reinterpret_cast<const uint8_t*>(one.buckets) - (index_cold ? cold : storage).data);
 }
 
 std::string TableView::path_at(int64_t start) const {

@@ -44,7 +44,8 @@ struct Index {
 };
 
 struct TableView {
-  // `storage` holds index, overlay and segment 0, `cold` all other segments: the same tensor unless the table is tiered.
+  // `storage` holds segment 0, `cold` all other segments: the same tensor unless the table is tiered. Which of them holds
+  // index and overlay the layout says.
   // Throws InvalidIndexError (as raise_corrupt does) if `layout` places the buckets outside of them.
   TableView(
       const Tensor& storage,  // uint8 [bytes]
@@ -68,6 +69,7 @@ struct TableView {
   [[noreturn]] void raise_location(const Index& one, int64_t id, uint64_t location) const;
 
   Bytes storage, cold;
+  bool index_cold;  // which of these holds the indexes
   Index index;
   Index overlay;  // what it says of an id counts instead of what the index does
   const Segment* segments;  // [segment_count]

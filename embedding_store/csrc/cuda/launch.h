@@ -13,10 +13,14 @@ namespace embedding_store::cuda {
 // Errors are left to cudaGetLastError. `arguments.ids_per_warp` is chosen here.
 void launch_lookup(LookupArguments arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream);
 
-// `counters`: int64 [3] on the device += hot, cold, missing.
+// Words of device memory, whatever is in it, with which a cold row of several ids is read once; 0: not worth while.
+int64_t tiered_scratch_words(int64_t count);
+
+// `counters`: int64 [4] on the device += hot, cold, missing, rows read from the host's memory. `scratch`:
+// [tiered_scratch_words(count)], or null: every id reads its row.
 void launch_lookup_tiered(
-    LookupArguments arguments, Dtype dtype, OutDtype out, unsigned long long* counters, int processors,
-    cudaStream_t stream);
+    LookupArguments arguments, Dtype dtype, OutDtype out, unsigned long long* counters, uint64_t* scratch,
+    int processors, cudaStream_t stream);
 
 // Two kernels, one after the other.
 void launch_pooled(const PooledArguments& arguments, Dtype dtype, cudaStream_t stream);

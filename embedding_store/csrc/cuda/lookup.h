@@ -36,11 +36,8 @@ ES_DEVICE void lookup_warp(
     const Row row = row_at<kDtype>(
         arguments.table, numbers, location, arguments.table.storage, static_cast<uint32_t>(first) + here);
     if (wanted) warp::store_once(arguments.found + first + here, row.found);
-    if (first + step < arguments.count) {
-      // While this step's rows travel, the next step's buckets come closer.
-      const IndexView index = index_view(arguments.table, numbers);
-      warp::prefetch(bucket_address(index, home_of(index, next_id)));
-    }
+    // While this step's rows travel, the next step's buckets come closer.
+    if (first + step < arguments.count) prefetch_bucket(arguments.table, numbers, next_id);
     copy_rows<kDtype, kOut, kValues>(row, count, chunks, cursor, arguments.vectors + first * out_row_bytes, here);
     id = next_id;
   }

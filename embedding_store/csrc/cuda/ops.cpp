@@ -68,9 +68,9 @@ TableNumbers numbers_of(const Tensor& layout) {
   return numbers;
 }
 
-TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& layout, int64_t dim, Dtype dtype) {
+// `storage` is the device's address.
+TableView table_at(const Tensor& ids, const uint8_t* storage, const Tensor& layout, int64_t dim, Dtype dtype) {
   if (!ids.is_cuda() || ids.scalar_type() != ScalarType::Long) refuse("ids are not int64 on a CUDA device");
-  check_beside(storage, ids, ScalarType::Byte, "storage");
   const bool on_host = layout.is_cpu();
   if (on_host && (layout.scalar_type() != ScalarType::Long || layout.dim() != 1 || !layout.is_contiguous())) {
     refuse("layout is not a contiguous int64 tensor of one dimension");
@@ -84,12 +84,11 @@ TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& lay
     refuse("layout has " + std::to_string(layout.numel()) + " values: a table on a CUDA device has 3 segments at most, "
            "2 with an overlay; load it with Snapshot.load(device), which joins them");
   }
-  const auto* bytes = static_cast<const uint8_t*>(storage.const_data_ptr());
-  if (reinterpret_cast<uintptr_t>(bytes) % kAccessBytes != 0) {
+  if (reinterpret_cast<uintptr_t>(storage) % kAccessBytes != 0) {
     refuse("storage does not begin at a multiple of 16 bytes: clone() it");
   }
   TableView table{};
-  table.storage = bytes;
+  table.storage = storage;
   table.row_bytes = row_bytes(dtype, dim);
   if (on_host) {
     table.numbers = numbers_of(layout);
@@ -100,20 +99,25 @@ TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& lay
   return table;
 }
 
-// Where the device sees the cold rows.
-const uint8_t* device_address(const Tensor& cold) {
+TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& layout, int64_t dim, Dtype dtype) {
+  check_beside(storage, ids, ScalarType::Byte, "storage");
+  return table_at(ids, static_cast<const uint8_t*>(storage.const_data_ptr()), layout, dim, dtype);
+}
+
+// Where the device sees memory of the host.
+const uint8_t* device_address(const Tensor& cold, const std::string& name) {
   if (cold.scalar_type() != ScalarType::Byte || cold.dim() != 1 || !cold.is_contiguous()) {
-    refuse("cold is not a contiguous uint8 tensor of one dimension");
+    refuse(name + " is not a contiguous uint8 tensor of one dimension");
   }
   const void* address = cold.const_data_ptr();
   if (cold.numel() == 0) return nullptr;
   cudaPointerAttributes attributes{};
   STD_CUDA_CHECK(cudaPointerGetAttributes(&attributes, address));
   if (attributes.type == cudaMemoryTypeUnregistered || attributes.devicePointer == nullptr) {
-    refuse("cold is in memory that the device cannot read: give a pinned tensor, say cold.pin_memory()");
+    refuse(name + " is in memory that the device cannot read: give a pinned tensor, say " + name + ".pin_memory()");
   }
   if (reinterpret_cast<uintptr_t>(attributes.devicePointer) % kAccessBytes != 0) {
-    refuse("cold does not begin at a multiple of 16 bytes: clone() it and pin the copy");
+    refuse(name + " does not begin at a multiple of 16 bytes: clone() it and pin the copy");
   }
   return static_cast<const uint8_t*>(attributes.devicePointer);
 }
@@ -249,13 +253,17 @@ std::tuple<Tensor, Tensor> lookup_tiered(
   const OutDtype type = out_dtype(out);
   TableView table = table_view(ids, storage, layout, dim, stored);
   const Device device(ids);  // before the first call of CUDA, which would begin a context on another GPU
-  table.cold = device_address(cold);
+  table.cold = device_address(cold, "cold");
   check_beside(counters, ids, ScalarType::Long, "counters");
-  if (counters.numel() != 3) refuse("counters has " + std::to_string(counters.numel()) + " values, not 3");
+  if (counters.numel() != 4) refuse("counters has " + std::to_string(counters.numel()) + " values, not 4");
   const Lookup call = prepared(table, ids, dim, out);
   if (call.arguments.count > 0) {
     auto* counts = static_cast<unsigned long long*>(counters.mutable_data_ptr());
-    launch_lookup_tiered(call.arguments, stored, type, counts, device.processors(), device.stream());
+    const bool has_cold = table.cold != nullptr && (table.layout != nullptr || table.numbers.values[kSegmentsAt] > 1);
+    const int64_t words = has_cold ? tiered_scratch_words(call.arguments.count) : 0;
+    Tensor scratch = empty_beside(call.ids, {words}, ScalarType::Long);
+    auto* claims = words > 0 ? static_cast<uint64_t*>(scratch.mutable_data_ptr()) : nullptr;
+    launch_lookup_tiered(call.arguments, stored, type, counts, claims, device.processors(), device.stream());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   return {call.vectors, call.found};
@@ -275,7 +283,7 @@ std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
     ScalarType out) {
   const Dtype stored = dtype_named(dtype);
   TableView table = table_view(ids, storage, layout, dim, stored);
-  table.cold = device_address(cold);
+  table.cold = device_address(cold, "cold");
   Tensor hits = empty_beside(ids, {3}, ScalarType::Long);
   const auto [pooled, found] = pooled_in(table, {ids, offsets, weights, dim, stored, mode, out}, &hits);
   return {pooled, found, hits};
@@ -314,7 +322,11 @@ std::tuple<Tensor, Tensor> lookup_versions(
 }
 
 Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& layout) {
-  const TableView table = table_view(ids_tensor, storage, layout, 1, Dtype::kFloat32);
+  const bool on_host = storage.is_cpu();  // the cold part of a tiered table, which has the index
+  const uint8_t* address = on_host ? device_address(storage, "storage") : nullptr;
+  TableView table = on_host ? table_at(ids_tensor, address, layout, 1, Dtype::kFloat32)
+                            : table_view(ids_tensor, storage, layout, 1, Dtype::kFloat32);
+  table.cold = address;
   const Device device(ids_tensor);
   const Tensor ids = as_contiguous(ids_tensor);
   const std::vector<int64_t> shape(ids.sizes().begin(), ids.sizes().end());

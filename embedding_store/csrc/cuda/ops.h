@@ -55,11 +55,11 @@ Tensor locate(
 
 std::tuple<Tensor, Tensor> lookup_tiered(
     const Tensor& ids,      // int64 [...]
-    const Tensor& storage,  // uint8 [bytes]: the index and segment 0
+    const Tensor& storage,  // uint8 [bytes]: segment 0, and the index unless it is in `cold`
     const Tensor& cold,     // uint8 [bytes]: all other segments, in pinned host memory
     const Tensor& layout,   // int64 [...], on the CPU or the device
     int64_t dim, const std::string& dtype, ScalarType out,
-    Tensor counters);  // int64 [3]: += hot hits, cold hits, misses
+    Tensor counters);  // int64 [4]: += hot hits, cold hits, misses, rows read from `cold`
 
 // The numbers of the slot that is entered, and which one that is: int64 [N + 1].
 Tensor enter(

@@ -136,10 +136,7 @@ ES_DEVICE void pooled_warp(
     warp::sync();             // the shared memory is free
     const uint32_t there = find_rows<kDtype>(arguments, numbers, id, weight, step.count, from, here, shared);
     run = warp::opaque(run);
-    if (at < unit.stop) {
-      const IndexView index = index_view(arguments.table, numbers);
-      warp::prefetch(bucket_address(index, home_of(index, next_id)));
-    }
+    if (at < unit.stop) prefetch_bucket(arguments.table, numbers, next_id);
     id = next_id, weight = next_weight;
     uint32_t last = 0;
     if (run == kBags) {

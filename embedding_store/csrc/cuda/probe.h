@@ -30,12 +30,18 @@ struct IndexView {
   int64_t seed;
 };
 
-ES_DEVICE IndexView index_at(const TableView& table, const int64_t* numbers) {
-  return {table.storage + numbers[0], numbers[1], numbers[2], numbers[3]};
+// Whether the index and the overlay lie with the cold rows, in memory of the host.
+ES_DEVICE bool is_index_cold(const TableNumbers& numbers) { return numbers.values[kIndexColdAt] != 0; }
+
+// The index whose numbers are at `index`, among those of the table. Without the memory that it should be in, one without
+// buckets.
+ES_DEVICE IndexView index_at(const TableView& table, const TableNumbers& numbers, const int64_t* index) {
+  const uint8_t* base = is_index_cold(numbers) ? table.cold : table.storage;
+  return {base + index[0], index[1], base == nullptr ? 0 : index[2], index[3]};
 }
 
 ES_DEVICE IndexView index_view(const TableView& table, const TableNumbers& numbers) {
-  return index_at(table, numbers.values);
+  return index_at(table, numbers, numbers.values);
 }
 
 ES_DEVICE bool is_overlaid(const TableNumbers& numbers) { return numbers.values[kOverlaidAt] != 0; }
@@ -58,6 +64,13 @@ ES_DEVICE int64_t home_of(const IndexView& index, int64_t id) {
 
 ES_DEVICE const uint8_t* bucket_address(const IndexView& index, int64_t number) {
   return index.buckets + number * static_cast<int64_t>(sizeof(Bucket));
+}
+
+// Ask for the first bucket of an id ahead of its use; not over the bus, where it might come twice.
+ES_DEVICE void prefetch_bucket(const TableView& table, const TableNumbers& numbers, int64_t id) {
+  if (is_index_cold(numbers)) return;
+  const IndexView index = index_view(table, numbers);
+  warp::prefetch(bucket_address(index, home_of(index, id)));
 }
 
 // A row in memory. Without one: some zeros to read, and numbers with which they decode to zeros.
@@ -141,7 +154,7 @@ ES_DEVICE uint64_t locate_ids(const TableView& table, const TableNumbers& number
 #endif
   for (bool last = false; !last; index = numbers.values) {
     last = index == numbers.values;
-    const uint64_t found = probe_ids<kIds>(index_at(table, index), id, wanted && location == kEmpty, lane);
+    const uint64_t found = probe_ids<kIds>(index_at(table, numbers, index), id, wanted && location == kEmpty, lane);
     if (location == kEmpty) location = found;
   }
   return location;

@@ -1,40 +1,15 @@
-// Kernels of `lookup_tiered`.
-#include "tiered.h"
-
+// `lookup_tiered`: its kernels chosen and launched, batch after batch.
 #include "dispatch.h"
 #include "launch.h"
-#include "plan.h"
+#include "tiered_kernel.h"
 
 namespace embedding_store::cuda {
 namespace {
 
-template <Dtype kDtype, OutDtype kOut, int kValues>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    lookup_tiered_kernel(const __grid_constant__ LookupArguments arguments, unsigned long long* counters) {
-  const int lane = threadIdx.x % warp::kLanes;
-  const int64_t warps_here = blockDim.x / warp::kLanes;
-  const int64_t warp = blockIdx.x * warps_here + threadIdx.x / warp::kLanes;
-  const int64_t id = first_id(arguments, warp, lane);
-  __shared__ TableNumbers numbers;
-  __shared__ unsigned long long block_hits[3];
-  read_numbers(arguments.table, threadIdx.x, &numbers);
-  if (threadIdx.x < 3) block_hits[threadIdx.x] = 0;
-  __syncthreads();
-  const Hits hits =
-      lookup_tiered_warp<kDtype, kOut, kValues>(arguments, numbers, id, warp, gridDim.x * warps_here, lane);
-  if (lane < 3) {
-    const int64_t mine = lane == 0 ? hits.hot : lane == 1 ? hits.cold : hits.missing;
-    atomicAdd(&block_hits[lane], static_cast<unsigned long long>(mine));
-  }
-  __syncthreads();
-  if (threadIdx.x < 3) atomicAdd(counters + threadIdx.x, block_hits[threadIdx.x]);
-}
-
-}  // namespace
-
-void launch_lookup_tiered(
-    LookupArguments arguments, Dtype dtype, OutDtype out, unsigned long long* counters, int processors,
-    cudaStream_t stream) {
+// Of up to kMostPositions ids.
+void launch_batch(
+    LookupArguments arguments, Dtype dtype, OutDtype out, const Claims& claims, unsigned long long* counters,
+    int processors, cudaStream_t stream) {
   const Plan plan = lookup_plan(arguments.count, processors);
   arguments.ids_per_warp = plan.ids_per_warp;
   with_dtype(dtype, [&](auto dtype_constant) {
@@ -44,10 +19,41 @@ void launch_lookup_tiered(
       with_values<16 / kOutBytes<kOut>, 4, 2>(arguments.dim, [&](auto values) {
         constexpr int kValues = decltype(values)::value;
         lookup_tiered_kernel<kDtype, kOut, kValues>
-            <<<plan.blocks, plan.threads, 0, stream>>>(arguments, counters);
+            <<<plan.blocks, plan.threads, 0, stream>>>(arguments, claims, counters);
       });
     });
   });
+  if (claims.slots == nullptr) return;
+  const int64_t row_bytes = arguments.dim * element_bytes(out);
+  const int blocks = blocks_for((arguments.count + warp::kLanes - 1) / warp::kLanes, processors);
+  with_values<8, 4, 2>(static_cast<int>(row_bytes / 2), [&](auto halves) {  // of 16 bytes, 8, 4 or 2
+    copy_repeats_kernel<2 * decltype(halves)::value>
+        <<<blocks, kThreads, 0, stream>>>(claims, row_bytes, arguments.vectors);
+  });
+}
+
+}  // namespace
+
+int64_t tiered_scratch_words(int64_t count) {
+  return count < kLeastPositions ? 0 : claim_words(count < kMostPositions ? count : kMostPositions);
+}
+
+void launch_lookup_tiered(
+    LookupArguments arguments, Dtype dtype, OutDtype out, unsigned long long* counters, uint64_t* scratch,
+    int processors, cudaStream_t stream) {
+  const int64_t row_bytes = arguments.dim * element_bytes(out);
+  for (int64_t left = arguments.count; left > 0; left -= arguments.count) {
+    arguments.count = left < kMostPositions ? left : kMostPositions;
+    Claims claims{};
+    if (scratch != nullptr) {
+      claims = claims_in(scratch, arguments.count);
+      if (cudaMemsetAsync(scratch, 0xff, cleared_bytes(claims), stream) != cudaSuccess) return;
+    }
+    launch_batch(arguments, dtype, out, claims, counters, processors, stream);
+    arguments.ids += arguments.count;
+    arguments.found += arguments.count;
+    arguments.vectors += arguments.count * row_bytes;
+  }
 }
 
 }  // namespace embedding_store::cuda

@@ -1,52 +1,95 @@
 // The lookup of one warp in a tiered table: as lookup.h, rows of the second segment from the host's memory, and counts.
+// Then the repeats of cold rows, which crossed the bus once for all ids of the batch: copies within the device.
 #pragma once
 
+#include "claims.h"
 #include "lookup.h"
 
 namespace embedding_store::cuda {
 
-// Where the ids of a tiered lookup were found.
-struct Hits {
-  int64_t hot = 0;
-  int64_t cold = 0;
-  int64_t missing = 0;
-};
+// What is counted of a lookup: ids found in the device's memory, in the host's, not at all, and rows that were read from
+// the host's memory.
+constexpr int kCounts = 4;
 
-// As lookup_warp. The same numbers in every lane of the result.
+ES_DEVICE int count_of(int lane, int hot, int cold, int missing, int crossed) {
+  return lane == 0 ? hot : lane == 1 ? cold : lane == 2 ? missing : crossed;
+}
+
+// Whether there is a row at a location: else row_at, too, has none.
+ES_DEVICE bool is_row(const TableNumbers& numbers, uint64_t location) {
+  const uint64_t number = location_segment(location);
+  if (number >= static_cast<uint64_t>(segments_of(numbers))) return false;
+  return static_cast<int64_t>(location_row(location)) < numbers.values[kLayoutHeader + static_cast<int>(number) * 4 + 3];
+}
+
+// As lookup_warp, of up to kMostPositions ids; the rows of repeats are left zeros.
 template <Dtype kDtype, OutDtype kOut, int kValues>
-ES_DEVICE Hits lookup_tiered_warp(
-    const LookupArguments& arguments, const TableNumbers& numbers, int64_t id, int64_t warp, int64_t warps, int lane) {
-  Hits hits;
+ES_DEVICE void lookup_tiered_warp(
+    const LookupArguments& arguments, const TableNumbers& numbers, const Claims& claims,
+    int* counts,  // [kCounts], which the block's warps add to
+    int64_t id,   // first_id
+    int64_t warp, int64_t warps, int lane) {
   const TableView& table = arguments.table;
-  const int chunks = arguments.dim / kValues;
+  const uint32_t chunks = arguments.dim / kValues;
   const Cursor cursor(lane, chunks);
   const int64_t out_row_bytes = static_cast<int64_t>(arguments.dim) * kOutBytes<kOut>;
   const int64_t step = warps * arguments.ids_per_warp;
   for (int64_t first = warp * arguments.ids_per_warp; first < arguments.count; first += step) {
+    const int here = warp::opaque(lane);
     const int64_t left = arguments.count - first;
     const int count = left < arguments.ids_per_warp ? static_cast<int>(left) : arguments.ids_per_warp;
-    const bool wanted = lane < count;
-    const int64_t next_id = id_at(arguments, first + step, lane);
-    uint64_t location = locate_ids(table, numbers, id, wanted, arguments.ids_per_warp, lane);
-    const bool in_storage = location_segment(location) == 0;
-    if (!in_storage && table.cold == nullptr) location = kEmpty;  // without cold rows none is read
-    const Row row = row_at<kDtype>(table, numbers, location, in_storage ? table.storage : table.cold,
-                                  static_cast<uint32_t>(first) + lane);
-    const bool found = row.found;
-    if (wanted) warp::store_once(arguments.found + first + lane, found);
+    const bool wanted = here < count;
+    const int64_t next_id = id_at(arguments, first + step, here);
+    const uint64_t location = locate_ids(table, numbers, id, wanted, arguments.ids_per_warp, here);
+    const bool hot = location_segment(location) == 0;
+    const bool found = is_row(numbers, location) && (hot || table.cold != nullptr);
+    const auto position = static_cast<uint32_t>(first + here);
+    uint32_t reader = position;
+    if (found && !hot && claims.slots != nullptr) reader = claim(claims, location, position);
+    const bool repeats = reader != position;
+    const Row row = row_at<kDtype>(
+        table, numbers, found && !repeats ? location : kEmpty, hot ? table.storage : table.cold, position);
+    if (wanted) warp::store_once(arguments.found + first + here, found);
     const int all = warp::count_bits(warp::ballot(found));
-    const int hot = warp::count_bits(warp::ballot(found && in_storage));
-    hits.hot += hot;
-    hits.cold += all - hot;
-    hits.missing += count - all;
-    if (first + step < arguments.count) {
-      const IndexView index = index_view(table, numbers);
-      warp::prefetch(bucket_address(index, home_of(index, next_id)));
-    }
-    copy_rows<kDtype, kOut, kValues>(row, count, chunks, cursor, arguments.vectors + first * out_row_bytes, lane);
+    const int cold = warp::count_bits(warp::ballot(found && !hot));
+    const int repeated = note_repeats(claims, repeats, position, reader, here);
+    if (here < kCounts) warp::add(counts + here, count_of(here, all - cold, cold, count - all, cold - repeated));
+    if (first + step < arguments.count) prefetch_bucket(table, numbers, next_id);
+    copy_rows<kDtype, kOut, kValues>(row, count, chunks, cursor, arguments.vectors + first * out_row_bytes, here);
     id = next_id;
   }
-  return hits;
+}
+
+// Copy to every repeat the row of the id that read it. kBytes, of an access, divides a row's bytes.
+template <int kBytes>
+ES_DEVICE void copy_repeats_warp(
+    const Claims& claims, int64_t row_bytes, uint8_t* vectors, int64_t warp, int64_t warps, int lane) {
+  constexpr int kInFlight = 4;  // within the device that is enough
+  const auto total = static_cast<int64_t>(warp::load(claims.repeat_count) + 1);
+  const auto chunks = static_cast<uint32_t>(row_bytes / kBytes);
+  for (int64_t first = warp * warp::kLanes; first < total; first += warps * warp::kLanes) {
+    const int count = total - first < warp::kLanes ? static_cast<int>(total - first) : warp::kLanes;
+    const uint64_t repeat = lane < count ? warp::load(claims.repeats + first + lane) : 0;
+    const int items = count * static_cast<int>(chunks);
+    Cursor cursor(lane, chunks);
+    for (int item = lane; item - lane < items; item += kInFlight * warp::kLanes) {
+      warp::Words<kBytes> values[kInFlight];
+      int64_t targets[kInFlight];
+      ES_UNROLL
+      for (int i = 0; i < kInFlight; ++i) {
+        const uint64_t from_to = warp::shuffle(repeat, cursor.row % warp::kLanes);
+        const auto column = static_cast<int64_t>(cursor.chunk) * kBytes;
+        targets[i] = static_cast<int64_t>(from_to >> 32) * row_bytes + column;
+        const int64_t source = static_cast<int64_t>(from_to & 0xffffffffu) * row_bytes + column;
+        values[i] = warp::load_past<kBytes>(vectors + (item + i * warp::kLanes < items ? source : 0));
+        cursor.advance(chunks);
+      }
+      ES_UNROLL
+      for (int i = 0; i < kInFlight; ++i) {
+        if (item + i * warp::kLanes < items) warp::store_once<kBytes>(vectors + targets[i], values[i]);
+      }
+    }
+  }
 }
 
 }  // namespace embedding_store::cuda

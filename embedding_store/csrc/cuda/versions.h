@@ -59,7 +59,7 @@ ES_DEVICE uint64_t locate_each(const TableNumbers* numbers, const uint8_t* stora
     const bool wanted = numbers != nullptr && location == kEmpty && (!overlay || is_overlaid(*numbers));
     if (warp::ballot(wanted) != 0) {
       IndexView index{};
-      if (wanted) index = index_at(table, overlay ? overlay_of(*numbers) : numbers->values);
+      if (wanted) index = index_at(table, *numbers, overlay ? overlay_of(*numbers) : numbers->values);
       const uint64_t found = probe_each(index, id, wanted, lane);
       if (location == kEmpty) location = found;
     }

@@ -114,6 +114,22 @@ ES_DEVICE const uint8_t* zeros(uint32_t place) {
   return reinterpret_cast<const uint8_t*>(zero_bytes) + place * 64u % kZeroBytes;
 }
 
+// What a word was; it is `value` from then on if it was `expected`. Lanes need not call it together.
+ES_DEVICE uint64_t compare_and_swap(uint64_t* address, uint64_t expected, uint64_t value) {
+  static_assert(sizeof(unsigned long long) == 8, "the type that CUDA has it for");
+  return atomicCAS(reinterpret_cast<unsigned long long*>(address), expected, value);
+}
+
+// What a word was, before `value` was added. Lanes need not call it together.
+ES_DEVICE uint64_t add(uint64_t* address, uint64_t value) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+}
+
+ES_DEVICE void add(int* address, int value) { atomicAdd(address, value); }
+
+ES_DEVICE void store(uint64_t* address, uint64_t value) { *address = value; }
+
+ES_DEVICE uint64_t load(const uint64_t* address) { return __ldg(reinterpret_cast<const unsigned long long*>(address)); }
 ES_DEVICE int64_t load(const int64_t* address) { return __ldg(reinterpret_cast<const long long*>(address)); }
 ES_DEVICE float load(const float* address) { return __ldg(address); }
 

@@ -15,6 +15,9 @@ from tests.embedding_store.small_table import SmallTable
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
 OUTS = (torch.float32, torch.float16, torch.bfloat16)
+EXTREMES = [-(2**63), -1, 0, 1, 2**31, 2**63 - 1]
+MISSING = [5, -7, 2**40, -(2**62)]
+IDS = EXTREMES + [1000 + 37 * i for i in range(70)]
 
 
 class TablePointers(ctypes.Structure):
@@ -49,3 +52,15 @@ def pointers(table: SmallTable, layout_on_device: bool = False) -> TablePointers
 
 def address(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def questions(seed: int, count: int) -> Tensor:
+    """Ids that are there, some of them twice, and some that are not."""
+    choice = torch.randint(len(IDS) + len(MISSING), (count,), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(IDS + MISSING)[choice]
+
+
+def assert_answers(table: SmallTable, ids: Tensor, out: torch.dtype, got: tuple[Tensor, Tensor]) -> None:
+    expected, expected_found = table.answer(ids, out)
+    assert torch.equal(got[1], expected_found)
+    assert torch.equal(got[0], expected)

@@ -11,14 +11,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embedding_store.dtypes import DTYPES
-from tests.embedding_store.native.emulation import COMPILER, OUTS, compiled, pointers
+from tests.embedding_store.native.emulation import (
+    COMPILER,
+    EXTREMES,
+    IDS,
+    MISSING,
+    OUTS,
+    assert_answers,
+    compiled,
+    pointers,
+    questions,
+)
 from tests.embedding_store.small_table import SmallTable, small_table
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-
-EXTREMES = [-(2**63), -1, 0, 1, 2**31, 2**63 - 1]
-MISSING = [5, -7, 2**40, -(2**62)]
-IDS = EXTREMES + [1000 + 37 * i for i in range(70)]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,6 @@ def lookup(
     ids_per_warp: int = 32,
     warps: int = 2,
     layout_on_device: bool = False,
-    counters: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     vectors = torch.full((len(ids), table.dim), torch.nan, dtype=out)
     found = torch.zeros(len(ids), dtype=torch.bool)
@@ -48,27 +53,9 @@ def lookup(
         OUTS.index(out),
         ids_per_warp,
         warps,
-        *(ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (vectors, found, counters)),
+        *(ctypes.c_void_p(x.data_ptr()) for x in (vectors, found)),
     )
     return vectors, found
-
-
-def lookup_tiered(emulator: ctypes.CDLL, table: SmallTable, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    counters = torch.zeros(3, dtype=torch.int64)
-    vectors, found = lookup(emulator, table, ids, counters=counters)
-    return vectors, found, counters.tolist()
-
-
-def questions(seed: int, count: int) -> Tensor:
-    """Ids that are there, some of them twice, and some that are not."""
-    choice = torch.randint(len(IDS) + len(MISSING), (count,), generator=torch.Generator().manual_seed(seed))
-    return torch.tensor(IDS + MISSING)[choice]
-
-
-def assert_answers(table: SmallTable, ids: Tensor, out: torch.dtype, got: tuple[Tensor, Tensor]) -> None:
-    expected, expected_found = table.answer(ids, out)
-    assert torch.equal(got[1], expected_found)
-    assert torch.equal(got[0], expected)
 
 
 @pytest.mark.parametrize("out", OUTS)
@@ -155,16 +142,6 @@ def test_an_overlay_is_asked_first(emulator: ctypes.CDLL, name: str, ids_per_war
                 assert_answers(table, ids, torch.float32, got)
 
 
-@pytest.mark.parametrize("name", ["float32", "int4"])
-def test_an_overlay_of_a_tiered_table(emulator: ctypes.CDLL, name: str):
-    for gone in (MISSING[:2], []):
-        table = small_table(IDS, 16, name, gone=gone, seed=7, segment_rows=[10, len(IDS) - 10], tiered=True)
-        ids = questions(5, 100)
-        vectors, found, counters = lookup_tiered(emulator, table, ids)
-        assert_answers(table, ids, torch.float32, (vectors, found))
-        assert counters[2] == int((~found).sum())
-
-
 @pytest.mark.parametrize("layout_on_device", [False, True])
 def test_an_overlays_numbers_are_no_segment(emulator: ctypes.CDLL, layout_on_device: bool):
     table = small_table(IDS, 8, "int8", gone=[])
@@ -189,25 +166,16 @@ def test_an_empty_index_finds_nothing_not_even_id_zero(emulator: ctypes.CDLL, id
     vectors, found = lookup(emulator, table, torch.tensor([0, -1, 7]), ids_per_warp=ids_per_warp)
     assert not vectors.any()
     assert not found.any()
-    assert lookup_tiered(emulator, table, torch.tensor([0, -1, 7]))[2] == [0, 0, 3]
 
 
 @pytest.mark.parametrize("name", ["float32", "int8"])
-def test_several_segments_and_two_tiers(emulator: ctypes.CDLL, name: str):
+def test_several_segments(emulator: ctypes.CDLL, name: str):
     ids = questions(1, 60)
-    table = small_table(IDS, 16, name, segment_rows=[10, 20, len(IDS) - 30])
-    for layout_on_device in (False, True):
-        got = lookup(emulator, table, ids, layout_on_device=layout_on_device)
-        assert_answers(table, ids, torch.float32, got)
-    for hot in (0, 10, len(IDS)):
-        rows = [hot, len(IDS) - hot]
+    for rows in ([10, 20, len(IDS) - 30], [0, len(IDS)], [10, len(IDS) - 10], [len(IDS), 0]):
         table = small_table(IDS, 16, name, segment_rows=rows)
-        assert_answers(table, ids, torch.float32, lookup(emulator, table, ids))
-        table = small_table(IDS, 16, name, segment_rows=rows, tiered=True)
-        vectors, found, counters = lookup_tiered(emulator, table, ids)
-        assert_answers(table, ids, torch.float32, (vectors, found))
-        in_storage = int(torch.isin(ids, table.ids[:hot]).sum())
-        assert counters == [in_storage, int(found.sum()) - in_storage, int((~found).sum())]
+        for layout_on_device in (False, True):
+            got = lookup(emulator, table, ids, layout_on_device=layout_on_device)
+            assert_answers(table, ids, torch.float32, got)
 
 
 def test_a_location_outside_its_segment_is_no_row(emulator: ctypes.CDLL):

@@ -234,6 +234,14 @@ def test_whatever_the_offsets_nothing_is_read_or_written_beyond(emulator: ctypes
         assert (got.found == -1).all()
 
 
+@pytest.mark.parametrize("gone", [None, MISSING[:2]])
+def test_an_index_among_the_cold_rows(emulator: ctypes.CDLL, gone: list[int] | None):
+    rows = [30, len(IDS) - 30]
+    table = small_table(IDS, 8, "int8", segment_rows=rows, tiered=True, index_cold=True, gone=gone)
+    ids, offsets = questions(1, 100), offsets_of([0, 3, 60, 37])
+    assert_pooled(Pooled(emulator, table, ids, offsets), table, ids, offsets)
+
+
 def test_the_plan_gives_every_warp_as_much(emulator: ctypes.CDLL):
     def plan(ids: int, bags: int, dim: int, name: str = "float32") -> list[int]:
         numbers = torch.zeros(5, dtype=torch.int64)

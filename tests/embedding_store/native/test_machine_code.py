@@ -22,7 +22,7 @@ PACKAGED = next(iter(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cu
 CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump") or PACKAGED
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, which is not on the PATH")
 
-KERNELS = 7
+KERNELS = 11
 MOST_REGISTERS = 80  # of 65 536, for 6 blocks of 128 threads: plan.h
 LOOKUP_LOOPS = ["LLLLLLLLuuuuuuuu", "LLLLuuuu", "LLLLuuuu", "LLuu", "Lu"]  # rows; buckets with 32, 16, 8, 4 ids a warp
 

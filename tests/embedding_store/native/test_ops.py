@@ -122,16 +122,18 @@ def test_pooled_values_and_gradients_are_those_of_the_reference(
     name=st.sampled_from(list(DTYPES)),
     mode=st.sampled_from(["sum", "mean"]),
     weighted=st.booleans(),
+    index_cold=st.booleans(),
     data=st.data(),
 )
-def test_tiers_are_pooled_as_one_table_and_counted(stored, name, mode, weighted, data):
+def test_tiers_are_pooled_as_one_table_and_counted(stored, name, mode, weighted, index_cold, data):
     cut = data.draw(st.integers(0, len(stored)))
-    table = small_table(stored, 5, name, segment_rows=[cut, len(stored) - cut], tiered=True)
+    rows = [cut, len(stored) - cut]
+    table = small_table(stored, 5, name, segment_rows=rows, tiered=True, index_cold=index_cold)
     ids = asked(data, table, [7, -7])
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=6)))
     offsets = torch.tensor([0, *cuts, len(ids)])
     drawn = torch.randn(len(ids), generator=torch.Generator().manual_seed(1)) if weighted else None
-    gradients, counters = [], torch.zeros(3, dtype=torch.int64)
+    gradients, counters = [], torch.zeros(4, dtype=torch.int64)
     reference.lookup_tiered(ids, table.storage, table.cold, table.layout, 5, name, torch.float32, counters)
     for module in (ops, reference):
         weights = None if drawn is None else drawn.clone().requires_grad_()
@@ -139,7 +141,7 @@ def test_tiers_are_pooled_as_one_table_and_counted(stored, name, mode, weighted,
         pooled, found, hits = module.lookup_pooled_tiered(ids, offsets, weights, *where)
         answer, answer_found = table.pooled_answer(ids, offsets, drawn, mode)
         assert torch.equal(found, answer_found)
-        assert torch.equal(hits, counters)
+        assert torch.equal(hits, counters[:3])
         torch.testing.assert_close(pooled.detach().double(), answer, rtol=1e-5, atol=1e-5)
         if weights is not None:
             (pooled * torch.arange(1, 6)).sum().backward()
@@ -154,16 +156,18 @@ def test_tiers_are_pooled_as_one_table_and_counted(stored, name, mode, weighted,
     others=st.lists(INT64, max_size=8),
     name=st.sampled_from(list(DTYPES)),
     overlaid=st.booleans(),
+    index_cold=st.booleans(),
     data=st.data(),
 )
-def test_tiered_lookup_reads_both_places_and_counts(stored, others, name, overlaid, data):
+def test_tiered_lookup_reads_both_places_and_counts(stored, others, name, overlaid, index_cold, data):
     cut = data.draw(st.integers(0, len(stored)))
     gone = sorted(set(others) - set(stored)) if overlaid else None
-    table = small_table(stored, 5, name, segment_rows=[cut, len(stored) - cut], tiered=True, gone=gone)
+    rows = [cut, len(stored) - cut]
+    table = small_table(stored, 5, name, segment_rows=rows, tiered=True, index_cold=index_cold, gone=gone)
     ids = asked(data, table, others)
     results = []
     for module in (ops, reference):
-        counters = torch.tensor([10, 20, 30])
+        counters = torch.tensor([10, 20, 30, 40])
         vectors, found = module.lookup_tiered(
             ids, table.storage, table.cold, table.layout, 5, name, torch.float32, counters
         )
@@ -174,7 +178,10 @@ def test_tiered_lookup_reads_both_places_and_counts(stored, others, name, overla
         hot = set(stored[:cut])
         hits = sum(id in hot for id in ids.tolist())
         missing = int((~found).sum())
-        assert counters.tolist() == [10 + hits, 20 + len(ids) - hits - missing, 30 + missing]
+        cold = len(ids) - hits - missing
+        assert counters.tolist() == [10 + hits, 20 + cold, 30 + missing, 40 + cold]
+        index = table.cold if index_cold else table.storage
+        assert torch.equal(ops.locate(ids, index, table.layout), reference.locate(ids, index, table.layout))
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -264,7 +271,7 @@ def test_every_op_passes_opcheck():
         ),
     ]
     tiered = small_table([1, 2, 3], 5, "int8", segment_rows=[1, 2], tiered=True)
-    counters = torch.zeros(3, dtype=torch.int64)
+    counters = torch.zeros(4, dtype=torch.int64)
     where = (tiered.storage, tiered.cold, tiered.layout, 5, "int8", torch.float32, counters)
     checks.append((torch.ops.embedding_store.lookup_tiered, (ids, *where)))
     for weights in (None, torch.rand(3, requires_grad=True)):

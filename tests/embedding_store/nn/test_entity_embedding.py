@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from embedding_store import (
     EmbeddingStore,
     EntityEmbedding,
+    Hits,
     InvalidArgumentError,
     InvalidIdsError,
     NotFoundError,
@@ -390,3 +391,45 @@ def test_trains_on_two_ranks(both: EmbeddingStore, tmp_path: Path):
     assert torch.equal(one, other)
     assert one.any()
     assert torch.equal(features, others)
+
+
+@pytest.mark.parametrize("missing", ["zeros", "mean"])
+def test_a_layer_within_a_budget_gives_the_same(both: EmbeddingStore, missing: str):
+    snapshots = publish(both)
+    hot_ids = {"user_ctr": torch.tensor([7])}
+    layer = EntityEmbedding(snapshots, missing=missing, gpu_bytes={"user_ctr": 512 + 12}, hot_ids=hot_ids)
+    assert layer.tiers == {}  # on the CPU the files are mapped
+    for series in layer._series():
+        series._copy(torch.device("cpu"))  # as `to` does for a GPU
+    expect = torch.cat(expected(snapshots, missing), -1)
+    assert torch.equal(layer(IDS), expect)
+    assert layer.tiers["user_ctr"].hits() == Hits(2, 2, 2, 2)
+    assert set(layer.tiers) == {"user_ctr"}
+    assert copy.deepcopy(layer).tiers["user_ctr"] is layer.tiers["user_ctr"]
+    with pytest.raises(InvalidArgumentError, match="take it to the CPU to export it"):
+        torch.export.export(layer, (IDS,))
+    again = pickle.loads(pickle.dumps(layer))
+    assert again.tiers == {}
+    assert torch.equal(again(IDS), expect)
+    assert [series.budget for series in again._series()][1] is None
+    assert layer.to(torch.float64).tiers == layer.tiers
+
+
+def test_budgets_that_cannot_be_are_refused(both: EmbeddingStore):
+    snapshots = publish(both)
+    with pytest.raises(InvalidArgumentError, match="gpu_bytes is one for 2 series: give each its own"):
+        EntityEmbedding(snapshots, gpu_bytes=10)
+    with pytest.raises(InvalidArgumentError, match="hot_ids are given without gpu_bytes"):
+        EntityEmbedding(snapshots[:1], hot_ids=IDS[0])
+    with pytest.raises(InvalidArgumentError, match="gpu_bytes is -1; use 0 or more"):
+        EntityEmbedding(snapshots[:1], gpu_bytes=-1)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_a_layer_within_a_budget_on_a_gpu(both: EmbeddingStore, device: str):
+    snapshots = publish(both)
+    layer = EntityEmbedding(snapshots, gpu_bytes={"user_ctr": 512 + 12}, hot_ids={"user_ctr": torch.tensor([7])})
+    layer.to(device)
+    assert torch.equal(layer(IDS.to(device)).cpu(), torch.cat(expected(snapshots, "zeros"), -1))
+    assert layer.tiers["user_ctr"].hits() == Hits(2, 2, 2, 2)
+    assert layer.to("cpu").tiers == {}

@@ -1,4 +1,4 @@
-"""A table in two places, on the CPU: hot ids, hit counters, pooling."""
+"""A table in two places, on the CPU: hot ids, hit counters, counted accesses, pooling."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, InvalidIdsError, Snapshot
-from embedding_store.read.tiered import Hits, TieredTable
+from embedding_store import Accesses, EmbeddingStore, Hits, InvalidArgumentError, Series, Snapshot, TieredTable
+from embedding_store.read import tiered as tiered_module
 from tests.embedding_store.helpers import publish
 
 IDS = [3 * i - 100 for i in range(300)]
@@ -56,6 +56,7 @@ def test_any_split_answers_as_the_whole_table(snapshot: Snapshot, hot_rows: int)
         assert torch.equal(vectors, expected)
         assert torch.equal(found, expected_found)
     hits = table.hits()
+    assert hits.crossed == hits.cold  # of the CPU there is no bus
     assert (hits.hot, hits.cold, hits.missing) == (3 * min(hot_rows, 300), 3 * max(300 - hot_rows, 0), 9)
     assert (len(table.cold) == 0) == (hot_rows >= 300)
     assert table.ids().tolist() == IDS
@@ -63,16 +64,16 @@ def test_any_split_answers_as_the_whole_table(snapshot: Snapshot, hot_rows: int)
 
 def test_counters_add_up_and_start_again(snapshot: Snapshot):
     table = tiered(snapshot, 100)
-    assert table.hits() == Hits(0, 0, 0)
+    assert table.hits() == Hits(0, 0, 0, 0)
     assert table.hits().rate == 0
     for _ in range(3):
         table.lookup(torch.tensor([IDS[0], IDS[299], IDS[299], 1]))
-    assert table.hits() == Hits(3, 6, 3)
+    assert table.hits() == Hits(3, 6, 3, 6)
     assert table.hits().rate == pytest.approx(1 / 3)
     table.lookup_pooled(torch.tensor([IDS[0], IDS[299], 1]), torch.tensor([0, 2, 3]))
-    assert table.hits() == Hits(4, 7, 4)
+    assert table.hits() == Hits(4, 7, 4, 7)
     table.reset_hits()
-    assert table.hits() == Hits(0, 0, 0)
+    assert table.hits() == Hits(0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
@@ -94,6 +95,98 @@ def test_pooling_agrees_with_the_whole_table(snapshot: Snapshot, mode: str):
     assert torch.equal(empty, torch.zeros(1, 4))
 
 
-def test_wrong_hot_ids_are_refused(snapshot: Snapshot):
-    with pytest.raises(InvalidIdsError, match=r"hot_ids are torch.float32 \[2\]: give int64"):
-        snapshot.load(gpu_bytes=2**20, hot_ids=torch.tensor([1.0, 2.0]))
+@pytest.mark.parametrize("hot_rows", [0, 40, 300])
+@pytest.mark.parametrize("deltas", [False, True])
+def test_an_index_beyond_the_budget_lies_with_the_cold_rows(snapshot: Snapshot, hot_rows: int, deltas: bool):
+    if deltas:
+        snapshot = delta(snapshot)
+    budget = 256 + hot_rows * 16
+    with pytest.warns(UserWarning, match=rf"gpu_bytes is {budget}, and the index takes \d+: it lies in host memory"):
+        table = snapshot.load(gpu_bytes=budget, hot_ids=torch.tensor(IDS[::2]))
+    assert isinstance(table, TieredTable)
+    assert table.index_on_host
+    assert len(table.storage) <= budget
+    whole, ids = snapshot.load(), torch.tensor([*IDS, 1, 10**12])
+    for given, expected in zip(table.lookup(ids), whole.lookup(ids), strict=True):
+        assert torch.equal(given, expected)
+    assert table.hits().hot >= min(hot_rows, len(table))
+    assert table.ids().tolist() == whole.ids().tolist()
+    table.count_accesses(sample=1)
+    table.lookup(torch.tensor([IDS[3], IDS[3], 1]))
+    accesses = table.accesses()
+    assert (accesses.ids.tolist(), accesses.counts.tolist()) == ([IDS[3]], [2])
+
+
+def test_a_budget_of_nothing_leaves_all_on_the_host(snapshot: Snapshot):
+    with pytest.warns(UserWarning, match="gpu_bytes is 0, and the index takes"):
+        table = snapshot.load(gpu_bytes=0)
+    assert isinstance(table, TieredTable)
+    assert table.lookup(torch.tensor(IDS))[1].all()
+    assert table.hits() == Hits(0, 300, 0, 300)
+
+
+def delta(snapshot: Snapshot) -> Snapshot:
+    """The next version: ten other vectors, ten ids less."""
+    series = Series(snapshot._storage, snapshot.series)
+    with series.write(as_of=2, space="ctr-1", base=1) as writer:
+        writer.append(torch.tensor(IDS[:10]), torch.ones(10, 4))
+        writer.delete(torch.tensor(IDS[-10:]))
+    return writer.snapshot
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+def test_accesses_are_those_of_every_nth_lookup(snapshot: Snapshot, deltas: bool):
+    table = tiered(delta(snapshot) if deltas else snapshot, 100, torch.tensor(IDS[50:]))
+    with pytest.raises(InvalidArgumentError, match=r"no accesses are counted: call count_accesses\(\) first"):
+        table.accesses()
+    table.lookup(torch.tensor(IDS))  # before it is asked for
+    table.count_accesses(sample=3)
+    assert len(table.accesses()) == 0
+    for lookup in range(7):  # 0, 3 and 6 count
+        table.lookup(torch.tensor([[IDS[lookup], IDS[200]], [IDS[200], 1]]))
+    accesses = table.accesses()
+    assert accesses.counts.tolist() == [6, 1, 1, 1]
+    assert accesses.ids[0] == IDS[200]
+    assert set(accesses.ids.tolist()) == {IDS[200], IDS[0], IDS[3], IDS[6]}
+    with pytest.raises(InvalidArgumentError, match="sample is 0; use 1 or more"):
+        table.count_accesses(sample=0)
+
+
+def test_pooled_lookups_count_and_ids_that_are_not_there_do_not(snapshot: Snapshot):
+    table = tiered(snapshot, 10)
+    table.count_accesses(sample=1)
+    table.lookup_pooled(torch.tensor([IDS[5], 1, IDS[5], IDS[250]]), torch.tensor([0, 1, 4]))
+    table.lookup(torch.empty(0, dtype=torch.int64))
+    accesses = table.accesses()
+    assert (accesses.ids.tolist(), accesses.counts.tolist()) == ([IDS[5], IDS[250]], [2, 1])
+
+
+def test_half_of_the_past_is_where_counts_begin(snapshot: Snapshot):
+    table = tiered(snapshot, 10)
+    past = Accesses(torch.tensor([IDS[7], 10**15, IDS[290], IDS[8]]), torch.tensor([2**40, 9, 5, 1]))
+    table.count_accesses(sample=1, past=past)
+    table.lookup(torch.tensor([IDS[290], IDS[1]]))
+    accesses = table.accesses()
+    assert accesses.ids[:2].tolist() == [IDS[7], IDS[290]]
+    assert accesses.counts.tolist() == [2**29, 4, 1, 1]
+
+
+def test_counts_are_halved_before_they_overflow(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiered_module, "_COUNTED", 100)
+    table = tiered(snapshot, 10)
+    table.count_accesses(sample=1)
+    for _ in range(3):
+        table.lookup(torch.full((40,), IDS[4]))
+    assert table.accesses().counts.tolist() == [80 // 2 + 40]
+
+
+def test_a_compiled_lookup_is_not_counted_and_not_compiled_anew(snapshot: Snapshot):
+    table = tiered(snapshot, 10)
+    table.count_accesses(sample=1)
+    compiled = torch.compile(lambda ids: table.lookup(ids)[0], backend="eager", fullgraph=True)
+    ids = torch.tensor([IDS[0], 1])
+    compiled(ids)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for _ in range(3):
+            assert torch.equal(compiled(ids), table.lookup(ids)[0])
+    assert table.accesses().counts.tolist() == [3]

@@ -181,12 +181,6 @@ def test_a_device_without_a_lookup_is_refused_before_anything_is_copied(series: 
             snapshot.load("gpu", **options)
 
 
-def test_a_budget_below_the_index_is_refused(series: Series):
-    snapshot = publish(series, 1, IDS)
-    with pytest.raises(InvalidArgumentError, match=r"gpu_bytes is 100; the index alone takes \d+"):
-        snapshot.load(gpu_bytes=100)
-
-
 def copying(patch: pytest.MonkeyPatch, **options: Any) -> None:
     """Have `Snapshot.load` copy, as to a GPU, what it would map."""
     real = Snapshot.load

@@ -4,7 +4,6 @@
 #include "../../../../embedding_store/csrc/cuda/dispatch.h"
 #include "../../../../embedding_store/csrc/cuda/lookup.h"
 #include "../../../../embedding_store/csrc/cuda/plan.h"
-#include "../../../../embedding_store/csrc/cuda/tiered.h"
 #include "emulated_table.h"
 
 using namespace embedding_store;
@@ -12,11 +11,10 @@ using namespace embedding_store::cuda;
 
 extern "C" {
 
-// As launch_lookup, with `warps` warps one after another; in a tiered table, as launch_lookup_tiered, if `counters`,
-// int64 [3], are given: += hot, cold, missing.
+// As launch_lookup, with `warps` warps one after another.
 void emulate_lookup(
     const Table* table, const int64_t* ids, int64_t count, int dim, int dtype, int out, int ids_per_warp, int warps,
-    uint8_t* vectors, bool* found, int64_t* counters) {
+    uint8_t* vectors, bool* found) {
   const auto stored = static_cast<Dtype>(dtype);
   const auto type = static_cast<OutDtype>(out);
   const LookupArguments arguments{view(*table, stored, dim), ids, count, dim, ids_per_warp, vectors, found};
@@ -30,20 +28,9 @@ void emulate_lookup(
       with_values<16 / kOutBytes<kOut>, 4, 2>(dim, [&](auto values) {
         constexpr int kValues = decltype(values)::value;
         for (int warp = 0; warp < warps; ++warp) {
-          Hits hits[warp::kLanes];
           emulator.run([&](int lane) {
-            const int64_t id = first_id(arguments, warp, lane);
-            if (counters == nullptr) {
-              lookup_warp<kDtype, kOut, kValues>(arguments, numbers, id, warp, warps, lane);
-            } else {
-              hits[lane] = lookup_tiered_warp<kDtype, kOut, kValues>(arguments, numbers, id, warp, warps, lane);
-            }
+            lookup_warp<kDtype, kOut, kValues>(arguments, numbers, first_id(arguments, warp, lane), warp, warps, lane);
           });
-          if (counters == nullptr) continue;
-          for (const Hits& lane : hits) {
-            if (std::memcmp(&lane, &hits[0], sizeof lane) != 0) warp::fail("lanes count differently");
-          }
-          counters[0] += hits[0].hot, counters[1] += hits[0].cold, counters[2] += hits[0].missing;
         }
       });
     });

@@ -33,6 +33,7 @@ struct Memory {
   const void* start;
   int64_t bytes;
   bool writable;
+  int64_t bytes_read = 0;
 };
 
 class Emulator {
@@ -81,13 +82,24 @@ class Emulator {
 
   int lane() const { return running_; }
 
-  void check(const void* address, int64_t bytes, bool write) const {
+  void check(const void* address, int64_t bytes, bool write) {
     const auto* first = static_cast<const char*>(address);
-    for (const Memory& m : memory_) {
+    for (Memory& m : memory_) {
       const auto* start = static_cast<const char*>(m.start);
-      if (first >= start && first + bytes <= start + m.bytes && (m.writable || !write)) return;
+      if (first >= start && first + bytes <= start + m.bytes && (m.writable || !write)) {
+        if (!write) m.bytes_read += bytes;
+        return;
+      }
     }
     fail(write ? "a write outside of the outputs" : "a read outside of the inputs");
+  }
+
+  // From the memory that starts there, by all lanes until now.
+  int64_t bytes_read(const void* start) const {
+    for (const Memory& m : memory_) {
+      if (m.start == start) return m.bytes_read;
+    }
+    return 0;
   }
 
   static Emulator*& current() {
@@ -192,6 +204,34 @@ inline Words<16> load_if(bool wanted, const uint8_t* address) {
 inline int64_t load(const int64_t* address) {
   check_access(address, 8);
   return *address;
+}
+
+inline uint64_t load(const uint64_t* address) {
+  check_access(address, 8);
+  return *address;
+}
+
+inline void store(uint64_t* address, uint64_t value) {
+  check_access(address, 8, true);
+  *address = value;
+}
+
+// Lanes change only at ballots and shuffles: what they do between is atomic.
+inline uint64_t compare_and_swap(uint64_t* address, uint64_t expected, uint64_t value) {
+  const uint64_t was = load(address);
+  if (was == expected) store(address, value);
+  return was;
+}
+
+inline void add(int* address, int value) {
+  check_access(address, 4, true);
+  *address += value;
+}
+
+inline uint64_t add(uint64_t* address, uint64_t value) {
+  const uint64_t was = load(address);
+  store(address, was + value);
+  return was;
 }
 
 inline float load(const float* address) {

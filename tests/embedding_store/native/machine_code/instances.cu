@@ -1,6 +1,7 @@
 // Some kernels of each kind, so that test_machine_code.py sees in seconds what would take minutes for all: every dtype,
 // every type of result and every width at least once.
 #include "../../../../embedding_store/csrc/cuda/lookup_kernel.h"
+#include "../../../../embedding_store/csrc/cuda/tiered_kernel.h"
 
 namespace embedding_store::cuda {
 
@@ -15,5 +16,14 @@ LOOKUP(kBfloat16, kFloat32, 1);
 LOOKUP(kInt8, kFloat32, 4);
 LOOKUP(kInt8, kFloat16, 8);
 LOOKUP(kInt4, kBfloat16, 2);
+
+#define TIERED(dtype, out, values)                                            \
+  template __global__ void lookup_tiered_kernel<Dtype::dtype, OutDtype::out, values>( \
+      const __grid_constant__ LookupArguments, const Claims, unsigned long long*)
+
+TIERED(kFloat32, kFloat32, 4);
+TIERED(kFloat16, kFloat16, 8);
+TIERED(kInt8, kFloat16, 8);
+TIERED(kInt4, kBfloat16, 2);
 
 }  // namespace embedding_store::cuda

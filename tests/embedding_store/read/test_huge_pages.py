@@ -1,0 +1,52 @@
+"""Host memory in huge pages: that it is real, and lives as long as what shares it."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedding_store.read.huge_pages import in_huge_pages
+
+
+def flags_at(address: int) -> list[str]:
+    """The kernel's flags of the mapping that holds an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(x, 16) for x in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "VmFlags:":
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.parametrize("count", [0, 1, 4097, 5 << 20])
+def test_it_holds_what_is_written(count: int):
+    memory = in_huge_pages(count)
+    assert (memory.dtype, memory.shape) == (torch.uint8, (count,))
+    assert not memory.any()
+    memory.copy_(torch.arange(count) % 251)
+    assert torch.equal(memory, (torch.arange(count) % 251).to(torch.uint8))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without huge pages")
+def test_huge_pages_are_asked_for():
+    memory = in_huge_pages(8 << 20)
+    assert "hg" in flags_at(memory.data_ptr())
+    assert "hg" not in flags_at(torch.empty(64 << 20, dtype=torch.uint8).data_ptr())
+
+
+def test_the_pages_live_as_long_as_the_storage():
+    memory = in_huge_pages(4 << 20)
+    address, shared = memory.data_ptr(), torch.empty(0, dtype=torch.uint8).set_(memory.untyped_storage())
+    del memory
+    gc.collect()
+    shared[0] = 7
+    assert flags_at(address)
+    del shared
+    gc.collect()
+    assert "hg" not in flags_at(address)
