@@ -137,8 +137,7 @@ class TieredTable(Table):
         return super().ids().to(self.device)
 
     def _lookup(self, ids: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        self._count(ids)
-        self._note_reader()
+        self._begin(ids)
         storage, layout = self._lookup_storage(), self._lookup_layout()
         return ops.lookup_tiered(ids, storage, self.cold, layout, self.dim, self.dtype, out_dtype, self._counters)
 
@@ -150,8 +149,7 @@ class TieredTable(Table):
         mode: str,
         out_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        self._count(ids)
-        self._note_reader()
+        self._begin(ids)
         pooled, found, hits = ops.lookup_pooled_tiered(
             ids,
             offsets,
@@ -168,10 +166,11 @@ class TieredTable(Table):
         self._counters[3] += hits[1]  # it reads a row for every id
         return pooled, found
 
-    def _note_reader(self) -> None:
-        """The memory of the cold rows stays until the kernel that is about to be launched has read them."""
+    def _begin(self, ids: Tensor) -> None:
+        """What every lookup does before it reads: its stream is noted, and its ids are counted if it is their turn."""
         if self._readers is not None and not torch.compiler.is_compiling():
             self._readers.note()
+        self._count(ids)
 
     def _count(self, ids: Tensor) -> None:
         """Count the rows of a lookup, if it is one of those that are."""
