@@ -53,6 +53,7 @@ class Options:
     rows: int = 2_000_000
     """Of the tables of users and items, each."""
     steps: int = 400
+    """At least; whole passes are trained."""
     every: int = 100
     """Steps between checkpoints."""
     batch_size: int = 1024
@@ -93,7 +94,8 @@ def measure(environment: Environment, variant: str, data: Path, options: Options
         shuffle_batches=8,
         epochs=10**6,
     )
-    stream.total_steps = stream.steps_per_epoch = options.steps  # one pass: the last step is a pass's last, too
+    passes = -(-options.steps // stream.steps_per_epoch)
+    stream.total_steps = passes * stream.steps_per_epoch  # whole ones: after the last step every step is saved
     torch.manual_seed(0)
     task = DermTask(
         DERM(schema, upstream.model, tasks), upstream.loss, tasks, count_positives(files, schema, tasks[:1])
@@ -109,7 +111,7 @@ def measure(environment: Environment, variant: str, data: Path, options: Options
         shutil.rmtree(out)
     seconds, (*saves, last) = times.ended - times.begun, times.saves
     return {
-        "steps_per_second": (options.steps - WARM_UP) / seconds,
+        "steps_per_second": (stream.total_steps - WARM_UP) / seconds,
         "seconds": seconds,
         "saves": len(saves),
         "stall_seconds": sum(saves),
