@@ -6,6 +6,7 @@ Each uses torch's threads and lets go of the GIL. format/index.py and write/inde
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,23 +41,28 @@ def upserts(
     return h, operations
 
 
-def sort_pairs(
-    h: Words,  # [N]
-    value: Words,  # [N]
+def sort_pieces(
+    pieces: Sequence[tuple[Words, Words]],  # [n] and [n] each
 ) -> tuple[Words, Words]:
-    """Pairs by hash, pairs of one hash by value, uint64 [N] each. Memory: 48 bytes a pair.
+    """The pairs (hash, value) of all pieces by hash, pairs of one hash by value, uint64 [N] each. Memory: 32 bytes a
+    pair.
 
     Raises:
         ValueError: other dtypes, shapes that differ, or 2^32 pairs and more.
     """
-    h, value = _words("h", h), _words("value", value, len(h))
-    if len(h) >= _MOST:
-        raise ValueError(f"h has {len(h)} values: sort fewer than 2^32 at once")
-    sorted_h, sorted_value, room = (scratch.empty(count, np.uint64) for count in (len(h), len(h), 2 * len(h)))
-    function = library().embedding_store_sort_pairs
+    checked = [(_words("h", h), _words("value", value, len(h))) for h, value in pieces]
+    counts = np.array([len(h) for h, _ in checked], np.int64)
+    count = int(counts.sum())
+    if count >= _MOST:
+        raise ValueError(f"the pieces have {count} pairs: sort fewer than 2^32 at once")
+    columns = [np.array([array.ctypes.data for array in column], np.uint64) for column in zip(*checked, strict=True)]
+    addresses = columns or 2 * [np.empty(0, np.uint64)]
+    sorted_h, sorted_value, room = (scratch.empty(size, np.uint64) for size in (count, count, 2 * count))
+    function = library().embedding_store_sort_pieces
     function.restype = ctypes.c_bool
-    if not function(*map(_address, (h, value)), ctypes.c_int64(len(h)), *map(_address, (sorted_h, sorted_value, room))):
-        raise MemoryError(f"no memory to sort {len(h)} pairs")
+    sizes = ctypes.c_int64(len(counts)), ctypes.c_int64(count)
+    if not function(*map(_address, (*addresses, counts)), *sizes, *map(_address, (sorted_h, sorted_value, room))):
+        raise MemoryError(f"no memory to sort {count} pairs")
     return sorted_h, sorted_value
 
 

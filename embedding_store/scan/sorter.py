@@ -3,6 +3,7 @@ read back and sorted part by part of the hashes' range."""
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -14,11 +15,14 @@ from numpy.typing import NDArray
 
 from embedding_store.format.index import Words
 from embedding_store.native import scratch
-from embedding_store.native.building import partition_pairs, sort_pairs
+from embedding_store.native.building import partition_pairs, sort_pieces
 
 RUN = 1 << 19  # pairs sorted at once: 8 MiB, and twice as much again while they are sorted
 BITS = 10  # by which runs are cut: half a billion pairs make parts of RUN each, more make longer ones
 SPILL_BYTES = 8 << 20  # held in memory before a file is made
+
+
+NO_WORDS = np.empty(0, np.uint64)
 
 
 class Pairs(NamedTuple):
@@ -27,13 +31,14 @@ class Pairs(NamedTuple):
     h: Words  # [N]
     value: Words  # [N]
 
-    def sorted(self) -> Pairs:
-        """By hash, pairs of one hash by value."""
-        return Pairs(*sort_pairs(self.h, self.value))
-
     def slice(self, start: int, stop: int | None) -> Pairs:
         """Pairs start .. stop - 1, sharing memory."""
         return Pairs(self.h[start:stop], self.value[start:stop])
+
+    @staticmethod
+    def sorted(parts: Iterable[Pairs]) -> Pairs:
+        """All of them by hash, pairs of one hash by value."""
+        return Pairs(*sort_pieces(list(parts)))
 
     @staticmethod
     def joined(parts: Iterable[Pairs]) -> Pairs:
@@ -48,7 +53,7 @@ class Pairs(NamedTuple):
         return joined
 
 
-NO_PAIRS = Pairs(np.empty(0, np.uint64), np.empty(0, np.uint64))
+NO_PAIRS = Pairs(NO_WORDS, NO_WORDS)
 
 
 class Spill:
@@ -56,6 +61,7 @@ class Spill:
 
     def __init__(self, scratch: Path) -> None:
         self._file = tempfile.SpooledTemporaryFile(SPILL_BYTES, dir=str(scratch))  # noqa: SIM115 (lives on)
+        self._mapped = NO_WORDS
         self.words = 0
 
     def append(self, words: Words) -> None:
@@ -65,11 +71,14 @@ class Spill:
         self.words += len(words)
 
     def read(self, start: int, stop: int) -> Words:
-        """A copy of words start .. stop - 1."""
-        words = scratch.empty(stop - start, np.uint64)
-        self._file.seek(8 * start)
-        self._file.readinto(words.view(np.uint8).data)
-        return words
+        """Words start .. stop - 1, read-only: where there is a file, mapped from it."""
+        if 8 * self.words <= SPILL_BYTES:
+            self._file.seek(8 * start)
+            return np.frombuffer(self._file.read(8 * (stop - start)), np.uint64)
+        if len(self._mapped) < stop:
+            self._file.flush()
+            self._mapped = np.frombuffer(mmap.mmap(self._file.fileno(), 8 * self.words, prot=mmap.PROT_READ), np.uint64)
+        return self._mapped[start:stop]
 
 
 class PairFile:
@@ -128,7 +137,7 @@ class Sorter:
         """All pairs and `others_count` others, which must come sorted; each hash's pairs are in one chunk."""
         parts = max(1, -(-(self.count + others_count) // RUN))
         if parts == 1 and not self._runs:
-            yield Pairs.joined([*self._pending, *others]).sorted()
+            yield Pairs.sorted([*self._pending, *others])
             return
         self._spill_run()
         # Hashes are spread evenly, so that equal parts of their range hold about as many pairs each.
@@ -137,7 +146,7 @@ class Sorter:
         for part, pieces in enumerate(_sliced(iter(others), bounds)):
             first, last = (i << BITS - bits for i in (part, part + 1))
             slices = (self._read(start, ends, first, last) for start, ends in self._runs)
-            yield Pairs.joined([*pieces, *slices]).sorted()
+            yield Pairs.sorted([*pieces, *slices])
 
     def _spill_run(self) -> None:
         h, value, ends = partition_pairs(*Pairs.joined(self._pending), BITS)

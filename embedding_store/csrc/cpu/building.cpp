@@ -24,8 +24,7 @@ struct Pair {
 };
 
 constexpr int64_t kParts = 256;      // of the first pass: what a part takes stays in the cache
-constexpr int64_t kSlice = 1 << 16;  // pairs a thread passes over, at least
-constexpr int64_t kMostSlices = 64;
+constexpr int64_t kFewPairs = 1 << 17;  // that one thread sorts
 constexpr int64_t kPlaces = 1;       // of the second pass, for each pair
 constexpr uint32_t kFew = 24;        // pairs of one place that insertion is quick with
 
@@ -84,46 +83,53 @@ void sort_part(
   for (int64_t i = 0; i < count; ++i) h[i] = room[i].h, value[i] = room[i].value;
 }
 
-void sort_pairs(
-    const uint64_t* h, const uint64_t* value, int64_t count, uint64_t* out_h, uint64_t* out_value, Pair* pairs) {
-  const int64_t slices = std::clamp<int64_t>(count / kSlice, 1, kMostSlices);
-  const auto slice_start = [&](int64_t slice) { return count * slice / slices; };
+// Pairs that lie in several places, `count` in all; `room` has as many.
+struct Pieces {
+  const uint64_t* const* h;
+  const uint64_t* const* value;
+  const int64_t* counts;
+  int64_t pieces;
+};
+
+void sort_pieces(const Pieces& from, int64_t count, uint64_t* out_h, uint64_t* out_value, Pair* room) {
   uint64_t least = std::numeric_limits<uint64_t>::max(), greatest = 0;
-  for (int64_t i = 0; i < count; ++i) least = std::min(least, h[i]), greatest = std::max(greatest, h[i]);
+  for (int64_t piece = 0; piece < from.pieces; ++piece) {
+    const uint64_t* h = from.h[piece];
+    for (int64_t i = 0; i < from.counts[piece]; ++i) least = std::min(least, h[i]), greatest = std::max(greatest, h[i]);
+  }
   if (count == 0) least = 0;
   const Spread spread(least, greatest, kParts);
-  std::vector<int64_t> places(slices * kParts);  // where the next pair of each slice and part goes
-  parallel(0, slices, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t slice = begin; slice < end; ++slice) {
-      int64_t* counts = places.data() + slice * kParts;
-      for (int64_t i = slice_start(slice); i < slice_start(slice + 1); ++i) ++counts[spread(h[i])];
+  std::vector<int64_t> places(from.pieces * kParts);  // where the next pair of each piece and part goes
+  parallel(0, from.pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      int64_t* counts = places.data() + piece * kParts;
+      for (int64_t i = 0; i < from.counts[piece]; ++i) ++counts[spread(from.h[piece][i])];
     }
   });
   std::vector<int64_t> parts(kParts + 1);
   for (int64_t part = 0, place = 0; part < kParts; ++part) {
-    for (int64_t slice = 0; slice < slices; ++slice) {
-      const int64_t pairs = std::exchange(places[slice * kParts + part], place);
+    for (int64_t piece = 0; piece < from.pieces; ++piece) {
+      const int64_t pairs = std::exchange(places[piece * kParts + part], place);
       place += pairs;
     }
     parts[part + 1] = place;
   }
-  parallel(0, slices, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t slice = begin; slice < end; ++slice) {
-      int64_t* place = places.data() + slice * kParts;
-      for (int64_t i = slice_start(slice); i < slice_start(slice + 1); ++i) {
-        pairs[place[spread(h[i])]++] = {h[i], value[i]};
-      }
+  parallel(0, from.pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      int64_t* place = places.data() + piece * kParts;
+      const uint64_t *h = from.h[piece], *value = from.value[piece];
+      for (int64_t i = 0; i < from.counts[piece]; ++i) room[place[spread(h[i])]++] = {h[i], value[i]};
     }
   });
-  const int64_t grain = count < 2 * kSlice ? kParts : 1;
+  const int64_t grain = count < kFewPairs ? kParts : 1;
   parallel(0, kParts, grain, [&](int64_t begin, int64_t end) {
-    std::unique_ptr<Pair[]> room;
+    std::unique_ptr<Pair[]> sorted;
     int64_t capacity = 0;
     std::vector<uint32_t> starts;
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = parts[part], size = parts[part + 1] - first;
-      if (size > capacity) room = std::make_unique_for_overwrite<Pair[]>(capacity = size);
-      sort_part(pairs + first, size, room.get(), starts, out_h + first, out_value + first);
+      if (size > capacity) sorted = std::make_unique_for_overwrite<Pair[]>(capacity = size);
+      sort_part(room + first, size, sorted.get(), starts, out_h + first, out_value + first);
     }
   });
 }
@@ -186,13 +192,15 @@ ES_EXPORT void embedding_store_upserts(
   }
 }
 
-ES_EXPORT bool embedding_store_sort_pairs(
-    const uint64_t* h, const uint64_t* value, int64_t count,  // [count]
-    uint64_t* out_h, uint64_t* out_value,                     // [count]
-    uint64_t* room                                            // [2 * count]
+ES_EXPORT bool embedding_store_sort_pieces(
+    const uint64_t* const* h, const uint64_t* const* value, const int64_t* counts, int64_t pieces,  // [pieces]
+    int64_t count,                         // of all
+    uint64_t* out_h, uint64_t* out_value,  // [count]
+    uint64_t* room                         // [2 * count]
 ) {
   try {
-    embedding_store::sort_pairs(h, value, count, out_h, out_value, reinterpret_cast<embedding_store::Pair*>(room));
+    using embedding_store::Pair;
+    embedding_store::sort_pieces({h, value, counts, pieces}, count, out_h, out_value, reinterpret_cast<Pair*>(room));
     return true;
   } catch (const std::bad_alloc&) {
     return false;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -43,6 +44,10 @@ def test_upserts_are_hashes_and_locations(ids: list[int], location: int):
     assert np.array_equal(building.upserts(given_ids[::-1], location)[0], h[::-1])
 
 
+def test_no_pieces_are_no_pairs():
+    assert [len(column) for column in building.sort_pieces([])] == [0, 0]
+
+
 def test_upserts_of_what_is_no_ids_are_refused():
     for wrong in (np.zeros(3), np.zeros(3, np.uint64), np.zeros((3, 1), np.int64)):
         with pytest.raises(ValueError, match="give int64"):
@@ -51,9 +56,11 @@ def test_upserts_of_what_is_no_ids_are_refused():
 
 def check_sorted(h: np.ndarray, value: np.ndarray) -> None:
     order = np.lexsort((value, h))
-    found = building.sort_pairs(h, value)
-    assert np.array_equal(found[0], h[order])
-    assert np.array_equal(found[1], value[order])
+    for cuts in ([], [0, len(h) // 3, len(h) // 3, len(h) - len(h) // 7, len(h)]):
+        pieces = [(h[a:b], value[a:b]) for a, b in pairwise([0, *cuts, len(h)])]
+        found = building.sort_pieces(pieces)
+        assert np.array_equal(found[0], h[order])
+        assert np.array_equal(found[1], value[order])
 
 
 @settings(deadline=None)
@@ -95,7 +102,7 @@ def test_partitioned_pairs_are_the_same_pairs_by_their_first_bits(pairs: list[tu
 def test_last_operations_are_what_each_leaves(chosen: list[tuple[int, int]]):
     by_id = dict(chosen)
     ids = np.array(list(by_id), np.int64)
-    h, operations = building.sort_pairs(hash_ids(ids), words(list(by_id.values())))
+    h, operations = building.sort_pieces([(hash_ids(ids), words(list(by_id.values())))])
     locations, ends, distinct = building.last_operations(h, operations)
     upserts = [id for id, operation in by_id.items() if operation & 1]
     expected = [op >> 1 if op & 1 else ABSENT for op in operations.tolist()]
@@ -154,7 +161,7 @@ def check_layout(h: np.ndarray, seed: int, free: int, crowded: bool) -> None:
 def test_what_is_no_words_is_refused(wrong: np.ndarray):
     good = np.zeros(3, np.uint64)
     for call in (
-        lambda: building.sort_pairs(wrong, good),
+        lambda: building.sort_pieces([(good, good), (wrong, good)]),
         lambda: building.partition_pairs(good, wrong, 4),
         lambda: building.last_operations(good, wrong),
         lambda: building.plan(wrong, 1, 0),
@@ -167,7 +174,7 @@ def test_what_is_no_words_is_refused(wrong: np.ndarray):
 def test_numbers_that_no_index_has_are_refused():
     h = np.zeros(3, np.uint64)
     with pytest.raises(ValueError, match=r"value is uint64 \[2\]: give uint64 \[3\]"):
-        building.sort_pairs(h, h[:2])
+        building.sort_pieces([(h, h[:2])])
     with pytest.raises(ValueError, match="bits is 17: use 1 to 16"):
         building.partition_pairs(h, h, 17)
     for buckets, free in ((0, 0), (2**46, 0), (1, -1)):
