@@ -65,7 +65,8 @@ class TieredTable(Table):
         """Whether the index lies in host memory, because the budget did not hold it: each id then reads it over the
         bus, 64 bytes or more."""
         self._hot_rows, self._rows = tiered.hot_rows, tiered.hot_rows + tiered.cold_rows
-        self._counters = torch.zeros(4, dtype=torch.int64, device=self.device)
+        # Copied, which waits for the device: lookups come on streams of their own.
+        self._counters = torch.zeros(4, dtype=torch.int64).to(self.device)
         self._sample = 0
         self._counts: Tensor | None = None  # int32 [hot + cold rows + 1], the last one for ids that have no row
         self._lookups = itertools.count()

@@ -68,9 +68,12 @@ TableNumbers numbers_of(const Tensor& layout) {
   return numbers;
 }
 
+void check_ids(const Tensor& ids) {
+  if (!ids.is_cuda() || ids.scalar_type() != ScalarType::Long) refuse("ids are not int64 on a CUDA device");
+}
+
 // `storage` is the device's address.
 TableView table_at(const Tensor& ids, const uint8_t* storage, const Tensor& layout, int64_t dim, Dtype dtype) {
-  if (!ids.is_cuda() || ids.scalar_type() != ScalarType::Long) refuse("ids are not int64 on a CUDA device");
   const bool on_host = layout.is_cpu();
   if (on_host && (layout.scalar_type() != ScalarType::Long || layout.dim() != 1 || !layout.is_contiguous())) {
     refuse("layout is not a contiguous int64 tensor of one dimension");
@@ -100,11 +103,12 @@ TableView table_at(const Tensor& ids, const uint8_t* storage, const Tensor& layo
 }
 
 TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& layout, int64_t dim, Dtype dtype) {
+  check_ids(ids);  // what else there is has to be where they are
   check_beside(storage, ids, ScalarType::Byte, "storage");
   return table_at(ids, static_cast<const uint8_t*>(storage.const_data_ptr()), layout, dim, dtype);
 }
 
-// Where the device sees memory of the host.
+// Where the current device sees memory of the host.
 const uint8_t* device_address(const Tensor& cold, const std::string& name) {
   if (cold.scalar_type() != ScalarType::Byte || cold.dim() != 1 || !cold.is_contiguous()) {
     refuse(name + " is not a contiguous uint8 tensor of one dimension");
@@ -156,10 +160,9 @@ struct Bags {
 };
 
 // Pooled vectors and how many ids of each bag were found; `hits`, int64 [3], if given, = hot, cold, missing.
-std::tuple<Tensor, Tensor> pooled_in(const TableView& table, const Bags& bags, Tensor* hits) {
+std::tuple<Tensor, Tensor> pooled_in(const Device& device, const TableView& table, const Bags& bags, Tensor* hits) {
   if (bags.mode != "sum" && bags.mode != "mean") refuse("mode is '" + bags.mode + "'; use sum or mean");
   if (bags.ids.dim() != 1) refuse("ids have " + std::to_string(bags.ids.dim()) + " dimensions, not one");
-  const Device device(bags.ids);
   const OutDtype type = out_dtype(bags.out);
   const Tensor ids = as_contiguous(bags.ids), offsets = as_contiguous(bags.offsets);
   check_beside(offsets, ids, ScalarType::Long, "offsets");
@@ -252,7 +255,7 @@ std::tuple<Tensor, Tensor> lookup_tiered(
   const Dtype stored = dtype_named(dtype);
   const OutDtype type = out_dtype(out);
   TableView table = table_view(ids, storage, layout, dim, stored);
-  const Device device(ids);  // before the first call of CUDA, which would begin a context on another GPU
+  const Device device(ids);  // before the address is asked for
   table.cold = device_address(cold, "cold");
   check_beside(counters, ids, ScalarType::Long, "counters");
   if (counters.numel() != 4) refuse("counters has " + std::to_string(counters.numel()) + " values, not 4");
@@ -274,7 +277,8 @@ std::tuple<Tensor, Tensor> lookup_pooled(
     const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out) {
   const Dtype stored = dtype_named(dtype);
   const TableView table = table_view(ids, storage, layout, dim, stored);
-  return pooled_in(table, {ids, offsets, weights, dim, stored, mode, out}, nullptr);
+  const Device device(ids);
+  return pooled_in(device, table, {ids, offsets, weights, dim, stored, mode, out}, nullptr);
 }
 
 std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
@@ -283,9 +287,10 @@ std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
     ScalarType out) {
   const Dtype stored = dtype_named(dtype);
   TableView table = table_view(ids, storage, layout, dim, stored);
+  const Device device(ids);  // before the address is asked for
   table.cold = device_address(cold, "cold");
   Tensor hits = empty_beside(ids, {3}, ScalarType::Long);
-  const auto [pooled, found] = pooled_in(table, {ids, offsets, weights, dim, stored, mode, out}, &hits);
+  const auto [pooled, found] = pooled_in(device, table, {ids, offsets, weights, dim, stored, mode, out}, &hits);
   return {pooled, found, hits};
 }
 
@@ -322,12 +327,13 @@ std::tuple<Tensor, Tensor> lookup_versions(
 }
 
 Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& layout) {
+  check_ids(ids_tensor);
+  const Device device(ids_tensor);  // before the address is asked for
   const bool on_host = storage.is_cpu();  // the cold part of a tiered table, which has the index
   const uint8_t* address = on_host ? device_address(storage, "storage") : nullptr;
   TableView table = on_host ? table_at(ids_tensor, address, layout, 1, Dtype::kFloat32)
                             : table_view(ids_tensor, storage, layout, 1, Dtype::kFloat32);
   table.cold = address;
-  const Device device(ids_tensor);
   const Tensor ids = as_contiguous(ids_tensor);
   const std::vector<int64_t> shape(ids.sizes().begin(), ids.sizes().end());
   Tensor locations = empty_beside(ids, shape, ScalarType::Long);

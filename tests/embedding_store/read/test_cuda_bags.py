@@ -55,9 +55,8 @@ def test_bags_of_every_length(name: str, kind: str):
         for given in (None, weights):
             got, found = pooled(on_gpu, ids, offsets, given, "mean")
             cpu = (ids.cpu(), offsets.cpu(), None if given is None else given.cpu())
-            expected, expected_found = table.pooled_answer(*cpu, "mean") if len(ids) < 50_000 else (None, None)
-            if expected is None:  # a slow answer for so many
-                expected, expected_found = pooled(table, *cpu, "mean")
+            slow = len(ids) + len(offsets) > 50_000
+            expected, expected_found = pooled(table, *cpu, "mean") if slow else table.pooled_answer(*cpu, "mean")
             torch.testing.assert_close(got.cpu().double(), expected.double(), rtol=1e-4, atol=1e-4)
             assert torch.equal(found.cpu(), expected_found)
             for _ in range(3):
@@ -69,7 +68,10 @@ def test_bags_of_one_are_lookups():
         table, ids = small_table(IDS, 64, name).to("cuda"), questions(4000)
         got, found = pooled(table, ids, torch.arange(4001, device="cuda"))
         expected, expected_found = ops.lookup(ids, table.storage, table.layout, 64, name)
-        assert torch.equal(got, expected)
+        if table.dtype.quantised:  # scale * value + offset is rounded once, in a lookup twice
+            torch.testing.assert_close(got, expected, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-6)
+        else:
+            assert torch.equal(got, expected)
         assert torch.equal(found, expected_found.to(torch.int64))
 
 

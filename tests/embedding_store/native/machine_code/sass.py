@@ -6,11 +6,18 @@ of loads and of first uses in the code is the order of a warp's life.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_PACKAGED = next(iter(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cuobjdump")), None)
+CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump") or _PACKAGED
+"""What prints machine code: named by CUOBJDUMP, on the PATH, or as pip installs it; None: it is not there."""
 
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+ )?\s*(\S+)\s*(.*?);")
 _REGISTER = re.compile(r"\bR(\d+)\b")
@@ -47,11 +54,11 @@ class Instruction:
         return 4 if ".128" in self.opcode else 2 if ".64" in self.opcode else 1
 
 
-def kernels(cubin: Path, cuobjdump: str) -> dict[str, list[Instruction]]:
-    """The instructions of each kernel, by its mangled name; what only diverged warps run is left out."""
-    listing = subprocess.run(
-        [cuobjdump, "-sass", cubin], capture_output=True, text=True, check=True, timeout=300
-    ).stdout
+def kernels(cubin: Path) -> dict[str, list[Instruction]]:
+    """The instructions of each kernel, by its mangled name; without what only diverged warps run. Needs CUOBJDUMP."""
+    assert CUOBJDUMP is not None
+    command = [CUOBJDUMP, "-sass", cubin]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     found = {}
     for part in listing.split("Function : ")[1:]:
         name, _, body = part.partition("\n")
