@@ -227,8 +227,12 @@ Tensor described(const std::vector<TableView>& tables, const Tensor& ids, cudaSt
     std::memcpy(bytes.data() + i * sizeof view, &view, sizeof view);
     std::memcpy(bytes.data() + at, &tables[i].numbers, sizeof(TableNumbers));
   }
-  // From pageable memory: read before the call returns.
+  // From pageable memory: staged, and so read, before it returns, unless the device reads it where it lies (Grace).
   STD_CUDA_CHECK(cudaMemcpyAsync(start, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream));
+  int unstaged = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(
+      &unstaged, cudaDevAttrPageableMemoryAccessUsesHostPageTables, ids.get_device_index()));
+  if (unstaged != 0) STD_CUDA_CHECK(cudaStreamSynchronize(stream));
   return block;
 }
 

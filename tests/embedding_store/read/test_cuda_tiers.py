@@ -118,6 +118,25 @@ def test_accesses_are_counted_on_the_device(snapshot: Snapshot, index_cold: bool
     assert table.ids().tolist() == IDS
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.filterwarnings("ignore:gpu_bytes")
+@pytest.mark.parametrize("gpu_bytes", [2**15, 2**17])  # the index on the host, and not
+def test_a_table_on_another_than_the_current_device(snapshot: Snapshot, gpu_bytes: int):
+    ids, offsets = questions(3000), torch.tensor([0, 1000, 3000])
+    with torch.cuda.device(0):
+        table = snapshot.load("cuda:1", gpu_bytes=gpu_bytes)
+        assert isinstance(table, TieredTable)
+        table.count_accesses(sample=1)
+        vectors, found = table.lookup(ids.to("cuda:1"))
+        pooled, _ = table.lookup_pooled(ids.to("cuda:1"), offsets.to("cuda:1"))
+        assert torch.cuda.current_device() == 0
+    expected, expected_found = snapshot.load().lookup(ids.cpu())
+    assert torch.equal(vectors.cpu(), expected)
+    assert torch.equal(found.cpu(), expected_found)
+    torch.testing.assert_close(pooled.cpu(), snapshot.load().lookup_pooled(ids.cpu(), offsets)[0], rtol=1e-4, atol=1e-4)
+    assert int(table.accesses().counts.sum()) == 2 * int(found.sum())
+
+
 def test_hot_rows_follow_the_traffic_from_version_to_version(snapshot: Snapshot, store: EmbeddingStore):
     series, ids = store.series("user"), questions(20_000)
     bytes = int(snapshot.load().layout[2]) * 64 + 1024 + HOT * 256 + 4 * (len(IDS) + 1)
