@@ -8,6 +8,7 @@ whom they waited for, or where that one was. Beside the steps, where ranks read 
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import sys
 import threading
@@ -34,6 +35,11 @@ _GRACE_SECONDS = 10.0
 _SIGNS = "signs of life"
 """In the store: how often a rank has found that it moved on."""
 
+Begun = tuple[int, ...]
+"""Collectives that a rank has begun: of the steps' group, and of all groups. The first counts before the second: a
+checkpoint that is written beside the steps has collectives too, and a rank may stand in one where another is at a step.
+"""
+
 
 class _Watching(ABC):
     """Ends this process where its ranks stand still for `collective_timeout()` within its context.
@@ -50,6 +56,9 @@ class _Watching(ABC):
 
     def __enter__(self) -> Self:
         if self._environment.world_size > 1:
+            # Of its own: that of the group may be held by a thread that waits for a key.
+            store: Any = distributed_c10d._get_default_store()
+            self._store = store.clone()
             self._thread.start()
         return self
 
@@ -64,10 +73,6 @@ class _Watching(ABC):
     @abstractmethod
     def _still(self) -> float:
         """For how many seconds nothing has moved on."""
-
-    @abstractmethod
-    def _begun(self) -> int:
-        """Collectives that this rank has begun."""
 
     @property
     @abstractmethod
@@ -84,23 +89,27 @@ class _Watching(ABC):
     def _end(self, what: str) -> None:
         print(f"rank {self._environment.rank}: {what}; its stacks:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=_STDERR)
-        said = (
-            f"{_who(self._asked(), self._environment.world_size)}: {what}. The stacks of all ranks "
-            "are above, or in their logs; RECSYS_COLLECTIVE_TIMEOUT is how long a step may take"
-        )
-        if first_to_tell(said):
-            print(f"error: {said}", file=sys.stderr, flush=True)
-        os._exit(HUNG)
+        try:
+            said = (
+                f"{_who(self._asked(), self._environment.world_size)}: {what}. The stacks of all ranks "
+                "are above, or in their logs; RECSYS_COLLECTIVE_TIMEOUT is how long a step may take"
+            )
+            if first_to_tell(said):
+                print(f"error: {said}", file=sys.stderr, flush=True)
+        except Exception as error:  # the store is gone
+            print(f"error: {what}; for whom is not known: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(HUNG)
 
-    def _asked(self) -> dict[int, int]:
+    def _asked(self) -> dict[int, Begun]:
         """Rank -> collectives that it has begun, of all that say so in time."""
-        store, ranks = distributed_c10d._get_default_store(), range(self._environment.world_size)
-        store.set(f"hung/{self._environment.rank}", str(self._begun()))
+        store, ranks = self._store, range(self._environment.world_size)
+        store.set(f"hung/{self._environment.rank}", json.dumps(_begun()))
         end = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < end and not store.check([f"hung/{rank}" for rank in ranks]):
             time.sleep(0.1)
         keys = {rank: f"hung/{rank}" for rank in ranks}
-        return {rank: int(store.get(key)) for rank, key in keys.items() if store.check([key])}
+        return {rank: tuple(json.loads(store.get(key))) for rank, key in keys.items() if store.check([key])}
 
 
 class Watch(_Watching):
@@ -120,10 +129,6 @@ class Watch(_Watching):
 
     def _still(self) -> float:
         return self._clock.since_step()
-
-    def _begun(self) -> int:
-        group: Any = distributed_c10d._get_default_group()
-        return group._get_sequence_number_for_group()
 
 
 class Pulse(_Watching):
@@ -145,13 +150,6 @@ class Pulse(_Watching):
     def _what(self) -> str:
         return f"no rank moved on with {self._work}"
 
-    def __enter__(self) -> Self:
-        if self._environment.world_size > 1:
-            # Of its own: that of the group may be held by a thread that waits for a key.
-            store: Any = distributed_c10d._get_default_store()
-            self._store = store.clone()
-        return super().__enter__()
-
     def _still(self) -> float:
         now = time.monotonic()
         slept, self._looked = now - self._looked > 10 * _POLL_SECONDS, now
@@ -160,12 +158,14 @@ class Pulse(_Watching):
             self._seen, self._since = seen, now
         return now - self._since
 
-    def _begun(self) -> int:
-        groups: list[Any] = list(distributed_c10d._world.pg_map)
-        return sum(group._get_sequence_number_for_group() for group in groups)
+
+def _begun() -> Begun:
+    group: Any = distributed_c10d._get_default_group()
+    groups: list[Any] = list(distributed_c10d._world.pg_map)
+    return group._get_sequence_number_for_group(), sum(each._get_sequence_number_for_group() for each in groups)
 
 
-def _who(begun: Mapping[int, int], world_size: int) -> str:
+def _who(begun: Mapping[int, Begun], world_size: int) -> str:
     """Which ranks the others wait for."""
     silent = [rank for rank in range(world_size) if rank not in begun]
     behind = [rank for rank, count in begun.items() if count < max(begun.values())]

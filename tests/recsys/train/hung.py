@@ -1,10 +1,13 @@
-"""What the ranks of test_watch.py run: a training in which rank 1 sleeps for ever before the fourth batch."""
+"""What the ranks of test_watch.py run: a training in which rank 1 sleeps for ever before the fourth batch, and work in
+which rank 0 waits for a key."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+
+from torch.distributed import distributed_c10d
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
@@ -41,3 +44,12 @@ def main() -> None:
         stream = Sleeping(make_stream(6, rank=environment.rank).batches)
         stream.sleeps = environment.rank == 1
         fit(make_task(), stream, TrainConfig(batch_size=32), environment, tasks=TASKS, title=None)
+
+
+def wait_for_a_key() -> None:
+    with process_group() as environment:
+        watch.collective_timeout = lambda: timedelta(seconds=3)
+        with watch.Pulse("a key", environment):
+            if environment.is_main:
+                distributed_c10d._get_default_store().wait(["never"], timedelta(hours=1))
+            sleep_for_ever()

@@ -28,9 +28,19 @@ def test_a_rank_that_sleeps_is_named_and_every_rank_prints_its_stack(tmp_path: P
 
 
 def test_who_is_behind() -> None:
-    assert _who({0: 7, 1: 7, 2: 6}, 3) == "rank 2 did not come to the collective that the others wait in"
-    assert _who({0: 7, 1: 6}, 4) == "ranks 2, 3 did not answer"
-    assert _who({0: 7, 1: 7}, 2) == "all ranks hang, none behind the others"
+    behind = "rank {} did not come to the collective that the others wait in"
+    assert _who({0: (7, 9), 1: (7, 9), 2: (6, 8)}, 3) == behind.format(2)
+    assert _who({0: (7, 9), 1: (6, 12)}, 2) == behind.format(1), "it has not left what came before the others' step"
+    assert _who({0: (7, 9), 1: (7, 8)}, 2) == behind.format(1), "both are beside the steps"
+    assert _who({0: (7, 9), 1: (6, 8)}, 4) == "ranks 2, 3 did not answer"
+    assert _who({0: (7, 9), 1: (7, 9)}, 2) == "all ranks hang, none behind the others"
+
+
+def test_a_rank_that_waits_for_a_key_answers(tmp_path: Path) -> None:
+    """As one that makes a group with another that does not come: that holds the store."""
+    with pytest.raises(JobError) as caught:
+        run_ranks("keyless", hung.wait_for_a_key, (), 2, tmp_path)
+    assert "error: all ranks hang, none behind the others: no rank moved on with a key for 3 s" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "1e30"])
