@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-_MOVED = Path("/proc/self/io")
+_MOVED, _THREADS, _MACHINE = Path("/proc/self/io"), Path("/proc/self/task"), Path("/proc/vmstat")
 _SOME = 2**20
 """Bytes read and written that are a sign of life: more than what goes into logs meanwhile."""
 
 _beats = 0
+_looked = 0
+"""Bytes that were read to look for signs, which are none."""
 
 
 def beat() -> None:
@@ -19,24 +21,54 @@ def beat() -> None:
 
 
 class Signs:
-    """Tells whether this rank has given a sign of life since it was last asked: a beat, or bytes of files, which
-    libraries move that know of no beat. A rank that waits for another one gives neither."""
+    """Tells whether this rank has given a sign of life since it was last asked: a beat; bytes of files, which libraries
+    move that know of no beat; or, while a thread waits for a disk, pages that the machine has written, since a long
+    fsync moves no bytes of its own. A rank that waits for another one gives none of these. Where the system does not
+    say what a process reads and writes every rank counts as alive: none can be told from one that writes a file."""
 
     def __init__(self) -> None:
-        self._beats, self._bytes = _beats, _bytes_moved()
+        self._beats, self._bytes, self._pages = _beats, _bytes_moved(), _pages_written()
 
     def given(self) -> bool:
         """Whether there was one."""
-        moved = _bytes_moved()
-        if _beats == self._beats and moved < self._bytes + _SOME:
+        moved, pages, before = _bytes_moved(), _pages_written(), self._pages
+        self._pages = pages
+        if moved is None or self._bytes is None:
+            return True
+        if _beats == self._beats and moved < self._bytes + _SOME and not (pages != before and _waits_for_a_disk()):
             return False
         self._beats, self._bytes = _beats, moved
         return True
 
 
-def _bytes_moved() -> int:
-    """By reads and writes of this process so far; 0 where the system does not say."""
-    with suppress(OSError, ValueError):
-        lines = dict(line.split(": ") for line in _MOVED.read_text().splitlines())
-        return int(lines["rchar"]) + int(lines["wchar"])
+def _bytes_moved() -> int | None:
+    """By reads, mapped ones too, and writes of this process so far; None where the system does not say."""
+    with suppress(OSError, ValueError, KeyError):
+        said = _numbers(_MOVED)
+        return said["rchar:"] + said["wchar:"] + said["read_bytes:"] - _looked
+    return None
+
+
+def _pages_written() -> int:
+    """By all of this machine so far, from its memory to its disks; 0 where the system does not say."""
+    with suppress(OSError, ValueError, KeyError):
+        return _numbers(_MACHINE)["nr_written"]
     return 0
+
+
+def _waits_for_a_disk() -> bool:
+    """Whether a thread of this process does, now."""
+    with suppress(OSError):  # a thread may end meanwhile
+        return any(_read(thread / "stat").rpartition(b")")[2].split()[0] == b"D" for thread in _THREADS.iterdir())
+    return False
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    return {name: int(number) for name, number in (line.split() for line in _read(path).decode().splitlines())}
+
+
+def _read(path: Path) -> bytes:
+    global _looked
+    found = path.read_bytes()
+    _looked += len(found)
+    return found
