@@ -36,6 +36,13 @@ def write_predictions(
     """
     columns = {"logits": logits, "labels": labels, "mask": mask, "users": users, LOSSES: validation_losses}
 
+    def begin() -> None:
+        if environment.is_main:
+            _forget(path)
+
+    if environment.world_size > 1:
+        of_all(begin, environment)
+
     def part() -> tuple[int, int]:
         if not environment.is_main:
             _write(_part(path, environment.rank), columns)
@@ -86,9 +93,15 @@ def count_losses(path: Path) -> int:
 
 def copy_predictions(path: Path, to: Path) -> None:
     """Keep the same under another name, whole or not at all. One process does it."""
+    _forget(to)
     for number in reversed(range(len(_losses(path)))):  # the file that says that all are there comes last
         with _part(path, number).open("rb") as source, whole_file(_part(to, number)) as file:
             shutil.copyfileobj(source, file)
+
+
+def _forget(path: Path) -> None:
+    """Say that nothing is there, before parts take the place of others: of two trainings some each would count."""
+    path.unlink(missing_ok=True)
 
 
 def _part(path: Path, rank: int) -> Path:

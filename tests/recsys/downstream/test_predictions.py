@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from recsys.downstream import predictions
 from recsys.downstream.predictions import (
     copy_predictions,
     count_losses,
@@ -78,3 +81,32 @@ def test_a_part_that_is_missing_is_an_error(tmp_path: Path) -> None:
     path.with_name("user-0.1.npz").unlink()
     with pytest.raises(FileNotFoundError, match=r"user-0\.1\.npz"):
         read_predictions(path)
+
+
+def write_and_fail(path: Path) -> None:
+    """By ranks of which the first one ends before it writes, and after the others have written."""
+    if current_environment().is_main:
+        predictions._write = Mock(side_effect=OSError("no space left"))
+    with suppress(OSError):
+        write(path)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_parts_of_two_trainings_are_never_read_as_one(tmp_path: Path, ranks: int) -> None:
+    """Two ranks wrote what others, as many or more, begin to write anew, and do not end."""
+    path = tmp_path / "user-0.npz"
+    run_ranks(write, 2, path)
+    run_ranks(write_and_fail, ranks, path)
+    assert path.with_name("user-0.1.npz").exists()
+    assert not path.exists()
+
+
+def test_a_copy_that_ends_halfway_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, to = tmp_path / "user-0.npz", tmp_path / "other-0.npz"
+    run_ranks(write, 3, path)
+    run_ranks(write, 2, to)
+    copied = Mock(side_effect=[None, OSError("no space left")])
+    monkeypatch.setattr(predictions.shutil, "copyfileobj", copied)
+    with pytest.raises(OSError, match="no space left"):
+        copy_predictions(path, to)
+    assert not to.exists()
