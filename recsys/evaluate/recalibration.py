@@ -75,12 +75,14 @@ def _fit(
         (lost,) = total(np.array([(np.logaddexp(0.0, z) - labels * z).sum()]))
         return float(lost / rows + weights @ ridge @ weights / 2)
 
-    weights = np.zeros(len(columns))
+    weights, processes = np.zeros(len(columns)), total(np.ones(1))
     for _ in range(_STEPS):
         p = expit(offset + weights @ columns)
         slope = total(columns @ (p - labels)) / rows + ridge @ weights
         bend = total(((columns * (p * (1 - p))) @ columns.T).ravel()).reshape(ridge.shape) / rows + ridge
-        step, now = np.linalg.lstsq(bend, slope, rcond=None)[0], loss(weights)
+        # LAPACK's last bits are those of a processor: processes that do not all halt at one step would wait for ever.
+        step = total(np.linalg.lstsq(bend, slope, rcond=None)[0]) / processes
+        now = loss(weights)
         for _ in range(_HALVINGS):
             if loss(weights - step) <= now:
                 break

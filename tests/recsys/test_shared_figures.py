@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,3 +90,25 @@ def test_a_recalibration_is_that_of_all_rows(
     shared = run_threads(found, world_size)
     assert shared == [shared[0]] * world_size
     assert (shared[0].scale, shared[0].bias) == pytest.approx((whole.scale, whole.bias), rel=1e-6, abs=1e-6)
+
+
+def test_ranks_on_unlike_processors_come_to_one_recalibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose linear algebra differs in its last bits: they take as many steps, and halve them as often."""
+    random, solve, unlike = np.random.default_rng(1), np.linalg.lstsq, threading.local()
+    labels = (random.random(300) < 0.3).astype(np.float32)
+    logits = (3 * random.normal(size=300) + labels).astype(np.float32)
+
+    def solved(*arguments: Any, **options: Any) -> Any:
+        step, *rest = solve(*arguments, **options)
+        return step * (1 + unlike.rank * 1e-9) + unlike.rank * 1e-10, *rest
+
+    def found(ranks: Ranks) -> Recalibration:
+        unlike.rank = ranks.rank
+        mine = np.arange(300) % ranks.world_size == ranks.rank
+        return shared_recalibration(labels[mine], logits[mine], is_value=False, ranks=ranks)
+
+    wanted = shared_recalibration(labels, logits, is_value=False, ranks=ALONE)
+    monkeypatch.setattr(np.linalg, "lstsq", solved)
+    results = run_threads(found, 3)
+    assert results == [results[0]] * 3
+    assert (results[0].scale, results[0].bias) == pytest.approx((wanted.scale, wanted.bias), rel=1e-6)
