@@ -64,7 +64,7 @@ def daily_cautions(document: Mapping[str, Any]) -> list[Caution]:
 
 
 def _of_sample(document: Mapping[str, Any]) -> Iterator[Caution]:
-    if (share := document["users_measured"]) < 1:
+    if (share := document.get("users_measured", 1)) < 1:  # documents of earlier versions have all
         text = (
             f"{document['rows']['test']:,} test rows are many: measured are those of {percent(share, 1)} of the users"
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from recsys.study.cautions import cautions
+from recsys.study.cautions import cautions, daily_cautions
 from recsys.study.daily_report import build_daily
 from recsys.study.report import build_report
 from recsys.study.scores import TaskScores
@@ -101,6 +101,14 @@ def test_rows_of_which_a_share_is_measured() -> None:
     (found,) = report(GOOD, users_measured=0.25)["warnings"]
     assert (found["kind"], found["about"]) == ("sample", "users")
     assert "test rows are many: measured are those of 25.0\xa0% of the users, chosen by a hash" in found["text"]
+
+
+def test_documents_of_before_some_users_were_measured_are_read() -> None:
+    run, days = report(GOOD), build_daily(example_daily(), samples=5)
+    for document, read in ((run, cautions), (days, daily_cautions)):
+        found = read(document)
+        del document["users_measured"]
+        assert read(document) == found
 
 
 def test_an_upstream_that_might_have_learned_on() -> None:
