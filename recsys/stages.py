@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -103,5 +103,9 @@ def _age() -> float:
 
 
 def _record(out: Path, name: str, seconds: float, peak_rss_bytes: int, part: int, parts: int) -> None:
+    for marker in (out / "stages").glob(f"{name}.*.json"):
+        with suppress(FileNotFoundError):  # another part has been faster
+            if json.loads(marker.read_text())["parts"] != parts:  # of a run of other ranks, which was stopped
+                marker.unlink()
     figures = {"seconds": seconds, "peak_rss_bytes": peak_rss_bytes, "parts": parts}
     write_json(out / "stages" / f"{name}.{part}.json", figures)

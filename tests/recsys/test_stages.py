@@ -52,6 +52,23 @@ def test_a_stage_in_parts_is_done_with_the_last_of_them(
     assert list(read_stages(tmp_path)) == ["downstream", "prepare"]  # in the order in which they ended
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_parts_of_a_stopped_run_of_other_ranks_do_not_count(
+    tmp_path: Path, environment: Environment, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """Two of three had ended; of the others first one, then all."""
+    monkeypatch.setattr(stages, "peak_memory", lambda: 7)
+    for part in (1, 2):
+        with stage(tmp_path, "downstream", environment, part=part, parts=3):
+            pass
+    for part in range(parts):
+        assert not is_done(tmp_path, "downstream")
+        with stage(tmp_path, "downstream", environment, part=part, parts=parts):
+            pass
+    assert is_done(tmp_path, "downstream")
+    assert read_stages(tmp_path)["downstream"]["peak_rss_bytes"] == 7 * parts
+
+
 def test_two_jobs_do_not_work_in_one_folder(
     tmp_path: Path, environment: Environment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
