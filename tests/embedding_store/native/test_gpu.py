@@ -122,21 +122,15 @@ def test_readers_wait_for_the_streams_that_they_noted(fake: FakeGpu, monkeypatch
 
 def test_host_memory_waits_for_its_readers(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch):
     streams = FakeStreams(monkeypatch)
-    runtime = type(
-        "Runtime",
-        (),
-        {
-            "cudaHostRegister": lambda _, *__: streams.log.append("register") or 0,
-            "cudaHostUnregister": lambda _, *__: streams.log.append(f"unregister, mode {fake.mode}"),
-        },
-    )()
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(torch.cuda, "check_error", lambda code: None)
+    fake.log = streams.log
     memory, readers = copying.host_memory(100, DEVICE)
     assert readers is not None
+    streams.current = streams.streams[1]
     readers.note()
+    streams.current = streams.streams[0]
     del memory
-    assert streams.log == ["register", "record 0", "wait 0", "unregister, mode 2"]
+    # A compiled lookup notes no stream: that of whoever drops the memory is waited for, too.
+    assert streams.log == ["pin 100", "record 1", "record 0", "wait 1", "wait 0", "unpin"]
     memory, readers = copying.host_memory(100, DEVICE)
     assert readers is not None
     readers.note()
@@ -146,9 +140,29 @@ def test_host_memory_waits_for_its_readers(fake: FakeGpu, monkeypatch: pytest.Mo
     assert streams.log == []  # to wait would end the capture: kept
     streams.streams[0].capturing = False
     copying.host_memory(10, DEVICE)  # what was kept goes with the next one
-    assert [line for line in streams.log if "unregister" in line] == ["unregister, mode 2"] * 2
+    assert streams.log.count("unpin") == 2
     assert not copying._kept
     assert copying.host_memory(0, DEVICE)[1] is copying.host_memory(10, torch.device("cpu"))[1] is None
+
+
+def test_host_memory_that_cannot_be_pinned_is_an_error_with_a_remedy(fake: FakeGpu):
+    fake.may_pin = False
+    message = r"100 bytes of host memory cannot be pinned for cuda:0 \(what CUDA says\): free some, raise the limit"
+    with pytest.raises(DeviceMemoryError, match=message):
+        copying.host_memory(100, DEVICE)
+    assert (fake.log, copying._kept) == ([], [])
+
+
+def test_a_small_tensor_that_tables_need_is_given_back_as_they_are(fake: FakeGpu):
+    with torch.inference_mode():
+        there = gpu.copied(torch.arange(6).view(2, 3), DEVICE)
+    assert there.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert fake.live == 48
+    there += 1  # made in inference mode, of use outside of it
+    del there
+    assert (fake.live, fake.mode) == (0, 0)
+    here = torch.arange(3)
+    assert gpu.copied(here, here.device) is here
 
 
 def test_a_table_of_one_row_is_looked_up_first(monkeypatch: pytest.MonkeyPatch):
@@ -167,6 +181,9 @@ def test_a_gpu_on_which_lookups_do_not_run_is_named(fake: FakeGpu, monkeypatch: 
     def no_image(_: torch.device) -> bool:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
 
+    def full(_: torch.device) -> bool:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has ...")
+
     gpu._try_lookup.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Old")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
@@ -178,6 +195,10 @@ def test_a_gpu_on_which_lookups_do_not_run_is_named(fake: FakeGpu, monkeypatch: 
     for _ in range(2):
         with pytest.raises(NativeLibraryError, match=message):
             gpu.usable(DEVICE)
+    monkeypatch.setattr(gpu, "looks_up", full)
+    message = r"cuda:0 has no memory for a first, small lookup \(CUDA out of memory\): free some"
+    with pytest.raises(DeviceMemoryError, match=message):
+        gpu.usable(DEVICE)
     monkeypatch.setattr(gpu, "looks_up", lambda _: False)
     with pytest.raises(NativeLibraryError, match="its answer is wrong"):
         gpu.usable(DEVICE)
