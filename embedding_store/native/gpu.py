@@ -17,7 +17,7 @@ import functools
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -167,7 +167,7 @@ def _allocate(count: int, device: torch.device) -> int:
     error = _OUT_OF_MEMORY
     for spare in (False, True):
         if spare:
-            with beside_captures(device):
+            with beside_captures(device), suppress(RuntimeError):  # torch may refuse while a graph is captured
                 torch.cuda.empty_cache()
         error = native.embedding_store_cuda_allocate(device.index, ctypes.c_int64(count), ctypes.byref(address))
         if error != _OUT_OF_MEMORY:

@@ -52,6 +52,19 @@ def test_what_torch_keeps_for_later_goes_first(fake: FakeGpu):
     assert fake.cached == 0
 
 
+def test_that_torch_keeps_what_it_has_while_a_graph_is_captured_is_no_other_error(
+    fake: FakeGpu, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    fake.cached = 700
+    with pytest.raises(DeviceMemoryError, match="a table takes 400 bytes of cuda:0, which has 300 bytes free"):
+        gpu.device_memory(400, DEVICE)
+    assert fake.mode == 0
+
+
 def test_the_mode_of_captures_is_restored(fake: FakeGpu):
     def fail() -> None:
         with gpu.beside_captures(DEVICE):
