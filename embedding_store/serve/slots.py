@@ -83,7 +83,6 @@ class Slots:
             numbers = gpu.device_memory(_ALIGNMENT + 2 * 8 * width, device).zero_()
             self._gate = numbers[: 3 * 8].view(torch.int64)
             self._rows = numbers[_ALIGNMENT:].view(torch.int64).view(2, width)
-        self._current: int | None = None
         self._filled: dict[int, tuple[list[str], dict[str, Table]]] = {}  # slot -> contents and tables
 
     def fill(
@@ -103,7 +102,8 @@ class Slots:
     def _fill(
         self, snapshots: Mapping[str, Snapshot], go_on: Callable[..., bool] | None, background: bool
     ) -> dict[str, Table]:
-        slot = 0 if self._current is None else 1 - self._current
+        with self._writing():
+            slot = 1 - int(self._gate[0].item())  # the gate alone knows, if what called `serve` was interrupted
         versions = [snapshots[name] for name in self._names]
         # A later version may have the very bytes of this one, but a number, a time and a space of its own.
         contents = [f"{one.version} {one.manifest.content}" for one in versions]
@@ -127,7 +127,6 @@ class Slots:
         [slot] = [slot for slot, (_, filled) in self._filled.items() if filled is tables]
         with self._writing():
             self._gate[0] = slot
-        self._current = slot
 
     @contextmanager
     def reading(self, manifests: Mapping[str, Manifest]) -> Iterator[tuple[dict[str, SlotTable], Tensor]]:

@@ -236,15 +236,21 @@ usable(torch.device("cuda", 1))
 """
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_cuda_library_that_does_not_load_leaves_the_cpu_alone(tmp_path: Path, exists: bool):
+@pytest.mark.parametrize("kind", ["missing", "broken", "old"])
+def test_a_cuda_library_that_is_of_no_use_leaves_the_cpu_alone(tmp_path: Path, kind: str):
     path = tmp_path / "broken.so"
-    if exists:
+    if kind == "broken":
         path.write_bytes(b"not a library")
+    elif kind == "old":  # which has not the functions that are called
+        path = Path(library.__file__).parent.parent / "libembedding_store.so"
     child = subprocess.run([sys.executable, "-c", BROKEN, str(path)], capture_output=True, text=True, timeout=600)
-    cause = f"{path}: cannot be loaded into torch" if exists else f"{path} does not exist"
+    causes = {
+        "missing": f"{path} does not exist",
+        "broken": f"{path}: cannot be loaded into torch",
+        "old": f"{path} is of another version of this package (embedding_store_cuda_allocate is missing): build it",
+    }
     assert "NativeLibraryError: there is no lookup for device 'cuda:1': " in child.stderr
-    assert cause in child.stderr
+    assert causes[kind] in child.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

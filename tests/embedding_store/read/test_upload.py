@@ -304,7 +304,7 @@ def test_versions_that_fail_to_load_leave_nothing_behind(store: EmbeddingStore, 
     fake = FakeGpu(monkeypatch)
     copying(monkeypatch, memory=lambda count, _: gpu.device_memory(count, DEVICE))
     user, item = store.create("user", dim=3), store.create("item", dim=3)
-    for version in (1, 2, 3):
+    for _ in range(3):
         for one in (user, item):
             following.publish(one)
             one.tag("prod", 1)

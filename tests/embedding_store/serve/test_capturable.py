@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -212,7 +213,39 @@ def test_who_fails_to_begin_to_read_leaves_all_the_same(series: Series, monkeypa
     with pytest.raises(IndexError):
         live.lookup(IDS)
     assert live._slots is not None
-    assert live._slots._gate.tolist() == [0, 0, 0]
+    assert live._slots._gate[1:].tolist() == [0, 0]
+
+
+def test_after_an_interrupt_the_version_that_is_read_is_not_overwritten(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+):
+    publish(series)
+    live = capturable(series)
+    real, writing = slots.Slots.serve, slots.Slots._writing
+
+    @contextmanager
+    def interrupted(self: slots.Slots) -> Iterator[None]:
+        with writing(self):
+            yield
+        raise KeyboardInterrupt
+
+    def serve(self: slots.Slots, tables: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(slots.Slots, "_writing", interrupted)
+            real(self, tables)  # type: ignore[arg-type]
+
+    publish(series)
+    with monkeypatch.context() as patch:
+        patch.setattr(slots.Slots, "serve", serve)
+        with pytest.raises(KeyboardInterrupt):
+            live.refresh()
+    with live.reading() as reading:
+        (table,) = reading.tables.values()
+        assert version_of(table.lookup) == int(reading.version) == 2  # it had come so far
+        publish(series)
+        assert live.refresh().version == 3
+        assert version_of(table.lookup) == 2
+    assert version_of(live.lookup) == 3
 
 
 def test_a_slot_that_was_overwritten_in_vain_is_filled_anew(store: EmbeddingStore, series: Series):
