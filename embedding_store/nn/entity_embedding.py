@@ -194,6 +194,8 @@ class _SeriesVectors(nn.Module):
     host_layout: Tensor  # the same numbers, on the CPU where `storage` holds values: lookups take them, and faster
     missing: Tensor  # float [D]
 
+    budget: Budget | None = None
+    """Of a copy on a GPU. None in what was pickled before there were budgets."""
     tiered: TieredTable | None = None
     """On a GPU, with a budget, what `storage` and `layout` are of."""
 
