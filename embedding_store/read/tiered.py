@@ -85,7 +85,7 @@ class TieredTable(Table):
     def count_accesses(self, sample: int = SAMPLE, past: Accesses | None = None) -> None:
         """Count from now on how often each row is looked up, in every `sample`-th lookup; the others cost no more.
 
-        Takes 4 bytes a row of the device's memory, beside `gpu_bytes`. Nothing waits for the device. Lookups that are
+        Takes 4 bytes a row of the device's memory, beside `gpu_bytes`. No lookup waits for the device. Those that are
         captured in a CUDA graph or compiled by torch are not counted, since no Python runs when they are repeated: some
         made outside tell as much. After 2^29 ids all counts are halved, so that traffic of long ago fades.
 
