@@ -20,7 +20,7 @@ class NativeLibraryError(StoreError, ImportError):
 
 
 class DeviceMemoryError(StoreError, MemoryError):
-    """A table takes more memory than a device has, or a slot of a CapturableLiveTable; the message has both numbers."""
+    """A table takes more memory than a device has, the host for its cold rows, or a slot of a CapturableLiveTable."""
 
 
 class SlotBusyError(StoreError):

@@ -17,7 +17,7 @@ import functools
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ def usable(device: torch.device) -> torch.device:
     Raises:
         NativeLibraryError: no lookup was built for this kind of device, or it does not run on this GPU or with this
             driver; the message has the cause and the remedy.
+        DeviceMemoryError: it has no memory left at all.
     """
     library()
     if device.type == "cpu":
@@ -61,7 +62,8 @@ def beside_captures(device: torch.device) -> Iterator[None]:
         yield
         return
     exchange = cuda_library().embedding_store_cuda_capture_mode
-    before = exchange(_RELAXED)
+    with torch.cuda.device(device):  # the first call of CUDA in a thread could begin a context on another GPU
+        before = exchange(_RELAXED)
     try:
         yield
     finally:
@@ -81,6 +83,40 @@ def device_memory(count: int, device: torch.device) -> Tensor:
         block = _Block(_allocate(count, device), count)
     weakref.finalize(block, _free, block.address, device.index, os.getpid()).atexit = False
     return torch.as_tensor(block, device=device)
+
+
+def copied(
+    values: Tensor,  # any dtype and shape
+    device: torch.device,
+) -> Tensor:
+    """`values` on a device, there when this returns, in memory that is given back as a table's is. Torch's allocator
+    would hand what a dropped table leaves to whoever asks next, while a lookup on another stream is at it still."""
+    if device.type != "cuda" or values.device.type == device.type:
+        return values.to(device)
+    with torch.inference_mode(False), beside_captures(device):
+        return device_memory(values.nbytes, device).view(values.dtype).view(values.shape).copy_(values)
+
+
+def pin(memory: Tensor, device: torch.device) -> None:
+    """Have a GPU read uint8 [N > 0] of the host, until `unpin`.
+
+    Raises:
+        DeviceMemoryError: the host has not as much that it may keep in place.
+    """
+    address, count = ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes)
+    with torch.cuda.device(device):
+        error = cuda_library().embedding_store_cuda_pin(device.index, address, count)
+    if error:
+        raise DeviceMemoryError(
+            f"{memory.nbytes} bytes of host memory cannot be pinned for {device} ({_message(error)}): free some, raise "
+            "the limit on locked memory (ulimit -l), or give more gpu_bytes"
+        )
+
+
+def unpin(memory: torch.UntypedStorage, device: torch.device) -> None:
+    """What `pin` began."""
+    with torch.cuda.device(device):
+        cuda_library().embedding_store_cuda_unpin(device.index, ctypes.c_void_p(memory.data_ptr()))
 
 
 class Readers:
@@ -131,7 +167,7 @@ def _allocate(count: int, device: torch.device) -> int:
     error = _OUT_OF_MEMORY
     for spare in (False, True):
         if spare:
-            with beside_captures(device):
+            with beside_captures(device), suppress(RuntimeError):  # torch may refuse while a graph is captured
                 torch.cuda.empty_cache()
         error = native.embedding_store_cuda_allocate(device.index, ctypes.c_int64(count), ctypes.byref(address))
         if error != _OUT_OF_MEMORY:
@@ -167,6 +203,9 @@ def _try_lookup(device: torch.device) -> None:
     try:
         with torch.cuda.device(device):
             cause = None if looks_up(device) else "its answer is wrong"
+    except torch.OutOfMemoryError as error:
+        message = f"{device} has no memory for a first, small lookup ({str(error).partition('. ')[0]}): free some"
+        raise DeviceMemoryError(message) from None
     except RuntimeError as error:
         cause = str(error).partition("\n")[0]
     if cause is not None:

@@ -23,6 +23,8 @@ _BUILD = (
     "for CUDA, install the CUDA toolkit's nvcc and build with `make install` or `pip install --no-build-isolation .`, "
     "and use a torch with CUDA on a machine with a GPU"
 )
+_CUDA_FUNCTIONS = ("allocate", "free", "pin", "unpin", "capture_mode", "driver", "error")
+"""What native/gpu.py calls, besides ops."""
 _CORRUPT = re.compile(r"(\w+Error): (.*): (.*)", re.DOTALL)
 
 
@@ -58,9 +60,13 @@ def _cuda() -> ctypes.CDLL | str:
     if not CUDA_LIBRARY.exists():
         return f"{_BUILD} ({CUDA_LIBRARY} does not exist)"
     try:
-        return _load(CUDA_LIBRARY)
+        found = _load(CUDA_LIBRARY)
     except errors.NativeLibraryError as error:
         return str(error)
+    if missing := [name for name in _CUDA_FUNCTIONS if not hasattr(found, f"embedding_store_cuda_{name}")]:
+        what = f"embedding_store_cuda_{missing[0]} is missing"
+        return f"{CUDA_LIBRARY} is of another version of this package ({what}): build it anew with `make install`"
+    return found
 
 
 def _why_no_gpu() -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from embedding_store.dtypes import DTYPES
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, PinMismatchError, SchemaChangedError
-from embedding_store.native import ops
+from embedding_store.native import gpu, ops
 from embedding_store.native.mapping import check_now
 from embedding_store.nn.pins import Pin, reopen
 from embedding_store.read.budget import Budget, budgets
@@ -194,6 +194,8 @@ class _SeriesVectors(nn.Module):
     host_layout: Tensor  # the same numbers, on the CPU where `storage` holds values: lookups take them, and faster
     missing: Tensor  # float [D]
 
+    budget: Budget | None = None
+    """Of a copy on a GPU. None in what was pickled before there were budgets."""
     tiered: TieredTable | None = None
     """On a GPU, with a budget, what `storage` and `layout` are of."""
 
@@ -280,7 +282,7 @@ class _SeriesVectors(nn.Module):
             self.storage, self.host_layout = upload(
                 mapping, mapped, dim=self.dim, dtype=dtype, device=device, index_path=path
             )
-            self.layout = self.host_layout.to(device)
+            self.layout = gpu.copied(self.host_layout, self.storage.device)
             return
         copied = upload_tiered(
             mapping, mapped, dim=self.dim, dtype=dtype, device=device, budget=self.budget, index_path=path

@@ -40,14 +40,14 @@ _kept: list[tuple[torch.UntypedStorage, gpu.Readers]] = []
 def host_memory(count: int, device: torch.device) -> tuple[Tensor, gpu.Readers | None]:
     """uint8 [count] that a GPU can read, and who waits for that before the memory is given back; None on the CPU.
 
-    In huge pages; registered, because pinned memory of torch's is rounded up to a power of 2.
+    In huge pages; registered, because pinned memory of torch's is rounded up to a power of 2. Raises DeviceMemoryError
+    where the host has not as much that can be pinned.
     """
     memory = in_huge_pages(count)
     if device.type != "cuda" or count == 0:
         return memory, None
     readers = gpu.Readers(device)
-    with torch.cuda.device(device), gpu.beside_captures(device):
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), count, 0))
+    gpu.pin(memory, device)
     weakref.finalize(memory, _release, memory.untyped_storage(), readers, os.getpid()).atexit = False
     return memory, readers
 
@@ -56,10 +56,10 @@ def _release(memory: torch.UntypedStorage, readers: gpu.Readers, process: int) -
     """Give it back, and what was kept before, as far as the readers can be waited for."""
     if os.getpid() != process:  # a forked child has no GPU
         return
+    readers.note()  # compiled programs note nothing; most of them run on the stream that is current here
     _kept.append((memory, readers))
     for one in tuple(_kept):
         kept, theirs = one
         if theirs.wait() and one in _kept:
             _kept.remove(one)
-            with torch.cuda.device(theirs.device), gpu.beside_captures(theirs.device):
-                torch.cuda.cudart().cudaHostUnregister(kept.data_ptr())
+            gpu.unpin(kept, theirs.device)

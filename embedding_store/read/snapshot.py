@@ -143,12 +143,13 @@ class Snapshot:
             InvalidArgumentError, NativeLibraryError: no such device, no lookup for its kind, or none that runs there;
                 `gpu_bytes` is below 0.
             InvalidIdsError: `hot_ids` are not int64 [N].
-            DeviceMemoryError: the device has too little memory.
+            DeviceMemoryError: the device has too little memory, or the host for the rows that it should read there.
             StoppedError: `manner.progress` broke the copy off.
         """
         budget = budget_of(gpu_bytes, hot_ids)
         place = gpu.usable(given := arguments.device(device))
-        with gpu.beside_captures(place):
+        # A table of tensors made in inference mode could not be used outside of it.
+        with torch.inference_mode(False), gpu.beside_captures(place):
             table = healed(self._storage, lambda: self._load(place, verify, budget, manner))
         table.reload = partial(self.load, given, gpu_bytes=gpu_bytes, hot_ids=hot_ids)
         return table

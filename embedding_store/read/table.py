@@ -11,7 +11,7 @@ from torch import Tensor
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError
 from embedding_store.format.manifest import Manifest
 from embedding_store.keys import hash_keys
-from embedding_store.native import ops
+from embedding_store.native import gpu, ops
 from embedding_store.native.layout import ABSENT, BUCKET_BYTES, EMPTY, index_numbers
 from embedding_store.native.library import translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping, check_now
@@ -40,7 +40,7 @@ class Table:
         self.manifest = manifest
         """Of the snapshot: its series, version, `as_of`, space, statistics."""
         self._storage = storage
-        self.layout = layout.to(storage.device)
+        self.layout = gpu.copied(layout, storage.device)
         """Where they lie in `storage`, int64 [8 + 4 * S] there; see native/ops.py."""
         self.host_layout = layout.cpu() if host_layout is None else host_layout
         """The same numbers on the CPU, which ops take as well, and faster: a kernel need not read them."""

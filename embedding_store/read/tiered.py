@@ -26,7 +26,7 @@ SAMPLE = 16
 COUNT_BYTES = 4
 """Of a row's counter."""
 _PIECE = 1 << 20  # slots of the index, or ids, at a time
-_COUNTED = 1 << 30  # ids: after so many all counts are halved, long before one of them could overflow
+_COUNTED = 1 << 29  # ids: after so many all counts are halved; of one row alone there are then less than twice as many
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,17 @@ class TieredTable(Table):
         """Whether the index lies in host memory, because the budget did not hold it: each id then reads it over the
         bus, 64 bytes or more."""
         self._hot_rows, self._rows = tiered.hot_rows, tiered.hot_rows + tiered.cold_rows
-        # Copied, which waits for the device: lookups come on streams of their own.
-        self._counters = torch.zeros(4, dtype=torch.int64).to(self.device)
+        # Copied, which waits for the device: lookups come on streams of their own, and outside of inference mode too.
+        with torch.inference_mode(False):
+            self._counters = gpu.copied(torch.zeros(4, dtype=torch.int64), self.device)
         self._sample = 0
         self._counts: Tensor | None = None  # int32 [hot + cold rows + 1], the last one for ids that have no row
         self._lookups = itertools.count()
         self._counted = 0
 
     def hits(self) -> Hits:
-        """Counts since the table was loaded or `reset_hits` was called. Waits for the device."""
+        """Counts since the table was loaded or `reset_hits` was called, of what was asked on the current stream and of
+        what is done on others. Waits for that stream."""
         return Hits(*self._counters.tolist())
 
     def reset_hits(self) -> None:
@@ -83,9 +85,9 @@ class TieredTable(Table):
     def count_accesses(self, sample: int = SAMPLE, past: Accesses | None = None) -> None:
         """Count from now on how often each row is looked up, in every `sample`-th lookup; the others cost no more.
 
-        Takes 4 bytes a row of the device's memory, beside `gpu_bytes`. Nothing waits for the device. Lookups that are
+        Takes 4 bytes a row of the device's memory, beside `gpu_bytes`. No lookup waits for the device. Those that are
         captured in a CUDA graph or compiled by torch are not counted, since no Python runs when they are repeated: some
-        made outside tell as much. After 2^30 ids all counts are halved, so that traffic of long ago fades.
+        made outside tell as much. After 2^29 ids all counts are halved, so that traffic of long ago fades.
 
         How many ids must be counted: of a million rows that are asked for by Zipf's law with exponent 1.05, the tenth
         that is best has 88 % of what is asked for. After 100,000 counted ids the hot tenth has 87 % of that, after
@@ -98,10 +100,11 @@ class TieredTable(Table):
 
         Raises:
             InvalidArgumentError: `sample` is below 1.
+            DeviceMemoryError: the device has too little memory for the counts.
         """
         self._sample = integer(sample, "sample", least=1)
-        with gpu.beside_captures(self.device):
-            counts = torch.zeros(self._rows + 1, dtype=torch.int32, device=self.device)
+        with torch.inference_mode(False), gpu.beside_captures(self.device):
+            counts = gpu.device_memory(COUNT_BYTES * (self._rows + 1), self.device).view(torch.int32).zero_()
             if past is not None:
                 faded = ((past.counts + 1) >> 1).clamp(max=_COUNTED // 2).to(torch.int32)
                 for ids, some in zip(past.ids.split(_PIECE), faded.split(_PIECE), strict=True):

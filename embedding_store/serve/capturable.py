@@ -32,7 +32,8 @@ class Reading:
 
     tables: Mapping[str, Table]
     """Of every series, all of one version, for lookups inside of the block. What a replay of captured lookups reads is
-    of the version that is served then, whatever `manifest` says."""
+    of the version that is served then, whatever `manifest` says; nor does that count where a swap falls into the
+    beginning of the block: `version` does."""
     version: Tensor
     """int64 [] on the device: which one that is."""
 

@@ -24,6 +24,7 @@ from embedding_store.format.index import EMPTY, SLOT, Ids, Placement, Words, has
 from embedding_store.format.manifest import DataFile, Manifest, Segment, StoredFile
 from embedding_store.format.ranges import RangeReader
 from embedding_store.history.tombstones import gone
+from embedding_store.native import gpu
 from embedding_store.native.layout import BUCKET_BYTES
 from embedding_store.scan.part import part_entries
 from embedding_store.scan.rows import RowNumbers
@@ -60,7 +61,8 @@ class Shard:
 
     def to(self, device: torch.device) -> Shard:
         """The same on a device."""
-        return replace(self, storage=self.storage.to(device))
+        place = gpu.usable(device) if device.type == "cuda" else device
+        return replace(self, storage=gpu.copied(self.storage, place))
 
 
 def record_bytes(manifest: Manifest) -> int:

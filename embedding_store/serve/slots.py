@@ -32,12 +32,35 @@ class SlotTable(Table):
         super().__init__(manifest, storage, layout, host_layout=layout)  # the numbers are known where they are used
         self.open = True
 
+    def ids(self) -> Tensor:
+        """As of `Table`, inside of the block."""
+        self._refuse_when_closed()
+        return super().ids()
+
+    @property
+    def storage(self) -> Tensor:
+        """Not offered, since several versions lie there, each for a time. Raises InvalidArgumentError."""
+        raise InvalidArgumentError("storage of a CapturableLiveTable changes: take that of Snapshot.load()")
+
     def _check(self, ids: Any, out_dtype: torch.dtype) -> None:
+        self._refuse_when_closed()
+        super()._check(ids, out_dtype)
+
+    def _lookup_pooled(
+        self, ids: Tensor, offsets: Tensor, weights: Tensor | None, mode: str, out_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        if weights is not None and weights.requires_grad and torch.is_grad_enabled():
+            raise InvalidArgumentError(
+                "weights require grad, and backward would look up again when another version may be here: detach() "
+                "them, or use LiveTable.tables()"
+            )
+        return super()._lookup_pooled(ids, offsets, weights, mode, out_dtype)
+
+    def _refuse_when_closed(self) -> None:
         if not self.open:
             raise InvalidArgumentError(
                 "the block of reading() has ended: look up inside of it, another version may come"
             )
-        super()._check(ids, out_dtype)
 
 
 class Slots:
@@ -60,7 +83,6 @@ class Slots:
             numbers = gpu.device_memory(_ALIGNMENT + 2 * 8 * width, device).zero_()
             self._gate = numbers[: 3 * 8].view(torch.int64)
             self._rows = numbers[_ALIGNMENT:].view(torch.int64).view(2, width)
-        self._current: int | None = None
         self._filled: dict[int, tuple[list[str], dict[str, Table]]] = {}  # slot -> contents and tables
 
     def fill(
@@ -80,8 +102,11 @@ class Slots:
     def _fill(
         self, snapshots: Mapping[str, Snapshot], go_on: Callable[..., bool] | None, background: bool
     ) -> dict[str, Table]:
-        slot = 0 if self._current is None else 1 - self._current
-        contents = [snapshots[name].manifest.content for name in self._names]
+        with self._writing():
+            slot = 1 - int(self._gate[0].item())  # the gate alone knows, if what called `serve` was interrupted
+        versions = [snapshots[name] for name in self._names]
+        # A later version may have the very bytes of this one, but a number, a time and a space of its own.
+        contents = [f"{one.version} {one.manifest.content}" for one in versions]
         if slot in self._filled and self._filled[slot][0] == contents:  # a tag that moves back
             return self._filled[slot][1]
         self._await_readers(slot, go_on)
@@ -102,17 +127,16 @@ class Slots:
         [slot] = [slot for slot, (_, filled) in self._filled.items() if filled is tables]
         with self._writing():
             self._gate[0] = slot
-        self._current = slot
 
     @contextmanager
     def reading(self, manifests: Mapping[str, Manifest]) -> Iterator[tuple[dict[str, SlotTable], Tensor]]:
         """Tables of one version, the present one, and its number, int64 [], for the length of a block."""
+        tables = dict[str, SlotTable]()
         row = gate.enter(self._gate, self._rows)
-        tables = {
-            name: SlotTable(manifests[name], self._storages[name], row[i * _NUMBERS : (i + 1) * _NUMBERS])
-            for i, name in enumerate(self._names)
-        }
         try:
+            for i, name in enumerate(self._names):
+                layout = row[i * _NUMBERS : (i + 1) * _NUMBERS]
+                tables[name] = SlotTable(manifests[name], self._storages[name], layout)
             yield tables, row[-2]
         finally:
             for table in tables.values():

@@ -109,7 +109,7 @@ class LocalStorage:
             os.fsync(file.fileno())
 
     def sync(self, folder: str) -> None:
-        _sync(self.root / folder)
+        sync_folder(self.root / folder)
 
     def put_new(self, path: str, data: bytes) -> None:
         target = self.root / path
@@ -123,7 +123,7 @@ class LocalStorage:
             _link(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync(target.parent)
+        sync_folder(target.parent)
 
     def check_put_new(self, folder: str) -> None:
         """Nothing: a file system never replaces a file by a link."""
@@ -176,7 +176,7 @@ class LocalStorage:
             except FileExistsError:  # which a caller would take for a file that somebody else has put
                 message = "is a file, a pipe or a dead link, not a folder: move it"
                 raise FileFormatError(str(folder), message) from None
-            _sync(folder.parent)
+            sync_folder(folder.parent)
 
 
 def warn_of_network_disk(folder: Path) -> None:
@@ -211,7 +211,8 @@ def _link(temporary: Path, target: Path) -> None:
         raise StorageAccessError(f"{target}: {reason} version: {remedy}") from error
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Return when the names in it are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -28,11 +28,16 @@ class FakeGpu:
         self.peak = 0
         self.mode = 0
         """How captures of other threads bind this one: 0 is CUDA's default, 2 relaxed."""
+        self.log: list[str] = []
+        """What was pinned and no more, and what a test adds."""
+        self.may_pin = True
         self._blocks: dict[int, ctypes.Array[ctypes.c_uint8]] = {}
         library = SimpleNamespace(
             embedding_store_cuda_allocate=self._allocate,
             embedding_store_cuda_free=self._free,
             embedding_store_cuda_capture_mode=self._exchange,
+            embedding_store_cuda_pin=self._pin,
+            embedding_store_cuda_unpin=self._unpin,
             embedding_store_cuda_driver=lambda: 12040,
             embedding_store_cuda_error=lambda _: b"what CUDA says",
         )
@@ -60,6 +65,20 @@ class FakeGpu:
         block = self._blocks.pop(address.value)
         ctypes.memset(block, 0xAB, len(block))
         self.live -= len(block)
+        return 0
+
+    def _pin(self, device: int, address: ctypes.c_void_p, count: ctypes.c_int64) -> int:
+        assert device == 0
+        assert address.value is not None
+        if not self.may_pin:
+            return 2
+        self.log.append(f"pin {count.value}")
+        return 0
+
+    def _unpin(self, device: int, address: ctypes.c_void_p) -> int:
+        assert device == 0
+        assert address.value is not None
+        self.log.append("unpin")
         return 0
 
     def _exchange(self, mode: int) -> int:

@@ -1,5 +1,5 @@
 // Memory of a GPU for tables, outside of torch's caching allocator, for Python's ctypes: native/gpu.py says why. Those
-// that allocate and free return a cudaError_t, and leave no error behind for the next call to find.
+// that return a cudaError_t leave no error behind for the next call to find.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -40,6 +40,20 @@ ES_EXPORT int embedding_store_cuda_free(int device, void* memory) {
   const BesideCaptures beside;
   const cudaError_t error = cudaSetDevice(device);
   return result(error == cudaSuccess ? cudaFree(memory) : error);
+}
+
+// Host memory that the device may read from now on, until it is told that it may not.
+ES_EXPORT int embedding_store_cuda_pin(int device, void* memory, int64_t bytes) {
+  const BesideCaptures beside;
+  const cudaError_t error = cudaSetDevice(device);
+  return result(
+      error == cudaSuccess ? cudaHostRegister(memory, static_cast<size_t>(bytes), cudaHostRegisterDefault) : error);
+}
+
+ES_EXPORT int embedding_store_cuda_unpin(int device, void* memory) {
+  const BesideCaptures beside;
+  const cudaError_t error = cudaSetDevice(device);
+  return result(error == cudaSuccess ? cudaHostUnregister(memory) : error);
 }
 
 // How captures of other threads bind this one: `mode` from now on. Returns what it was, or -1 if that is not known.

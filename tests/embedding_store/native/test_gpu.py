@@ -52,6 +52,19 @@ def test_what_torch_keeps_for_later_goes_first(fake: FakeGpu):
     assert fake.cached == 0
 
 
+def test_that_torch_keeps_what_it_has_while_a_graph_is_captured_is_no_other_error(
+    fake: FakeGpu, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    fake.cached = 700
+    with pytest.raises(DeviceMemoryError, match="a table takes 400 bytes of cuda:0, which has 300 bytes free"):
+        gpu.device_memory(400, DEVICE)
+    assert fake.mode == 0
+
+
 def test_the_mode_of_captures_is_restored(fake: FakeGpu):
     def fail() -> None:
         with gpu.beside_captures(DEVICE):
@@ -122,21 +135,15 @@ def test_readers_wait_for_the_streams_that_they_noted(fake: FakeGpu, monkeypatch
 
 def test_host_memory_waits_for_its_readers(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch):
     streams = FakeStreams(monkeypatch)
-    runtime = type(
-        "Runtime",
-        (),
-        {
-            "cudaHostRegister": lambda _, *__: streams.log.append("register") or 0,
-            "cudaHostUnregister": lambda _, *__: streams.log.append(f"unregister, mode {fake.mode}"),
-        },
-    )()
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(torch.cuda, "check_error", lambda code: None)
+    fake.log = streams.log
     memory, readers = copying.host_memory(100, DEVICE)
     assert readers is not None
+    streams.current = streams.streams[1]
     readers.note()
+    streams.current = streams.streams[0]
     del memory
-    assert streams.log == ["register", "record 0", "wait 0", "unregister, mode 2"]
+    # A compiled lookup notes no stream: that of whoever drops the memory is waited for, too.
+    assert streams.log == ["pin 100", "record 1", "record 0", "wait 1", "wait 0", "unpin"]
     memory, readers = copying.host_memory(100, DEVICE)
     assert readers is not None
     readers.note()
@@ -146,9 +153,29 @@ def test_host_memory_waits_for_its_readers(fake: FakeGpu, monkeypatch: pytest.Mo
     assert streams.log == []  # to wait would end the capture: kept
     streams.streams[0].capturing = False
     copying.host_memory(10, DEVICE)  # what was kept goes with the next one
-    assert [line for line in streams.log if "unregister" in line] == ["unregister, mode 2"] * 2
+    assert streams.log.count("unpin") == 2
     assert not copying._kept
     assert copying.host_memory(0, DEVICE)[1] is copying.host_memory(10, torch.device("cpu"))[1] is None
+
+
+def test_host_memory_that_cannot_be_pinned_is_an_error_with_a_remedy(fake: FakeGpu):
+    fake.may_pin = False
+    message = r"100 bytes of host memory cannot be pinned for cuda:0 \(what CUDA says\): free some, raise the limit"
+    with pytest.raises(DeviceMemoryError, match=message):
+        copying.host_memory(100, DEVICE)
+    assert (fake.log, copying._kept) == ([], [])
+
+
+def test_a_small_tensor_that_tables_need_is_given_back_as_they_are(fake: FakeGpu):
+    with torch.inference_mode():
+        there = gpu.copied(torch.arange(6).view(2, 3), DEVICE)
+    assert there.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert fake.live == 48
+    there += 1  # made in inference mode, of use outside of it
+    del there
+    assert (fake.live, fake.mode) == (0, 0)
+    here = torch.arange(3)
+    assert gpu.copied(here, here.device) is here
 
 
 def test_a_table_of_one_row_is_looked_up_first(monkeypatch: pytest.MonkeyPatch):
@@ -167,6 +194,9 @@ def test_a_gpu_on_which_lookups_do_not_run_is_named(fake: FakeGpu, monkeypatch: 
     def no_image(_: torch.device) -> bool:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
 
+    def full(_: torch.device) -> bool:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has ...")
+
     gpu._try_lookup.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Old")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
@@ -178,6 +208,10 @@ def test_a_gpu_on_which_lookups_do_not_run_is_named(fake: FakeGpu, monkeypatch: 
     for _ in range(2):
         with pytest.raises(NativeLibraryError, match=message):
             gpu.usable(DEVICE)
+    monkeypatch.setattr(gpu, "looks_up", full)
+    message = r"cuda:0 has no memory for a first, small lookup \(CUDA out of memory\): free some"
+    with pytest.raises(DeviceMemoryError, match=message):
+        gpu.usable(DEVICE)
     monkeypatch.setattr(gpu, "looks_up", lambda _: False)
     with pytest.raises(NativeLibraryError, match="its answer is wrong"):
         gpu.usable(DEVICE)
@@ -202,15 +236,21 @@ usable(torch.device("cuda", 1))
 """
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_cuda_library_that_does_not_load_leaves_the_cpu_alone(tmp_path: Path, exists: bool):
+@pytest.mark.parametrize("kind", ["missing", "broken", "old"])
+def test_a_cuda_library_that_is_of_no_use_leaves_the_cpu_alone(tmp_path: Path, kind: str):
     path = tmp_path / "broken.so"
-    if exists:
+    if kind == "broken":
         path.write_bytes(b"not a library")
+    elif kind == "old":  # which has not the functions that are called
+        path = Path(library.__file__).parent.parent / "libembedding_store.so"
     child = subprocess.run([sys.executable, "-c", BROKEN, str(path)], capture_output=True, text=True, timeout=600)
-    cause = f"{path}: cannot be loaded into torch" if exists else f"{path} does not exist"
+    causes = {
+        "missing": f"{path} does not exist",
+        "broken": f"{path}: cannot be loaded into torch",
+        "old": f"{path} is of another version of this package (embedding_store_cuda_allocate is missing): build it",
+    }
     assert "NativeLibraryError: there is no lookup for device 'cuda:1': " in child.stderr
-    assert cause in child.stderr
+    assert causes[kind] in child.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
 from embedding_store import Accesses, EmbeddingStore, Hits, InvalidArgumentError, Series, Snapshot, TieredTable
 from embedding_store.read import tiered as tiered_module
+from tests.embedding_store.fake_gpu import DEVICE, FakeGpu
 from tests.embedding_store.helpers import publish
 
 IDS = [3 * i - 100 for i in range(300)]
@@ -168,7 +171,7 @@ def test_half_of_the_past_is_where_counts_begin(snapshot: Snapshot):
     table.lookup(torch.tensor([IDS[290], IDS[1]]))
     accesses = table.accesses()
     assert accesses.ids[:2].tolist() == [IDS[7], IDS[290]]
-    assert accesses.counts.tolist() == [2**29, 4, 1, 1]
+    assert accesses.counts.tolist() == [2**28, 4, 1, 1]
 
 
 def test_counts_are_halved_before_they_overflow(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch):
@@ -178,6 +181,37 @@ def test_counts_are_halved_before_they_overflow(snapshot: Snapshot, monkeypatch:
     for _ in range(3):
         table.lookup(torch.full((40,), IDS[4]))
     assert table.accesses().counts.tolist() == [80 // 2 + 40]
+
+
+def test_of_one_row_alone_counts_do_not_overflow():
+    count, most = 0, tiered_module._COUNTED  # of ids between two halvings, and of what a version begins with
+    for _ in range(100):
+        count = count // 2 + most + 2**24  # a batch comes after each halving, too
+    assert count < 2**31
+
+
+def test_loaded_and_counted_in_inference_mode_it_is_of_use_outside(snapshot: Snapshot):
+    with torch.inference_mode():
+        table = tiered(snapshot, 10)
+        table.count_accesses(sample=1)
+    ids, weights = torch.tensor([IDS[40], 1]), torch.ones(2, requires_grad=True)
+    table.lookup(ids)
+    pooled, _ = table.lookup_pooled(ids, torch.tensor([0, 2]), weights)
+    pooled.sum().backward()
+    assert table.accesses().counts.tolist() == [2]
+    assert (table.hits().cold, table.hits().missing) == (2, 2)
+
+
+def test_what_lookups_write_to_is_given_back_as_tables_are(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch):
+    fake, stream = FakeGpu(monkeypatch), SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(TieredTable, "device", DEVICE)
+    table = tiered(snapshot, 10)
+    assert fake.live == 4 * 8  # of hits
+    table.count_accesses()
+    assert fake.live == 4 * 8 + 4 * 301
+    del table
+    assert fake.live == 0
 
 
 def test_a_compiled_lookup_is_not_counted_and_not_compiled_anew(snapshot: Snapshot):

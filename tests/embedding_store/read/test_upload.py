@@ -15,6 +15,7 @@ import torch
 
 from embedding_store import (
     ChecksumError,
+    DeviceMemoryError,
     EmbeddingStore,
     InvalidArgumentError,
     InvalidIndexError,
@@ -297,3 +298,31 @@ def test_replaced_versions_give_their_memory_back(series: Series, monkeypatch: p
     del live
     gc.collect()
     assert fake.live == 0
+
+
+def test_versions_that_fail_to_load_leave_nothing_behind(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch):
+    fake = FakeGpu(monkeypatch)
+    copying(monkeypatch, memory=lambda count, _: gpu.device_memory(count, DEVICE))
+    user, item = store.create("user", dim=3), store.create("item", dim=3)
+    for _ in range(3):
+        for one in (user, item):
+            following.publish(one)
+            one.tag("prod", 1)
+    following.spoil(user.version(2), user)  # the first copy breaks off
+    following.spoil(item.version(3), item)  # the second one, when the first is made
+    with LiveTable({"user": user, "item": item}, tag="prod", interval=following.NEVER) as live:
+        served = fake.live
+        for version in (2, 3):
+            for one in (user, item):
+                one.tag("prod", version)
+            status = live.refresh()
+            assert isinstance(status.error, ChecksumError)
+            assert fake.live == served  # at once: no garbage collector was needed
+        assert fake.peak > 1.9 * served
+        fake.capacity = fake.live * 3 // 2  # for one of the two
+        for one in (user, item):
+            following.publish(one)
+            one.tag("prod", 4)
+        status = live.refresh()
+        assert isinstance(status.error, DeviceMemoryError)
+        assert (status.version, fake.live) == (1, served)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -173,6 +174,77 @@ def test_a_tag_that_moves_back_copies_nothing(series: Series):
     status = live.refresh()
     assert status.version == 3
     assert "vectors-00000" in str(status.error)
+    assert version_of(live.lookup) == 3
+
+
+def test_a_version_with_the_bytes_of_an_earlier_one_is_another(series: Series):
+    for as_of, value in ((1, 1.0), (2, 2.0), (3, 1.0)):
+        with series.write(as_of=as_of, space=f"space-{as_of}") as writer:
+            writer.append(IDS, torch.full((len(IDS), series.dim), value))
+        series.tag("prod", as_of)
+        if as_of == 1:
+            live = capturable(series, tag="prod")
+        assert live.refresh().version == as_of
+        with live.reading() as reading:
+            manifest = reading.tables["user_ctr"].manifest
+            assert (int(reading.version), manifest.version, manifest.space) == (as_of, as_of, f"space-{as_of}")
+
+
+def test_tables_of_a_slot_do_no_more_than_they_can(series: Series):
+    publish(series)
+    live, offsets = capturable(series), torch.tensor([0, 2])
+    with live.reading() as reading:
+        table = reading.tables["user_ctr"]
+        assert torch.equal(table.ids(), IDS)
+        weights = torch.ones(2, requires_grad=True)
+        with pytest.raises(InvalidArgumentError, match="weights require grad, and backward would look up again"):
+            table.lookup_pooled(IDS[:2], offsets, weights)
+        assert table.lookup_pooled(IDS[:2], offsets, weights.detach())[0].tolist() == [[2.0] * series.dim]
+        with pytest.raises(InvalidArgumentError, match=r"take that of Snapshot.load\(\)"):
+            _ = table.storage
+    with pytest.raises(InvalidArgumentError, match=r"the block of reading\(\) has ended"):
+        table.ids()
+
+
+def test_who_fails_to_begin_to_read_leaves_all_the_same(series: Series, monkeypatch: pytest.MonkeyPatch):
+    publish(series)
+    live = capturable(series)
+    monkeypatch.setattr(slots, "SlotTable", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        live.lookup(IDS)
+    assert live._slots is not None
+    assert live._slots._gate[1:].tolist() == [0, 0]
+
+
+def test_after_an_interrupt_the_version_that_is_read_is_not_overwritten(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+):
+    publish(series)
+    live = capturable(series)
+    real, writing = slots.Slots.serve, slots.Slots._writing
+
+    @contextmanager
+    def interrupted(self: slots.Slots) -> Iterator[None]:
+        with writing(self):
+            yield
+        raise KeyboardInterrupt
+
+    def serve(self: slots.Slots, tables: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(slots.Slots, "_writing", interrupted)
+            real(self, tables)  # type: ignore[arg-type]
+
+    publish(series)
+    with monkeypatch.context() as patch:
+        patch.setattr(slots.Slots, "serve", serve)
+        with pytest.raises(KeyboardInterrupt):
+            live.refresh()
+    with live.reading() as reading:
+        (table,) = reading.tables.values()
+        assert version_of(table.lookup) == int(reading.version) == 2  # it had come so far
+        publish(series)
+        assert live.refresh().version == 3
+        assert version_of(table.lookup) == 2
     assert version_of(live.lookup) == 3
 
 
