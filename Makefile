@@ -37,7 +37,9 @@ demo: install
 # Files of tests side by side, a process a core, in the order of tests/conftest.py; more than four would mostly wait for
 # each other's ranks. Bytecode is kept even where the shell says otherwise: each of a few hundred processes would compile
 # the whole package anew.
+# LONG=1: those marked `long` too.
 test: export PYTHONDONTWRITEBYTECODE :=
+test: export LONG := $(LONG)
 test: install
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

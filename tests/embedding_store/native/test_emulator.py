@@ -68,7 +68,7 @@ def test_rows_of_every_width_are_copied_bit_by_bit(emulator: ctypes.CDLL, name: 
             assert_answers(table, ids, out, lookup(emulator, table, ids, out))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     stored=st.lists(st.integers(-(2**63), 2**63 - 1) | st.sampled_from(EXTREMES), unique=True, max_size=60),
     cut=st.integers(0, 60),

@@ -81,7 +81,7 @@ def expected_counters(table: SmallTable, ids: Tensor, hot_rows: int, claims: boo
     return [int(hot.sum()), int(cold.sum()), int((~hot & ~cold).sum()), crossed]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     stored=st.lists(st.integers(-(2**63), 2**63 - 1) | st.sampled_from(EXTREMES), unique=True, max_size=60),
     cut=st.integers(0, 60),

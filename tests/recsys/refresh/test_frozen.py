@@ -25,7 +25,7 @@ def stacks(logs: Path) -> list[str]:
     return [path.read_text() for path in sorted(logs.glob("*/*/attempt_0/*/stderr.log"))]
 
 
-@pytest.mark.parametrize("how", ["sleep", "stop"])
+@pytest.mark.parametrize("how", ["sleep", pytest.param("stop", marks=pytest.mark.long)])
 def test_a_rank_that_freezes_in_a_publication_is_named(
     log: Path, tmp_path: Path, environment: Environment, how: str
 ) -> None:
@@ -45,6 +45,7 @@ def test_a_rank_that_freezes_in_a_publication_is_named(
     ]
 
 
+@pytest.mark.long
 def test_who_is_slow_is_waited_for(log: Path, tmp_path: Path, environment: Environment) -> None:
     """For longer than a step may take."""
     save_checkpoint(tmp_path, 1, environment)
@@ -53,7 +54,7 @@ def test_who_is_slow_is_waited_for(log: Path, tmp_path: Path, environment: Envir
     assert [store.series(name).versions() for name in ("user_ctr", "item_ctr")] == [[1], [1]]
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("beside", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_rank_that_freezes_in_a_checkpoint_is_named(tmp_path: Path, beside: bool) -> None:
     with pytest.raises(JobError) as caught:
         run_ranks("frozen", frozen.train, (tmp_path / "out", beside), 2, tmp_path / "logs")
