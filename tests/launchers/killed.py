@@ -39,15 +39,19 @@ def _countdown(count: int) -> Callable[..., bool]:
     return lambda *_, **__: next(left, None) == 0
 
 
+def _is_last(rank: int) -> bool:
+    return rank == int(os.environ["WORLD_SIZE"]) - 1
+
+
 def epoch(rank: int) -> None:
-    """Rank 2, after the fifth step of this attempt."""
-    if rank == 2:
+    """The last rank, after the fifth step of this attempt."""
+    if _is_last(rank):
         _before(Metrics, "update", _countdown(5))
 
 
 def save(rank: int) -> None:
-    """Rank 2, when it has written its files of the second checkpoint of this attempt."""
-    if rank == 2:
+    """The last rank, when it has written its files of the second checkpoint of this attempt."""
+    if _is_last(rank):
         _before(saving, "sums", _countdown(2))
 
 
