@@ -1,4 +1,4 @@
-"""benchmarks/gpu on the CPU: every part once, tiny, and what must hold of figures wherever they are measured."""
+"""What must hold of the figures of benchmarks/gpu wherever they are measured; its rehearsal is in a file of its own."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from benchmarks.gpu.tables import snapshot
 from benchmarks.gpu.tools import ROOT, stream
 from benchmarks.gpu.trace import covered, own_times, shares
 from benchmarks.gpu.variants import Variant, fbgemm, known_rows, pooled_store, store
+from tests.benchmarks.gpu_records import records
 
 CPU = torch.device("cpu")
 
@@ -43,39 +44,6 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path, "part")
-
-
-def records(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [record for record in read(folder / RESULTS) if record["kind"] == kind]
-
-
-def test_every_part_is_rehearsed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = command.main(["--rehearse", "--out", str(tmp_path)])
-    ended = records(tmp_path, "part")
-    assert {record["part"]: record["outcome"] for record in ended} == {part.name: "ok" for part in PARTS}
-    assert status == 0
-    assert not records(tmp_path, "failure")
-    assert {record["what"] for record in records(tmp_path, "left out")} == {"compute-sanitizer", "ncu"}
-    timings = records(tmp_path, "timing")
-    for part, variants in {
-        "grid": {"store", COPY, "torch embedding, float16, known rows", "fbgemm int4 -> float16, known rows"},
-        "pooled": {"store", COPY, "torch embedding_bag, float32, known rows", "fbgemm float32 -> float32, known rows"},
-        "tiered": {"store, 10% hot", "fbgemm int8 -> float16, known rows, 10% cached"},
-        "dims": {"store"},
-    }.items():
-        assert variants <= {record["variant"] for record in timings if record["part"] == part}
-    missing = [record for record in timings if record.get("missing")]
-    assert {record["variant"] for record in missing} == {"store", COPY}  # the others know no missing id
-    assert all(0 < record["rate"] < 1 for record in records(tmp_path, "hits"))
-    assert {record["model"] for record in records(tmp_path, "training")} == {"derm", "dlrm"}
-    assert [record["device"] for record in records(tmp_path, "machine")] == ["CPU"]
-    assert all(record["embedding"] > 0 and record["dense"] > 0 for record in records(tmp_path, "shares"))
-    files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"results.jsonl", "log.txt", "summary.txt", "derm.trace.json.gz", "dlrm.trace.json.gz"}
-    told = (tmp_path / "summary.txt").read_text()
-    assert told in capsys.readouterr().out
-    assert "grid int4 16, zipf 1.05" in told
-    assert "roof 0.75" not in told  # what is aimed at at sizes that a rehearsal has not
 
 
 def test_one_part_does_not_stop_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

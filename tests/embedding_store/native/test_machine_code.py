@@ -7,15 +7,12 @@ register more, or one condition kept too long, costs a good part of it and no te
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.embedding_store.native.machine_code.sass import CUOBJDUMP, kernels, loop_orders
+from tests.embedding_store.native.machine_code.sass import CUOBJDUMP, NVCC, assembled, kernels, loop_orders, spills
 
-NVCC = shutil.which("nvcc")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, which is not on the PATH")
 
 KERNELS = 11
@@ -25,22 +22,14 @@ LOOKUP_LOOPS = ["LLLLLLLLuuuuuuuu", "LLLLuuuu", "LLLLuuuu", "LLuu", "Lu"]  # row
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The machine code for Hopper, and what the assembler says of it."""
-    source = Path(__file__).parent / "machine_code" / "instances.cu"
-    cubin = tmp_path_factory.mktemp("machine_code") / "instances.cubin"
-    options = ["-std=c++17", "-fmad=false", "-gencode=arch=compute_90,code=sm_90", "-Xptxas=-v", "-cubin"]
-    assert NVCC is not None
-    run = subprocess.run([NVCC, *options, source, "-o", cubin], capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr
-    return cubin, run.stdout + run.stderr
+    return assembled("instances.cu", tmp_path_factory.mktemp("machine_code"))
 
 
 def test_registers_suffice_and_nothing_is_spilled(compiled: tuple[Path, str]):
     registers = [int(count) for count in re.findall(r"Used (\d+) registers", compiled[1])]
     assert len(registers) == KERNELS
     assert max(registers) <= MOST_REGISTERS
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled[1])
-    assert spills == [("0", "0", "0")] * KERNELS
+    assert spills(compiled[1]) == [("0", "0", "0")] * KERNELS
 
 
 @pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump: on the PATH, named by CUOBJDUMP, or as pip installs it")

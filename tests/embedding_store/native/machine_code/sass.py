@@ -19,6 +19,9 @@ _PACKAGED = next(iter(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/c
 CUOBJDUMP = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump") or _PACKAGED
 """What prints machine code: named by CUOBJDUMP, on the PATH, or as pip installs it; None: it is not there."""
 
+NVCC = shutil.which("nvcc")
+
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+ )?\s*(\S+)\s*(.*?);")
 _REGISTER = re.compile(r"\bR(\d+)\b")
 _ROW_LOAD = re.compile(r"LDG\..*\bNA\b")  # past the first cache: of the table's bytes
@@ -52,6 +55,22 @@ class Instruction:
     @property
     def _width(self) -> int:
         return 4 if ".128" in self.opcode else 2 if ".64" in self.opcode else 1
+
+
+def assembled(name: str, folder: Path) -> tuple[Path, str]:
+    """The machine code for Hopper of a source of this folder, and what the assembler says of it."""
+    cubin = folder / "instances.cubin"
+    options = ["-std=c++17", "-fmad=false", "-gencode=arch=compute_90,code=sm_90", "-Xptxas=-v", "-cubin"]
+    assert NVCC is not None
+    command = [NVCC, *options, Path(__file__).parent / name, "-o", cubin]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    return cubin, run.stdout + run.stderr
+
+
+def spills(said: str) -> list[tuple[str, ...]]:
+    """Bytes of the stack frame, of stores and of loads that spill, of each kernel that the assembler speaks of."""
+    return _SPILLS.findall(said)
 
 
 def kernels(cubin: Path) -> dict[str, list[Instruction]]:
