@@ -19,7 +19,10 @@ of 8, as is the byte offset of the first values, which are 8 and 4 bytes behind 
 
 On a CUDA device S is 3 at most, 2 with an overlay (`upload` makes hot and cold rows of all). There `layout` may be a
 CPU tensor, whose numbers become parameters of the kernel, or one on the device, from which the kernel reads them when
-it runs: in a captured graph, whose table may be another one by then.
+it runs: in a captured graph, whose table may be another one by then. Those on the CPU are checked at every call: index
+and rows lie within `storage` and `cold`, buckets and rows at multiples of 16 bytes, quantised rows of 8. Those on the
+device, which the host does not know, are trusted to lie there; a kernel reads no row and no bucket beyond as many as
+they say.
 
 On the CPU the memory of a large result (8 MiB and more) is kept for the next one when the tensor is gone, up to 128 MiB
 a process: zeroing fresh memory would take longer than the lookup.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from embedding_store.dtypes import DTYPES
 from tests.embedding_store.small_table import SmallTable
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
@@ -48,6 +49,22 @@ def pointers(table: SmallTable, layout_on_device: bool = False) -> TablePointers
     sizes = len(table.storage), len(table.cold), len(table.layout)
     layout = table.layout.data_ptr(), sizes[2], layout_on_device
     return TablePointers(table.storage.data_ptr(), sizes[0], cold, sizes[1], *layout)
+
+
+def refusal(
+    emulator: ctypes.CDLL, table: SmallTable, *, tiered: bool | None = None, rows: bool = True
+) -> str:
+    """What the ops on CUDA say of a layout that is on the host; nothing if they take it."""
+    said = ctypes.create_string_buffer(400)
+    emulator.emulate_check(
+        ctypes.byref(pointers(table)),
+        ctypes.c_int64(len(table.cold) > 0 if tiered is None else tiered),
+        list(DTYPES).index(table.dtype.name),
+        table.dim if rows else 0,
+        said,
+        ctypes.c_int64(len(said)),
+    )
+    return said.value.decode()
 
 
 def address(tensor: Tensor | None) -> ctypes.c_void_p:
