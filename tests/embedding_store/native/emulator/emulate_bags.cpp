@@ -74,21 +74,18 @@ int64_t emulate_pooled(
        {pooled, bags * dim * element_bytes(type), true}, {found, bags * 8, true},
        {parts.data(), plan.units * 2 * dim * 4, true}});
   const TableNumbers numbers = numbers_in(emulator, arguments.table);
-  const int values = pooled_values(stored, dim);
-  with_dtype(stored, [&](auto dtype_constant) {
-    constexpr Dtype kDtype = decltype(dtype_constant)::value;
-    with_pooled_values<kDtype>(values, [&](auto values_constant) {
-      // From the last to the first: no unit needs what another one has done.
-      for (int64_t warp = plan.units * plan.ranges - 1; warp >= 0; --warp) {
-        constexpr int kValues = decltype(values_constant)::value;
-        const int range = static_cast<int>(warp % plan.ranges);
-        PooledShared<kValues> shared;
-        std::memset(&shared, 0x7f, sizeof shared);
-        emulator.run([&](int lane) {
-          pooled_warp<kDtype, kValues>(arguments, numbers, warp / plan.ranges, range, &shared, lane);
-        });
-      }
-    });
+  with_pooled(stored, pooled_values(stored, dim), [&](auto dtype_constant, auto values) {
+    constexpr int kValues = decltype(values)::value;
+    // From the last to the first: no unit needs what another one has done.
+    for (int64_t warp = plan.units * plan.ranges - 1; warp >= 0; --warp) {
+      const int range = static_cast<int>(warp % plan.ranges);
+      PooledShared<kValues> shared;
+      std::memset(&shared, 0x7f, sizeof shared);
+      emulator.run([&](int lane) {
+        pooled_warp<decltype(dtype_constant)::value, kValues>(
+            arguments, numbers, warp / plan.ranges, range, &shared, lane);
+      });
+    }
   });
   int64_t cut = 0;
   for (const UnitResult& result : results) cut += result.cut_bag >= 0;
