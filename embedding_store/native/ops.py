@@ -134,8 +134,9 @@ def lookup_pooled_tiered(
     mode: str = "sum",
     out: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `lookup_pooled`, with rows in two places. The third result, int64 [3], is what `lookup_tiered` adds to its
-    counters: how many ids were found in `storage`, in `cold` and not at all; zeros if a GPU got bad offsets."""
+    """As `lookup_pooled`, with rows in two places. The third result, int64 [4], is what `lookup_tiered` adds to its
+    counters: how many ids were found in `storage`, in `cold` and not at all, and rows read from `cold`, of which CUDA
+    reads one once for many ids; zeros if a GPU got bad offsets."""
     return torch.ops.embedding_store.lookup_pooled_tiered(
         ids, offsets, weights, storage, cold, layout, dim, dtype, mode, out
     )
@@ -288,7 +289,7 @@ def _(
     out: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     bags = offsets.shape[0] - 1
-    return ids.new_empty((bags, dim), dtype=out), ids.new_empty((bags,)), ids.new_empty((3,))
+    return ids.new_empty((bags, dim), dtype=out), ids.new_empty((bags,)), ids.new_empty((4,))
 
 
 @torch.library.register_fake("embedding_store::locate")

@@ -2,6 +2,7 @@
 #include "ops.h"
 
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "launch.h"
@@ -32,6 +33,17 @@ Lookup prepared(const TableView& table, const Tensor& ids_tensor, int64_t dim, S
   return {ids, vectors, found, arguments};
 }
 
+// How many rows of a table are in the host's memory, or more: of a layout on the device, nobody knows here.
+int64_t cold_rows(const TableView& table) {
+  if (table.cold == nullptr) return 0;
+  if (table.layout != nullptr) return std::numeric_limits<int64_t>::max();
+  int64_t rows = 0;
+  for (int64_t number = 1; number < table.numbers.values[kSegmentsAt]; ++number) {
+    rows += table.numbers.values[kLayoutHeader + 4 * number + 3];
+  }
+  return rows;
+}
+
 // What both pooled ops are given besides the table.
 struct Bags {
   const Tensor& ids;
@@ -43,7 +55,7 @@ struct Bags {
   ScalarType out;
 };
 
-// Pooled vectors and how many ids of each bag were found; `hits`, int64 [3], if given, = hot, cold, missing.
+// Pooled vectors and how many ids of each bag were found; `hits`, int64 [kCounts], if given, = what is counted of tiers.
 std::tuple<Tensor, Tensor> pooled_in(const Device& device, const TableView& table, const Bags& bags, Tensor* hits) {
   if (bags.mode != "sum" && bags.mode != "mean") refuse("mode is '" + bags.mode + "'; use sum or mean");
   if (bags.ids.dim() != 1) refuse("ids have " + std::to_string(bags.ids.dim()) + " dimensions, not one");
@@ -87,6 +99,14 @@ std::tuple<Tensor, Tensor> pooled_in(const Device& device, const TableView& tabl
   arguments.results = reinterpret_cast<UnitResult*>(start);
   arguments.parts = reinterpret_cast<float*>(start + units * sizeof(UnitResult));
   arguments.bad = reinterpret_cast<bool*>(arguments.parts + parts);
+  const int64_t cold = hits != nullptr ? cold_rows(table) : 0, staging = staging_bytes(arguments, bags.dtype, cold);
+  std::optional<Tensor> staged;
+  if (staging > 0) {
+    staged = empty_beside(ids, {staging}, ScalarType::Byte);
+    auto* memory = static_cast<uint8_t*>(staged->mutable_data_ptr());
+    launch_staging(&arguments, bags.dtype, cold, memory, device.processors(), device.stream());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
   launch_pooled(arguments, bags.dtype, device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {pooled, found};
@@ -150,8 +170,7 @@ std::tuple<Tensor, Tensor> lookup_tiered(
   const Lookup call = prepared(table, ids, dim, out);
   if (call.arguments.count > 0) {
     auto* counts = static_cast<unsigned long long*>(counters.mutable_data_ptr());
-    const bool has_cold = table.cold != nullptr && (table.layout != nullptr || table.numbers.values[kSegmentsAt] > 1);
-    const int64_t words = has_cold ? tiered_scratch_words(call.arguments.count) : 0;
+    const int64_t words = cold_rows(table) > 0 ? tiered_scratch_words(call.arguments.count) : 0;
     Tensor scratch = empty_beside(call.ids, {words}, ScalarType::Long);
     auto* claims = words > 0 ? static_cast<uint64_t*>(scratch.mutable_data_ptr()) : nullptr;
     launch_lookup_tiered(call.arguments, stored, type, counts, claims, device.processors(), device.stream());
@@ -177,7 +196,7 @@ std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
   TableView table = table_view(ids, storage, &cold, layout, RowType{stored, dim});
   const Device device(ids);  // before the address is asked for
   table.cold = device_address(cold, "cold");
-  Tensor hits = empty_beside(ids, {3}, ScalarType::Long);
+  Tensor hits = empty_beside(ids, {kCounts}, ScalarType::Long);
   const auto [pooled, found] = pooled_in(device, table, {ids, offsets, weights, dim, stored, mode, out}, &hits);
   return {pooled, found, hits};
 }

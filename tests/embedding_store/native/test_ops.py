@@ -141,7 +141,7 @@ def test_tiers_are_pooled_as_one_table_and_counted(stored, name, mode, weighted,
         pooled, found, hits = module.lookup_pooled_tiered(ids, offsets, weights, *where)
         answer, answer_found = table.pooled_answer(ids, offsets, drawn, mode)
         assert torch.equal(found, answer_found)
-        assert torch.equal(hits, counters[:3])
+        assert torch.equal(hits, counters)
         torch.testing.assert_close(pooled.detach().double(), answer, rtol=1e-5, atol=1e-5)
         if weights is not None:
             (pooled * torch.arange(1, 6)).sum().backward()
