@@ -1,130 +1,13 @@
 // Arguments checked, results allocated, kernels launched on the current stream of the tensors' device.
 #include "ops.h"
 
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-
-#include <algorithm>
-#include <cstring>
-#include <stdexcept>
 #include <vector>
 
-#include "../common/index.h"
-#include "../common/names.h"
-#include "../common/tensors.h"
 #include "launch.h"
+#include "tables.h"
 
 namespace embedding_store::cuda {
 namespace {
-
-constexpr uintptr_t kAccessBytes = 16;  // the widest a lane reads at once; columns begin at multiples of 64
-
-[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
-
-// Current while it lives: the device, so that a launch goes to it; its stream and its size.
-class Device {
- public:
-  explicit Device(const Tensor& ids) : guard_(ids.get_device_index()) {
-    const int index = ids.get_device_index();
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-    // The guard speaks to torch's CUDA runtime; this library has one of its own, and the thread may be new to it.
-    STD_CUDA_CHECK(cudaSetDevice(index));
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, index));
-  }
-
-  cudaStream_t stream() const { return stream_; }
-  int processors() const { return processors_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-  int processors_ = 0;
-};
-
-void check_beside(const Tensor& tensor, const Tensor& ids, ScalarType type, const std::string& name) {
-  if (!tensor.is_cuda() || tensor.get_device_index() != ids.get_device_index()) {
-    refuse(name + " is not on the device of the ids: move one of them");
-  }
-  if (tensor.scalar_type() != type || tensor.dim() != 1 || !tensor.is_contiguous()) {
-    const std::string kind = type == ScalarType::Byte ? "uint8" : type == ScalarType::Long ? "int64" : "float32";
-    refuse(name + " is not a contiguous " + kind + " tensor of one dimension");
-  }
-}
-
-// A layout on the CPU, checked: the kernels trust it.
-TableNumbers numbers_of(const Tensor& layout) {
-  TableNumbers numbers{};
-  const auto* values = static_cast<const int64_t*>(layout.const_data_ptr());
-  std::copy(values, values + layout.numel(), numbers.values);
-  const int64_t parts = values[kSegmentsAt] + (values[kOverlaidAt] != 0 ? 1 : 0);
-  if (layout.numel() != kLayoutHeader + 4 * parts) {
-    refuse("layout has " + std::to_string(layout.numel()) + " values, not 8 and 4 for each of the " +
-           std::to_string(parts) + " segments and overlays that it names");
-  }
-  return numbers;
-}
-
-void check_ids(const Tensor& ids) {
-  if (!ids.is_cuda() || ids.scalar_type() != ScalarType::Long) refuse("ids are not int64 on a CUDA device");
-}
-
-// `storage` is the device's address.
-TableView table_at(const Tensor& ids, const uint8_t* storage, const Tensor& layout, int64_t dim, Dtype dtype) {
-  const bool on_host = layout.is_cpu();
-  if (on_host && (layout.scalar_type() != ScalarType::Long || layout.dim() != 1 || !layout.is_contiguous())) {
-    refuse("layout is not a contiguous int64 tensor of one dimension");
-  }
-  if (!on_host) check_beside(layout, ids, ScalarType::Long, "layout");
-  if (dim < 1 || dim > kMaxDim) refuse("dim is " + std::to_string(dim) + "; use 1 .. " + std::to_string(kMaxDim));
-  if (layout.numel() < kLayoutHeader || layout.numel() % 4 != 0) {
-    refuse("layout has " + std::to_string(layout.numel()) + " values, not 8 + 4 * segments, nor 4 more");
-  }
-  if (layout.numel() > kLayoutValues) {
-    refuse("layout has " + std::to_string(layout.numel()) + " values: a table on a CUDA device has 3 segments at most, "
-           "2 with an overlay; load it with Snapshot.load(device), which joins them");
-  }
-  if (reinterpret_cast<uintptr_t>(storage) % kAccessBytes != 0) {
-    refuse("storage does not begin at a multiple of 16 bytes: clone() it");
-  }
-  TableView table{};
-  table.storage = storage;
-  table.row_bytes = row_bytes(dtype, dim);
-  if (on_host) {
-    table.numbers = numbers_of(layout);
-  } else {
-    table.layout = static_cast<const int64_t*>(layout.const_data_ptr());
-    table.layout_values = static_cast<int>(layout.numel());
-  }
-  return table;
-}
-
-TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& layout, int64_t dim, Dtype dtype) {
-  check_ids(ids);  // what else there is has to be where they are
-  check_beside(storage, ids, ScalarType::Byte, "storage");
-  return table_at(ids, static_cast<const uint8_t*>(storage.const_data_ptr()), layout, dim, dtype);
-}
-
-// Where the current device sees memory of the host.
-const uint8_t* device_address(const Tensor& cold, const std::string& name) {
-  if (cold.scalar_type() != ScalarType::Byte || cold.dim() != 1 || !cold.is_contiguous()) {
-    refuse(name + " is not a contiguous uint8 tensor of one dimension");
-  }
-  const void* address = cold.const_data_ptr();
-  if (cold.numel() == 0) return nullptr;
-  cudaPointerAttributes attributes{};
-  STD_CUDA_CHECK(cudaPointerGetAttributes(&attributes, address));
-  if (attributes.type == cudaMemoryTypeUnregistered || attributes.devicePointer == nullptr) {
-    refuse(name + " is in memory that the device cannot read: give a pinned tensor, say " + name + ".pin_memory()");
-  }
-  if (reinterpret_cast<uintptr_t>(attributes.devicePointer) % kAccessBytes != 0) {
-    refuse(name + " does not begin at a multiple of 16 bytes: clone() it and pin the copy");
-  }
-  return static_cast<const uint8_t*>(attributes.devicePointer);
-}
 
 // Results and what a kernel is given to fill them.
 struct Lookup {
@@ -208,34 +91,6 @@ std::tuple<Tensor, Tensor> pooled_in(const Device& device, const TableView& tabl
   return {pooled, found};
 }
 
-// What the kernel of lookup_versions is told of its tables: their addresses, then those numbers that are not on the
-// device. Freed by the stream when the kernel is done.
-Tensor described(const std::vector<TableView>& tables, const Tensor& ids, cudaStream_t stream) {
-  cudaStreamCaptureStatus status{};
-  STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  if (status != cudaStreamCaptureStatusNone) {
-    refuse("lookup_versions copies addresses from the host: call it outside of a graph's capture");
-  }
-  const size_t views_bytes = tables.size() * sizeof(VersionView);
-  std::vector<uint8_t> bytes(views_bytes + tables.size() * sizeof(TableNumbers));
-  Tensor block = empty_beside(ids, {static_cast<int64_t>(bytes.size())}, ScalarType::Byte);
-  auto* start = static_cast<uint8_t*>(block.mutable_data_ptr());
-  for (size_t i = 0; i < tables.size(); ++i) {
-    const size_t at = views_bytes + i * sizeof(TableNumbers);
-    const void* numbers = tables[i].layout != nullptr ? static_cast<const void*>(tables[i].layout) : start + at;
-    const VersionView view{tables[i].storage, static_cast<const TableNumbers*>(numbers)};
-    std::memcpy(bytes.data() + i * sizeof view, &view, sizeof view);
-    std::memcpy(bytes.data() + at, &tables[i].numbers, sizeof(TableNumbers));
-  }
-  // From pageable memory: staged, and so read, before it returns, unless the device reads it where it lies (Grace).
-  STD_CUDA_CHECK(cudaMemcpyAsync(start, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream));
-  int unstaged = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(
-      &unstaged, cudaDevAttrPageableMemoryAccessUsesHostPageTables, ids.get_device_index()));
-  if (unstaged != 0) STD_CUDA_CHECK(cudaStreamSynchronize(stream));
-  return block;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> lookup(
@@ -243,7 +98,7 @@ std::tuple<Tensor, Tensor> lookup(
     ScalarType out) {
   const Dtype stored = dtype_named(dtype);
   const OutDtype type = out_dtype(out);
-  const TableView table = table_view(ids, storage, layout, dim, stored);
+  const TableView table = table_view(ids, storage, layout, RowType{stored, dim});
   const Device device(ids);
   const Lookup call = prepared(table, ids, dim, out);
   if (call.arguments.count > 0) {
@@ -258,7 +113,7 @@ std::tuple<Tensor, Tensor> lookup_tiered(
     const std::string& dtype, ScalarType out, Tensor counters) {
   const Dtype stored = dtype_named(dtype);
   const OutDtype type = out_dtype(out);
-  TableView table = table_view(ids, storage, layout, dim, stored);
+  TableView table = table_view(ids, storage, layout, RowType{stored, dim});
   const Device device(ids);  // before the address is asked for
   table.cold = device_address(cold, "cold");
   check_beside(counters, ids, ScalarType::Long, "counters");
@@ -280,7 +135,7 @@ std::tuple<Tensor, Tensor> lookup_pooled(
     const Tensor& ids, const Tensor& offsets, const std::optional<Tensor>& weights, const Tensor& storage,
     const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out) {
   const Dtype stored = dtype_named(dtype);
-  const TableView table = table_view(ids, storage, layout, dim, stored);
+  const TableView table = table_view(ids, storage, layout, RowType{stored, dim});
   const Device device(ids);
   return pooled_in(device, table, {ids, offsets, weights, dim, stored, mode, out}, nullptr);
 }
@@ -290,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
     const Tensor& cold, const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode,
     ScalarType out) {
   const Dtype stored = dtype_named(dtype);
-  TableView table = table_view(ids, storage, layout, dim, stored);
+  TableView table = table_view(ids, storage, layout, RowType{stored, dim});
   const Device device(ids);  // before the address is asked for
   table.cold = device_address(cold, "cold");
   Tensor hits = empty_beside(ids, {3}, ScalarType::Long);
@@ -298,45 +153,13 @@ std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
   return {pooled, found, hits};
 }
 
-std::tuple<Tensor, Tensor> lookup_versions(
-    const Tensor& ids, const Tensor& choice_tensor, const std::vector<Tensor>& storages,
-    const std::vector<Tensor>& layouts, int64_t dim, const std::string& dtype, ScalarType out) {
-  if (storages.empty() || storages.size() != layouts.size()) {
-    refuse("storages and layouts are not one or more tensors each, as many as the other");
-  }
-  const Dtype stored = dtype_named(dtype);
-  const OutDtype type = out_dtype(out);
-  std::vector<TableView> tables;
-  for (size_t i = 0; i < storages.size(); ++i) {
-    tables.push_back(table_view(ids, storages[i], layouts[i], dim, stored));
-  }
-  if (choice_tensor.scalar_type() != ScalarType::Long || choice_tensor.numel() != ids.numel()) {
-    refuse("choice is not int64, one for each id");
-  }
-  if (!choice_tensor.is_cuda() || choice_tensor.get_device_index() != ids.get_device_index()) {
-    refuse("choice is not on the device of the ids: move one of them");
-  }
-  const Device device(ids);
-  const Lookup call = prepared(tables[0], ids, dim, out);
-  if (call.arguments.count == 0) return {call.vectors, call.found};
-  const Tensor choice = as_contiguous(choice_tensor);
-  const Tensor block = described(tables, ids, device.stream());
-  const VersionsArguments arguments{
-      static_cast<const VersionView*>(block.const_data_ptr()), static_cast<int64_t>(tables.size()),
-      tables[0].row_bytes, call.arguments.ids, static_cast<const int64_t*>(choice.const_data_ptr()),
-      call.arguments.count, call.arguments.dim, call.arguments.vectors, call.arguments.found};
-  launch_versions(arguments, stored, type, device.processors(), device.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {call.vectors, call.found};
-}
-
 Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& layout) {
   check_ids(ids_tensor);
   const Device device(ids_tensor);  // before the address is asked for
   const bool on_host = storage.is_cpu();  // the cold part of a tiered table, which has the index
   const uint8_t* address = on_host ? device_address(storage, "storage") : nullptr;
-  TableView table = on_host ? table_at(ids_tensor, address, layout, 1, Dtype::kFloat32)
-                            : table_view(ids_tensor, storage, layout, 1, Dtype::kFloat32);
+  TableView table = on_host ? table_at(ids_tensor, address, layout, RowType{Dtype::kFloat32, 1})
+                            : table_view(ids_tensor, storage, layout, RowType{Dtype::kFloat32, 1});
   table.cold = address;
   const Tensor ids = as_contiguous(ids_tensor);
   const std::vector<int64_t> shape(ids.sizes().begin(), ids.sizes().end());
