@@ -42,11 +42,12 @@ const int64_t* longs(const Tensor& tensor) { return static_cast<const int64_t*>(
 class Described {
  public:
   Described(const std::vector<TableView>& tables, const Tensor& ids, cudaStream_t stream)
-      : count_(static_cast<int64_t>(tables.size())), row_bytes_(tables[0].row_bytes) {
+      : count_(static_cast<int64_t>(tables.size())),
+        row_bytes_(tables[0].row_bytes),
+        block_(empty_beside(ids, {count_ * kBytes}, ScalarType::Byte)) {
     refuse_captures(stream);
     const size_t views_bytes = tables.size() * sizeof(VersionView);
-    std::vector<uint8_t> bytes(views_bytes + tables.size() * sizeof(TableNumbers));
-    block_ = empty_beside(ids, {static_cast<int64_t>(bytes.size())}, ScalarType::Byte);
+    std::vector<uint8_t> bytes(tables.size() * kBytes);
     auto* start = static_cast<uint8_t*>(block_.mutable_data_ptr());
     for (size_t i = 0; i < tables.size(); ++i) {
       const size_t at = views_bytes + i * sizeof(TableNumbers);
@@ -68,6 +69,8 @@ class Described {
   }
 
  private:
+  static constexpr int64_t kBytes = sizeof(VersionView) + sizeof(TableNumbers);  // of a table
+
   static void refuse_captures(cudaStream_t stream) {
     cudaStreamCaptureStatus status{};
     STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
