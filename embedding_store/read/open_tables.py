@@ -137,7 +137,9 @@ class OpenTables:
                     one.table = self._loaded(snapshot)
                 except DeviceMemoryError as error:  # others have taken what `gpu_bytes` says is ours
                     if not self._let_go(one.size):
-                        raise DeviceMemoryError(f"{self._needs(snapshot, one.size)} ({error}); {_REMEDY}") from None
+                        why = str(error).partition(": give gpu_bytes")[0]  # that is another one
+                        needs = self._needs(snapshot, one.size)
+                        raise DeviceMemoryError(f"{needs}, of which too few are free ({why}): {_REMEDY}") from None
 
     def _loaded(self, snapshot: Snapshot) -> Table:
         if self.mapped:
