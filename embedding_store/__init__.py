@@ -53,6 +53,7 @@ from embedding_store.keys import hash_keys
 from embedding_store.native.ops import nearest
 from embedding_store.nn.entity_embedding import EntityEmbedding
 from embedding_store.read.accesses import Accesses
+from embedding_store.read.open_tables import OpenTables
 from embedding_store.read.point_in_time import PointInTime
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
@@ -102,6 +103,7 @@ __all__ = [
     "Move",
     "NewerFormatError",
     "NotFoundError",
+    "OpenTables",
     "PinMismatchError",
     "PointInTime",
     "RankFailedError",

@@ -9,9 +9,6 @@ from __future__ import annotations
 import operator
 from datetime import UTC, datetime, timedelta
 
-import torch
-from torch import Tensor
-
 from embedding_store.errors import InvalidTimeError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -44,7 +41,7 @@ def to_milliseconds(value: int | datetime, name: str) -> int:
         raise InvalidTimeError(f"{name} is {value!r}: give int milliseconds since the epoch or an aware datetime")
     if not -(2**63) <= milliseconds < 2**63:
         raise InvalidTimeError(f"{name} is {milliseconds}, beyond int64: give milliseconds since the epoch")
-    _check_unit(milliseconds, name)
+    check_unit(milliseconds, name)
     return milliseconds
 
 
@@ -61,17 +58,8 @@ def to_stored(value: int | datetime, name: str) -> int:
     return milliseconds
 
 
-def check_units(
-    timestamps: Tensor,  # int64 [...]
-    name: str,
-) -> None:
-    """Raise InvalidTimeError if the least or the greatest of many times reads as another unit than milliseconds."""
-    if timestamps.numel():
-        for end in torch.aminmax(timestamps):
-            _check_unit(int(end), name)
-
-
-def _check_unit(milliseconds: int, name: str) -> None:
+def check_unit(milliseconds: int, name: str) -> None:
+    """Raise InvalidTimeError if a time reads as another unit than milliseconds."""
     size = abs(milliseconds)
     if COUNTERS <= size < SECONDS:
         unit, remedy = "seconds", "multiply by 1000"

@@ -97,6 +97,19 @@ def copied(
         return device_memory(values.nbytes, device).view(values.dtype).view(values.shape).copy_(values)
 
 
+def sent(
+    values: Tensor,  # any dtype and shape, on the device or the CPU
+    device: torch.device,
+) -> Tensor:
+    """`values` on a device, for what is issued on the current stream from now on. The host does not wait until they are
+    there: they go by way of a pinned copy, so that the caller's may change at once."""
+    if values.device == device:
+        return values
+    with beside_captures(device):
+        staged = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values)
+        return staged.to(device, non_blocking=True)
+
+
 def pin(memory: Tensor, device: torch.device) -> None:
     """Have a GPU read uint8 [N > 0] of the host, until `unpin`.
 

@@ -89,10 +89,12 @@ def lookup_history(
     dtype: str,
     out: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `lookup`, each id in k versions: `newest` and those before it. CPU only.
+    """As `lookup`, each id in k versions: `newest` and those before it.
 
     Vectors `out` [..., k, dim], mask bool [..., k] and ages int64 [..., k], which are `timestamps` - `as_of`, at most
-    int64's largest; zeros and False where there is no such version, it has no table, or the id is not in it.
+    int64's largest; zeros and False where there is no such version, it has no table, or the id is not in it. What is
+    refused, and where the tables' numbers and addresses come from, is as in `lookup_versions`: on a GPU another number
+    in `newest` or `numbers` is as -1.
     """
     return torch.ops.embedding_store.lookup_history(
         ids, timestamps, newest, as_of, numbers, storages, layouts, k, dim, dtype, out

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -16,85 +11,65 @@ from torch import Tensor
 from embedding_store import times
 from embedding_store.arguments import integer, is_readable
 from embedding_store.errors import InvalidArgumentError, InvalidIdsError, SchemaChangedError, SpaceMismatchError
-from embedding_store.native import ops
+from embedding_store.native import gpu, ops
 from embedding_store.native.library import translated_errors
+from embedding_store.read.open_tables import OpenTables
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import OUT_DTYPES, Table
 
 _LATEST = torch.iinfo(torch.int64).max
-OPEN_TABLES = 256
-"""Tables that stay open between calls. One takes addresses, not memory: its files are mapped."""
 MOST_PLACES = 4096
 """The largest k of a history, as native code has it."""
-
-
-class _Open:
-    """A version's table, once it is loaded, and the lock under which that happens."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.table: Table | None = None
-
-
-class OpenTables:
-    """Tables of one series by version, opened when first needed; beyond OPEN_TABLES those used longest ago are let go.
-
-    Threads may share it: only those that need the same version wait for its load. A forked child has the tables too.
-    """
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[int, _Open] = OrderedDict()
-        self._lock = threading.Lock()  # never held over a load
-        _shared.add(self)
-
-    def get(self, snapshot: Snapshot) -> Table:
-        """The snapshot's table on the CPU. Raises what `Snapshot.load` raises."""
-        with self._lock:
-            one = self._open.pop(snapshot.version, None) or _Open()
-            self._open[snapshot.version] = one
-            if len(self._open) > OPEN_TABLES:
-                self._open.popitem(last=False)
-        with one.lock:
-            if one.table is None:
-                one.table = snapshot.load()
-            return one.table
-
-    def _after_fork(self) -> None:
-        """In the child: the threads that held locks are not there."""
-        self._lock = threading.Lock()
-        for one in self._open.values():
-            one.lock = threading.Lock()
-
-
-_shared: weakref.WeakSet[OpenTables] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for tables in list(_shared):
-        tables._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_LookUp = Callable[[Sequence[Table], Tensor], tuple[Tensor, ...]]
+"""Of tables, and the number among them of none and of each snapshot, int64 [1 + snapshots]."""
 
 
 class PointInTime:
     """Some snapshots of one series, each id looked up in the newest, or the k newest, that its timestamp may see.
 
+    Results are on the device of the tables. Ids and timestamps may be there, or on the CPU, from where a GPU gets its
+    copies without waiting. Which versions are needed is read from timestamps where they are: a lookup waits once for
+    the GPU, for what its stream has to do until then, if they are there, and not at all if they are on the CPU.
+
+    On a GPU tables take bytes, not addresses. A lookup in more versions than `gpu_bytes` hold is done in parts, with
+    the same results; each version that is not there is loaded, in as long as reading, checking and copying it takes.
+
     Args:
         snapshots: of one series, oldest first, as `Series.history` gives them.
         dim: D of what lookups return.
         tables: those that are open already, to share them with others.
+        device: where the tables of its own lie, if none are given; None: the CPU.
+        gpu_bytes: of the device's memory for them, see OpenTables; None: what it has.
+
+    Raises:
+        InvalidArgumentError, NativeLibraryError: as OpenTables; or both `tables` and a place for others are given.
     """
 
-    def __init__(self, snapshots: Sequence[Snapshot], dim: int, tables: OpenTables | None = None) -> None:
+    def __init__(
+        self,
+        snapshots: Sequence[Snapshot],
+        dim: int,
+        tables: OpenTables | None = None,
+        *,
+        device: torch.device | str | None = None,
+        gpu_bytes: int | None = None,
+    ) -> None:
         self.snapshots = tuple(snapshots)
         # `as_of` never decreases. Of equal ones the last is the correction, and a time that sees one sees all of them.
         following = (*(snapshot.as_of for snapshot in self.snapshots[1:]), None)
         self._valid = [one for one, later in zip(self.snapshots, following, strict=False) if one.as_of != later]
         self._dim = dim
-        self._tables = tables or OpenTables()
-        self._versions = torch.tensor([0, *(snapshot.version for snapshot in self._valid)])
-        self._times = torch.tensor([snapshot.as_of for snapshot in self._valid], dtype=torch.int64)
+        if tables is not None and (device, gpu_bytes) != (None, None):
+            raise InvalidArgumentError(
+                f"device is {device} and gpu_bytes {gpu_bytes}, but tables are given, on {tables.device}: leave out one"
+            )
+        self._tables = OpenTables("cpu" if device is None else device, gpu_bytes) if tables is None else tables
+        self.device = self._tables.device
+        """Of the results."""
+        self._here = _ints([0, *(snapshot.version for snapshot in self._valid)])
+        self._versions = gpu.copied(self._here, self.device)
+        self._times = gpu.copied(_ints([snapshot.as_of for snapshot in self._valid]), self.device)
+        self._since = dict[tuple[int, torch.device], Tensor]()
 
     def lookup(
         self,
@@ -105,11 +80,17 @@ class PointInTime:
     ) -> tuple[Tensor, Tensor, Tensor]:  # [..., D], bool [...], int64 [...]
         """Vectors, found and versions: see `Series.lookup_as_of`."""
         newest = self._newest_visible(ids, timestamps, delay_ms, out_dtype)
-        parts = [self._lookup(ids, newest, indices, out_dtype) for indices in self._chosen(newest, 1)] or [
-            (torch.zeros(*ids.shape, self._dim, dtype=out_dtype), torch.zeros(ids.shape, dtype=torch.bool))
-        ]
-        vectors, found = _sums(parts)
-        return vectors, found, self._versions[newest]
+        chosen = self._chosen(newest, timestamps, 1)
+        ids, newest = gpu.sent(ids, self.device), gpu.sent(newest, self.device)
+
+        def look_up(tables: Sequence[Table], numbers: Tensor) -> tuple[Tensor, ...]:
+            return ops.lookup_versions(ids, numbers.take(newest), *self._stored(tables), out_dtype)
+
+        vectors, found = self._in_parts(chosen, look_up) or (
+            torch.zeros(*ids.shape, self._dim, dtype=out_dtype, device=self.device),
+            torch.zeros(ids.shape, dtype=torch.bool, device=self.device),
+        )
+        return vectors, found, self._versions.take(newest)
 
     def lookup_history(
         self,
@@ -122,87 +103,96 @@ class PointInTime:
         """Vectors, mask and ages: see `Series.lookup_history_as_of`."""
         k = integer(k, "k", least=1, most=MOST_PLACES, why=": each id gets k vectors, zeros where there are none")
         newest = self._newest_visible(ids, timestamps, delay_ms, out_dtype)
-        places = (*ids.shape, k)
-        parts = [
-            self._lookup_history(ids, timestamps, newest, indices, k, out_dtype) for indices in self._chosen(newest, k)
-        ] or [
-            (
-                torch.zeros(*places, self._dim, dtype=out_dtype),
-                torch.zeros(places, dtype=torch.bool),
-                torch.zeros(places, dtype=torch.int64),
+        chosen = self._chosen(newest, timestamps, k)
+        ids, timestamps, newest = (gpu.sent(x, self.device) for x in (ids, timestamps, newest))
+
+        def look_up(tables: Sequence[Table], numbers: Tensor) -> tuple[Tensor, ...]:
+            storages, layouts, dim, dtype = self._stored(tables)
+            return ops.lookup_history(
+                ids, timestamps, newest - 1, self._times, numbers[1:], storages, layouts, k, dim, dtype, out_dtype
             )
-        ]
-        vectors, mask, ages = _sums(parts)
+
+        places = (*ids.shape, k)
+        vectors, mask, ages = self._in_parts(chosen, look_up) or (
+            torch.zeros(*places, self._dim, dtype=out_dtype, device=self.device),
+            torch.zeros(places, dtype=torch.bool, device=self.device),
+            torch.zeros(places, dtype=torch.int64, device=self.device),
+        )
         return vectors, mask, ages
 
-    def _lookup(
-        self, ids: Tensor, newest: Tensor, indices: Sequence[int], out_dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """Vectors and found in the snapshots of these indices, all of one dtype; zeros and False for the other ids."""
-        tables, numbers = self._open(indices)
-        with translated_errors():
-            return ops.lookup_versions(
-                ids,
-                numbers[newest],
-                [table._storage for table in tables],
-                [table.layout for table in tables],
-                self._dim,
-                tables[0].dtype,
-                out_dtype,
-            )
-
-    def _lookup_history(
+    def visible(
         self,
-        ids: Tensor,
-        timestamps: Tensor,
-        newest: Tensor,
-        indices: Sequence[int],
-        k: int,
-        out_dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_lookup`, with mask and ages, for the k places of each id."""
-        tables, numbers = self._open(indices)
-        with translated_errors():
-            return ops.lookup_history(
-                ids,
-                timestamps,
-                newest - 1,
-                self._times,
-                numbers[1:],
-                [table._storage for table in tables],
-                [table.layout for table in tables],
-                k,
-                self._dim,
-                tables[0].dtype,
-                out_dtype,
-            )
+        timestamps: Tensor,  # int64 [...], ms since the epoch
+        delay_ms: int = 0,
+    ) -> Tensor:  # int64 [...]
+        """The version that each timestamp sees, 0 where it sees none: on the device of the timestamps, and without a
+        look at any table."""
+        newest = self._newest_visible(timestamps, timestamps, delay_ms, torch.float32)
+        for end in torch.aminmax(timestamps) if timestamps.numel() else ():
+            times.check_unit(int(end), "timestamps")
+        return (self._here if newest.device.type == "cpu" else self._versions).take(newest)
 
-    def _open(self, indices: Sequence[int]) -> tuple[list[Table], Tensor]:
-        """The tables of the snapshots of these indices, and the number among them of none and of each snapshot, int64
-        [1 + snapshots]: -1 for those without."""
-        tables = [self._tables.get(self._valid[index]) for index in indices]
+    def _stored(self, tables: Sequence[Table]) -> tuple[list[Tensor], list[Tensor], int, str]:
+        """As ops take them."""
+        return [x._storage for x in tables], [x.host_layout for x in tables], self._dim, tables[0].dtype
+
+    def _in_parts(self, chosen: Sequence[Sequence[int]], look_up: _LookUp) -> tuple[Tensor, ...] | None:
+        """What `look_up` finds in the snapshots of these indices, as many at a time as there is room for, all of one
+        dtype; None if there are none."""
+        answer: tuple[Tensor, ...] | None = None
+        for left in chosen:
+            left = [left[number] for number in self._tables.in_order([self._valid[index] for index in left])]
+            while left:
+                part, done = self._part(left, look_up)
+                answer = part if answer is None else _joined(answer, part)
+                left = left[done:]
+        return answer
+
+    def _part(self, indices: Sequence[int], look_up: _LookUp) -> tuple[tuple[Tensor, ...], int]:
+        """What `look_up` finds in the first of these, and how many that were. On return nothing here has their tables,
+        so that they may be let go."""
+        with self._tables.held([self._valid[index] for index in indices]) as tables, translated_errors():
+            return look_up(tables, self._numbers(indices[: len(tables)])), len(tables)
+
+    def _numbers(self, indices: Sequence[int]) -> Tensor:
+        """The number among these of none and of each snapshot, int64 [1 + snapshots], -1 for those without."""
         numbers = [-1] * len(self._versions)
         for number, index in enumerate(indices):
             numbers[index + 1] = number
-        return tables, torch.tensor(numbers)
+        return gpu.sent(_ints(numbers), self.device)
 
     def _newest_visible(self, ids: Tensor, timestamps: Tensor, delay_ms: int, out_dtype: torch.dtype) -> Tensor:
         """How many snapshots each timestamp may see, int64 as `timestamps`: the last one of them is the newest.
 
-        Raises what lookups raise of their arguments.
+        Raises what lookups raise of their arguments; but what times are is seen by `_chosen`.
         """
         delay_ms = integer(delay_ms, "delay_ms", least=0, why=": less would read vectors of the future")
-        _check(ids, timestamps, out_dtype)
-        visible_from = [snapshot.as_of + delay_ms for snapshot in self._valid]
-        in_range = torch.tensor([time for time in visible_from if time <= _LATEST], dtype=torch.int64)
-        return torch.searchsorted(in_range, timestamps.contiguous(), right=True)
+        _check(ids, timestamps, out_dtype, self.device)
+        since = self._visible_since(delay_ms, timestamps.device)
+        return torch.searchsorted(since, timestamps.contiguous(), right=True)
 
-    def _chosen(self, newest: Tensor, k: int) -> list[list[int]]:
+    def _visible_since(self, delay_ms: int, device: torch.device) -> Tensor:
+        """Of each snapshot that can be read at some time, ascending, int64 [V]."""
+        since = self._since.get((delay_ms, device))
+        if since is None:
+            later = [snapshot.as_of + delay_ms for snapshot in self._valid]
+            since = gpu.copied(_ints([time for time in later if time <= _LATEST]), device)
+            self._since[delay_ms, device] = since
+        return since
+
+    def _chosen(self, newest: Tensor, timestamps: Tensor, k: int) -> list[list[int]]:
         """Indices of the snapshots that some id has among the k newest it may see: a list for each dtype, nearly always
-        one. Raises what `_check_alike` raises."""
+        one. All that the host has to know of timestamps on a GPU is read here, at once.
+
+        Raises InvalidTimeError, and what `_check_alike` raises.
+        """
         count = len(self._valid)
-        seeing = torch.bincount(newest.flatten(), minlength=count + 1).tolist()  # ids that see so many
-        up_to = list(accumulate(seeing))  # or fewer
+        seeing = torch.zeros(count + 1, dtype=torch.int64, device=newest.device).index_fill_(0, newest.flatten(), 1)
+        ends = torch.stack(torch.aminmax(timestamps)) if timestamps.numel() else seeing[:0]
+        told = torch.cat((seeing, ends)).tolist()
+        for end in told[count + 1 :]:
+            times.check_unit(end, "timestamps")
+        up_to = list(accumulate(told[: count + 1]))  # whether some id sees so many, or fewer
         used = [index for index in range(count) if up_to[min(index + k, count)] > up_to[index]]
         self._check_alike([self._valid[index] for index in used])
         by_dtype: dict[str, list[int]] = {}
@@ -227,18 +217,32 @@ class PointInTime:
                 )
 
 
-def _sums(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Results in parts as one: what is found in one is zeros and False in the others."""
-    return [functools.reduce(torch.add, tensors) for tensors in zip(*parts, strict=True)]
+def _ints(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
 
 
-def _check(ids: Tensor, timestamps: Tensor, out_dtype: torch.dtype) -> None:
+def _joined(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Vectors, found and what else there is of two parts, as one: what is found in one is zeros and False in the other.
+    Not their sum, which would turn -0.0 into 0.0."""
+    vectors, found, *rest = other
+    kept = [torch.where(found, theirs, ours) for ours, theirs in zip(one[2:], rest, strict=True)]
+    return torch.where(found.unsqueeze(-1), vectors, one[0]), found | one[1], *kept
+
+
+def _check(ids: Tensor, timestamps: Tensor, out_dtype: torch.dtype, device: torch.device) -> None:
     for name, tensor in (("ids", ids), ("timestamps", timestamps)):
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or not is_readable(tensor):
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or not _is_at_hand(tensor, device):
             kind = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise InvalidIdsError(f"{name} are {kind}: give an int64 tensor, dense and on the CPU")
+            where = "the CPU" if device.type == "cpu" else f"the CPU or {device}"
+            raise InvalidIdsError(f"{name} are {kind}: give an int64 tensor, dense and on {where}")
     if ids.shape != timestamps.shape:
         raise InvalidIdsError(f"ids are {list(ids.shape)}, timestamps {list(timestamps.shape)}: give one for each id")
-    times.check_units(timestamps, "timestamps")
     if out_dtype not in OUT_DTYPES:
         raise InvalidArgumentError(f"out_dtype is {out_dtype}; use one of {', '.join(map(str, OUT_DTYPES))}")
+
+
+def _is_at_hand(tensor: Tensor, device: torch.device) -> bool:
+    """Whether it is a dense one that the device reads, or gets."""
+    if tensor.device.type == "cpu":
+        return is_readable(tensor)
+    return tensor.device == device and tensor.layout == torch.strided and not tensor.is_nested

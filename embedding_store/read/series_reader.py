@@ -18,7 +18,8 @@ from embedding_store.history.state import Move
 from embedding_store.history.tags import Tags, pointed
 from embedding_store.history.tombstones import TOMBSTONES, Tombstone, read_tombstone
 from embedding_store.history.versions import Versions, next_version
-from embedding_store.read.point_in_time import OpenTables, PointInTime
+from embedding_store.read.open_tables import OpenTables
+from embedding_store.read.point_in_time import PointInTime
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.storage.base import Storage
 
@@ -47,7 +48,7 @@ class SeriesReader:
         self._schema = first if newest == 1 else schemas.read(storage, newest)
         self._versions = Versions(storage, name)
         self._tags = Tags(self._versions)
-        self.open_tables = OpenTables()  # of lookup_as_of and lookup_history_as_of
+        self.open_tables = OpenTables()  # of lookups as of a time, on the CPU
 
     @property
     def schema(self) -> int:
@@ -131,6 +132,30 @@ class SeriesReader:
                 continue
             raise VersionNotFoundError(f"series {self.name!r} has no snapshot as of {wanted} or earlier; {first}")
 
+    def point_in_time(
+        self,
+        *,
+        space: str | None = None,
+        refused: bool = False,
+        device: torch.device | str | None = None,
+        gpu_bytes: int | None = None,
+    ) -> PointInTime:
+        """What `lookup_as_of` and `lookup_history_as_of` look up in, for many lookups in the snapshots that exist now,
+        which are listed here once; and on a GPU, where versions are loaded when first needed.
+
+        Args:
+            space, refused: as of `lookup_as_of`.
+            device: where tables lie and results are; None: the CPU, where tables are those of the two calls.
+            gpu_bytes: of the device's memory for all tables that are open: see OpenTables.
+
+        Raises:
+            InvalidArgumentError, NativeLibraryError: as OpenTables.
+        """
+        snapshots = [snapshot for snapshot in self.history(refused=refused) if space in (None, snapshot.space)]
+        if device is None and gpu_bytes is None:
+            return PointInTime(snapshots, self.dim, self.open_tables)
+        return PointInTime(snapshots, self.dim, device=device, gpu_bytes=gpu_bytes)
+
     def lookup_as_of(
         self,
         ids: Tensor,  # int64 [...]
@@ -148,7 +173,7 @@ class SeriesReader:
         up to OPEN_TABLES of them.
 
         Args:
-            ids: on the CPU; of a series of text `hash_keys(keys)`.
+            ids: on the CPU (on a GPU see `point_in_time`); of a series of text `hash_keys(keys)`.
             timestamps: when each vector is read.
             delay_ms: how long after its `as_of` a snapshot can be read; 0 or more.
             out_dtype: float32, float16 or bfloat16.
@@ -166,7 +191,7 @@ class SeriesReader:
             InvalidTimeError: timestamps that read as seconds, microseconds or nanoseconds, as `as_of` has it.
             CorruptStoreError: a snapshot cannot be read; of the class that fits, naming the file.
         """
-        return self._point_in_time(space, refused).lookup(ids, timestamps, delay_ms, out_dtype)
+        return self.point_in_time(space=space, refused=refused).lookup(ids, timestamps, delay_ms, out_dtype)
 
     def lookup_history_as_of(
         self,
@@ -197,7 +222,7 @@ class SeriesReader:
         Raises:
             As `lookup_as_of`, of all snapshots in a place of some id; InvalidArgumentError also for `k`.
         """
-        return self._point_in_time(space, refused).lookup_history(ids, timestamps, k, delay_ms, out_dtype)
+        return self.point_in_time(space=space, refused=refused).lookup_history(ids, timestamps, k, delay_ms, out_dtype)
 
     def tagged(self, tag: str) -> Snapshot:
         """The snapshot a tag points to. Raises TagNotFoundError naming the tags that exist."""
@@ -216,10 +241,6 @@ class SeriesReader:
             TagNotFoundError: there was never such a tag.
         """
         return self._tags.moves(tag)
-
-    def _point_in_time(self, space: str | None, refused: bool) -> PointInTime:
-        snapshots = [snapshot for snapshot in self.history(refused=refused) if space in (None, snapshot.space)]
-        return PointInTime(snapshots, self.dim, self.open_tables)
 
     def _snapshot(self, version: int) -> Snapshot:
         return Snapshot(self._storage, self._versions.listed(version))

@@ -25,6 +25,7 @@ from embedding_store.history.versions import Versions
 from embedding_store.native import gpu
 from embedding_store.native.mapping import BACKGROUND_RATE, MappedFile, Mapping
 from embedding_store.read.budget import Budget, budget_of
+from embedding_store.read.copy_sizes import copied_bytes
 from embedding_store.read.copying import AT_ONCE, Manner
 from embedding_store.read.table import Table
 from embedding_store.scan.index import read_headers
@@ -94,6 +95,11 @@ class Snapshot:
     def dtype(self) -> str:
         """How vectors are stored."""
         return self.manifest.dtype
+
+    @property
+    def device_bytes(self) -> int:
+        """What a copy on a device takes there, index and rows: see `load`."""
+        return copied_bytes(self.manifest)
 
     @property
     def statistics(self) -> Statistics:

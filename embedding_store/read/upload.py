@@ -36,12 +36,11 @@ from embedding_store.native.layout import (
 from embedding_store.native.library import translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
 from embedding_store.read.budget import Budget
+from embedding_store.read.copy_sizes import ALIGNMENT, aligned, copied_row_bytes
 from embedding_store.read.copying import AT_ONCE, Manner, StoppedError, host_memory
 
-_ALIGNMENT = 256  # bytes: where columns begin in a copy
 _STAGING_BYTES = 32 << 20
 _STAGING_BUFFERS = 3
-_ROW_ALIGNMENT = 8  # of quantised rows: a GPU's lane reads so many bytes of one at once
 _DEAD, _HOT, _COLD = 0, 1, 2
 _EMPTY, _ABSENT = EMPTY - 2**64, ABSENT - 2**64  # as int64
 
@@ -114,7 +113,7 @@ def upload_tiered(
     """
     place = gpu.usable(torch.device(device))
     source = _Source(mapping, layout, dim, dtype, index_path, manner)
-    least = source.indexes_bytes + _ALIGNMENT  # for the rows' end
+    least = source.indexes_bytes + ALIGNMENT  # for the rows' end
     index_on_host = budget.gpu_bytes < least
     if index_on_host:
         warnings.warn(
@@ -122,7 +121,7 @@ def upload_tiered(
             "is looked up reads it over the bus; give more, if there is more",
             stacklevel=2,
         )
-    room = max(budget.gpu_bytes - (_ALIGNMENT if index_on_host else least), 0)
+    room = max(budget.gpu_bytes - (ALIGNMENT if index_on_host else least), 0)
     tiers = _tiers(source, room // source.copied_row_bytes, budget.hot_ids)
     return _copy(source, tiers, place, manner, index_on_host)
 
@@ -155,7 +154,7 @@ class _Source:
         self._read = 0
         self._index_path = index_path
         self.indexes = [_Index(*numbers.tolist()) for numbers in index_numbers(layout)]
-        self.indexes_bytes = sum(_aligned(index.bytes) for index in self.indexes)
+        self.indexes_bytes = sum(aligned(index.bytes) for index in self.indexes)
         self._index_layout = torch.tensor([*self.indexes[0], 0, 0, 0, 0])  # without the overlay
         self.segments = (
             layout[LAYOUT_HEADER : LAYOUT_HEADER + 4 * count].view(-1, 4).tolist()
@@ -165,8 +164,7 @@ class _Source:
         self.rows = int(self._segment_rows.sum())
         self.quantised = dtype.quantised
         self.row_bytes = dtype.width(dim) * dtype.torch_dtype.itemsize
-        in_row = SCALE_BYTES + self.row_bytes
-        self.copied_row_bytes = -(-in_row // _ROW_ALIGNMENT) * _ROW_ALIGNMENT if self.quantised else self.row_bytes
+        self.copied_row_bytes = copied_row_bytes(dtype, dim)
 
     def bytes(self, start: int, count: int) -> Tensor:
         """uint8 [count] of the mapped range, read-only, in the manner of the copy."""
@@ -327,7 +325,7 @@ def _copy(
     segments = [hot_columns.layout, cold_columns.layout] if cold else [hot_columns.layout]
     stride = source.copied_row_bytes if source.quantised else 0
     header = [0, *index[1:], len(segments), stride, len(overlay), int(index_on_host)]
-    above = [number for one in overlay for number in (_aligned(index.bytes), *one[1:])]
+    above = [number for one in overlay for number in (aligned(index.bytes), *one[1:])]
     layout = torch.tensor([*header, *chain(*segments), *above], dtype=torch.int64)
     return Tiered(storage, cold_storage, layout, hot, cold, index_on_host, readers)
 
@@ -337,7 +335,7 @@ class _Columns:
 
     def __init__(self, start: int, rows: int, source: _Source) -> None:
         self.start = start
-        self.end = start + _aligned(rows * source.copied_row_bytes)
+        self.end = start + aligned(rows * source.copied_row_bytes)
         self.layout = (start + SCALE_BYTES, start, start + 4, rows) if source.quantised else (start, -1, -1, rows)
 
 
@@ -348,7 +346,7 @@ def _copy_indexes(source: _Source, tiers: Tensor, storage: Tensor, copier: _Copi
     for segment, tier in enumerate((_HOT, _COLD)):
         rows = (tiers == tier).nonzero().squeeze(1)
         locations[rows] = torch.arange(len(rows)) + (segment << ROW_BITS)
-    above = _aligned(source.indexes[0].bytes)
+    above = aligned(source.indexes[0].bytes)
     pieces = chain(source.slots(), ((above + first, slots) for first, slots in source.overlay_slots()))
     for start, slots in pieces:
 
@@ -393,7 +391,3 @@ def _select(
             torch.index_select(part, 0, kept, out=place)
         begin += part.shape[1]
     out[:, begin:] = 0
-
-
-def _aligned(count: int) -> int:
-    return -(-count // _ALIGNMENT) * _ALIGNMENT

@@ -47,7 +47,7 @@ class ShardedPointInTime(PointInTime):
         newest, error = torch.zeros(0, dtype=torch.int64), None
         try:
             newest = self._newest_visible(ids, timestamps, delay_ms, out_dtype)
-            self._chosen(newest, 1)
+            self._chosen(newest, timestamps, 1)
         except Exception as raised:
             error = raised
         indices = self._seen_by_any(newest.unique(), error)

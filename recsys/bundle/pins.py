@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, PointInTime, Snapshot, StoreError, Table
+from embedding_store import EmbeddingStore, OpenTables, PointInTime, Snapshot, StoreError, Table
 from recsys.bundle.manifest import BundleError, Pin
 from recsys.data.batch import Batch
 from recsys.downstream.features import FEED, POOLED, feed_of, with_vectors
@@ -103,7 +103,7 @@ class PinnedFeatures:
         pins: the versions, in the order in which the ranker reads them.
         history: versions of each series that are read too; 0: none.
         pooling: how these are pooled, `mean` or `attention`.
-        device: where the tables lie and the answers are given; those of histories lie on the CPU.
+        device: where the tables lie and the answers are given.
 
     Raises:
         BundleError: see `pinned`.
@@ -116,11 +116,15 @@ class PinnedFeatures:
         self.history, self.pooling = history, pooling
         self._device = device
         found = pinned(store, pins)
+        self._opened = [OpenTables(device) for _ in found]  # of a history the newest version is the one that is pinned
         self._tables = [
-            (each.vectors.load(device), None if each.activity is None else each.activity.load(device)) for each in found
+            (tables.get(each.vectors), None if each.activity is None else each.activity.load(device))
+            for each, tables in zip(found, self._opened, strict=True)
         ]
         self._histories = [
-            PointInTime(each.history, wanted.dim) for each, wanted in zip(found, self.pins, strict=True) if history
+            PointInTime(each.history, wanted.dim, tables)
+            for each, wanted, tables in zip(found, self.pins, self._opened, strict=True)
+            if history
         ]
 
     def __call__(self, batch: Batch) -> Batch:
@@ -151,10 +155,10 @@ class PinnedFeatures:
             StoreError: bytes are not those that were written; names the file.
         """
         tables = self._mapped()
-        for versions, wanted in zip(self._histories, self.pins, strict=False):
+        for versions, wanted, opened in zip(self._histories, self.pins, self._opened, strict=False):
             anyone, now = torch.zeros(1, dtype=torch.int64), torch.tensor([wanted.as_of])
             versions.lookup_history(anyone, now, self.history)  # opens every version, which stays open
-            tables += [snapshot.load() for snapshot in versions.snapshots]
+            tables += [opened.get(snapshot) for snapshot in versions.snapshots]
         for table in tables:
             if table.mapping is not None:
                 table.mapping.check(None if go_on is None else lambda *_: go_on(), background=go_on is not None)
@@ -181,5 +185,4 @@ class PinnedFeatures:
         """Of all pinned versions, for an event that is earlier than the newest of them too."""
         ids = batch.user_ids if wanted.owner == "user" else batch.item_ids
         times = batch.timestamps.clamp(min=wanted.as_of)
-        vectors, found, feed = POOLED[self.pooling](*versions.lookup_history(ids.cpu(), times.cpu(), self.history))
-        return vectors.to(self._device), found.to(self._device), feed.to(self._device)
+        return POOLED[self.pooling](*versions.lookup_history(ids, times, self.history))

@@ -49,7 +49,7 @@ from recsys.train.tables import allocate
 
 _EXAMPLE_ROWS = 8
 """Rows that the program is traced with."""
-_WITHOUT_EFFECT = ("name", "arms", "seeds", "test", "max_ne", "spread_vectors")
+_WITHOUT_EFFECT = ("name", "arms", "seeds", "test", "max_ne", "spread_vectors", "gpu_bytes")
 """What may change while a ranker is trained."""
 
 
@@ -111,6 +111,8 @@ def train_bundle(
             pooling=pooling,
             tables=config.arm(arm).learned(),
             spread=config.spread_vectors,
+            device=environment.device,
+            gpu_bytes=config.gpu_bytes,
         )
         training = _training(config, features, data, environment, skip, earlier)
         identity = _identity(config, features, data, skip, earlier)

@@ -119,6 +119,10 @@ class RankerSettings:
     """Whether the ranks that train a ranker hold the store's vectors spread over them, each its part of every version
     that some row may read, and exchange what they look up. Else each maps the whole files, which is faster where these
     are on its disk and in its memory."""
+    gpu_bytes: int = 0
+    """Bytes of a GPU's memory for versions of the store's vectors, which rows are joined with there. Versions that do
+    not fit beside each other come and go, and are read anew each time. 0: an eighth of its memory, where all versions
+    fit into that; else they stay in the host's."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every arm is trained once a seed; figures are means, intervals cover the seeds' mean prediction."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -136,6 +140,13 @@ class RankerSettings:
         check_seeds(self.seeds, "seeds")
         check_value_loss(self.value_loss)
         require(self.publish_delay_ms >= 0, f"publish_delay_ms is {self.publish_delay_ms}; use 0 or more")
+        require(
+            self.gpu_bytes >= 0, f"gpu_bytes is {self.gpu_bytes}; use bytes, or 0 to leave it to the versions' size"
+        )
+        either = not (self.gpu_bytes and self.spread_vectors)
+        require(
+            either, f"gpu_bytes is {self.gpu_bytes}: with spread_vectors no GPU holds versions; leave one of them out"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,9 @@ class Batch(Pipelineable):
         return moved
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked host memory, so that `to` can overlap with computing (Pipelineable)."""
-        return self._map(lambda x: x.pin_memory())
+        """A copy in page-locked host memory, so that `to` can overlap with computing (Pipelineable). Vectors that were
+        looked up on a GPU stay there."""
+        return self._map(lambda x: x if isinstance(x, Tensor) and x.is_cuda else x.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory alive until `stream` is done with it (Pipelineable)."""

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, PointInTime, Series, ShardedPointInTime, Snapshot
+from embedding_store import EmbeddingStore, OpenTables, PointInTime, Series, ShardedPointInTime, Snapshot
 from recsys.data.batch import Batch
 from recsys.data.errors import DataError
 from recsys.dates import DAY_MS
@@ -18,6 +18,9 @@ from recsys.refresh.aggregator import ACTIVITY_DIM, activity_name
 from recsys.refresh.relations import read_relations
 
 OWNERS = ("user", "item")
+CPU = torch.device("cpu")
+GPU_SHARE = 8
+"""One part in so many of a GPU's memory is for the vectors that rows are joined with, where nothing else is said."""
 
 
 @dataclass
@@ -34,6 +37,8 @@ class PointInTimeSeries:
     """Its companion, see recsys/refresh/aggregator.py; None: nothing is known of how its vectors were fed."""
     spread: bool = False
     """Whether each rank holds its part of every version; lookups are collectives then."""
+    tables: OpenTables | None = None
+    """Where versions are opened, and what is looked up is; None: on the CPU."""
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
@@ -50,7 +55,13 @@ class PointInTimeSeries:
         return None if self.activity is None else self._read(self.activity.history(refused=False), ACTIVITY_DIM)
 
     def _read(self, snapshots: list[Snapshot], dim: int) -> PointInTime:
-        return ShardedPointInTime(snapshots, dim) if self.spread else PointInTime(snapshots, dim)
+        return ShardedPointInTime(snapshots, dim) if self.spread else PointInTime(snapshots, dim, self.tables)
+
+    @property
+    def device_bytes(self) -> int:
+        """What all versions take on a device, and those of the companion."""
+        fed = () if self._fed is None else self._fed.snapshots
+        return sum(snapshot.device_bytes for snapshot in (*self.snapshots, *fed))
 
     @cached_property
     def _as_of(self) -> Tensor:
@@ -92,11 +103,13 @@ class PointInTimeSeries:
     ) -> tuple[Tensor, Tensor, Tensor]:  # float32 [B, D], bool [B], float32 [B, 2]
         """What `lookup` gives, and the vectors' feed: days from the beginning of the entity's last active day to the
         event, not below 0, and how many events the vector is made of; zeros where there is none."""
-        vectors, found, versions = self._history.lookup(ids, timestamps, self.publish_delay_ms)
+        vectors, found, _ = self._history.lookup(ids, timestamps, self.publish_delay_ms)
         if self._fed is None:
-            return vectors, found, torch.zeros(len(ids), FEED)
-        activity, known, _ = self._fed.lookup(ids, self._as_of[versions])  # as of the vectors' own time
-        return vectors, found, feed_of(activity, found & known, timestamps)
+            return vectors, found, torch.zeros(len(ids), FEED, device=vectors.device)
+        # On the CPU, where timestamps are, so that nothing waits for a GPU; as of the vectors' own time.
+        versions = self._history.visible(timestamps, self.publish_delay_ms)
+        activity, known, _ = self._fed.lookup(ids, self._as_of[versions])
+        return vectors, found, feed_of(activity, found & known, sent(timestamps, vectors.device))
 
     def history(
         self,
@@ -107,6 +120,14 @@ class PointInTimeSeries:
         """Vectors, mask and ages: of each id in the last k versions that were visible at its event's time, newest
         first."""
         return self._history.lookup_history(ids, timestamps, k, self.publish_delay_ms)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The same on `device`, for what is issued after it. Where that is a GPU nothing waits for it: the values go by way
+    of a pinned copy."""
+    if device.type == "cpu":
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values).to(device, non_blocking=True)
 
 
 def mean_of(
@@ -180,6 +201,16 @@ def _relations(store: EmbeddingStore, spec: SeriesSpec) -> tuple[Tensor, Tensor]
     return read_relations(series.history(refused=False)[0], spec.dim)
 
 
+def _on_device(series: Sequence[PointInTimeSeries], device: torch.device, gpu_bytes: int) -> OpenTables | None:
+    """Where a GPU holds the versions of all series; None where it does not, and the host's memory serves better."""
+    if device.type == "cpu":
+        return None
+    if gpu_bytes:
+        return OpenTables(device, gpu_bytes)
+    room = torch.cuda.get_device_properties(device).total_memory // GPU_SHARE
+    return OpenTables(device, room) if sum(each.device_bytes for each in series) <= room else None
+
+
 class StoreFeatures:
     """Adds `vectors`, `found` and `feed` of several series to batches; used as the `transform` of an `EventStream`.
 
@@ -193,6 +224,10 @@ class StoreFeatures:
         tables: What the ranker learns in place of each, see `SeriesSpec.table`; empty: of none.
         spread: Let each rank hold its part of every version. Batches are joined by all ranks together then, in the
             thread that trains, see `SpreadStream`.
+        device: That the ranker is on. On a GPU vectors are looked up there, on its default stream, on which the ranker
+            trains, and batches have them there from the beginning. Spread ones are looked up on the CPU.
+        gpu_bytes: Of its memory for the versions that are open at a time. 0: an eighth of it, if all versions fit into
+            that; if not, they are looked up on the CPU.
 
     Raises:
         KeyError: no such series; the message names those that exist.
@@ -210,6 +245,8 @@ class StoreFeatures:
         pooling: str = "mean",
         tables: Sequence[str] = (),
         spread: bool = False,
+        device: torch.device = CPU,
+        gpu_bytes: int = 0,
     ) -> None:
         self.spread = spread
         known = set(store.list())
@@ -223,6 +260,10 @@ class StoreFeatures:
             )
             for name in names
         ]
+        opened = None if spread else _on_device(self.series, device, gpu_bytes)
+        if opened is not None:
+            self.series = [replace(each, tables=opened) for each in self.series]
+        self._device = CPU if opened is None else opened.device
         self._versions, self._pooled = history, POOLED[pooling]
         newest = tuple(series.spec for series in self.series)
         self.relations = {
@@ -244,7 +285,8 @@ class StoreFeatures:
         side."""
         if not self.series:
             return batch
-        asked = [(series, batch.user_ids if series.spec.owner == "user" else batch.item_ids) for series in self.series]
+        ids = {"user": sent(batch.user_ids, self._device), "item": sent(batch.item_ids, self._device)}
+        asked = [(series, ids[series.spec.owner]) for series in self.series]
         results = [series.join(ids, batch.timestamps) for series, ids in asked]
         if self._versions:
             histories = (series.history(ids, batch.timestamps, self._versions) for series, ids in asked)

@@ -256,6 +256,8 @@ def train_ranker(
         pooling=ranker.pooling,
         tables=ranker.tables,
         spread=config.spread_vectors,
+        device=environment.device,
+        gpu_bytes=config.gpu_bytes,
     )
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
     seen = read_ids(find_files(data, config.train), schema, skip)

@@ -16,6 +16,7 @@ constexpr uint64_t kEmpty = ~uint64_t{0};  // the location in a slot without an 
 constexpr uint64_t kAbsent = kEmpty - 1;    // of an overlay's entry for an id that the snapshot has no more
 constexpr int kRowBits = 40;
 constexpr int kMaxDim = 1 << 20;  // what loops and kernels have room for
+constexpr int kMostPlaces = 4096;  // of a history: every place takes memory, whether a version is there or not
 constexpr int kLayoutHeader = 8;  // int64 values of a layout before its segments
 constexpr int kIndexValues = 4;   // of them, those of an index: its first bucket, home buckets, total buckets, seed
 constexpr int kSegmentsAt = 4;    // where a layout says how many segments it has

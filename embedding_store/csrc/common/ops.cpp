@@ -9,6 +9,7 @@
 STABLE_TORCH_LIBRARY_IMPL(embedding_store, CUDA, m) {
   m.impl("lookup", TORCH_BOX(&embedding_store::cuda::lookup));
   m.impl("lookup_versions", TORCH_BOX(&embedding_store::cuda::lookup_versions));
+  m.impl("lookup_history", TORCH_BOX(&embedding_store::cuda::lookup_history));
   m.impl("lookup_pooled", TORCH_BOX(&embedding_store::cuda::lookup_pooled));
   m.impl("lookup_pooled_tiered", TORCH_BOX(&embedding_store::cuda::lookup_pooled_tiered));
   m.impl("lookup_tiered", TORCH_BOX(&embedding_store::cuda::lookup_tiered));

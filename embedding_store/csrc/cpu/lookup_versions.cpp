@@ -21,7 +21,6 @@ namespace embedding_store {
 namespace {
 
 constexpr int64_t kAhead = 2 * kGroup;  // places on their way from memory: as many as in find_all
-constexpr int64_t kMostPlaces = 4096;  // of each id: every place takes memory, whether a version is there or not
 constexpr int64_t kPart = 8192;  // places of a version that are looked up at once: what is known of them is 256 KiB
 constexpr int kOrderBits = 12;  // of hashes, and of addresses, by which ids and rows are ordered: some thousand parts
 

@@ -55,16 +55,37 @@ struct VersionView {
   const TableNumbers* numbers;  // in the device's memory, no more of them than there are
 };
 
-struct VersionsArguments {
-  const VersionView* tables;  // [table_count], in the device's memory
-  int64_t table_count;
+struct VersionTables {
+  const VersionView* views;  // [count], in the device's memory
+  int64_t count;
   int64_t row_bytes;
+};
+
+struct VersionsArguments {
+  VersionTables tables;
   const int64_t* ids;     // [count]
   const int64_t* choice;  // [count]: the number of a table; any other: none
   int64_t count;
   int dim;
   uint8_t* vectors;  // [count, dim]
   bool* found;       // [count]
+};
+
+// Versions, oldest first, and the newest of them that each id may see: the k up to it are its places.
+struct HistoryArguments {
+  VersionTables tables;
+  const int64_t* ids;         // [count]
+  const int64_t* timestamps;  // [count]
+  const int64_t* newest;      // [count]: the number of a version; any other: none, in no place
+  int64_t count;
+  const int64_t* as_of;    // [versions]
+  const int64_t* numbers;  // [versions]: the number of each one's table; any other: none
+  int64_t versions;
+  int k;  // kMostPlaces at most
+  int dim;
+  uint8_t* vectors;  // [count, k, dim]
+  bool* mask;        // [count, k]
+  int64_t* ages;     // [count, k]
 };
 
 }  // namespace embedding_store::cuda

@@ -37,6 +37,9 @@ void launch_pooled(const PooledArguments& arguments, Dtype dtype, cudaStream_t s
 void launch_versions(
     const VersionsArguments& arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream);
 
+void launch_history(
+    const HistoryArguments& arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream);
+
 // As launch_lookup.
 void launch_locate(LocateArguments arguments, int processors, cudaStream_t stream);
 

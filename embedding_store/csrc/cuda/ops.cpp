@@ -1,7 +1,6 @@
 // Arguments checked, results allocated, kernels launched on the current stream of the tensors' device.
 #include "ops.h"
 
-#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -112,34 +111,6 @@ std::tuple<Tensor, Tensor> pooled_in(const Device& device, const TableView& tabl
   return {pooled, found};
 }
 
-// What the kernel of lookup_versions is told of its tables: their addresses, then those numbers that are not on the
-// device. Freed by the stream when the kernel is done.
-Tensor described(const std::vector<TableView>& tables, const Tensor& ids, cudaStream_t stream) {
-  cudaStreamCaptureStatus status{};
-  STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  if (status != cudaStreamCaptureStatusNone) {
-    refuse("lookup_versions copies addresses from the host: call it outside of a graph's capture");
-  }
-  const size_t views_bytes = tables.size() * sizeof(VersionView);
-  std::vector<uint8_t> bytes(views_bytes + tables.size() * sizeof(TableNumbers));
-  Tensor block = empty_beside(ids, {static_cast<int64_t>(bytes.size())}, ScalarType::Byte);
-  auto* start = static_cast<uint8_t*>(block.mutable_data_ptr());
-  for (size_t i = 0; i < tables.size(); ++i) {
-    const size_t at = views_bytes + i * sizeof(TableNumbers);
-    const void* numbers = tables[i].layout != nullptr ? static_cast<const void*>(tables[i].layout) : start + at;
-    const VersionView view{tables[i].storage, static_cast<const TableNumbers*>(numbers)};
-    std::memcpy(bytes.data() + i * sizeof view, &view, sizeof view);
-    std::memcpy(bytes.data() + at, &tables[i].numbers, sizeof(TableNumbers));
-  }
-  // From pageable memory: staged, and so read, before it returns, unless the device reads it where it lies (Grace).
-  STD_CUDA_CHECK(cudaMemcpyAsync(start, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream));
-  int unstaged = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(
-      &unstaged, cudaDevAttrPageableMemoryAccessUsesHostPageTables, ids.get_device_index()));
-  if (unstaged != 0) STD_CUDA_CHECK(cudaStreamSynchronize(stream));
-  return block;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> lookup(
@@ -199,38 +170,6 @@ std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
   Tensor hits = empty_beside(ids, {kCounts}, ScalarType::Long);
   const auto [pooled, found] = pooled_in(device, table, {ids, offsets, weights, dim, stored, mode, out}, &hits);
   return {pooled, found, hits};
-}
-
-std::tuple<Tensor, Tensor> lookup_versions(
-    const Tensor& ids, const Tensor& choice_tensor, const std::vector<Tensor>& storages,
-    const std::vector<Tensor>& layouts, int64_t dim, const std::string& dtype, ScalarType out) {
-  if (storages.empty() || storages.size() != layouts.size()) {
-    refuse("storages and layouts are not one or more tensors each, as many as the other");
-  }
-  const Dtype stored = dtype_named(dtype);
-  const OutDtype type = out_dtype(out);
-  std::vector<TableView> tables;
-  for (size_t i = 0; i < storages.size(); ++i) {
-    tables.push_back(table_view(ids, storages[i], nullptr, layouts[i], RowType{stored, dim}));
-  }
-  if (choice_tensor.scalar_type() != ScalarType::Long || choice_tensor.numel() != ids.numel()) {
-    refuse("choice is not int64, one for each id");
-  }
-  if (!choice_tensor.is_cuda() || choice_tensor.get_device_index() != ids.get_device_index()) {
-    refuse("choice is not on the device of the ids: move one of them");
-  }
-  const Device device(ids);
-  const Lookup call = prepared(tables[0], ids, dim, out);
-  if (call.arguments.count == 0) return {call.vectors, call.found};
-  const Tensor choice = as_contiguous(choice_tensor);
-  const Tensor block = described(tables, ids, device.stream());
-  const VersionsArguments arguments{
-      static_cast<const VersionView*>(block.const_data_ptr()), static_cast<int64_t>(tables.size()),
-      tables[0].row_bytes, call.arguments.ids, static_cast<const int64_t*>(choice.const_data_ptr()),
-      call.arguments.count, call.arguments.dim, call.arguments.vectors, call.arguments.found};
-  launch_versions(arguments, stored, type, device.processors(), device.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {call.vectors, call.found};
 }
 
 Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& layout) {

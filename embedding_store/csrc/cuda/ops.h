@@ -49,6 +49,17 @@ std::tuple<Tensor, Tensor> lookup_versions(
     const std::vector<Tensor>& layouts,   // int64 [...] each, on the CPU or the device
     int64_t dim, const std::string& dtype, ScalarType out);
 
+// Numbers of no version and of no table: none, as -1.
+std::tuple<Tensor, Tensor, Tensor> lookup_history(
+    const Tensor& ids,                    // int64 [...]
+    const Tensor& timestamps,             // int64 [...]
+    const Tensor& newest,                 // int64 [...]: for each id the newest version that it may see, -1: none
+    const Tensor& as_of,                  // int64 [V], of each version, oldest first
+    const Tensor& numbers,                // int64 [V]: for each version its table, -1: none
+    const std::vector<Tensor>& storages,  // uint8 [bytes] each
+    const std::vector<Tensor>& layouts,   // int64 [...] each, on the CPU or the device
+    int64_t k, int64_t dim, const std::string& dtype, ScalarType out);
+
 Tensor locate(
     const Tensor& ids,      // int64 [...]
     const Tensor& storage,  // uint8 [bytes]

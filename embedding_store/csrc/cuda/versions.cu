@@ -3,18 +3,10 @@
 #include "launch.h"
 #include "locate.h"
 #include "plan.h"
-#include "versions.h"
+#include "versions_kernel.h"
 
 namespace embedding_store::cuda {
 namespace {
-
-template <Dtype kDtype, OutDtype kOut, int kValues>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    versions_kernel(const __grid_constant__ VersionsArguments arguments) {
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / warp::kLanes;
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarpsPerBlock;
-  versions_warp<kDtype, kOut, kValues>(arguments, warp, warps, threadIdx.x % warp::kLanes);
-}
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     locate_kernel(const __grid_constant__ LocateArguments arguments) {

@@ -67,25 +67,34 @@ ES_DEVICE uint64_t locate_each(const TableNumbers* numbers, const uint8_t* stora
   }
 }
 
+// One without an address where there is none of this number.
+ES_DEVICE VersionView version_at(const VersionTables& tables, int64_t number) {
+  return number >= 0 && number < tables.count ? tables.views[number] : VersionView{};
+}
+
+// The row of each lane's id in its table.
+template <Dtype kDtype>
+ES_DEVICE Row row_of_each(const VersionTables& tables, const VersionView& version, int64_t id, int lane) {
+  const uint64_t location = locate_each(version.numbers, version.storage, id, lane);
+  if (location == kEmpty) return {warp::zeros(lane), false, 0.0f, 0.0f};
+  TableView table{};
+  table.row_bytes = tables.row_bytes;
+  return row_at<kDtype>(table, *version.numbers, location, version.storage, lane);
+}
+
 // kValues divides dim.
 template <Dtype kDtype, OutDtype kOut, int kValues>
 ES_DEVICE void versions_warp(const VersionsArguments& arguments, int64_t warp, int64_t warps, int lane) {
   const uint32_t chunks = static_cast<uint32_t>(arguments.dim) / kValues;
   const Cursor cursor(lane, chunks);
   const int64_t out_row_bytes = static_cast<int64_t>(arguments.dim) * kOutBytes<kOut>;
-  TableView table{};
-  table.row_bytes = arguments.row_bytes;
   for (int64_t first = warp * warp::kLanes; first < arguments.count; first += warps * warp::kLanes) {
     const int64_t left = arguments.count - first;
     const int count = left < warp::kLanes ? static_cast<int>(left) : warp::kLanes;
     const bool wanted = lane < count;
     const int64_t id = wanted ? warp::load_once(arguments.ids + first + lane) : 0;
     const int64_t choice = wanted ? warp::load_once(arguments.choice + first + lane) : -1;
-    VersionView version{};
-    if (choice >= 0 && choice < arguments.table_count) version = arguments.tables[choice];
-    const uint64_t location = locate_each(version.numbers, version.storage, id, lane);
-    Row row{warp::zeros(lane), false, 0.0f, 0.0f};
-    if (location != kEmpty) row = row_at<kDtype>(table, *version.numbers, location, version.storage, lane);
+    const Row row = row_of_each<kDtype>(arguments.tables, version_at(arguments.tables, choice), id, lane);
     if (wanted) warp::store_once(arguments.found + first + lane, row.found);
     copy_rows<kDtype, kOut, kValues>(row, count, chunks, cursor, arguments.vectors + first * out_row_bytes, lane);
   }

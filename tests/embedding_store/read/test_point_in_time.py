@@ -24,7 +24,7 @@ from embedding_store import (
     SpaceMismatchError,
 )
 from embedding_store.native import ops, reference
-from embedding_store.read import point_in_time
+from embedding_store.read import open_tables
 from tests.embedding_store.helpers import finish, folder, publish
 from tests.embedding_store.small_table import SmallTable, small_table
 
@@ -215,7 +215,7 @@ def test_arguments_that_cannot_be(
 
 
 def test_tables_are_opened_once_and_no_more_than_a_number_stay(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(point_in_time, "OPEN_TABLES", 2)
+    monkeypatch.setattr(open_tables, "OPEN_TABLES", 2)
     for version in range(4):
         constant(series, version, float(version), [1])
     opened: list[int] = []

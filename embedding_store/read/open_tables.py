@@ -1,0 +1,207 @@
+"""Tables of versions that stay open between lookups as of a time: mapped ones, or copies in so many bytes of a GPU.
+
+A copy that is let go gives its memory back at once: cudaFree waits until nothing on the device can be reading it, on
+whatever stream, see native/gpu.py. So a lookup need but have been issued when its table goes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from embedding_store import arguments
+from embedding_store.arguments import integer
+from embedding_store.errors import DeviceMemoryError
+from embedding_store.native import gpu
+from embedding_store.read.copying import Manner
+from embedding_store.read.snapshot import Snapshot
+from embedding_store.read.table import Table
+
+OPEN_TABLES = 256
+"""Mapped tables that stay open between calls. One takes addresses, not memory."""
+_REMEDY = "give as many, or look up on the CPU, where versions are mapped"
+_Key = tuple[str, int, str]
+
+
+class _Open:
+    """A version's table, once it is loaded, and the lock under which that happens."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        """What it takes of the room: bytes of a copy, 1 of a mapped table."""
+        self.users = 0
+        """Calls that hold it: it is not let go meanwhile."""
+        self.lock = threading.Lock()
+        self.table: Table | None = None
+
+
+class OpenTables:
+    """Tables by version, loaded when first needed; where there is no more room those used longest ago are let go.
+
+    Threads may share it, and several series: only those that need the same version wait for its load. A forked child
+    has the tables too, but for those on a GPU, which it cannot use.
+
+    Args:
+        device: where they lie; on the CPU they are mapped, OPEN_TABLES of them.
+        gpu_bytes: of the device's memory for all of them together; None: what it has. The CPU rehearses it with copies
+            in its own memory.
+
+    Raises:
+        InvalidArgumentError, NativeLibraryError: no such device, or lookups do not run there; `gpu_bytes` is below 0.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", gpu_bytes: int | None = None) -> None:
+        self.gpu_bytes = None if gpu_bytes is None else integer(gpu_bytes, "gpu_bytes", least=0, why=" bytes")
+        self.device = gpu.usable(arguments.device(device))
+        """Where the tables are; of a GPU with its number."""
+        self._open: OrderedDict[_Key, _Open] = OrderedDict()
+        self._taken = 0
+        self._changed = threading.Condition()  # never held over a load
+        _shared.add(self)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether they are mapped from their files, and not copied."""
+        return self.device.type == "cpu" and self.gpu_bytes is None
+
+    def get(self, snapshot: Snapshot) -> Table:
+        """The snapshot's table. Raises what `held` raises."""
+        with self.held([snapshot]) as (table,):
+            return table
+
+    @contextmanager
+    def held(self, snapshots: Sequence[Snapshot]) -> Iterator[list[Table]]:
+        """Tables of the first of these snapshots: of one at least, of as many as there is room for at once. They are
+        not let go meanwhile. May wait for other threads to let go of theirs.
+
+        Raises:
+            DeviceMemoryError: `gpu_bytes` is less than one of them takes, or the device has not as much.
+            StoreError: what `Snapshot.load` raises.
+        """
+        held: list[_Open] = []
+        try:
+            for snapshot in snapshots:
+                # Who holds tables does not wait for room: two calls would wait for each other.
+                one = self._entered(snapshot, patient=not held)
+                if one is None:
+                    break
+                held.append(one)
+                try:
+                    self._load(one, snapshot)
+                except DeviceMemoryError:
+                    if len(held) == 1:
+                        raise
+                    self._leave([held.pop()])
+                    break
+            yield [one.table for one in held if one.table is not None]
+        finally:
+            self._leave(held)
+
+    def in_order(self, snapshots: Sequence[Snapshot]) -> list[int]:
+        """The numbers of these snapshots in the order in which a call that needs them all should: where they do not fit
+        at once, those that are open first, since others would drive them out."""
+        if self.mapped:
+            return list(range(len(snapshots)))
+        with self._changed:
+            return sorted(range(len(snapshots)), key=lambda number: _key(snapshots[number]) not in self._open)
+
+    def _entered(self, snapshot: Snapshot, *, patient: bool) -> _Open | None:
+        """The snapshot's place, held, and room for its table; None where others hold too much and it is not `patient`
+        enough to wait until they have done."""
+        key, size = _key(snapshot), 1 if self.mapped else snapshot.device_bytes
+        if not self.mapped and self.gpu_bytes is not None and size > self.gpu_bytes:
+            raise DeviceMemoryError(f"gpu_bytes is {self.gpu_bytes}, but {self._needs(snapshot, size)}: {_REMEDY}")
+        with self._changed:
+            while (one := self._open.get(key)) is None:
+                if self._make_room(size) or self.mapped:  # of mapped ones a call may have more
+                    one = self._open[key] = _Open(size)
+                    self._taken += size
+                elif patient:
+                    self._changed.wait()
+                else:
+                    return None
+            self._open.move_to_end(key)
+            one.users += 1
+            return one
+
+    def _load(self, one: _Open, snapshot: Snapshot) -> None:
+        with one.lock:
+            while one.table is None:
+                try:
+                    one.table = self._loaded(snapshot)
+                except DeviceMemoryError as error:  # others have taken what `gpu_bytes` says is ours
+                    if not self._let_go(one.size):
+                        why = str(error).partition(": give gpu_bytes")[0]  # that is another one
+                        needs = self._needs(snapshot, one.size)
+                        raise DeviceMemoryError(f"{needs}, of which too few are free ({why}): {_REMEDY}") from None
+
+    def _loaded(self, snapshot: Snapshot) -> Table:
+        if self.mapped:
+            return snapshot.load()
+        return snapshot.load(self.device, manner=Manner(memory=gpu.device_memory))
+
+    def _needs(self, snapshot: Snapshot, size: int) -> str:
+        return f"version {snapshot.version} of series {snapshot.series!r} takes {size} bytes of {self.device}"
+
+    def _leave(self, held: Sequence[_Open]) -> None:
+        """They may be let go from now on; those that could not be loaded are."""
+        with self._changed:
+            for one in held:
+                one.users = max(one.users - 1, 0)
+            for key in [key for key, one in self._open.items() if one.table is None and not one.users]:
+                self._taken -= self._open.pop(key).size
+            if self.mapped:
+                self._make_room(0)
+            self._changed.notify_all()
+
+    def _make_room(self, size: int) -> bool:
+        """Let go of what was used longest ago until there is room for `size` more; whether there is. Under the lock: no
+        other thread takes the room before the memory is given back."""
+        room = OPEN_TABLES if self.mapped else self.gpu_bytes
+        lacking = 0 if room is None else self._taken + size - room
+        idle = [(key, one) for key, one in self._open.items() if not one.users]
+        if lacking > sum(one.size for _, one in idle):
+            return False
+        for key, one in idle:
+            if lacking <= 0:
+                break
+            del self._open[key]
+            self._taken -= one.size
+            lacking -= one.size
+        return True
+
+    def _let_go(self, size: int) -> bool:
+        """Let go of tables of so many bytes that no call holds, or of all there are; whether there was one."""
+        with self._changed:
+            idle, gone = [key for key, one in self._open.items() if not one.users], 0
+            while idle and gone < size:
+                gone += self._open.pop(idle.pop(0)).size
+            self._taken -= gone
+            return gone > 0
+
+    def _after_fork(self) -> None:
+        """In the child: the threads that held locks and tables are not there."""
+        self._changed = threading.Condition()
+        for one in self._open.values():
+            one.lock, one.users = threading.Lock(), 0
+
+
+def _key(snapshot: Snapshot) -> _Key:
+    return snapshot.series, snapshot.version, snapshot.manifest.own_index.checksum
+
+
+_shared: weakref.WeakSet[OpenTables] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for tables in list(_shared):
+        tables._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
