@@ -23,7 +23,7 @@ class Settings:
     """On the CPU, where figures say nothing."""
     limit: float = 600.0
     """Seconds that the part has, a little less than after which it is ended."""
-    rows: int = 1 << 24
+    rows: int = 1 << 23
     """Of the tables of the grid, and of those that are pooled and tiered."""
     dim: int = 128
     """Of these."""
@@ -65,13 +65,13 @@ class Settings:
     swaps: int = 3
     settle: float = 2.0
     """Seconds after a swap that still count as its."""
-    market: tuple[int, int, int] = (5_000, 2_000, 60_000)
+    market: tuple[int, int, int] = (5_000, 2_000, 40_000)
     """Users, items on sale and events a day of the SYNTHETIC market that models are trained on."""
     batch_size: int = 4096
     """Rows a step of a training."""
     steps: int = 300
     """Of a training."""
-    entities: int = 1_000_000
+    entities: int = 250_000
     """Vectors of each series that a ranker reads."""
 
     @property
