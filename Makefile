@@ -56,7 +56,7 @@ nightly:
 # Python never frees all it has, hence no search for leaks. The sanitizer's own allocator does not survive a fork amid
 # threads.
 SANITIZED := build/sanitize
-SANITIZED_TESTS := $(addprefix tests/embedding_store/,$(addprefix native/test_,building.py gate.py ops.py large_results.py mapping.py lookup_history.py nearest.py) read/test_table.py format/test_hostile.py format/test_hostile_index.py)
+SANITIZED_TESTS := $(addprefix tests/embedding_store/,$(addprefix native/test_,building.py gate.py ops.py ops_refused.py large_results.py mapping.py lookup_history.py nearest.py) read/test_table.py format/test_hostile.py format/test_hostile_index.py)
 RUNTIMES := libasan.so libubsan.so libstdc++.so
 
 sanitize: install

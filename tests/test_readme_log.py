@@ -54,7 +54,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     cli.main()
 
 
-def views(folder: Path, rows: int = 1800, days: int = 12) -> None:
+def views(folder: Path, rows: int = 1200, days: int = 8) -> None:
     """A log as Deskdrop's: views, half of them followed by a like, and what is ignored."""
     rng = np.random.default_rng(0)
     user, time = rng.integers(0, 60, rows), np.sort(rng.integers(0, days * DAY, rows)) + 1_460_000_000
@@ -75,7 +75,12 @@ def views(folder: Path, rows: int = 1800, days: int = 12) -> None:
 
 QUICK = [
     *("--set", "ranks=1", "--set", "rankers.seeds=[0]", "--set", "rankers.training.epochs=1"),
-    *("--set", "upstreams.view.training.epochs=1", "--set", "upstreams.like.training.epochs=1"),
+    *(
+        argument
+        for upstream in ("view", "like")
+        for key, value in (("epochs", 1), ("batch_size", 512))
+        for argument in ("--set", f"upstreams.{upstream}.training.{key}={value}")
+    ),
 ]
 """The least that is a run of everything."""
 

@@ -18,6 +18,6 @@ would be what they hold.
 
 Needed are Python 3.11, torch 2.11, NumPy and PyArrow, and a C++20 compiler and nvcc for `build`, unless the two
 libraries lie in embedding_store/ already. What else is missing (pytest, FBGEMM, TorchRec, compute-sanitizer, ncu) is
-named beside what it leaves out; `training` needs what `recsys.train` imports, and neither tomli-w nor DuckDB. Nothing
-needs to be installed: PYTHONPATH=. does.
+named beside what it leaves out. `training` needs TorchRec, tyro, rich and TensorBoard, and neither tomli-w nor DuckDB.
+Nothing needs to be installed: PYTHONPATH=. does.
 """

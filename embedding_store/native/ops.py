@@ -19,7 +19,10 @@ of 8, as is the byte offset of the first values, which are 8 and 4 bytes behind 
 
 On a CUDA device S is 3 at most, 2 with an overlay (`upload` makes hot and cold rows of all). There `layout` may be a
 CPU tensor, whose numbers become parameters of the kernel, or one on the device, from which the kernel reads them when
-it runs: in a captured graph, whose table may be another one by then.
+it runs: in a captured graph, whose table may be another one by then. Those on the CPU are checked at every call: index
+and rows lie within `storage` and `cold`, buckets and rows at multiples of 16 bytes, quantised rows of 8. Those on the
+device, which the host does not know, are trusted to lie there; a kernel reads no row and no bucket beyond as many as
+they say.
 
 On the CPU the memory of a large result (8 MiB and more) is kept for the next one when the tensor is gone, up to 128 MiB
 a process: zeroing fresh memory would take longer than the lookup.
@@ -131,8 +134,9 @@ def lookup_pooled_tiered(
     mode: str = "sum",
     out: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `lookup_pooled`, with rows in two places. The third result, int64 [3], is what `lookup_tiered` adds to its
-    counters: how many ids were found in `storage`, in `cold` and not at all; zeros if a GPU got bad offsets."""
+    """As `lookup_pooled`, with rows in two places. The third result, int64 [4], is what `lookup_tiered` adds to its
+    counters: how many ids were found in `storage`, in `cold` and not at all, and rows read from `cold`, of which CUDA
+    reads one once for many ids; zeros if a GPU got bad offsets."""
     return torch.ops.embedding_store.lookup_pooled_tiered(
         ids, offsets, weights, storage, cold, layout, dim, dtype, mode, out
     )
@@ -285,7 +289,7 @@ def _(
     out: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     bags = offsets.shape[0] - 1
-    return ids.new_empty((bags, dim), dtype=out), ids.new_empty((bags,)), ids.new_empty((3,))
+    return ids.new_empty((bags, dim), dtype=out), ids.new_empty((bags,)), ids.new_empty((4,))
 
 
 @torch.library.register_fake("embedding_store::locate")

@@ -102,7 +102,7 @@ def lookup_pooled_tiered(
     mode: str = "sum",
     out: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `lookup_pooled`, and hot hits, cold hits and misses, int64 [3]."""
+    """As `lookup_pooled`, and hot hits, cold hits, misses and once more cold hits, int64 [4]."""
     vectors, locations = _gather(ids, storage, cold, layout, dim, dtype)
     bags = torch.repeat_interleave(offsets.diff(), output_size=len(ids))
     # A missing id has no weight either: zero times infinity is not zero.
@@ -127,16 +127,16 @@ def lookup_tiered(
 ) -> tuple[Tensor, Tensor]:
     """As `lookup`; adds hot hits, cold hits, misses and once more cold hits to `counters`."""
     vectors, locations = _gather(ids.reshape(-1), storage, cold, layout, dim, dtype)
-    hits = _hits(locations)
-    counters += torch.cat((hits, hits[1:2]))
+    counters += _hits(locations)
     return vectors.to(out).view(*ids.shape, dim), (locations != _EMPTY).view(ids.shape)
 
 
 def _hits(locations: Tensor) -> Tensor:  # int64 [N]
-    """How many are in the first segment, in others, and nowhere, int64 [3]."""
+    """How many are in the first segment, in others, and nowhere, and rows read of others, int64 [4]."""
     found = locations != _EMPTY
     hot = found & (locations >> ROW_BITS == 0)
-    return torch.stack((hot.sum(), (found & ~hot).sum(), (~found).sum()))
+    cold = (found & ~hot).sum()
+    return torch.stack((hot.sum(), cold, (~found).sum(), cold))
 
 
 def nearest(

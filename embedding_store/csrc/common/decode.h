@@ -34,6 +34,9 @@ ES_HOST_DEVICE int64_t row_bytes(Dtype dtype, int64_t dim) {
   }
 }
 
+template <OutDtype kOut>
+constexpr int kOutBytes = kOut == OutDtype::kFloat32 ? 4 : 2;
+
 ES_HOST_DEVICE int64_t element_bytes(OutDtype dtype) { return dtype == OutDtype::kFloat32 ? 4 : 2; }
 
 ES_HOST_DEVICE float from_bits(uint32_t bits) {

@@ -65,7 +65,8 @@ Hits pool(const TableView& table, const RowFunctions& functions, const Bags& bag
   return hits;
 }
 
-// Pooled vectors, how many ids of each bag were found, and Hits.
+// Pooled vectors, how many ids of each bag were found, and int64 [4]: Hits, and how many rows of the second kind were
+// read, which is one for every id here.
 std::tuple<Tensor, Tensor, Tensor> pooled_in(
     const TableView& table, const Tensor& ids_tensor, const Tensor& offsets_tensor,
     const std::optional<Tensor>& weights_tensor, const std::string& mode, ScalarType out) {
@@ -104,8 +105,10 @@ std::tuple<Tensor, Tensor, Tensor> pooled_in(
     const Hits hits = pool(table, functions, bags, begin, end);
     for (size_t i = 0; i < hits.size(); ++i) totals[i] += hits[i];
   });
-  Tensor hits = torch::stable::new_empty(ids, {3}, ScalarType::Long);
-  for (size_t i = 0; i < totals.size(); ++i) static_cast<int64_t*>(hits.mutable_data_ptr())[i] = totals[i];
+  Tensor hits = torch::stable::new_empty(ids, {4}, ScalarType::Long);
+  auto* counts = static_cast<int64_t*>(hits.mutable_data_ptr());
+  for (size_t i = 0; i < totals.size(); ++i) counts[i] = totals[i];
+  counts[3] = totals[1];
   return {pooled, found, hits};
 }
 

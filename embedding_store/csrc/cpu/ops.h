@@ -45,6 +45,7 @@ std::tuple<Tensor, Tensor> lookup_pooled(
     const Tensor& layout,                  // int64 [8 + 4 * S]
     int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out);
 
+// The third: int64 [4], hot hits, cold hits, misses, rows read from `cold`.
 std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
     const Tensor& ids,                     // int64 [N]
     const Tensor& offsets,                 // int64 [B + 1]

@@ -66,7 +66,7 @@ class Finder {
       __builtin_prefetch(row.scale);
       __builtin_prefetch(row.offset);
     }
-    prefetch(row.vector, table_.row_bytes);
+    prefetch(row.vector, table_.form.bytes);
   }
 
  private:
@@ -86,13 +86,13 @@ class Finder {
   Row place(uint64_t number, int64_t row) const {
     const Segment& segment = table_.segments[number];
     const uint8_t* base = table_.bytes_of(number).data;
-    Row found{base + segment.vector + row * table_.row_stride, nullptr, nullptr};
+    Row found{base + segment.vector + row * table_.form.stride, nullptr, nullptr};
     if (is_quantised(table_.dtype)) {
-      found.scale = reinterpret_cast<const float*>(base + segment.scale + row * table_.scale_stride);
-      found.offset = reinterpret_cast<const float*>(base + segment.offset + row * table_.scale_stride);
+      found.scale = reinterpret_cast<const float*>(base + segment.scale + row * table_.form.scale_stride);
+      found.offset = reinterpret_cast<const float*>(base + segment.offset + row * table_.form.scale_stride);
     }
     if (Mapping* unchecked = number == 0 ? storage_unchecked_ : cold_unchecked_) {
-      unchecked->require(found.vector, table_.row_bytes);
+      unchecked->require(found.vector, table_.form.bytes);
       if (found.scale != nullptr) {
         unchecked->require(found.scale, sizeof(float));
         unchecked->require(found.offset, sizeof(float));

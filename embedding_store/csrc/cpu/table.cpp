@@ -21,12 +21,12 @@ Bytes::Bytes(const Tensor& storage) {
 }
 
 bool Bytes::contain(int64_t start, int64_t count) const {
-  if (start < 0 || count < 0 || start > size || count > size - start) return false;
+  if (!is_within(start, count, size)) return false;
   return mapping == nullptr || count == 0 || mapping->in_one_file(data + start - mapping->data(), count);
 }
 
 bool Bytes::contain_joined(int64_t start, int64_t count) const {
-  if (start < 0 || count < 0 || start > size || count > size - start) return false;
+  if (!is_within(start, count, size)) return false;
   return mapping == nullptr || count == 0 || mapping->in_joined_files(data + start - mapping->data(), count);
 }
 
@@ -42,10 +42,7 @@ TableView::TableView(
     throw std::invalid_argument("layout is not a contiguous int64 tensor [8 + 4 * segments]");
   }
   const auto* header = static_cast<const int64_t*>(layout.const_data_ptr());
-  row_bytes = embedding_store::row_bytes(dtype, dim);
-  const int64_t stride = header[kStrideAt];
-  row_stride = is_in_row(stride) ? stride : row_bytes;
-  scale_stride = is_in_row(stride) ? stride : static_cast<int64_t>(sizeof(float));
+  form = row_form(dtype, dim, header[kStrideAt]);
   segments = reinterpret_cast<const Segment*>(header + kLayoutHeader);
   segment_count = static_cast<uint64_t>((layout.numel() - kLayoutHeader) / 4);
   const bool overlaid = header[kOverlaidAt] != 0;
@@ -60,33 +57,20 @@ TableView::TableView(
 }
 
 Index TableView::index_at(const int64_t* numbers) const {
-  constexpr int64_t kMost = int64_t{1} << 46;  // buckets: products stay within int64
-  const int64_t start = numbers[0], home_buckets = numbers[1], total_buckets = numbers[2];
   const Bytes& bytes = index_cold ? cold : storage;
-  const bool good = home_buckets >= 1 && home_buckets <= total_buckets && total_buckets < kMost &&
-                    start % static_cast<int64_t>(alignof(Bucket)) == 0 &&
-                    bytes.contain_joined(start, total_buckets * static_cast<int64_t>(sizeof(Bucket)));
-  if (!good) {
-    raise_corrupt("InvalidIndexError", path_at(start), "its buckets lie outside of the file; write the snapshot again");
+  const auto contains = [&](int64_t start, int64_t count) { return bytes.contain_joined(start, count); };
+  if (wrong_in_index(numbers, alignof(Bucket), contains) != kNothingWrong) {
+    const std::string message = "its buckets lie outside of the file; write the snapshot again";
+    raise_corrupt("InvalidIndexError", path_at(numbers[0]), message);
   }
-  return {reinterpret_cast<const Bucket*>(bytes.data + start), home_buckets, total_buckets, numbers[3]};
+  return {reinterpret_cast<const Bucket*>(bytes.data + numbers[0]), numbers[1], numbers[2], numbers[3]};
 }
 
 void TableView::check_segment(uint64_t number) const {
-  const Segment& segment = segments[number];
   const Bytes& bytes = bytes_of(number);
-  // Whether all rows' numbers, `count` bytes of each, `stride` bytes apart, are stored.
-  const auto holds = [&](int64_t start, int64_t element, int64_t count, int64_t stride) {
-    if (start % element != 0 || stride % element != 0 || segment.rows < 0) return false;
-    if (segment.rows == 0) return bytes.contain(start, 0);
-    return segment.rows - 1 <= bytes.size / stride && bytes.contain(start, (segment.rows - 1) * stride + count);
-  };
+  const auto contains = [&](int64_t start, int64_t count) { return bytes.contain(start, count); };
   const int64_t element = is_quantised(dtype) ? 1 : dtype == Dtype::kFloat32 ? 4 : 2;
-  bool good = holds(segment.vector, element, row_bytes, row_stride);
-  if (is_quantised(dtype)) {
-    good = good && holds(segment.scale, 4, 4, scale_stride) && holds(segment.offset, 4, 4, scale_stride);
-  }
-  if (!good) {
+  if (wrong_in_segment(segments[number], form, element, bytes.size, contains) != kNothingWrong) {
     const std::string message = "segment " + std::to_string(number) + " lies outside of the stored bytes";
     raise_corrupt("InvalidIndexError", path_of(index), message + "; write the snapshot again");
   }

@@ -10,6 +10,7 @@
 
 #include "../common/decode.h"
 #include "../common/index.h"
+#include "../common/layout.h"
 #include "../common/names.h"
 #include "mapping.h"
 
@@ -76,9 +77,7 @@ struct TableView {
   uint64_t segment_count;
   int64_t dim;
   Dtype dtype;
-  int64_t row_bytes;
-  int64_t row_stride;    // bytes from a row to the next one
-  int64_t scale_stride;  // and from its scale to the next one's, or its offset
+  RowForm form;
 
  private:
   Index index_at(const int64_t* numbers) const;

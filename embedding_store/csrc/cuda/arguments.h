@@ -27,6 +27,10 @@ struct TableView {
   int64_t row_bytes;      // of a row's values
 };
 
+// What is counted of a lookup in a tiered table: ids found in the device's memory, in the host's, not at all, and rows
+// that were read from the host's memory.
+constexpr int kCounts = 4;
+
 struct LookupArguments {
   TableView table;
   const int64_t* ids;  // [count]

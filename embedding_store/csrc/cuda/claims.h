@@ -17,24 +17,29 @@ static_assert(kMaxParts < 4 && kRowBits + 2 + kPositionBits == 64, "all location
 // bus brings 500 rows of 512 bytes. (Counted, not measured.)
 constexpr int64_t kLeastPositions = 2048;
 
-struct Claims {
-  uint64_t* slots;         // [capacity], kEmpty at first; null: every id reads its row
-  uint64_t capacity;       // more than there are ids
+struct ClaimSlots {
+  uint64_t* slots;    // [capacity], kEmpty at first; null: every id reads its row
+  uint64_t capacity;  // more than there are ids
+};
+
+struct Claims : ClaimSlots {
   uint64_t* repeat_count;  // how many ids repeat a row, less one: the word after the slots, cleared as they are
   uint64_t* repeats;       // [ids]: position << 32 | position of the id that reads the row
 };
 
+inline int64_t slots_for(int64_t ids) { return 2 * ids; }
+
 // Of a batch, in memory of claim_words(ids) words.
 inline Claims claims_in(uint64_t* words, int64_t ids) {
-  const int64_t capacity = 2 * ids;
-  return {words, static_cast<uint64_t>(capacity), words + capacity, words + capacity + 1};
+  const int64_t capacity = slots_for(ids);
+  return {{words, static_cast<uint64_t>(capacity)}, words + capacity, words + capacity + 1};
 }
 
-inline int64_t claim_words(int64_t ids) { return 3 * ids + 1; }
+inline int64_t claim_words(int64_t ids) { return slots_for(ids) + 1 + ids; }
 inline size_t cleared_bytes(const Claims& claims) { return (claims.capacity + 1) * sizeof(uint64_t); }
 
 // The position of the id that reads this row: `position`, unless another has come first. Lanes go their own ways here.
-ES_DEVICE uint32_t claim(const Claims& claims, uint64_t location, uint32_t position) {
+ES_DEVICE uint32_t claim(const ClaimSlots& claims, uint64_t location, uint32_t position) {
   uint64_t slot = multiply_high(mix64(location), claims.capacity);
   for (;;) {
     const uint64_t there = warp::compare_and_swap(claims.slots + slot, kEmpty, location << kPositionBits | position);

@@ -22,6 +22,15 @@ void launch_lookup_tiered(
     LookupArguments arguments, Dtype dtype, OutDtype out, unsigned long long* counters, uint64_t* scratch,
     int processors, cudaStream_t stream);
 
+// Bytes of device memory, whatever is in it, with which a cold row of several ids of a pooled lookup is read once; 0:
+// not worth while. `cold_rows`: as many as there are, or more.
+int64_t staging_bytes(const PooledArguments& arguments, Dtype dtype, int64_t cold_rows);
+
+// Ids are located and rows brought to the device: `arguments` is changed to what launch_pooled reads then. `memory`:
+// [staging_bytes(...)], at a multiple of 16.
+void launch_staging(
+    PooledArguments* arguments, Dtype dtype, int64_t cold_rows, uint8_t* memory, int processors, cudaStream_t stream);
+
 // Two kernels, one after the other.
 void launch_pooled(const PooledArguments& arguments, Dtype dtype, cudaStream_t stream);
 

@@ -8,15 +8,9 @@ namespace embedding_store::cuda {
 void launch_lookup(LookupArguments arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream) {
   const Plan plan = lookup_plan(arguments.count, processors);
   arguments.ids_per_warp = plan.ids_per_warp;
-  with_dtype(dtype, [&](auto dtype_constant) {
-    with_out(out, [&](auto out_constant) {
-      constexpr Dtype kDtype = decltype(dtype_constant)::value;
-      constexpr OutDtype kOut = decltype(out_constant)::value;
-      with_values<16 / kOutBytes<kOut>, 4, 2>(arguments.dim, [&](auto values) {
-        constexpr int kValues = decltype(values)::value;
-        lookup_kernel<kDtype, kOut, kValues><<<plan.blocks, plan.threads, 0, stream>>>(arguments);
-      });
-    });
+  with_lookup<4, 2>(dtype, out, arguments.dim, [&](auto stored, auto result, auto values) {
+    lookup_kernel<decltype(stored)::value, decltype(result)::value, decltype(values)::value>
+        <<<plan.blocks, plan.threads, 0, stream>>>(arguments);
   });
 }
 

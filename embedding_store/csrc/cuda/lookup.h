@@ -6,13 +6,15 @@
 namespace embedding_store::cuda {
 
 // This lane's id of the step from `first` on; 0 if the lane has none.
-ES_DEVICE int64_t id_at(const LookupArguments& arguments, int64_t first, int lane) {
+template <class Arguments>
+ES_DEVICE int64_t id_at(const Arguments& arguments, int64_t first, int lane) {
   const bool wanted = lane < arguments.ids_per_warp && first + lane < arguments.count;
   return wanted ? warp::load_once(arguments.ids + first + lane) : 0;
 }
 
 // This lane's id of a warp's first step.
-ES_DEVICE int64_t first_id(const LookupArguments& arguments, int64_t warp, int lane) {
+template <class Arguments>
+ES_DEVICE int64_t first_id(const Arguments& arguments, int64_t warp, int lane) {
   return id_at(arguments, warp * arguments.ids_per_warp, lane);
 }
 

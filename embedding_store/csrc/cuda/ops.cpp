@@ -1,130 +1,15 @@
 // Arguments checked, results allocated, kernels launched on the current stream of the tensors' device.
 #include "ops.h"
 
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-
-#include <algorithm>
 #include <cstring>
-#include <stdexcept>
+#include <limits>
 #include <vector>
 
-#include "../common/index.h"
-#include "../common/names.h"
-#include "../common/tensors.h"
 #include "launch.h"
+#include "tables.h"
 
 namespace embedding_store::cuda {
 namespace {
-
-constexpr uintptr_t kAccessBytes = 16;  // the widest a lane reads at once; columns begin at multiples of 64
-
-[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
-
-// Current while it lives: the device, so that a launch goes to it; its stream and its size.
-class Device {
- public:
-  explicit Device(const Tensor& ids) : guard_(ids.get_device_index()) {
-    const int index = ids.get_device_index();
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-    // The guard speaks to torch's CUDA runtime; this library has one of its own, and the thread may be new to it.
-    STD_CUDA_CHECK(cudaSetDevice(index));
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, index));
-  }
-
-  cudaStream_t stream() const { return stream_; }
-  int processors() const { return processors_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-  int processors_ = 0;
-};
-
-void check_beside(const Tensor& tensor, const Tensor& ids, ScalarType type, const std::string& name) {
-  if (!tensor.is_cuda() || tensor.get_device_index() != ids.get_device_index()) {
-    refuse(name + " is not on the device of the ids: move one of them");
-  }
-  if (tensor.scalar_type() != type || tensor.dim() != 1 || !tensor.is_contiguous()) {
-    const std::string kind = type == ScalarType::Byte ? "uint8" : type == ScalarType::Long ? "int64" : "float32";
-    refuse(name + " is not a contiguous " + kind + " tensor of one dimension");
-  }
-}
-
-// A layout on the CPU, checked: the kernels trust it.
-TableNumbers numbers_of(const Tensor& layout) {
-  TableNumbers numbers{};
-  const auto* values = static_cast<const int64_t*>(layout.const_data_ptr());
-  std::copy(values, values + layout.numel(), numbers.values);
-  const int64_t parts = values[kSegmentsAt] + (values[kOverlaidAt] != 0 ? 1 : 0);
-  if (layout.numel() != kLayoutHeader + 4 * parts) {
-    refuse("layout has " + std::to_string(layout.numel()) + " values, not 8 and 4 for each of the " +
-           std::to_string(parts) + " segments and overlays that it names");
-  }
-  return numbers;
-}
-
-void check_ids(const Tensor& ids) {
-  if (!ids.is_cuda() || ids.scalar_type() != ScalarType::Long) refuse("ids are not int64 on a CUDA device");
-}
-
-// `storage` is the device's address.
-TableView table_at(const Tensor& ids, const uint8_t* storage, const Tensor& layout, int64_t dim, Dtype dtype) {
-  const bool on_host = layout.is_cpu();
-  if (on_host && (layout.scalar_type() != ScalarType::Long || layout.dim() != 1 || !layout.is_contiguous())) {
-    refuse("layout is not a contiguous int64 tensor of one dimension");
-  }
-  if (!on_host) check_beside(layout, ids, ScalarType::Long, "layout");
-  if (dim < 1 || dim > kMaxDim) refuse("dim is " + std::to_string(dim) + "; use 1 .. " + std::to_string(kMaxDim));
-  if (layout.numel() < kLayoutHeader || layout.numel() % 4 != 0) {
-    refuse("layout has " + std::to_string(layout.numel()) + " values, not 8 + 4 * segments, nor 4 more");
-  }
-  if (layout.numel() > kLayoutValues) {
-    refuse("layout has " + std::to_string(layout.numel()) + " values: a table on a CUDA device has 3 segments at most, "
-           "2 with an overlay; load it with Snapshot.load(device), which joins them");
-  }
-  if (reinterpret_cast<uintptr_t>(storage) % kAccessBytes != 0) {
-    refuse("storage does not begin at a multiple of 16 bytes: clone() it");
-  }
-  TableView table{};
-  table.storage = storage;
-  table.row_bytes = row_bytes(dtype, dim);
-  if (on_host) {
-    table.numbers = numbers_of(layout);
-  } else {
-    table.layout = static_cast<const int64_t*>(layout.const_data_ptr());
-    table.layout_values = static_cast<int>(layout.numel());
-  }
-  return table;
-}
-
-TableView table_view(const Tensor& ids, const Tensor& storage, const Tensor& layout, int64_t dim, Dtype dtype) {
-  check_ids(ids);  // what else there is has to be where they are
-  check_beside(storage, ids, ScalarType::Byte, "storage");
-  return table_at(ids, static_cast<const uint8_t*>(storage.const_data_ptr()), layout, dim, dtype);
-}
-
-// Where the current device sees memory of the host.
-const uint8_t* device_address(const Tensor& cold, const std::string& name) {
-  if (cold.scalar_type() != ScalarType::Byte || cold.dim() != 1 || !cold.is_contiguous()) {
-    refuse(name + " is not a contiguous uint8 tensor of one dimension");
-  }
-  const void* address = cold.const_data_ptr();
-  if (cold.numel() == 0) return nullptr;
-  cudaPointerAttributes attributes{};
-  STD_CUDA_CHECK(cudaPointerGetAttributes(&attributes, address));
-  if (attributes.type == cudaMemoryTypeUnregistered || attributes.devicePointer == nullptr) {
-    refuse(name + " is in memory that the device cannot read: give a pinned tensor, say " + name + ".pin_memory()");
-  }
-  if (reinterpret_cast<uintptr_t>(attributes.devicePointer) % kAccessBytes != 0) {
-    refuse(name + " does not begin at a multiple of 16 bytes: clone() it and pin the copy");
-  }
-  return static_cast<const uint8_t*>(attributes.devicePointer);
-}
 
 // Results and what a kernel is given to fill them.
 struct Lookup {
@@ -148,6 +33,17 @@ Lookup prepared(const TableView& table, const Tensor& ids_tensor, int64_t dim, S
   return {ids, vectors, found, arguments};
 }
 
+// How many rows of a table are in the host's memory, or more: of a layout on the device, nobody knows here.
+int64_t cold_rows(const TableView& table) {
+  if (table.cold == nullptr) return 0;
+  if (table.layout != nullptr) return std::numeric_limits<int64_t>::max();
+  int64_t rows = 0;
+  for (int64_t number = 1; number < table.numbers.values[kSegmentsAt]; ++number) {
+    rows += table.numbers.values[kLayoutHeader + 4 * number + 3];
+  }
+  return rows;
+}
+
 // What both pooled ops are given besides the table.
 struct Bags {
   const Tensor& ids;
@@ -159,7 +55,7 @@ struct Bags {
   ScalarType out;
 };
 
-// Pooled vectors and how many ids of each bag were found; `hits`, int64 [3], if given, = hot, cold, missing.
+// Pooled vectors and how many ids of each bag were found; `hits`, int64 [kCounts], if given, = what is counted of tiers.
 std::tuple<Tensor, Tensor> pooled_in(const Device& device, const TableView& table, const Bags& bags, Tensor* hits) {
   if (bags.mode != "sum" && bags.mode != "mean") refuse("mode is '" + bags.mode + "'; use sum or mean");
   if (bags.ids.dim() != 1) refuse("ids have " + std::to_string(bags.ids.dim()) + " dimensions, not one");
@@ -203,6 +99,14 @@ std::tuple<Tensor, Tensor> pooled_in(const Device& device, const TableView& tabl
   arguments.results = reinterpret_cast<UnitResult*>(start);
   arguments.parts = reinterpret_cast<float*>(start + units * sizeof(UnitResult));
   arguments.bad = reinterpret_cast<bool*>(arguments.parts + parts);
+  const int64_t cold = hits != nullptr ? cold_rows(table) : 0, staging = staging_bytes(arguments, bags.dtype, cold);
+  std::optional<Tensor> staged;
+  if (staging > 0) {
+    staged = empty_beside(ids, {staging}, ScalarType::Byte);
+    auto* memory = static_cast<uint8_t*>(staged->mutable_data_ptr());
+    launch_staging(&arguments, bags.dtype, cold, memory, device.processors(), device.stream());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
   launch_pooled(arguments, bags.dtype, device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {pooled, found};
@@ -243,7 +147,7 @@ std::tuple<Tensor, Tensor> lookup(
     ScalarType out) {
   const Dtype stored = dtype_named(dtype);
   const OutDtype type = out_dtype(out);
-  const TableView table = table_view(ids, storage, layout, dim, stored);
+  const TableView table = table_view(ids, storage, nullptr, layout, RowType{stored, dim});
   const Device device(ids);
   const Lookup call = prepared(table, ids, dim, out);
   if (call.arguments.count > 0) {
@@ -258,7 +162,7 @@ std::tuple<Tensor, Tensor> lookup_tiered(
     const std::string& dtype, ScalarType out, Tensor counters) {
   const Dtype stored = dtype_named(dtype);
   const OutDtype type = out_dtype(out);
-  TableView table = table_view(ids, storage, layout, dim, stored);
+  TableView table = table_view(ids, storage, &cold, layout, RowType{stored, dim});
   const Device device(ids);  // before the address is asked for
   table.cold = device_address(cold, "cold");
   check_beside(counters, ids, ScalarType::Long, "counters");
@@ -266,8 +170,7 @@ std::tuple<Tensor, Tensor> lookup_tiered(
   const Lookup call = prepared(table, ids, dim, out);
   if (call.arguments.count > 0) {
     auto* counts = static_cast<unsigned long long*>(counters.mutable_data_ptr());
-    const bool has_cold = table.cold != nullptr && (table.layout != nullptr || table.numbers.values[kSegmentsAt] > 1);
-    const int64_t words = has_cold ? tiered_scratch_words(call.arguments.count) : 0;
+    const int64_t words = cold_rows(table) > 0 ? tiered_scratch_words(call.arguments.count) : 0;
     Tensor scratch = empty_beside(call.ids, {words}, ScalarType::Long);
     auto* claims = words > 0 ? static_cast<uint64_t*>(scratch.mutable_data_ptr()) : nullptr;
     launch_lookup_tiered(call.arguments, stored, type, counts, claims, device.processors(), device.stream());
@@ -280,7 +183,7 @@ std::tuple<Tensor, Tensor> lookup_pooled(
     const Tensor& ids, const Tensor& offsets, const std::optional<Tensor>& weights, const Tensor& storage,
     const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode, ScalarType out) {
   const Dtype stored = dtype_named(dtype);
-  const TableView table = table_view(ids, storage, layout, dim, stored);
+  const TableView table = table_view(ids, storage, nullptr, layout, RowType{stored, dim});
   const Device device(ids);
   return pooled_in(device, table, {ids, offsets, weights, dim, stored, mode, out}, nullptr);
 }
@@ -290,10 +193,10 @@ std::tuple<Tensor, Tensor, Tensor> lookup_pooled_tiered(
     const Tensor& cold, const Tensor& layout, int64_t dim, const std::string& dtype, const std::string& mode,
     ScalarType out) {
   const Dtype stored = dtype_named(dtype);
-  TableView table = table_view(ids, storage, layout, dim, stored);
+  TableView table = table_view(ids, storage, &cold, layout, RowType{stored, dim});
   const Device device(ids);  // before the address is asked for
   table.cold = device_address(cold, "cold");
-  Tensor hits = empty_beside(ids, {3}, ScalarType::Long);
+  Tensor hits = empty_beside(ids, {kCounts}, ScalarType::Long);
   const auto [pooled, found] = pooled_in(device, table, {ids, offsets, weights, dim, stored, mode, out}, &hits);
   return {pooled, found, hits};
 }
@@ -308,7 +211,7 @@ std::tuple<Tensor, Tensor> lookup_versions(
   const OutDtype type = out_dtype(out);
   std::vector<TableView> tables;
   for (size_t i = 0; i < storages.size(); ++i) {
-    tables.push_back(table_view(ids, storages[i], layouts[i], dim, stored));
+    tables.push_back(table_view(ids, storages[i], nullptr, layouts[i], RowType{stored, dim}));
   }
   if (choice_tensor.scalar_type() != ScalarType::Long || choice_tensor.numel() != ids.numel()) {
     refuse("choice is not int64, one for each id");
@@ -335,8 +238,9 @@ Tensor locate(const Tensor& ids_tensor, const Tensor& storage, const Tensor& lay
   const Device device(ids_tensor);  // before the address is asked for
   const bool on_host = storage.is_cpu();  // the cold part of a tiered table, which has the index
   const uint8_t* address = on_host ? device_address(storage, "storage") : nullptr;
-  TableView table = on_host ? table_at(ids_tensor, address, layout, 1, Dtype::kFloat32)
-                            : table_view(ids_tensor, storage, layout, 1, Dtype::kFloat32);
+  const TableBytes bytes{storage.numel(), storage.numel()};
+  TableView table = on_host ? table_at(ids_tensor, address, bytes, layout, std::nullopt)
+                            : table_view(ids_tensor, storage, nullptr, layout, std::nullopt);
   table.cold = address;
   const Tensor ids = as_contiguous(ids_tensor);
   const std::vector<int64_t> shape(ids.sizes().begin(), ids.sizes().end());

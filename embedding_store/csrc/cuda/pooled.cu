@@ -21,11 +21,9 @@ void launch_pooled(const PooledArguments& arguments, Dtype dtype, cudaStream_t s
   const int64_t warps = arguments.plan.units * arguments.plan.ranges;
   const int in_block = arguments.plan.threads / warp::kLanes;
   const auto blocks = static_cast<unsigned>((warps + in_block - 1) / in_block);
-  with_dtype(dtype, [&](auto dtype_constant) {
-    constexpr Dtype kDtype = decltype(dtype_constant)::value;
-    with_pooled_values<kDtype>(pooled_values(dtype, arguments.dim), [&](auto values) {
-      pooled_kernel<kDtype, decltype(values)::value><<<blocks, arguments.plan.threads, 0, stream>>>(arguments);
-    });
+  with_pooled(dtype, pooled_values(dtype, arguments.dim), [&](auto stored, auto values) {
+    pooled_kernel<decltype(stored)::value, decltype(values)::value>
+        <<<blocks, arguments.plan.threads, 0, stream>>>(arguments);
   });
   launch_finish(arguments, stream);
 }

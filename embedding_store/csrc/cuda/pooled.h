@@ -5,30 +5,54 @@
 
 namespace embedding_store::cuda {
 
+// Where staging has found this lane's id.
+ES_DEVICE uint64_t staged_location(const Staged& staged, int64_t location) {
+  const auto here = static_cast<uint64_t>(location);
+  return location_segment(here) == kRepeatSegment ? warp::load(staged.locations + location_row(here)) : here;
+}
+
+// The row at a location of any segment.
+template <Dtype kDtype>
+ES_DEVICE Row pooled_row(
+    const PooledArguments& arguments, const TableNumbers& numbers, uint64_t location, uint32_t place) {
+  const TableView& table = arguments.table;
+  const Staged& staged = arguments.staged;
+  if (staged.locations != nullptr && location_segment(location) == kStagedSegment) {
+    constexpr int kBefore = kQuantised<kDtype> ? kScaleBytes : 0;
+    const int64_t at = static_cast<int64_t>(location_row(location)) * staged.stride;
+    Row row{staged.rows + at + kBefore, true, 0.0f, 0.0f};
+    if constexpr (kQuantised<kDtype>) read_scale(&row);
+    return row;
+  }
+  const uint8_t* base = location_segment(location) == 0 || arguments.hits == nullptr ? table.storage : table.cold;
+  // Without cold rows none is read.
+  return row_at<kDtype>(table, numbers, base == nullptr ? kEmpty : location, base, place);
+}
+
 // The rows of the first `count` lanes' ids, to the shared memory; `from` is where in a row the range of columns begins,
 // in bytes. The result has a bit for each id that has a row.
 template <Dtype kDtype, int kValues>
 ES_DEVICE uint32_t find_rows(
     const PooledArguments& arguments, const TableNumbers& numbers, int64_t id, float weight, int count, int from,
     int lane, PooledShared<kValues>* shared) {
-  const TableView& table = arguments.table;
-  uint64_t location = locate_ids<warp::kLanes>(table, numbers, id, lane < count, lane);
-  const bool tiered = arguments.hits != nullptr;
-  const bool hot = location_segment(location) == 0;
-  const uint8_t* base = hot || !tiered ? table.storage : table.cold;
-  if (base == nullptr) location = kEmpty;  // without cold rows none is read
-  const Row row = row_at<kDtype>(table, numbers, location, base, static_cast<uint32_t>(id));
+  uint64_t location = kEmpty;
+  if (arguments.staged.locations == nullptr) {
+    location = locate_ids<warp::kLanes>(arguments.table, numbers, id, lane < count, lane);
+  } else if (lane < count) {
+    location = staged_location(arguments.staged, id);
+  }
+  const Row row = pooled_row<kDtype>(arguments, numbers, location, static_cast<uint32_t>(id));
   const uint32_t all = warp::ballot(row.found);
   shared->address[lane] = reinterpret_cast<uint64_t>(row.values) + (row.found ? from : 0);
   shared->scale[lane].factor = !row.found ? 0 : kQuantised<kDtype> ? weight * row.scale : weight;
   if constexpr (kQuantised<kDtype>) shared->scale[lane].offset = row.found ? weight * row.offset : 0;
-  if (tiered) {
-    const int near = warp::count_bits(warp::ballot(row.found && hot));
-    if (lane == 0) {
-      shared->result.hot += near;
-      shared->result.cold += warp::count_bits(all) - near;
-      shared->result.missing += count - warp::count_bits(all);
-    }
+  if (arguments.hits != nullptr) {
+    const uint64_t segment = location_segment(location);
+    const int near = warp::count_bits(warp::ballot(row.found && segment == 0));
+    const int staged = warp::count_bits(warp::ballot(row.found && segment == kStagedSegment));
+    const int cold = warp::count_bits(all) - near;
+    const int mine = count_of(lane, near, cold, count - near - cold, cold - staged);
+    if (lane < kCounts) shared->result.counts[lane] += mine;
   }
   return all;
 }
@@ -65,7 +89,7 @@ ES_DEVICE uint32_t close_bags(
   return warp::ballot(lane < step.count && end == lane + 1);
 }
 
-// This lane's id of those from place `at` on, and its weight.
+// This lane's id, or location, of those from place `at` on, and its weight.
 ES_DEVICE int64_t id_at(const PooledArguments& arguments, const Unit& unit, int at, int lane) {
   return at + lane < unit.stop ? warp::load_once(arguments.ids + unit.first_id + at + lane) : 0;
 }
@@ -136,7 +160,7 @@ ES_DEVICE void pooled_warp(
     warp::sync();             // the shared memory is free
     const uint32_t there = find_rows<kDtype>(arguments, numbers, id, weight, step.count, from, here, shared);
     run = warp::opaque(run);
-    if (at < unit.stop) prefetch_bucket(arguments.table, numbers, next_id);
+    if (at < unit.stop && arguments.staged.locations == nullptr) prefetch_bucket(arguments.table, numbers, next_id);
     id = next_id, weight = next_weight;
     uint32_t last = 0;
     if (run == kBags) {

@@ -40,9 +40,10 @@ struct CutBag {
 // Parts begin .. end - 1 of this lane's columns, in their order.
 template <int kValues>
 ES_DEVICE void sum_parts(
-    const PooledArguments& arguments, const CutBag& cut, int64_t begin, int64_t end, int64_t column, float* sums) {
+    const PooledArguments& arguments, const CutBag& cut, int64_t begin, int64_t end, int64_t column, int lane,
+    float* sums) {
   constexpr int kInFlight = 8;
-  // What a lane without columns reads is not used, nor what is read beyond the end.
+  // What a lane without columns reads is not used.
   const float* rows = arguments.parts + (column < arguments.dim ? column : 0);
   ES_UNROLL
   for (int v = 0; v < kValues; ++v) sums[v] = 0;
@@ -51,13 +52,14 @@ ES_DEVICE void sum_parts(
     warp::Words<kValues * 4> parts[kInFlight];
     ES_UNROLL
     for (int i = 0; i < kInFlight; ++i) {
-      const float* row = rows + cut.row(first + (i < left ? i : 0)) * arguments.dim;
-      parts[i] = warp::load_past<kValues * 4>(reinterpret_cast<const uint8_t*>(row));
+      // Beyond the end, zeros: no condition on what is added.
+      const float* row = rows + cut.row(first + i) * arguments.dim;
+      parts[i] = warp::load_past<kValues * 4>(i < left ? reinterpret_cast<const uint8_t*>(row) : warp::zeros(lane));
     }
     ES_UNROLL
     for (int i = 0; i < kInFlight; ++i) {
       ES_UNROLL
-      for (int v = 0; v < kValues; ++v) sums[v] += i < left ? from_bits(parts[i].words[v]) : 0.0f;
+      for (int v = 0; v < kValues; ++v) sums[v] += from_bits(parts[i].words[v]);
     }
   }
 }
@@ -85,7 +87,7 @@ ES_DEVICE void store_bag(
 template <int kValues>
 ES_DEVICE void finish_alone(const PooledArguments& arguments, const CutBag& cut, int64_t column, int lane) {
   float sums[kValues];
-  sum_parts<kValues>(arguments, cut, 0, cut.parts, column, sums);
+  sum_parts<kValues>(arguments, cut, 0, cut.parts, column, lane, sums);
   store_bag<kValues>(arguments, cut, column, sums, sum_found(arguments, cut, 0, cut.parts, lane));
 }
 
@@ -96,7 +98,7 @@ ES_DEVICE void finish_share(
     FinishShared<kValues>* shared) {
   const int64_t begin = cut.parts * warp / kFinishWarps, end = cut.parts * (warp + 1) / kFinishWarps;
   float sums[kValues];
-  sum_parts<kValues>(arguments, cut, begin, end, column, sums);
+  sum_parts<kValues>(arguments, cut, begin, end, column, lane, sums);
   const int64_t found = sum_found(arguments, cut, begin, end, lane);
   ES_UNROLL
   for (int v = 0; v < kValues; ++v) shared->sums[warp][lane * kValues + v] = sums[v];
@@ -118,19 +120,21 @@ ES_DEVICE void finish_shared(
   store_bag<kValues>(arguments, cut, column, sums, found);
 }
 
-// This lane's count of the units' hits: hot, cold, missing in lanes 0, 1 and 2.
+// How many rows staging has brought to the device.
+ES_DEVICE int64_t staged_rows(const Staged& staged) {
+  if (staged.locations == nullptr) return 0;
+  const auto taken = static_cast<int64_t>(warp::load(staged.taken) + 1);
+  return taken < staged.places ? taken : staged.places;
+}
+
+// What is counted of the units, lane i's being number i of kCounts.
 ES_DEVICE int64_t total_hits(const PooledArguments& arguments, int lane) {
-  int64_t hot = 0, cold = 0, missing = 0;
-  for (int64_t unit = lane; unit < arguments.plan.units; unit += warp::kLanes) {
-    const UnitResult& result = arguments.results[unit];
-    hot += result.hot, cold += result.cold, missing += result.missing;
+  int64_t count = 0;
+  for (int64_t unit = lane / kCounts; unit < arguments.plan.units; unit += warp::kLanes / kCounts) {
+    count += arguments.results[unit].counts[lane % kCounts];
   }
-  for (int distance = 1; distance < warp::kLanes; distance *= 2) {
-    hot += warp::shuffle(hot, lane ^ distance);
-    cold += warp::shuffle(cold, lane ^ distance);
-    missing += warp::shuffle(missing, lane ^ distance);
-  }
-  return lane == 0 ? hot : lane == 1 ? cold : missing;
+  for (int distance = kCounts; distance < warp::kLanes; distance *= 2) count += warp::shuffle(count, lane ^ distance);
+  return lane == kCounts - 1 ? count + staged_rows(arguments.staged) : count;
 }
 
 // Every value NaN, every number of found ids -1: by `threads` threads together.
@@ -138,7 +142,7 @@ ES_DEVICE void refuse_all(const PooledArguments& arguments, int64_t thread, int6
   const float nan[1] = {from_bits(0x7fc00000u)};
   for (int64_t i = thread; i < arguments.bags * arguments.dim; i += threads) store_pooled<1>(arguments, i, nan);
   for (int64_t bag = thread; bag < arguments.bags; bag += threads) warp::store_once(arguments.found + bag, -1);
-  if (arguments.hits != nullptr && thread < 3) arguments.hits[thread] = 0;
+  if (arguments.hits != nullptr && thread < kCounts) arguments.hits[thread] = 0;
 }
 
 }  // namespace embedding_store::cuda

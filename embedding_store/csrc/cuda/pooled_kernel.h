@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kFinishWarps * warp::kLanes, 1)
   }
   if (arguments.hits != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && warp == 0) {
     const int64_t hits = total_hits(arguments, lane);
-    if (lane < 3) arguments.hits[lane] = hits;
+    if (lane < kCounts) arguments.hits[lane] = hits;
   }
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * warp::kLanes + lane) * kValues;
   if (cuts) {

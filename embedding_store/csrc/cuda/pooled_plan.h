@@ -57,19 +57,30 @@ inline PooledPlan pooled_plan(int64_t ids, int64_t bags, int dim, Dtype dtype, i
   return plan;
 }
 
+// Cold rows of a tiered table that were brought to the device before they are pooled: see staging.h. A location may be
+// in one more segment then, whose rows are places there, or say whose location an id's is.
+struct Staged {
+  uint64_t* locations;  // [count], of each id; null: rows are where they are, and looked up when they are pooled
+  uint64_t* taken;      // how many rows there are, or would be with more places; less one
+  uint8_t* rows;        // [places, stride]: of a quantised row scale and offset first
+  int64_t places;
+  int64_t stride;
+};
+
+constexpr uint64_t kStagedSegment = kMaxParts;
+constexpr uint64_t kRepeatSegment = kMaxParts + 1;  // its row: the number of an id in the same row
+
 // What the warp that has a unit's first columns found out.
 struct UnitResult {
   int64_t cut_bag;     // that begins in the unit and is cut; -1: none
   int64_t head_found;  // ids found of the cut bag that began in an earlier unit
   int64_t tail_found;  // and of cut_bag, here
-  int64_t hot;         // ids of the unit that were found in the first segment, in the second, and not at all
-  int64_t cold;
-  int64_t missing;
+  int64_t counts[kCounts];  // of its ids; of the rows that were read those that were not staged
 };
 
 struct PooledArguments {
   TableView table;
-  const int64_t* ids;  // [count]
+  const int64_t* ids;  // [count]; if rows are staged, the locations
   int64_t count;
   const int64_t* offsets;  // [bags + 1]
   int64_t bags;
@@ -83,7 +94,8 @@ struct PooledArguments {
   bool* bad;            // [units]: whether the unit saw offsets that cannot be
   uint8_t* pooled;      // [bags, dim]
   int64_t* found;       // [bags]
-  int64_t* hits;        // [3]: hot, cold, missing; null unless the table is tiered
+  int64_t* hits;        // [kCounts]; null unless the table is tiered
+  Staged staged;
 };
 
 }  // namespace embedding_store::cuda

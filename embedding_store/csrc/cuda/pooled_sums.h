@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <type_traits>
 
 #include "pooled_walk.h"
 #include "rows.h"
@@ -28,20 +27,6 @@ struct Groups {
   ES_DEVICE bool mine() const { return warp::opaque(chunk) < chunks; }
   ES_DEVICE bool is_first() const { return warp::opaque(group) == 0; }
 };
-
-// `function` called with std::integral_constant<int, values>, one of those that pooled_values gives for the dtype.
-template <Dtype kDtype, class Function>
-void with_pooled_values(int values, const Function& function) {
-  if constexpr (kDtype == Dtype::kInt4) {
-    if (values == 16) return function(std::integral_constant<int, 16>{});
-  }
-  if constexpr (kDtype != Dtype::kFloat32) {
-    if (values == 8) return function(std::integral_constant<int, 8>{});
-  }
-  if (values == 4) return function(std::integral_constant<int, 4>{});
-  if (values == 2) return function(std::integral_constant<int, 2>{});
-  return function(std::integral_constant<int, 1>{});
-}
 
 // Stored values as they are, without scale and offset. `odd`: as in decode_chunk.
 template <Dtype kDtype, int kValues>

@@ -73,6 +73,11 @@ ES_DEVICE void prefetch_bucket(const TableView& table, const TableNumbers& numbe
   warp::prefetch(bucket_address(index, home_of(index, id)));
 }
 
+// Lane i's of what is counted, number i of kCounts.
+ES_DEVICE int count_of(int lane, int hot, int cold, int missing, int crossed) {
+  return lane == 0 ? hot : lane == 1 ? cold : lane == 2 ? missing : crossed;
+}
+
 // A row in memory. Without one: some zeros to read, and numbers with which they decode to zeros.
 struct Row {
   const uint8_t* values;
@@ -169,25 +174,36 @@ ES_DEVICE uint64_t locate_ids(
   return locate_ids<32>(table, numbers, id, wanted, lane);
 }
 
+// Scale and offset of a quantised row with both in front of it: one access, to memory that the values are about to be
+// read from.
+ES_DEVICE void read_scale(Row* row) {
+  const warp::Words<8> pair = warp::load_past<8>(row->values - kScaleBytes);
+  row->scale = from_bits(pair.words[0]);
+  row->offset = from_bits(pair.words[1]);
+}
+
+// Whether there is a row at a location: one outside its segment, which loading refuses, is none, nor is kAbsent.
+ES_DEVICE bool is_row(const TableNumbers& numbers, uint64_t location) {
+  const uint64_t number = location_segment(location);
+  if (number >= static_cast<uint64_t>(segments_of(numbers))) return false;
+  return static_cast<int64_t>(location_row(location)) < numbers.values[kLayoutHeader + static_cast<int>(number) * 4 + 3];
+}
+
 // The row at a location; `base` is where its segment's columns are counted from, `place` any number (see warp::zeros).
-// One outside its segment, which loading refuses, is no row: nothing is read beyond the columns. Nor is kAbsent one.
+// Unless there is one, nothing is read.
 template <Dtype kDtype>
 ES_DEVICE Row row_at(
     const TableView& table, const TableNumbers& numbers, uint64_t location, const uint8_t* base, uint32_t place) {
   Row row{warp::zeros(place), false, 0.0f, 0.0f};
-  const uint64_t number = location_segment(location);
-  if (number >= static_cast<uint64_t>(segments_of(numbers))) return row;
-  const int64_t* segment = numbers.values + kLayoutHeader + static_cast<int>(number) * 4;
+  if (!is_row(numbers, location)) return row;
+  const int64_t* segment = numbers.values + kLayoutHeader + static_cast<int>(location_segment(location)) * 4;
   const int64_t index = static_cast<int64_t>(location_row(location));
-  if (index >= segment[3]) return row;
   const int64_t stride = numbers.values[kStrideAt];
   row.found = true;
   row.values = base + segment[0] + index * (is_in_row(stride) ? stride : table.row_bytes);
   if constexpr (kDtype == Dtype::kInt8 || kDtype == Dtype::kInt4) {
-    if (is_in_row(stride)) {  // both with one access, to memory that the values are about to be read from
-      const warp::Words<8> pair = warp::load_past<8>(row.values - kScaleBytes);
-      row.scale = from_bits(pair.words[0]);
-      row.offset = from_bits(pair.words[1]);
+    if (is_in_row(stride)) {
+      read_scale(&row);
     } else {
       row.scale = warp::load(reinterpret_cast<const float*>(base + segment[1]) + index);
       row.offset = warp::load(reinterpret_cast<const float*>(base + segment[2]) + index);

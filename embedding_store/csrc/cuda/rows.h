@@ -15,9 +15,6 @@ constexpr int kStoredBytes = kDtype == Dtype::kFloat32 ? kValues * 4
 template <Dtype kDtype>
 constexpr bool kQuantised = kDtype == Dtype::kInt8 || kDtype == Dtype::kInt4;
 
-template <OutDtype kOut>
-constexpr int kOutBytes = kOut == OutDtype::kFloat32 ? 4 : 2;
-
 template <Dtype kDtype, int kValues>
 using Stored = warp::Words<kStoredBytes<kDtype, kValues>>;
 

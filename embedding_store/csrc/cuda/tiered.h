@@ -7,21 +7,6 @@
 
 namespace embedding_store::cuda {
 
-// What is counted of a lookup: ids found in the device's memory, in the host's, not at all, and rows that were read from
-// the host's memory.
-constexpr int kCounts = 4;
-
-ES_DEVICE int count_of(int lane, int hot, int cold, int missing, int crossed) {
-  return lane == 0 ? hot : lane == 1 ? cold : lane == 2 ? missing : crossed;
-}
-
-// Whether there is a row at a location: else row_at, too, has none.
-ES_DEVICE bool is_row(const TableNumbers& numbers, uint64_t location) {
-  const uint64_t number = location_segment(location);
-  if (number >= static_cast<uint64_t>(segments_of(numbers))) return false;
-  return static_cast<int64_t>(location_row(location)) < numbers.values[kLayoutHeader + static_cast<int>(number) * 4 + 3];
-}
-
 // As lookup_warp, of up to kMostPositions ids; the rows of repeats are left zeros.
 template <Dtype kDtype, OutDtype kOut, int kValues>
 ES_DEVICE void lookup_tiered_warp(

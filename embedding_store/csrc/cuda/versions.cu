@@ -31,14 +31,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 void launch_versions(
     const VersionsArguments& arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream) {
   const int blocks = blocks_for((arguments.count + warp::kLanes - 1) / warp::kLanes, processors);
-  with_dtype(dtype, [&](auto dtype_constant) {
-    with_out(out, [&](auto out_constant) {
-      constexpr Dtype kDtype = decltype(dtype_constant)::value;
-      constexpr OutDtype kOut = decltype(out_constant)::value;
-      with_values<16 / kOutBytes<kOut>, 4>(arguments.dim, [&](auto values) {
-        versions_kernel<kDtype, kOut, decltype(values)::value><<<blocks, kThreads, 0, stream>>>(arguments);
-      });
-    });
+  with_lookup<4>(dtype, out, arguments.dim, [&](auto stored, auto result, auto values) {
+    versions_kernel<decltype(stored)::value, decltype(result)::value, decltype(values)::value>
+        <<<blocks, kThreads, 0, stream>>>(arguments);
   });
 }
 

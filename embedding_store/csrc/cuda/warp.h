@@ -129,6 +129,16 @@ ES_DEVICE void add(int* address, int value) { atomicAdd(address, value); }
 
 ES_DEVICE void store(uint64_t* address, uint64_t value) { *address = value; }
 
+template <int kBytes>  // 16 at most
+ES_DEVICE void store(uint8_t* address, const Words<kBytes>& value) {
+  const uint32_t* w = value.words;
+  if constexpr (kBytes == 1) *address = static_cast<uint8_t>(w[0]);
+  if constexpr (kBytes == 2) *reinterpret_cast<unsigned short*>(address) = static_cast<unsigned short>(w[0]);
+  if constexpr (kBytes == 4) *reinterpret_cast<uint32_t*>(address) = w[0];
+  if constexpr (kBytes == 8) *reinterpret_cast<uint2*>(address) = make_uint2(w[0], w[1]);
+  if constexpr (kBytes == 16) *reinterpret_cast<uint4*>(address) = make_uint4(w[0], w[1], w[2], w[3]);
+}
+
 ES_DEVICE uint64_t load(const uint64_t* address) { return __ldg(reinterpret_cast<const unsigned long long*>(address)); }
 ES_DEVICE int64_t load(const int64_t* address) { return __ldg(reinterpret_cast<const long long*>(address)); }
 ES_DEVICE float load(const float* address) { return __ldg(address); }

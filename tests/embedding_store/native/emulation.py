@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from embedding_store.dtypes import DTYPES
 from tests.embedding_store.small_table import SmallTable
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
@@ -34,13 +37,21 @@ class TablePointers(ctypes.Structure):
 
 
 def compiled(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
-    """A source of emulator/ as a library that undefined behaviour ends."""
-    source = Path(__file__).parent / "emulator"
-    library = folders.mktemp("emulator") / "emulate.so"
+    """A source of emulator/ as a library that undefined behaviour ends: once for all processes of a run."""
+    source, own = Path(__file__).parent / "emulator", folders.getbasetemp()
+    library = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"{name}.so"
+    with library.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(source / name, library.with_suffix(".new"))
+            library.with_suffix(".new").rename(library)
+    return ctypes.CDLL(str(library))
+
+
+def _compile(source: Path, library: Path) -> None:
     sanitized = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
     command = [COMPILER, "-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([*command, *sanitized, f"-I{source}", source / name, "-o", library], check=True, timeout=600)
-    return ctypes.CDLL(str(library))
+    subprocess.run([*command, *sanitized, f"-I{source.parent}", source, "-o", library], check=True, timeout=600)
 
 
 def pointers(table: SmallTable, layout_on_device: bool = False) -> TablePointers:
@@ -48,6 +59,20 @@ def pointers(table: SmallTable, layout_on_device: bool = False) -> TablePointers
     sizes = len(table.storage), len(table.cold), len(table.layout)
     layout = table.layout.data_ptr(), sizes[2], layout_on_device
     return TablePointers(table.storage.data_ptr(), sizes[0], cold, sizes[1], *layout)
+
+
+def refusal(emulator: ctypes.CDLL, table: SmallTable, *, tiered: bool | None = None, rows: bool = True) -> str:
+    """What the ops on CUDA say of a layout that is on the host; nothing if they take it."""
+    said = ctypes.create_string_buffer(400)
+    emulator.emulate_check(
+        ctypes.byref(pointers(table)),
+        ctypes.c_int64(len(table.cold) > 0 if tiered is None else tiered),
+        list(DTYPES).index(table.dtype.name),
+        table.dim if rows else 0,
+        said,
+        ctypes.c_int64(len(said)),
+    )
+    return said.value.decode()
 
 
 def address(tensor: Tensor | None) -> ctypes.c_void_p:

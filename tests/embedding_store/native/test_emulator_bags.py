@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -29,6 +30,16 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return compiled("emulate_bags.cpp", tmp_path_factory)
 
 
+class Staging(NamedTuple):
+    """How cold rows are brought to the device before they are pooled."""
+
+    batch: int = 0
+    """Ids at a time; 0: no rows are."""
+    places: int = 1000
+    ids_per_warp: int = 32
+    warps: int = 2
+
+
 class Pooled:
     """What a pooled lookup gave."""
 
@@ -42,12 +53,17 @@ class Pooled:
         mode: str = "sum",
         out: torch.dtype = torch.float32,
         processors: int = 1,
+        staging: Staging | None = None,
+        tiered: bool = False,
     ) -> None:
         bags = len(offsets) - 1
         self.pooled = torch.full((bags, table.dim), 7.0, dtype=out)  # what is not written is seen
         self.found = torch.full((bags,), 7, dtype=torch.int64)
         # Asked for of tiered tables, but answered by any of one segment.
-        self.hits = torch.full((3,), 7, dtype=torch.int64) if len(table.cold) or table.layout[4] == 1 else None
+        asked = len(table.cold) or table.layout[4] == 1 or tiered
+        self.hits = torch.full((4,), 7, dtype=torch.int64) if asked else None
+        self.cold_bytes = torch.zeros(2, dtype=torch.int64)
+        """Read from the cold memory, to bring rows to the device and to pool them."""
         emulator.emulate_pooled.restype = ctypes.c_int64
         self.cut = emulator.emulate_pooled(
             ctypes.byref(pointers(table)),
@@ -61,7 +77,8 @@ class Pooled:
             int(mode == "mean"),
             OUTS.index(out),
             processors,
-            *map(address, (self.pooled, self.found, self.hits)),
+            (ctypes.c_int64 * 4)(*(staging or Staging())),
+            *map(address, (self.pooled, self.found, self.hits, self.cold_bytes)),
         )
         """How many bags several warps shared."""
 
@@ -211,7 +228,7 @@ def test_offsets_that_cannot_be_are_answered_with_nothing_but_nan(emulator: ctyp
         got = Pooled(emulator, table, torch.tensor(IDS[:3]), torch.tensor(offsets), None, "sum", out)
         assert got.pooled.isnan().all()
         assert got.found.tolist() == [-1] * 3
-        assert got.hits.tolist() == [0] * 3
+        assert got.hits.tolist() == [0] * 4
 
 
 @settings(max_examples=25, deadline=None)

@@ -15,7 +15,7 @@ from tests.embedding_store.native.machine_code.sass import CUOBJDUMP, NVCC, asse
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, which is not on the PATH")
 
-KERNELS = 11
+KERNELS = 14
 MOST_REGISTERS = 80  # of 65 536, for 6 blocks of 128 threads: plan.h
 LOOKUP_LOOPS = ["LLLLLLLLuuuuuuuu", "LLLLuuuu", "LLLLuuuu", "LLuu", "Lu"]  # rows; buckets with 32, 16, 8, 4 ids a warp
 

@@ -200,6 +200,21 @@ def test_arguments_that_do_not_fit_are_refused_with_a_remedy():
             ops.lookup(ids, many.storage.cuda(), layout, 4, "float32")
     with pytest.raises(ValueError, match="layout has 12 values, not 8 and 4 for each of the 2 segments and overlays"):
         ops.lookup(ids, on_gpu.storage, table.layout[:12], 4, "float32")
+    wrong = [
+        (0, 2**40, r"layout\[0\] is 1099511627776: \d+ buckets do not lie there in the \d+ bytes of storage"),
+        (1, 0, r"layout\[1\] is 0 home buckets; use 1 or more"),
+        (4, -1, r"layout\[4\] is -1 segments; use 0 \.\. 3"),
+        (7, 1, r"\d+ buckets do not lie there in the \d+ bytes of cold"),
+        (8, 8, r"the values of 100 rows of segment 0 .* at a multiple of 16; give the tensors and the layout"),
+        (15, 2**62, r"rows of segment 1 do not lie there in the \d+ bytes of cold"),
+    ]
+    for at, value, message in wrong:
+        layout = table.layout.clone()
+        layout[at] = value
+        with pytest.raises(ValueError, match=message):
+            ops.lookup_tiered(ids, on_gpu.storage, on_gpu.cold, layout, 4, "float32", torch.float32, counters)
+    with pytest.raises(ValueError, match=r"rows of segment 1 do not lie there in the \d+ bytes of storage"):
+        ops.lookup(ids, on_gpu.storage, table.layout, 4, "float32")
     with pytest.raises(ValueError, match="storage does not begin at a multiple of 16 bytes"):
         ops.lookup(ids, on_gpu.storage[1:], on_gpu.layout, 4, "float32")
     with pytest.raises(ValueError, match="dtype is 'int3'; use one of"):

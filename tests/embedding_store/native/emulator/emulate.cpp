@@ -21,19 +21,13 @@ void emulate_lookup(
   auto emulator = emulator_for(
       *table, {{ids, count * 8, false}, {vectors, count * dim * element_bytes(type), true}, {found, count, true}});
   const TableNumbers numbers = numbers_in(emulator, arguments.table);
-  with_dtype(stored, [&](auto dtype_constant) {
-    with_out(type, [&](auto out_constant) {
-      constexpr Dtype kDtype = decltype(dtype_constant)::value;
-      constexpr OutDtype kOut = decltype(out_constant)::value;
-      with_values<16 / kOutBytes<kOut>, 4, 2>(dim, [&](auto values) {
-        constexpr int kValues = decltype(values)::value;
-        for (int warp = 0; warp < warps; ++warp) {
-          emulator.run([&](int lane) {
-            lookup_warp<kDtype, kOut, kValues>(arguments, numbers, first_id(arguments, warp, lane), warp, warps, lane);
-          });
-        }
+  with_lookup<4, 2>(stored, type, dim, [&](auto dtype_constant, auto out_constant, auto values) {
+    for (int warp = 0; warp < warps; ++warp) {
+      emulator.run([&](int lane) {
+        lookup_warp<decltype(dtype_constant)::value, decltype(out_constant)::value, decltype(values)::value>(
+            arguments, numbers, first_id(arguments, warp, lane), warp, warps, lane);
       });
-    });
+    }
   });
 }
 

@@ -29,20 +29,13 @@ int64_t emulate_lookup_tiered(
       *table, {{ids, count * 8, false}, {vectors, count * row_bytes, true}, {found, count, true},
                {scratch, scratch_bytes, true}, {counts, kCounts * 4, true}});
   const TableNumbers numbers = numbers_in(emulator, arguments.table);
-  with_dtype(stored, [&](auto dtype_constant) {
-    with_out(type, [&](auto out_constant) {
-      constexpr Dtype kDtype = decltype(dtype_constant)::value;
-      constexpr OutDtype kOut = decltype(out_constant)::value;
-      with_values<16 / kOutBytes<kOut>, 4, 2>(dim, [&](auto values) {
-        constexpr int kValues = decltype(values)::value;
-        for (int warp = 0; warp < warps; ++warp) {
-          emulator.run([&](int lane) {
-            lookup_tiered_warp<kDtype, kOut, kValues>(
-                arguments, numbers, claims, counts, first_id(arguments, warp, lane), warp, warps, lane);
-          });
-        }
+  with_lookup<4, 2>(stored, type, dim, [&](auto dtype_constant, auto out_constant, auto values) {
+    for (int warp = 0; warp < warps; ++warp) {
+      emulator.run([&](int lane) {
+        lookup_tiered_warp<decltype(dtype_constant)::value, decltype(out_constant)::value, decltype(values)::value>(
+            arguments, numbers, claims, counts, first_id(arguments, warp, lane), warp, warps, lane);
       });
-    });
+    }
   });
   if (scratch == nullptr) return emulator.bytes_read(table->cold);
   with_values<8, 4, 2>(static_cast<int>(row_bytes / 2), [&](auto halves) {

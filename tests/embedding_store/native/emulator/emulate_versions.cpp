@@ -28,17 +28,13 @@ void emulate_versions(
   const VersionsArguments arguments{views.data(), table_count, row_bytes(stored, dim), ids, choice, count, dim, vectors,
                                     found};
   warp::Emulator emulator(std::move(memory));
-  with_dtype(stored, [&](auto dtype_constant) {
-    with_out(type, [&](auto out_constant) {
-      constexpr OutDtype kOut = decltype(out_constant)::value;
-      with_values<16 / kOutBytes<kOut>, 4>(dim, [&](auto values) {
-        for (int warp = 0; warp < warps; ++warp) {
-          emulator.run([&](int lane) {
-            versions_warp<decltype(dtype_constant)::value, kOut, decltype(values)::value>(arguments, warp, warps, lane);
-          });
-        }
+  with_lookup<4>(stored, type, dim, [&](auto dtype_constant, auto out_constant, auto values) {
+    for (int warp = 0; warp < warps; ++warp) {
+      emulator.run([&](int lane) {
+        versions_warp<decltype(dtype_constant)::value, decltype(out_constant)::value, decltype(values)::value>(
+            arguments, warp, warps, lane);
       });
-    });
+    }
   });
 }
 

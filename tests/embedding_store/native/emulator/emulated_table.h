@@ -3,9 +3,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "../../../../embedding_store/csrc/cuda/checked_layout.h"
 #include "../../../../embedding_store/csrc/cuda/probe.h"
 
 namespace embedding_store::cuda {
@@ -40,6 +44,22 @@ inline TableNumbers numbers_in(warp::Emulator& emulator, const TableView& table)
   std::memset(&numbers, 0x5a, sizeof numbers);
   emulator.run([&](int lane) { read_numbers(table, lane, &numbers); });
   return numbers;
+}
+
+// What LayoutCheck says of a table whose layout the host knows, up to `room` bytes with the zero at the end; nothing if
+// it lets it pass. `dim` 0: as for a search that looks at no rows.
+extern "C" void emulate_check(const Table* table, int64_t tiered, int dtype, int dim, char* said, int64_t room) {
+  TableBytes bytes{table->storage_bytes, std::nullopt};
+  if (tiered != 0) bytes.cold = table->cold_bytes;
+  std::string why;
+  try {
+    const LayoutCheck check(table->layout, table->layout_values, bytes);
+    if (dim == 0) check.index();
+    else check.table(static_cast<Dtype>(dtype), dim);
+  } catch (const std::invalid_argument& error) {
+    why = error.what();
+  }
+  std::strncpy(said, why.c_str(), room - 1);
 }
 
 inline warp::Emulator emulator_for(const Table& table, std::vector<warp::Memory> others) {

@@ -216,6 +216,12 @@ inline void store(uint64_t* address, uint64_t value) {
   *address = value;
 }
 
+template <int kBytes>
+void store(uint8_t* address, const Words<kBytes>& value) {
+  check_access(address, kBytes, true);
+  std::memcpy(address, value.words, kBytes);
+}
+
 // Lanes change only at ballots and shuffles: what they do between is atomic.
 inline uint64_t compare_and_swap(uint64_t* address, uint64_t expected, uint64_t value) {
   const uint64_t was = load(address);
@@ -254,8 +260,7 @@ inline void store_once(int64_t* address, int64_t value) {
 
 template <int kBytes>
 void store_once(uint8_t* address, const Words<kBytes>& value) {
-  check_access(address, kBytes, true);
-  std::memcpy(address, value.words, kBytes);
+  store<kBytes>(address, value);
 }
 
 inline float half_to_float(uint32_t bits) { return to_float(Half{static_cast<uint16_t>(bits)}); }
