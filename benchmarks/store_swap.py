@@ -124,7 +124,7 @@ def _after(seconds: float) -> Callable[[], bool]:
 
 
 class _Settled:
-    """Whether a LiveTable has swapped so many times, the last time a while ago."""
+    """Whether a LiveTable has swapped so many times, the last time a while ago. Raises what keeps it from swapping."""
 
     def __init__(self, live: LiveTable, swaps: int, settle: float) -> None:
         self._live = live
@@ -135,6 +135,8 @@ class _Settled:
     def __call__(self) -> bool:
         if self._swapped is None and self._live.status.swaps >= self._swaps:
             self._swapped = time.perf_counter()
+        elif self._swapped is None and (error := self._live.status.error) is not None:
+            raise RuntimeError(f"swap {self._swaps} fails: {error}") from error
         return self._swapped is not None and time.perf_counter() > self._swapped + self._settle
 
 

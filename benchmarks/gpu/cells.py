@@ -44,7 +44,7 @@ class Bench:
             fields: what the cell is of.
         """
         inputs = {variant.name: draw(seed) for seed, variant in enumerate(variants)}
-        sound = [variant for variant in variants if self._is_sound(variant, inputs[variant.name][0], fields)]
+        sound = [variant for variant in variants if self._is_sound(variant, inputs[variant.name], fields)]
         if not sound:
             return
         batch = inputs[sound[0].name][0]
@@ -60,10 +60,12 @@ class Bench:
             reached = {f"of_{bound}": round(least / figures["device_us"], 4) for bound, least in bounds.items()}
             self._journal.write("timing", **fields, variant=name, **figures, **reached, bytes=bytes_moved)
 
-    def _is_sound(self, variant: Variant, batch: Batch, fields: dict[str, Any]) -> bool:
+    def _is_sound(self, variant: Variant, batches: Sequence[Batch], fields: dict[str, Any]) -> bool:
         """Whether it gives the right answer; what is wrong is written down. Raises what a broken device raises."""
         try:
-            wrong = variant.check(batch)
+            if variant.prepare is not None:
+                variant.prepare(batches)
+            wrong = variant.check(batches[0])
             self.clock.wait()
         except Exception as error:
             wrong = f"{type(error).__name__}: {first_line(str(error))}"

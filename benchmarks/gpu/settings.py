@@ -23,7 +23,7 @@ class Settings:
     """On the CPU, where figures say nothing."""
     limit: float = 600.0
     """Seconds that the part has, a little less than after which it is ended."""
-    rows: int = 1 << 24
+    rows: int = 1 << 23
     """Of the tables of the grid, and of those that are pooled and tiered."""
     dim: int = 128
     """Of these."""
@@ -42,6 +42,12 @@ class Settings:
     """Ids a bag."""
     hot: float = 0.1
     """Share of the rows that a tiered table keeps on the device."""
+    graph_rows: int = 1 << 22
+    """Of each of two versions in a table whose lookups are captured."""
+    graph_keys: tuple[int, ...] = (64, 1_000, 10_000)
+    """Ids a captured lookup."""
+    graphs: int = 32
+    """Captured, of a variant and number of ids."""
     most_batches: int = 128
     """Of a variant and cell."""
     batch_ids: int = 1 << 24
@@ -52,20 +58,20 @@ class Settings:
     """Bytes whose copy says what memory gives."""
     crossed: int = 1 << 30
     """Bytes whose copy says what the bus gives."""
-    swap_rows: int = 1 << 22
+    swap_rows: int = 1 << 21
     """Of each of two versions that are swapped."""
     swap_keys: tuple[int, ...] = (1_000, 100_000)
     """Ids a lookup meanwhile."""
-    swaps: int = 6
+    swaps: int = 3
     settle: float = 2.0
     """Seconds after a swap that still count as its."""
-    market: tuple[int, int, int] = (5_000, 2_000, 60_000)
+    market: tuple[int, int, int] = (5_000, 2_000, 40_000)
     """Users, items on sale and events a day of the SYNTHETIC market that models are trained on."""
     batch_size: int = 4096
     """Rows a step of a training."""
     steps: int = 300
     """Of a training."""
-    entities: int = 1_000_000
+    entities: int = 250_000
     """Vectors of each series that a ranker reads."""
 
     @property
@@ -101,6 +107,9 @@ def settings_of(out: Path, *, rehearse: bool, limit: float = 600.0) -> Settings:
         dims_keys=(20,),
         pooled_ids=(200,),
         bags=(1, 20),
+        graph_rows=600,
+        graph_keys=(10, 100),
+        graphs=3,
         most_batches=2,
         batch_ids=600,
         rounds=1,

@@ -117,6 +117,12 @@ def _others(records: Iterable[Record]) -> str:
             lines.append(f"swap, {record['batch']:,} ids: p99 {p99:.2f} x that without (aim {SWAP_AIM} at most)")
         if record["kind"] == "loaded":
             lines.append(f"loading {record['dtype']} {record['dim']}: {record['GB_per_s']} GB/s")
+        if record["kind"] == "timing" and record["part"] == "graphs":
+            times = f"{record['device_us']} us on the device, {record['wait_us']} us for who waits"
+            lines.append(f"graphs, {record['keys']:,} ids: {record['variant']}: {times}")
+        if record["kind"] == "swapped":
+            what = f"{record['graphs']} graphs give version {record['version']}"
+            lines.append(f"graphs, {record['keys']:,} ids: after a swap {what}")
         if record["kind"] in ("training", "shares", "precision"):
             figures = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("part", "kind"))
             lines.append(f"{record['kind']}: {figures}")

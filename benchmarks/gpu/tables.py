@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu.ids import ids_of
 from benchmarks.gpu.journal import Journal, SkippedError
 from benchmarks.gpu.settings import Settings
-from embedding_store import EmbeddingStore, Snapshot, Table, VersionNotFoundError
+from embedding_store import EmbeddingStore, Series, SeriesNotFoundError, Snapshot, Table, VersionNotFoundError
 from embedding_store.dtypes import DTYPES
 from embedding_store.native.layout import BUCKET_BYTES, index_numbers
 
@@ -23,6 +23,7 @@ INDEX_BYTES = 27  # a row, about
 WRITERS = 4
 APPEND_VALUES = 1 << 27
 COLUMNS_BYTES = 4096  # the columns' ends, aligned
+Stored = tuple[str, int, int]  # dtype, dim and rows
 
 
 def snapshot(settings: Settings, journal: Journal, dtype: str, dim: int, rows: int) -> Snapshot:
@@ -31,36 +32,52 @@ def snapshot(settings: Settings, journal: Journal, dtype: str, dim: int, rows: i
     Raises:
         SkippedError: there is no room for it.
     """
-    store = EmbeddingStore(settings.tables)
-    series = store.create(_name(dtype, dim, rows), dim=dim, dtype=dtype, exist_ok=True)
-    with suppress(VersionNotFoundError):
-        return series.latest()
-    needed = rows * (DTYPES[dtype].row_bytes(dim) + 2 * INDEX_BYTES)  # the index is sorted beside itself
-    free = shutil.disk_usage(settings.tables).free
+    if (made := _present(settings, dtype, dim, rows)) is not None:
+        return made
+    needed, free = _needed(dtype, dim, rows), shutil.disk_usage(settings.tables).free
     if free < needed:
-        raise SkippedError(
-            f"{rows:,} rows of {dim} {dtype} take {needed / 1e9:.1f} GB, {settings.tables} has {free / 1e9:.1f}: "
-            "set TMPDIR to a folder on a larger disk"
-        )
+        raise SkippedError(_no_room(settings, dtype, dim, rows, free))
+    series = EmbeddingStore(settings.tables).create(_name(dtype, dim, rows), dim=dim, dtype=dtype, exist_ok=True)
     started = time.perf_counter()
-    generator = torch.Generator(settings.device).manual_seed(dim)
-    step = max(1, APPEND_VALUES // dim)
-    with series.write(as_of=0, space="random-1") as writer:
-        for first in range(0, rows, step):
-            numbers = torch.arange(first, min(first + step, rows))
-            vectors = torch.randn(len(numbers), dim, device=settings.device, generator=generator)
-            writer.append(ids_of(numbers), vectors.cpu())
+    publish(settings, series, rows, version=1)
     seconds = round(time.perf_counter() - started, 1)
     journal.write("written", dtype=dtype, dim=dim, rows=rows, seconds=seconds, folder=str(settings.tables))
     return series.latest()
 
 
-def write(settings: Settings, journal: Journal, forms: Iterable[tuple[str, int, int]]) -> None:
-    """Write snapshots that will be asked for, side by side; `forms` has dtype, dim and rows of each. Raises what
-    `snapshot` raises."""
+def publish(settings: Settings, series: Series, rows: int, *, version: int) -> None:
+    """The next version of a series, of random vectors; those of another version are others."""
+    dim = series.dim
+    generator = torch.Generator(settings.device).manual_seed(dim + 1_000_003 * version)
+    step = max(1, APPEND_VALUES // dim)
+    with series.write(as_of=version, space="random-1") as writer:
+        for first in range(0, rows, step):
+            numbers = torch.arange(first, min(first + step, rows))
+            vectors = torch.randn(len(numbers), dim, device=settings.device, generator=generator)
+            writer.append(ids_of(numbers), vectors.cpu())
+
+
+def written(settings: Settings, journal: Journal, forms: Iterable[Stored]) -> list[Stored]:
+    """Write snapshots that will be asked for, side by side, and give those for which there was room.
+
+    Raises:
+        SkippedError: there was room for none.
+    """
+    free, kept, reason = shutil.disk_usage(settings.tables).free, list[Stored](), ""
+    for form in forms:
+        needed = _needed(*form) if _present(settings, *form) is None else 0
+        if needed <= free:
+            free -= needed
+            kept.append(form)
+        else:
+            reason = _no_room(settings, *form, free)
+            journal.left_out(_name(*form), reason)
+    if not kept:
+        raise SkippedError(reason)
     with ThreadPoolExecutor(WRITERS) as pool:
-        for made in [pool.submit(snapshot, settings, journal, *form) for form in forms]:
+        for made in [pool.submit(snapshot, settings, journal, *form) for form in kept]:
             made.result()
+    return kept
 
 
 def device_bytes(
@@ -69,6 +86,24 @@ def device_bytes(
 ) -> int:
     """`gpu_bytes` of a tiered table with room for its indexes and so many bytes of rows on the device."""
     return rows + COLUMNS_BYTES + sum(BUCKET_BYTES * int(numbers[2]) for numbers in index_numbers(table.layout))
+
+
+def _present(settings: Settings, dtype: str, dim: int, rows: int) -> Snapshot | None:
+    with suppress(SeriesNotFoundError, VersionNotFoundError):
+        return EmbeddingStore(settings.tables).series(_name(dtype, dim, rows)).latest()
+    return None
+
+
+def _needed(dtype: str, dim: int, rows: int) -> int:
+    """Bytes; the index is sorted beside itself."""
+    return rows * (DTYPES[dtype].row_bytes(dim) + 2 * INDEX_BYTES)
+
+
+def _no_room(settings: Settings, dtype: str, dim: int, rows: int, free: int) -> str:
+    return (
+        f"{rows:,} rows of {dim} {dtype} take {_needed(dtype, dim, rows) / 1e9:.1f} GB, {settings.tables} has "
+        f"{free / 1e9:.1f}: set TMPDIR to a folder on a larger disk"
+    )
 
 
 def _name(dtype: str, dim: int, rows: int) -> str:

@@ -1,9 +1,10 @@
-"""Ways of looking up, each with a check: its answer beside the CPU's, or beside the rows that it was given."""
+"""Ways of looking up, each with a judge: its answer beside the CPU's, or beside the rows that it was given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from embedding_store import Table
 CHECKED = 1 << 16  # ids of a batch, drawn anew for each
 CHECKED_BAGS = 1 << 12
 FILL_ROWS = 1 << 20
+ALIGNMENT = 16  # bytes: of FBGEMM's rows on a GPU
 Answer = tuple[Tensor, Tensor | None]
 
 
@@ -25,26 +27,37 @@ class Variant:
 
     name: str
     call: Callable[[Batch], Any]
-    check: Callable[[Batch], str | None]
+    judge: Callable[[Batch, Any], str | None]
     """What is wrong with the answer to a batch; None if nothing is."""
     optional: bool = False
     """Whether it is one of others, which may fail for reasons that are not ours."""
+    prepare: Callable[[Sequence[Batch]], None] | None = None
+    """Told all batches before any is looked up."""
+
+    def check(self, batch: Batch) -> str | None:
+        """What is wrong with its answer. Where that will lie an answer was spoilt before, so that what a kernel leaves
+        out is no older, right one."""
+        _spoil(self.call(batch))
+        return self.judge(batch, self.call(batch))
 
 
 def store(table: Table, reference: Table, out: torch.dtype, name: str = "store") -> Variant:
     """The store's lookup: the same bits as `reference` on the CPU."""
+    return Variant(name, lambda batch: table.lookup(batch.ids, out), partial(unlike, reference))
 
-    def check(batch: Batch) -> str | None:
-        _poison(len(batch.ids) * table.dim, out, batch.ids.device)
-        vectors, found = table.lookup(batch.ids, out)
-        places = _some(len(batch.ids), CHECKED, batch.ids.device)
-        expected, expected_found = reference.lookup(batch.ids[places].cpu(), out)
-        if not torch.equal(found[places].cpu(), expected_found):
-            return "other ids are found than on the CPU"
-        wrong = (vectors[places].cpu() != expected).any(1).nonzero().squeeze(1)
-        return f"{len(wrong)} of {len(places)} vectors are not the CPU's" if len(wrong) else None
 
-    return Variant(name, lambda batch: table.lookup(batch.ids, out), check)
+def unlike(
+    reference: Table,  # on the CPU
+    batch: Batch,
+    answer: Answer,
+) -> str | None:
+    """What of the vectors, and of which ids are found, is not as the reference gives it."""
+    (vectors, found), places = answer, _some(len(batch.ids), CHECKED, batch.ids.device)
+    expected, expected_found = reference.lookup(batch.ids[places].cpu(), vectors.dtype)
+    if found is None or not torch.equal(found[places].cpu(), expected_found):
+        return "other ids are found than on the CPU"
+    wrong = (vectors[places].cpu() != expected).any(1).nonzero().squeeze(1)
+    return f"{len(wrong)} of {len(places)} vectors are not the CPU's" if len(wrong) else None
 
 
 def pooled_store(table: Table, reference: Table, out: torch.dtype) -> Variant:
@@ -53,15 +66,14 @@ def pooled_store(table: Table, reference: Table, out: torch.dtype) -> Variant:
     def call(batch: Batch) -> Answer:
         return table.lookup_pooled(batch.ids, batch.offsets, None, "sum", out)
 
-    def check(batch: Batch) -> str | None:
-        _poison((len(batch.offsets) - 1) * table.dim, out, batch.ids.device)
-        pooled, found = call(batch)
+    def judge(batch: Batch, answer: Answer) -> str | None:
+        pooled, found = answer
         expected, expected_found = reference.lookup_pooled(batch.ids.cpu(), batch.offsets.cpu(), None, "sum")
         if found is None or not torch.equal(found.cpu(), expected_found):
             return "other ids are found than on the CPU"
         return _off(pooled.cpu(), expected, batch.offsets.cpu().diff(), 1e-5)
 
-    return Variant("store", call, check)
+    return Variant("store", call, judge)
 
 
 def known_rows(form: Form, rows: int, device: torch.device, *, pooled: bool = False) -> Variant:
@@ -75,10 +87,10 @@ def known_rows(form: Form, rows: int, device: torch.device, *, pooled: bool = Fa
             return torch.nn.functional.embedding_bag(batch.rows, weights, batch.offsets[:-1], mode="sum")
         return torch.nn.functional.embedding(batch.rows, weights)
 
-    def check(batch: Batch) -> str | None:
-        return _beside(call(batch), batch, lambda numbers: weights[numbers].float().cpu(), 2e-3, pooled=pooled)
+    def judge(batch: Batch, answer: Tensor) -> str | None:
+        return _beside(answer, batch, lambda numbers: weights[numbers].float().cpu(), 2e-3, pooled=pooled)
 
-    return Variant(name, call, check, optional=True)
+    return Variant(name, call, judge, optional=True)
 
 
 def fbgemm(
@@ -105,6 +117,7 @@ def fbgemm(
         output_dtype=SparseType.FP32 if form.out == torch.float32 else SparseType.FP16,
         bounds_check_mode=BoundsCheckMode.NONE,
         cache_load_factor=cached or 0.2,
+        row_alignment=ALIGNMENT,  # on a CPU it would be 1
         uvm_host_mapped=True,  # page-locked, as our cold rows are: not managed memory
     )
     module.initialize_weights()
@@ -119,11 +132,11 @@ def fbgemm(
     def call(batch: Batch) -> Tensor:
         return module(batch.rows32, batch.offsets32)
 
-    def check(batch: Batch) -> str | None:
-        return _beside(call(batch), batch, expected, 1e-2, pooled=pooled)
+    def judge(batch: Batch, answer: Tensor) -> str | None:
+        return _beside(answer, batch, expected, 1e-2, pooled=pooled)
 
     kept = "known rows" if cached is None else f"known rows, {cached:.0%} cached"
-    return Variant(f"fbgemm {form}, {kept}", call, check, optional=True)
+    return Variant(f"fbgemm {form}, {kept}", call, judge, optional=True)
 
 
 def _fill(values: Tensor, scales: Tensor | None, form: Form) -> None:
@@ -132,7 +145,7 @@ def _fill(values: Tensor, scales: Tensor | None, form: Form) -> None:
         some = values[first : first + FILL_ROWS]
         if scales is None:
             drawn = torch.randn(len(some), form.dim, device=values.device).to(getattr(torch, form.dtype))
-            some.copy_(drawn.view(torch.uint8))
+            some[:, : form.dim * drawn.itemsize] = drawn.view(torch.uint8)  # what is left of a row is padding
         else:
             some.copy_(torch.randint(256, some.shape, dtype=torch.uint8, device=values.device))
     if scales is not None:
@@ -142,13 +155,13 @@ def _fill(values: Tensor, scales: Tensor | None, form: Form) -> None:
 
 
 def _decoded(values: Tensor, scales: Tensor | None, form: Form) -> Tensor:
-    """float32 [n, D] of FBGEMM's rows, uint8 [n, bytes], with scales uint8 [n, 4]: two of float16."""
+    """float32 [n, D] of FBGEMM's rows, uint8 [n, bytes], the last padding, with scales uint8 [n, 4]: two float16."""
     if scales is None:
-        return values.view(getattr(torch, form.dtype)).float()
+        return values.view(getattr(torch, form.dtype))[:, : form.dim].float()
     if form.dtype == "int4":
-        values = torch.stack((values & 15, values >> 4), dim=2).flatten(1)[:, : form.dim]
+        values = torch.stack((values & 15, values >> 4), dim=2).flatten(1)
     scale, offset = scales.view(torch.float16).float().unbind(1)
-    return values.float() * scale[:, None] + offset[:, None]
+    return values[:, : form.dim].float() * scale[:, None] + offset[:, None]
 
 
 def _beside(
@@ -187,6 +200,12 @@ def _some(count: int, most: int, device: torch.device) -> Tensor:
     return places
 
 
-def _poison(values: int, out: torch.dtype, device: torch.device) -> None:
-    """Leave NaN where the next result will lie, so that what a kernel leaves out is no older, right answer."""
-    torch.full((values,), float("nan"), dtype=out, device=device)
+def _spoil(answer: Any) -> None:
+    """Have an answer's tensors hold what no lookup gives, or what it does not give here."""
+    for values in answer if isinstance(answer, tuple) else (answer,):
+        if not isinstance(values, Tensor):
+            continue
+        if values.is_floating_point():
+            values.fill_(float("nan"))
+        else:
+            values.bitwise_not_()

@@ -240,9 +240,10 @@ class _SeriesVectors(nn.Module):
         """float [..., D or projection], found bool [...]."""
         dtype = self.missing.dtype
         out = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
-        if torch.compiler.is_exporting() and self.tiered is not None:
+        exporting = torch.compiler._is_exporting_flag  # torch 2.11's compile takes is_exporting() for True
+        if exporting and self.tiered is not None:
             raise InvalidArgumentError("the layer has gpu_bytes and is on a GPU: take it to the CPU to export it")
-        if torch.compiler.is_exporting() and self.table.mapping is not None:
+        if exporting and self.table.mapping is not None:
             check_now(self.table.mapping)  # the program keeps a copy, which nothing checks any more
         if isinstance(self.table, ShardedTable):
             vectors, found = self.table.lookup(ids, out)

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -312,7 +313,8 @@ class LiveTable:
             _log.warning("%s", message, exc_info=None if known else error)
         attempts = before.attempts + 1 if candidate is not None and candidate == before.refused else 1
         delay = self._interval * min(2 ** (attempts - 1), MOST_PATIENCE)
-        # Its frames would keep the half-loaded version in memory.
+        # Its frames would keep the half-loaded version in memory; from Python 3.12 on in a circle of their own.
+        traceback.clear_frames(error.__traceback__)
         error.__traceback__ = error.__cause__ = error.__context__ = None
         return _Report(
             checked=times.now(), error=error, refused=candidate, attempts=attempts, retry_at=time.monotonic() + delay

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 import weakref
 from dataclasses import dataclass
 from datetime import timedelta
@@ -276,7 +277,8 @@ class ShardedLiveTable:
         self._refused = version or 0
         wait = (self._interval or 0.0) * min(2 ** (self._attempts - 1), MOST_PATIENCE)
         self._retry_at = time.monotonic() + wait
-        error.__traceback__ = error.__cause__ = error.__context__ = None  # its frames hold what was loaded
+        traceback.clear_frames(error.__traceback__)  # they hold what was loaded
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         self._report = _Report(times.now(), error)
 
 

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-import tomli_w
-
 from recsys.config.reading import from_dict, label
 from recsys.config.rules import ConfigError
 from recsys.mistakes import meant
@@ -25,6 +23,8 @@ class Config:
 
     def save(self, path: str | Path) -> None:
         """Write the complete config, defaults included, as TOML."""
+        import tomli_w  # here, so that a training on a borrowed machine, which writes none, does without
+
         Path(path).write_text(tomli_w.dumps(to_dict(self)), encoding="utf-8")
 
     @classmethod

@@ -6,12 +6,11 @@ only place that decides which tower of an upstream model may see it.
 
 from __future__ import annotations
 
+import json
 import tomllib
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
-
-import tomli_w
 
 from recsys.dates import span_ms
 from recsys.mistakes import MistakesError, closest, collecting, meant, tell
@@ -312,14 +311,10 @@ class Schema:
 
     def save(self, path: str | Path) -> None:
         """Write as TOML; only what differs from the defaults is written."""
-        defaults = {f.name: f.default for f in fields(Schema)}
-        keys = ("timestamp", "user_id", "item_id", "weight", "withdrawn", "max_bad_rows")
-        top = {key: value for key in keys if (value := getattr(self, key)) != defaults[key]}
-        document: dict[str, Any] = {**top, **({"outcomes": list(self.outcomes)} if self.outcomes else {})}
-        document["feature"] = [{k: v for k, v in asdict(f).items() if v not in ("", 0)} for f in self.features]
-        usual = {f.name: f.default for f in fields(Label)}
-        document["label"] = [{k: v for k, v in asdict(label).items() if v != usual[k]} for label in self.labels]
-        Path(path).write_text(tomli_w.dumps(document), encoding="utf-8")
+        parts = [_lines(self)]
+        for field, name in TABLES.items():
+            parts += [f"[[{name}]]\n{_lines(entry)}" for entry in getattr(self, field)]
+        Path(path).write_text("\n".join(filter(None, parts)), encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Schema:
@@ -367,6 +362,13 @@ def _entries(document: dict[str, Any], key: str, kind: type) -> list[Any]:
     fits = isinstance(found, list) and all(isinstance(entry, kind) for entry in found)
     _require(fits, f"{key} is no list: write {example}")
     return found if fits else []
+
+
+def _lines(entry: Schema | Feature | Label) -> str:
+    """What differs from the defaults, in TOML: strings, numbers and lists as JSON has them, but DEL escaped."""
+    plain = [(f.name, getattr(entry, f.name), f.default) for f in fields(entry) if f.name not in TABLES]
+    changed = {name: json.dumps(value, ensure_ascii=False) for name, value, usual in plain if value != usual}
+    return "".join(f"{name} = {value}\n" for name, value in changed.items()).replace("\x7f", r"\u007f")
 
 
 def _build(kind: type, entry: dict[str, Any], what: str) -> Any:

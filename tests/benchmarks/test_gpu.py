@@ -4,46 +4,32 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
-import sys
-import time
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import folder, tables
 from benchmarks.gpu.cells import Bench
 from benchmarks.gpu.ids import Batch, draw, draw_bags, even_bags, ids_of, mixed_bags, scattered
-from benchmarks.gpu.journal import RESULTS, Journal, append, read
-from benchmarks.gpu.names import COPY, TABLES_VARIABLE, UNIFORM, ZIPF
-from benchmarks.gpu.parts import PARTS, build, memcheck, ncu
-from benchmarks.gpu.parts import tests as cuda_tests
+from benchmarks.gpu.journal import RESULTS, Journal, SkippedError, append, read
+from benchmarks.gpu.names import COPY, UNIFORM, ZIPF
+from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.parts.training import differences
 from benchmarks.gpu.roof import Form, lookup_bytes, pooled_bytes
-from benchmarks.gpu.settings import Settings, settings_of
+from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.summary import summary
 from benchmarks.gpu.tables import snapshot
-from benchmarks.gpu.tools import ROOT, stream
 from benchmarks.gpu.trace import covered, own_times, shares
 from benchmarks.gpu.variants import Variant, fbgemm, known_rows, pooled_store, store
 from tests.benchmarks.gpu_records import records
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv(TABLES_VARIABLE, str(tmp_path / "tables"))
-    (tmp_path / "tables").mkdir()
-    return replace(settings_of(tmp_path, rehearse=True), rows=500, dim=6, most_batches=1)
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path, "part")
 
 
 def test_one_part_does_not_stop_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +56,48 @@ def test_no_part_is_begun_without_time_for_it(tmp_path: Path, monkeypatch: pytes
     assert len(limits) == 1
 
 
+def test_a_part_that_hangs_leaves_the_later_ones_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {}
+
+    def stream(words: list[str], limit: float, **_: Any) -> None:
+        limits[words[words.index("--inside") + 1]] = limit
+
+    monkeypatch.setattr(command, "stream", stream)
+    names = ["first", "tests", "memcheck"]
+    assert command.main(["--rehearse", "--out", str(tmp_path), "--seconds", "300", *names]) == 1
+    least = {part.name: part.least for part in PARTS}
+    assert limits["first"] == next(part.limit for part in PARTS if part.name == "first")
+    assert 295 < limits["tests"] + least["memcheck"] <= 300
+    assert 295 < limits["memcheck"] <= 300  # nothing took time here
+    assert all(part.least <= part.limit for part in PARTS)
+
+
+def test_tables_that_a_killed_run_has_left_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "IN_MEMORY", tmp_path)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, mine = tmp_path / f"gpu-tables-{ended.pid}-abc", tmp_path / f"gpu-tables-{os.getpid()}-abc"
+    for made in (left, mine):
+        (made / "series").mkdir(parents=True)
+    with folder.tables_folder(0) as tables:
+        assert tables.parent == tmp_path
+        assert {*tmp_path.iterdir()} == {mine, tables}
+    assert {*tmp_path.iterdir()} == {mine}
+
+
+def test_what_has_no_room_is_left_out(settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    forms = [("float32", 6, 500), ("float32", 6, 101), ("float32", 6, 100)]
+    free = 600 * tables._needed("float32", 6, 1)
+    assert tables.written(settings, journal, forms) == [forms[0], forms[2]]
+    assert [record["what"] for record in records(settings.out, "left out")] == ["float32-6-101"]
+    assert {record["rows"] for record in records(settings.out, "written")} == {500, 100}
+    free = 0  # what is there needs none
+    assert tables.written(settings, journal, forms) == [forms[0], forms[2]]
+    with pytest.raises(SkippedError, match=r"101 rows of 6 float32 take .* set TMPDIR"):
+        tables.written(settings, journal, forms[1:2])
+
+
 def test_a_part_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--out", str(tmp_path), "gird"])
@@ -80,33 +108,6 @@ def test_a_part_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--out", str(tmp_path)]) == 1
     assert "needs a CUDA GPU" in capsys.readouterr().out
-
-
-def test_a_program_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    nested = "from benchmarks.gpu.tools import end_by_exception, stream; import sys; end_by_exception()\n"
-    nested += f"stream([sys.executable, '-c', {SLEEPER!r}], limit=600)"
-    lines: list[str] = []
-
-    def line(text: str) -> None:
-        lines.append(text)
-
-    assert stream([sys.executable, "-c", nested], limit=10.0, line=line) is None
-    pid = int(lines[0])
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists():
-            return
-        time.sleep(0.1)
-    assert "Z" in Path(f"/proc/{pid}/stat").read_text().split()  # ended, whoever reaps it
-
-
-SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-
-
-def test_output_is_handed_on_with_the_status() -> None:
-    lines: list[str] = []
-    body = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
-    assert stream([sys.executable, "-c", body], limit=60.0, line=lines.append) == 3
-    assert sorted(lines) == ["one", "two"]
 
 
 @pytest.mark.parametrize("kind", [UNIFORM, ZIPF])
@@ -182,9 +183,10 @@ def test_wrong_answers_are_seen(settings: Settings, journal: Journal, dtype: str
 
 
 @pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("dim", [8, 100])  # FBGEMM pads rows of 100 but those of float32
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4"])
-def test_others_are_checked_too(dtype: str, pooled: bool) -> None:
-    form = Form(dtype, 8, torch.float16)
+def test_others_are_checked_too(dtype: str, dim: int, pooled: bool) -> None:
+    form = Form(dtype, dim, torch.float16)
     bags = draw_bags(lambda _: even_bags(100, 7 if pooled else 1), 1, 50, CPU, 0)[0]
     other = draw_bags(lambda _: even_bags(100, 7 if pooled else 1), 1, 50, CPU, 1)[0]
     for variant in (known_rows(form, 50, CPU, pooled=pooled), fbgemm(form, 50, CPU, pooled=pooled)):
@@ -196,16 +198,16 @@ def test_others_are_checked_too(dtype: str, pooled: bool) -> None:
 
 
 def test_what_is_wrong_is_not_timed(settings: Settings, journal: Journal, tmp_path: Path) -> None:
-    def raising(_: Batch) -> str | None:
+    def raising(*_: Any) -> str | None:
         raise RuntimeError("out of order\nsecond line")
 
-    def of(name: str, check: Any, *, optional: bool = False) -> Variant:
-        return Variant(name, lambda batch: batch.ids + 1, check, optional)
+    def of(name: str, judge: Any, *, optional: bool = False) -> Variant:
+        return Variant(name, lambda batch: batch.ids + 1, judge, optional)
 
     bench = Bench(settings, journal)
     variants = [
-        of("good", lambda _: None),
-        of("wrong", lambda _: "3 of 4 vectors differ"),
+        of("good", lambda *_: None),
+        of("wrong", lambda *_: "3 of 4 vectors differ"),
         of("broken", raising),
         of("peer", raising, optional=True),
     ]
@@ -227,103 +229,6 @@ def test_what_is_wrong_is_not_timed(settings: Settings, journal: Journal, tmp_pa
         "RuntimeError: out of order",
     ]
     assert [record["reason"] for record in records(tmp_path, "left out")] == ["RuntimeError: out of order"]
-
-
-def test_the_compilers_build_what_cmake_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_need", lambda name: f"/usr/local/cuda/bin/{name}")
-    listed = (ROOT / "CMakeLists.txt").read_text()
-    for commands in (build.cpu_commands(), build.cuda_commands(90)):
-        sources = {Path(words[words.index("-c") + 1]) for words in commands}
-        names = {f"{path.parent.name}/{path.name}" for path in sources}
-        assert all(f"${{CSRC}}/{name}" in listed for name in names)
-        assert len({words[-1] for words in commands}) == len(commands)  # each its own object
-    everything = {Path(words[words.index("-c") + 1]) for words in build.cpu_commands() + build.cuda_commands(90)}
-    assert {f"{path.parent.name}/{path.name}" for path in everything} == {
-        word.removeprefix("${CSRC}/").rstrip(")") for word in listed.split() if word.startswith("${CSRC}/")
-    }
-    for flags in build.LEVELS.values():
-        assert all(flag in listed for flag in flags)
-
-
-def test_libraries_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(build, "PACKAGE", tmp_path)
-    assert build.unusable([build.CPU]) == "libembedding_store.so is not there"
-    (tmp_path / build.CPU).write_bytes(b"no library")
-    assert str(build.unusable([build.CPU])).startswith("they cannot be loaded: ")
-
-
-def test_what_is_optional_is_imported_where_it_is_needed() -> None:
-    absent = ["pytest", "tyro", "rich", "fbgemm_gpu", "torchrec", "tensordict", "tomli_w", "duckdb"]
-    body = f"import sys, importlib\nfor name in {absent}: sys.modules[name] = None\n"
-    names = [f"parts.{part.name}" for part in PARTS] + ["__main__", "odd", "profiled"]
-    body += f"for name in {names}: importlib.import_module('benchmarks.gpu.' + name)"
-    assert stream([sys.executable, "-c", body], limit=600.0) == 0
-
-
-def test_files_of_tests_that_need_a_gpu() -> None:
-    files = cuda_tests.cuda_files()
-    assert files[0] == "tests/embedding_store/read/test_cuda.py"
-    assert all((ROOT / file).exists() for file in files)
-    match = cuda_tests.RESULT.match("tests/a/test_b.py::test_c[1.0-int8 x] FAILED      [ 50%]")
-    assert match is not None
-    assert match.groups() == ("tests/a/test_b.py::test_c[1.0-int8 x]", "FAILED")
-
-
-def test_what_fails_is_tried_by_itself(settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = {"a::one": "PASSED", "a::two": "FAILED", "a::three": "ERROR"}
-    alone = {"a::two": {"a::two": "FAILED"}, "a::three": {"a::three": "PASSED"}}
-
-    def tried(names: list[str], limit: float, _: Journal) -> dict[str, str]:
-        assert limit > 0
-        return together if names == ["a"] else alone[names[0]]
-
-    monkeypatch.setattr(cuda_tests, "cuda_files", lambda: ["a"])
-    monkeypatch.setattr(cuda_tests, "_pytest", tried)
-    cuda_tests.run(settings, journal)
-    assert journal.failures == ["a::two fails", "a::three fails after others, and passes alone"]
-
-
-def test_a_file_of_tests_without_what_it_imports(journal: Journal, tmp_path: Path) -> None:
-    (tmp_path / "test_lacking.py").write_text("import not_to_be_had\n")
-    assert cuda_tests._pytest([str(tmp_path / "test_lacking.py")], 60.0, journal) == {}
-    assert not journal.failures
-    assert "No module named 'not_to_be_had'" in records(tmp_path, "left out")[0]["reason"]
-
-
-def test_errors_that_memcheck_finds(settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream(words: list[str], *, limit: float, line: Any, environment: dict[str, str]) -> int:
-        assert words[:3] == ["/bin/compute-sanitizer", "--tool", "memcheck"]
-        assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        line("========= Invalid __global__ read of size 16 bytes")
-        line("========= ERROR SUMMARY: 1 error")
-        return memcheck.FOUND_ERRORS
-
-    monkeypatch.setattr(memcheck, "found", lambda name: f"/bin/{name}")
-    monkeypatch.setattr(memcheck, "stream", stream)
-    memcheck.run(replace(settings, rehearse=False), journal)
-    assert journal.failures == ["compute-sanitizer found errors: see the log"]
-    said = [record["said"] for record in records(settings.out, "memcheck")]
-    assert said == ["Invalid __global__ read of size 16 bytes", "ERROR SUMMARY: 1 error"]
-
-
-def test_counters_are_read_from_ncu() -> None:
-    raw = "\n".join(
-        [
-            "==PROF== Disconnected",
-            '"ID","Kernel Name","gpu__time_duration.sum","dram__bytes_read.sum","other"',
-            '"","","ns","Mbyte",""',
-            '"0","void lookup<float, 4>(Arguments)","4,160","1.5","7"',
-            '"1","void pool()","99","","7"',
-        ]
-    )
-    assert ncu.kernels(raw) == [
-        {
-            "name": "void lookup<float, 4>(Arguments)",
-            "gpu__time_duration.sum": "4,160 ns",
-            "dram__bytes_read.sum": "1.5 Mbyte",
-        },
-        {"name": "void pool()", "gpu__time_duration.sum": "99 ns"},
-    ]
 
 
 def test_time_is_counted_once() -> None:
@@ -384,11 +289,3 @@ def test_the_summary_holds_figures_beside_aims() -> None:
     line = next(line for line in told.splitlines() if line.startswith("grid int8 128"))
     assert line.split()[4:] == ["1,000,000", "200.0", "300.0", "290.0", "0.87", "0.90", "1.25", "roof", "0.85"]
     assert "grid:  store {...}: 3 of 4 vectors are not the CPU's" in told
-
-
-def test_make_gpu_runs_it() -> None:
-    said = subprocess.run(
-        ["make", "-n", "gpu", "PARTS=first grid"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert "-m benchmarks.gpu first grid" in said
-    assert "pip" not in said

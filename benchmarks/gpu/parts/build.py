@@ -94,6 +94,7 @@ def by_cmake(names: Sequence[str]) -> None:
             f"-DPython_EXECUTABLE={sys.executable}",
             "-DSKBUILD_STATE=editable",  # the libraries go into the package
             f"-DEMBEDDING_STORE_CUDA_ARCHITECTURES={_capability()}-real",
+            *([f"-DCMAKE_CUDA_COMPILER={nvcc}"] if (nvcc := found("nvcc")) else []),  # where it is not on the PATH
         ]
     )
     targets = [name.removeprefix("lib").removesuffix(".so") for name in names]

@@ -11,18 +11,18 @@ from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.names import UNIFORM, ZIPF
 from benchmarks.gpu.roof import Form, lookup_bytes, out_of
 from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.tables import snapshot, write
+from benchmarks.gpu.tables import snapshot, written
 from benchmarks.gpu.timing import free
 from benchmarks.gpu.variants import Variant, fbgemm, known_rows, store
 
 
 def run(settings: Settings, journal: Journal) -> None:
     """Every cell of the grid."""
-    write(settings, journal, [(dtype, settings.dim, settings.rows) for dtype in settings.dtypes])
+    forms = written(settings, journal, [(dtype, settings.dim, settings.rows) for dtype in settings.dtypes])
     bench = Bench(settings, journal)
     kinds = [(UNIFORM, 0.0), (ZIPF, 0.0), *((UNIFORM, share) for share in settings.missing)]
-    for dtype in settings.dtypes:
-        measure(bench, journal, dtype, settings.dim, settings.rows, settings.keys, kinds)
+    for form in forms:
+        measure(bench, journal, *form, settings.keys, kinds)
 
 
 def measure(

@@ -8,12 +8,15 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from pathlib import Path
 
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tools import found, stream
 
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy", "WarpStateStats", "SchedulerStats")
+ERROR = "==ERROR=="  # how lines of ncu's own begin
+PROGRAMS = "returned an error code"  # in the one that is the program's fault
 METRICS = (
     "gpu__time_duration.sum",
     "dram__bytes_read.sum",
@@ -29,21 +32,37 @@ def run(settings: Settings, journal: Journal) -> None:
     """In a process of its own; without ncu, or on the CPU, the lookups alone."""
     body = [sys.executable, "-m", "benchmarks.gpu.profiled", "--out", str(settings.out)]
     ncu = None if settings.rehearse else found("ncu")
+    report = settings.out / "ncu.ncu-rep"
+    refused: list[str] = []
+
+    def line(text: str) -> None:
+        print(text, flush=True)
+        if text.startswith(ERROR) and PROGRAMS not in text:
+            refused.append(text.removeprefix(ERROR).strip())
+
     if ncu is None:
         reason = "a rehearsal, on the CPU" if settings.rehearse else "it is not here: install Nsight Compute"
         journal.left_out("ncu", f"{reason}; the lookups are only called")
         status = stream([*body, *(["--rehearse"] if settings.rehearse else [])], limit=settings.limit)
     else:
-        report = str(settings.out / "ncu.ncu-rep")
-        status = stream([*counting(ncu, report), *body], limit=settings.limit)
-    if status is None:
+        status = stream([*counting(ncu, str(report)), *body], limit=settings.limit, line=line)
+    if refused and not report.exists():
+        journal.left_out("ncu", refused[0])  # a driver that keeps its counters to itself, say
+    elif status is None:
         journal.fail(f"it was not done in {settings.limit:.0f} s")
     elif status:
         journal.fail(f"it ended with status {status}: see the log")
     elif ncu is not None:
-        (settings.out / "ncu.txt").write_text(_printed(ncu, report, "details"))
-        for figures in kernels(_printed(ncu, report, "raw", "--csv")):
-            journal.write("kernel", **figures)
+        _read(ncu, report, settings, journal)
+
+
+def _read(ncu: str, report: Path, settings: Settings, journal: Journal) -> None:
+    (settings.out / "ncu.txt").write_text(_printed(ncu, report, "details"))
+    counted = kernels(_printed(ncu, report, "raw", "--csv"))
+    for figures in counted:
+        journal.write("kernel", **figures)
+    if not counted:
+        journal.fail("ncu counted no kernel: see the log")
 
 
 def counting(ncu: str, report: str) -> list[str]:
@@ -56,6 +75,8 @@ def counting(ncu: str, report: str) -> list[str]:
 def kernels(raw: str) -> list[dict[str, str]]:
     """The figures of each kernel, from ncu's page of raw values as CSV: a head, units, then a line a kernel."""
     lines = [line for line in raw.splitlines() if line.startswith('"')]
+    if not lines:
+        return []
     units, *rows = csv.DictReader(lines)
     return [
         {"name": row["Kernel Name"][:120]}
@@ -64,6 +85,6 @@ def kernels(raw: str) -> list[dict[str, str]]:
     ]
 
 
-def _printed(ncu: str, report: str, page: str, *options: str) -> str:
-    command = [ncu, "--import", report, "--page", page, *options]
+def _printed(ncu: str, report: Path, page: str, *options: str) -> str:
+    command = [ncu, "--import", str(report), "--page", page, *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

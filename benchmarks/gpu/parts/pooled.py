@@ -12,7 +12,7 @@ from benchmarks.gpu.ids import draw_bags, even_bags, mixed_bags
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.roof import Form, out_of, pooled_bytes
 from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.tables import snapshot, write
+from benchmarks.gpu.tables import snapshot, written
 from benchmarks.gpu.timing import free
 from benchmarks.gpu.variants import fbgemm, known_rows, pooled_store
 
@@ -21,9 +21,9 @@ DTYPES = ("float32", "int8")
 
 def run(settings: Settings, journal: Journal) -> None:
     """Every kind of bags, for each dtype."""
-    write(settings, journal, [(dtype, settings.dim, settings.rows) for dtype in DTYPES])
+    forms = written(settings, journal, [(dtype, settings.dim, settings.rows) for dtype in DTYPES])
     bench, device = Bench(settings, journal), settings.device
-    for dtype in DTYPES:
+    for dtype, _, _ in forms:
         form = Form(dtype, settings.dim, out_of(dtype))
         made = snapshot(settings, journal, dtype, settings.dim, settings.rows)
         variants = [

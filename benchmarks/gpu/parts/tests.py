@@ -22,6 +22,8 @@ FIRST = "tests/embedding_store/read/test_cuda.py"
 NEEDS_GPU = re.compile(r"not torch\.cuda\.is_available\(\)|needs a GPU")
 RETRIED = 25  # failures that are tried again
 RETRY_SECONDS = 90.0
+FILE_SECONDS = 150.0  # at most: a file that hangs leaves the others time
+ON_GPU = "cuda"  # in the name of every test that needs one, or of its file
 
 
 def run(settings: Settings, journal: Journal) -> None:
@@ -32,7 +34,7 @@ def run(settings: Settings, journal: Journal) -> None:
     files = cuda_files()
     results: dict[str, str] = {}
     for file in files[:1] if settings.rehearse else files:
-        found = _pytest([file], end - time.monotonic(), journal)
+        found = _pytest([file], min(end - time.monotonic(), FILE_SECONDS), journal)
         counts = {what: sum(x == what for x in found.values()) for what in sorted(set(found.values()))}
         journal.write("tests", file=file, **counts)
         results |= found
@@ -70,7 +72,7 @@ def _pytest(names: list[str], limit: float, journal: Journal) -> dict[str, str]:
         if match := RESULT.match(text):
             results[match[1]] = match[2]
 
-    options = ["-v", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short", "-rN"]
+    options = ["-v", "-k", ON_GPU, "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short", "-rN"]
     status = stream([sys.executable, "-m", "pytest", *options, *names], limit=max(limit, 1.0), line=line)
     if status is None:
         journal.fail(f"{', '.join(names)}: not done in {max(limit, 1.0):.0f} s")

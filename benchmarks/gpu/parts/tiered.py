@@ -12,7 +12,7 @@ from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.names import ZIPF
 from benchmarks.gpu.roof import Form, bus_rates, lookup_bytes, out_of
 from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.tables import device_bytes, snapshot, write
+from benchmarks.gpu.tables import device_bytes, snapshot, written
 from benchmarks.gpu.timing import free
 from benchmarks.gpu.variants import fbgemm, store
 from embedding_store import Snapshot, TieredTable
@@ -22,7 +22,7 @@ DTYPES = ("float32", "int8")
 
 def run(settings: Settings, journal: Journal) -> None:
     """Every number of ids, for each dtype."""
-    write(settings, journal, [(dtype, settings.dim, settings.rows) for dtype in DTYPES])
+    forms = written(settings, journal, [(dtype, settings.dim, settings.rows) for dtype in DTYPES])
     bench, device = Bench(settings, journal), settings.device
     bus = bus_rates(settings, bench.clock)["to the device"]
     journal.write("bus", GB_per_s=round(bus / 1e9, 2))
@@ -30,7 +30,7 @@ def run(settings: Settings, journal: Journal) -> None:
     hot = scattered(torch.arange(hot_rows), settings.rows)
     is_cold = torch.ones(settings.rows, dtype=torch.bool, device=device)
     is_cold[hot.to(device)] = False
-    for dtype in DTYPES:
+    for dtype, _, _ in forms:
         form = Form(dtype, settings.dim, out_of(dtype))
         made = snapshot(settings, journal, dtype, settings.dim, settings.rows)
         table = _load(made, settings, form, hot)

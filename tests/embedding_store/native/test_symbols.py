@@ -21,6 +21,8 @@ STABLE = re.compile(r"(aoti_)?torch_\w+")  # functions of C; torch's classes and
 SYSTEM = re.compile(r"\w+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+|_ZNSt15__exception_ptr\w+")
 CUDA = {"aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg"}
 """Which a torch without CUDA has not."""
+NEWER = re.compile(r"\bSTABLE_TORCH_ERROR_CODE_CHECK\b")
+"""What the headers of torch 2.11 have not, with which the libraries are built too; newer ones make the same of it."""
 OPTIONAL = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}  # weak, as every library has
 
 
@@ -51,3 +53,9 @@ def test_this_torch_has_all_of_it(library: str):
     wanted = {symbol for symbol in needed(library) if STABLE.fullmatch(symbol)}
     missing = {symbol for symbol in wanted if not any(hasattr(each, symbol) for each in libraries)}
     assert missing <= (set() if has_cuda else CUDA)
+
+
+def test_the_headers_of_the_oldest_torch_are_enough():
+    sources = (Path(embedding_store.__file__).parent / "csrc").rglob("*.*")
+    found = [path.name for path in sources if NEWER.search(path.read_text())]
+    assert not found, f"{found} cannot be built with torch 2.11: use TORCH_ERROR_CODE_CHECK"

@@ -33,6 +33,21 @@ def test_toml_round_trip(tmp_path: Path) -> None:
     assert Schema.load(path) == Schema()
 
 
+@pytest.mark.parametrize(
+    "name", ['say "what"', "back\\slash", "Gefällt mir 👍", "\x00\t\n\x1f\x7f\x85", "[[label]]", "# no"]
+)
+def test_toml_holds_any_name_and_number(tmp_path: Path, name: str) -> None:
+    schema = Schema(
+        features=(Feature(name="price", owner="item", kind="dense"),),
+        labels=(Label(name=name, kept_negatives=1e-7),),
+        outcomes=("play_time", name + name),
+        max_bad_rows=0.0,
+        withdrawn=name + "?",
+    )
+    schema.save(tmp_path / "schema.toml")
+    assert Schema.load(tmp_path / "schema.toml") == schema
+
+
 def test_columns_names_every_column_once() -> None:
     assert _schema().columns() == (
         *("timestamp", "member", "item_id", "country", "seen", "seen_time", "bought", "topics"),
