@@ -26,6 +26,7 @@ from recsys.data.history import PastEvents
 from recsys.data.schema import Feature, Label, Schema
 from recsys.models.derm import DERM
 from recsys.train.distributed import Environment
+from recsys.training_set import TrainingSet
 from recsys.upstream import train_on
 
 WINDOWS = (1, 4, 16, 64, 512)
@@ -76,17 +77,20 @@ class Chosen:
         """Train a DERM, the best of so many passes by the held-out items' NDCG@10 or all of them; scores of the
         candidates, float32 [T, 1 + K], and the NDCG after each pass that was judged."""
         config = derm_config(passes, self.seed)
+        given = TrainingSet(
+            files=find_files(self.folder, config.source.events),
+            schema=self.schema,
+            data=self.folder,
+            items=find_files(self.folder, config.source.items),
+        )
         trained = train_on(
-            find_files(self.folder, config.source.events),
-            self.schema,
+            given,
             config,
             config.training,
             environment,
-            data=self.folder,
             out=self.folder / "derm",
             store=str(self.folder / "store"),
             title=f"DERM, {self.folder.name}",
-            items=find_files(self.folder, config.source.items),
             judge=self._judge if judged else None,
         )
         return self.scores(trained.result.model), [-score for (score,) in trained.result.scores]

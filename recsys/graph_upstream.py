@@ -34,7 +34,9 @@ from recsys.train.distributed import Environment
 from recsys.train.link_ranks import KnownLinks, rank_links
 from recsys.train.planning import rank_memory
 from recsys.train.trainer import fit
+from recsys.train.watch import Pulse
 from recsys.trained import Trained
+from recsys.training_set import TrainingSet
 
 JUDGED = 4_000
 """Links that are held out at most: more would cost time and say the same."""
@@ -62,18 +64,16 @@ def count_nodes(config: GraphConfig, data: Path, files: Sequence[Path], store: s
 
 
 def train_on_links(
-    files: Sequence[Path],
+    given: TrainingSet,
     upstream: UpstreamConfig,
     training: TrainConfig,
     environment: Environment,
     *,
-    data: Path,
     out: Path,
     store: str | Path,
     title: str | None,
     start: Path | None = None,
     steps: int = 0,
-    as_of: int | None = None,
 ) -> Trained:
     """Train a graph, from its own start or from a checkpoint of another run: see `recsys.upstream.train_on`. A
     collective.
@@ -84,10 +84,12 @@ def train_on_links(
     Raises:
         DataError, PlanError, LossError, CheckpointError: as their rooms say.
     """
-    config, links = upstream.graph, _Links.read(files, upstream, data, first=start is None)
-    pins = pin_anchors(config, store, out, environment, as_of)
+    config = upstream.graph
+    with Pulse("a survey of links", environment):
+        links = _Links.read(given.files, upstream, given.data, first=start is None)
+        pins = pin_anchors(config, store, out, environment, given.as_of)
     identity = {
-        "files": identify_files(_files(upstream, files, data), data),
+        "files": identify_files(_files(upstream, given.files, given.data), given.data),
         "config": _identify(upstream, training),
         "anchors": {name: f"version {x.version}" for name, x in pins.items()},
     }

@@ -22,7 +22,8 @@ from recsys.data.scan import BadRow, Findings, Part, Visitor, join, judge, scan,
 from recsys.data.shares import read_share
 from recsys.identity import identify_files
 from recsys.train.distributed import Environment, broadcast
-from recsys.train.exchange import of_all, ranks_of
+from recsys.train.exchange import ALONE, of_all, ranks_of
+from recsys.train.watch import Pulse
 
 _WITHOUT_EFFECT = ("outcomes", "withdrawn", "max_bad_rows")
 """What of a schema does not decide which rows can be read."""
@@ -38,7 +39,8 @@ def screen(
     environment: Environment | None = None,
     visitor: Visitor | None = None,
 ) -> Findings:
-    """Read every row of these files once, or look up what was found before. A collective.
+    """Read every row of these files once, or look up what was found before; a rank that freezes meanwhile is named. A
+    collective.
 
     Args:
         out: folder of the run.
@@ -56,6 +58,32 @@ def screen(
         DataError: more rows of a part are bad than its schema's `max_bad_rows` allows, or a file cannot be read.
         ClockSkewError: the same, and the first of them is of another day.
     """
+    with Pulse(f"the screening of {name}", environment or ALONE):
+        return _screened(out, name, parts, root, environment, visitor)
+
+
+def summaries(out: Path) -> dict[str, dict[str, Any]]:
+    """Name -> `rows`, `quarantined` and `read_as_0` of everything that was screened for a run."""
+    found = {}
+    for path in sorted((out / "quarantine").glob("[!.]*.json")):
+        whole = join([_findings(entry, out) for entry in json.loads(path.read_text())])
+        found[path.stem] = {"rows": whole.rows, "quarantined": len(whole.bad), "read_as_0": read_as_0(whole)}
+    return found
+
+
+def read_as_0(found: Findings) -> dict[str, int]:
+    """Feature -> how many of its values are read as 0, where there are any."""
+    return {feature: count for feature, (count, _) in found.missing.items() if count}
+
+
+def _screened(
+    out: Path,
+    name: str,
+    parts: Sequence[Part],
+    root: Path,
+    environment: Environment | None,
+    visitor: Visitor | None,
+) -> Findings:
     path, main = out / "quarantine" / f"{name}.json", environment is None or environment.is_main
     of = [_identify(part, root) for part in parts] if main else []
     known = _load(path, of, root) if main else None
@@ -75,20 +103,6 @@ def screen(
         for read in read_share(parts[0].files, facts, skip, ranks_of(environment), visitor.as_of):
             visitor.add(read)
     return whole
-
-
-def summaries(out: Path) -> dict[str, dict[str, Any]]:
-    """Name -> `rows`, `quarantined` and `read_as_0` of everything that was screened for a run."""
-    found = {}
-    for path in sorted((out / "quarantine").glob("[!.]*.json")):
-        whole = join([_findings(entry, out) for entry in json.loads(path.read_text())])
-        found[path.stem] = {"rows": whole.rows, "quarantined": len(whole.bad), "read_as_0": read_as_0(whole)}
-    return found
-
-
-def read_as_0(found: Findings) -> dict[str, int]:
-    """Feature -> how many of its values are read as 0, where there are any."""
-    return {feature: count for feature, (count, _) in found.missing.items() if count}
 
 
 def _scan(part: Part, environment: Environment | None, visitor: Visitor | None) -> Findings:

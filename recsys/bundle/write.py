@@ -45,7 +45,9 @@ from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.checkpoint import load_model
 from recsys.train.distributed import Environment, barrier, process_group
+from recsys.train.heartbeat import beat
 from recsys.train.tables import allocate
+from recsys.train.watch import Pulse
 
 _EXAMPLE_ROWS = 8
 """Rows that the program is traced with."""
@@ -102,28 +104,30 @@ def train_bundle(
         stage(out, stage_name(config, arm), environment),
     ):
         skip = screen_splits(config, data, out, environment).quarantine
-        check_visible(names, config, data, opened, skip)
-        features = StoreFeatures(
-            opened,
-            names,
-            config.publish_delay_ms,
-            history=history,
-            pooling=pooling,
-            tables=config.arm(arm).learned(),
-            spread=config.spread_vectors,
-            device=environment.device,
-            gpu_bytes=config.gpu_bytes,
-        )
-        training = _training(config, features, data, environment, skip, earlier)
-        identity = _identity(config, features, data, skip, earlier)
+        with Pulse("a survey of training rows", environment):
+            check_visible(names, config, data, opened, skip)
+            features = StoreFeatures(
+                opened,
+                names,
+                config.publish_delay_ms,
+                history=history,
+                pooling=pooling,
+                tables=config.arm(arm).learned(),
+                spread=config.spread_vectors,
+                device=environment.device,
+                gpu_bytes=config.gpu_bytes,
+            )
+            training = _training(config, features, data, environment, skip, earlier)
+            identity = _identity(config, features, data, skip, earlier)
         before = None if earlier is None else Forecast(earlier, training, folder, config.max_ne)
         begin = None if earlier is None else earlier.checkpoint
         trained = training.train(folder, title=f"ranker {config.name}", identity=identity, start=begin, before=before)
-        tasks = _facts(trained, config)
-        if environment.is_main:
-            read = PinnedFeatures(opened, pins, history, pooling, torch.device("cpu"))
-            _write(trained, config, tasks, arm, read, out, opened, compiled, earlier)
-        barrier()
+        with Pulse("a bundle", environment):
+            tasks = _facts(trained, config)
+            if environment.is_main:
+                read = PinnedFeatures(opened, pins, history, pooling, torch.device("cpu"))
+                _write(trained, config, tasks, arm, read, out, opened, compiled, earlier)
+            barrier()
 
 
 def _check_lengths(schema: Schema, config: RankerConfig) -> None:
@@ -202,9 +206,12 @@ def _write(
     example = _example(training, schema, features, vocabulary)
     with new_folder(bundle_folder(out)) as folder:
         exported = export(program, example)
+        beat()
         torch.export.save(exported, folder / PROGRAM)
+        beat()
         if compiled:
             compile_program(exported, folder / COMPILED, device)
+            beat()
         schema.save(folder / SCHEMA)
         owners = {owner: marks.numpy() for owner, marks in vocabulary.state().items()}
         np.savez(folder / VOCABULARY, allow_pickle=False, **owners)
@@ -230,6 +237,7 @@ def _ranker_of(trained: TrainedRanker, number: int, folder: Path) -> Ranker:
     load_model(
         checkpoint.at(folder / "checkpoints", trained.result.ends[number]), allocate(trained.training.task(ranker))
     )
+    beat()
     return ranker
 
 

@@ -41,6 +41,7 @@ from recsys.train.exchange import ranks_of
 from recsys.train.predict import predict
 from recsys.train.run import TrainResult
 from recsys.train.trainer import fit
+from recsys.train.watch import Pulse
 
 S = TypeVar("S", bound=RankerSettings)
 
@@ -145,11 +146,13 @@ class RankerTraining:
         Raises:
             PlanError, LossError, CheckpointError, DataError: as their rooms say.
         """
-        ranking = self.model()
-        vocabulary = ranking.vocabulary
+        with Pulse("a survey of training rows", self.environment):
+            ranking = self.model()
+            vocabulary = ranking.vocabulary
+            task, stream = self.task(ranking), self.stream(self.config.train, vocabulary, training=True)
         result = fit(
-            self.task(ranking),
-            self.stream(self.config.train, vocabulary, training=True),
+            task,
+            stream,
             replace(self.config.training, seed=self.seed),
             self.environment,
             tasks=self.labels,
@@ -162,7 +165,8 @@ class RankerTraining:
             begun=lambda: self._begin(ranking),
             after_epoch=lambda model: self._judge(model, vocabulary),
         )
-        said = result.best.predict(result.model, self.stream(self.config.validation, vocabulary), self.environment)
+        with Pulse("the predictions of the best passes", self.environment):
+            said = result.best.predict(result.model, self.stream(self.config.validation, vocabulary), self.environment)
         return TrainedRanker(self, result, vocabulary, *(x.numpy() for x in said))
 
     def _begin(self, ranking: Ranker) -> None:
@@ -280,7 +284,8 @@ class TrainedRanker:
         """What it says of this rank's test rows: logits, labels and mask [n, T], users [n]. A collective."""
         training = self.training
         stream = training.stream(training.config.test, self.vocabulary)
-        said, known, mask, users = self.result.best.predict(self.result.model, stream, training.environment)
+        with Pulse("the predictions of test rows", training.environment):
+            said, known, mask, users = self.result.best.predict(self.result.model, stream, training.environment)
         return said.numpy(), known.numpy(), mask.numpy(), users.numpy()
 
 

@@ -52,6 +52,7 @@ from recsys.train.exchange import ranks_of
 from recsys.train.heartbeat import beat
 from recsys.train.predict import device_batches, loss_forward
 from recsys.train.trainer import fit
+from recsys.train.watch import Pulse
 from recsys.upstream import screen_source, size_tables
 
 
@@ -197,7 +198,8 @@ class _Training:
         training = config.training.sized(rows.count // environment.world_size)
         torch.manual_seed(training.seed)
         model = TwoTower(self.schema, config.model, self.features.specs)
-        frequencies = count_positives(rows.train, self.schema, (config.label,), rows.skip, ranks=ranks)
+        with Pulse("a survey of positives", environment):
+            frequencies = count_positives(rows.train, self.schema, (config.label,), rows.skip, ranks=ranks)
         assert frequencies is not None, "there are positives"
         if environment.is_main and not config.training.batch_size:
             steps = training.steps(rows.count // environment.world_size)

@@ -1,7 +1,7 @@
 """The kinds of upstreams: which model each is. All of them train by the one loop and publish by the one refresh.
 
 What a model must have: `user_vector` and `item_vector`, `vector_dim`, a `vocabulary`, and `part_of(owner)`, what of it
-is needed for the vectors of one. Those of events, trained by `recsys.upstream.train_on`, also have
+is needed for the vectors of one. Those of events, trained by `recsys.event_upstream`, also have
 `forward(batch) -> DermOutput` and `raise_logits`; a graph's links are trained on by `recsys.graph_upstream`.
 """
 

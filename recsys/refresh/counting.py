@@ -28,6 +28,7 @@ from recsys.screening import screen
 from recsys.source import upstream_schema
 from recsys.train.distributed import Environment, broadcast
 from recsys.train.exchange import ranks_of
+from recsys.train.watch import Pulse
 from recsys.upstream import screen_source
 
 
@@ -82,9 +83,10 @@ def read_prior(
         DataError: the source cannot be read. A day that came again and cannot be read is left out.
     """
     read = list(_newest_events(config, schema, data, out, environment, as_of))
-    return count_prior(
-        read, schema, config.upstream, hours=config.prior.hours, as_of=as_of, ranks=ranks_of(environment)
-    )
+    with Pulse("the count of a prior", environment):
+        return count_prior(
+            read, schema, config.upstream, hours=config.prior.hours, as_of=as_of, ranks=ranks_of(environment)
+        )
 
 
 def count_prior(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from recsys.config import RefreshConfig
 from recsys.config.days import DAY_STEPS
 from recsys.data.files import find_files
 from recsys.data.quarantine import Quarantine
-from recsys.data.scan import Findings, Part, Window, join
+from recsys.data.scan import join
 from recsys.data.survey import Surveyed, one_after_another, survey
 from recsys.dates import number_of
 from recsys.folders import store_of, upstream_folder
@@ -35,12 +34,12 @@ from recsys.refresh.cold import align_spaces
 from recsys.refresh.content import Content, Timer
 from recsys.refresh.counting import read_prior
 from recsys.refresh.cross import CrossEvents
+from recsys.refresh.day_files import DayFiles, Files
 from recsys.refresh.days import (
     Cycle,
     again,
     available_days,
     chosen_cycle,
-    find_day,
     ignored,
     next_cycle,
     read_new_days,
@@ -49,18 +48,21 @@ from recsys.refresh.days import (
 )
 from recsys.refresh.embed import own_files
 from recsys.refresh.errors import StoreLostError
-from recsys.refresh.facts import FactsCollector, last_of
+from recsys.refresh.facts import last_of
 from recsys.refresh.first import load_towers, publish_source, read_source
 from recsys.refresh.plan import Plan, Planner, generation
 from recsys.refresh.publish import Publication, Publisher
 from recsys.refresh.records import PUBLICATION, WITHDRAWN, Ledger, Record, summary
-from recsys.screening import read_as_0, screen
+from recsys.screening import read_as_0
 from recsys.source import sized_upstream, upstream_schema
 from recsys.stages import exclusive, stage
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, barrier, broadcast, process_group
 from recsys.train.exchange import ranks_of
-from recsys.upstream import Trained, drawn_files, screen_source, train_on
+from recsys.train.watch import Pulse
+from recsys.trained import Trained
+from recsys.training_set import TrainingSet
+from recsys.upstream import drawn_files, train_on
 
 
 def refresh_upstream(
@@ -131,6 +133,7 @@ class _Refresh:
         self._environment, self._ranks = environment, ranks_of(environment)
         self._ledger = Ledger(out, upstream.name)
         self._schema = upstream_schema(upstream, data, out)
+        self._files = DayFiles(config, self._schema, data, out, environment)
         self._planner = Planner(config, data, self._ledger, after_refused=after_refused)
         self._place = Place(upstream=upstream, schema=self._schema, data=data, out=out, environment=environment)
         if config.days is not None:
@@ -173,14 +176,13 @@ class _Refresh:
 
     def run(self, cycle: Cycle, cold: bool) -> Record | None:
         """Run one cycle; None if the day's files changed while it ran, before anything was published."""
-        days, timer, main = self._config.day_by_day(), Timer(), self._environment.is_main
-        files = broadcast({day: find_day(self._data, days, day) for day in cycle.days}, self._environment)
-        facts = {day: self._collector(cycle, files[day]) for day in cycle.days}
-        screened = {day: self._screen(day, files[day], facts[day]) for day in cycle.days}
-        surveyed, traffic = zip(*(facts.pop(day).together(self._ranks) for day in cycle.days), strict=True)
+        timer, main = Timer(), self._environment.is_main
+        files = self._files.of(cycle)
+        screened, facts = self._files.read(cycle, files)
+        surveyed, traffic = zip(*facts, strict=True)
         plan = broadcast(self._planner.plan(cycle, cold) if main else None, self._environment)
         found = join(list(screened.values()))
-        skip = self._screen_all(cycle) if plan.cold else found.quarantine
+        skip = self._files.screen_all(cycle) if plan.cold else found.quarantine
         told = tell(self._planner.deliveries(plan, cycle), self._place)
         published = plan.folder / PUBLICATION
         publication = self._publisher.decide(published, {**plan.key, **plan.along.key}, plan.along.as_of, plan.space)
@@ -234,54 +236,41 @@ class _Refresh:
                     f"names: bring the store back, or delete {self._ledger.folder} and the store to replay all days"
                 )
 
-    def _collector(self, cycle: Cycle, files: Sequence[Path]) -> FactsCollector:
-        """What takes from a day's rows whatever but their features is asked for in a cycle."""
-        return FactsCollector(files, self._schema, self._upstream, window(self._config.day_by_day(), cycle.day)[1] - 1)
-
-    def _screen(self, day: str, files: Sequence[Path], facts: FactsCollector | None = None) -> Findings:
-        """Find the rows of a day that cannot be read or are not of it, and collect facts of the others."""
-        start, end = window(self._config.day_by_day(), day)
-        part = Part(files=files, schema=self._schema, window=Window(day, start, end))
-        return screen(self._out, f"{self._upstream.name}-{day}", [part], self._data, self._environment, facts)
-
-    def _screen_all(self, cycle: Cycle) -> Quarantine:
-        """The rows of the source and of every day up to the cycle's that nobody reads."""
-        skip = screen_source(self._upstream, self._schema, self._data, self._out, self._environment).quarantine
-        for day, files in self._all_days(cycle).items():
-            skip |= self._screen(day, files).quarantine
-        return skip
-
     def _train(self, plan: Plan, surveyed: Surveyed, cycle: Cycle, skip: Quarantine) -> Trained:
         """Train, or go on training."""
-        upstream = self._upstream
-        days, training, files = self._config.day_by_day(), upstream.training, surveyed.files
-        training = replace(training, epochs=days.epochs, batch_size=days.batch_size or training.batch_size)
+        upstream, days = self._upstream, self._config.day_by_day()
+        training = upstream.training
+        given = TrainingSet(
+            files=surveyed.files,
+            schema=self._schema,
+            data=self._data,
+            withdrawn=plan.withdrawn["item"],
+            skip=skip,
+            as_of=window(days, cycle.day)[1] - 1,
+            surveyed=surveyed,
+        )
         if plan.cold:
-            training = replace(upstream.training, seed=upstream.training.seed + generation(plan.space) - 1)
-            files = (*find_files(self._data, upstream.source.events), *self._every_day(cycle))
+            files = (*find_files(self._data, upstream.source.events), *self._files.all(cycle))
+            given = replace(given, files=files, items=drawn_files(upstream, self._data), surveyed=None)
+            training = replace(training, seed=training.seed + generation(plan.space) - 1)
+        else:
+            training = replace(training, epochs=days.epochs, batch_size=days.batch_size or training.batch_size)
         return train_on(
-            files,
-            self._schema,
+            given,
             upstream,
             training,
             self._environment,
-            data=self._data,
             out=plan.folder,
             store=store_of(self._out),
-            start=self._out / plan.start if plan.start else None,
-            items=drawn_files(upstream, self._data) if plan.cold else (),
-            withdrawn=plan.withdrawn["item"],
-            skip=skip,
             title=f"{upstream.name} {cycle.day}",
+            start=self._out / plan.start if plan.start else None,
             steps=0 if plan.cold else DAY_STEPS,
-            as_of=window(days, cycle.day)[1] - 1,
-            surveyed=None if plan.cold else surveyed,
         )
 
     def _content(
         self,
         plan: Plan,
-        files: dict[str, list[Path]],
+        files: Files,
         surveyed: Sequence[Surveyed],
         cycle: Cycle,
         skip: Quarantine,
@@ -297,14 +286,15 @@ class _Refresh:
         with timer("embed"):
             model, _ = load_towers(plan.folder / "checkpoints", upstream, self._schema, self._environment)
             events, source, ranks, days = {}, list[Surveyed](), self._ranks, surveyed
-            if anew:
-                read = (find_files(self._data, upstream.source.events), self._every_day(cycle))
-                source, days = ([survey(x, self._schema, (), skip, ranks=ranks)] for x in read)
-            for owner in ENTITIES:
-                own = own_files(self._data, upstream.source, owner) if anew else []
-                log: list[Surveyed | list[Path]] = [*source, own, *days, told.of(owner)]
-                since = dict.fromkeys(own, 0) | {**told.since}
-                events[owner] = last_of(log, self._schema, owner, skip | told.skip, since, ranks, withdrawn[owner])
+            with Pulse("a survey of entities", self._environment):
+                if anew:
+                    read = (find_files(self._data, upstream.source.events), self._files.all(cycle))
+                    source, days = ([survey(x, self._schema, (), skip, ranks=ranks)] for x in read)
+                for owner in ENTITIES:
+                    own = own_files(self._data, upstream.source, owner) if anew else []
+                    log: list[Surveyed | list[Path]] = [*source, own, *days, told.of(owner)]
+                    since = dict.fromkeys(own, 0) | {**told.since}
+                    events[owner] = last_of(log, self._schema, owner, skip | told.skip, since, ranks, withdrawn[owner])
         end = window(self._config.day_by_day(), cycle.day)[1]
         content = Content(
             model=model,
@@ -324,25 +314,13 @@ class _Refresh:
         rotation, quality = align_spaces(self._publisher, content, plan.along.before, plan.folder, self._environment)
         return replace(content, rotation=rotation), quality
 
-    def _cross(
-        self, model: UpstreamModel, plan: Plan, files: dict[str, list[Path]], cycle: Cycle, skip: Quarantine
-    ) -> CrossEvents:
+    def _cross(self, model: UpstreamModel, plan: Plan, files: Files, cycle: Cycle, skip: Quarantine) -> CrossEvents:
         """The events of the cycle's days; in a new space, where no rotation takes the old ones to, all there are."""
         assert isinstance(model, DERM)  # by the config
         if not plan.cold:
             return CrossEvents(model, [path for day in cycle.days for path in files[day]], skip)
         source = find_files(self._data, self._upstream.source.events)
-        return CrossEvents(model, [*source, *self._every_day(cycle)], skip, fresh=True)
-
-    def _every_day(self, cycle: Cycle) -> list[Path]:
-        """All these files."""
-        return list(chain(*self._all_days(cycle).values()))
-
-    def _all_days(self, cycle: Cycle) -> dict[str, list[Path]]:
-        """Files of every day up to the cycle's, as they now are."""
-        days = self._config.day_by_day()
-        found = {day: find_day(self._data, days, day) for day in days.until(cycle.day)}
-        return {day: files for day, files in found.items() if files}
+        return CrossEvents(model, [*source, *self._files.all(cycle)], skip, fresh=True)
 
     def _changed(self, cycle: Cycle, plan: Plan) -> bool:
         """Whether the day's files are not what they were when the cycle began."""

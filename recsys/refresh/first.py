@@ -30,6 +30,7 @@ from recsys.train.checkpoint import CheckpointError, Loaded, load_model
 from recsys.train.distributed import Environment
 from recsys.train.exchange import ranks_of
 from recsys.train.sharding import shard
+from recsys.train.watch import Pulse
 from recsys.upstream import screen_source
 
 T = TypeVar("T", bound=Towers)
@@ -84,11 +85,12 @@ def source_of(
     told = Told(files={owner: find_files(data, given) for owner, given in rows.items() if given}, skip=skip)
     withdrawn = withdrawn_by(NOBODY_WITHDRAWN, told, schema)
     ranks, events = ranks_of(environment), {}
-    surveyed = survey(find_files(data, upstream.source.events), schema, (), skip, ranks=ranks)
-    for owner in ENTITIES:
-        own = own_files(data, upstream.source, owner)
-        parts, since = (surveyed, own), dict.fromkeys(own, 0)
-        events[owner] = last_of(parts, schema, owner, skip, since, ranks, withdrawn[owner])
+    with Pulse("a survey of entities", environment):
+        surveyed = survey(find_files(data, upstream.source.events), schema, (), skip, ranks=ranks)
+        for owner in ENTITIES:
+            own = own_files(data, upstream.source, owner)
+            parts, since = (surveyed, own), dict.fromkeys(own, 0)
+            events[owner] = last_of(parts, schema, owner, skip, since, ranks, withdrawn[owner])
     as_of = max(selected.as_of for selected in events.values())
     content = Content(
         model=model,

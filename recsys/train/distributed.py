@@ -11,7 +11,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
-from recsys.train.heartbeat import beat
+from recsys.train.heartbeat import beat, giving
 
 _CALLS_INSIDE_TORCHREC = (
     "Please use DTensor instead and we are deprecating ShardedTensor",
@@ -127,10 +128,18 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
     try:
         environment = current_environment()
         _use_all_cores(environment)
-        with without_notices():
+        with without_notices(), _signs(environment):
             yield environment
     finally:
         dist.destroy_process_group()
+
+
+def _signs(environment: Environment) -> AbstractContextManager[None]:
+    """Those of life, which other ranks look for."""
+    if environment.world_size == 1:
+        return nullcontext()
+    store: Any = distributed_c10d._get_default_store()
+    return giving(store.clone())
 
 
 @functools.cache

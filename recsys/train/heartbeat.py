@@ -1,13 +1,25 @@
-"""Signs of life of this rank, for work that has no steps: what has been done so far, in no unit."""
+"""Signs of life of this rank, for work that has no steps: what has been done so far, in no unit.
+
+A rank gives them as long as its process group runs, whatever it does: others may wait for it in work that it has not
+come to yet.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _MOVED, _THREADS, _MACHINE = Path("/proc/self/io"), Path("/proc/self/task"), Path("/proc/vmstat")
 _SOME = 2**20
 """Bytes read and written that are a sign of life: more than what goes into logs meanwhile."""
+
+_SECONDS = 1.0
+"""Between two looks."""
+_SIGNS = "signs of life"
+"""In the store: how often a rank has found that it moved on."""
 
 _beats = 0
 _looked = 0
@@ -39,6 +51,34 @@ class Signs:
             return False
         self._beats, self._bytes = _beats, moved
         return True
+
+
+def tell(store: Any, signs: Signs) -> int:
+    """Tell the others of a sign, if there was one; how many all ranks have given."""
+    return store.add(_SIGNS, int(signs.given()))
+
+
+@contextmanager
+def giving(store: Any) -> Iterator[None]:
+    """Tell of signs all the time.
+
+    Args:
+        store: of the ranks, for this alone: others may hold theirs while they wait for a key.
+    """
+    ended, signs = threading.Event(), Signs()
+
+    def run() -> None:
+        with suppress(Exception):  # the store is gone, and the ranks with it
+            while not ended.wait(_SECONDS):
+                tell(store, signs)
+
+    thread = threading.Thread(target=run, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _bytes_moved() -> int | None:

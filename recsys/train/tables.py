@@ -15,6 +15,7 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from recsys.train.heartbeat import beat
 from recsys.train.replicated import row_sums, table_of
 from recsys.train.shards import local_parts
 
@@ -45,6 +46,7 @@ def draw_tables(task: M, seed: int) -> M:
             rows = _drawn(config, seed, block)[skipped : skipped + len(weight) - done, columns]
             weight[done : done + len(rows)] = rows
             done += len(rows)
+            beat()
     return task
 
 

@@ -34,7 +34,7 @@ from recsys.train.running_metrics import Metrics
 from recsys.train.saving import Saver
 from recsys.train.schedule import Schedule
 from recsys.train.sharding import plan_record, plan_table, shard
-from recsys.train.watch import Watch
+from recsys.train.watch import Pulse, Watch
 
 PLAN = "plan.json"
 """In the folder of a training: how its tables were spread when it was begun, or went on, last."""
@@ -102,9 +102,10 @@ def fit(
     if out is not None and environment.is_main:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / PLAN, plan_record(run.model))
-    resumed = run.begin(start, before)
-    if begun is not None:
-        begun()
+    with Pulse("the beginning of a training", environment):  # a checkpoint is read, or tables are drawn
+        resumed = run.begin(start, before)
+        if begun is not None:
+            begun()
     passes = after_epoch and Passes(run.model, after_epoch, keeps=out is None, scores=run.scores)
     plan = None if start is not None else plan_table(run.model)  # it is the same as that of the run it starts from
     return _trained(run, stream, out, title, [x for x in (plan, resumed, stream.shortfall) if x], passes)

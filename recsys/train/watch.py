@@ -23,7 +23,7 @@ from torch.distributed import distributed_c10d
 from recsys.telling import first_to_tell
 from recsys.train.clock import Clock
 from recsys.train.distributed import Environment, collective_timeout
-from recsys.train.heartbeat import Signs
+from recsys.train.heartbeat import Signs, tell
 
 HUNG = 1
 """Exit code of a job in which a rank hung: a failure, which torch elastic answers by starting all ranks anew."""
@@ -32,8 +32,6 @@ _STDERR = 2
 """As a file descriptor: Python's watchdog writes to it without the interpreter."""
 _GRACE_SECONDS = 10.0
 """For which ranks wait for the others' word; one that has said nothing by then is frozen, or gone."""
-_SIGNS = "signs of life"
-"""In the store: how often a rank has found that it moved on."""
 
 Begun = tuple[int, ...]
 """Collectives that a rank has begun: of the steps' group, and of all groups. The first counts before the second: a
@@ -132,8 +130,9 @@ class Watch(_Watching):
 
 
 class Pulse(_Watching):
-    """Of work in which ranks have more or less to do, and some wait for others: a checkpoint, a publication. As long as
-    any of them gives signs of life (`recsys.train.heartbeat`), the others wait.
+    """Of work in which ranks have more or less to do, and some wait for others: a checkpoint, a publication, a survey.
+    As long as any of them gives signs of life (`recsys.train.heartbeat`), even one that has not come yet, the others
+    wait.
 
     Args:
         work: what it is, in the message.
@@ -153,7 +152,7 @@ class Pulse(_Watching):
     def _still(self) -> float:
         now = time.monotonic()
         slept, self._looked = now - self._looked > 10 * _POLL_SECONDS, now
-        seen = self._store.add(_SIGNS, int(self._signs.given()))
+        seen = tell(self._store, self._signs)
         if seen != self._seen or slept:  # a machine that was suspended looks as if the others had been
             self._seen, self._since = seen, now
         return now - self._since

@@ -33,6 +33,7 @@ from recsys.refresh.first import load_towers
 from recsys.source import ranker_schema
 from recsys.train import checkpoint
 from recsys.train.distributed import Environment, process_group
+from recsys.training_set import TrainingSet
 from recsys.upstream import train_on
 from tests.distributed import run_ranks
 from tests.recsys.ads_log import RANKER, SPAN, START, TRUTH, sale_schema, sales, write, write_sales
@@ -149,19 +150,10 @@ def _day(data: Path, out: Path) -> None:
     with process_group() as environment:
         start = checkpoint.latest(upstream_folder(out, "ads") / "checkpoints")
         assert start is not None
-        train_on(
-            find_files(data, ("day/*.parquet",)),
-            schema,
-            ONCE,
-            ONCE.training,
-            environment,
-            data=data,
-            out=out / "day",
-            store=out / "store",
-            title=None,
-            start=start,
-            as_of=START + SPAN + 86_400_000 - 1,
-        )
+        files, as_of = find_files(data, ("day/*.parquet",)), START + SPAN + 86_400_000 - 1
+        given = TrainingSet(files=files, schema=schema, data=data, as_of=as_of)
+        options = {"out": out / "day", "store": out / "store", "title": None, "start": start}
+        train_on(given, ONCE, ONCE.training, environment, **options)
         load_towers(out / "day/checkpoints", SALES, schema, environment)
 
 

@@ -17,6 +17,7 @@ from recsys.refresh.first import load_towers
 from recsys.train import planning
 from recsys.train.distributed import current_environment
 from recsys.train.planning import PlanError
+from recsys.training_set import TrainingSet
 from recsys.upstream import train_on
 from tests.distributed import run_ranks
 from tests.recsys.refresh.example import SCHEMA, SOURCE, write_log
@@ -44,19 +45,9 @@ def peak() -> int:
 
 
 def train(log: Path, out: Path, rows: int, upstream: UpstreamConfig = SMALL) -> int:
-    files = find_files(log, SOURCE.events)
-    environment = current_environment()
-    return train_on(
-        files,
-        schema(rows),
-        upstream,
-        upstream.training,
-        environment,
-        data=log,
-        out=out,
-        store=out / "store",
-        title=None,
-    ).result.steps
+    given = TrainingSet(files=find_files(log, SOURCE.events), schema=schema(rows), data=log)
+    options = {"out": out, "store": out / "store", "title": None}
+    return train_on(given, upstream, upstream.training, current_environment(), **options).result.steps
 
 
 def embed_all(log: Path, out: Path, rows: int) -> int:

@@ -20,6 +20,7 @@ from recsys.train import trainer
 from recsys.train.checkpoint import load_model
 from recsys.train.distributed import current_environment, process_group
 from recsys.train.tables import draw_tables
+from recsys.training_set import TrainingSet
 from recsys.upstream import train_on, train_upstream
 from tests.distributed import run_ranks
 from tests.recsys.refresh.example import CONFIG, SCHEMA, SOURCE, events
@@ -126,12 +127,10 @@ def test_a_single_pass_trains_on_all_events(log: Path, tmp_path: Path) -> None:
 def test_a_judge_of_the_callers_chooses_the_pass_and_holds_nothing_out(log: Path, tmp_path: Path) -> None:
     scores = iter([(0.5,), (0.3,), (0.4,), (0.1,)])
     trained = train_on(
-        find_files(log, SOURCE.events),
-        SCHEMA.select(labels=("click",)),
+        TrainingSet(files=find_files(log, SOURCE.events), schema=SCHEMA.select(labels=("click",)), data=log),
         UPSTREAM,
         TRAINING,
         current_environment(),
-        data=log,
         out=tmp_path,
         store=tmp_path / "store",
         title=None,

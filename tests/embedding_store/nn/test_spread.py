@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -21,12 +19,7 @@ from embedding_store import (
     RankFailedError,
 )
 from tests.distributed import run_ranks
-from tests.embedding_store.nn.test_entity_embedding import IDS, STORED, make_store, publish
-
-
-@pytest.fixture
-def both(tmp_path: Path) -> EmbeddingStore:
-    return make_store(tmp_path / "store")
+from tests.embedding_store.nn.layers import IDS, STORED, publish
 
 
 def trained(path: str, spread: bool) -> tuple[list[float], dict[str, object]]:

@@ -29,11 +29,11 @@ def sleep_for_ever() -> None:
         time.sleep(1)
 
 
-def _before(function: Callable[..., Any], how: str, rank: int) -> Callable[..., Any]:
-    """The same function, before which rank 1 does not move, or moves slowly, once the work has begun."""
+def before(function: Callable[..., Any], how: str, rank: int, frozen: int = 1) -> Callable[..., Any]:
+    """The same function, before which rank 1, or another, does not move, or moves slowly, once the work has begun."""
 
     def changed(*args: Any, **options: Any) -> Any:
-        if rank == 1:
+        if rank == frozen:
             {"sleep": sleep_for_ever, "stop": _stop, "slow": lambda: time.sleep(SLOW)}[how]()
         return function(*args, **options)
 
@@ -48,7 +48,7 @@ def publish(log: Path, out: Path, how: str) -> None:
     with process_group() as environment:
         watch.collective_timeout = lambda: timedelta(seconds=SECONDS)
         content.BATCH = 4
-        DayWriter.append = _before(DayWriter.append, how, environment.rank)
+        DayWriter.append = before(DayWriter.append, how, environment.rank)
         refresh_upstream(REFRESH, log, out)
 
 
@@ -56,6 +56,6 @@ def train(out: Path, beside: bool) -> None:
     with process_group() as environment:
         stream = make_stream(6, rank=environment.rank)
         watch.collective_timeout = lambda: timedelta(seconds=SECONDS)
-        saving._sums_or_error = _before(saving._sums_or_error, "sleep", environment.rank)
+        saving._sums_or_error = before(saving._sums_or_error, "sleep", environment.rank)
         config = TrainConfig(batch_size=32, checkpoint_every=2, save_beside=beside)
         fit(make_task(), stream, config, environment, tasks=TASKS, title=None, out=out)
