@@ -18,6 +18,7 @@ struct Staging {
   int64_t places;  // of cold rows
   int64_t ids_per_warp;
   int64_t warps;
+  int64_t forwards;  // 1: from the first warp to the last; 0: from the last to the first
 };
 
 namespace {
@@ -60,7 +61,7 @@ void finish(warp::Emulator& emulator, const PooledArguments& arguments) {
   });
 }
 
-// From the last warp to the first. `memory` is what the device would have for it. Returns how many bytes were read from
+// `memory` is what the device would have for it. Returns how many bytes were read from
 // the cold memory.
 int64_t stage(
     const Table& table, const Staging& staging, Dtype dtype, std::vector<uint64_t>* memory,
@@ -79,7 +80,8 @@ int64_t stage(
     std::memset(cleared, 0xff, size);
     batch.ids_per_warp = static_cast<int>(staging.ids_per_warp);
     with_values<16, 8, 4, 2>(staging_access(quantised, view.row_bytes), [&](auto chunk) {
-      for (int64_t warp = staging.warps - 1; warp >= 0; --warp) {
+      for (int64_t turn = 0; turn < staging.warps; ++turn) {
+        const int64_t warp = staging.forwards != 0 ? turn : staging.warps - 1 - turn;
         emulator.run([&](int lane) {
           stage_warp<decltype(chunk)::value>(
               batch, numbers, first_id(batch, warp, lane), warp, staging.warps, lane);
