@@ -1,5 +1,6 @@
 // The bodies of the kernels of lookup_pooled and lookup_pooled_tiered, run by the warp emulator: what
 // test_emulator_bags.py calls.
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -22,6 +23,11 @@ struct Staging {
 };
 
 namespace {
+
+// The first multiple of 16 in memory that has 8 bytes to spare.
+uint8_t* aligned(std::vector<uint64_t>* memory) {
+  return reinterpret_cast<uint8_t*>(memory->data() + reinterpret_cast<uintptr_t>(memory->data()) % 16 / 8);
+}
 
 // As finish_kernel, a block after the other.
 void finish(warp::Emulator& emulator, const PooledArguments& arguments) {
@@ -71,7 +77,7 @@ int64_t stage(
   const int64_t words = staging_words(arguments->count, staging.batch);
   const int64_t bytes = words * 8 + staging.places * staged_stride(quantised, view.row_bytes);
   memory->assign(bytes / 8 + 2, 0x5a5a5a5a5a5a5a5a);  // whatever was there
-  auto* start = memory->data() + reinterpret_cast<uintptr_t>(memory->data()) % 16 / 8;
+  auto* start = reinterpret_cast<uint64_t*>(aligned(memory));
   const StagingArguments all = staging_in(
       start, view, arguments->ids, arguments->count, staging.batch, staging.places, quantised);
   auto emulator = emulator_for(table, {{arguments->ids, arguments->count * 8, false}, {start, bytes, true}});
@@ -107,20 +113,20 @@ int64_t emulate_pooled(
   const auto stored = static_cast<Dtype>(dtype);
   const auto type = static_cast<OutDtype>(out);
   const PooledPlan plan = pooled_plan(count, bags, dim, stored, processors);
-  // What no unit writes is no part of an answer: NaN, and numbers of bags and ids that cannot be.
-  std::vector<float> parts(plan.units * 2 * dim, from_bits(0x7fc00000u));
-  std::vector<UnitResult> results(plan.units);
-  std::memset(results.data(), 0x7f, plan.units * sizeof(UnitResult));
-  const auto bad = std::make_unique<bool[]>(plan.units);
   PooledArguments arguments{view(*table, stored, dim), ids, count, offsets, bags, weights, dim, mean != 0, type,
-                            plan, parts.data(), results.data(), bad.get(), pooled, found, hits, {}};
+                            plan, nullptr, nullptr, nullptr, pooled, found, hits, {}};
+  // What no unit writes is no part of an answer: NaN, and numbers of bags and ids that cannot be.
+  std::vector<uint64_t> between(between_bytes(plan, dim) / 8 + 3, 0x7f7f7f7f7f7f7f7f);
+  place_between(aligned(&between), &arguments);
+  const int64_t part_values = plan.units * 2 * dim;
+  std::fill_n(arguments.parts, part_values, from_bits(0x7fc00000u));
   std::vector<uint64_t> memory;
   if (staging->batch > 0) cold_bytes[0] = stage(*table, *staging, stored, &memory, &arguments);
   auto emulator = emulator_for(
       *table,
       {{ids, count * 8, false}, {offsets, (bags + 1) * 8, false}, {weights, weights == nullptr ? 0 : count * 4, false},
        {pooled, bags * dim * element_bytes(type), true}, {found, bags * 8, true},
-       {parts.data(), plan.units * 2 * dim * 4, true},
+       {arguments.parts, part_values * 4, true},
        {memory.data(), static_cast<int64_t>(memory.size()) * 8, false}});
   const TableNumbers numbers = numbers_in(emulator, arguments.table);
   with_pooled(stored, pooled_values(stored, dim), [&](auto dtype_constant, auto values) {
@@ -137,7 +143,7 @@ int64_t emulate_pooled(
     }
   });
   int64_t cut = 0;
-  for (const UnitResult& result : results) cut += result.cut_bag >= 0;
+  for (int64_t unit = 0; unit < plan.units; ++unit) cut += arguments.results[unit].cut_bag >= 0;
   finish(emulator, arguments);
   cold_bytes[1] = emulator.bytes_read(table->cold);
   return cut;
