@@ -68,7 +68,9 @@ class TieredTable(Table):
         self._hot_rows, self._rows = tiered.hot_rows, tiered.hot_rows + tiered.cold_rows
         # Copied, which waits for the device: lookups come on streams of their own, and outside of inference mode too.
         with torch.inference_mode(False):
-            self._counters = gpu.copied(torch.zeros(4, dtype=torch.int64), self.device)
+            self._counters, self._places = (
+                gpu.copied(numbers, self.device) for numbers in (torch.zeros(4, dtype=torch.int64), torch.arange(4))
+            )
         self._sample = 0
         self._counts: Tensor | None = None  # int32 [hot + cold rows + 1], the last one for ids that have no row
         self._lookups = itertools.count()
@@ -167,7 +169,9 @@ class TieredTable(Table):
             mode,
             out_dtype,
         )
-        self._counters += hits
+        # Other streams count at the same time. A GPU adds these one by one, as `lookup_tiered` does; += could undo what
+        # came between its reading and its writing. (With torch.use_deterministic_algorithms this can, too.)
+        self._counters.index_add_(0, self._places, hits)
         return pooled, found
 
     def _begin(self, ids: Tensor) -> None:

@@ -90,14 +90,9 @@ std::tuple<Tensor, Tensor> pooled_in(const Device& device, const TableView& tabl
   }
   if (hits != nullptr) arguments.hits = static_cast<int64_t*>(hits->mutable_data_ptr());
   arguments.plan = pooled_plan(arguments.count, arguments.bags, arguments.dim, bags.dtype, device.processors());
-  // Of what units tell the kernel that comes after them; it is done when the stream gives the memory to others.
-  const int64_t units = arguments.plan.units, parts = units * 2 * bags.dim;
-  const int64_t bytes = units * sizeof(UnitResult) + parts * sizeof(float) + units;
-  Tensor between = empty_beside(ids, {bytes}, ScalarType::Byte);
-  auto* start = static_cast<uint8_t*>(between.mutable_data_ptr());
-  arguments.results = reinterpret_cast<UnitResult*>(start);
-  arguments.parts = reinterpret_cast<float*>(start + units * sizeof(UnitResult));
-  arguments.bad = reinterpret_cast<bool*>(arguments.parts + parts);
+  // Done with when the stream gives the memory to others.
+  Tensor between = empty_beside(ids, {between_bytes(arguments.plan, bags.dim)}, ScalarType::Byte);
+  place_between(static_cast<uint8_t*>(between.mutable_data_ptr()), &arguments);
   const int64_t cold = hits != nullptr ? cold_rows(table) : 0, staging = staging_bytes(arguments, bags.dtype, cold);
   std::optional<Tensor> staged;
   if (staging > 0) {

@@ -98,4 +98,17 @@ struct PooledArguments {
   Staged staged;
 };
 
+// What units tell the kernel that comes after them: in so many bytes.
+inline int64_t between_bytes(const PooledPlan& plan, int64_t dim) {
+  return plan.units * (2 * dim * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(UnitResult)) + 1);
+}
+
+// At a multiple of 16: the parts come first, of which a lane reads and writes so many bytes at once.
+inline void place_between(uint8_t* memory, PooledArguments* arguments) {
+  const int64_t units = arguments->plan.units;
+  arguments->parts = reinterpret_cast<float*>(memory);
+  arguments->results = reinterpret_cast<UnitResult*>(arguments->parts + units * 2 * arguments->dim);
+  arguments->bad = reinterpret_cast<bool*>(arguments->results + units);
+}
+
 }  // namespace embedding_store::cuda

@@ -38,6 +38,8 @@ class Staging(NamedTuple):
     places: int = 1000
     ids_per_warp: int = 32
     warps: int = 2
+    forwards: bool = False
+    """Whether the first warp is first to claim rows; else the last one is."""
 
 
 class Pooled:
@@ -77,7 +79,7 @@ class Pooled:
             int(mode == "mean"),
             OUTS.index(out),
             processors,
-            (ctypes.c_int64 * 4)(*(staging or Staging())),
+            (ctypes.c_int64 * 5)(*(staging or Staging())),
             *map(address, (self.pooled, self.found, self.hits, self.cold_bytes)),
         )
         """How many bags several warps shared."""

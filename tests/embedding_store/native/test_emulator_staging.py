@@ -65,6 +65,7 @@ def assert_same(got: Pooled, without: Pooled) -> None:
     places=st.sampled_from([0, 1, 3, 40, 1000]),
     ids_per_warp=st.sampled_from([4, 8, 16, 32]),
     warps=st.integers(1, 3),
+    forwards=st.booleans(),
     processors=st.sampled_from([1, 132]),
     seed=st.integers(0, 100),
 )
@@ -82,6 +83,7 @@ def test_the_same_bits_wherever_the_rows_were_read(
     places,
     ids_per_warp,
     warps,
+    forwards,
     processors,
     seed,
 ):
@@ -94,7 +96,7 @@ def test_the_same_bits_wherever_the_rows_were_read(
     arguments = (emulator, table, ids, offsets, weights, mode, torch.float32, processors)
     without = Pooled(*arguments)
     assert_pooled(without, table, ids, offsets, weights, mode)
-    staging = Staging(batch, places, ids_per_warp, warps)
+    staging = Staging(batch, places, ids_per_warp, warps, forwards)
     got = Pooled(*arguments, staging)
     assert_same(got, without)
     cold, claims = int(is_cold(table, ids).sum()), claimed(table, ids, batch)

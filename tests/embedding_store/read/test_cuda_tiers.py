@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, LiveTable, Snapshot, TieredTable
+from embedding_store import EmbeddingStore, Hits, LiveTable, Snapshot, TieredTable
 from embedding_store.dtypes import DTYPES
 from embedding_store.native import ops
 from tests.embedding_store.helpers import publish
@@ -135,6 +135,23 @@ def test_a_table_on_another_than_the_current_device(snapshot: Snapshot, gpu_byte
     assert torch.equal(found.cpu(), expected_found)
     torch.testing.assert_close(pooled.cpu(), snapshot.load().lookup_pooled(ids.cpu(), offsets)[0], rtol=1e-4, atol=1e-4)
     assert int(table.accesses().counts.sum()) == 2 * int(found.sum())
+
+
+def test_pooled_and_plain_lookups_on_several_streams_lose_no_count(snapshot: Snapshot):
+    table = snapshot.load("cuda", gpu_bytes=snapshot.load("cuda").storage.nbytes // 2)
+    assert isinstance(table, TieredTable)
+    ids, offsets = questions(4096), torch.arange(0, 4097, 16, device="cuda")
+    table.lookup(ids)
+    once = table.hits()
+    table.reset_hits()
+    torch.cuda.synchronize()
+    for turn, stream in enumerate(torch.cuda.Stream() for _ in range(400)):
+        with torch.cuda.stream(stream):
+            table.lookup(ids) if turn % 2 else table.lookup_pooled(ids, offsets)
+    torch.cuda.synchronize()
+    hits = table.hits()
+    assert hits.crossed < hits.cold
+    assert hits == Hits(*(400 * count for count in (once.hot, once.cold, once.missing, once.crossed)))
 
 
 def test_hot_rows_follow_the_traffic_from_version_to_version(snapshot: Snapshot, store: EmbeddingStore):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedding_store import Accesses, EmbeddingStore, Hits, InvalidArgumentError, Series, Snapshot, TieredTable
 from embedding_store.read import tiered as tiered_module
@@ -77,6 +78,38 @@ def test_counters_add_up_and_start_again(snapshot: Snapshot):
     assert table.hits() == Hits(4, 7, 4, 7)
     table.reset_hits()
     assert table.hits() == Hits(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+def test_pooled_lookups_are_counted_as_others_are(snapshot: Snapshot, deltas: bool):
+    table = tiered(delta(snapshot) if deltas else snapshot, 100)
+    ids = torch.tensor([*IDS[::7], *IDS[-20:], *IDS[3:9], 1, 2, 10**12]).repeat(3)
+    counted = []
+    for lookup in (table.lookup, lambda ids: table.lookup_pooled(ids, torch.tensor([0, 0, 50, len(ids)]))):
+        table.reset_hits()
+        table.count_accesses(sample=1)
+        lookup(ids)
+        accesses = table.accesses()
+        counted.append((table.hits(), accesses.ids.tolist(), accesses.counts.tolist()))
+    assert counted[0] == counted[1]
+    hits = counted[0][0]
+    assert min(hits.hot, hits.cold, hits.missing) > 0
+
+
+def test_pooled_lookups_count_by_what_a_gpu_does_atomically(snapshot: Snapshot):
+    """Lookups on several streams count at the same time."""
+    table, writes = tiered(snapshot, 100), list[str]()
+
+    class Writes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func._schema.is_mutable and args[0] is table._counters:
+                writes.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    with Writes():
+        table.lookup_pooled(torch.tensor(IDS), torch.tensor([0, len(IDS)]))
+    assert writes == ["aten::index_add_"]
+    assert table.hits() == Hits(100, 200, 0, 200)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
@@ -207,9 +240,9 @@ def test_what_lookups_write_to_is_given_back_as_tables_are(snapshot: Snapshot, m
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     monkeypatch.setattr(TieredTable, "device", DEVICE)
     table = tiered(snapshot, 10)
-    assert fake.live == 4 * 8  # of hits
+    assert fake.live == 2 * 4 * 8  # hits, and where each kind is counted
     table.count_accesses()
-    assert fake.live == 4 * 8 + 4 * 301
+    assert fake.live == 2 * 4 * 8 + 4 * 301
     del table
     assert fake.live == 0
 

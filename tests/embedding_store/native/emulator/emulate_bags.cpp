@@ -1,5 +1,6 @@
 // The bodies of the kernels of lookup_pooled and lookup_pooled_tiered, run by the warp emulator: what
 // test_emulator_bags.py calls.
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -18,9 +19,15 @@ struct Staging {
   int64_t places;  // of cold rows
   int64_t ids_per_warp;
   int64_t warps;
+  int64_t forwards;  // 1: from the first warp to the last; 0: from the last to the first
 };
 
 namespace {
+
+// The first multiple of 16 in memory that has 8 bytes to spare.
+uint8_t* aligned(std::vector<uint64_t>* memory) {
+  return reinterpret_cast<uint8_t*>(memory->data() + reinterpret_cast<uintptr_t>(memory->data()) % 16 / 8);
+}
 
 // As finish_kernel, a block after the other.
 void finish(warp::Emulator& emulator, const PooledArguments& arguments) {
@@ -60,7 +67,7 @@ void finish(warp::Emulator& emulator, const PooledArguments& arguments) {
   });
 }
 
-// From the last warp to the first. `memory` is what the device would have for it. Returns how many bytes were read from
+// `memory` is what the device would have for it. Returns how many bytes were read from
 // the cold memory.
 int64_t stage(
     const Table& table, const Staging& staging, Dtype dtype, std::vector<uint64_t>* memory,
@@ -70,7 +77,7 @@ int64_t stage(
   const int64_t words = staging_words(arguments->count, staging.batch);
   const int64_t bytes = words * 8 + staging.places * staged_stride(quantised, view.row_bytes);
   memory->assign(bytes / 8 + 2, 0x5a5a5a5a5a5a5a5a);  // whatever was there
-  auto* start = memory->data() + reinterpret_cast<uintptr_t>(memory->data()) % 16 / 8;
+  auto* start = reinterpret_cast<uint64_t*>(aligned(memory));
   const StagingArguments all = staging_in(
       start, view, arguments->ids, arguments->count, staging.batch, staging.places, quantised);
   auto emulator = emulator_for(table, {{arguments->ids, arguments->count * 8, false}, {start, bytes, true}});
@@ -79,7 +86,8 @@ int64_t stage(
     std::memset(cleared, 0xff, size);
     batch.ids_per_warp = static_cast<int>(staging.ids_per_warp);
     with_values<16, 8, 4, 2>(staging_access(quantised, view.row_bytes), [&](auto chunk) {
-      for (int64_t warp = staging.warps - 1; warp >= 0; --warp) {
+      for (int64_t turn = 0; turn < staging.warps; ++turn) {
+        const int64_t warp = staging.forwards != 0 ? turn : staging.warps - 1 - turn;
         emulator.run([&](int lane) {
           stage_warp<decltype(chunk)::value>(
               batch, numbers, first_id(batch, warp, lane), warp, staging.warps, lane);
@@ -105,20 +113,20 @@ int64_t emulate_pooled(
   const auto stored = static_cast<Dtype>(dtype);
   const auto type = static_cast<OutDtype>(out);
   const PooledPlan plan = pooled_plan(count, bags, dim, stored, processors);
-  // What no unit writes is no part of an answer: NaN, and numbers of bags and ids that cannot be.
-  std::vector<float> parts(plan.units * 2 * dim, from_bits(0x7fc00000u));
-  std::vector<UnitResult> results(plan.units);
-  std::memset(results.data(), 0x7f, plan.units * sizeof(UnitResult));
-  const auto bad = std::make_unique<bool[]>(plan.units);
   PooledArguments arguments{view(*table, stored, dim), ids, count, offsets, bags, weights, dim, mean != 0, type,
-                            plan, parts.data(), results.data(), bad.get(), pooled, found, hits, {}};
+                            plan, nullptr, nullptr, nullptr, pooled, found, hits, {}};
+  // What no unit writes is no part of an answer: NaN, and numbers of bags and ids that cannot be.
+  std::vector<uint64_t> between(between_bytes(plan, dim) / 8 + 3, 0x7f7f7f7f7f7f7f7f);
+  place_between(aligned(&between), &arguments);
+  const int64_t part_values = plan.units * 2 * dim;
+  std::fill_n(arguments.parts, part_values, from_bits(0x7fc00000u));
   std::vector<uint64_t> memory;
   if (staging->batch > 0) cold_bytes[0] = stage(*table, *staging, stored, &memory, &arguments);
   auto emulator = emulator_for(
       *table,
       {{ids, count * 8, false}, {offsets, (bags + 1) * 8, false}, {weights, weights == nullptr ? 0 : count * 4, false},
        {pooled, bags * dim * element_bytes(type), true}, {found, bags * 8, true},
-       {parts.data(), plan.units * 2 * dim * 4, true},
+       {arguments.parts, part_values * 4, true},
        {memory.data(), static_cast<int64_t>(memory.size()) * 8, false}});
   const TableNumbers numbers = numbers_in(emulator, arguments.table);
   with_pooled(stored, pooled_values(stored, dim), [&](auto dtype_constant, auto values) {
@@ -135,7 +143,7 @@ int64_t emulate_pooled(
     }
   });
   int64_t cut = 0;
-  for (const UnitResult& result : results) cut += result.cut_bag >= 0;
+  for (int64_t unit = 0; unit < plan.units; ++unit) cut += arguments.results[unit].cut_bag >= 0;
   finish(emulator, arguments);
   cold_bytes[1] = emulator.bytes_read(table->cold);
   return cut;
