@@ -50,7 +50,7 @@ def compiled(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
 
 def _compile(source: Path, library: Path) -> None:
     sanitized = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
-    command = [COMPILER, "-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+    command = [COMPILER, "-std=c++20", "-O0", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([*command, *sanitized, f"-I{source.parent}", source, "-o", library], check=True, timeout=600)
 
 
