@@ -32,8 +32,8 @@ _RELAXED = 2  # cudaStreamCaptureModeRelaxed
 
 
 def usable(device: torch.device) -> torch.device:
-    """`device`, of a GPU with its number, of the CPU without, where lookups have been seen to work: on a GPU a small one
-    takes place first.
+    """`device`, of a GPU with its number, of the CPU without, where lookups have been seen to work: a small one takes
+    place on a GPU first.
 
     Raises:
         NativeLibraryError: no lookup was built for this kind of device, or it does not run on this GPU or with this
