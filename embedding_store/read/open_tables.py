@@ -12,6 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -196,6 +197,10 @@ class OpenTables:
             while idle and gone < size:
                 gone += self._open.pop(idle.pop(0)).size
             return gone > 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled one has no tables open: say of a worker of a DataLoader, that was not forked."""
+        return OpenTables, (str(self.device), self.gpu_bytes)
 
     def _after_fork(self) -> None:
         """In the child: the threads that held locks and tables are not there."""

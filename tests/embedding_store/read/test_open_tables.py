@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -229,6 +230,17 @@ def test_the_cpu_may_have_a_number(versions: list[Snapshot]):
     then = PointInTime(versions, 3, device="cpu:0", gpu_bytes=10_000)
     assert of(then, [10, 40]) == [1, 4]
     assert then.device == then.lookup(ints([5]), ints([10]))[0].device
+
+
+@pytest.mark.parametrize("gpu_bytes", [None, 10_000])
+def test_a_pickled_one_opens_tables_of_its_own(versions: list[Snapshot], gpu_bytes: int | None):
+    tables = OpenTables(gpu_bytes=gpu_bytes)
+    before = [PointInTime(some, 3, tables) for some in (versions[:2], versions)]
+    assert of(before[1], [10, 40]) == [1, 4]
+    one, other = pickle.loads(pickle.dumps(before))
+    assert (of(one, [10, 40]), of(other, [10, 40])) == ([1, 2], [1, 4])
+    assert one._tables is other._tables  # they share a limit as those did
+    assert (one._tables.gpu_bytes, one._tables.mapped) == (gpu_bytes, gpu_bytes is None)
 
 
 def test_a_full_device_is_waited_for_where_another_call_has_it(versions: list[Snapshot], fake: FakeGpu):
