@@ -57,6 +57,12 @@ class Job:
     task: nn.Module
     """Its tables on "meta"."""
     training: TrainConfig
+    taken: int = 0
+    """Bytes of a GPU's memory that are not for tables: `rankers.gpu_bytes`."""
+
+    def room(self, cluster: Cluster) -> int:
+        """Bytes of a GPU's memory that are."""
+        return max(int(USABLE * cluster.hbm_gb * _GB) - self.taken, 0)
 
 
 def print_plan(config: Config, data: Path, out: Path | None, cluster: Cluster, console: Console | None = None) -> None:
@@ -95,7 +101,7 @@ def plan(job: Job, cluster: Cluster) -> Planned:
         sharers,
         min(local, sharers),
         host=int(USABLE * cluster.host_gb * _GB) // local,
-        gpu=int(USABLE * cluster.hbm_gb * _GB),
+        gpu=job.room(cluster),
         hardware=HardwareConfig(
             hbm_mem_bw=cluster.hbm_gb_s * _GB / 1000,  # bytes a millisecond
             intra_host_bw=cluster.link_gb_s * _GB / 1000,
@@ -145,13 +151,14 @@ def _upstream(upstream: UpstreamConfig, data: Path, out: Path | None) -> Job:
 
 
 def _ranker(name: str, rankers: RankerSettings, data: Path) -> Job:
-    """One without vectors: what its arms read of the store lies in the store."""
+    """One without vectors: what its arms read of the store lies in the store, but for what `gpu_bytes` gives it. What a
+    training gives it where nothing is said, an eighth of a GPU at the most, is not known without the store."""
     labels = tuple(rankers.tasks.values())
     schema = ranker_schema(rankers, data, labels)
     if unsized(schema):
         schema = with_tables(schema, counted_tables(rankers, data, NOTHING, told=False))
     task = nn.ModuleDict({"model": build_ranker(schema, rankers.network, tasks=len(labels))})
-    return Job(name, task, rankers.training)
+    return Job(name, task, rankers.training, rankers.gpu_bytes)
 
 
 def tables_of(job: Job, planned: Planned) -> Table:
@@ -196,7 +203,7 @@ def _ranks_of(job: Job, planned: Planned, cluster: Cluster) -> str:
     return (
         f"A rank holds at most {gib(int(hbm.max()))} of tables and their buffers on its GPU (in the mean "
         f"{gib(int(hbm.mean()))}), {gib(int(host.max()))} in host memory, and {gib(dense)} of dense parameters with "
-        f"gradients and AdamW; it may use {gib(int(USABLE * cluster.hbm_gb * _GB))}.\n"
+        f"gradients and AdamW; it may use {gib(job.room(cluster))}.\n"
         f"A step of {batch:,} rows a rank: the tables' part is estimated at {step:.3f} ms on the slowest rank, "
         f"{share:.0%} of it communication.\n"
     )

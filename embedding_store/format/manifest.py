@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from embedding_store.dtypes import DTYPES, MAX_DIM, Dtype
@@ -203,7 +204,7 @@ class Manifest:
         """Size of all files but the manifest itself and the `.crc` files."""
         return sum(file.bytes for file in self.files)
 
-    @property
+    @cached_property
     def content(self) -> str:
         """A digest of its files' sizes and checksums: what tells it from another snapshot of the same version."""
         files = "\n".join(f"{file.bytes} {file.checksum}" for file in self.files)

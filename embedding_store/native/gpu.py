@@ -32,7 +32,8 @@ _RELAXED = 2  # cudaStreamCaptureModeRelaxed
 
 
 def usable(device: torch.device) -> torch.device:
-    """`device`, of a GPU with its number, where lookups have been seen to work: a small one takes place first.
+    """`device`, of a GPU with its number, of the CPU without, where lookups have been seen to work: a small one takes
+    place on a GPU first.
 
     Raises:
         NativeLibraryError: no lookup was built for this kind of device, or it does not run on this GPU or with this
@@ -41,7 +42,7 @@ def usable(device: torch.device) -> torch.device:
     """
     library()
     if device.type == "cpu":
-        return device
+        return torch.device("cpu")  # as tensors have it: "cpu:0" is another
     if device.type != "cuda":
         raise NativeLibraryError(f"there is no lookup for device {str(device)!r}: use cpu or cuda")
     try:

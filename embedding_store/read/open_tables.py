@@ -12,6 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -32,11 +33,12 @@ _Key = tuple[str, int, str]
 class _Open:
     """A version's table, once it is loaded, and the lock under which that happens."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, key: _Key, size: int) -> None:
+        self.key = key
         self.size = size
         """What it takes of the room: bytes of a copy, 1 of a mapped table."""
-        self.users = 0
-        """Calls that hold it: it is not let go meanwhile."""
+        self.users = set[int]()
+        """Calls that hold it, by the ids of their lists: it is not let go meanwhile."""
         self.lock = threading.Lock()
         self.table: Table | None = None
 
@@ -60,15 +62,11 @@ class OpenTables:
         self.gpu_bytes = None if gpu_bytes is None else integer(gpu_bytes, "gpu_bytes", least=0, why=" bytes")
         self.device = gpu.usable(arguments.device(device))
         """Where the tables are; of a GPU with its number."""
+        self.mapped = self.device.type == "cpu" and gpu_bytes is None
+        """Whether they are mapped from their files, and not copied."""
         self._open: OrderedDict[_Key, _Open] = OrderedDict()
-        self._taken = 0
         self._changed = threading.Condition()  # never held over a load
         _shared.add(self)
-
-    @property
-    def mapped(self) -> bool:
-        """Whether they are mapped from their files, and not copied."""
-        return self.device.type == "cpu" and self.gpu_bytes is None
 
     def get(self, snapshot: Snapshot) -> Table:
         """The snapshot's table. Raises what `held` raises."""
@@ -86,22 +84,11 @@ class OpenTables:
         """
         held: list[_Open] = []
         try:
-            for snapshot in snapshots:
-                # Who holds tables does not wait for room: two calls would wait for each other.
-                one = self._entered(snapshot, patient=not held)
-                if one is None:
-                    break
-                held.append(one)
-                try:
-                    self._load(one, snapshot)
-                except DeviceMemoryError:
-                    if len(held) == 1:
-                        raise
-                    self._leave([held.pop()])
-                    break
+            while len(held) < len(snapshots) and self._holds(snapshots[len(held)], held):
+                pass
             yield [one.table for one in held if one.table is not None]
         finally:
-            self._leave(held)
+            self._leave(held, held)
 
     def in_order(self, snapshots: Sequence[Snapshot]) -> list[int]:
         """The numbers of these snapshots in the order in which a call that needs them all should: where they do not fit
@@ -111,26 +98,43 @@ class OpenTables:
         with self._changed:
             return sorted(range(len(snapshots)), key=lambda number: _key(snapshots[number]) not in self._open)
 
-    def _entered(self, snapshot: Snapshot, *, patient: bool) -> _Open | None:
-        """The snapshot's place, held, and room for its table; None where others hold too much and it is not `patient`
-        enough to wait until they have done."""
+    def _holds(self, snapshot: Snapshot, held: list[_Open]) -> bool:
+        """Whether this table, too, is `held` now: the first one always is."""
+        while (one := self._entered(snapshot, held)) is not None:
+            try:
+                self._load(one, snapshot)
+                return True
+            except DeviceMemoryError:
+                self._leave([one], held)
+                held.remove(one)
+                if held:
+                    return False
+                if self._nothing_can_go():
+                    raise
+        return False
+
+    def _entered(self, snapshot: Snapshot, held: list[_Open]) -> _Open | None:
+        """The snapshot's place, among those `held`, and room for its table; None where others hold too much. Only a
+        call that holds nothing waits until they have done: two that hold some would wait for each other."""
         key, size = _key(snapshot), 1 if self.mapped else snapshot.device_bytes
         if not self.mapped and self.gpu_bytes is not None and size > self.gpu_bytes:
             raise DeviceMemoryError(f"gpu_bytes is {self.gpu_bytes}, but {self._needs(snapshot, size)}: {_REMEDY}")
         with self._changed:
             while (one := self._open.get(key)) is None:
                 if self._make_room(size) or self.mapped:  # of mapped ones a call may have more
-                    one = self._open[key] = _Open(size)
-                    self._taken += size
-                elif patient:
-                    self._changed.wait()
-                else:
+                    one = self._open[key] = _Open(key, size)
+                elif held:
                     return None
+                else:
+                    self._changed.wait()
             self._open.move_to_end(key)
-            one.users += 1
+            held.append(one)  # first, so that Ctrl-C leaves no user who does not know of it
+            one.users.add(id(held))
             return one
 
     def _load(self, one: _Open, snapshot: Snapshot) -> None:
+        if one.table is not None:  # it stays
+            return
         with one.lock:
             while one.table is None:
                 try:
@@ -149,30 +153,40 @@ class OpenTables:
     def _needs(self, snapshot: Snapshot, size: int) -> str:
         return f"version {snapshot.version} of series {snapshot.series!r} takes {size} bytes of {self.device}"
 
-    def _leave(self, held: Sequence[_Open]) -> None:
-        """They may be let go from now on; those that could not be loaded are."""
+    def _leave(self, some: Sequence[_Open], held: list[_Open]) -> None:
+        """They may be let go from now on, as far as the call of `held` goes; those that could not be loaded are."""
         with self._changed:
-            for one in held:
-                one.users = max(one.users - 1, 0)
-            for key in [key for key, one in self._open.items() if one.table is None and not one.users]:
-                self._taken -= self._open.pop(key).size
-            if self.mapped:
+            for one in some:
+                one.users.discard(id(held))
+                if one.table is None and not one.users and self._open.get(one.key) is one:
+                    del self._open[one.key]
+            if self.mapped and len(self._open) > OPEN_TABLES:
                 self._make_room(0)
             self._changed.notify_all()
+
+    def _nothing_can_go(self) -> bool:
+        """Whether no call has, or has left, a table here that could make room on a full device. Where calls hold all of
+        them, this waits until one has done; who asks holds none, so that no two wait for each other."""
+        with self._changed:
+            if self._open and all(one.users for one in self._open.values()):
+                self._changed.wait()
+                return False
+            return not self._open
 
     def _make_room(self, size: int) -> bool:
         """Let go of what was used longest ago until there is room for `size` more; whether there is. Under the lock: no
         other thread takes the room before the memory is given back."""
         room = OPEN_TABLES if self.mapped else self.gpu_bytes
-        lacking = 0 if room is None else self._taken + size - room
-        idle = [(key, one) for key, one in self._open.items() if not one.users]
-        if lacking > sum(one.size for _, one in idle):
+        if room is None:
+            return True
+        lacking = sum(one.size for one in self._open.values()) + size - room
+        idle = [one for one in self._open.values() if not one.users]
+        if lacking > sum(one.size for one in idle):
             return False
-        for key, one in idle:
+        for one in idle:
             if lacking <= 0:
                 break
-            del self._open[key]
-            self._taken -= one.size
+            del self._open[one.key]
             lacking -= one.size
         return True
 
@@ -182,18 +196,22 @@ class OpenTables:
             idle, gone = [key for key, one in self._open.items() if not one.users], 0
             while idle and gone < size:
                 gone += self._open.pop(idle.pop(0)).size
-            self._taken -= gone
             return gone > 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled one has no tables open: say of a worker of a DataLoader, that was not forked."""
+        return OpenTables, (str(self.device), self.gpu_bytes)
 
     def _after_fork(self) -> None:
         """In the child: the threads that held locks and tables are not there."""
         self._changed = threading.Condition()
         for one in self._open.values():
-            one.lock, one.users = threading.Lock(), 0
+            one.lock, one.users = threading.Lock(), set()
 
 
 def _key(snapshot: Snapshot) -> _Key:
-    return snapshot.series, snapshot.version, snapshot.manifest.own_index.checksum
+    """Of its content too: stores may share tables, and have series of one name with the same ids."""
+    return snapshot.series, snapshot.version, snapshot.manifest.content
 
 
 _shared: weakref.WeakSet[OpenTables] = weakref.WeakSet()

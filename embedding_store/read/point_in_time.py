@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,6 +132,10 @@ class PointInTime:
         for end in torch.aminmax(timestamps) if timestamps.numel() else ():
             times.check_unit(int(end), "timestamps")
         return (self._here if newest.device.type == "cpu" else self._versions).take(newest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled one is its snapshots and where they are looked up; their tables are opened anew when needed."""
+        return type(self), (self.snapshots, self._dim, self._tables)
 
     def _stored(self, tables: Sequence[Table]) -> tuple[list[Tensor], list[Tensor], int, str]:
         """As ops take them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,11 @@ class ShardedPointInTime(PointInTime):
         super().__init__(snapshots, dim)
         self._ranks: Ranks = on_cpu(group)
         self._spread = dict[int, ShardedTable]()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InvalidArgumentError(
+            "a ShardedPointInTime is of its process group and cannot be pickled: pickle its snapshots"
+        )
 
     def lookup(
         self,

@@ -122,7 +122,7 @@ class RankerSettings:
     gpu_bytes: int = 0
     """Bytes of a GPU's memory for versions of the store's vectors, which rows are joined with there. Versions that do
     not fit beside each other come and go, and are read anew each time. 0: an eighth of its memory, where all versions
-    fit into that; else they stay in the host's."""
+    fit into that; else they stay in the host's. Tables get what is left."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every arm is trained once a seed; figures are means, intervals cover the seeds' mean prediction."""
     network: NetworkConfig = field(default_factory=NetworkConfig)

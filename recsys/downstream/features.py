@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +10,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, OpenTables, PointInTime, Series, ShardedPointInTime, Snapshot
+from embedding_store import (
+    EmbeddingStore,
+    NativeLibraryError,
+    OpenTables,
+    PointInTime,
+    Series,
+    ShardedPointInTime,
+    Snapshot,
+)
 from recsys.data.batch import Batch
 from recsys.data.errors import DataError
 from recsys.dates import DAY_MS
@@ -58,10 +67,14 @@ class PointInTimeSeries:
         return ShardedPointInTime(snapshots, dim) if self.spread else PointInTime(snapshots, dim, self.tables)
 
     @property
+    def versions(self) -> tuple[Snapshot, ...]:
+        """Its snapshots, and those of the companion: all that is opened."""
+        return (*self.snapshots, *(() if self._fed is None else self._fed.snapshots))
+
+    @property
     def device_bytes(self) -> int:
         """What all versions take on a device, and those of the companion."""
-        fed = () if self._fed is None else self._fed.snapshots
-        return sum(snapshot.device_bytes for snapshot in (*self.snapshots, *fed))
+        return sum(snapshot.device_bytes for snapshot in self.versions)
 
     @cached_property
     def _as_of(self) -> Tensor:
@@ -202,13 +215,29 @@ def _relations(store: EmbeddingStore, spec: SeriesSpec) -> tuple[Tensor, Tensor]
 
 
 def _on_device(series: Sequence[PointInTimeSeries], device: torch.device, gpu_bytes: int) -> OpenTables | None:
-    """Where a GPU holds the versions of all series; None where it does not, and the host's memory serves better."""
-    if device.type == "cpu":
+    """Where a GPU holds the versions of all series; None where it does not, and the host's memory serves better.
+
+    Raises DataError where `gpu_bytes` are more than the GPU has, or less than a version takes: no row could be joined.
+    """
+    if device.type == "cpu" or not series:
         return None
+    total = torch.cuda.get_device_properties(device).total_memory
     if gpu_bytes:
+        if gpu_bytes > total:
+            raise DataError(f"gpu_bytes is {gpu_bytes}, but {device} has {total}: give fewer, or 0")
+        largest = max((one for each in series for one in each.versions), key=lambda one: one.device_bytes, default=None)
+        if largest is not None and largest.device_bytes > gpu_bytes:
+            which = f"version {largest.version} of series {largest.series!r} takes {largest.device_bytes}"
+            raise DataError(f"gpu_bytes is {gpu_bytes}, but {which} of {device}: give as many, or 0")
         return OpenTables(device, gpu_bytes)
-    room = torch.cuda.get_device_properties(device).total_memory // GPU_SHARE
-    return OpenTables(device, room) if sum(each.device_bytes for each in series) <= room else None
+    room = total // GPU_SHARE
+    if sum(each.device_bytes for each in series) > room:
+        return None
+    try:
+        return OpenTables(device, room)
+    except NativeLibraryError as error:  # nobody has asked for it
+        warnings.warn(f"rows are joined with vectors on the CPU: {error}", stacklevel=2)
+        return None
 
 
 class StoreFeatures:
@@ -227,11 +256,12 @@ class StoreFeatures:
         device: That the ranker is on. On a GPU vectors are looked up there, on its default stream, on which the ranker
             trains, and batches have them there from the beginning. Spread ones are looked up on the CPU.
         gpu_bytes: Of its memory for the versions that are open at a time. 0: an eighth of it, if all versions fit into
-            that; if not, they are looked up on the CPU.
+            that; if not, or where the store's lookups do not run on it, they are looked up on the CPU.
 
     Raises:
         KeyError: no such series; the message names those that exist.
-        DataError: a series without snapshots or with several spaces.
+        DataError: a series without snapshots or with several spaces; `gpu_bytes` are more than the GPU has, or less
+            than a version takes.
     """
 
     def __init__(
@@ -264,6 +294,9 @@ class StoreFeatures:
         if opened is not None:
             self.series = [replace(each, tables=opened) for each in self.series]
         self._device = CPU if opened is None else opened.device
+        held = sum(each.device_bytes for each in self.series) if opened is not None else 0
+        self.device_bytes = held if opened is None or opened.gpu_bytes is None else min(held, opened.gpu_bytes)
+        """What versions may take of the GPU's memory, which tables cannot have."""
         self._versions, self._pooled = history, POOLED[pooling]
         newest = tuple(series.spec for series in self.series)
         self.relations = {

@@ -164,6 +164,7 @@ class RankerTraining:
             before=None if before is None else lambda model: before(model, vocabulary),
             begun=lambda: self._begin(ranking),
             after_epoch=lambda model: self._judge(model, vocabulary),
+            taken=self.features.device_bytes,
         )
         with Pulse("the predictions of the best passes", self.environment):
             said = result.best.predict(result.model, self.stream(self.config.validation, vocabulary), self.environment)

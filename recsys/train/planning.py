@@ -255,17 +255,18 @@ def rank_memory(environment: Environment) -> int:
     return int(USABLE * host_memory()) // environment.local_world_size
 
 
-def topology_of(environment: Environment, memory: int | None = None) -> Topology:
+def topology_of(environment: Environment, memory: int | None = None, taken: int = 0) -> Topology:
     """The ranks of this job.
 
     Args:
         environment: this rank.
         memory: bytes of table memory a rank may use; default: most of the GPU, or of the host's share of this rank.
+        taken: bytes of the GPU that are not for tables, of the default.
     """
     host = memory if memory is not None else int(USABLE * host_memory()) // environment.local_world_size
     gpu = None
     if environment.device.type == "cuda":
-        gpu = memory if memory is not None else rank_memory(environment)
+        gpu = memory if memory is not None else max(rank_memory(environment) - taken, 0)
     local = min(environment.local_world_size, environment.world_size)
     return topology(environment.world_size, local, host=host, gpu=gpu)
 

@@ -39,6 +39,7 @@ def shard(
     memory: int | None = None,
     exchange: str = "float32",
     group_ranks: int = 0,
+    taken: int = 0,
 ) -> DistributedModelParallel:
     """Spread the embedding tables of `task` over the ranks and wrap the rest in data parallelism.
 
@@ -59,6 +60,7 @@ def shard(
         memory: bytes of table memory a rank may use; default: most of the GPU, or of the host's share of this rank.
         group_ranks: ranks that have all tables together; 0: all of them. Fewer: see `recsys.train.replicas`.
         exchange: what rows and their gradients cross between ranks in: float32, float16, or on GPUs bfloat16.
+        taken: bytes of the GPU's memory that are not for tables, of the default of `memory`.
 
     Raises:
         PlanError: the tables do not fit, `tables` names one that is not there or asks for what it cannot have, or the
@@ -72,7 +74,7 @@ def shard(
     check_groups(group_ranks, environment.world_size)
     sharers = min(group_ranks or environment.world_size, environment.world_size)
     planner = Planner(
-        topology_of(replace(environment, world_size=sharers), memory),
+        topology_of(replace(environment, world_size=sharers), memory, taken),
         sparse_lr=sparse_lr,
         batch_size=batch_size,
         tables=tables,

@@ -56,6 +56,7 @@ def fit(
     begun: Callable[[], object] | None = None,
     after_epoch: Callable[[nn.Module], Scores] | None = None,
     score: str = "ne",
+    taken: int = 0,
 ) -> TrainResult:
     """Train `task` on `stream`; where `out` has a checkpoint, continue from it to the same losses as if never stopped.
 
@@ -83,6 +84,7 @@ def fit(
             last. The model of the newest one that was the best by any is returned, and is what the newest checkpoint in
             `out` holds; those of the others are kept beside it.
         score: what `after_epoch` returns, in a word.
+        taken: bytes of a GPU's memory that the stream's batches need, and tables cannot have.
 
     Raises:
         PlanError: the tables do not fit the ranks.
@@ -98,7 +100,7 @@ def fit(
         raise ValueError("the stream has no batch for this rank: give it a row for every rank, or use fewer ranks")
     check_ranks_agree({**(identity or {}), "training": flatten(asdict(config))}, environment)
     metrics = Metrics(tasks, environment.device, values)
-    run = _prepare(task, stream, config, environment, metrics, identity or {}, out, score)
+    run = _prepare(task, stream, config, environment, metrics, identity or {}, out, score, taken)
     if out is not None and environment.is_main:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / PLAN, plan_record(run.model))
@@ -137,6 +139,7 @@ def _prepare(
     identity: Mapping[str, Mapping[str, str]],
     out: Path | None,
     score: str,
+    taken: int,
 ) -> Run:
     model = shard(
         task,
@@ -146,6 +149,7 @@ def _prepare(
         tables=config.tables,
         exchange=config.exchange,
         group_ranks=config.group_ranks,
+        taken=taken,
     )
     torch.manual_seed(config.seed * 1009 + environment.rank)  # ranks differ in dropout
     return Run(

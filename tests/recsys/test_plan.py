@@ -66,6 +66,15 @@ def test_large_tables_are_spread_and_what_is_asked_for_is_done(tmp_path: Path) -
     assert all(each.hbm < 0.2 * each.ddr for each in held), "a tenth of the rows lies on the GPUs"
 
 
+def test_what_a_gpu_holds_of_the_store_is_not_for_tables(tmp_path: Path) -> None:
+    data = write_log(tmp_path / "data")
+    rankers = replace(CONFIG.rankers, gpu_bytes=60 * 10**9)
+    jobs = [list(jobs_of(replace(CONFIG, rankers=each), data, None))[-1] for each in (CONFIG.rankers, rankers)]
+    assert [job.room(Cluster(world_size=1, hbm_gb=80)) for job in jobs] == [64 * 10**9, 4 * 10**9]
+    with pytest.raises(PlanError, match=r"1 ranks of 0\.00 MiB each cannot hold them"):
+        plan(jobs[1], Cluster(world_size=1, local_world_size=1, hbm_gb=75))
+
+
 def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     data, config = write_log(tmp_path / "data"), tmp_path / "upstream.toml"
     CONFIG.upstreams[0].save(config)

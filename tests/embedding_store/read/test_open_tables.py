@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,6 +214,62 @@ def test_series_share_a_limit(store: EmbeddingStore, fake: FakeGpu):
     assert tables.in_order(found) == [0, 2, 1]
     with pytest.raises(InvalidArgumentError, match="device is cpu and gpu_bytes None, but tables are given, on cpu"):
         PointInTime(found[:1], 3, tables, device="cpu")
+
+
+@pytest.mark.parametrize("gpu_bytes", [None, 10_000])
+def test_stores_that_share_a_limit_may_have_series_of_one_name(tmp_path: Path, gpu_bytes: int | None):
+    """Of the same ids, so that their indexes are the same to the byte."""
+    tables = OpenTables(gpu_bytes=gpu_bytes)
+    for value in (1.0, 2.0):
+        series = EmbeddingStore(tmp_path / str(value)).create("user_ctr", dim=3)
+        snapshot = publish(series, 10, IDS, torch.full((len(IDS), 3), value))
+        assert of(PointInTime([snapshot], 3, tables), [10]) == [value]
+
+
+def test_the_cpu_may_have_a_number(versions: list[Snapshot]):
+    then = PointInTime(versions, 3, device="cpu:0", gpu_bytes=10_000)
+    assert of(then, [10, 40]) == [1, 4]
+    assert then.device == then.lookup(ints([5]), ints([10]))[0].device
+
+
+@pytest.mark.parametrize("gpu_bytes", [None, 10_000])
+def test_a_pickled_one_opens_tables_of_its_own(versions: list[Snapshot], gpu_bytes: int | None):
+    tables = OpenTables(gpu_bytes=gpu_bytes)
+    before = [PointInTime(some, 3, tables) for some in (versions[:2], versions)]
+    assert of(before[1], [10, 40]) == [1, 4]
+    one, other = pickle.loads(pickle.dumps(before))
+    assert (of(one, [10, 40]), of(other, [10, 40])) == ([1, 2], [1, 4])
+    assert one._tables is other._tables  # they share a limit as those did
+    assert (one._tables.gpu_bytes, one._tables.mapped) == (gpu_bytes, gpu_bytes is None)
+
+
+def test_a_full_device_is_waited_for_where_another_call_has_it(versions: list[Snapshot], fake: FakeGpu):
+    fake.capacity = versions[0].device_bytes
+    tables, waiting, answers = OpenTables(gpu_bytes=10 * fake.capacity), threading.Event(), list[object]()
+    wait = tables._changed.wait
+
+    def noticed(timeout: float | None = None) -> bool:
+        waiting.set()
+        return wait(timeout)
+
+    tables._changed.wait = noticed  # type: ignore[method-assign]
+
+    def look_up() -> None:
+        try:
+            answers.append(of(PointInTime(versions, 3, tables), [30, 40]))
+        except DeviceMemoryError as error:
+            answers.append(error)
+        waiting.set()
+
+    thread = threading.Thread(target=look_up)
+    with tables.held(versions) as first:  # all that there is room for
+        assert len(first) == 1
+        thread.start()
+        assert waiting.wait(600)
+        assert not answers
+        del first
+    thread.join(600)
+    assert answers == [[3.0, 4.0]]
 
 
 def test_who_holds_no_table_waits_for_room(versions: list[Snapshot], fake: FakeGpu):

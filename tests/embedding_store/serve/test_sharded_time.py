@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import torch
 import torch.distributed as dist
 
@@ -36,6 +38,7 @@ def compared(path: str) -> list[str]:
         lambda: spread.lookup_history(ids, ids, 2),
         lambda: spread.lookup(ids if rank == 0 else [1000], ids),
         lambda: spread.lookup(ids, ids, out_dtype=torch.float32 if rank == 0 else "float32"),
+        lambda: pickle.dumps(spread),
     ):
         try:
             wrong()
@@ -55,4 +58,6 @@ def test_lookups_as_of_a_time_are_those_of_whole_tables(store: EmbeddingStore):
     assert first[2].startswith("RankFailedError: rank 1 failed, so no rank goes on: InvalidIdsError: ids are list")
     assert second[2].startswith("InvalidIdsError: ids are list")
     assert first[3].startswith("RankFailedError: rank 1 failed, so no rank goes on: InvalidArgumentError: out_dtype")
+    assert first[4] == second[4]
+    assert first[4].startswith("InvalidArgumentError: a ShardedPointInTime is of its process group and cannot be")
     assert second[3].startswith("InvalidArgumentError: out_dtype is float32")

@@ -9,15 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from embedding_store import EmbeddingStore, OpenTables
+from embedding_store import EmbeddingStore, NativeLibraryError, OpenTables
 from recsys.config import ConfigError
 from recsys.config.ranker import POOLINGS
 from recsys.data.batch import Batch
+from recsys.data.errors import DataError
 from recsys.data.stream import EventStream
 from recsys.downstream import features as features_module
 from recsys.downstream.features import PointInTimeSeries, StoreFeatures
 from recsys.refresh.aggregator import activity_series
 from recsys.train.distributed import Environment
+from recsys.train.planning import topology_of
 from recsys.train.predict import device_batches
 from tests.recsys.downstream.example import CONFIG
 from tests.recsys.downstream.test_features import SCHEMA, fill, publish, write_events
@@ -72,18 +74,57 @@ def test_where_vectors_are_looked_up(store: EmbeddingStore, monkeypatch: pytest.
     every = [x for name in ("user_ctr", "user_ctr.activity") for x in store.series(name).history()]
     bytes = sum(snapshot.device_bytes for snapshot in every)
     assert series[0].device_bytes == bytes
+    largest = max(every, key=lambda snapshot: snapshot.device_bytes)
     for total, gpu_bytes, expected in (
         (8 * bytes, 0, [(CUDA, bytes)]),
         (8 * bytes - 1, 0, []),
-        (8 * bytes - 1, 7, [(CUDA, 7)]),
+        (8 * bytes - 1, largest.device_bytes, [(CUDA, largest.device_bytes)]),
     ):
         made.clear()
-        properties = SimpleNamespace(total_memory=total)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, properties=properties: properties)
+        has(monkeypatch, total)
         tables = features_module._on_device(series, CUDA, gpu_bytes)
         assert tables == ("tables" if expected else None)
         assert made == expected
+    for gpu_bytes, told in (
+        (largest.device_bytes - 1, rf"version {largest.version} of series {largest.series!r} takes .*: give as many"),
+        (8 * bytes, rf"gpu_bytes is {8 * bytes}, but cuda:0 has {8 * bytes - 1}: give fewer, or 0"),
+    ):
+        with pytest.raises(DataError, match=told):
+            features_module._on_device(series, CUDA, gpu_bytes)
     assert features_module._on_device(series, torch.device("cpu"), 7) is None
+
+
+def test_where_lookups_do_not_run_on_the_gpu(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say of a store that was built without CUDA: rows are joined on the CPU, unless the GPU was asked for."""
+
+    def refuse(*_: object) -> None:
+        raise NativeLibraryError("not built")
+
+    monkeypatch.setattr(features_module, "OpenTables", refuse)
+    has(monkeypatch, 2**40)
+    with pytest.warns(UserWarning, match="rows are joined with vectors on the CPU: not built"):
+        features = StoreFeatures(store, NAMES, device=CUDA)
+    assert features.series[0].tables is None
+    assert features.device_bytes == 0
+    with pytest.raises(NativeLibraryError):
+        StoreFeatures(store, NAMES, device=CUDA, gpu_bytes=2**30)
+
+
+def test_what_versions_take_is_not_for_tables(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = max(x.device_bytes for name in NAMES for x in store.series(name).history())
+    every = sum(each.device_bytes for each in StoreFeatures(store, NAMES).series)
+    for room, taken in ((2 * largest, 2 * largest), (2**30, every)):
+        monkeypatch.setattr(features_module, "_on_device", lambda *_, room=room: OpenTables("cpu", room))
+        assert StoreFeatures(store, NAMES).device_bytes == taken
+    has(monkeypatch, 1000)
+    environment = Environment(rank=0, world_size=1, local_world_size=1, device=CUDA)
+    for taken, left in ((0, 800), (125, 675), (900, 0)):
+        assert topology_of(environment, taken=taken).devices[0].storage.hbm == left
+
+
+def has(monkeypatch: pytest.MonkeyPatch, bytes: int) -> None:
+    """The GPU has so much memory."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=bytes))
 
 
 def test_how_many_bytes_cannot_be() -> None:

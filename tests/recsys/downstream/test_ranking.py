@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from embedding_store import EmbeddingStore
+from embedding_store import EmbeddingStore, OpenTables
 from recsys.config import ConfigError, RankerSettings, TrainConfig
 from recsys.data.errors import DataError
 from recsys.data.files import find_files
@@ -182,7 +182,9 @@ def caught(
     found: dict[str, Any] = {}
 
     def fit(task: nn.Module, stream: Any, config: TrainConfig, *rest: object, **options: object) -> None:
-        found.update(state=draw_tables(task, config.seed).state_dict(), stream=stream, config=config)
+        found.update(
+            state=draw_tables(task, config.seed).state_dict(), stream=stream, config=config, taken=options["taken"]
+        )
         raise CaughtError
 
     with monkeypatch.context() as patch, process_group() as environment:
@@ -190,6 +192,15 @@ def caught(
         with pytest.raises(CaughtError):
             train_ranker(ranker, rankers, data, out, environment)
     return found
+
+
+def test_what_a_gpu_holds_of_the_store_is_not_for_tables(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, environment: Environment
+) -> None:
+    assert caught(USER, data, out, monkeypatch)["taken"] == 0
+    monkeypatch.setattr("recsys.downstream.features._on_device", lambda *_: OpenTables("cpu", 2**30))
+    snapshots = EmbeddingStore(store_folder(out)).series("user_ctr").history()
+    assert caught(USER, data, out, monkeypatch)["taken"] == sum(snapshot.device_bytes for snapshot in snapshots) > 0
 
 
 def test_every_arm_starts_alike_and_learns_from_the_same_rows(

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recsys.config import TrainConfig
 from recsys.data.batch import Batch
+from recsys.train import sharding
 from recsys.train.checkpoint import CheckpointError, latest, load_model, read_progress
 from recsys.train.distributed import Environment
 from recsys.train.interrupt import Interrupted, StopSignals
@@ -29,6 +30,19 @@ def lines(out: Path) -> list[dict[str, float]]:
 
 def without_speed(records: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in record.items() if key != "samples_per_second"} for record in records]
+
+
+def test_what_is_taken_of_a_gpu_is_known_to_the_planner(environment: Environment, monkeypatch: pytest.MonkeyPatch):
+    told: list[tuple[object, ...]] = []
+    plan = sharding.topology_of
+
+    def noted(environment: Environment, *memory: object) -> object:
+        told.append(memory)
+        return plan(environment)
+
+    monkeypatch.setattr(sharding, "topology_of", noted)
+    fit(make_task(), make_stream(1), CONFIG, environment, tasks=TASKS, title=None, taken=7)
+    assert told == [(None, 7)]
 
 
 def test_resumed_run_is_the_uninterrupted_one(environment: Environment, tmp_path: Path, capsys):
