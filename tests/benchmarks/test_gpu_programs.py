@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import odd
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.parts import PARTS, build, memcheck, ncu
 from benchmarks.gpu.parts import tests as cuda_tests
@@ -107,7 +108,9 @@ def test_errors_that_memcheck_finds(settings: Settings, journal: Journal, monkey
     def stream(words: list[str], *, limit: float, line: Any, environment: dict[str, str]) -> int:
         assert words[:3] == ["/bin/compute-sanitizer", "--tool", "memcheck"]
         assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        assert float(words[words.index("--seconds") + 1]) == settings.limit - memcheck.LAST_TABLE
         line("========= Invalid __global__ read of size 16 bytes")
+        line("no time for 1 of 2 tables: int4 5")
         line("========= ERROR SUMMARY: 1 error")
         return memcheck.FOUND_ERRORS
 
@@ -115,8 +118,14 @@ def test_errors_that_memcheck_finds(settings: Settings, journal: Journal, monkey
     monkeypatch.setattr(memcheck, "stream", stream)
     memcheck.run(replace(settings, rehearse=False), journal)
     assert journal.failures == ["compute-sanitizer found errors: see the log"]
+    assert [record["reason"] for record in records(settings.out, "left out")] == ["no time for 1 of 2 tables: int4 5"]
     said = [record["said"] for record in records(settings.out, "memcheck")]
     assert said == ["Invalid __global__ read of size 16 bytes", "ERROR SUMMARY: 1 error"]
+
+
+def test_what_memcheck_has_no_time_for_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert odd.main(rehearse=True, seconds=-1.0) == 0
+    assert capsys.readouterr().out.startswith("no time for 15 of 15 tables: float32 7, float16 7, ")
 
 
 def test_a_device_that_memcheck_cannot_watch(
