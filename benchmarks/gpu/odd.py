@@ -1,6 +1,6 @@
 """Lookups of every dtype at odd dimensions, with bags and tiers, beside the CPU's answers: what memcheck watches.
 
-    compute-sanitizer --tool memcheck python -m benchmarks.gpu.odd [--rehearse] [--seconds S]
+    compute-sanitizer --tool memcheck python -m benchmarks.gpu.odd [--rehearse] [--until TIME]
 
 Exits with status 1 if an answer is wrong, and says which. Every dtype is asked for at the first dimension before the
 second one's turn, so that what a watched program has no time for is more of the same.
@@ -32,15 +32,14 @@ ROWS = 700
 LENGTHS = (0, 1, 0, 3, 31, 32, 33, 900, 1200, 1, 0)
 
 
-def main(*, rehearse: bool, seconds: float) -> int:
-    """How many answers are wrong. After so many seconds no other table is begun; which those are is said."""
-    end = time.monotonic() + seconds
+def main(*, rehearse: bool, until: float) -> int:
+    """How many answers are wrong. From that time on, of `time.time`, no table is begun; which are left is said."""
     device = torch.device("cpu" if rehearse else "cuda")
     tables = list(itertools.product(FEW_DIMS if rehearse else DIMS, DTYPES))
     wrong = asked = done = 0
     with tempfile.TemporaryDirectory() as folder:
         for dim, dtype in tables:
-            if time.monotonic() > end:
+            if time.time() > until:
                 left = ", ".join(f"{dtype} {dim}" for dim, dtype in tables[done:])
                 print(f"{NO_TIME} {len(tables) - done} of {len(tables)} tables: {left}", flush=True)
                 break
@@ -89,6 +88,6 @@ def _questions(made: Snapshot, dtype: str, dim: int, device: torch.device) -> li
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--until", type=float, default=float("inf"), help="seconds since 1970")
     given = parser.parse_args()
-    sys.exit(min(main(rehearse=given.rehearse, seconds=given.seconds), 1))
+    sys.exit(min(main(rehearse=given.rehearse, until=given.until), 1))

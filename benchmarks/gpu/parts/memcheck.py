@@ -27,8 +27,8 @@ OPTIONS = (
 def run(settings: Settings, journal: Journal) -> None:
     """In a process of its own; without the tool, where that cannot watch the device, or on the CPU, as it is."""
     end = time.monotonic() + settings.limit
-    seconds = ["--seconds", f"{max(settings.limit - LAST_TABLE, 1.0):.0f}"]
-    body = [sys.executable, "-m", "benchmarks.gpu.odd", *seconds, *(["--rehearse"] if settings.rehearse else [])]
+    until = ["--until", str(time.time() + settings.limit - LAST_TABLE)]  # what starting takes is not known beforehand
+    body = [sys.executable, "-m", "benchmarks.gpu.odd", *until, *(["--rehearse"] if settings.rehearse else [])]
     sanitizer = None if settings.rehearse else found("compute-sanitizer")
     if sanitizer is None:
         reason = "a rehearsal, on the CPU" if settings.rehearse else "it is not here: install the CUDA toolkit's"
