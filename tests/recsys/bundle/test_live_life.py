@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,11 +25,11 @@ from embedding_store.native.mapping import Mapping
 from recsys.bundle import LiveBundle, load_bundle
 from recsys.bundle import bundle as loading
 from recsys.bundle.manifest import BundleError, Manifest
-from recsys.bundle.pins import PinnedFeatures
 from recsys.bundle.repin import repin
 from recsys.bundle.write import train_bundle
 from recsys.data.errors import DataError
 from recsys.folders import bundle_folder
+from recsys.models.vocabulary import Vocabulary
 from tests.recsys.bundle.conftest import ARM, CONFIG
 from tests.recsys.bundle.live import OFTEN_S, Answer, Place, answers_of, same, until
 from tests.recsys.bundle.test_bundle import HISTORIES
@@ -163,23 +162,21 @@ def test_what_failed_is_given_back_too(place: Place, meanwhile: list[Callable[[]
     once somebody has looked at their variables."""
     live = place.serve(interval_s=0)
     place.deploy("b")
-    loaded = list[weakref.ref[PinnedFeatures]]()
+    loaded = list[weakref.ref[Vocabulary]]()
 
     def fail() -> None:
-        frame: FrameType | None = sys._getframe()
-        mine = frame  # noqa: F841  # the circle
-        while frame is not None and frame.f_code is not loading.load_bundle.__code__:
-            frame = frame.f_back
-        assert frame is not None
-        loaded.append(weakref.ref(frame.f_locals["features"]))
+        frame = sys._getframe()  # noqa: F841  # the circle
+        known = live.bundle._vocabulary
+        loaded.extend(weakref.ref(x) for x in gc.get_objects() if type(x) is Vocabulary and x is not known)
         raise OSError("gone")
 
+    gc.collect()  # what other tests have left
     meanwhile.append(fail)
-    gc.collect()
     gc.disable()
     try:
         assert not live.refresh()
-        assert [features() for features in loaded] == [None]
+        assert loaded
+        assert not [vocabulary() for vocabulary in loaded if vocabulary() is not None]
     finally:
         gc.enable()
     assert isinstance(live.error, OSError)
