@@ -1,46 +1,55 @@
 """Lookups of every dtype at odd dimensions, with bags and tiers, beside the CPU's answers: what memcheck watches.
 
-    compute-sanitizer --tool memcheck python -m benchmarks.gpu.odd [--rehearse]
+    compute-sanitizer --tool memcheck python -m benchmarks.gpu.odd [--rehearse] [--until TIME]
 
-Exits with status 1 if an answer is wrong, and says which.
+Exits with status 1 if an answer is wrong, and says which. Every dtype is asked for at the first dimension before the
+second one's turn, so that what a watched program has no time for is more of the same.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import sys
 import tempfile
+import time
 
 import torch
 
 from benchmarks.gpu.ids import Batch, draw, draw_bags, ids_of
-from benchmarks.gpu.names import UNIFORM
+from benchmarks.gpu.names import COMPARED, NO_TIME, UNIFORM
 from benchmarks.gpu.roof import Form
 from benchmarks.gpu.tables import device_bytes
 from benchmarks.gpu.variants import Variant, pooled_store, store
 from embedding_store import EmbeddingStore, Snapshot
 from embedding_store.dtypes import DTYPES
 
-DIMS = (1, 2, 3, 5, 7, 16, 33, 63, 100, 129, 260)
-FEW_DIMS = (1, 7, 100)
+DIMS = (7, 100, 1, 260, 16, 33, 129, 2, 63, 3, 5)
+FEW_DIMS = (7, 100, 1)
 OUTS = (torch.float32, torch.float16, torch.bfloat16)
 NUMBERS = (1, 7, 31, 33, 1000, 3000)  # from 2048 on a cold row is read once, by other kernels
 ROWS = 700
 LENGTHS = (0, 1, 0, 3, 31, 32, 33, 900, 1200, 1, 0)
 
 
-def main(*, rehearse: bool) -> int:
-    """How many answers are wrong."""
+def main(*, rehearse: bool, until: float) -> int:
+    """How many answers are wrong. From that time on, of `time.time`, no table is begun; which are left is said."""
     device = torch.device("cpu" if rehearse else "cuda")
-    wrong = asked = 0
+    tables = list(itertools.product(FEW_DIMS if rehearse else DIMS, DTYPES))
+    wrong = asked = done = 0
     with tempfile.TemporaryDirectory() as folder:
-        for dtype in DTYPES:
-            for dim in FEW_DIMS if rehearse else DIMS:
-                for name, variant, batch in _questions(_published(folder, dtype, dim), dtype, dim, device):
-                    asked += 1
-                    if found := variant.check(batch):
-                        wrong += 1
-                        print(f"WRONG: {name}: {found}", flush=True)
-            print(f"{dtype}: {asked} lookups so far, {wrong} wrong", flush=True)
+        for dim, dtype in tables:
+            if time.time() > until:
+                left = ", ".join(f"{dtype} {dim}" for dim, dtype in tables[done:])
+                print(f"{NO_TIME} {len(tables) - done} of {len(tables)} tables: {left}", flush=True)
+                break
+            for name, variant, batch in _questions(_published(folder, dtype, dim), dtype, dim, device):
+                asked += 1
+                if found := variant.check(batch):
+                    wrong += 1
+                    print(f"WRONG: {name}: {found}", flush=True)
+            done += 1
+            print(f"{dtype} {dim}: {asked} {COMPARED}, {wrong} wrong", flush=True)
     return wrong
 
 
@@ -77,4 +86,8 @@ def _questions(made: Snapshot, dtype: str, dim: int, device: torch.device) -> li
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(rehearse="--rehearse" in sys.argv[1:]), 1))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--until", type=float, default=float("inf"), help="seconds since 1970")
+    given = parser.parse_args()
+    sys.exit(min(main(rehearse=given.rehearse, until=given.until), 1))

@@ -181,7 +181,8 @@ class Table:
 
     def _lookup_storage(self) -> Tensor:
         """`storage` as a lookup takes it; the program that `torch.export` makes of the lookup takes a copy along."""
-        return self.storage if torch.compiler.is_exporting() else self._storage
+        exporting = torch.compiler._is_exporting_flag  # torch 2.11's compile takes is_exporting() for True
+        return self.storage if exporting else self._storage
 
     def _lookup_layout(self) -> Tensor:
         """`layout` as a lookup takes it; programs keep to tensors of one device."""

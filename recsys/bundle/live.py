@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -168,7 +169,8 @@ class LiveBundle:
     def _failed(self, error: Exception) -> None:
         if (type(error), str(error)) != (type(self.error), str(self.error)):
             _log.warning("%s: the bundle before goes on: %s", self._path, error)
-        # Its frames would keep what was loaded in memory.
+        # Its frames would keep what was loaded in memory; from Python 3.12 on in a circle of their own.
+        traceback.clear_frames(error.__traceback__)
         error.__traceback__ = error.__cause__ = error.__context__ = None
         self.error = error
 

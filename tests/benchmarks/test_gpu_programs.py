@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import odd
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.parts import PARTS, build, memcheck, ncu
 from benchmarks.gpu.parts import tests as cuda_tests
@@ -18,6 +20,18 @@ from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tools import ROOT, stream
 from tests.benchmarks.gpu_records import records
 
+COLLECTED = """
+import pytest
+
+class Marked:
+    def pytest_collection_finish(self, session):
+        for item in session.items:
+            if any(mark.kwargs["reason"] == "needs a GPU" for mark in item.iter_markers("skipif")):
+                print("MARKED", item.nodeid)
+
+pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "-o", "addopts=", *{}], plugins=[Marked()])
+"""
+"""Says of which tests it is that a GPU is needed, whatever they are called."""
 SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 
 
@@ -55,7 +69,15 @@ def test_what_is_optional_is_imported_where_it_is_needed() -> None:
 def test_files_of_tests_that_need_a_gpu() -> None:
     files = cuda_tests.cuda_files()
     assert files[0] == "tests/embedding_store/read/test_cuda.py"
-    assert all((ROOT / file).exists() for file in files)
+    speaking = [x for x in (ROOT / "tests").rglob("test_*.py") if re.search("cuda", x.read_text(), re.IGNORECASE)]
+    body = COLLECTED.format([str(path) for path in speaking if path.parent.name != "benchmarks"])
+    said = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True).stdout
+    marked = [line.removeprefix("MARKED ") for line in said.splitlines() if line.startswith("MARKED ")]
+    assert {name.partition("::")[0] for name in marked} == set(files), said
+    assert [name for name in marked if cuda_tests.ON_GPU not in name] == []
+
+
+def test_the_line_of_a_test_that_ended() -> None:
     match = cuda_tests.RESULT.match("tests/a/test_b.py::test_c[1.0-int8 x] FAILED      [ 50%]")
     assert match is not None
     assert match.groups() == ("tests/a/test_b.py::test_c[1.0-int8 x]", "FAILED")
@@ -86,7 +108,9 @@ def test_errors_that_memcheck_finds(settings: Settings, journal: Journal, monkey
     def stream(words: list[str], *, limit: float, line: Any, environment: dict[str, str]) -> int:
         assert words[:3] == ["/bin/compute-sanitizer", "--tool", "memcheck"]
         assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        assert float(words[words.index("--until") + 1]) <= time.time() + settings.limit - memcheck.LAST_TABLE
         line("========= Invalid __global__ read of size 16 bytes")
+        line("no time for 1 of 2 tables: int4 5")
         line("========= ERROR SUMMARY: 1 error")
         return memcheck.FOUND_ERRORS
 
@@ -94,8 +118,14 @@ def test_errors_that_memcheck_finds(settings: Settings, journal: Journal, monkey
     monkeypatch.setattr(memcheck, "stream", stream)
     memcheck.run(replace(settings, rehearse=False), journal)
     assert journal.failures == ["compute-sanitizer found errors: see the log"]
+    assert [record["reason"] for record in records(settings.out, "left out")] == ["no time for 1 of 2 tables: int4 5"]
     said = [record["said"] for record in records(settings.out, "memcheck")]
     assert said == ["Invalid __global__ read of size 16 bytes", "ERROR SUMMARY: 1 error"]
+
+
+def test_what_memcheck_has_no_time_for_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert odd.main(rehearse=True, until=0.0) == 0
+    assert capsys.readouterr().out.startswith("no time for 15 of 15 tables: float32 7, float16 7, ")
 
 
 def test_a_device_that_memcheck_cannot_watch(

@@ -147,10 +147,11 @@ def cuda_commands(capability: int) -> list[list[str]]:
 
 
 def _linker(name: str) -> list[str]:
-    """What comes before the objects."""
+    """What comes before the objects; libstdc++ before torch, which may have a part of it: see CMakeLists.txt."""
+    library = _torch() / ("lib/libtorch_cpu.so" if name == CPU else "lib/libtorch.so")
+    kept = f"--no-as-needed,-lstdc++,{library}"  # together: nvcc puts libraries before other options
     if name == CPU:
-        return [_need("c++"), "-shared", "-pthread", "-Wl,--no-as-needed", str(_torch() / "lib/libtorch_cpu.so")]
-    kept = f"--no-as-needed,{_torch() / 'lib/libtorch.so'}"  # together: nvcc puts libraries before other options
+        return [_need("c++"), "-shared", "-pthread", f"-Wl,{kept}"]
     return [_need("nvcc"), "-shared", "-cudart=static", f"-Xlinker={kept}"]
 
 

@@ -10,13 +10,14 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.names import COMPARED, NO_TIME
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tools import found, stream
 
 FOUND_ERRORS = 86  # exit status
 INVALID = "Invalid"  # in a line of the tool's about an access that is
 WORDS = (INVALID, "ERROR SUMMARY", "Error:", "error:")
-COMPARED = "lookups so far"  # in a line of benchmarks.gpu.odd
+LAST_TABLE = 30.0  # seconds of the limit that are left for a table that was begun at its end
 OPTIONS = (
     *("--tool", "memcheck", "--error-exitcode", str(FOUND_ERRORS)),
     *("--report-api-errors", "no"),  # torch asks the driver for what it may not have, and is content with a no
@@ -26,12 +27,13 @@ OPTIONS = (
 def run(settings: Settings, journal: Journal) -> None:
     """In a process of its own; without the tool, where that cannot watch the device, or on the CPU, as it is."""
     end = time.monotonic() + settings.limit
-    body = [sys.executable, "-m", "benchmarks.gpu.odd", *(["--rehearse"] if settings.rehearse else [])]
+    until = ["--until", str(time.time() + settings.limit - LAST_TABLE)]  # what starting takes is not known beforehand
+    body = [sys.executable, "-m", "benchmarks.gpu.odd", *until, *(["--rehearse"] if settings.rehearse else [])]
     sanitizer = None if settings.rehearse else found("compute-sanitizer")
     if sanitizer is None:
         reason = "a rehearsal, on the CPU" if settings.rehearse else "it is not here: install the CUDA toolkit's"
     else:
-        status, said = _watched([sanitizer, *OPTIONS, *body], end - time.monotonic())
+        status, said = _watched([sanitizer, *OPTIONS, *body], end - time.monotonic(), journal)
         if not status or any(INVALID in text or COMPARED in text for text in said):
             _tell(status, [text for text in said if COMPARED not in text], settings, journal)
             return
@@ -41,12 +43,14 @@ def run(settings: Settings, journal: Journal) -> None:
     _tell(status, [], settings, journal)
 
 
-def _watched(command: Sequence[str], limit: float) -> tuple[int | None, list[str]]:
+def _watched(command: Sequence[str], limit: float, journal: Journal) -> tuple[int | None, list[str]]:
     """The exit status, and what was said of errors and of lookups."""
     said: list[str] = []
 
     def line(text: str) -> None:
         print(text, flush=True)
+        if NO_TIME in text:
+            journal.left_out("the rest", text)
         if COMPARED in text or (text.startswith("========= ") and any(word in text for word in WORDS)):
             said.append(text.removeprefix("========= ").strip())
 

@@ -19,7 +19,10 @@ from benchmarks.gpu.tools import ROOT, stream
 RESULT = re.compile(r"^(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 LACKING = re.compile(r"ModuleNotFoundError: No module named .+")
 FIRST = "tests/embedding_store/read/test_cuda.py"
-NEEDS_GPU = re.compile(r"not torch\.cuda\.is_available\(\)|needs a GPU")
+FOLDERS = ("tests/embedding_store", "tests/recsys")
+"""The first imports no TorchRec; files of the second are left out where that is not here."""
+NEEDS_GPU = re.compile(r"needs a GPU|^from tests\..* import .*\bCUDA\b", re.MULTILINE)
+"""In a file of tests: the mark itself, or one that is kept elsewhere."""
 RETRIED = 25  # failures that are tried again
 RETRY_SECONDS = 90.0
 FILE_SECONDS = 150.0  # at most: a file that hangs leaves the others time
@@ -51,13 +54,14 @@ def run(settings: Settings, journal: Journal) -> None:
 
 
 def cuda_files() -> list[str]:
-    """The files with tests that need a GPU, the ops' own first."""
+    """The files with tests that need a GPU, the ops' own first, those of `recsys` last."""
     found = [
         str(path.relative_to(ROOT))
-        for path in sorted(Path(ROOT, "tests/embedding_store").rglob("test_*.py"))
+        for folder in FOLDERS
+        for path in sorted(Path(ROOT, folder).rglob("test_*.py"))
         if NEEDS_GPU.search(path.read_text())
     ]
-    return sorted(found, key=lambda file: (file != FIRST, "cuda" not in Path(file).name))
+    return sorted(found, key=lambda file: (file != FIRST, ON_GPU not in Path(file).name))
 
 
 def _pytest(names: list[str], limit: float, journal: Journal) -> dict[str, str]:

@@ -57,6 +57,7 @@ def test_exports_with_any_batch_size(both: EmbeddingStore, tmp_path: Path):
         torch.testing.assert_close(loaded.module()(ids, ids), want)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.11."), reason="its AOTInductor gives ops another dtype")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
 def test_runs_without_python(both: EmbeddingStore, tmp_path: Path):
     publish(both)

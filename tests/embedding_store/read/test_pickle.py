@@ -199,6 +199,17 @@ def test_nothing_unchecked_is_exported(
             exported(damaged, ids, strict, tmp_path / "damaged.pt2")
 
 
+@pytest.mark.parametrize("layer", [Lookup, EntityEmbedding])
+def test_what_is_compiled_is_not_taken_for_exported(snapshot: Snapshot, layer: type[nn.Module]):
+    """All of its files would be read first. Torch 2.11's is_exporting() is True of whatever is compiled."""
+    model = Lookup(snapshot.load()) if layer is Lookup else EntityEmbedding([snapshot])
+    mapping = (model if layer is Lookup else model.series[0]).table.mapping
+    ids = torch.tensor([3, -1])
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(ids), model(ids))
+    assert mapping.unchecked_blocks > 0
+
+
 def test_nothing_unchecked_is_copied(wide: Series, snapshot: Snapshot):
     table = snapshot.load()
     assert first_values(table, [3]) == [3.0]

@@ -43,7 +43,7 @@ def test_the_newest_version_of_a_history_is_open_once(store: EmbeddingStore) -> 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_gpu_gives_what_the_cpu_gives(store: EmbeddingStore, batch: Batch, pooling: str) -> None:
+def test_cuda_gives_what_the_cpu_gives(store: EmbeddingStore, batch: Batch, pooling: str) -> None:
     pins, answers = pin(store, NAMES, 2), []
     for device in ("cpu", "cuda:0"):
         read = PinnedFeatures(store, pins, 2, pooling, torch.device(device))

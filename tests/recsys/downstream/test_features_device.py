@@ -137,7 +137,7 @@ def test_how_many_bytes_cannot_be() -> None:
 @needs_gpu
 @pytest.mark.parametrize("gpu_bytes", [0, 10_000])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_batches_have_the_same_vectors_on_a_gpu(
+def test_cuda_gives_batches_the_same_vectors(
     store: EmbeddingStore, tmp_path: Path, pooling: str, gpu_bytes: int
 ) -> None:
     how = {"publish_delay_ms": 50, "history": 2, "pooling": pooling}
