@@ -18,6 +18,8 @@ _SOME = 2**20
 
 _SECONDS = 1.0
 """Between two looks."""
+_END_SECONDS = 10.0
+"""For which a thread is waited for that may be asking a store whose machine is gone."""
 _SIGNS = "signs of life"
 """In the store: how often a rank has found that it moved on."""
 
@@ -78,7 +80,7 @@ def giving(store: Any) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(_END_SECONDS)
 
 
 def _bytes_moved() -> int | None:
