@@ -84,6 +84,7 @@ class _Wrapper(GradientAccumulationWrapper[Any, Any]):
     """
 
     averaging: Averaging
+    _cached_ddp_modules: list[Any] | None
     _begun = False
 
     def _should_sync_grad(self, is_last_batch: bool = False) -> bool:
