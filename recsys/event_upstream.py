@@ -30,6 +30,7 @@ from recsys.shared_figures import shared_loss
 from recsys.surveying import Known, survey_events
 from recsys.train.distributed import Environment
 from recsys.train.exchange import ranks_of
+from recsys.train.heartbeat import computing
 from recsys.train.passes import Scores
 from recsys.train.predict import Batches, predict
 from recsys.train.tables import renew_rows
@@ -188,7 +189,8 @@ class _Training:
         """Give the training's ids their rows; those that others owned before begin anew. Raises DataError where a
         `first` one's tables are too small for them."""
         vocabulary = self.model.vocabulary
-        freed = vocabulary.admit(self.known.seen, self.known.newest)
+        with computing():
+            freed = vocabulary.admit(self.known.seen, self.known.newest)
         if not isinstance(self.model, IdTables):
             return
         for owner, rows in freed.items():

@@ -31,6 +31,7 @@ from recsys.identity import effective, flatten, identify_files
 from recsys.models.graph import GraphModel, GraphTask, WholeGraph
 from recsys.models.nodes import NodeVocabulary
 from recsys.train.distributed import Environment
+from recsys.train.heartbeat import computing
 from recsys.train.link_ranks import KnownLinks, rank_links
 from recsys.train.planning import rank_memory
 from recsys.train.trainer import fit
@@ -220,7 +221,8 @@ def _entities(graph: Graph) -> dict[str, Ints]:
 
 def _admit(vocabulary: NodeVocabulary, seen: Mapping[str, Ints], upstream: UpstreamConfig, *, first: bool) -> None:
     """Give ids their rows. Raises DataError where a first training's tables are too small for them."""
-    vocabulary.admit(seen)
+    with computing():
+        vocabulary.admit(seen)
     most = upstream.graph.max_collisions
     for name, share in vocabulary.without_row(seen).items() if first else ():
         if share > most:

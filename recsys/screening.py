@@ -23,6 +23,7 @@ from recsys.data.shares import read_share
 from recsys.identity import identify_files
 from recsys.train.distributed import Environment, broadcast
 from recsys.train.exchange import ALONE, of_all, ranks_of
+from recsys.train.heartbeat import computing
 from recsys.train.watch import Pulse
 
 _WITHOUT_EFFECT = ("outcomes", "withdrawn", "max_bad_rows")
@@ -113,7 +114,8 @@ def _scan(part: Part, environment: Environment | None, visitor: Visitor | None) 
     shares = of_all(lambda: scan(part, environment.rank, environment.world_size, visitor), environment)
     whole, order = join(shares), {file: number for number, file in enumerate(part.files)}
     whole = replace(whole, bad=tuple(sorted(whole.bad, key=lambda bad: (order[bad.file], bad.row))))
-    return without_repeats(part, whole)
+    with computing():
+        return without_repeats(part, whole)
 
 
 def _identify(part: Part, root: Path) -> dict[str, Any]:

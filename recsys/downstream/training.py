@@ -38,6 +38,7 @@ from recsys.shared_figures import shared_loss, shared_recalibration
 from recsys.source import ranker_schema
 from recsys.train.distributed import Environment
 from recsys.train.exchange import ranks_of
+from recsys.train.heartbeat import computing
 from recsys.train.predict import predict
 from recsys.train.run import TrainResult
 from recsys.train.trainer import fit
@@ -172,7 +173,8 @@ class RankerTraining:
 
     def _begin(self, ranking: Ranker) -> None:
         """Give the training's ids their rows, and these their rates."""
-        ranking.vocabulary.admit(self.seen)
+        with computing():
+            ranking.vocabulary.admit(self.seen)
         if ranking.learned is not None and self.config.network.frequency_adaptive:
             ranking.learned.join.set_frequencies(self._frequencies(ranking.vocabulary))
 

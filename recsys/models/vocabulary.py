@@ -206,9 +206,8 @@ def settle(
             break
         rows = place(first, marks, probe, len(owners))
         free = np.flatnonzero(owners[rows] == nobody)
-        order = free[np.argsort(marks[free], kind="stable")]
-        wanted, winners = np.unique(rows[order], return_index=True)  # the index of the smallest mark
-        owners[wanted] = marks[order[winners]]
+        order = free[np.argsort(marks[free], kind="stable")[::-1]]
+        owners[rows[order]] = marks[order]  # of several for a row the last is left, which is the smallest
         left = owners[rows] != marks
         first, marks = first[left], marks[left]
 

@@ -13,6 +13,8 @@ from torchrec.distributed.train_pipeline.gradient_accumulation import (
 )
 from torchrec.optim.keyed import KeyedOptimizer
 
+from recsys.train.rounding import Averaging, average_in_order, data_parallel
+
 Forward = Callable[[Any], tuple[Tensor, Any]]
 
 
@@ -52,10 +54,12 @@ class Accumulation:
         return shared
 
     def wrap(self, pipeline: TrainPipelineSparseDist[Any, Any], optimizer: KeyedOptimizer, model: nn.Module) -> None:
-        """Let the pipeline's optimizer wait for whole steps."""
+        """Let the pipeline's optimizer wait for whole steps, and gradients be averaged for these."""
+        averaging = average_in_order(model, waiting=self.batches > 1)
         if self.batches > 1:
             config = GradientAccumulationConfig(num_steps=self.batches)
             self._wrapper = _Wrapper(pipeline, optimizer, model, config)
+            self._wrapper.averaging = averaging
 
     def progress(self, pipeline: TrainPipelineSparseDist[Any, Any], batches: Iterator[Any], position: int) -> Any:
         """The pipeline's next batch, the one at this position over all passes."""
@@ -72,11 +76,24 @@ class Accumulation:
 
 
 class _Wrapper(GradientAccumulationWrapper[Any, Any]):
-    """TorchRec's, for a training that may go on in the middle of a pass: DistributedDataParallel wants to average the
-    gradients of the very first batch of a process, whatever its number; that changes no sum."""
+    """TorchRec's, for a training that may go on in the middle of a pass, and for tables that are data-parallel, whose
+    gradients it would let cross with every batch.
 
+    DistributedDataParallel wants to average the gradients of the very first batch of a process, whatever its number.
+    On a GPU it does, which changes no sum but its rounding; on CPUs they wait as others do.
+    """
+
+    averaging: Averaging
+    _cached_ddp_modules: list[Any] | None
     _begun = False
 
     def _should_sync_grad(self, is_last_batch: bool = False) -> bool:
+        ends = is_last_batch or (self.current_step + 1) % self._config.num_steps == 0
         first, self._begun = not self._begun, True
-        return super()._should_sync_grad(is_last_batch) or first
+        self.averaging.waits = not ends
+        return ends or first
+
+    def _get_ddp_modules(self) -> list[Any]:
+        if self._cached_ddp_modules is None:
+            self._cached_ddp_modules = data_parallel(self._model)
+        return self._cached_ddp_modules

@@ -7,6 +7,7 @@ come to yet.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,12 +17,18 @@ _MOVED, _THREADS, _MACHINE = Path("/proc/self/io"), Path("/proc/self/task"), Pat
 _SOME = 2**20
 """Bytes read and written that are a sign of life: more than what goes into logs meanwhile."""
 
+_BUSY = 0.05
+"""Seconds of processors from one look to the next that are a sign of life of who computes: more than to look takes."""
+
 _SECONDS = 1.0
 """Between two looks."""
+_END_SECONDS = 10.0
+"""For which a thread is waited for that may be asking a store whose machine is gone."""
 _SIGNS = "signs of life"
 """In the store: how often a rank has found that it moved on."""
 
 _beats = 0
+_computes = 0
 _looked = 0
 """Bytes that were read to look for signs, which are none."""
 
@@ -32,22 +39,38 @@ def beat() -> None:
     _beats += 1
 
 
+@contextmanager
+def computing() -> Iterator[None]:
+    """Work of this rank alone, without files and without a beat: as long as it keeps a processor busy it moves on. Not
+    for what waits for others, which may keep one busy too."""
+    global _computes
+    _computes += 1
+    try:
+        yield
+    finally:
+        _computes -= 1
+
+
 class Signs:
     """Tells whether this rank has given a sign of life since it was last asked: a beat; bytes of files, which libraries
-    move that know of no beat; or, while a thread waits for a disk, pages that the machine has written, since a long
-    fsync moves no bytes of its own. A rank that waits for another one gives none of these. Where the system does not
-    say what a process reads and writes every rank counts as alive: none can be told from one that writes a file."""
+    move that know of no beat; time of processors, where it is `computing`; or, while a thread waits for a disk, pages
+    that the machine has written, since a long fsync moves no bytes of its own. A rank that waits for another one gives
+    none of these. Where the system does not say what a process reads and writes every rank counts as alive: none can be
+    told from one that writes a file."""
 
     def __init__(self) -> None:
         self._beats, self._bytes, self._pages = _beats, _bytes_moved(), _pages_written()
+        self._busy = time.process_time()
 
     def given(self) -> bool:
         """Whether there was one."""
-        moved, pages, before = _bytes_moved(), _pages_written(), self._pages
-        self._pages = pages
+        moved, pages, busy = _bytes_moved(), _pages_written(), time.process_time()
+        written, computed = pages != self._pages, _computes > 0 and busy >= self._busy + _BUSY
+        self._pages, self._busy = pages, busy
         if moved is None or self._bytes is None:
             return True
-        if _beats == self._beats and moved < self._bytes + _SOME and not (pages != before and _waits_for_a_disk()):
+        done = _beats != self._beats or moved >= self._bytes + _SOME or computed
+        if not done and not (written and _waits_for_a_disk()):
             return False
         self._beats, self._bytes = _beats, moved
         return True
@@ -78,7 +101,7 @@ def giving(store: Any) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(_END_SECONDS)
 
 
 def _bytes_moved() -> int | None:

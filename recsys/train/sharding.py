@@ -22,7 +22,6 @@ from recsys.train.distributed import Environment
 from recsys.train.planning import PlanError, Planner, topology_of
 from recsys.train.replicas import check_groups, replicas
 from recsys.train.replicated import replicated_tables, table_of
-from recsys.train.rounding import add_in_order
 from recsys.train.table_sizes import TableSize, halve
 
 _COLLECTED_BYTES = 64 * 2**20
@@ -86,12 +85,8 @@ def shard(
     if sum(parameter.nbytes for parameter in task.parameters() if parameter.is_meta) > _COLLECTED_BYTES:
         gc.collect()  # a sharded model that is not used any more has circles of references, and may be as large as this
     if sharers < environment.world_size:
-        model: DistributedModelParallel = replicas(task, environment, plan, sharers, planner.sharders)
-    else:
-        model = DistributedModelParallel(task, device=environment.device, plan=plan, sharders=planner.sharders)
-    if environment.device.type == "cpu":
-        add_in_order(model)
-    return model
+        return replicas(task, environment, plan, sharers, planner.sharders)
+    return DistributedModelParallel(task, device=environment.device, plan=plan, sharders=planner.sharders)
 
 
 def plan_record(model: DistributedModelParallel) -> dict[str, dict[str, Any]]:

@@ -65,7 +65,7 @@ class _Watching(ABC):
     ) -> None:
         if self._environment.world_size > 1:
             self._ended.set()
-            self._thread.join()
+            self._thread.join(_GRACE_SECONDS)  # the store's machine may be gone
             faulthandler.cancel_dump_traceback_later()
 
     @abstractmethod

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from recsys.train import heartbeat
-from recsys.train.heartbeat import Signs, beat
+from recsys.train.heartbeat import Signs, beat, computing, giving
 
 MIB = 2**20
 
@@ -19,6 +22,24 @@ def test_a_beat_is_one_and_waiting_is_none() -> None:
     assert [signs.given() for _ in range(400)].count(True) == 0, "looking reads more than 1 MiB of /proc"
     beat()
     assert (signs.given(), signs.given()) == (True, False)
+
+
+def work() -> None:
+    """Keep a processor busy for longer than a look takes."""
+    end = time.process_time() + 2 * heartbeat._BUSY
+    while time.process_time() < end:
+        pass
+
+
+def test_to_compute_is_one_where_nobody_is_waited_for() -> None:
+    signs = Signs()
+    work()
+    assert not signs.given(), "it may be waiting"
+    with computing():
+        work()
+        assert (signs.given(), signs.given()) == (True, False), "who is frozen there gives none"
+    work()
+    assert not signs.given()
 
 
 def test_files_that_are_written_and_read_are(tmp_path: Path) -> None:
@@ -76,3 +97,39 @@ def test_a_system_that_does_not_say_ends_nobody(tmp_path: Path, monkeypatch: pyt
     signs = Signs()
     assert signs.given()
     assert signs.given()
+
+
+class Gone:
+    """A store whose machine lost its power: it says neither a number nor that it is gone."""
+
+    def __init__(self) -> None:
+        self.asked, self.ends = threading.Event(), threading.Event()
+
+    def add(self, key: str, amount: int) -> int:
+        self.asked.set()
+        self.ends.wait()
+        raise RuntimeError("the connection is closed")
+
+
+def die(store: Gone) -> None:
+    with giving(store):
+        assert store.asked.wait(60)
+        raise KeyError("what ends the rank is not lost")
+
+
+def test_a_store_that_does_not_answer_keeps_no_rank_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Gone()
+    monkeypatch.setattr(heartbeat, "_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "_END_SECONDS", 0.01)
+    with pytest.raises(KeyError):
+        die(store)
+    (thread,) = (x for x in threading.enumerate() if x.name == "heartbeat")
+    store.ends.set()
+    thread.join()
+
+
+def test_who_stops_giving_signs_leaves_no_thread() -> None:
+    for _ in range(3):
+        with giving(SimpleNamespace(add=lambda *_: 1)):
+            assert [x.name for x in threading.enumerate()].count("heartbeat") == 1
+        assert "heartbeat" not in [x.name for x in threading.enumerate()]

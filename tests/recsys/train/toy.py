@@ -56,6 +56,7 @@ class ToyTask(nn.Module):
         dropout: float = 0.2,
         dim: int = DIM,
         rows: dict[str, int] | None = None,
+        items: PoolingType = PoolingType.SUM,
     ) -> None:
         super().__init__()
         rows = rows or ROWS
@@ -66,9 +67,9 @@ class ToyTask(nn.Module):
                     embedding_dim=dim,
                     num_embeddings=rows[name],
                     feature_names=[name],
-                    pooling=PoolingType.SUM,
+                    pooling=pooling,
                 )
-                for name in ("user", "item")
+                for name, pooling in (("user", PoolingType.SUM), ("item", items))
             ],
             device=torch.device("meta"),
         )
