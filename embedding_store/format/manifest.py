@@ -347,8 +347,7 @@ def _statistics(fields: Fields) -> Statistics:
 
 
 def _data_file(fields: Fields) -> DataFile:
-    segments = tuple(_segment(entry) for entry in fields.objects("segments"))
-    return DataFile(**_stored_file(fields), segments=segments)
+    return DataFile(**_stored_file(fields), segments=tuple(map(_segment, fields.objects("segments"))))
 
 
 def _segment(fields: Fields) -> Segment:
