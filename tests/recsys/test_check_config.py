@@ -152,7 +152,7 @@ def test_every_mistake_is_told_at_once_and_quickly(data: Path, tmp_path: Path) -
 def test_mistakes_of_a_schema_and_of_files(data: Path, tmp_path: Path) -> None:
     text = (data / "schema.toml").read_text()
     changes = {'"dense"': '"number"', "rows = 9": "row = 9", "max_length = 4": 'max_length = "4"'}
-    for right, wrong in (*changes.items(), ('name = "click"', 'name = 3, vlaid = "click"')):
+    for right, wrong in (*changes.items(), ('name = "click"', 'name = 3\nvlaid = "click"')):
         text = text.replace(right, wrong)
     (data / "schema.toml").write_text("max_bad_rows = 5\n" + text)
     path = tmp_path / "mine.toml"
