@@ -62,6 +62,7 @@ def test_what_is_not_known_is_refused() -> None:
         Options(recipe="y")
 
 
+@pytest.mark.long
 def test_the_table_compares_rankers_on_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is stopped goes on; what reads more of the truth is above."""
     rng = np.random.default_rng(0)

@@ -161,6 +161,7 @@ def test_another_graph_is_refused(options: Options, tmp_path: Path, line: str, e
         read_graph(tmp_path)
 
 
+@pytest.mark.long
 def test_all_arms_are_judged_on_the_test_rows(options: Options, data: Path) -> None:
     """What users like has to do with the films' attributes and with nothing else, popularity least of all."""
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ SMALL = Options(
 )
 
 
+@pytest.mark.long
 def test_each_dtype_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_table, "SETTLE_S", 0.0)
     threads = torch.get_num_threads()

@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from recsys.config import StudyConfig
 from recsys.data.synthetic import prepare_synthetic
 from recsys.refresh.records import Ledger
@@ -22,6 +24,7 @@ def torchx(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.long
 def test_days_are_refreshed_and_reported_on_by_ranks_that_stay(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     prepare_synthetic(data, users=100, items=100, days=6, events_per_day=300, upstream_days=2)

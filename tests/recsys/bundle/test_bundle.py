@@ -96,7 +96,11 @@ def of_kind(kind: str) -> RankerConfig:
 
 @pytest.mark.parametrize(
     ("arm", "kind"),
-    [("none", "dlrm"), *((ARM, kind) for kind in ("dlrm", "dcnv2", "dhen", "mean", "attention", *TABLES))],
+    [
+        ("none", "dlrm"),
+        *((ARM, kind) for kind in ("dlrm", "dhen", "attention", "relations")),
+        *(pytest.param(ARM, kind, marks=pytest.mark.long) for kind in ("dcnv2", "mean", "learned")),
+    ],
 )
 def test_scores_are_those_of_training_time(data: Path, store: Path, tmp_path: Path, arm: str, kind: str) -> None:
     config = of_kind(kind)

@@ -96,6 +96,7 @@ def test_a_disk_that_is_full_is_said_and_half_a_file_is_never_seen(
     assert not list(tmp_path.rglob("*.parquet*"))
 
 
+@pytest.mark.long
 def test_a_fresh_process_says_the_same_on_two_ranks(made: Path, data: Path, tmp_path: Path) -> None:
     whole = score(made, data, tmp_path / "1")
     options = ("--data", str(data), "--files", FILES, "--out", str(tmp_path / "2"), "--ranks", "2")

@@ -40,7 +40,7 @@ def passes(days: DaysConfig = DAILY) -> RefreshConfig:
 CONFIG = passes()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("rows", [1, pytest.param(2, marks=pytest.mark.long), 7])
 def test_a_small_day_and_a_normal_one_after_it(
     run: tuple[Path, Path], rows: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

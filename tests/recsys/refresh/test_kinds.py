@@ -227,7 +227,7 @@ def anchored(data: Path, out: Path, config: RefreshConfig) -> None:
     first_and_a_day(config, data, out)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_anchors_give_vectors_to_what_nothing_links(tmp_path: Path, ranks: int) -> None:
     data, out = write_log(tmp_path / "data"), tmp_path / "out"
     write_day(data, DAYS[0])
