@@ -166,11 +166,11 @@ def test_what_failed_is_given_back_too(place: Place, meanwhile: list[Callable[[]
 
     def fail() -> None:
         frame = sys._getframe()  # noqa: F841  # the circle
-        known = live.bundle._vocabulary
-        loaded.extend(weakref.ref(x) for x in gc.get_objects() if type(x) is Vocabulary and x is not known)
+        loaded.extend(weakref.ref(x) for x in gc.get_objects() if type(x) is Vocabulary and x not in others)
         raise OSError("gone")
 
     gc.collect()  # what other tests have left
+    others = weakref.WeakSet(x for x in gc.get_objects() if type(x) is Vocabulary)
     meanwhile.append(fail)
     gc.disable()
     try:
