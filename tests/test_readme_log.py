@@ -85,8 +85,11 @@ QUICK = [
 """The least that is a run of everything."""
 
 
-def test_every_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """To its end."""
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_every_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture, number: int
+) -> None:
+    """To its end, with what `prepare` has made."""
     monkeypatch.chdir(tmp_path)
     views(Path("DIR"))
     Path("LOG.toml").write_text(DESKDROP)
@@ -98,15 +101,13 @@ def test_every_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: p
     assert "a row of 4 asked for, as others chose them" in told
     found = scan(Part(files=find_files(Path("mine"), ["events/*/*.parquet"]), schema=Schema.load("mine/schema.toml")))
     assert not found.bad
-    for arguments in COMMANDS[1:]:
-        command(monkeypatch, *arguments, *QUICK)
-    once, daily = load_report(Path("runs/mine")), load_daily(Path("runs/mine-daily"))
-    assert list(once["tasks"]) == list(daily["tasks"]) == ["view", "like"]
-    assert once["config"]["upstreams"][1]["name"] == "like"
-    told = capfd.readouterr().out
-    for page in ("runs/mine/report.html", "runs/mine-daily/daily.html"):
-        assert Path(page).is_file()
-        assert page in told
+    command(monkeypatch, *COMMANDS[number], *QUICK)
+    out, load, page = (("mine", load_report, "report.html"), ("mine-daily", load_daily, "daily.html"))[number - 1]
+    report = load(Path("runs", out))
+    assert list(report["tasks"]) == ["view", "like"]
+    assert number == 2 or report["config"]["upstreams"][1]["name"] == "like"
+    assert Path("runs", out, page).is_file()
+    assert f"runs/{out}/{page}" in capfd.readouterr().out
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no Deskdrop in {REAL}")
