@@ -19,7 +19,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 TESTS = Path(__file__).parent
 
 LONG = bool(os.environ.get("LONG"))
-"""`make test LONG=1`: tests marked `long` too, and twice as many examples of each property."""
+"""`make test LONG=1`, which runs tests marked `long` too: twice as many examples of each property."""
 
 slow = [HealthCheck.too_slow]
 settings.register_profile("any machine", deadline=None, max_examples=100 if LONG else 50, suppress_health_check=slow)
@@ -29,9 +29,6 @@ settings.load_profile("any machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start jobs come first: a long one that came last would run alone."""
     items.sort(key=lambda item: item.path.is_relative_to(TESTS / "embedding_store"))
-    for item in items:
-        if not LONG and item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.skip(reason="takes long: `make test LONG=1` runs it"))
 
 
 def pytest_collection_finish() -> None:
