@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,26 +16,38 @@ from tests.embedding_store.native.machine_code.sass import CUOBJDUMP, NVCC, asse
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, which is not on the PATH")
 
-KERNELS = 14
 MOST_REGISTERS = 80  # of 65 536, for 6 blocks of 128 threads: plan.h
-LOOKUP_LOOPS = ["LLLLLLLLuuuuuuuu", "LLLLuuuu", "LLLLuuuu", "LLuu", "Lu"]  # rows; buckets with 32, 16, 8, 4 ids a warp
+ROWS = "LLLLLLLLuuuuuuuu"
+SOURCES = {  # of instances: how many kernels; the loads of rows, then of buckets
+    "instances.cu": (14, [ROWS, "LLLLuuuu", "LLLLuuuu", "LLuu", "Lu"]),  # of buckets with 32, 16, 8, 4 ids a warp
+    "instances_versions.cu": (11, [ROWS, "LLLLuuuu"]),
+}
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    return assembled("instances.cu", tmp_path_factory.mktemp("machine_code"))
+class Compiled(NamedTuple):
+    """A source of instances: its object file, what the assembler told, and what SOURCES says of it."""
+
+    path: Path
+    told: str
+    count: int
+    loops: list[str]
 
 
-def test_registers_suffice_and_nothing_is_spilled(compiled: tuple[Path, str]):
-    registers = [int(count) for count in re.findall(r"Used (\d+) registers", compiled[1])]
-    assert len(registers) == KERNELS
+@pytest.fixture(scope="module", params=SOURCES)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return Compiled(*assembled(request.param, tmp_path_factory.mktemp("machine_code")), *SOURCES[request.param])
+
+
+def test_registers_suffice_and_nothing_is_spilled(compiled: Compiled):
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", compiled.told)]
+    assert len(registers) == compiled.count
     assert max(registers) <= MOST_REGISTERS
-    assert spills(compiled[1]) == [("0", "0", "0")] * KERNELS
+    assert spills(compiled.told) == [("0", "0", "0")] * compiled.count
 
 
 @pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump: on the PATH, named by CUOBJDUMP, or as pip installs it")
-def test_all_loads_are_under_way_before_the_first_is_used(compiled: tuple[Path, str]):
-    code = kernels(compiled[0])
-    assert len(code) == KERNELS
+def test_all_loads_are_under_way_before_the_first_is_used(compiled: Compiled):
+    code = kernels(compiled.path)
+    assert len(code) == compiled.count
     for name, instructions in code.items():
-        assert loop_orders(instructions) == LOOKUP_LOOPS, name
+        assert loop_orders(instructions) == compiled.loops, name

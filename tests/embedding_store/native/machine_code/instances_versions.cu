@@ -1,4 +1,4 @@
-// Some kernels of lookups in many versions for test_machine_code_versions.py: every dtype, every type of result and
+// Some kernels of lookups in many versions for test_machine_code.py: every dtype, every type of result and
 // every width at least once.
 #include "../../../../embedding_store/csrc/cuda/history_kernel.h"
 #include "../../../../embedding_store/csrc/cuda/versions_kernel.h"
