@@ -47,6 +47,11 @@ def age(path: Path, seconds: float) -> None:
         os.utime(file, (time.time() - seconds,) * 2)
 
 
+def settle() -> None:
+    """Wait for the clock that files' times are of: what changes from now on bears another time than what is there."""
+    time.sleep(0.05)
+
+
 def finish(child: int, seconds: float = 600.0) -> int:
     """A forked child's exit code; kills it and fails when it does not end."""
     deadline = time.monotonic() + seconds

@@ -21,7 +21,7 @@ from torch import Tensor
 from embedding_store import ChecksumError, FileSizeError, MissingFileError
 from embedding_store.native import ops
 from embedding_store.native.mapping import BLOCK, MappedFile, Mapping, crc32c, crc32c_blocks
-from tests.embedding_store.helpers import finish
+from tests.embedding_store.helpers import finish, settle
 from tests.embedding_store.small_table import SmallTable, small_table
 
 DIM = 128
@@ -287,11 +287,6 @@ def test_a_changed_copy_is_deleted_and_nothing_else_is(tmp_path: Path, copies: b
     with pytest.raises(ChecksumError, match=remedy):
         mapping.check()
     assert Path(file.path).exists()
-
-
-def settle() -> None:
-    """Wait for the clock that files' times are of: what changes from now on bears another time than what is there."""
-    time.sleep(0.05)
 
 
 def test_blocks_that_another_mapping_of_the_file_has_checked_stay_checked(tmp_path: Path):
