@@ -86,8 +86,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class _Report:
-    """How the last check ended."""
+    """What is served since the last check, and how that ended: one assignment, so that a status is of one moment."""
 
+    generation: Generation
+    swaps: int = 0
     checked: int = 0
     error: Exception | None = None
     waiting: str | None = None
@@ -161,14 +163,13 @@ class LiveTable:
         self._device = gpu.usable(arguments.device("cpu" if device is None else device))
         self._tiers = Tiers(list(followed), gpu_bytes, hot_ids, sample, device)
         self._generation = Generation(0, 0, "", MappingProxyType({}))  # of nothing, until the first is loaded
-        self._swaps = 0
-        self._report = _Report()
+        self._report = _Report(self._generation)
         self._stop = threading.Event()
         snapshots, waiting = candidate_of(followed, tag, present=0)
         if snapshots is None:
             raise VersionNotFoundError(f"nothing to serve: {waiting}; publish a version that all of them have")
         self._serve(self._load(snapshots))
-        self._report = _Report(checked=times.now())
+        self._report = _Report(self._generation, checked=times.now())
         self._start()
 
     @overload
@@ -198,13 +199,14 @@ class LiveTable:
     @property
     def status(self) -> LiveStatus:
         """What is served, and how the last look for another version went."""
-        generation, report = self._generation, self._report
+        report = self._report
+        generation = report.generation
         return LiveStatus(
             version=generation.version,
             as_of=generation.as_of,
             space=generation.space,
             age_ms=times.now() - generation.as_of,
-            swaps=self._swaps,
+            swaps=report.swaps,
             checked=report.checked,
             error=report.error,
             waiting=report.waiting,
@@ -264,7 +266,7 @@ class LiveTable:
             try:
                 snapshots, waiting = candidate_of(self._series, self._tag, present=present.version)
                 if snapshots is None:
-                    self._report = _Report(checked=times.now(), waiting=waiting)
+                    self._report = _Report(present, report.swaps, times.now(), waiting=waiting)
                     return None
                 candidate = next(iter(snapshots.values())).version
                 if patient and candidate == report.refused and time.monotonic() < report.retry_at:
@@ -280,8 +282,7 @@ class LiveTable:
             except Exception as error:
                 self._report = self._failed(error, candidate)
                 return None
-            self._swaps += 1
-            self._report = _Report(checked=times.now())
+            self._report = _Report(generation, report.swaps + 1, times.now())
             _log.info("%s: replaced version %d", repr(self), present.version)
             return present
 
@@ -317,7 +318,13 @@ class LiveTable:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = error.__cause__ = error.__context__ = None
         return _Report(
-            checked=times.now(), error=error, refused=candidate, attempts=attempts, retry_at=time.monotonic() + delay
+            before.generation,
+            before.swaps,
+            times.now(),
+            error=error,
+            refused=candidate,
+            attempts=attempts,
+            retry_at=time.monotonic() + delay,
         )
 
 

@@ -73,22 +73,28 @@ class LiveBundle:
             )
         self._path, self._device, self._store, self._vectors = Path(path), device, store, vectors
         self._interval_s = interval_s
-        self.error: Exception | None = None
-        """Why the bundle that is there is not served; None where it is."""
-        self.swaps = 0
-        """How often another one took over."""
-        self._bundle = self._load()
+        self._state = _State(self._load())
         self._start()
 
     @property
     def bundle(self) -> Bundle:
         """The one that is served now. Who asks it several things in turn should keep it, but no longer than that: it
         stays in memory meanwhile."""
-        return self._bundle
+        return self._state.bundle
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the bundle that is there is not served; None where it is."""
+        return self._state.error
+
+    @property
+    def swaps(self) -> int:
+        """How often another one took over."""
+        return self._state.swaps
 
     def predict(self, rows: pa.Table | pa.RecordBatch) -> dict[str, Tensor]:
         """Probabilities and expected values of some events, by one bundle: see `Bundle.predict`."""
-        return self._bundle.predict(rows)
+        return self._state.bundle.predict(rows)
 
     def answers(self, requests: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[dict[str, Tensor] | DataError]:
         """What `predict` says of each request, in their order; of one that it refuses, the error.
@@ -133,7 +139,7 @@ class LiveBundle:
     def _next(self, source: Iterator[pa.Table | pa.RecordBatch]) -> _Begun | DataError | None:
         """The next request, prepared; the error of one that is refused; None at the end."""
         for rows in source:
-            bundle = self._bundle  # the one that is to finish it too
+            bundle = self._state.bundle  # the one that is to finish it too
             try:
                 return _Begun(bundle, bundle.prepare(to_batch(rows, bundle.schema)) if len(rows) else None)
             except DataError as error:
@@ -149,10 +155,11 @@ class LiveBundle:
     def _look(self, go_on: Callable[[], bool]) -> Bundle | None:
         """Look for another bundle and swap it in. Returns the one that was replaced, if one was."""
         with self._looking:
+            state = self._state
             try:
                 # Held against what was loaded, not against what was last seen: a link may be switched in between.
-                if _facts(Manifest.load(self._path)) == _facts(self._bundle.manifest):
-                    self.error = None
+                if _facts(Manifest.load(self._path)) == _facts(state.bundle.manifest):
+                    self._state = state._replace(error=None)
                     return None
                 bundle = self._load(go_on)
             except Exception as error:  # whatever it is, requests are answered
@@ -160,11 +167,9 @@ class LiveBundle:
                 return None
             if not go_on():  # the check was broken off
                 return None
-            replaced, self._bundle = self._bundle, bundle
-            self.error = None
-            self.swaps += 1
+            self._state = _State(bundle, state.swaps + 1)
             _log.info("%s: another bundle is served", self._path)
-            return replaced
+            return state.bundle
 
     def _failed(self, error: Exception) -> None:
         if (type(error), str(error)) != (type(self.error), str(self.error)):
@@ -172,7 +177,7 @@ class LiveBundle:
         # Its frames would keep what was loaded in memory; from Python 3.12 on in a circle of their own.
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        self.error = error
+        self._state = self._state._replace(error=error)
 
     def _start(self) -> None:
         """Begin to follow; anew in a forked child, where no other thread lives."""
@@ -184,6 +189,14 @@ class LiveBundle:
         if self._interval_s:
             self._thread.start()
         _following.add(self)
+
+
+class _State(NamedTuple):
+    """What is served and how that came to be: one assignment, so that who reads several of these mixes no two looks."""
+
+    bundle: Bundle
+    swaps: int = 0
+    error: Exception | None = None
 
 
 class _Begun(NamedTuple):
