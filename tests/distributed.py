@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from tests.processes import forkserver
 
@@ -26,7 +27,7 @@ def run_ranks(
 ) -> list[Any]:
     """Call `function(*args)` on every rank of a fresh gloo group; return the ranks' return values, rank 0 first.
 
-    Collectives of the group end after `collective_timeout` seconds, None: `timeout`.
+    Once all ranks have come, collectives of the group end after `collective_timeout` seconds, None: `timeout`.
 
     `function` must be importable (top level of a module) and its result picklable by torch.save.
 
@@ -38,7 +39,7 @@ def run_ranks(
         processes = [
             context.Process(
                 target=_rank,
-                args=(function, rank, world_size, folder, collective_timeout or timeout, args),
+                args=(function, rank, world_size, folder, timeout, collective_timeout, args),
                 daemon=True,
             )
             for rank in range(world_size)
@@ -62,7 +63,15 @@ def run_ranks(
         return [torch.load(f"{folder}/result-{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
-def _rank(function: Callable[..., Any], rank: int, world_size: int, folder: str, timeout: float, args: tuple) -> None:
+def _rank(
+    function: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    folder: str,
+    timeout: float,
+    collective_timeout: float | None,
+    args: tuple,
+) -> None:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size)
     )
@@ -70,9 +79,14 @@ def _rank(function: Callable[..., Any], rank: int, world_size: int, folder: str,
     store = dist.FileStore(f"{folder}/rendezvous", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout))
     try:
+        if collective_timeout is not None:
+            dist.barrier()
+            _set_pg_timeout(timedelta(seconds=collective_timeout))
         torch.save(function(*args), f"{folder}/result-{rank}.pt")
     except BaseException:
-        Path(folder, f"error-{rank}.txt").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+        # Under its name at once: who waits for another rank is killed while it writes, when that one is gone.
+        (written := Path(folder, f"rank-{rank}")).write_text(f"rank {rank}:\n{traceback.format_exc()}")
+        written.rename(Path(folder, f"error-{rank}.txt"))
         raise SystemExit(1) from None
     finally:
         dist.destroy_process_group()

@@ -31,4 +31,4 @@ def test_imports_only_its_own_dependencies():
 def test_what_few_need_is_not_imported_by_the_package():
     """An extra's module, and torch's compiler: 900 modules and 70 MB in every process that looks up vectors."""
     code = "import sys, embedding_store; assert not {'obstore', 'torch._dynamo', 'sympy'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0

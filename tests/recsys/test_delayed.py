@@ -162,7 +162,7 @@ def test_a_day_goes_on_with_the_delays_of_the_source(logs: dict[str, Path], tmp_
     data, schema = logs["corrected"], sale_schema("corrected")
     write(data, sales(1000, 2, start=START + SPAN, span=86_400_000), "day")
     trained(data, tmp_path, ONCE, schema)
-    run_ranks(_day, 2, data, tmp_path, timeout=300)
+    run_ranks(_day, 2, data, tmp_path)
     states = []
     for folder in (upstream_folder(tmp_path, "ads"), tmp_path / "day"):
         holder = torch.nn.Module()

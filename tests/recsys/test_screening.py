@@ -147,5 +147,5 @@ def unreadable_on_one(out: Path, root: Path, log: Part) -> str:
 
 def test_what_one_rank_cannot_read_is_an_error_of_all(tmp_path: Path) -> None:
     log = part(tmp_path / "data")
-    told = run_ranks(unreadable_on_one, 2, tmp_path / "out", tmp_path, log, timeout=60)
+    told = run_ranks(unreadable_on_one, 2, tmp_path / "out", tmp_path, log)
     assert told == ["pages of b.parquet cannot be read"] * 2

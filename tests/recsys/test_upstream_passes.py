@@ -70,7 +70,7 @@ def kept_model_ne(log: Path, out: Path) -> float:
 
 
 def test_passes_end_when_held_out_events_say_so_on_two_ranks(log: Path, tmp_path: Path) -> None:
-    run_ranks(trained, 2, log, tmp_path, timeout=120)
+    run_ranks(trained, 2, log, tmp_path)
     found = passes(tmp_path)
     scores = found["validation_ne"]
     assert found["done"] == len(scores) < found["most"] == 6

@@ -74,7 +74,7 @@ def test_threads_read_what_the_writer_has_finished():
                 state[0] = slot
         finally:
             stop.set()
-        assert all(reader.result(60) <= 199 for reader in readers)
+        assert all(reader.result(600) <= 199 for reader in readers)
     assert state.tolist()[1:] == [0, 0]
 
 

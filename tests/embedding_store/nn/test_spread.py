@@ -82,7 +82,7 @@ def checkpointed(path: str) -> list[str]:
 def test_a_spread_layer_opens_the_pins_of_a_checkpoint(both: EmbeddingStore):
     publish(both)
     publish(both, seed=2)
-    first, second = run_ranks(checkpointed, 2, str(both.path), timeout=120)
+    first, second = run_ranks(checkpointed, 2, str(both.path))
     assert first[0].startswith("PinMismatchError: ")
     assert second[0].startswith("VersionNotFoundError: ")
     assert first[1] == second[1]

@@ -235,7 +235,7 @@ def refused(path: str) -> list[str]:
 
 def test_what_is_wrong_is_an_error_on_every_rank(store: EmbeddingStore):
     history(store, "user", 4, "float32")
-    first, second = run_ranks(refused, 2, store.location, timeout=60)
+    first, second = run_ranks(refused, 2, store.location)
     told = "RankFailedError: the lookup was refused on rank 1, whose error says why"
     for message in first[:6]:
         assert message.startswith(told)
@@ -271,7 +271,7 @@ def out_of_memory(path: str) -> str:
 
 def test_a_rank_without_room_for_its_part_is_an_error_on_every_rank(store: EmbeddingStore):
     history(store, "user", 4, "float32")
-    assert run_ranks(out_of_memory, 2, store.location, timeout=60) == ["RankFailedError", "TypeError"]
+    assert run_ranks(out_of_memory, 2, store.location) == ["RankFailedError", "TypeError"]
 
 
 @pytest.mark.parametrize("which", ["index", "vectors"])
@@ -283,7 +283,7 @@ def test_a_changed_byte_is_found_by_the_rank_that_reads_it(store: EmbeddingStore
     data = bytearray(path.read_bytes())
     data[100_000 if which == "index" else 200_000] ^= 1  # of the first rank's half
     path.write_bytes(data)
-    first, second = run_ranks(failing, 2, store.location, timeout=60)
+    first, second = run_ranks(failing, 2, store.location)
     assert first.startswith(f"ChecksumError: {path}: its bytes have changed, in the block at")
     assert second == f"RankFailedError: rank 0 failed, so no rank goes on: {first}"
 
@@ -294,7 +294,7 @@ def test_a_snapshot_that_has_gone(store: EmbeddingStore):
     assert run_ranks(failing, 2, store.location) == ["loaded"] * 2
     for file in folder(series).rglob("index.hash*"):
         file.unlink()
-    said = run_ranks(failing, 2, store.location, timeout=60)
+    said = run_ranks(failing, 2, store.location)
     assert all(message.startswith("MissingFileError: ") for message in said)
 
 

@@ -83,7 +83,7 @@ def under_publishing(path: str) -> list[int]:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_no_lookup_is_of_two_versions_while_versions_are_published(store: EmbeddingStore, ranks: int):
     write(store.create("user", dim=4), 1)
-    first, *others = run_ranks(under_publishing, ranks, store.location, timeout=240)
+    first, *others = run_ranks(under_publishing, ranks, store.location)
     for seen in others:
         assert seen == first  # the same version in the same lookup
     assert first == sorted(first)
@@ -137,7 +137,7 @@ def test_refresh_moves_all_ranks_or_none(store: EmbeddingStore):
     series = store.create("user", dim=4)
     write(series, 1)
     series.tag("prod", 1)
-    first, second = run_ranks(refreshed, 2, store.location, timeout=120)
+    first, second = run_ranks(refreshed, 2, store.location)
     for said in (first, second):
         assert said[:3] == ["1 NoneType None", "2 NoneType None", "1 NoneType None"]
         assert said[3].startswith(("1 ChecksumError", "1 RankFailedError rank"))
@@ -165,7 +165,7 @@ def refusing(path: str) -> list[str]:
 
 def test_what_cannot_be_followed(store: EmbeddingStore):
     store.create("user", dim=4)
-    first, second = run_ranks(refusing, 2, store.location, timeout=60)
+    first, second = run_ranks(refusing, 2, store.location)
     assert first == second
     starts = [
         "VersionNotFoundError: nothing to serve: user has no snapshot yet",

@@ -50,7 +50,7 @@ def compared(path: str) -> list[str]:
 
 def test_lookups_as_of_a_time_are_those_of_whole_tables(store: EmbeddingStore):
     history(store, "user", 5, "int8")
-    first, second = run_ranks(compared, 3, store.location, timeout=120)[:2]
+    first, second = run_ranks(compared, 3, store.location)[:2]
     assert first[0].startswith("RankFailedError: rank 1 failed, so no rank goes on: InvalidIdsError: timestamps are ")
     assert second[0].startswith("InvalidIdsError: timestamps are torch.int32")
     assert first[1] == second[1]

@@ -36,7 +36,7 @@ class Door(BaseHTTPRequestHandler):
         if self.headers.get("x-goog-if-generation-match") == "0" and self.heeds_conditions:
             headers["if-none-match"] = "*"
         headers = {name.replace("x-goog-", "x-amz-"): value for name, value in headers.items()}
-        connection = http.client.HTTPConnection(self.s3, timeout=60)
+        connection = http.client.HTTPConnection(self.s3, timeout=600)
         connection.request(self.command, self.path, body, {**headers, "authorization": SIGNED})
         answer = connection.getresponse()
         content = answer.read()

@@ -145,7 +145,7 @@ def test_no_more_is_decoded_ahead_than_there_are_workers() -> None:
 
     def work(item: int) -> int:
         begun.append(item)
-        assert go.wait(60)
+        assert go.wait(600)
         return item
 
     results = in_order(work, range(20), 3)

@@ -25,9 +25,9 @@ class _Thread:
 
     def _all(self, mine: Any) -> list[Any]:
         self._table.laid[self.rank] = mine
-        self._table.barrier.wait(60)
+        self._table.barrier.wait(600)
         found = list(self._table.laid)
-        self._table.barrier.wait(60)
+        self._table.barrier.wait(600)
         return found
 
     def exchange(self, columns: Sequence[Ints], to: Ints) -> list[Ints]:
@@ -49,6 +49,17 @@ class _Thread:
 def run_threads(function: Callable[[Ranks], Any], world_size: int) -> list[Any]:
     """Call `function(ranks)` on so many ranks; what each returns, rank 0's first."""
     table = _Table(world_size)
+
+    def run(rank: int) -> Any:
+        try:
+            return function(_Thread(rank, world_size, table))
+        except BaseException:
+            table.barrier.abort()  # who fails is not waited for
+            raise
+
     with ThreadPoolExecutor(world_size) as pool:
-        ranks = [_Thread(rank, world_size, table) for rank in range(world_size)]
-        return [each.result() for each in [pool.submit(function, rank) for rank in ranks]]
+        done = [pool.submit(run, rank) for rank in range(world_size)]
+    errors = [error for error in (each.exception() for each in done) if error is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [each.result() for each in done]

@@ -89,14 +89,14 @@ def _parts_of_two_ranks() -> tuple[Tensor, bool]:
 def test_ranks_have_the_loss_and_gradient_of_one_with_the_whole_batch(ranks: int):
     """However unevenly positives and valid rows lie over the ranks, and where some have none."""
     expected = [_loss_on_rank(*case) for case in RANKED]
-    for results in run_ranks(_loss_on_ranks, ranks, timeout=600):
+    for results in run_ranks(_loss_on_ranks, ranks):
         for got, wanted in zip(results, expected, strict=True):
             for value, want in zip(got, wanted, strict=True):
                 torch.testing.assert_close(value, want, atol=1e-6, rtol=1e-5)
 
 
 def test_a_rank_without_positives_does_not_wait():
-    (first, learns), (second, idle) = run_ranks(_parts_of_two_ranks, 2, timeout=600)
+    (first, learns), (second, idle) = run_ranks(_parts_of_two_ranks, 2)
     assert first > 0
     assert learns
     assert (second, idle) == (0.0, False)

@@ -94,7 +94,7 @@ def test_every_table_is_pipelined_and_the_loss_is_that_of_the_plain_model(ranks)
     derm = {f"model.{x}" for x in ("user.tokens.bags", "user.tokens.sequences", "item.tokens.bags")}
     derm.add("model.interaction.tokens.bags")
     tokens = {"model.tokens.bags", "model.tokens.sequences"}
-    for results in run_ranks(_train_all, ranks, "derm", "mixed", *RANKERS, timeout=600):
+    for results in run_ranks(_train_all, ranks, "derm", "mixed", *RANKERS):
         for result, tables in zip(results, (derm, derm, {"model.bags"}, tokens, tokens), strict=True):
             assert result["pipelined"] == result["sharded"] == tables
             assert result["losses"][0] == pytest.approx(result["expected"], rel=1e-5)

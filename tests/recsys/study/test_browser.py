@@ -46,7 +46,7 @@ def seen(page: str, width: int, folder: Path) -> dict[str, Any]:
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     command += ["--window-size=1400,1000", "--virtual-time-budget=20000", "--dump-dom"]
     dom = subprocess.run(
-        [*command, (folder / "frame.html").as_uri()], capture_output=True, text=True, check=True, timeout=300
+        [*command, (folder / "frame.html").as_uri()], capture_output=True, text=True, check=True, timeout=600
     ).stdout
     (told,) = re.findall(r'<pre id="told">(.*?)</pre>', dom, re.DOTALL)
     assert told, "the page's script has told nothing"

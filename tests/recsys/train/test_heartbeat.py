@@ -113,7 +113,7 @@ class Gone:
 
 def die(store: Gone) -> None:
     with giving(store):
-        assert store.asked.wait(60)
+        assert store.asked.wait(600)
         raise KeyError("what ends the rank is not lost")
 
 

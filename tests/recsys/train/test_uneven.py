@@ -46,7 +46,7 @@ def test_no_rank_waits_for_ever(kind: str, tmp_path: Path) -> None:
     table = events(ROWS)
     for number, (first, count) in enumerate(((0, 4), (4, 90), (94, 7))):
         pq.write_table(table.slice(first, count), tmp_path / f"events/part-{number}.parquet", row_group_size=5)
-    assert run_ranks(trained, RANKS, tmp_path, tmp_path, KINDS[kind], timeout=150) == ["trained"] * RANKS
+    assert run_ranks(trained, RANKS, tmp_path, tmp_path, KINDS[kind]) == ["trained"] * RANKS
     result = json.loads((upstream_folder(tmp_path, kind) / "result.json").read_text())
     assert result["passes"]["done"] == 2
     assert result["steps"] % 2 == 0

@@ -77,7 +77,7 @@ def kernels(cubin: Path) -> dict[str, list[Instruction]]:
     """The instructions of each kernel, by its mangled name; without what only diverged warps run. Needs CUOBJDUMP."""
     assert CUOBJDUMP is not None
     command = [CUOBJDUMP, "-sass", cubin]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    listing = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
     found = {}
     for part in listing.split("Function : ")[1:]:
         name, _, body = part.partition("\n")
