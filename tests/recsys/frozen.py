@@ -18,14 +18,13 @@ from recsys.upstream import train_upstream
 from tests.recsys.bundle.conftest import ARM, CONFIG
 from tests.recsys.refresh.frozen import SECONDS, before
 
-SHORT = 3.0
+SHORT = 5.0
 
 
 def train(upstream: UpstreamConfig, log: Path, out: Path, where: str) -> None:
     """Rank 1 freezes as soon as it is to read rows for the one or the other."""
     module, name = {"screening": (screening, "scan"), "surveying": (surveying, "survey")}[where]
     with process_group() as environment:
-        watch.collective_timeout = lambda: timedelta(seconds=SECONDS)
         setattr(module, name, before(getattr(module, name), "sleep", environment.rank))
         train_upstream(upstream, log, out)
 
@@ -42,7 +41,7 @@ def come_late() -> None:
     """Rank 1 comes to the work when others have waited for longer than a step may take; until then it moves on."""
     with process_group() as environment:
         watch.collective_timeout = lambda: timedelta(seconds=SHORT)
-        end = time.monotonic() + 3 * SHORT
+        end = time.monotonic() + 2 * SHORT
         while environment.rank == 1 and time.monotonic() < end:
             time.sleep(0.1)
             beat()

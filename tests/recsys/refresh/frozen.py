@@ -30,9 +30,11 @@ def sleep_for_ever() -> None:
 
 
 def before(function: Callable[..., Any], how: str, rank: int, frozen: int = 1) -> Callable[..., Any]:
-    """The same function, before which rank 1, or another, does not move, or moves slowly, once the work has begun."""
+    """The same function, before which rank 1, or another, does not move, or moves slowly, once the work has begun. Only
+    from then on the time is short: what comes before it takes as long as a busy machine lets it."""
 
     def changed(*args: Any, **options: Any) -> Any:
+        watch.collective_timeout = lambda: timedelta(seconds=SECONDS)
         if rank == frozen:
             {"sleep": sleep_for_ever, "stop": _stop, "slow": lambda: time.sleep(SLOW)}[how]()
         return function(*args, **options)
@@ -46,7 +48,6 @@ def _stop() -> None:
 
 def publish(log: Path, out: Path, how: str) -> None:
     with process_group() as environment:
-        watch.collective_timeout = lambda: timedelta(seconds=SECONDS)
         content.BATCH = 4
         DayWriter.append = before(DayWriter.append, how, environment.rank)
         refresh_upstream(REFRESH, log, out)
@@ -55,7 +56,6 @@ def publish(log: Path, out: Path, how: str) -> None:
 def train(out: Path, beside: bool) -> None:
     with process_group() as environment:
         stream = make_stream(6, rank=environment.rank)
-        watch.collective_timeout = lambda: timedelta(seconds=SECONDS)
         saving._sums_or_error = before(saving._sums_or_error, "sleep", environment.rank)
         config = TrainConfig(batch_size=32, checkpoint_every=2, save_beside=beside)
         fit(make_task(), stream, config, environment, tasks=TASKS, title=None, out=out)
