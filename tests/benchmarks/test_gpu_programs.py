@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.gpu import odd
+from benchmarks.gpu import odd, tools
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.parts import PARTS, build, memcheck, ncu
 from benchmarks.gpu.parts import tests as cuda_tests
@@ -99,7 +101,7 @@ def test_what_fails_is_tried_by_itself(settings: Settings, journal: Journal, mon
 
 def test_a_file_of_tests_without_what_it_imports(journal: Journal, tmp_path: Path) -> None:
     (tmp_path / "test_lacking.py").write_text("import not_to_be_had\n")
-    assert cuda_tests._pytest([str(tmp_path / "test_lacking.py")], 60.0, journal) == {}
+    assert cuda_tests._pytest([str(tmp_path / "test_lacking.py")], 600.0, journal) == {}
     assert not journal.failures
     assert "No module named 'not_to_be_had'" in records(tmp_path, "left out")[0]["reason"]
 
@@ -197,25 +199,42 @@ def test_make_gpu_runs_it() -> None:
     assert "pip" not in said
 
 
-def test_a_program_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+def test_a_program_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
     nested = "from benchmarks.gpu.tools import end_by_exception, stream; import sys; end_by_exception()\n"
     nested += f"stream([sys.executable, '-c', {SLEEPER!r}], limit=600)"
-    lines: list[str] = []
+    timers: list[threading.Timer] = []
+
+    def timer(seconds: float, end: Callable[[], None]) -> threading.Timer:
+        """The limit, which is reached when the innermost program says that it runs."""
+        timers.append(threading.Timer(seconds, end))
+        return timers[0]
+
+    pids: list[int] = []
 
     def line(text: str) -> None:
-        lines.append(text)
+        pids.append(int(text))
+        timers[0].function()
 
-    assert stream([sys.executable, "-c", nested], limit=10.0, line=line) is None
-    pid = int(lines[0])
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists():
-            return
-        time.sleep(0.1)
-    assert "Z" in Path(f"/proc/{pid}/stat").read_text().split()  # ended, whoever reaps it
+    monkeypatch.setattr(tools, "Timer", timer)
+    monkeypatch.setattr(tools, "GRACE_SECONDS", 600.0)
+    assert stream([sys.executable, "-c", nested], limit=600.0, line=line) is None
+    (pid,) = pids
+    deadline = time.monotonic() + 600
+    while not _has_ended(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whoever reaps it."""
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_output_is_handed_on_with_the_status() -> None:
     lines: list[str] = []
     body = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
-    assert stream([sys.executable, "-c", body], limit=60.0, line=lines.append) == 3
+    assert stream([sys.executable, "-c", body], limit=600.0, line=lines.append) == 3
     assert sorted(lines) == ["one", "two"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def test_every_part_is_rehearsed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(BORROWED))
+    # A lent machine's time is counted; this one may be slow.
+    monkeypatch.setattr(command, "PARTS", [replace(part, limit=3000) for part in PARTS])
     status = command.main(["--rehearse", "--out", str(tmp_path)])
     ended = records(tmp_path, "part")
     assert {record["part"]: record["outcome"] for record in ended} == {part.name: "ok" for part in PARTS}
