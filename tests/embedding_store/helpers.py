@@ -12,6 +12,9 @@ import torch
 
 from embedding_store import Series, Snapshot
 
+_COARSE = 5
+"""CLOCK_REALTIME_COARSE, which Python does not name: see csrc/cpu/mapping.cpp."""
+
 
 def publish(
     series: Series, as_of: int, ids: list[int], vectors: torch.Tensor | None = None, **options: Any
@@ -48,8 +51,12 @@ def age(path: Path, seconds: float) -> None:
 
 
 def settle() -> None:
-    """Wait for the clock that files' times are of: what changes from now on bears another time than what is there."""
-    time.sleep(0.05)
+    """Wait until the clock that files' times are of goes on: what changes from now on bears another time than what is
+    there. On a machine whose processors are lent elsewhere for a while it may not go on for longer than its tick."""
+    now, deadline = time.clock_gettime_ns(_COARSE), time.monotonic() + 600
+    while time.clock_gettime_ns(_COARSE) == now:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def finish(child: int, seconds: float = 600.0) -> int:

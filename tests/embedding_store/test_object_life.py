@@ -64,16 +64,17 @@ def test_the_whole_life_of_a_series(url: str, tmp_path: Path):
 
 
 def test_clean_after_an_hour(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    began = time.time()
     series = EmbeddingStore(url, cache=tmp_path / "cache").create("user_ctr", dim=3)
     for as_of in (1, 2):
         publish(series, as_of, [as_of])
     write(series._storage, "data/dead/vectors-00000.arrow", b"x")
     series.version(1).load()
     series.expire(keep_last=1, dry_run=False)
-    now = time.time
-    monkeypatch.setattr(time, "time", lambda: now() + 3500)
+    ended = time.time()
+    monkeypatch.setattr(time, "time", lambda: began + 3500)
     assert series.clean() == []
-    monkeypatch.setattr(time, "time", lambda: now() + 3700)
+    monkeypatch.setattr(time, "time", lambda: ended + 3700)
     deleted = series.clean()
     assert len(deleted) == 2
     assert "data/dead" in deleted

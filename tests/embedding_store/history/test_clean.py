@@ -65,10 +65,10 @@ def test_data_stay_for_an_hour(series: Series):
     publish_bare(series)
     age(folder(series), 100_000)
     series.expire(keep_last=1, dry_run=False)
-    age_tombstones(series, 3500)
+    age_tombstones(series, 1800)
     assert series.clean() == []
     assert series._storage.exists(first.data[0].path)
-    age_tombstones(series, 200)
+    age_tombstones(series, 1900)
     assert series.clean(timedelta(hours=3)) == []
     with pytest.raises(InvalidArgumentError, match="grace is 0:59:59; use at least 1:00:00"):
         series.clean(timedelta(minutes=59, seconds=59))
@@ -87,7 +87,7 @@ def test_clean_takes_remains_and_leaves_what_is_not_its_own(store: EmbeddingStor
     unneeded = manifest.data[0].path.replace("00000", "00001")
     (folder(series) / unneeded).write_bytes(b"x")
     age(folder(series), 7200)
-    age(folder(series) / "data" / "fresh" / "deep", 3500)
+    age(folder(series) / "data" / "fresh" / "deep", 1800)
     assert store.clean(timedelta(hours=3)) == []
     expected = ["data/dead", "manifests/.00000002.json.0a.tmp", unneeded]
     assert store.clean() == sorted(f"user_ctr/{path}" for path in expected)
@@ -131,6 +131,7 @@ def test_a_delta_on_a_base_that_is_expired_meanwhile(
     publish(series, 1, [1, 2], torch.ones(2, 3))
     publish(series, 1, [9])
     now = times.now()
+    monkeypatch.setattr(times, "now", lambda: now)
 
     def write() -> None:
         with series.write(as_of=2, space="ctr-1", base=1) as writer:
@@ -195,7 +196,7 @@ def test_empty_folders_go_once_they_are_old(series: Series):
     for name in ("data/dead", "data/fresh", "schemas"):
         (folder(series) / name).mkdir()
     age(folder(series), 7200)
-    age(folder(series) / "data" / "fresh", 3500)
+    age(folder(series) / "data" / "fresh", 1800)
     assert series.clean() == ["data/dead", "schemas"]
     assert series.clean() == []
     assert (folder(series) / "data" / "fresh").is_dir()

@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,8 +208,7 @@ def test_a_copy_is_no_faster_than_it_may_be(series: Series, monkeypatch: pytest.
         now[0] += seconds
 
     monkeypatch.setattr(torch.ops.embedding_store, "check_blocks", check)
-    monkeypatch.setattr(device_module.time, "sleep", sleep)
-    monkeypatch.setattr(device_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(device_module, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
     calls = []
     snapshot.load(
         manner=Manner(1e4, lambda done, of: calls.append((done, of)), lambda count, _: torch.empty(count).byte())

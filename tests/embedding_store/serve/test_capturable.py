@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -287,14 +289,20 @@ def test_every_lookup_of_many_readers_is_of_one_version(series: Series):
         finally:
             stop.set()
         for reader in readers:
-            seen = reader.result(60)
+            seen = reader.result(600)
             assert seen == sorted(seen)
     assert live.status.error is None
 
 
 def test_close_breaks_off_a_wait_for_readers(series: Series, monkeypatch: pytest.MonkeyPatch):
     waiting = threading.Event()
-    monkeypatch.setattr(slots.time, "sleep", lambda _: waiting.set())
+
+    def sleep(seconds: float) -> None:
+        waiting.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(slots, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(slots, "PATIENCE", NEVER)
     publish(series)
     live = capturable(series, interval=0.001)
     with live.reading():

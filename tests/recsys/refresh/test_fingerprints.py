@@ -168,11 +168,18 @@ def test_ranks_share_the_reading_of_files(contents: list[bytes], world_size: int
 
 
 def test_what_the_ranks_have_read_is_not_read_again(
-    tmp_path: Path, clock: Callable[[int], None], read: list[str], environment: Environment
+    tmp_path: Path,
+    clock: Callable[[int], None],
+    read: list[str],
+    environment: Environment,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, memory = tmp_path / "data", tmp_path / "files.json"
     paths = write(root, a=b"one", b=b"two")
-    read_together(root, memory, lambda: paths, environment)
+    with monkeypatch.context() as patch:
+        written = max(path.stat().st_ctime_ns for path in paths)
+        patch.setattr(fingerprints_module, "time", SimpleNamespace(time_ns=lambda: written))
+        read_together(root, memory, lambda: paths, environment)
     assert not memory.exists(), "just written: whoever asks reads them"
     clock(HOUR)
     read_together(root, memory, lambda: paths, environment)
