@@ -77,7 +77,7 @@ def forget(out: Path, name: str) -> None:
 def read_stages(out: Path) -> dict[str, dict[str, float]]:
     """stage name -> `seconds` of its slowest part and `peak_rss_bytes` of all, in the order in which stages ended."""
     stages: dict[str, dict[str, float]] = {}
-    for path in sorted((out / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted((out / "stages").glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
         part = json.loads(path.read_text())
         whole = stages.setdefault(path.name.split(".")[0], {"seconds": 0.0, "peak_rss_bytes": 0.0})
         whole["seconds"] = max(whole["seconds"], part["seconds"])

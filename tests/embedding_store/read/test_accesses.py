@@ -34,7 +34,11 @@ def crc(ids: list[int], counts: list[int]) -> dict[str, str]:
 SOME = Accesses(torch.tensor([7, -(2**63), 2**63 - 1]), torch.tensor([9, 9, 1]))
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
 @given(st.dictionaries(st.integers(-(2**63), 2**63 - 1), st.integers(1, 2**40), max_size=50))
 def test_a_file_gives_back_what_was_saved(tmp_path: Path, counts: dict[int, int]):
     falling = sorted(counts.items(), key=lambda item: -item[1])

@@ -131,7 +131,7 @@ def test_a_table_keeps_no_file_open_and_gives_its_memory_back(series: Series):
     folder = Path(series._storage.locate("data")).resolve()
     descriptors = len(os.listdir("/proc/self/fd"))
     table = snapshot.load()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # fewer where those of other tests have gone meanwhile
     assert mapped() == 10  # with index and overlay
     assert table.lookup(torch.arange(8))[0][:, 0].tolist() == list(range(8))
     del table

@@ -73,7 +73,8 @@ def test_thousands_of_swaps_leak_nothing(series: Series):
             series.tagged = lambda _, version=version: series.version(version)  # type: ignore[method-assign]
             assert live.refresh().version == version
         assert live.status.swaps == 2000
-        assert resources() == before
+        # Other tests of this process may have left some that go meanwhile: connections to a server that has ended.
+        assert all(now <= then for now, then in zip(resources(), before, strict=True))
 
 
 def test_the_thread_ends_with_close_and_with_the_last_reference(series: Series):

@@ -76,7 +76,9 @@ def test_row_groups_are_of_many_batches(
     monkeypatch.setattr(score_module, "BATCH_ROWS", 7)
     monkeypatch.setattr(score_module, "GROUP_ROWS", 20)
     score(made, data, tmp_path)
-    for path in tmp_path.rglob("*.parquet"):
+    paths = list(tmp_path.rglob("*.parquet"))
+    assert paths
+    for path in paths:
         stored = pq.read_metadata(path)
         groups = [stored.row_group(number).num_rows for number in range(stored.num_row_groups)]
         assert set(groups[:-1]) == {21}
