@@ -49,7 +49,7 @@ class LiveStatus:
     """What a LiveTable serves and how its last look for a newer version went."""
 
     version: int
-    """The version that lookups are of."""
+    """The version that lookups are of; in the instant of a swap they may be of the next one already."""
     as_of: int
     """Its event time, ms since the epoch."""
     space: str
