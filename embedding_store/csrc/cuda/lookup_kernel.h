@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const int64_t warp = blockIdx.x * warps_here + threadIdx.x / warp::kLanes;
   // On its way while the block gets the numbers.
   const int64_t id = first_id(arguments, warp, lane);
-  __shared__ TableNumbers numbers;
+  ES_SHARED(numbers, TableNumbers);
   read_numbers(arguments.table, threadIdx.x, &numbers);
   __syncthreads();
   lookup_warp<kDtype, kOut, kValues>(arguments, numbers, id, warp, gridDim.x * warps_here, lane);

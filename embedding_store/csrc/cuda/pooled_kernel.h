@@ -9,8 +9,8 @@ namespace embedding_store::cuda {
 template <Dtype kDtype, int kValues>
 __global__ void __launch_bounds__(kThreads, pooled_blocks(kValues))
     pooled_kernel(const __grid_constant__ PooledArguments arguments) {
-  __shared__ TableNumbers numbers;
-  __shared__ PooledShared<kValues> shared[kWarpsPerBlock];
+  ES_SHARED(numbers, TableNumbers);
+  ES_SHARED(shared, PooledShared<kValues>[kWarpsPerBlock]);
   read_numbers(arguments.table, threadIdx.x, &numbers);
   __syncthreads();
   const int in_block = threadIdx.x / warp::kLanes;
@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kThreads, pooled_blocks(kValues))
 template <int kValues>
 __global__ void __launch_bounds__(kFinishWarps * warp::kLanes, 1)
     finish_kernel(const __grid_constant__ PooledArguments arguments) {
-  __shared__ FinishShared<kValues> shared;
-  __shared__ int long_one;  // which of the block's units has a bag of many parts; -1: none
+  ES_SHARED(shared, FinishShared<kValues>);
+  ES_SHARED(long_one, int);  // which of the block's units has a bag of many parts; -1: none
   const int lane = threadIdx.x % warp::kLanes;
   const int warp = threadIdx.x / warp::kLanes;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kFinishWarps;

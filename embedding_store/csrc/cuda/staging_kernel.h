@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const int64_t warps_here = blockDim.x / warp::kLanes;
   const int64_t warp = blockIdx.x * warps_here + threadIdx.x / warp::kLanes;
   const int64_t id = first_id(arguments, warp, lane);
-  __shared__ TableNumbers numbers;
+  ES_SHARED(numbers, TableNumbers);
   read_numbers(arguments.table, threadIdx.x, &numbers);
   __syncthreads();
   stage_warp<kBytes>(arguments, numbers, id, warp, gridDim.x * warps_here, lane);

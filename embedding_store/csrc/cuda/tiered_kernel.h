@@ -13,8 +13,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) lookup_tiered_k
   const int64_t warps_here = blockDim.x / warp::kLanes;
   const int64_t warp = blockIdx.x * warps_here + threadIdx.x / warp::kLanes;
   const int64_t id = first_id(arguments, warp, lane);
-  __shared__ TableNumbers numbers;
-  __shared__ int counts[kCounts];
+  ES_SHARED(numbers, TableNumbers);
+  ES_SHARED(counts, int[kCounts]);
   read_numbers(arguments.table, threadIdx.x, &numbers);
   if (threadIdx.x < kCounts) counts[threadIdx.x] = 0;
   __syncthreads();

@@ -1,24 +1,10 @@
 // Kernels of `lookup_versions` and `locate`.
 #include "dispatch.h"
 #include "launch.h"
-#include "locate.h"
-#include "plan.h"
+#include "locate_kernel.h"
 #include "versions_kernel.h"
 
 namespace embedding_store::cuda {
-namespace {
-
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    locate_kernel(const __grid_constant__ LocateArguments arguments) {
-  __shared__ TableNumbers numbers;
-  read_numbers(arguments.table, threadIdx.x, &numbers);
-  __syncthreads();
-  const int64_t warps_here = blockDim.x / warp::kLanes;
-  const int64_t warp = blockIdx.x * warps_here + threadIdx.x / warp::kLanes;
-  locate_warp(arguments, numbers, warp, gridDim.x * warps_here, threadIdx.x % warp::kLanes);
-}
-
-}  // namespace
 
 void launch_versions(
     const VersionsArguments& arguments, Dtype dtype, OutDtype out, int processors, cudaStream_t stream) {

@@ -13,8 +13,13 @@
 
 #define ES_DEVICE __device__ __forceinline__
 #define ES_UNROLL _Pragma("unroll")
+// `name`, of this type, in a block's shared memory.
+#define ES_SHARED(name, ...) __shared__ embedding_store::warp::Same<__VA_ARGS__> name
 
 namespace embedding_store::warp {
+
+template <class T>
+using Same = T;
 
 constexpr int kLanes = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;

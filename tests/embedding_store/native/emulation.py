@@ -11,14 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from embedding_store.dtypes import DTYPES
 from tests.embedding_store.small_table import SmallTable
 
+SOURCES = Path(__file__).parent / "emulator"
+PARTS = ("plain_accesses", "races", "threads", "warp_emulator")
+"""Of the emulator itself."""
 COMPILER = shutil.which("c++") or shutil.which("g++")
 OUTS = (torch.float32, torch.float16, torch.bfloat16)
 EXTREMES = [-(2**63), -1, 0, 1, 2**31, 2**63 - 1]
+ORDERS = st.integers(0, 2**64 - 1)
+"""Of the turns of warps and lanes: what an emulator draws them from."""
 MISSING = [5, -7, 2**40, -(2**62)]
 IDS = EXTREMES + [1000 + 37 * i for i in range(70)]
 
@@ -37,21 +43,34 @@ class TablePointers(ctypes.Structure):
 
 
 def compiled(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
-    """A source of emulator/ as a library that undefined behaviour ends: once for all processes of a run."""
-    source, own = Path(__file__).parent / "emulator", folders.getbasetemp()
-    library = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"{name}.so"
-    with library.with_suffix(".lock").open("w") as lock:
+    """A source of emulator/ as a library that undefined behaviour and races end: once for all processes of a run."""
+    return ctypes.CDLL(str(library_of(name, folders)))
+
+
+def library_of(name: str, folders: pytest.TempPathFactory) -> Path:
+    """As `compiled`, not loaded."""
+    # Without the checks of longjmp: to them, a jump from one stack to another is a mistake.
+    objects = [_made(f"{part}.cpp.o", folders, "-O2", "-U_FORTIFY_SOURCE") for part in PARTS]
+    # For plain accesses the compiler calls what a thread sanitizer has: here the emulator, which is linked first, so that
+    # of what both have of the standard library it does not get the copy that calls it.
+    objects += [_made(f"{name}.o", folders, "-O0", "-fsanitize=undefined,thread", "-fno-sanitize-recover=all")]
+    return _made(f"{name}.so", folders, "-shared", *objects, "-fsanitize=undefined")
+
+
+def _made(name: str, folders: pytest.TempPathFactory, *options: str | Path) -> Path:
+    """An object file of a source, or a library: once for all processes of a run."""
+    own = folders.getbasetemp()
+    made = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    command = [COMPILER, "-std=c++20", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", *options]
+    if made.suffix == ".o":
+        command += ["-c", f"-I{SOURCES}", SOURCES / made.stem]
+    new = made.with_suffix(f"{made.suffix}.new")
+    with made.with_suffix(f"{made.suffix}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            _compile(source / name, library.with_suffix(".new"))
-            library.with_suffix(".new").rename(library)
-    return ctypes.CDLL(str(library))
-
-
-def _compile(source: Path, library: Path) -> None:
-    sanitized = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
-    command = [COMPILER, "-std=c++20", "-O0", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([*command, *sanitized, f"-I{source.parent}", source, "-o", library], check=True, timeout=600)
+        if not made.exists():
+            subprocess.run([*command, "-o", new], check=True, timeout=600)
+            new.rename(made)
+    return made
 
 
 def pointers(table: SmallTable, layout_on_device: bool = False) -> TablePointers:

@@ -1,4 +1,4 @@
-"""The CUDA kernels' bodies without a GPU: compiled by the host's compiler, run by 32 fibres (emulator/)."""
+"""The kernel of lookup without a GPU: compiled by the host's compiler, run by fibres that take turns (emulator/)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.embedding_store.native.emulation import (
     EXTREMES,
     IDS,
     MISSING,
+    ORDERS,
     OUTS,
     assert_answers,
     compiled,
@@ -41,6 +42,7 @@ def lookup(
     ids_per_warp: int = 32,
     warps: int = 2,
     layout_on_device: bool = False,
+    order: int = 1,
 ) -> tuple[Tensor, Tensor]:
     vectors = torch.full((len(ids), table.dim), torch.nan, dtype=out)
     found = torch.zeros(len(ids), dtype=torch.bool)
@@ -53,6 +55,7 @@ def lookup(
         OUTS.index(out),
         ids_per_warp,
         warps,
+        ctypes.c_uint64(order),
         *(ctypes.c_void_p(x.data_ptr()) for x in (vectors, found)),
     )
     return vectors, found
@@ -82,6 +85,7 @@ def test_rows_of_every_width_are_copied_bit_by_bit(emulator: ctypes.CDLL, name: 
     ids_per_warp=st.sampled_from([4, 8, 16, 32]),
     warps=st.integers(1, 3),
     layout_on_device=st.booleans(),
+    order=ORDERS,
     seed=st.integers(0, 7),
 )
 def test_any_table_and_any_question(
@@ -98,6 +102,7 @@ def test_any_table_and_any_question(
     ids_per_warp,
     warps,
     layout_on_device,
+    order,
     seed,
 ):
     rows = min(cut, len(stored)), max(len(stored) - cut, 0)
@@ -105,7 +110,7 @@ def test_any_table_and_any_question(
     table = small_table(stored, dim, name, segment_rows=rows, load=load, in_row=in_row, gone=gone, seed=seed)
     choice = torch.randint(len(stored) + len(MISSING), (count,), generator=torch.Generator().manual_seed(seed))
     ids = torch.tensor(stored + MISSING)[choice]
-    options = {"ids_per_warp": ids_per_warp, "warps": warps, "layout_on_device": layout_on_device}
+    options = {"ids_per_warp": ids_per_warp, "warps": warps, "layout_on_device": layout_on_device, "order": order}
     assert_answers(table, ids, out, lookup(emulator, table, ids, out, **options))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embedding_store.dtypes import DTYPES
 from embedding_store.native import reference
-from tests.embedding_store.native.emulation import COMPILER, OUTS, address, compiled, pointers
+from tests.embedding_store.native.emulation import COMPILER, ORDERS, OUTS, address, compiled, pointers
 from tests.embedding_store.small_table import SmallTable, small_table
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -38,8 +38,6 @@ class Staging(NamedTuple):
     places: int = 1000
     ids_per_warp: int = 32
     warps: int = 2
-    forwards: bool = False
-    """Whether the first warp is first to claim rows; else the last one is."""
 
 
 class Pooled:
@@ -57,6 +55,7 @@ class Pooled:
         processors: int = 1,
         staging: Staging | None = None,
         tiered: bool = False,
+        order: int = 1,
     ) -> None:
         bags = len(offsets) - 1
         self.pooled = torch.full((bags, table.dim), 7.0, dtype=out)  # what is not written is seen
@@ -79,7 +78,8 @@ class Pooled:
             int(mode == "mean"),
             OUTS.index(out),
             processors,
-            (ctypes.c_int64 * 5)(*(staging or Staging())),
+            ctypes.c_uint64(order),
+            (ctypes.c_int64 * 4)(*(staging or Staging())),
             *map(address, (self.pooled, self.found, self.hits, self.cold_bytes)),
         )
         """How many bags several warps shared."""
@@ -135,10 +135,11 @@ def test_bags_of_every_width_are_pooled(emulator: ctypes.CDLL, name: str, mode: 
     tiered=st.booleans(),
     overlaid=st.booleans(),
     processors=st.sampled_from([1, 2, 132]),
+    order=ORDERS,
     seed=st.integers(0, 100),
 )
 def test_bags_of_every_length_over_any_number_of_warps(
-    emulator: ctypes.CDLL, lengths, name, dim, mode, weighted, tiered, overlaid, processors, seed
+    emulator: ctypes.CDLL, lengths, name, dim, mode, weighted, tiered, overlaid, processors, order, seed
 ):
     rows = [30, len(IDS) - 30]
     gone = MISSING[:2] if overlaid else None
@@ -147,7 +148,7 @@ def test_bags_of_every_length_over_any_number_of_warps(
     weights = torch.randn(len(ids), generator=torch.Generator().manual_seed(seed)) if weighted else None
     if not lengths:
         return  # no bags: the op gives an empty answer without a kernel
-    got = Pooled(emulator, table, ids, offsets, weights, mode, processors=processors)
+    got = Pooled(emulator, table, ids, offsets, weights, mode, processors=processors, order=order)
     assert_pooled(got, table, ids, offsets, weights, mode)
 
 
@@ -238,14 +239,15 @@ def test_offsets_that_cannot_be_are_answered_with_nothing_but_nan(emulator: ctyp
     lengths=st.lists(st.integers(0, 60), min_size=2, max_size=60),
     wrong=st.lists(st.tuples(st.integers(0, 60), st.integers(-(2**63), 2**63 - 1) | st.integers(-5, 900)), min_size=1),
     processors=st.sampled_from([1, 3, 132]),
+    order=ORDERS,
 )
-def test_whatever_the_offsets_nothing_is_read_or_written_beyond(emulator: ctypes.CDLL, lengths, wrong, processors):
+def test_whatever_the_offsets_nothing_is_read_or_written_beyond(emulator: ctypes.CDLL, lengths, wrong, processors, order):
     table = small_table(IDS, 8, "float16")
     ids, offsets = questions(1, sum(lengths)), offsets_of(lengths)
     for place, value in wrong:
         offsets[place % len(offsets)] = value
     good = offsets[0] == 0 and offsets[-1] == len(ids) and all(a <= b for a, b in itertools.pairwise(offsets))
-    got = Pooled(emulator, table, ids, offsets, processors=processors)
+    got = Pooled(emulator, table, ids, offsets, processors=processors, order=order)
     if good:
         assert_pooled(got, table, ids, offsets)
     else:
@@ -281,3 +283,12 @@ def test_the_plan_gives_every_warp_as_much(emulator: ctypes.CDLL):
     assert plan(1000, 1000, 128)[0] == 32
     assert plan(10**6, 10**5, 128)[1] > 0.99 * warps
     assert [plan(10, 1, 512, name)[2] for name in DTYPES] == [4, 2, 2, 2, 1]
+
+
+def test_units_of_the_largest_size_have_all_their_ids(emulator: ctypes.CDLL):
+    """Whose numbers within a unit have 32 bits: of a bag that it does not cut, too."""
+    emulator.emulate_unit_ids.restype = ctypes.c_int64
+    for lengths in ([2**30 - 2, 2**30], [2**31 - 2], [2**30 - 100, 2**30 - 64, 2**30], [0, 2**32]):
+        offsets = offsets_of(lengths)
+        got = emulator.emulate_unit_ids(address(offsets), ctypes.c_int64(len(lengths)), 2**20, 1)
+        assert got == sum(lengths), lengths

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embedding_store.dtypes import DTYPES
 from embedding_store.native import ops, reference
-from tests.embedding_store.native.emulation import COMPILER, OUTS, address, compiled, pointers
+from tests.embedding_store.native.emulation import COMPILER, ORDERS, OUTS, address, compiled, pointers
 from tests.embedding_store.small_table import SmallTable, small_table
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -32,7 +32,7 @@ def ints(values: list[int]) -> Tensor:
 
 
 def history(
-    emulator: ctypes.CDLL, tables: list[SmallTable], inputs: dict[str, Tensor], k: int, out: torch.dtype, warps: int
+    emulator: ctypes.CDLL, tables: list[SmallTable], inputs: dict[str, Tensor], k: int, out: torch.dtype, order: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the kernel writes over results that hold something else."""
     count, dim = len(inputs["ids"]), tables[0].dim
@@ -50,7 +50,8 @@ def history(
         dim,
         list(DTYPES).index(tables[0].dtype.name),
         OUTS.index(out),
-        warps,
+        2,  # blocks
+        ctypes.c_uint64(order),
         *map(address, (vectors, mask, ages)),
     )
     return vectors, mask, ages
@@ -65,10 +66,11 @@ def history(
     name=st.sampled_from(list(DTYPES)),
     out=st.sampled_from(OUTS),
     in_row=st.booleans(),
+    order=ORDERS,
     seed=st.integers(0, 100),
     data=st.data(),
 )
-def test_each_id_in_its_versions(emulator: ctypes.CDLL, kept, count, k, dim, name, out, in_row, seed, data):
+def test_each_id_in_its_versions(emulator: ctypes.CDLL, kept, count, k, dim, name, out, in_row, order, seed, data):
     tables = [  # some with an overlay, some with a second segment, some empty
         small_table(
             IDS[:rows],
@@ -91,7 +93,7 @@ def test_each_id_in_its_versions(emulator: ctypes.CDLL, kept, count, k, dim, nam
         "as_of": torch.arange(len(numbers)) * 10 - 5,
         "numbers": ints(numbers),
     }
-    got = history(emulator, tables, inputs, k, out, warps=2)
+    got = history(emulator, tables, inputs, k, out, order)
     storages, layouts = [table.storage for table in tables], [table.layout for table in tables]
     arguments = (*inputs.values(), storages, layouts, k, dim, name, out)
     for one, expected, on_cpu in zip(
@@ -110,7 +112,7 @@ def test_an_age_is_at_most_the_largest_number(emulator: ctypes.CDLL, time: int, 
     table = small_table([7], 4, "float32")
     inputs = {name: ints([value]) for name, value in (("ids", 7), ("timestamps", time), ("newest", len(since) - 1))}
     inputs |= {"as_of": ints(since), "numbers": ints([0] * len(since))}
-    _, mask, ages = history(emulator, [table], inputs, len(since), torch.float32, warps=1)
+    _, mask, ages = history(emulator, [table], inputs, len(since), torch.float32)
     assert mask.all()
     on_cpu = ops.lookup_history(*inputs.values(), [table.storage], [table.layout], len(since), 4, "float32")[2]
     assert torch.equal(ages, on_cpu)
@@ -124,7 +126,7 @@ def test_no_version_and_no_table_have_another_number(emulator: ctypes.CDLL):
     newest = ints([0, 1, 2, 3, 4, -1, LEAST, MOST, 2**32])
     inputs = {"ids": torch.ones(9, dtype=torch.int64), "timestamps": torch.full((9,), 50), "newest": newest}
     inputs |= {"as_of": ints([0, 10, 20, 30]), "numbers": ints([0, 1, 0, 2**32])}
-    vectors, mask, ages = history(emulator, [table], inputs, 2, torch.float32, warps=1)
+    vectors, mask, ages = history(emulator, [table], inputs, 2, torch.float32)
     assert mask[:4].tolist() == [[True, False], [False, True], [True, False], [False, True]]
     assert ages[:4].tolist() == [[50, 0], [0, 50], [30, 0], [0, 30]]
     assert not mask[4:].any()
@@ -138,7 +140,7 @@ def test_an_id_that_a_version_has_not_leaves_its_place_empty(emulator: ctypes.CD
     tables = [small_table([1], 3, "float16"), small_table([2], 3, "float16")]
     inputs = {"ids": ints([1, 2]), "timestamps": ints([7, 7]), "newest": ints([1, 1])}
     inputs |= {"as_of": ints([0, 5]), "numbers": ints([0, 1])}
-    vectors, mask, ages = history(emulator, tables, inputs, 4096, torch.float32, warps=3)
+    vectors, mask, ages = history(emulator, tables, inputs, 4096, torch.float32)
     assert mask.nonzero().tolist() == [[0, 1], [1, 0]]
     assert (int(ages[0, 1]), int(ages[1, 0]), int(ages.sum())) == (7, 2, 9)
     assert torch.equal(vectors[0, 1], tables[0].vectors[0])

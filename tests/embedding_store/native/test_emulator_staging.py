@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embedding_store.dtypes import DTYPES
-from tests.embedding_store.native.emulation import COMPILER, IDS, MISSING, compiled, questions
+from tests.embedding_store.native.emulation import COMPILER, IDS, MISSING, ORDERS, compiled, questions
 from tests.embedding_store.native.test_emulator_bags import Pooled, Staging, assert_pooled, offsets_of
 from tests.embedding_store.small_table import SmallTable, small_table
 
@@ -65,8 +65,8 @@ def assert_same(got: Pooled, without: Pooled) -> None:
     places=st.sampled_from([0, 1, 3, 40, 1000]),
     ids_per_warp=st.sampled_from([4, 8, 16, 32]),
     warps=st.integers(1, 3),
-    forwards=st.booleans(),
     processors=st.sampled_from([1, 132]),
+    order=ORDERS,
     seed=st.integers(0, 100),
 )
 def test_the_same_bits_wherever_the_rows_were_read(
@@ -83,8 +83,8 @@ def test_the_same_bits_wherever_the_rows_were_read(
     places,
     ids_per_warp,
     warps,
-    forwards,
     processors,
+    order,
     seed,
 ):
     if not any(lengths):
@@ -96,8 +96,8 @@ def test_the_same_bits_wherever_the_rows_were_read(
     arguments = (emulator, table, ids, offsets, weights, mode, torch.float32, processors)
     without = Pooled(*arguments)
     assert_pooled(without, table, ids, offsets, weights, mode)
-    staging = Staging(batch, places, ids_per_warp, warps, forwards)
-    got = Pooled(*arguments, staging)
+    staging = Staging(batch, places, ids_per_warp, warps)
+    got = Pooled(*arguments, staging, order=order)
     assert_same(got, without)
     cold, claims = int(is_cold(table, ids).sum()), claimed(table, ids, batch)
     staged = min(claims, places)

@@ -17,6 +17,7 @@ from tests.embedding_store.native.emulation import (
     EXTREMES,
     IDS,
     MISSING,
+    ORDERS,
     OUTS,
     assert_answers,
     compiled,
@@ -42,6 +43,8 @@ class Answer(NamedTuple):
     """Ids hot, cold and missing, and rows that crossed."""
     cold_bytes: int
     """Read from the cold memory."""
+    repeats: Tensor
+    """Of the ids whose row another one read: position << 32 | position of that one, as many as there are."""
 
 
 def lookup(
@@ -54,9 +57,10 @@ def lookup(
     ids_per_warp: int = 32,
     warps: int = 2,
     layout_on_device: bool = False,
+    order: int = 1,
 ) -> Answer:
     vectors = torch.full((len(ids), table.dim), torch.nan, dtype=out)
-    found, counters = torch.zeros(len(ids), dtype=torch.bool), torch.zeros(4, dtype=torch.int32)
+    found, counters = torch.zeros(len(ids), dtype=torch.bool), torch.zeros(4, dtype=torch.int64)
     words = emulator.emulate_claim_words(ctypes.c_int64(len(ids))) if claims else 0
     scratch = torch.randint(-(2**62), 2**62, (words,))  # whatever was there
     cold_bytes = emulator.emulate_lookup_tiered(
@@ -68,11 +72,14 @@ def lookup(
         OUTS.index(out),
         ids_per_warp,
         warps,
+        ctypes.c_uint64(order),
         *(ctypes.c_void_p(x.data_ptr()) for x in (vectors, found)),
         ctypes.c_void_p(scratch.data_ptr() if claims else None),
         ctypes.c_void_p(counters.data_ptr()),
     )
-    return Answer(vectors, found, counters.tolist(), cold_bytes)
+    _, cold, _, crossed = counters.tolist()
+    repeats = scratch[2 * len(ids) + 1 :][: cold - crossed] if claims else scratch
+    return Answer(vectors, found, counters.tolist(), cold_bytes, repeats)
 
 
 def expected_counters(table: SmallTable, ids: Tensor, hot_rows: int, claims: bool) -> list[int]:
@@ -96,6 +103,7 @@ def expected_counters(table: SmallTable, ids: Tensor, hot_rows: int, claims: boo
     ids_per_warp=st.sampled_from([4, 8, 16, 32]),
     warps=st.integers(1, 3),
     layout_on_device=st.booleans(),
+    order=ORDERS,
     seed=st.integers(0, 7),
 )
 def test_any_table_and_any_question(
@@ -113,6 +121,7 @@ def test_any_table_and_any_question(
     ids_per_warp,
     warps,
     layout_on_device,
+    order,
     seed,
 ):
     hot = min(cut, len(stored))
@@ -121,7 +130,7 @@ def test_any_table_and_any_question(
     table = small_table(stored, dim, name, load=load, gone=gone, seed=seed, **places)
     choice = torch.randint(len(stored) + len(MISSING), (count,), generator=torch.Generator().manual_seed(seed))
     ids = torch.tensor(stored + MISSING)[choice]
-    options = {"ids_per_warp": ids_per_warp, "warps": warps, "layout_on_device": layout_on_device}
+    options = {"ids_per_warp": ids_per_warp, "warps": warps, "layout_on_device": layout_on_device, "order": order}
     got = lookup(emulator, table, ids, out, claims=claims, **options)
     assert_answers(table, ids, out, got[:2])
     assert got.counters == expected_counters(table, ids, hot, claims)
@@ -157,6 +166,20 @@ def test_a_table_of_claims_that_is_as_full_as_it_can_be(emulator: ctypes.CDLL, s
     got = lookup(emulator, table, ids, warps=5)
     assert_answers(table, ids, torch.float32, got[:2])
     assert got.counters == [0, count, 0, 1 if same else count]
+
+
+def test_whichever_id_comes_first_reads_the_row(emulator: ctypes.CDLL):
+    """And all others copy it, those before it as well."""
+    table = small_table(IDS, 4, "float32", segment_rows=[10, len(IDS) - 10], tiered=True)
+    ids, warps = torch.full((8,), IDS[20]), set[int]()
+    for order in range(40):
+        got = lookup(emulator, table, ids, ids_per_warp=4, order=order)
+        assert_answers(table, ids, torch.float32, got[:2])
+        assert got.counters == [0, 8, 0, 1]
+        repeats, [reader] = (got.repeats >> 32).tolist(), (got.repeats & 2**32 - 1).unique().tolist()
+        assert sorted([*repeats, reader]) == list(range(8))
+        warps.add(reader // 4)
+    assert warps == {0, 1}
 
 
 def test_rows_of_the_same_number_in_two_cold_segments(emulator: ctypes.CDLL):

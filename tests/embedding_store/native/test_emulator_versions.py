@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embedding_store.dtypes import DTYPES
 from embedding_store.native import reference
-from tests.embedding_store.native.emulation import COMPILER, OUTS, address, compiled, pointers
+from tests.embedding_store.native.emulation import COMPILER, ORDERS, OUTS, address, compiled, pointers
 from tests.embedding_store.small_table import SmallTable, small_table
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -27,7 +27,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def versions(
-    emulator: ctypes.CDLL, tables: list[SmallTable], ids: Tensor, choice: Tensor, out: torch.dtype, warps: int
+    emulator: ctypes.CDLL, tables: list[SmallTable], ids: Tensor, choice: Tensor, out: torch.dtype, order: int = 1
 ) -> tuple[Tensor, Tensor]:
     vectors = torch.full((len(ids), tables[0].dim), torch.nan, dtype=out)
     found = torch.zeros(len(ids), dtype=torch.bool)
@@ -41,7 +41,8 @@ def versions(
         tables[0].dim,
         list(DTYPES).index(tables[0].dtype.name),
         OUTS.index(out),
-        warps,
+        2,  # blocks
+        ctypes.c_uint64(order),
         address(vectors),
         address(found),
     )
@@ -57,9 +58,10 @@ def versions(
     out=st.sampled_from(OUTS),
     load=st.sampled_from([0.6, 1.0]),
     in_row=st.booleans(),
+    order=ORDERS,
     seed=st.integers(0, 100),
 )
-def test_each_id_in_a_table_of_its_own(emulator: ctypes.CDLL, kept, count, dim, name, out, load, in_row, seed):
+def test_each_id_in_a_table_of_its_own(emulator: ctypes.CDLL, kept, count, dim, name, out, load, in_row, order, seed):
     options = {"load": load, "in_row": in_row}
     tables = [  # some with an overlay, some with a second segment, some empty
         small_table(
@@ -76,7 +78,7 @@ def test_each_id_in_a_table_of_its_own(emulator: ctypes.CDLL, kept, count, dim, 
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor(IDS + MISSING)[torch.randint(len(IDS) + len(MISSING), (count,), generator=generator)]
     choice = torch.randint(-1, len(tables), (count,), generator=generator)
-    got = versions(emulator, tables, ids, choice, out, warps=2)
+    got = versions(emulator, tables, ids, choice, out, order)
     storages, layouts = [table.storage for table in tables], [table.layout for table in tables]
     expected = reference.lookup_versions(ids, choice, storages, layouts, dim, name, out)
     assert torch.equal(got[0], expected[0])
@@ -86,7 +88,7 @@ def test_each_id_in_a_table_of_its_own(emulator: ctypes.CDLL, kept, count, dim, 
 def test_no_table_has_another_number(emulator: ctypes.CDLL):
     table = small_table(IDS, 8, "int8")
     choice = torch.tensor([0, -1, 1, -(2**63), 2**63 - 1, 2**32])
-    vectors, found = versions(emulator, [table], torch.ones(6, dtype=torch.int64), choice, torch.float32, warps=1)
+    vectors, found = versions(emulator, [table], torch.ones(6, dtype=torch.int64), choice, torch.float32)
     assert found.tolist() == [True, False, False, False, False, False]
     assert not vectors[1:].any()
 
@@ -98,6 +100,12 @@ def test_locations_are_those_of_the_reference(emulator: ctypes.CDLL, ids_per_war
         table = small_table(IDS, 4, "float32", seed=3, **options)
         locations = torch.full((len(ids),), -7, dtype=torch.int64)
         emulator.emulate_locate(
-            ctypes.byref(pointers(table)), address(ids), ctypes.c_int64(len(ids)), ids_per_warp, 2, address(locations)
+            ctypes.byref(pointers(table)),
+            address(ids),
+            ctypes.c_int64(len(ids)),
+            ids_per_warp,
+            2,
+            ctypes.c_uint64(1),
+            address(locations),
         )
         assert torch.equal(locations, reference.locate(ids, table.storage, table.layout))

@@ -1,9 +1,8 @@
-// The CUDA kernels' bodies, run by the warp emulator: what test_emulator.py calls.
+// The kernel of `lookup`, run by the emulator: what test_emulator.py calls.
 #include <algorithm>
 
 #include "../../../../embedding_store/csrc/cuda/dispatch.h"
-#include "../../../../embedding_store/csrc/cuda/lookup.h"
-#include "../../../../embedding_store/csrc/cuda/plan.h"
+#include "../../../../embedding_store/csrc/cuda/lookup_kernel.h"
 #include "emulated_table.h"
 
 using namespace embedding_store;
@@ -11,23 +10,22 @@ using namespace embedding_store::cuda;
 
 extern "C" {
 
-// As launch_lookup, with `warps` warps one after another.
+// As launch_lookup, with `warps` warps, whose turns are drawn from `order`.
 void emulate_lookup(
     const Table* table, const int64_t* ids, int64_t count, int dim, int dtype, int out, int ids_per_warp, int warps,
-    uint8_t* vectors, bool* found) {
+    uint64_t order, uint8_t* vectors, bool* found) {
   const auto stored = static_cast<Dtype>(dtype);
   const auto type = static_cast<OutDtype>(out);
   const LookupArguments arguments{view(*table, stored, dim), ids, count, dim, ids_per_warp, vectors, found};
   auto emulator = emulator_for(
-      *table, {{ids, count * 8, false}, {vectors, count * dim * element_bytes(type), true}, {found, count, true}});
-  const TableNumbers numbers = numbers_in(emulator, arguments.table);
-  with_lookup<4, 2>(stored, type, dim, [&](auto dtype_constant, auto out_constant, auto values) {
-    for (int warp = 0; warp < warps; ++warp) {
-      emulator.run([&](int lane) {
-        lookup_warp<decltype(dtype_constant)::value, decltype(out_constant)::value, decltype(values)::value>(
-            arguments, numbers, first_id(arguments, warp, lane), warp, warps, lane);
-      });
-    }
+      *table,
+      {{"ids", ids, count * 8, false}, {"vectors", vectors, count * dim * element_bytes(type), true},
+       {"found", found, count, true}},
+      order);
+  with_lookup<4, 2>(stored, type, dim, [&](auto stored, auto result, auto values) {
+    emulator.launch("lookup", grid_of(warps), [&] {
+      lookup_kernel<decltype(stored)::value, decltype(result)::value, decltype(values)::value>(arguments);
+    });
   });
 }
 

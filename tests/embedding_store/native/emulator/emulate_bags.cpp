@@ -1,13 +1,11 @@
-// The bodies of the kernels of lookup_pooled and lookup_pooled_tiered, run by the warp emulator: what
-// test_emulator_bags.py calls.
+// The kernels of lookup_pooled and lookup_pooled_tiered, run by the emulator: what test_emulator_bags.py calls.
 #include <algorithm>
-#include <memory>
+#include <numeric>
 #include <vector>
 
 #include "../../../../embedding_store/csrc/cuda/dispatch.h"
-#include "../../../../embedding_store/csrc/cuda/pooled.h"
-#include "../../../../embedding_store/csrc/cuda/pooled_finish.h"
-#include "../../../../embedding_store/csrc/cuda/staging.h"
+#include "../../../../embedding_store/csrc/cuda/pooled_kernel.h"
+#include "../../../../embedding_store/csrc/cuda/staging_kernel.h"
 #include "emulated_table.h"
 
 using namespace embedding_store;
@@ -19,7 +17,6 @@ struct Staging {
   int64_t places;  // of cold rows
   int64_t ids_per_warp;
   int64_t warps;
-  int64_t forwards;  // 1: from the first warp to the last; 0: from the last to the first
 };
 
 namespace {
@@ -29,48 +26,26 @@ uint8_t* aligned(std::vector<uint64_t>* memory) {
   return reinterpret_cast<uint8_t*>(memory->data() + reinterpret_cast<uintptr_t>(memory->data()) % 16 / 8);
 }
 
-// As finish_kernel, a block after the other.
-void finish(warp::Emulator& emulator, const PooledArguments& arguments) {
-  bool bad = false;
-  for (int64_t unit = 0; unit < arguments.plan.units; ++unit) bad |= arguments.bad[unit];
-  if (bad) {
-    emulator.run([&](int lane) { refuse_all(arguments, lane, warp::kLanes); });
-    return;
-  }
-  if (arguments.hits != nullptr) {
-    emulator.run([&](int lane) {
-      const int64_t hits = total_hits(arguments, lane);
-      if (lane < kCounts) arguments.hits[lane] = hits;
+// As launch_pooled.
+void pool(warp::Emulator& emulator, const PooledArguments& arguments, Dtype dtype) {
+  const PooledPlan& plan = arguments.plan;
+  const auto in_blocks = [](int64_t all, int64_t each) { return static_cast<unsigned>((all + each - 1) / each); };
+  with_pooled(dtype, pooled_values(dtype, arguments.dim), [&](auto stored, auto values) {
+    const unsigned blocks = in_blocks(plan.units * plan.ranges, plan.threads / warp::kLanes);
+    emulator.launch("pooled", {{blocks, 1}, plan.threads}, [&] {
+      pooled_kernel<decltype(stored)::value, decltype(values)::value>(arguments);
     });
-  }
+  });
   with_values<4, 2>(arguments.dim, [&](auto values) {
     constexpr int kValues = decltype(values)::value;
-    const auto shared = std::make_unique<FinishShared<kValues>>();
-    for (int64_t unit = 0; unit < arguments.plan.units; ++unit) {
-      if (arguments.results[unit].cut_bag < 0) continue;
-      const CutBag cut(arguments, unit);
-      for (int64_t tile = 0; tile * warp::kLanes * kValues < arguments.dim; ++tile) {
-        const auto column = [&](int lane) { return (tile * warp::kLanes + lane) * kValues; };
-        if (cut.parts <= kFewParts) {
-          emulator.run([&](int lane) { finish_alone<kValues>(arguments, cut, column(lane), lane); });
-          continue;
-        }
-        std::memset(shared.get(), 0x7f, sizeof *shared);
-        for (int warp = 0; warp < kFinishWarps; ++warp) {
-          emulator.run([&](int lane) {
-            finish_share<kValues>(arguments, cut, column(lane), warp, lane, shared.get());
-          });
-        }
-        emulator.run([&](int lane) { finish_shared<kValues>(arguments, cut, column(lane), lane, *shared); });
-      }
-    }
+    const Dim blocks{in_blocks(plan.units, kFinishWarps), in_blocks(arguments.dim, warp::kLanes * kValues)};
+    emulator.launch("finish", {blocks, kFinishWarps * warp::kLanes}, [&] { finish_kernel<kValues>(arguments); });
   });
 }
 
-// `memory` is what the device would have for it. Returns how many bytes were read from
-// the cold memory.
+// `memory` is what the device would have for it. Returns how many bytes were read from the cold memory.
 int64_t stage(
-    const Table& table, const Staging& staging, Dtype dtype, std::vector<uint64_t>* memory,
+    const Table& table, const Staging& staging, Dtype dtype, uint64_t order, std::vector<uint64_t>* memory,
     PooledArguments* arguments) {
   const TableView& view = arguments->table;
   const bool quantised = is_quantised(dtype);
@@ -80,19 +55,15 @@ int64_t stage(
   auto* start = reinterpret_cast<uint64_t*>(aligned(memory));
   const StagingArguments all = staging_in(
       start, view, arguments->ids, arguments->count, staging.batch, staging.places, quantised);
-  auto emulator = emulator_for(table, {{arguments->ids, arguments->count * 8, false}, {start, bytes, true}});
-  const TableNumbers numbers = numbers_in(emulator, view);
+  auto emulator = emulator_for(
+      table, {{"ids", arguments->ids, arguments->count * 8, false}, {"staging memory", start, bytes, true}}, order);
   each_batch(all, arguments->count, staging.batch, [&](StagingArguments batch, uint64_t* cleared, size_t size) {
     std::memset(cleared, 0xff, size);
     batch.ids_per_warp = static_cast<int>(staging.ids_per_warp);
     with_values<16, 8, 4, 2>(staging_access(quantised, view.row_bytes), [&](auto chunk) {
-      for (int64_t turn = 0; turn < staging.warps; ++turn) {
-        const int64_t warp = staging.forwards != 0 ? turn : staging.warps - 1 - turn;
-        emulator.run([&](int lane) {
-          stage_warp<decltype(chunk)::value>(
-              batch, numbers, first_id(batch, warp, lane), warp, staging.warps, lane);
-        });
-      }
+      emulator.launch("stage", grid_of(static_cast<int>(staging.warps)), [&] {
+        stage_kernel<decltype(chunk)::value>(batch);
+      });
     });
   });
   arguments->staged = all.staged;
@@ -100,16 +71,23 @@ int64_t stage(
   return emulator.bytes_read(table.cold);
 }
 
+// Whether they rise from 0 to `count`. If not, units may take the same bag for theirs, and the kernel that comes after
+// them writes all answers anew.
+bool are_offsets(const int64_t* offsets, int64_t bags, int64_t count) {
+  return offsets[0] == 0 && offsets[bags] == count && std::is_sorted(offsets, offsets + bags + 1);
+}
+
 }  // namespace
 
 extern "C" {
 
 // As launch_pooled on a device of so many processors, and launch_staging before it. `hits`: int64 [kCounts], or null.
-// `cold_bytes`: how many staging has read from the cold memory, and what came after it. Returns how many bags were cut.
+// `order`: what turns are drawn from. `cold_bytes`: how many staging has read from the cold memory, and what came after
+// it. Returns how many bags were cut.
 int64_t emulate_pooled(
     const Table* table, const int64_t* ids, int64_t count, const int64_t* offsets, int64_t bags, const float* weights,
-    int dim, int dtype, int mean, int out, int processors, const Staging* staging, uint8_t* pooled, int64_t* found,
-    int64_t* hits, int64_t* cold_bytes) {
+    int dim, int dtype, int mean, int out, int processors, uint64_t order, const Staging* staging, uint8_t* pooled,
+    int64_t* found, int64_t* hits, int64_t* cold_bytes) {
   const auto stored = static_cast<Dtype>(dtype);
   const auto type = static_cast<OutDtype>(out);
   const PooledPlan plan = pooled_plan(count, bags, dim, stored, processors);
@@ -118,35 +96,41 @@ int64_t emulate_pooled(
   // What no unit writes is no part of an answer: NaN, and numbers of bags and ids that cannot be.
   std::vector<uint64_t> between(between_bytes(plan, dim) / 8 + 3, 0x7f7f7f7f7f7f7f7f);
   place_between(aligned(&between), &arguments);
-  const int64_t part_values = plan.units * 2 * dim;
-  std::fill_n(arguments.parts, part_values, from_bits(0x7fc00000u));
+  std::fill_n(arguments.parts, plan.units * 2 * dim, from_bits(0x7fc00000u));
   std::vector<uint64_t> memory;
-  if (staging->batch > 0) cold_bytes[0] = stage(*table, *staging, stored, &memory, &arguments);
+  if (staging->batch > 0) cold_bytes[0] = stage(*table, *staging, stored, order, &memory, &arguments);
+  const auto sharing = are_offsets(offsets, bags, count) ? warp::Sharing::kStrict : warp::Sharing::kContested;
   auto emulator = emulator_for(
       *table,
-      {{ids, count * 8, false}, {offsets, (bags + 1) * 8, false}, {weights, weights == nullptr ? 0 : count * 4, false},
-       {pooled, bags * dim * element_bytes(type), true}, {found, bags * 8, true},
-       {arguments.parts, part_values * 4, true},
-       {memory.data(), static_cast<int64_t>(memory.size()) * 8, false}});
-  const TableNumbers numbers = numbers_in(emulator, arguments.table);
-  with_pooled(stored, pooled_values(stored, dim), [&](auto dtype_constant, auto values) {
-    constexpr int kValues = decltype(values)::value;
-    // From the last to the first: no unit needs what another one has done.
-    for (int64_t warp = plan.units * plan.ranges - 1; warp >= 0; --warp) {
-      const int range = static_cast<int>(warp % plan.ranges);
-      PooledShared<kValues> shared;
-      std::memset(&shared, 0x7f, sizeof shared);
-      emulator.run([&](int lane) {
-        pooled_warp<decltype(dtype_constant)::value, kValues>(
-            arguments, numbers, warp / plan.ranges, range, &shared, lane);
-      });
-    }
-  });
-  int64_t cut = 0;
-  for (int64_t unit = 0; unit < plan.units; ++unit) cut += arguments.results[unit].cut_bag >= 0;
-  finish(emulator, arguments);
+      {{"ids", ids, count * 8, false}, {"offsets", offsets, (bags + 1) * 8, false},
+       {"weights", weights, weights == nullptr ? 0 : count * 4, false},
+       {"pooled", pooled, bags * dim * element_bytes(type), true, sharing},
+       {"found", found, bags * 8, true, sharing}, {"hits", hits, hits == nullptr ? 0 : kCounts * 8, true},
+       {"memory between units", between.data(), static_cast<int64_t>(between.size()) * 8, true},
+       {"staging memory", memory.data(), static_cast<int64_t>(memory.size()) * 8, false}},
+      order);
+  pool(emulator, arguments, stored);
   cold_bytes[1] = emulator.bytes_read(table->cold);
-  return cut;
+  return std::count_if(arguments.results, arguments.results + plan.units, [](const UnitResult& result) {
+    return result.cut_bag >= 0;
+  });
+}
+
+// How many ids the units have together, of bags of any length: no id is looked at.
+int64_t emulate_unit_ids(const int64_t* offsets, int64_t bags, int dim, int processors) {
+  PooledArguments arguments{};
+  arguments.count = offsets[bags];
+  arguments.offsets = offsets;
+  arguments.bags = bags;
+  arguments.plan = pooled_plan(arguments.count, bags, dim, Dtype::kFloat32, processors);
+  std::vector<int64_t> ids(arguments.plan.units);
+  warp::Emulator emulator(
+      {{"offsets", offsets, (bags + 1) * 8, false}, {"ids", ids.data(), arguments.plan.units * 8, true}}, 1);
+  emulator.launch("units", {{static_cast<unsigned>(ids.size()), 1}, warp::kLanes}, [&] {
+    const Unit unit = unit_at(arguments, blockIdx.x, static_cast<int>(threadIdx.x));
+    if (threadIdx.x == 0) ids[blockIdx.x] = unit.stop;
+  });
+  return std::reduce(ids.begin(), ids.end());
 }
 
 // int64 [5]: items, units, ranges, longest, threads a block.

@@ -6,10 +6,10 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "../../../../embedding_store/csrc/cuda/checked_layout.h"
+#include "../../../../embedding_store/csrc/cuda/plan.h"
 #include "../../../../embedding_store/csrc/cuda/probe.h"
 
 namespace embedding_store::cuda {
@@ -38,14 +38,6 @@ inline TableView view(const Table& table, Dtype dtype, int dim) {
   return view;
 }
 
-// As the kernels read them, into what would be a block's shared memory.
-inline TableNumbers numbers_in(warp::Emulator& emulator, const TableView& table) {
-  TableNumbers numbers;
-  std::memset(&numbers, 0x5a, sizeof numbers);
-  emulator.run([&](int lane) { read_numbers(table, lane, &numbers); });
-  return numbers;
-}
-
 // What LayoutCheck says of a table whose layout the host knows, up to `room` bytes with the zero at the end; nothing if
 // it lets it pass. `dim` 0: as for a search that looks at no rows.
 extern "C" void emulate_check(const Table* table, int64_t tiered, int dtype, int dim, char* said, int64_t room) {
@@ -62,11 +54,21 @@ extern "C" void emulate_check(const Table* table, int64_t tiered, int dtype, int
   std::strncpy(said, why.c_str(), room - 1);
 }
 
-inline warp::Emulator emulator_for(const Table& table, std::vector<warp::Memory> others) {
-  others.push_back({table.storage, table.storage_bytes, false});
-  others.push_back({table.cold, table.cold_bytes, false});
-  others.push_back({table.layout, table.layout_values * 8, false});
-  return warp::Emulator(std::move(others));
+// `order`: what turns are drawn from.
+inline warp::Emulator emulator_for(const Table& table, std::vector<warp::Memory> others, uint64_t order) {
+  others.push_back({"storage", table.storage, table.storage_bytes, false});
+  others.push_back({"cold", table.cold, table.cold_bytes, false});
+  others.push_back({"layout", table.layout, table.layout_values * 8, false});
+  return warp::Emulator(others, order);
 }
+
+// So many warps: in blocks of two if that goes, else of one.
+inline warp::Grid grid_of(int warps) {
+  const int in_block = warps % 2 == 0 ? 2 : 1;
+  return {{static_cast<unsigned>(warps / in_block), 1}, in_block * warp::kLanes};
+}
+
+// What kernels get that need whole blocks.
+inline warp::Grid blocks_of(int blocks) { return {{static_cast<unsigned>(blocks), 1}, kThreads}; }
 
 }  // namespace embedding_store::cuda
