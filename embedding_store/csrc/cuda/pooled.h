@@ -115,6 +115,7 @@ ES_DEVICE void pooled_warp(
     const Unit found_out = unit_at(arguments, unit_number, lane);
     if (lane == 0) {
       shared->unit = found_out;
+      shared->bad = found_out.bad;
       shared->start = warp::load(arguments.offsets + found_out.first_bag);
       shared->result = UnitResult{};
       shared->result.cut_bag = found_out.has_tail ? found_out.first_bag + found_out.bags : -1;
@@ -135,9 +136,9 @@ ES_DEVICE void pooled_warp(
     if (run == kBags && walk.bag >= unit.bags) run = kTail;
     Step step{};
     if (run == kBags) {
-      step = step_at(arguments, unit, walk, shared->start, at, here);
+      step = step_at(arguments, unit, walk, &shared->start, at, here);
       if (step.bad) {
-        if (here == 0) shared->unit.bad = true;
+        if (here == 0) shared->bad = true;
         break;
       }
     } else {
@@ -181,7 +182,7 @@ ES_DEVICE void pooled_warp(
   // Of the warps that have the unit, one says how many ids were found.
   if (range > 0 || lane > 0) return;
   arguments.results[unit.number] = shared->result;
-  arguments.bad[unit.number] = unit.bad;
+  arguments.bad[unit.number] = shared->bad;
 }
 
 }  // namespace embedding_store::cuda

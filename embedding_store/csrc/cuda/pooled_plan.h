@@ -20,7 +20,7 @@ namespace embedding_store::cuda {
 constexpr int pooled_blocks(int values) { return values > 8 ? 4 : 5; }
 
 constexpr int64_t kFewestItems = 32;
-constexpr int64_t kMostItems = 1 << 30;  // 32-bit numbers count them within a unit
+constexpr int64_t kMostItems = (1 << 30) - 32;  // a unit's ids, twice as many at most, and a step more have 32 bits
 constexpr int kRangeChunks = 32;  // a lane has one
 constexpr int kFewestChunks = 5;  // of a row, so that 8 lanes or more read it: a step's rows are 8 accesses or more
 

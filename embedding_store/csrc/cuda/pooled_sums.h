@@ -115,7 +115,9 @@ struct PooledShared {
 
   Unit unit;
   UnitResult result;
+  // Of lane 0 alone: between its writes and what others read there would have to be a sync.
   int64_t start;  // the offset of the first bag that has not ended
+  bool bad;       // offsets that cannot be were seen
   // Of a step's ids; the room for more is read and not used.
   uint64_t address[2 * warp::kLanes];  // of the values in the range of columns, or of zeros
   Scale scale[2 * warp::kLanes];

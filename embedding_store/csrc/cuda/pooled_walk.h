@@ -96,7 +96,7 @@ ES_DEVICE Unit unit_at(const PooledArguments& arguments, int64_t number, int lan
   unit.first_id = unit.has_head ? head_begin : begin;
   unit.first_bag = bag;
   const auto place = [&](int64_t id) {  // whatever the offsets say, no id beyond `count`
-    constexpr int64_t kMost = 2 * kMostItems - 2 * warp::kLanes;
+    constexpr int64_t kMost = 2 * kMostItems;
     const int64_t after = id - unit.first_id;
     return static_cast<int>(after < 0 ? 0 : after > kMost ? kMost : after);
   };
@@ -129,13 +129,13 @@ ES_DEVICE int64_t ends_from(const PooledArguments& arguments, const Unit& unit, 
   return bag + lane < unit.bags ? warp::load(arguments.offsets + unit.first_bag + bag + lane + 1) : kNever;
 }
 
-// The step from place `at` on; there is a bag left, which begins at the offset `start`.
+// The step from place `at` on; there is a bag left, which begins at the offset `start`, for lane 0 to read.
 ES_DEVICE Step step_at(
-    const PooledArguments& arguments, const Unit& unit, const Walk& walk, int64_t start, int at, int lane) {
+    const PooledArguments& arguments, const Unit& unit, const Walk& walk, const int64_t* start, int at, int lane) {
   const bool there = walk.ends != kNever;
   const int64_t before = warp::shuffle(walk.ends, lane > 0 ? lane - 1 : 0);
   Step step{};
-  step.bad = warp::ballot(there && walk.ends < (lane > 0 ? before : start)) != 0;
+  step.bad = warp::ballot(there && walk.ends < (lane > 0 ? before : *start)) != 0;
   const int64_t left = within(walk.ends, arguments.count) - unit.first_id - at;
   step.end = there && left <= warp::kLanes ? static_cast<int>(left) : kOpen;
   step.closing = warp::count_bits(warp::ballot(step.end != kOpen));

@@ -65,8 +65,9 @@ ES_DEVICE void copy_repeats_warp(
         const uint64_t from_to = warp::shuffle(repeat, cursor.row % warp::kLanes);
         const auto column = static_cast<int64_t>(cursor.chunk) * kBytes;
         targets[i] = static_cast<int64_t>(from_to >> 32) * row_bytes + column;
-        const int64_t source = static_cast<int64_t>(from_to & 0xffffffffu) * row_bytes + column;
-        values[i] = warp::load_past<kBytes>(vectors + (item + i * warp::kLanes < items ? source : 0));
+        const uint8_t* source = vectors + static_cast<int64_t>(from_to & 0xffffffffu) * row_bytes + column;
+        // Beyond the end none of the vectors: another warp may be writing it, and of what is written nothing may be read.
+        values[i] = warp::load_past<kBytes>(item + i * warp::kLanes < items ? source : warp::zeros(lane));
         cursor.advance(chunks);
       }
       ES_UNROLL
