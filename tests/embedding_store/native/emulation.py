@@ -51,7 +51,7 @@ def library_of(name: str, folders: pytest.TempPathFactory) -> Path:
     """As `compiled`, not loaded."""
     # Without the checks of longjmp: to them, a jump from one stack to another is a mistake.
     objects = [_made(f"{part}.cpp.o", folders, "-O2", "-U_FORTIFY_SOURCE") for part in PARTS]
-    # For plain accesses the compiler calls what a thread sanitizer has: here the emulator, which is linked first, so that
+    # For plain accesses the compiler calls what a thread sanitizer has: here the emulator. It is linked first, so that
     # of what both have of the standard library it does not get the copy that calls it.
     objects += [_made(f"{name}.o", folders, "-O0", "-fsanitize=undefined,thread", "-fno-sanitize-recover=all")]
     return _made(f"{name}.so", folders, "-shared", *objects, "-fsanitize=undefined")

@@ -241,7 +241,9 @@ def test_offsets_that_cannot_be_are_answered_with_nothing_but_nan(emulator: ctyp
     processors=st.sampled_from([1, 3, 132]),
     order=ORDERS,
 )
-def test_whatever_the_offsets_nothing_is_read_or_written_beyond(emulator: ctypes.CDLL, lengths, wrong, processors, order):
+def test_whatever_the_offsets_nothing_is_read_or_written_beyond(
+    emulator: ctypes.CDLL, lengths, wrong, processors, order
+):
     table = small_table(IDS, 8, "float16")
     ids, offsets = questions(1, sum(lengths)), offsets_of(lengths)
     for place, value in wrong:

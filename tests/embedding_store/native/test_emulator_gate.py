@@ -1,4 +1,4 @@
-"""The kernels that go through the gate without a GPU, several at once beside a writer: test_gate.py has the protocol."""
+"""The kernels that go through the gate without a GPU, several beside a writer: test_gate.py has the protocol."""
 
 from __future__ import annotations
 
