@@ -1,5 +1,9 @@
-// What the kernels need of a warp. Their bodies (probe.h, rows.h, lookup.h, pooled.h) use nothing else of CUDA, so that
-// a test without a GPU runs the same code lane by lane: tests/embedding_store/native/emulator has these functions, too.
+// What the kernels need of a warp. They (*_kernel.h, and what these include) use nothing else of CUDA but their own
+// place in the grid, barriers of a block and atomicAdd, so that a test without a GPU runs the same code:
+// tests/embedding_store/native/emulator has all of it, too.
+//
+// Only `sync`, and a block's barrier, order what lanes write and others read in shared memory: ballots and shuffles do
+// not, and what is read with `load` or one of its kind nobody may write in the same launch.
 #pragma once
 
 #include <cstdint>
