@@ -17,6 +17,8 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 NC = "read through the read-only path"
 WRONG = {  # what the emulator says of it, whatever the order
     "two blocks write the same value": ("words + 0: written by block", ", written by block"),
+    "two blocks write a struct, one of them in part": ("pairs + ", "written by block 0", "written by block 1"),
+    "a block reads a struct that another writes": ("pairs + ", "written by block 0", "read by block 1"),
     "a block reads what another writes": ("words + 0: ", "read by block 1, warp 1", "written by block 0, warp 0"),
     "a plain read of what is changed atomically": ("words + 0", "read by block 1", "changed atomically by block 0"),
     "a plain write of what is changed atomically": ("words + 0", "written by block 1", "changed atomically by block 0"),

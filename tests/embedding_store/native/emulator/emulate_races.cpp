@@ -9,6 +9,11 @@ alignas(16) uint64_t words[8];
 alignas(16) const uint64_t constants[2] = {1, 2};
 uint64_t unknown;  // to the emulator
 
+struct Pair {
+  uint64_t first, second;
+};
+Pair pairs[2];
+
 struct Kernel {
   const char* name;
   int warps;  // of a block
@@ -21,6 +26,18 @@ void store_half(int half, uint32_t value) {
 
 const Kernel kKernels[] = {
     {"two blocks write the same value", 1, [](int, int, int lane) { if (lane == 0) words[0] = 7; }},
+    {"two blocks write a struct, one of them in part", 1,
+     [](int block, int, int lane) {
+       if (lane != 0) return;
+       if (block == 0) pairs[0] = Pair{1, 2};
+       else pairs[0].second = 3;
+     }},
+    {"a block reads a struct that another writes", 1,
+     [](int block, int, int lane) {
+       if (lane != 0) return;
+       if (block == 0) pairs[0].second = 3;
+       else pairs[1] = pairs[0];
+     }},
     {"a block reads what another writes", 1,
      [](int block, int, int lane) {
        if (lane != 0) return;
@@ -122,7 +139,10 @@ const char* name_of(int number) {
 // One of them, in two launches of two blocks. Ends the process if it is wrong.
 void run_kernel(int number, uint64_t order) {
   const Kernel& kernel = kKernels[number];
-  warp::Emulator emulator({{"words", words, sizeof words, true}, {"constants", constants, sizeof constants, false}}, order);
+  warp::Emulator emulator(
+      {{"words", words, sizeof words, true}, {"pairs", pairs, sizeof pairs, true},
+       {"constants", constants, sizeof constants, false}},
+      order);
   for (int launch = 0; launch < 2; ++launch) {
     emulator.launch("kernel", {{2, 1}, kernel.warps * warp::kLanes}, [&] {
       const auto thread = static_cast<int>(threadIdx.x);

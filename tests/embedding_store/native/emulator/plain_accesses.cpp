@@ -1,5 +1,6 @@
 // What the compiler calls before every access to memory with -fsanitize=thread: here it tells the emulator, in place of
-// the thread sanitizer's own library, which is not linked.
+// the thread sanitizer's own library, which is not linked. Not told of: memcpy and memset, which no kernel uses but for a
+// thread's own variables.
 #include <cstdint>
 
 namespace embedding_store::warp {
