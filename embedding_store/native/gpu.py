@@ -7,7 +7,10 @@ any stream, replayed graphs too. It is called without the GIL.
 
 Allocations, and waiting for events, are not allowed while another thread captures a CUDA graph (in its default mode,
 "global"): they would fail, and end the capture. All that is done here is done in the mode "relaxed" of this thread,
-see cudaThreadExchangeStreamCaptureMode, which is right because none of it belongs to a capture.
+see cudaThreadExchangeStreamCaptureMode, which is right because none of it belongs to a capture. Nor may it be issued
+on a stream that is captured: torch has 32 streams and hands them out in turn, so that its next one may be that on which
+another thread captures, which would take a copy into its graph, where nothing is copied before the replay. What is done
+aside has streams that are not torch's.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import ctypes
 import functools
 import os
 import weakref
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -29,6 +33,9 @@ from embedding_store.native.library import cuda_library, library
 
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed
+
+_idle = defaultdict[int, deque[int]](deque)
+"""Of each GPU, streams that nobody has. A deque's ends are safe among threads."""
 
 
 def usable(device: torch.device) -> torch.device:
@@ -109,6 +116,28 @@ def sent(
     with beside_captures(device):
         staged = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values)
         return staged.to(device, non_blocking=True)
+
+
+@contextmanager
+def aside(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
+    """A stream that nobody else has, current meanwhile; all that was issued there is done at the end. It waits for no
+    other, disturbs no captures, and is not disturbed by them. None on the CPU."""
+    if device.type == "cpu":
+        yield None
+        return
+    with beside_captures(device):
+        idle = _idle[device.index]
+        try:
+            handle = idle.pop()
+        except IndexError:
+            handle = _new_stream(device)
+        stream = torch.cuda.ExternalStream(handle, device=device)
+        try:
+            with torch.cuda.stream(stream):
+                yield stream
+        finally:
+            stream.synchronize()  # where that fails, nobody gets the stream any more
+            idle.append(handle)
 
 
 def pin(memory: Tensor, device: torch.device) -> None:
@@ -196,6 +225,15 @@ def _allocate(count: int, device: torch.device) -> int:
     if error or address.value is None:
         raise RuntimeError(f"{count} bytes of {device} cannot be allocated: {_message(error)}")
     return address.value
+
+
+def _new_stream(device: torch.device) -> int:
+    native, handle = cuda_library(), ctypes.c_void_p()
+    with torch.cuda.device(device):
+        error = native.embedding_store_cuda_stream(device.index, ctypes.byref(handle))
+    if error or handle.value is None:
+        raise RuntimeError(f"no stream of {device} can be made: {_message(error)}")
+    return handle.value
 
 
 def _free(address: int, index: int, process: int) -> None:

@@ -23,7 +23,7 @@ _BUILD = (
     "for CUDA, install the CUDA toolkit's nvcc and build with `make install` or `pip install --no-build-isolation .`, "
     "and use a torch with CUDA on a machine with a GPU"
 )
-_CUDA_FUNCTIONS = ("allocate", "free", "pin", "unpin", "capture_mode", "driver", "error")
+_CUDA_FUNCTIONS = ("allocate", "free", "pin", "unpin", "stream", "capture_mode", "driver", "error")
 """What native/gpu.py calls, besides ops."""
 _CORRUPT = re.compile(r"(\w+Error): (.*): (.*)", re.DOTALL)
 

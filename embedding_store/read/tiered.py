@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -129,7 +129,7 @@ class TieredTable(Table):
         if counts is None:
             raise InvalidArgumentError("no accesses are counted: call count_accesses() first")
         found = [(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int32))]
-        with gpu.beside_captures(self.device), self._aside():
+        with self._aside():
             for entries in self._index_pieces():
                 rows = self._row_numbers(entries[:, 1])
                 here = counts[rows] * (rows < self._rows)
@@ -214,13 +214,14 @@ class TieredTable(Table):
     def _index_storage(self) -> Tensor:
         return self.cold if self.index_on_host else self._storage
 
-    def _aside(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
         """On a GPU, a stream on which work waits for what was asked of it so far, and lookups do not wait for it."""
-        if self.device.type != "cuda":
-            return nullcontext()
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        return torch.cuda.stream(stream)
+        here = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        with gpu.aside(self.device) as stream:
+            if stream is not None and here is not None:
+                stream.wait_stream(here)
+            yield
 
     def _index_pieces(self) -> Iterator[Tensor]:
         """The slots of the index and of the overlay, int64 [n, 2], piece by piece."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -241,26 +240,12 @@ class _Source:
 
 
 class _Copier:
-    """Fills tensors on the device through pinned buffers by turns: while one travels, the next is filled."""
+    """Fills tensors on a device through pinned buffers by turns, on the current stream: while one travels, the next is
+    filled."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream: torch.cuda.Stream | None = None
+    def __init__(self) -> None:
         self._staging: list[tuple[Tensor, torch.cuda.Event]] = []
         self._turn = 0
-        self._context = ExitStack()
-
-    def __enter__(self) -> _Copier:
-        if self._device.type == "cuda":
-            self._context.enter_context(torch.cuda.device(self._device))
-            self._context.enter_context(gpu.beside_captures(self._device))
-            self._stream = torch.cuda.Stream(self._device)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._context:
-            if self._stream is not None:
-                self._stream.synchronize()
 
     def put(
         self,
@@ -268,7 +253,7 @@ class _Copier:
         fill: Callable[[Tensor], object],
     ) -> None:
         """Call `fill` with uint8 [n] on the host: with `target` itself if it is there."""
-        if self._stream is None or target.device.type == "cpu":
+        if target.device.type == "cpu":
             fill(target)
             return
         if len(self._staging) < _STAGING_BUFFERS:
@@ -279,9 +264,8 @@ class _Copier:
         done.synchronize()
         staged = buffer[: len(target)]
         fill(staged)
-        with torch.cuda.stream(self._stream):
-            target.copy_(staged, non_blocking=True)
-            done.record(self._stream)
+        target.copy_(staged, non_blocking=True)
+        done.record()
 
 
 def _tiers(source: _Source, hot_rows: int, hot_ids: Tensor | None) -> Tensor:
@@ -316,7 +300,8 @@ def _copy(
     storage = (manner.memory or gpu.device_memory)(hot_columns.end, device)
     cold_storage, readers = host_memory(cold_columns.end if cold or index_on_host else 0, device)
     targets = {_HOT: (storage, hot_columns, hot), _COLD: (cold_storage, cold_columns, cold)}
-    with _Copier(device) as copier:
+    with gpu.aside(device):
+        copier = _Copier()
         _copy_indexes(source, tiers, cold_storage if index_on_host else storage, copier)
         for tier, (target, columns, count) in targets.items():
             if count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,7 +77,6 @@ class Slots:
         self._names = names
         self._headroom = headroom
         self._storages: dict[str, Tensor] = {}  # uint8 [2 * capacity]
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         width = len(names) * _NUMBERS + 1  # the layouts of all series, side by side, and the version
         with self._writing():
             numbers = gpu.device_memory(_ALIGNMENT + 2 * 8 * width, device).zero_()
@@ -145,17 +144,9 @@ class Slots:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """On a stream of its own, and done at the end; outside of inference mode, in which tensors would be made that
-        nobody outside of it could change."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(gpu.beside_captures(self._device))
-            if self._stream is None:
-                yield
-                return
-            stack.enter_context(torch.cuda.stream(self._stream))
+        """Aside, and done at the end; outside of inference mode, whose tensors nobody outside of it could change."""
+        with torch.inference_mode(False), gpu.aside(self._device):
             yield
-            self._stream.synchronize()
 
     def _await_readers(self, slot: int, go_on: Callable[..., bool] | None) -> None:
         deadline = time.monotonic() + PATIENCE

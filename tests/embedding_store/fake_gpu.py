@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,20 @@ from torch import Tensor
 from embedding_store.native import gpu
 
 DEVICE = torch.device("cuda", 0)
+
+
+class FakeStream:
+    """What is waited for there is noted, and what waits."""
+
+    def __init__(self, handle: int, log: list[str]) -> None:
+        self.handle = handle
+        self.log = log
+
+    def wait_stream(self, other: Any) -> None:
+        self.log.append(f"{self.handle} after {other.handle}")
+
+    def synchronize(self) -> None:
+        self.log.append(f"wait {self.handle}")
 
 
 class FakeGpu:
@@ -29,8 +45,12 @@ class FakeGpu:
         self.mode = 0
         """How captures of other threads bind this one: 0 is CUDA's default, 2 relaxed."""
         self.log: list[str] = []
-        """What was pinned and no more, and what a test adds."""
+        """What was pinned and no more, what was waited for, and what a test adds."""
         self.may_pin = True
+        self.current = FakeStream(0, self.log)
+        """The stream that is."""
+        self.streams = 0
+        """How many were made, besides torch's."""
         self._blocks: dict[int, ctypes.Array[ctypes.c_uint8]] = {}
         library = SimpleNamespace(
             embedding_store_cuda_allocate=self._allocate,
@@ -38,12 +58,18 @@ class FakeGpu:
             embedding_store_cuda_capture_mode=self._exchange,
             embedding_store_cuda_pin=self._pin,
             embedding_store_cuda_unpin=self._unpin,
+            embedding_store_cuda_stream=self._make_stream,
             embedding_store_cuda_driver=lambda: 12040,
             embedding_store_cuda_error=lambda _: b"what CUDA says",
         )
         patch.setattr(gpu, "cuda_library", lambda: library)
+        patch.setattr(gpu, "_idle", defaultdict(deque))
         patch.setattr(torch, "as_tensor", self._as_tensor)
         patch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "Stream", None)  # one of torch's may be any of them
+        patch.setattr(torch.cuda, "ExternalStream", lambda handle, device: FakeStream(handle, self.log))
+        patch.setattr(torch.cuda, "stream", self._use)
+        patch.setattr(torch.cuda, "current_stream", lambda _: self.current)
         patch.setattr(torch.cuda, "empty_cache", self._empty_cache)
         patch.setattr(torch.cuda, "mem_get_info", lambda _: (self.capacity - self.live - self.cached, self.capacity))
 
@@ -80,6 +106,18 @@ class FakeGpu:
         assert address.value is not None
         self.log.append("unpin")
         return 0
+
+    def _make_stream(self, device: int, handle: Any) -> int:
+        assert (device, self.mode) == (0, 2)
+        self.streams += 1
+        ctypes.cast(handle, ctypes.POINTER(ctypes.c_void_p))[0] = self.streams
+        return 0
+
+    @contextlib.contextmanager
+    def _use(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
 
     def _exchange(self, mode: int) -> int:
         before, self.mode = self.mode, mode

@@ -1,5 +1,5 @@
-// Memory of a GPU for tables, outside of torch's caching allocator, for Python's ctypes: native/gpu.py says why. Those
-// that return a cudaError_t leave no error behind for the next call to find.
+// Memory of a GPU for tables, outside of torch's caching allocator, and streams, outside of its pool, for Python's ctypes:
+// native/gpu.py says why. Those that return a cudaError_t leave no error behind for the next call to find.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -54,6 +54,16 @@ ES_EXPORT int embedding_store_cuda_unpin(int device, void* memory) {
   const BesideCaptures beside;
   const cudaError_t error = cudaSetDevice(device);
   return result(error == cudaSuccess ? cudaHostUnregister(memory) : error);
+}
+
+// A stream that waits for no other, the legacy default stream included, as torch's do not. It is never destroyed.
+ES_EXPORT int embedding_store_cuda_stream(int device, void** stream) {
+  const BesideCaptures beside;
+  const cudaError_t error = cudaSetDevice(device);
+  return result(
+      error == cudaSuccess
+          ? cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream), cudaStreamNonBlocking)
+          : error);
 }
 
 // How captures of other threads bind this one: `mode` from now on. Returns what it was, or -1 if that is not known.

@@ -14,7 +14,7 @@ import torch
 from embedding_store.errors import DeviceMemoryError, NativeLibraryError
 from embedding_store.native import gpu, library
 from embedding_store.read import copying
-from tests.embedding_store.fake_gpu import DEVICE, FakeGpu
+from tests.embedding_store.fake_gpu import DEVICE, FakeGpu, FakeStream
 
 
 @pytest.fixture
@@ -78,7 +78,46 @@ def test_the_mode_of_captures_is_restored(fake: FakeGpu):
         assert fake.mode == 0
 
 
-class FakeStream:
+def test_what_is_done_aside_has_a_stream_to_itself(fake: FakeGpu):
+    """Torch hands its 32 out in turn: one of them may be that on which another thread captures a graph."""
+    with gpu.aside(DEVICE) as one, gpu.aside(DEVICE) as other:
+        assert fake.current is other
+        assert fake.mode == 2
+    assert isinstance(one, FakeStream)
+    assert isinstance(other, FakeStream)
+    assert one.handle != other.handle
+    assert fake.log == [f"wait {other.handle}", f"wait {one.handle}"]
+    assert (fake.current.handle, fake.mode) == (0, 0)
+    for _ in range(40):
+        with gpu.aside(DEVICE):
+            pass
+    assert fake.streams == 2
+    with gpu.aside(torch.device("cpu")) as none:
+        assert (none, fake.mode) == (None, 0)
+
+
+def test_a_stream_that_ends_in_an_error_of_the_device_is_nobodys(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch):
+    def fail_aside(error: Exception) -> None:
+        with gpu.aside(DEVICE):
+            raise error
+
+    with pytest.raises(KeyError):
+        fail_aside(KeyError())
+    assert fake.log == ["wait 1"]
+
+    def broken(_: FakeStream) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeStream, "synchronize", broken)
+        with pytest.raises(RuntimeError, match="illegal memory access"), gpu.aside(DEVICE):
+            pass
+    assert fake.mode == 0
+    with gpu.aside(DEVICE):
+        assert fake.streams == 2
+
+
+class ReadStream:
     """Of which an event can be recorded, unless it is being captured."""
 
     def __init__(self, handle: int, log: list[str]) -> None:
@@ -86,7 +125,7 @@ class FakeStream:
         self.log = log
         self.capturing = False
 
-    def record_event(self) -> FakeStream:
+    def record_event(self) -> ReadStream:
         assert not self.capturing
         self.log.append(f"record {self.handle}")
         return self
@@ -100,7 +139,7 @@ class FakeStreams:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []
-        self.streams = [FakeStream(handle, self.log) for handle in range(3)]
+        self.streams = [ReadStream(handle, self.log) for handle in range(3)]
         self.current = self.streams[0]
         self.asked = 0
         patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: self.current.handle, raising=False)
@@ -108,11 +147,11 @@ class FakeStreams:
         patch.setattr(torch.cuda, "stream", self._use)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.used.capturing)
 
-    def _current(self, _: torch.device) -> FakeStream:
+    def _current(self, _: torch.device) -> ReadStream:
         self.asked += 1
         return self.current
 
-    def _use(self, stream: FakeStream) -> Any:
+    def _use(self, stream: ReadStream) -> Any:
         self.used = stream
         return contextlib.nullcontext()
 
