@@ -40,10 +40,10 @@ _kept: list[tuple[torch.UntypedStorage, gpu.Readers]] = []
 def host_memory(count: int, device: torch.device) -> tuple[Tensor, gpu.Readers | None]:
     """uint8 [count] that a GPU can read, and who waits for that before the memory is given back; None on the CPU.
 
-    In huge pages; registered, because pinned memory of torch's is rounded up to a power of 2. Raises DeviceMemoryError
-    where the host has not as much that can be pinned.
+    In huge pages; registered, because pinned memory of torch's is rounded up to a power of 2. What a GPU reads is no
+    forked child's, which has no GPU. Raises DeviceMemoryError where the host has not as much that can be pinned.
     """
-    memory = in_huge_pages(count)
+    memory = in_huge_pages(count, inherited=device.type != "cuda")
     if device.type != "cuda" or count == 0:
         return memory, None
     readers = gpu.Readers(device)

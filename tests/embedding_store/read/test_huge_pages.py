@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,22 @@ def test_huge_pages_are_asked_for(monkeypatch: pytest.MonkeyPatch):
     flags = flags_at(plain.data_ptr())
     assert flags
     assert "hg" not in flags
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without huge pages")
+def test_what_is_not_inherited_is_zeros_in_a_child():
+    """It may well unmap it, too, and what the parent has stays."""
+    for inherited in (True, False):
+        memory = in_huge_pages(8 << 20, inherited=inherited)
+        memory.fill_(7)
+        assert "hg" in flags_at(memory.data_ptr())
+        child = os.fork()
+        if child == 0:
+            found = int(memory[-1])
+            del memory
+            os._exit(found)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (7 if inherited else 0)
+        assert int(memory[-1]) == 7
 
 
 def test_the_pages_live_as_long_as_the_storage(monkeypatch: pytest.MonkeyPatch):
