@@ -10,9 +10,9 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ OPEN_TABLES = 256
 """Mapped tables that stay open between calls. One takes addresses, not memory."""
 _REMEDY = "give as many, or look up on the CPU, where versions are mapped"
 _Key = tuple[str, int, str]
+_Result = TypeVar("_Result")
 
 
 class _Open:
@@ -82,13 +83,25 @@ class OpenTables:
             DeviceMemoryError: `gpu_bytes` is less than one of them takes, or the device has not as much.
             StoreError: what `Snapshot.load` raises.
         """
-        held: list[_Open] = []
+        held, tables = list[_Open](), list[Table]()
         try:
             while len(held) < len(snapshots) and self._holds(snapshots[len(held)], held):
                 pass
-            yield [one.table for one in held if one.table is not None]
+            tables += [one.table for one in held if one.table is not None]
+            yield tables
         finally:
+            tables.clear()  # before others may take the room of one, which is there when nobody has it any more
             self._leave(held, held)
+
+    def making_room(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """What `work` gives of these arguments. It takes torch's memory on the device, beside the tables: where that is
+        full, those that no call holds go, one after another, as they do for a table."""
+        while True:
+            try:
+                return work(*arguments)
+            except torch.OutOfMemoryError:
+                if not self._let_go(1):
+                    raise
 
     def in_order(self, snapshots: Sequence[Snapshot]) -> list[int]:
         """The numbers of these snapshots in the order in which a call that needs them all should: where they do not fit

@@ -157,7 +157,8 @@ class PointInTime:
         """What `look_up` finds in the first of these, and how many that were. On return nothing here has their tables,
         so that they may be let go."""
         with self._tables.held([self._valid[index] for index in indices]) as tables, translated_errors():
-            return look_up(tables, self._numbers(indices[: len(tables)])), len(tables)
+            numbers = self._numbers(indices[: len(tables)])
+            return self._tables.making_room(look_up, tables, numbers), len(tables)
 
     def _numbers(self, indices: Sequence[int]) -> Tensor:
         """The number among these of none and of each snapshot, int64 [1 + snapshots], -1 for those without."""

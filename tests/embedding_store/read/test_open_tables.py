@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from embedding_store import (
     Snapshot,
 )
 from embedding_store.dtypes import DTYPES
-from embedding_store.native import gpu
+from embedding_store.native import gpu, ops
 from embedding_store.read.copying import Manner
 from tests.embedding_store.fake_gpu import DEVICE, FakeGpu
 from tests.embedding_store.helpers import publish
@@ -338,3 +339,27 @@ def test_which_version_a_time_sees(versions: list[Snapshot]):
     assert then.visible(ints([9, 10, 15, 99, -(2**63), 2**63 - 1])).tolist() == [0, 1, 1, 4, 0, 4]
     assert then.visible(ints([9, 10, 15]).view(3, 1), 3).tolist() == [[0], [0], [1]]
     assert then.visible(ints([])).tolist() == []
+
+
+def test_a_lookup_that_finds_the_device_full_gets_the_room_of_tables_that_nobody_holds(
+    versions: list[Snapshot], fake: FakeGpu, monkeypatch: pytest.MonkeyPatch
+):
+    """What torch allocates is none of a table's memory."""
+    tables = OpenTables()
+    tables.mapped = False
+    then, real = PointInTime(versions, 3, tables), ops.lookup_versions
+    assert of(then, [10, 20, 30]) == [1, 2, 3]
+    needed = fake.live - versions[0].device_bytes
+
+    def look_up(*arguments: Any) -> Any:
+        if fake.live > needed:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        return real(*arguments)
+
+    monkeypatch.setattr(ops, "lookup_versions", look_up)
+    assert of(then, [20]) == [2]  # 1 goes, which was used longest ago
+    assert fake.live == needed
+    needed = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        of(then, [20])
+    assert fake.live == versions[0].device_bytes  # of the one that is looked up in
