@@ -11,7 +11,7 @@ from torch import Tensor
 
 from embedding_store import CapturableLiveTable, DeviceMemoryError, EmbeddingStore, InvalidIdsError, LiveTable, Series
 from embedding_store.native import gpu, ops
-from tests.embedding_store.serve.following import IDS, NEVER, publish, version_of
+from tests.embedding_store.serve.following import IDS, NEVER, eventually, publish, version_of
 from tests.embedding_store.small_table import small_table
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -126,8 +126,7 @@ def test_a_slot_waits_for_a_replay_that_reads_it(series: Series):
         with torch.cuda.stream(stream):
             graph.replay()
         publish(series)
-        while int(live._slots._gate[1].item()) == 0:  # type: ignore[union-attr]
-            pass  # until the replay is in
+        eventually(lambda: live._slots._gate[1:].any().item())  # type: ignore[union-attr]  # the replay is in
         assert live.refresh().version == 2
         publish(series)
         assert live.refresh().version == 3  # waits for the replay
