@@ -64,7 +64,8 @@ def renew_rows(task: nn.Module, rows: NDArray[np.int64], seed: int) -> None:
         mine = rows[(rows >= first) & (rows < first + len(weight))]
         for block in np.unique(mine // _BLOCK_ROWS):
             some = mine[mine // _BLOCK_ROWS == block]
-            weight[some - first] = _drawn(config, seed, int(block))[some % _BLOCK_ROWS, columns]
+            drawn = _drawn(config, seed, int(block))[some % _BLOCK_ROWS, columns]
+            weight.index_copy_(0, torch.from_numpy(some - first).to(weight.device), drawn.to(weight))
     for sums, first in _accumulators(task):
         sums[rows[(rows >= first) & (rows < first + len(sums))] - first] = 0
 
