@@ -154,13 +154,21 @@ def prepare(config: RankerConfig, arm: ArmConfig, store: Path, data: Path, envir
     tables = counted_tables(config, data, NOTHING, told=False)
     config = sized(config, data, NOTHING, ranks=environment.world_size, told=False)
     schema = with_tables(ranker_schema(config, data, tuple(config.tasks.values())), tables)
-    opened, delay = EmbeddingStore(store), config.publish_delay_ms
+    features = StoreFeatures(
+        EmbeddingStore(store),
+        arm.series,
+        config.publish_delay_ms,
+        history=arm.history,
+        pooling=arm.history_pooling,
+        device=environment.device,
+        gpu_bytes=config.gpu_bytes,
+    )
     return RankerTraining(
         seed=0,
         schema=schema,
         config=config,
         data=data,
-        features=StoreFeatures(opened, arm.series, delay, history=arm.history, pooling=arm.history_pooling),
+        features=features,
         seen=read_ids(find_files(data, config.train), schema),
         environment=environment,
         skip=NOTHING,
