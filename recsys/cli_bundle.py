@@ -70,7 +70,7 @@ def score(
         out: Folder that gets the scores, in files of the same names.
         store: The store, where it is not at the place any more that the bundle names.
         ranks: Processes that share the files.
-        device: Where to compute, say cuda.
+        device: Where to compute, say cuda: each rank on a GPU of its own, as far as there are so many.
     """
     from recsys.bundle.command import score as score_share
 

@@ -128,8 +128,8 @@ def load_bundle(
             that are gone or of another space.
         StoreError: the store cannot be read.
     """
-    folder, where = Path(path).resolve(), torch.device(device)  # a link may come to point elsewhere meanwhile
-    tables = where if vectors is None else torch.device(vectors)
+    folder, where = Path(path).resolve(), place_of(device)  # a link may come to point elsewhere meanwhile
+    tables = where if vectors is None else place_of(vectors)
     manifest = Manifest.load(folder)
     with verified(folder, manifest):
         opened = EmbeddingStore(store or manifest.store)
@@ -142,9 +142,17 @@ def load_bundle(
     return Bundle(manifest, schema, vocabulary, program, features, where)
 
 
+def place_of(device: torch.device | str) -> torch.device:
+    """The same, of a GPU with its number: to another thread "cuda" may be another one."""
+    found = torch.device(device)
+    unnumbered = found.type == "cuda" and found.index is None and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if unnumbered else found
+
+
 def _program(folder: Path, manifest: Manifest, device: torch.device) -> Callable[..., Tensor]:
     if manifest.compiled == device.type:
-        return torch._inductor.aoti_load_package(str(folder / COMPILED))
+        number = -1 if device.index is None else device.index
+        return torch._inductor.aoti_load_package(str(folder / COMPILED), device_index=number)
     with _loading, _giving_way():
         return on_device(torch.export.load(folder / PROGRAM), device).module()
 

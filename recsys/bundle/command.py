@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 
 from embedding_store import EmbeddingStore
 from recsys.atomic import write_json
@@ -112,7 +113,14 @@ def score(bundle: Path, data: Path, files: str, out: Path, store: str, ranks: in
         rows = sum(pq.read_metadata(path).num_rows for path in out.rglob("*.parquet"))
         print(f"{rows:,} rows in {out}: {time.monotonic() - start:.1f} s, with the start of {ranks} ranks", flush=True)
         return
-    _tell_scored(score_files(load_bundle(bundle, device, store=store or None), bundle, paths, data, out), out)
+    loaded = load_bundle(bundle, _of_rank(device), store=store or None)
+    _tell_scored(score_files(loaded, bundle, paths, data, out), out)
+
+
+def _of_rank(device: str) -> str:
+    """Where "cuda" is asked for, this rank's GPU: ranks of one machine take its GPUs in turn."""
+    count = torch.cuda.device_count() if device == "cuda" else 0
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % count}" if count else device
 
 
 def _tell_scored(scored: Scored, out: Path) -> None:

@@ -18,6 +18,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -26,7 +27,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recsys.bundle.bundle import Bundle, Prepared, load_bundle
+from recsys.bundle.bundle import Bundle, Prepared, load_bundle, place_of
 from recsys.bundle.manifest import Manifest
 from recsys.data.convert import to_batch
 from recsys.data.errors import DataError
@@ -71,7 +72,8 @@ class LiveBundle:
             raise ValueError(
                 f"interval_s is {interval_s}; use seconds, at most a day, or 0 to look only when `refresh` is called"
             )
-        self._path, self._device, self._store, self._vectors = Path(path), device, store, vectors
+        self._path, self._store = Path(path), store
+        self._device, self._vectors = place_of(device), place_of(vectors)
         self._interval_s = interval_s
         self._state = _State(self._load())
         self._start()
@@ -102,16 +104,16 @@ class LiveBundle:
         While the device computes one, a thread draws the next one and does what the CPU does for it: ids to rows, and
         the lookup of the vectors. So a request may wait for the one after it to be asked for, never for it to come;
         and it is answered by the bundle that was served when it was drawn. Ending early waits for the request that is
-        being drawn.
+        being drawn. On a GPU all of it is done on the caller's stream.
 
         Raises:
             Exception: what `requests` raises, after all before it were answered.
         """
         source = iter(requests)
         with ThreadPoolExecutor(1, thread_name_prefix="live-bundle") as thread:
-            ahead = thread.submit(self._next, source)
+            ahead = thread.submit(self._next, source, self._stream())
             while (begun := ahead.result()) is not None:
-                ahead = thread.submit(self._next, source)
+                ahead = thread.submit(self._next, source, self._stream())
                 answer = begun.finish() if isinstance(begun, _Begun) else begun
                 del begun  # a caller may take its time, and should not keep a bundle that was replaced
                 yield answer
@@ -136,12 +138,19 @@ class LiveBundle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _next(self, source: Iterator[pa.Table | pa.RecordBatch]) -> _Begun | DataError | None:
-        """The next request, prepared; the error of one that is refused; None at the end."""
+    def _stream(self) -> torch.cuda.Stream | None:
+        """On which this thread has a GPU work."""
+        return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+
+    def _next(
+        self, source: Iterator[pa.Table | pa.RecordBatch], stream: torch.cuda.Stream | None
+    ) -> _Begun | DataError | None:
+        """The next request, prepared on a stream; the error of one that is refused; None at the end."""
         for rows in source:
             bundle = self._state.bundle  # the one that is to finish it too
             try:
-                return _Begun(bundle, bundle.prepare(to_batch(rows, bundle.schema)) if len(rows) else None)
+                with nullcontext() if stream is None else torch.cuda.stream(stream):
+                    return _Begun(bundle, bundle.prepare(to_batch(rows, bundle.schema)) if len(rows) else None)
             except DataError as error:
                 return error.with_traceback(None)
         return None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import current_thread
 
 import pyarrow as pa
 import pytest
@@ -15,6 +17,7 @@ import torch
 
 from embedding_store import EmbeddingStore
 from recsys.bundle import load_bundle
+from recsys.bundle.bundle import _program, place_of
 from recsys.bundle.manifest import Manifest
 from recsys.bundle.repin import repin
 from tests.recsys.bundle.live import Answer, Load, Place, answers_of, same, until
@@ -133,3 +136,41 @@ def test_a_bundle_that_is_broken_is_not_served_until_it_is_mended(
     assert all(x[0] == "a" and set(x) <= {"a", "b", "a mixture"} for x in load.changes())
     if broken != "an expired version":  # repinned: neither
         assert {name for whose in load.whose for name in whose} <= {"a", "b"}
+
+
+def test_requests_are_prepared_on_the_stream_of_whoever_asks(
+    place: Place, requests: list[pa.Table], said: dict[str, list[Answer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread's stream is another one, whose work the program would not wait for."""
+    used: list[str] = []
+
+    @contextmanager
+    def use(stream: str) -> Iterator[None]:
+        used.append(stream)
+        yield
+        used.append("done")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"that of {device} in {current_thread().name}")
+    monkeypatch.setattr(torch.cuda, "stream", use)
+    with place.serve(interval_s=0) as live:
+        assert all(map(same, live.answers(requests), said["a"]))
+        assert not used
+        live._device = torch.device("cuda", 1)
+        assert all(map(same, live.answers(requests), said["a"]))
+    assert used == [f"that of cuda:1 in {current_thread().name}", "done"] * len(requests)
+
+
+def test_a_gpu_without_a_number_is_that_of_the_thread_that_names_it(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert place_of("cuda") == torch.device("cuda", 1)
+    assert place_of("cuda:0") == torch.device("cuda", 0)
+    assert place_of(torch.device("cpu")) == torch.device("cpu")
+    loaded: list[int] = []
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path, device_index: loaded.append(device_index))
+    compiled = replace(Manifest.load(made), compiled="cuda")
+    for device in ("cuda", "cuda:0"):
+        _program(made, compiled, place_of(device))
+    assert loaded == [1, 0]

@@ -243,3 +243,14 @@ def test_users_and_items_are_pinned_as_of_one_time(copied: tuple[Path, Path], da
     with pytest.raises(KeyError, match="user_ctr"):
         repin(folder, store=store)
     assert json.loads((folder / "bundle.json").read_text())["format"] == 1
+
+
+def test_ranks_take_the_gpus_of_their_machine_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert command._of_rank("cuda") == "cuda:0"
+    for rank, device in enumerate(["cuda:0", "cuda:1", "cuda:0"]):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert command._of_rank("cuda") == device
+        assert (command._of_rank("cuda:1"), command._of_rank("cpu")) == ("cuda:1", "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert command._of_rank("cuda") == "cuda"  # what is wrong with it is said when it is used
