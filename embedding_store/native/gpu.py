@@ -255,7 +255,7 @@ def _try_lookup(device: torch.device) -> None:
     try:
         with torch.cuda.device(device):
             cause = None if looks_up(device) else "its answer is wrong"
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         message = f"{device} has no memory for a first, small lookup ({str(error).partition('. ')[0]}): free some"
         raise DeviceMemoryError(message) from None
     except RuntimeError as error:

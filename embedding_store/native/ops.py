@@ -27,8 +27,8 @@ they say.
 On the CPU the memory of a large result (8 MiB and more) is kept for the next one when the tensor is gone, up to 128 MiB
 a process: zeroing fresh memory would take longer than the lookup.
 
-Wrong arguments raise ValueError. What is wrong with stored bytes raises RuntimeError, to which `Table` gives the class
-of embedding_store.errors that its message begins with.
+Wrong arguments raise ValueError, too little memory MemoryError. What is wrong with stored bytes raises RuntimeError, to
+which `Table` gives the class of embedding_store.errors that its message begins with.
 """
 
 from __future__ import annotations

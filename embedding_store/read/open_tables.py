@@ -99,7 +99,7 @@ class OpenTables:
         while True:
             try:
                 return work(*arguments)
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, MemoryError):  # the second from our own ops
                 if not self._let_go(1):
                     raise
 

@@ -29,7 +29,7 @@ Block fresh(int64_t bytes) {
   const int64_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   const int64_t reserved = rounded + kHugePage;
   void* mapped = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  if (mapped == MAP_FAILED) throw NoMemory(bytes);
   auto* first = static_cast<uint8_t*>(mapped);
   auto* data = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(first) + kHugePage - 1) / kHugePage * kHugePage);
   if (data > first) munmap(first, data - first);

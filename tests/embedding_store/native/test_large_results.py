@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from embedding_store.native import ops, reference
@@ -38,3 +39,12 @@ def test_memory_of_large_results_is_kept_within_a_bound():
     del alive
     assert with_them - resident_bytes() > 512e6 - 128 * 2**20 - 60e6  # 60 MB: other tests run in this process
     assert ops.lookup(asked, table.storage, table.layout, 128, "float32")[0].data_ptr() in places
+
+
+def test_what_there_is_no_memory_for_is_said():
+    """A GPU, too, has no memory for an answer now and then; of torch's own words only that it failed comes through."""
+    table, ids = small_table([1], 4, "float32"), torch.zeros(1, dtype=torch.int64).expand(2**45)
+    with pytest.raises(
+        MemoryError, match=f"^{2**48} bytes cannot be had for a lookup: free some memory, or ask for fewer"
+    ):
+        ops.locate(ids, table.storage, table.layout)
