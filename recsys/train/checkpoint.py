@@ -1,12 +1,14 @@
 """Checkpoints with torch.distributed.checkpoint: model, optimizer, metrics, random state; readable on any world size.
 
-How they are written is in `recsys.train.saving`, which of them can be gone on from in `recsys.train.good`.
+How they are written is in `recsys.train.saving`, of small tensors in `recsys.train.packing`, which checkpoints can be
+gone on from in `recsys.train.good`.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +17,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import STORAGE_TYPES, TensorStorageMetadata
 from torchrec.optim.keyed import KeyedOptimizer
 
+from recsys.train import packing
 from recsys.train.distributed import Environment, control_group
 from recsys.train.good import CheckpointError, at, check, is_checkpoint, latest, newest_good, read_progress
 from recsys.train.saving import Saver, training_state
@@ -43,6 +46,20 @@ class Loaded(NamedTuple):
     """Steps done when it was written."""
     id: str
     """Its own: no other checkpoint has it, of the same step of the same config or not."""
+
+
+class _Contents(NamedTuple):
+    """What a checkpoint holds."""
+
+    named: Mapping[str, STORAGE_TYPES]
+    """By name."""
+    packed: packing.Layout
+    """Of earlier versions of this package nothing is."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name of a tensor -> its global shape."""
+        named = {key: entry for key, entry in self.named.items() if isinstance(entry, TensorStorageMetadata)}
+        return {key: tuple(entry.size) for key, entry in named.items()} | packing.shapes(self.packed)
 
 
 def save(
@@ -89,14 +106,14 @@ def restore(
     """
     if not checked:
         check(path, together=True)
-    metadata, progress = _metadata(path), read_progress(path)
-    metrics = _blank(metadata, "metrics.", environment.device)
+    contents, progress = _contents(path), read_progress(path)
+    metrics = _blank(contents, "metrics.", environment.device)
     state = training_state(model, optimizer, metrics)
-    _check_keys(path, state, metadata, prefixes=("model.", "optimizer."), collective=True)
-    random_state = _blank(metadata, f"rng.{environment.rank}.", torch.device("cpu"))
+    _check_keys(path, state, contents, prefixes=("model.", "optimizer."), collective=True)
+    random_state = _blank(contents, f"rng.{environment.rank}.", torch.device("cpu"))
     if random_state:  # none of a rank that did not exist then
         state["rng"] = {str(environment.rank): random_state}
-    _load(path, state)
+    _load(path, state, contents)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict({"state": state.get("optimizer", {})})
     _set_random_state(random_state, environment)
@@ -123,10 +140,10 @@ def load_model(folder: Path, model: nn.Module, *, parts: tuple[str, ...] = ("",)
         raise CheckpointError(f"{folder}: no checkpoint there; train the model first")
     collective = any(is_sharded(value) for value in model.state_dict().values())
     check(path, together=collective)
-    metadata, progress = _metadata(path), read_progress(path)
+    contents, progress = _contents(path), read_progress(path)
     state = {"model": {key: value for key, value in model.state_dict().items() if key.startswith(parts)}}
-    _check_keys(path, state, metadata, prefixes=tuple(f"model.{part}" for part in parts), collective=collective)
-    _load(path, state, no_dist=not collective)
+    _check_keys(path, state, contents, prefixes=tuple(f"model.{part}" for part in parts), collective=collective)
+    _load(path, state, contents, no_dist=not collective)
     model.load_state_dict(state["model"], strict="" in parts)
     return Loaded(int(progress["step"]), progress["id"])
 
@@ -138,18 +155,20 @@ def _set_random_state(state: Mapping[str, Tensor], environment: Environment) -> 
         torch.cuda.set_rng_state(state["cuda"], environment.device)
 
 
-def _blank(metadata: Metadata, prefix: str, device: torch.device) -> dict[str, Tensor]:
+def _blank(contents: _Contents, prefix: str, device: torch.device) -> dict[str, Tensor]:
     """Tensors to load into, for the keys that a checkpoint has under `prefix`."""
     return {
         key.removeprefix(prefix): torch.empty(entry.size, dtype=entry.properties.dtype, device=device)
-        for key, entry in metadata.state_dict_metadata.items()
+        for key, entry in contents.named.items()
         if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
 
 
-def _metadata(path: Path) -> Metadata:
+def _contents(path: Path) -> _Contents:
     try:
-        return dcp.FileSystemReader(path).read_metadata()
+        layout = path / packing.LAYOUT
+        packed = packing.read(layout.read_text()) if layout.exists() else {}
+        return _Contents(dcp.FileSystemReader(path).read_metadata().state_dict_metadata, packed)
     except Exception as error:  # whatever unpickling a damaged file raises
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({type(error).__name__}: {error}); delete the folder to go on from the "
@@ -157,12 +176,13 @@ def _metadata(path: Path) -> Metadata:
         ) from error
 
 
-def _load(path: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
+def _load(path: Path, state: dict[str, Any], contents: _Contents, *, no_dist: bool = False) -> None:
+    group = None if no_dist else control_group()  # ranks have more or less to read
+    load = partial(dcp.load, checkpoint_id=path, process_group=group, no_dist=no_dist)
     try:
         with warnings.catch_warnings():  # it tells that a load without ranks is one
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            group = None if no_dist else control_group()  # ranks have more or less to read
-            dcp.load(state, checkpoint_id=path, process_group=group, no_dist=no_dist)
+            packing.unpacked(state, contents.packed, load)
     except CheckpointException as error:
         causes = "; ".join(sorted({f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values()}))
         raise CheckpointError(
@@ -171,7 +191,7 @@ def _load(path: Path, state: dict[str, Any], *, no_dist: bool = False) -> None:
 
 
 def _check_keys(
-    path: Path, state: Mapping[str, Any], metadata: Metadata, *, prefixes: tuple[str, ...], collective: bool
+    path: Path, state: Mapping[str, Any], contents: _Contents, *, prefixes: tuple[str, ...], collective: bool
 ) -> None:
     """Compare names and global shapes, over all ranks (a table's optimizer state is known where the table lies)."""
     mine = {f"{top}.{key}": shape for top, entries in state.items() for key, shape in _shapes(entries).items()}
@@ -180,11 +200,7 @@ def _check_keys(
         parts: list[dict[str, tuple[int, ...]]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(parts, wanted)
         wanted = {key: shape for part in parts for key, shape in part.items()}
-    saved = {
-        key: tuple(entry.size)
-        for key, entry in metadata.state_dict_metadata.items()
-        if key.startswith(prefixes) and isinstance(entry, TensorStorageMetadata)
-    }
+    saved = {key: shape for key, shape in contents.shapes().items() if key.startswith(prefixes)}
     problems = [f"{key} is not in the checkpoint" for key in sorted(wanted.keys() - saved.keys())]
     problems += [f"{key} is not in the model" for key in sorted(saved.keys() - wanted.keys())]
     problems += [

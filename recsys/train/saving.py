@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 import uuid
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -31,14 +32,13 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys.train.distributed import FILE_TIMEOUT, Environment, control_group, free_memory
 from recsys.train.good import PROGRESS, REPLACED, Sums, at, checkpoints, mark, needed, sealed, sums
+from recsys.train.packing import LAYOUT, State, packed, written
 from recsys.train.pieces import PiecePlanner
 from recsys.train.watch import Pulse
 
 _OF_FREE = 0.5
 """Of the memory that is free, copies of the state take this share at most."""
 _WORK = "a checkpoint"
-
-State = dict[str, Any]
 
 
 @dataclass
@@ -83,11 +83,11 @@ class Saver:
                 the one before; on every rank.
         """
         self.wait()
-        state = training_state(model, optimizer, metrics, self.environment)
+        state, layout = packed(training_state(model, optimizer, metrics, self.environment))
         beside = self.beside and not last and self._copies.fit(state)
         if beside:
             state = self._copies.of(state)
-        writing = _Checkpoint(self.folder, step, state, dict(progress), self.environment, self.keep)
+        writing = _Checkpoint(self.folder, step, state, written(layout), dict(progress), self.environment, self.keep)
         if beside:
             self._writing = _in_thread(writing, self._own_group())
         else:
@@ -145,6 +145,8 @@ class _Checkpoint:
     folder: Path
     step: int
     state: State
+    layout: str
+    """Where its small tensors are, see `recsys.train.packing`."""
     progress: dict[str, Any]
     environment: Environment
     keep: int
@@ -156,11 +158,13 @@ class _Checkpoint:
         self._on_main(lambda: self._begin(unfinished), group)
         dcp.save(self.state, checkpoint_id=unfinished, planner=PiecePlanner(), process_group=group)
         found: list[Any] = [None] * self.environment.world_size
-        dist.all_gather_object(found, _sums_or_error(unfinished, self.environment.rank), group=group)
-        for part in found:
+        mine = (zlib.crc32(self.layout.encode()), _sums_or_error(unfinished, self.environment.rank))
+        dist.all_gather_object(found, mine, group=group)
+        for _, part in found:
             if isinstance(part, OSError):
                 raise part
-        files = {name: each for part in found for name, each in part.items()}
+        assert len({layout for layout, _ in found}) == 1, "ranks have other small tensors; one of them wrote its own"
+        files = {name: each for _, part in found for name, each in part.items()}
         self._on_main(lambda: self._finish(unfinished, final, files), group)
         return final
 
@@ -183,7 +187,8 @@ class _Checkpoint:
 
     def _finish(self, unfinished: Path, final: Path, files: Sums) -> None:
         """Make good what all ranks have written, and delete what it is newer than."""
-        files |= sums([unfinished / ".metadata"])
+        _write(unfinished / LAYOUT, self.layout)
+        files |= sums([unfinished / ".metadata", unfinished / LAYOUT])
         facts = {"step": self.step, "world_size": self.environment.world_size, "id": uuid.uuid4().hex}
         _write(unfinished / PROGRESS, sealed({**self.progress, **facts}, files))
         replaced = final.with_suffix(REPLACED)

@@ -144,7 +144,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", [".metadata", "progress.json", "__0_0.distcp"])
+@pytest.mark.parametrize("name", [".metadata", "packed.json", "progress.json", "__0_0.distcp"])
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
 def test_damaged_checkpoint_is_named_and_left_out(
     environment: Environment,
