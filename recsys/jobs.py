@@ -34,7 +34,10 @@ _VICTIM = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL (error
 """How a rank fails because another one, whose error is the one to show, is gone."""
 _ERROR = re.compile(r"^(Traceback \(most recent call last\)|error: |refused: )", re.MULTILINE)
 """How what ended a rank begins: a fault of the program, or what `recsys.cli.main` says."""
-_IMPORTED = ["recsys.cli", "recsys.upstream", "recsys.refresh.cycle", "recsys.downstream.ranking"]
+_IMPORTED = [
+    *("recsys.cli", "recsys.upstream", "recsys.refresh.cycle", "recsys.downstream.ranking"),
+    *("torch.utils.tensorboard", "recsys.evaluate.plots"),  # which rank 0 of most jobs needs
+]
 """What the fork server has imported when a rank is forked off it."""
 
 

@@ -18,6 +18,29 @@ def imported(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def loaded(package: Path, name: str, *modules: str) -> set[str]:
+    """Full names of what is imported when these modules of the package `name` are: not in functions, nor for type
+    checkers alone."""
+    found: set[str] = set()
+    waiting = {*modules}
+    while waiting:
+        full = waiting.pop()
+        found.add(full)
+        if full.startswith(f"{name}."):
+            path = package.joinpath(*full.split(".")[1:])
+            files = [file for file in (path / "__init__.py", path.with_suffix(".py")) if file.exists()]
+            waiting |= {full.rpartition(".")[0], *(other for file in files for other in _at_once(file))} - found
+    return found
+
+
+def _at_once(file: Path) -> Iterator[str]:
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def arrows(package: Path, name: str) -> dict[str, set[str]]:
     """Room of the package `name` -> the others it imports."""
     found: dict[str, set[str]] = {}

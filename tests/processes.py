@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 
-PRELOADED = ["recsys.refresh.cycle", "sklearn.metrics", "pytest", "hypothesis.strategies"]
+PRELOADED = [
+    *("recsys.refresh.cycle", "torch.utils.tensorboard", "sklearn.metrics"),
+    *("pytest", "hypothesis.strategies"),
+]
 """The first brings torch, torchrec and the store; the last two are what the files of tests import themselves."""
 
 

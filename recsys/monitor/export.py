@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from recsys.atomic import write_text
 from recsys.dates import day_number, hour_number
 
@@ -110,6 +108,8 @@ def write_scalars(folder: Path, record: Record, upstream: str) -> None:
     A point's step is its day's number since 1970-01-01, or the hour's where days are shorter than 24 hours; its wall
     time is the snapshot's `as_of`.
     """
+    from torch.utils.tensorboard import SummaryWriter  # half a second, of rank 0 alone
+
     suffix = f".{record['day']}"
     earlier = list(folder.glob(f"events.out.tfevents.*{suffix}"))
     number = hour_number if "T" in record["day"] else day_number

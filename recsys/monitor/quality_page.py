@@ -10,7 +10,6 @@ from typing import Any
 from markupsafe import Markup
 
 from recsys.atomic import write_text
-from recsys.evaluate import plots
 from recsys.evaluate.html import image, render
 from recsys.monitor.export import Record, dead_dimensions, read_records
 from recsys.monitor.skew import CUT_OFF
@@ -114,6 +113,8 @@ def notes_of(record: Record, before: Record | None = None) -> list[str]:
 
 def day_images(rows: Sequence[Record]) -> list[Markup]:
     """The plots over days that have something to show."""
+    from recsys.evaluate import plots  # matplotlib: half a second, of who draws alone
+
     days = [row["day"] for row in rows]
     cosine = _bands(rows, lambda row: _at(row, "measured", "drift", "day_cosine"))
     every = _bands(rows, lambda row: _at(row, "measured", "drift", "cosine"))
@@ -173,6 +174,8 @@ def ageing_changes(record: Record) -> dict[int, float | None]:
 
 
 def _ageing_image(rows: Sequence[Record]) -> Markup:
+    from recsys.evaluate import plots
+
     # age 0 has learned from these events: no fair line to draw
     changes = [
         {age: change for age, change in ageing_changes(row).items() if age > 0 and change is not None} for row in rows

@@ -8,7 +8,6 @@ from types import TracebackType
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from recsys.atomic import write_text
 from recsys.train.distributed import Environment
@@ -32,6 +31,8 @@ class RunLog:
         self._file = self._board = None
         if out is not None and main:
             out.mkdir(parents=True, exist_ok=True)
+            from torch.utils.tensorboard import SummaryWriter  # half a second, of rank 0 alone
+
             _truncate(out / "metrics.jsonl", step)
             self._file = (out / "metrics.jsonl").open("a", buffering=1)
             self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)

@@ -8,7 +8,7 @@ import pytest
 
 import embedding_store
 import recsys.cli
-from tests.imports import arrows, circle, imported
+from tests.imports import arrows, circle, imported, loaded
 
 PACKAGE = Path(recsys.cli.__file__).parent
 STORE = "embedding_store"
@@ -26,6 +26,13 @@ def test_a_circle_is_found(tmp_path: Path, line: str) -> None:
     (tmp_path / "a" / "x.py").write_text(line)
     (tmp_path / "b.py").write_text("if TYPE_CHECKING:\n    import recsys.a.x")
     assert set(circle(arrows(tmp_path, "recsys"))) == {"a", "b"}
+
+
+def test_ranks_load_what_draws_and_logs_when_they_do() -> None:
+    """Most ranks never do: half a second each at their start."""
+    found = loaded(PACKAGE, "recsys", *(f"recsys.{job}" for job in ("upstream", "refresh.cycle", "downstream.ranking")))
+    assert {"recsys.train.log", "recsys.monitor.quality_page", "torchrec.distributed.DistributedModelParallel"} <= found
+    assert not {name for name in found if {"matplotlib", "tensorboard", "sklearn"} & {*name.split(".")}}
 
 
 def test_evaluate_knows_no_run() -> None:
