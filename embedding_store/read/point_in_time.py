@@ -80,9 +80,9 @@ class PointInTime:
         out_dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor, Tensor]:  # [..., D], bool [...], int64 [...]
         """Vectors, found and versions: see `Series.lookup_as_of`."""
-        newest = self._newest_visible(ids, timestamps, delay_ms, out_dtype)
-        chosen = self._chosen(newest, timestamps, 1)
-        ids, newest = gpu.sent(ids, self.device), gpu.sent(newest, self.device)
+        room = self._tables.making_room
+        newest, chosen = room(self._seen, ids, timestamps, 1, delay_ms, out_dtype)
+        ids, newest = (room(gpu.sent, x, self.device) for x in (ids, newest))
 
         def look_up(tables: Sequence[Table], numbers: Tensor) -> tuple[Tensor, ...]:
             return ops.lookup_versions(ids, numbers.take(newest), *self._stored(tables), out_dtype)
@@ -91,7 +91,7 @@ class PointInTime:
             torch.zeros(*ids.shape, self._dim, dtype=out_dtype, device=self.device),
             torch.zeros(ids.shape, dtype=torch.bool, device=self.device),
         )
-        return vectors, found, self._versions.take(newest)
+        return vectors, found, room(self._versions.take, newest)
 
     def lookup_history(
         self,
@@ -103,9 +103,9 @@ class PointInTime:
     ) -> tuple[Tensor, Tensor, Tensor]:  # [..., k, D], bool [..., k], int64 [..., k]
         """Vectors, mask and ages: see `Series.lookup_history_as_of`."""
         k = integer(k, "k", least=1, most=MOST_PLACES, why=": each id gets k vectors, zeros where there are none")
-        newest = self._newest_visible(ids, timestamps, delay_ms, out_dtype)
-        chosen = self._chosen(newest, timestamps, k)
-        ids, timestamps, newest = (gpu.sent(x, self.device) for x in (ids, timestamps, newest))
+        room = self._tables.making_room
+        newest, chosen = room(self._seen, ids, timestamps, k, delay_ms, out_dtype)
+        ids, timestamps, newest = (room(gpu.sent, x, self.device) for x in (ids, timestamps, newest))
 
         def look_up(tables: Sequence[Table], numbers: Tensor) -> tuple[Tensor, ...]:
             storages, layouts, dim, dtype = self._stored(tables)
@@ -149,7 +149,7 @@ class PointInTime:
             left = [left[number] for number in self._tables.in_order([self._valid[index] for index in left])]
             while left:
                 part, done = self._part(left, look_up)
-                answer = part if answer is None else _joined(answer, part)
+                answer = part if answer is None else self._tables.making_room(_joined, answer, part)
                 left = left[done:]
         return answer
 
@@ -157,8 +157,8 @@ class PointInTime:
         """What `look_up` finds in the first of these, and how many that were. On return nothing here has their tables,
         so that they may be let go."""
         with self._tables.held([self._valid[index] for index in indices]) as tables, translated_errors():
-            numbers = self._numbers(indices[: len(tables)])
-            return self._tables.making_room(look_up, tables, numbers), len(tables)
+            room = self._tables.making_room
+            return room(look_up, tables, room(self._numbers, indices[: len(tables)])), len(tables)
 
     def _numbers(self, indices: Sequence[int]) -> Tensor:
         """The number among these of none and of each snapshot, int64 [1 + snapshots], -1 for those without."""
@@ -166,6 +166,13 @@ class PointInTime:
         for number, index in enumerate(indices):
             numbers[index + 1] = number
         return gpu.sent(_ints(numbers), self.device)
+
+    def _seen(
+        self, ids: Tensor, timestamps: Tensor, k: int, delay_ms: int, out_dtype: torch.dtype
+    ) -> tuple[Tensor, list[list[int]]]:
+        """What `_newest_visible` and `_chosen` say."""
+        newest = self._newest_visible(ids, timestamps, delay_ms, out_dtype)
+        return newest, self._chosen(newest, timestamps, k)
 
     def _newest_visible(self, ids: Tensor, timestamps: Tensor, delay_ms: int, out_dtype: torch.dtype) -> Tensor:
         """How many snapshots each timestamp may see, int64 as `timestamps`: the last one of them is the newest.

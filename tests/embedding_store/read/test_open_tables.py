@@ -364,3 +364,31 @@ def test_a_lookup_that_finds_the_device_full_gets_the_room_of_tables_that_nobody
     with pytest.raises(error):
         of(then, [20])
     assert fake.live == versions[0].device_bytes  # of the one that is looked up in
+
+
+@pytest.mark.parametrize("full", range(1, 7))
+def test_nothing_that_a_lookup_takes_there_finds_the_device_full_while_tables_are_idle(
+    versions: list[Snapshot], fake: FakeGpu, monkeypatch: pytest.MonkeyPatch, full: int
+):
+    """Ids, numbers and versions lie beside the tables as vectors do."""
+    tables, asked = OpenTables(), 0
+    tables.mapped = False
+    then = PointInTime(versions, 3, tables)
+    assert of(then, [10, 20, 30]) == [1, 2, 3]
+    before = fake.live
+
+    def lacking(work: Any) -> Any:
+        def with_room(*arguments: Any, **others: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            if asked >= full and fake.live == before:
+                raise torch.OutOfMemoryError("2 MiB")
+            return work(*arguments, **others)
+
+        return with_room
+
+    for place, name in ((gpu, "sent"), (torch, "searchsorted"), (Tensor, "take")):
+        monkeypatch.setattr(place, name, lacking(getattr(place, name)))
+    assert of(then, [20]) == [2]
+    assert fake.live == before - versions[0].device_bytes
+    assert asked >= full
