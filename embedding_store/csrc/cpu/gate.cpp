@@ -1,12 +1,11 @@
 // `enter` and `leave` on the CPU.
 #include "../common/gate.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <atomic>
 #include <stdexcept>
 
+#include "../common/tensors.h"
 #include "ops.h"
 
 namespace embedding_store {
@@ -29,7 +28,7 @@ Tensor enter(Tensor gate, const Tensor& rows) {
     throw std::invalid_argument("rows are not a contiguous int64 tensor [2, N]");
   }
   const int64_t count = rows.size(1);
-  Tensor row = torch::stable::new_empty(rows, {count + 1});
+  Tensor row = empty_beside(rows, {count + 1}, ScalarType::Long);
   const int64_t slot = enter_slot<Atomic>(values);
   auto* out = static_cast<int64_t*>(row.mutable_data_ptr());
   std::copy_n(static_cast<const int64_t*>(rows.const_data_ptr()) + slot * count, count, out);

@@ -1,10 +1,9 @@
 // lookup_pooled and lookup_pooled_tiered on the CPU.
-#include <torch/csrc/stable/ops.h>
-
 #include <array>
 #include <atomic>
 #include <vector>
 
+#include "../common/tensors.h"
 #include "ops.h"
 #include "parallel.h"
 #include "pipeline.h"
@@ -76,19 +75,19 @@ std::tuple<Tensor, Tensor, Tensor> pooled_in(
   if (offsets_tensor.scalar_type() != ScalarType::Long || offsets_tensor.dim() != 1 || offsets_tensor.numel() < 1) {
     throw std::invalid_argument("offsets are not int64 [bags + 1]");
   }
-  const Tensor ids = torch::stable::contiguous(ids_tensor), offsets = torch::stable::contiguous(offsets_tensor);
+  const Tensor ids = as_contiguous(ids_tensor), offsets = as_contiguous(offsets_tensor);
   std::optional<Tensor> weights;
   if (weights_tensor) {
     if (weights_tensor->scalar_type() != ScalarType::Float || weights_tensor->dim() != 1 ||
         weights_tensor->numel() != ids.numel()) {
       throw std::invalid_argument("weights are not float32 [N], one for each id");
     }
-    weights = torch::stable::contiguous(*weights_tensor);
+    weights = as_contiguous(*weights_tensor);
   }
   const OutDtype type = out_dtype(out);
   const int64_t count = offsets.numel() - 1;
-  Tensor pooled = torch::stable::new_empty(ids, {count, table.dim}, out);
-  Tensor found = torch::stable::new_empty(ids, {count}, ScalarType::Long);
+  Tensor pooled = empty_beside(ids, {count, table.dim}, out);
+  Tensor found = empty_beside(ids, {count}, ScalarType::Long);
   const Bags bags{
       static_cast<const int64_t*>(ids.const_data_ptr()),
       static_cast<const int64_t*>(offsets.const_data_ptr()),
@@ -105,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> pooled_in(
     const Hits hits = pool(table, functions, bags, begin, end);
     for (size_t i = 0; i < hits.size(); ++i) totals[i] += hits[i];
   });
-  Tensor hits = torch::stable::new_empty(ids, {4}, ScalarType::Long);
+  Tensor hits = empty_beside(ids, {4}, ScalarType::Long);
   auto* counts = static_cast<int64_t*>(hits.mutable_data_ptr());
   for (size_t i = 0; i < totals.size(); ++i) counts[i] = totals[i];
   counts[3] = totals[1];

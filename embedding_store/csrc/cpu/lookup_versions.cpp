@@ -245,7 +245,7 @@ std::tuple<Tensor, Tensor> lookup_versions(
   std::vector<int64_t> numbers(tables.count());
   std::iota(numbers.begin(), numbers.end(), 0);
   const Vectors vectors(ids, shape_of(ids), dim, tables.dtype(), out);
-  Tensor found = torch::stable::new_empty(ids, shape_of(ids), ScalarType::Bool);
+  Tensor found = empty_beside(ids, shape_of(ids), ScalarType::Bool);
   const History history{
       longs(ids), longs(choice), ids.numel(), numbers.data(), tables.count(), 1, vectors,
       static_cast<bool*>(found.mutable_data_ptr())};
@@ -272,7 +272,7 @@ std::tuple<Tensor, Tensor, Tensor> lookup_history(
   std::vector<int64_t> shape = shape_of(ids);
   shape.push_back(k);
   const Vectors vectors(ids, shape, dim, tables.dtype(), out);
-  Tensor mask = torch::stable::new_empty(ids, shape, ScalarType::Bool);
+  Tensor mask = empty_beside(ids, shape, ScalarType::Bool);
   const History history{
       longs(ids), longs(newest), count, longs(numbers), versions, k, vectors,
       static_cast<bool*>(mask.mutable_data_ptr())};

@@ -3,11 +3,11 @@
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <stdexcept>
 
 #include "../common/gate.h"
+#include "../common/tensors.h"
 #include "ops.h"
 
 namespace embedding_store::cuda {
@@ -43,7 +43,7 @@ Tensor enter(Tensor gate, const Tensor& rows) {
   const int device = gate.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const int64_t count = rows.size(1);
-  Tensor row = torch::stable::new_empty(rows, {count + 1});
+  Tensor row = empty_beside(rows, {count + 1}, ScalarType::Long);
   launch_enter(
       values, static_cast<const int64_t*>(rows.const_data_ptr()), count,
       static_cast<int64_t*>(row.mutable_data_ptr()), current_stream(device));

@@ -48,3 +48,5 @@ def test_what_there_is_no_memory_for_is_said():
         MemoryError, match=f"^{2**48} bytes cannot be had for a lookup: free some memory, or ask for fewer"
     ):
         ops.locate(ids, table.storage, table.layout)
+    with pytest.raises(MemoryError, match=f"^{2**48} bytes cannot be had for a lookup"):
+        ops.lookup_pooled(ids, torch.tensor([0, 2**45]), None, table.storage, table.layout, 4, "float32")
