@@ -49,12 +49,17 @@ def compiled(name: str, folders: pytest.TempPathFactory) -> ctypes.CDLL:
 
 def library_of(name: str, folders: pytest.TempPathFactory) -> Path:
     """As `compiled`, not loaded."""
-    # Without the checks of longjmp: to them, a jump from one stack to another is a mistake.
-    objects = [_made(f"{part}.cpp.o", folders, "-O2", "-U_FORTIFY_SOURCE") for part in PARTS]
+    objects = parts_of_emulator(folders)
     # For plain accesses the compiler calls what a thread sanitizer has: here the emulator. It is linked first, so that
     # of what both have of the standard library it does not get the copy that calls it.
     objects += [_made(f"{name}.o", folders, "-O0", "-fsanitize=undefined,thread", "-fno-sanitize-recover=all")]
     return _made(f"{name}.so", folders, "-shared", *objects, "-fsanitize=undefined")
+
+
+def parts_of_emulator(folders: pytest.TempPathFactory) -> list[Path]:
+    """Its own object files, of whose accesses nobody is told."""
+    # Without the checks of longjmp: to them, a jump from one stack to another is a mistake.
+    return [_made(f"{part}.cpp.o", folders, "-O2", "-U_FORTIFY_SOURCE") for part in PARTS]
 
 
 def _made(name: str, folders: pytest.TempPathFactory, *options: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.embedding_store.native.emulation import COMPILER, address, library_of
+from tests.embedding_store.native.emulation import COMPILER, address, library_of, parts_of_emulator
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
@@ -32,6 +33,7 @@ WRONG = {  # what the emulator says of it, whatever the order
     "lanes are at different steps": ("kernel: lanes are at different steps",),
     "a warp leaves its block": ("kernel: a thread left the others of its block",),
     "a plain write elsewhere": ("kernel: a write outside of the outputs",),
+    "a plain read elsewhere": ("kernel: a read outside of the inputs",),
     "a write to inputs": ("kernel: a write outside of the outputs",),
     "a misaligned access": ("kernel: a misaligned access",),
 }
@@ -92,3 +94,15 @@ def test_turns_are_taken_in_every_order(emulator: ctypes.CDLL):
     assert len({blocks for blocks, _ in drawn}) == 6
     assert all(sorted(lanes) == list(range(32)) for _, lanes in drawn)
     assert len({lanes for _, lanes in drawn}) > 50
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
+def test_the_emulator_has_no_copy_of_what_kernels_call(tmp_path_factory: pytest.TempPathFactory):
+    """It is linked first, and its copy of an inline function, such as decode.h has, would tell of no access."""
+    listed = subprocess.run(
+        ["nm", "-C", *parts_of_emulator(tmp_path_factory)], capture_output=True, text=True, check=True
+    ).stdout
+    shared = [line.split(" W ")[1] for line in listed.splitlines() if " W " in line]
+    assert shared
+    own = ("std::", "embedding_store::warp::")
+    assert [name for name in shared if not any(one in name.partition("(")[0] for one in own)] == []

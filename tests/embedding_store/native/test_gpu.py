@@ -104,6 +104,7 @@ def test_a_stream_that_ends_in_an_error_of_the_device_is_nobodys(fake: FakeGpu, 
     with pytest.raises(KeyError):
         fail_aside(KeyError())
     assert fake.log == ["wait 1"]
+    assert fake.current.handle == 0
 
     def broken(_: FakeStream) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -70,7 +70,7 @@ int64_t emulate_gate(int64_t readers, int64_t versions, int counted, uint64_t or
   // That readers and the writer keep out of each other's way, the gate sees to: not in an order that Trail knows.
   warp::Emulator emulator(
       {{"slots", &slots, sizeof slots, true, warp::Sharing::kOrdered},
-       {"rows", rows.data(), static_cast<int64_t>(rows.size()) * 8, true, warp::Sharing::kOrdered},
+       {"rows", rows.data(), static_cast<int64_t>(rows.size()) * 8, true},
        {"torn", torn.data(), readers * 8, true}, {"seen", seen, readers * 8, true}},
       order);
   emulator.launch("gate", {{static_cast<unsigned>(readers + 1), 1}, warp::kLanes}, [&] {

@@ -8,6 +8,7 @@ namespace {
 alignas(16) uint64_t words[8];
 alignas(16) const uint64_t constants[2] = {1, 2};
 uint64_t unknown;  // to the emulator
+const std::unique_ptr<uint64_t> elsewhere(new uint64_t(7));
 
 struct Pair {
   uint64_t first, second;
@@ -98,6 +99,7 @@ const Kernel kKernels[] = {
      }},
     {"a warp leaves its block", 2, [](int, int warp, int) { if (warp == 0) __syncthreads(); }},
     {"a plain write elsewhere", 1, [](int, int, int lane) { if (lane == 0) unknown = 1; }},
+    {"a plain read elsewhere", 1, [](int, int, int lane) { if (lane == 0) words[0] = *elsewhere; }},
     {"a write to inputs", 1,
      [](int, int, int) { warp::store(const_cast<uint64_t*>(constants), 1); }},
     {"a misaligned access", 1,
@@ -119,6 +121,10 @@ const Kernel kKernels[] = {
     {"right: neighbours in a word", 1, [](int block, int, int lane) { if (lane == 0) store_half(block, 7); }},
     {"right: reads alone", 2,
      [](int, int, int lane) { if (words[0] + warp::load(constants) + warp::load(words) == 99) words[lane % 8] = 1; }},
+    {"right: shared memory of the same line of two files", 1,
+     [](int, int, int) {
+       if (warp::shared_memory({"one.h", 1}, 4) == warp::shared_memory({"other.h", 1}, 8)) warp::fail("one for two");
+     }},
     {"right: shared memory of two blocks", 2,
      [](int, int warp, int lane) {
        ES_SHARED(shared, int[2]);

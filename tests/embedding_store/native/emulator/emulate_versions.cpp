@@ -11,13 +11,15 @@ using namespace embedding_store::cuda;
 
 namespace {
 
-// Tables as a kernel is told of them. A layout's numbers are read where they are: there are only as many as it has.
+// Tables as a kernel is told of them. A layout's numbers are read where they are.
 std::vector<VersionView> views_of(const Table* tables, int64_t count, std::vector<warp::Memory>* memory) {
   std::vector<VersionView> views(count);
   for (int64_t i = 0; i < count; ++i) {
     views[i] = {tables[i].storage, reinterpret_cast<const TableNumbers*>(tables[i].layout)};
     memory->push_back({"storage", tables[i].storage, tables[i].storage_bytes, false});
+    memory->push_back({"layout", tables[i].layout, tables[i].layout_values * 8, false});
   }
+  memory->push_back({"tables", views.data(), count * static_cast<int64_t>(sizeof(VersionView)), false});
   return views;
 }
 

@@ -1,6 +1,7 @@
 // What the compiler calls before every access to memory with -fsanitize=thread: here it tells the emulator, in place of
-// the thread sanitizer's own library, which is not linked. Not told of: memcpy and memset, which no kernel uses but for a
-// thread's own variables.
+// the thread sanitizer's own library, which is not linked. Not told of, and used by no kernel but for a thread's own
+// variables: memcpy and memset; a struct that is given to a function by value, where it is read; and one that a function
+// returns, where it is made in its place.
 #include <cstdint>
 
 namespace embedding_store::warp {

@@ -1,6 +1,8 @@
 // Built apart from the kernels, with optimisation and without the instrumentation that tells it of their plain accesses.
 #include "threads.h"
 
+#include <link.h>
+#include <pthread.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -22,6 +24,42 @@ Fibre* idle_fibre() {
   return fibre;
 }
 
+struct Range {
+  const char* start;
+  const char* end;
+
+  bool contains(const char* address, int64_t bytes) const { return address >= start && address + bytes <= end; }
+};
+
+// Where this library and its variables are.
+std::vector<Range> segments() {
+  std::vector<Range> found;
+  const auto add = [](dl_phdr_info* info, size_t, void* into) {
+    std::vector<Range> all;
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+      const auto& part = info->dlpi_phdr[i];
+      const auto* start = reinterpret_cast<const char*>(info->dlpi_addr + part.p_vaddr);
+      if (part.p_type == PT_LOAD) all.push_back({start, start + part.p_memsz});
+    }
+    const auto* ours = reinterpret_cast<const char*>(&threadIdx);
+    if (std::none_of(all.begin(), all.end(), [&](const Range& one) { return one.contains(ours, 1); })) return 0;
+    *static_cast<std::vector<Range>*>(into) = all;
+    return 1;
+  };
+  dl_iterate_phdr(add, &found);
+  return found;
+}
+
+const char* stack_end() {
+  pthread_attr_t attributes;
+  void* start = nullptr;
+  size_t bytes = 0;
+  if (pthread_getattr_np(pthread_self(), &attributes) != 0) fail("the host's stack is not known");
+  pthread_attr_getstack(&attributes, &start, &bytes);
+  pthread_attr_destroy(&attributes);
+  return static_cast<const char*>(start) + bytes;
+}
+
 }  // namespace
 
 uint32_t Launch::draw(uint64_t below) {  // SplitMix64
@@ -32,6 +70,7 @@ uint32_t Launch::draw(uint64_t below) {  // SplitMix64
 }
 
 void Launch::run() {
+  frame_ = static_cast<const char*>(__builtin_frame_address(0));
   const uint32_t count = grid_.blocks.x * grid_.blocks.y;
   std::vector<uint32_t> order(count);
   for (uint32_t i = 0; i < count; ++i) {
@@ -167,7 +206,7 @@ bool Launch::barrier(bool value) {
 
 void Launch::wait() { suspend(); }
 
-void* Launch::shared_memory(int line, size_t bytes) {
+void* Launch::shared_memory(const Line& line, size_t bytes) {
   auto& all = warp_->block->shared;
   auto found = all.find(line);
   if (found == all.end()) {
@@ -194,6 +233,15 @@ bool Launch::touch_in(Emulator::Place* place, const char* address, int64_t bytes
        described(before->access, before->last, before->lanes));
 }
 
+// Whether it is what the host gave the kernel, the library's own, or what the other lanes gave.
+bool Launch::is_hosts(const char* address, int64_t bytes) const {
+  static const std::vector<Range> statics = segments();
+  thread_local const char* const end = stack_end();
+  const auto has = [&](const Range& range) { return range.contains(address, bytes); };
+  const auto* warp = reinterpret_cast<const char*>(warp_);
+  return has({warp, warp + sizeof *warp_}) || has({frame_, end}) || std::any_of(statics.begin(), statics.end(), has);
+}
+
 // A plain access may also be to what a thread has for itself, and, if it reads, to what the host gave the kernel.
 void Launch::touch(const void* address, int64_t bytes, Access access, bool plain) {
   const auto* first = static_cast<const char*>(address);
@@ -206,7 +254,7 @@ void Launch::touch(const void* address, int64_t bytes, Access access, bool plain
     if (touch_in(&shared.place, first, bytes, access)) return;
   }
   if (access == Access::kWrite || access == Access::kAtomic) fail("a write outside of the outputs");
-  if (!plain) fail("a read outside of the inputs");
+  if (!plain || !is_hosts(first, bytes)) fail("a read outside of the inputs");
 }
 
 void Launch::fail(const std::string& what) const { warp::fail(std::string(name_) + ": " + what); }

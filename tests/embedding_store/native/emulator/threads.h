@@ -64,7 +64,7 @@ struct Block {
     std::unique_ptr<char[]> bytes;
     Emulator::Place place;
   };
-  std::map<int, Shared> shared;  // by line
+  std::map<Line, Shared> shared;
 };
 
 // The one that is under way.
@@ -79,7 +79,7 @@ class Launch {
   const uint64_t* exchange(Step step, uint64_t value);
   bool barrier(bool value);
   void wait();  // without a reason: others may go first
-  void* shared_memory(int line, size_t bytes);
+  void* shared_memory(const Line& line, size_t bytes);
   void touch(const void* address, int64_t bytes, Access access, bool plain);
   int lane() const { return lane_; }
   bool is_running() const { return warp_ != nullptr; }
@@ -93,6 +93,7 @@ class Launch {
   void resume(Fibre* fibre);
   void suspend();
   static void enter();
+  bool is_hosts(const char* address, int64_t bytes) const;
   bool touch_in(Emulator::Place* place, const char* address, int64_t bytes, Access access);
 
   const char* name_;
@@ -104,6 +105,7 @@ class Launch {
   std::vector<Warp*> warps_;                    // of these
   uint32_t stay_ = 0;
   jmp_buf scheduler_;
+  const char* frame_ = nullptr;  // of `run`: what the host gave the kernel is above it
   Warp* warp_ = nullptr;  // and the lane of it that is running
   int lane_ = 0;
 };

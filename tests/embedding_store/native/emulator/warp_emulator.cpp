@@ -45,7 +45,7 @@ Emulator::Emulator(const std::vector<Memory>& memory, uint64_t order) : order_(o
 
 Emulator::~Emulator() = default;
 
-void Emulator::launch(const char* name, const Grid& grid, const std::function<void()>& kernel) {
+void Emulator::run(const char* name, const Grid& grid, const std::function<void()>& kernel) {
   for (Place& place : places_) {
     if (place.trail) place.trail->forget();
   }
@@ -64,7 +64,7 @@ int64_t Emulator::bytes_read(const void* start) const {
 
 const uint64_t* exchange(Step step, uint64_t value) { return current->exchange(step, value); }
 int lane() { return current->lane(); }
-void* shared_memory(int line, size_t bytes) { return current->shared_memory(line, bytes); }
+void* shared_memory(const Line& line, size_t bytes) { return current->shared_memory(line, bytes); }
 
 void read(void* into, const void* address, int64_t bytes, Access access) {
   touch(address, bytes, access);

@@ -12,6 +12,8 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "../../../../embedding_store/csrc/common/decode.h"
@@ -20,7 +22,8 @@
 #define ES_DEVICE inline
 #define ES_UNROLL
 #define ES_SHARED(name, ...) \
-  auto& name = *static_cast<warp::Same<__VA_ARGS__>*>(warp::shared_memory(__LINE__, sizeof(warp::Same<__VA_ARGS__>)))
+  auto& name = *static_cast<warp::Same<__VA_ARGS__>*>( \
+      warp::shared_memory({__FILE__, __LINE__}, sizeof(warp::Same<__VA_ARGS__>)))
 
 // What else of CUDA is in a kernel's own lines.
 #define __global__ inline
@@ -67,7 +70,10 @@ class Emulator {
   ~Emulator();
 
   // Call `kernel()` in all threads of a grid to their ends. `name`: for messages.
-  void launch(const char* name, const Grid& grid, const std::function<void()>& kernel);
+  template <class Kernel>
+  void launch(const char* name, const Grid& grid, const Kernel& kernel) {
+    run(name, grid, std::cref(kernel));  // not copied: what it has of the caller's stays on the stack
+  }
 
   // From the memory that starts there, by all launches until now.
   int64_t bytes_read(const void* start) const;
@@ -75,6 +81,8 @@ class Emulator {
   struct Place;
 
  private:
+  void run(const char* name, const Grid& grid, const std::function<void()>& kernel);
+
   std::vector<Place> places_;
   uint64_t order_;
 };
@@ -85,8 +93,9 @@ const uint64_t* exchange(Step step, uint64_t value);
 
 int lane();
 
-// A block's own memory that is declared in this line of its kernel.
-void* shared_memory(int line, size_t bytes);
+// A block's own memory that is declared in this line of a file.
+using Line = std::pair<std::string_view, int>;
+void* shared_memory(const Line& line, size_t bytes);
 
 // Checked and noted; alignment as wide as the access, 16 bytes at most.
 void read(void* into, const void* address, int64_t bytes, Access access);
