@@ -116,8 +116,10 @@ class FakeGpu:
     @contextlib.contextmanager
     def _use(self, stream: FakeStream) -> Iterator[None]:
         before, self.current = self.current, stream
-        yield
-        self.current = before
+        try:
+            yield
+        finally:
+            self.current = before
 
     def _exchange(self, mode: int) -> int:
         before, self.mode = self.mode, mode
