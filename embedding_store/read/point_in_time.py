@@ -128,6 +128,9 @@ class PointInTime:
     ) -> Tensor:  # int64 [...]
         """The version that each timestamp sees, 0 where it sees none: on the device of the timestamps, and without a
         look at any table."""
+        return self._tables.making_room(self._visible, timestamps, delay_ms)
+
+    def _visible(self, timestamps: Tensor, delay_ms: int) -> Tensor:
         newest = self._newest_visible(timestamps, timestamps, delay_ms, torch.float32)
         for end in torch.aminmax(timestamps) if timestamps.numel() else ():
             times.check_unit(int(end), "timestamps")

@@ -86,6 +86,10 @@ def of(then: PointInTime, times: list[int]) -> list[float]:
     return vectors[:, 0].tolist()
 
 
+def visible(then: PointInTime, times: list[int]) -> list[int]:
+    return then.visible(ints(times)).tolist()
+
+
 @pytest.mark.parametrize("dim", [1, 5, 16])
 @pytest.mark.parametrize("name", DTYPES)
 def test_what_a_copy_takes_is_known_before_it_is_made(store: EmbeddingStore, name: str, dim: int):
@@ -366,9 +370,9 @@ def test_a_lookup_that_finds_the_device_full_gets_the_room_of_tables_that_nobody
     assert fake.live == versions[0].device_bytes  # of the one that is looked up in
 
 
-@pytest.mark.parametrize("full", range(1, 7))
+@pytest.mark.parametrize(("ask", "full"), [*((of, number) for number in range(1, 7)), (visible, 1), (visible, 2)])
 def test_nothing_that_a_lookup_takes_there_finds_the_device_full_while_tables_are_idle(
-    versions: list[Snapshot], fake: FakeGpu, monkeypatch: pytest.MonkeyPatch, full: int
+    versions: list[Snapshot], fake: FakeGpu, monkeypatch: pytest.MonkeyPatch, ask: Any, full: int
 ):
     """Ids, numbers and versions lie beside the tables as vectors do."""
     tables, asked = OpenTables(), 0
@@ -389,6 +393,6 @@ def test_nothing_that_a_lookup_takes_there_finds_the_device_full_while_tables_ar
 
     for place, name in ((gpu, "sent"), (torch, "searchsorted"), (Tensor, "take")):
         monkeypatch.setattr(place, name, lacking(getattr(place, name)))
-    assert of(then, [20]) == [2]
+    assert ask(then, [20]) == [2]
     assert fake.live == before - versions[0].device_bytes
     assert asked >= full
