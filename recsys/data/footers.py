@@ -3,11 +3,13 @@
 A footer describes every chunk of every column. Of 300 columns in 300 row groups it takes 60 MiB of memory, and takes
 longer to parse than a row group of some hundred rows to read. What the checks need of it is small and kept for all
 files; what reading needs is all of it, and is kept for the files that were read last. `Footers.shuffled` goes through
-the files so that these are the ones to be read next.
+the files so that these are the ones to be read next. Of a file that was written just now nothing is kept: what is
+written in its place meanwhile may have the same size and the same times.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.objects import opened
+from recsys.data.settled import settled
 
 KEPT_CHUNKS = 1 << 20
 """Column chunks whose descriptions a process keeps, some 700 bytes each."""
@@ -41,6 +44,7 @@ class _Version(NamedTuple):
     size: int
     modified: int  # ns
     changed: int  # ns
+    settled: bool  # if not, another file may look the same
 
 
 class _Parsed:
@@ -52,6 +56,8 @@ class _Parsed:
         self._chunks = 0
 
     def get(self, version: _Version) -> pq.FileMetaData:
+        if not version.settled:
+            return pq.read_metadata(opened(version.path))
         with self._lock:
             footer = self._footers.pop(version, None)
             if footer is None:
@@ -73,7 +79,8 @@ def read_footer(path: Path) -> Footer:
     Raises:
         OSError, pa.ArrowException: the file is not there, or is no Parquet file.
     """
-    return _read(_version(path))
+    version = _version(path)
+    return _kept(version) if version.settled else _read(version)
 
 
 def open_file(path: Path, **options: Any) -> pq.ParquetFile:
@@ -89,6 +96,10 @@ def open_file(path: Path, **options: Any) -> pq.ParquetFile:
 
 
 @lru_cache(maxsize=16_384)
+def _kept(version: _Version) -> Footer:
+    return _read(version)
+
+
 def _read(version: _Version) -> Footer:
     footer = _PARSED.get(version)
     rows = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
@@ -102,8 +113,9 @@ def _interned(schema: pa.Schema) -> pa.Schema:
 
 
 def _version(path: Path) -> _Version:
-    stat = path.stat()
-    return _Version(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    when, stat = time.time_ns(), path.stat()
+    modified, changed = stat.st_mtime_ns, stat.st_ctime_ns
+    return _Version(path, stat.st_ino, stat.st_size, modified, changed, settled(modified, changed, when))
 
 
 def _chunks(footer: pq.FileMetaData) -> int:

@@ -17,14 +17,11 @@ from typing import TYPE_CHECKING
 
 from recsys.atomic import write_json
 from recsys.data.errors import DataError
+from recsys.data.settled import settled
 from recsys.refresh.checksums import crcs_of
 
 if TYPE_CHECKING:
     from recsys.train.distributed import Environment
-
-_SETTLED = 2_000_000_000
-"""ns that a file must have been left alone before it was read: a later change could have the same time, since clocks of
-file systems tick, once in 2 s at the slowest, and those of other hosts differ."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class _Reading:
 
     @property
     def settled(self) -> bool:
-        return max(self.modified, self.changed) + _SETTLED <= self.when
+        return settled(self.modified, self.changed, self.when)
 
     def same(self, before: _Reading | None) -> bool:
         """Whether this is what was read before, as sizes and times tell."""
@@ -88,7 +85,7 @@ class Fingerprints:
 def read_together(root: Path, memory: Path, files: Callable[[], Sequence[Path]], environment: Environment) -> None:
     """Let all ranks read what the memory does not hold, so that rank 0 finds it there. A collective.
 
-    Files that have been left alone for less than `_SETTLED` would not be trusted: they are left to who asks for them.
+    Files that have been left alone for less than a tick would not be trusted: they are left to who asks for them.
 
     Args:
         root: as of `Fingerprints`.

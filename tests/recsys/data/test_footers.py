@@ -1,4 +1,5 @@
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from recsys.data import files as files_module
 from recsys.data import footers as footers_module
+from recsys.data import settled as settled_module
 from recsys.data.files import check_files, read_footers
 from recsys.data.footers import open_file, read_footer
 from recsys.data.last_events import last_events, read_rows
@@ -39,7 +41,7 @@ def _write(folder: Path, count: int, groups: int = GROUPS) -> list[Path]:
 
 @contextmanager
 def _counted() -> Iterator[Counter[str]]:
-    """How often the footer of each file is parsed."""
+    """How often the footer of each file is parsed, as if all had been written long ago."""
     parsed: Counter[str] = Counter()
     read_metadata, parquet_file = pq.read_metadata, pq.ParquetFile
 
@@ -51,7 +53,11 @@ def _counted() -> Iterator[Counter[str]]:
         parsed[path.name] += metadata is None
         return parquet_file(path, metadata=metadata, **options)
 
-    with patch.object(pq, "read_metadata", counted_read), patch.object(pq, "ParquetFile", counted_open):
+    with (
+        patch.object(settled_module, "TICK_NS", 0),
+        patch.object(pq, "read_metadata", counted_read),
+        patch.object(pq, "ParquetFile", counted_open),
+    ):
         yield parsed
 
 
@@ -100,6 +106,26 @@ def test_a_file_that_is_written_anew_is_parsed_anew(tmp_path: Path) -> None:
     assert read_footer(path).group_rows == (GROUP_ROWS,) * 3
     with open_file(path) as file:
         assert file.num_row_groups == 3
+
+
+def test_one_that_looks_the_same_within_a_tick_of_the_clock_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,), (later,) = _write(tmp_path, 1), _write(tmp_path / "later", 1, groups=3)
+    same = path.stat()
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: same)
+    monkeypatch.setattr(time, "time_ns", lambda: same.st_ctime_ns + settled_module.TICK_NS - 1)
+    assert read_footer(path).group_rows == (GROUP_ROWS,) * GROUPS
+    open_file(path).close()
+    path.write_bytes(later.read_bytes())
+    monkeypatch.setattr(time, "time_ns", lambda: same.st_ctime_ns + settled_module.TICK_NS)
+    assert read_footer(path).group_rows == (GROUP_ROWS,) * 3
+    with open_file(path) as file:
+        assert file.num_row_groups == 3
+    with _counted() as parsed:
+        read_footer(path)
+        open_file(path).close()
+    assert not parsed.total(), "from now on it is kept"
 
 
 @settings(max_examples=60, deadline=None)
