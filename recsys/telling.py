@@ -8,6 +8,8 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
+_PROC = Path("/proc")
+
 
 def first_to_tell(text: str) -> bool:
     """Whether no other rank of this job on this machine has said the same; outside of a job always."""
@@ -16,7 +18,7 @@ def first_to_tell(text: str) -> bool:
         return True
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        _note(f"{job} {os.environ.get('MASTER_PORT', '')} {os.getppid()} {attempt} {text}").open("x").close()
+        _note(f"{job} {os.environ.get('MASTER_PORT', '')} {_launcher()} {attempt} {text}").open("x").close()
     except FileExistsError:
         return False
     except OSError:  # then each tells
@@ -37,12 +39,22 @@ def ended_before() -> int | None:
         return None
     try:
         return int(_end().read_text())
-    except OSError:
+    except (OSError, ValueError):  # none, or one that a full disk has cut off
         return None
 
 
 def _end() -> Path:
-    return _note(f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()}")
+    return _note(f"{os.environ['TORCHELASTIC_RUN_ID']} {_launcher()}")
+
+
+def _launcher() -> str:
+    """What started the ranks of this machine, by its id and when it began: notes stay, and ids are given out again."""
+    parent = os.getppid()
+    try:
+        began = (_PROC / str(parent) / "stat").read_text().rpartition(")")[2].split()[19]  # since the machine's start
+        return f"{parent} {began} {(_PROC / 'sys/kernel/random/boot_id').read_text()}"
+    except (OSError, IndexError):  # where the system does not tell
+        return str(parent)
 
 
 def _note(key: str) -> Path:
