@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -55,8 +55,11 @@ class _Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class _Report:
-    """How the last look ended."""
+    """What this rank is ready to serve, and how the last look ended: one assignment, so that a status is of one
+    moment."""
 
+    newest: _Generation | None = None
+    swaps: int = -1
     checked: int = 0
     error: Exception | None = None
     waiting: str | None = None
@@ -119,15 +122,14 @@ class ShardedLiveTable:
         apart = dist.new_group(members, timeout=_SILENCE, backend="gloo", use_local_synchronization=True)
         self._control = Ranks(apart, torch.device("cpu"))
         self._held: dict[int, _Generation] = {}
-        self._newest: _Generation | None = None
-        self._swaps, self._report = -1, _Report()
+        self._report = _Report()
         self._refused, self._attempts, self._retry_at = 0, 0, 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._look(patient=False)
         if self._report.error is not None:
             raise self._report.error
-        if self._newest is None:
+        if self._report.newest is None:
             raise VersionNotFoundError(f"nothing to serve: {self._report.waiting}; publish a version")
         if interval is not None:
             follow = (weakref.ref(self), self._stop, interval, self._ranks.rank)
@@ -152,13 +154,15 @@ class ShardedLiveTable:
     @property
     def status(self) -> LiveStatus:
         """What this rank is ready to serve, and how the last look for another version went."""
-        manifest, report = self._table.manifest, self._report
+        report = self._report
+        assert report.newest is not None  # else it was not made
+        manifest = report.newest.manifest
         return LiveStatus(
             version=manifest.version,
             as_of=manifest.as_of,
             space=manifest.space,
             age_ms=times.now() - manifest.as_of,
-            swaps=self._swaps,
+            swaps=report.swaps,
             checked=report.checked,
             error=report.error,
             waiting=report.waiting,
@@ -197,8 +201,9 @@ class ShardedLiveTable:
 
     @property
     def _table(self) -> _Generation:
-        assert self._newest is not None  # else it was not made
-        return self._newest
+        newest = self._report.newest
+        assert newest is not None  # else it was not made
+        return newest
 
     def _look(self, *, patient: bool) -> bool:
         """One look of all ranks, and what follows from it; False: one of them wants no more."""
@@ -211,7 +216,8 @@ class ShardedLiveTable:
             plan, waiting = _Plan(False, 0), "a version is ready, and is served from the next lookup on"
         if plan.version is None:
             error = plan.error or (self._report.error if plan.waiting is None and waiting is None else None)
-            self._report = _Report(times.now(), error, waiting or plan.waiting)
+            waiting = waiting or plan.waiting
+            self._report = replace(self._report, checked=times.now(), error=error, waiting=waiting)
             return True
         try:
             newest = self._load(plan)
@@ -219,9 +225,8 @@ class ShardedLiveTable:
             self._fail(error, plan.version)
             return True
         self._held[newest.number] = newest
-        self._newest = newest
-        self._swaps, self._refused, self._attempts = self._swaps + 1, 0, 0
-        self._report = _Report(times.now())
+        self._refused, self._attempts = 0, 0
+        self._report = _Report(newest, self._report.swaps + 1, times.now())
         _log.info("%r: version %d is ready", self, plan.version)
         return True
 
@@ -229,7 +234,8 @@ class ShardedLiveTable:
         plain = _Plan(self._stop.is_set() and patient, len(self._held))
         if self._ranks.rank:
             return plain
-        present = 0 if self._newest is None else self._newest.manifest.version
+        newest = self._report.newest
+        present = 0 if newest is None else newest.manifest.version
         try:
             snapshots, waiting = candidate_of({self._series.name: self._series}, self._tag, present)
             if snapshots is None:
@@ -256,7 +262,7 @@ class ShardedLiveTable:
         except Exception as raised:  # out of its memory
             error = raised
         self._control.agree(error)
-        return _Generation(snapshot.manifest, shard, self._ranks, self._swaps + 1, self._held)
+        return _Generation(snapshot.manifest, shard, self._ranks, self._report.swaps + 1, self._held)
 
     def _open(self, plan: _Plan) -> Snapshot:
         assert plan.version is not None
@@ -266,8 +272,9 @@ class ShardedLiveTable:
             raise PinMismatchError(
                 f"{what} is another snapshot on this rank than on the first: give all the same store"
             )
-        if self._newest is not None:
-            refuse_another_schema({self._series.name: snapshot}, {self._series.name: self._newest})
+        newest = self._report.newest
+        if newest is not None:
+            refuse_another_schema({self._series.name: snapshot}, {self._series.name: newest})
         return snapshot
 
     def _fail(self, error: Exception, version: int | None) -> None:
@@ -279,7 +286,7 @@ class ShardedLiveTable:
         self._retry_at = time.monotonic() + wait
         traceback.clear_frames(error.__traceback__)  # they hold what was loaded
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        self._report = _Report(times.now(), error)
+        self._report = replace(self._report, checked=times.now(), error=error, waiting=None)
 
 
 def _follow(reference: weakref.ref[ShardedLiveTable], stop: threading.Event, interval: float, rank: int) -> None:

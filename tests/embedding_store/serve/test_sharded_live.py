@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from embedding_store import (
+    ChecksumError,
     EmbeddingStore,
     InvalidArgumentError,
     Series,
@@ -145,6 +146,38 @@ def test_refresh_moves_all_ranks_or_none(store: EmbeddingStore):
         assert said[4] == "3 NoneType None"
         assert said[5].startswith("3 SchemaChangedError version 4 of user has dim 4, dtype float16")
     assert "1 ChecksumError" in first[3] + second[3]
+
+
+class Seen(ShardedLiveTable):
+    """Whose status is looked at whenever something of it has changed."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if hasattr(self, "seen"):
+            status = self.status
+            self.seen.append((status.version, status.swaps, type(status.error)))
+
+
+def statuses(path: str) -> set[tuple[int, int, type]]:
+    series = EmbeddingStore(path).series("user")
+    live = Seen(series)
+    live.seen = []
+    write(series, 2)
+    live.refresh()
+    write(series, 3)
+    damage(series, 3, at=-1)
+    live.refresh()
+    damage(series, 3, at=-1)
+    live.refresh()
+    return set(live.seen)
+
+
+def test_a_status_is_of_one_moment(store: EmbeddingStore):
+    """However long a thread is held up between two assignments."""
+    write(store.create("user", dim=4), 1)
+    (seen,) = run_ranks(statuses, 1, store.location)
+    none = type(None)
+    assert seen == {(1, 0, none), (2, 1, none), (2, 1, ChecksumError), (3, 2, none)}
 
 
 def refusing(path: str) -> list[str]:
