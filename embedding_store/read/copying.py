@@ -33,8 +33,8 @@ class Manner:
 
 AT_ONCE = Manner()
 
-_kept: list[tuple[torch.UntypedStorage, gpu.Readers]] = []
-"""Host memory whose readers could not be waited for when it was to be given back."""
+_kept: dict[int, tuple[torch.UntypedStorage, gpu.Readers]] = {}
+"""By its address, host memory whose readers could not be waited for when it was to be given back."""
 
 
 def host_memory(count: int, device: torch.device) -> tuple[Tensor, gpu.Readers | None]:
@@ -57,9 +57,8 @@ def _release(memory: torch.UntypedStorage, readers: gpu.Readers, process: int) -
     if os.getpid() != process:  # a forked child has no GPU
         return
     readers.note()  # compiled programs note nothing; most of them run on the stream that is current here
-    _kept.append((memory, readers))
-    for one in tuple(_kept):
-        kept, theirs = one
-        if theirs.wait() and one in _kept:
-            _kept.remove(one)
-            gpu.unpin(kept, theirs.device)
+    _kept[memory.data_ptr()] = memory, readers
+    for address in list(_kept):
+        one = _kept.get(address)  # None: other threads do the same, and so does a collection in the midst of this
+        if one is not None and one[1].wait() and _kept.pop(address, None) is not None:
+            gpu.unpin(one[0], one[1].device)

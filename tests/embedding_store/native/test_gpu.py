@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -198,12 +201,56 @@ def test_host_memory_waits_for_its_readers(fake: FakeGpu, monkeypatch: pytest.Mo
     assert copying.host_memory(0, DEVICE)[1] is copying.host_memory(10, torch.device("cpu"))[1] is None
 
 
+class Done(gpu.Readers):
+    """Readers that need not be waited for."""
+
+    def note(self) -> None:
+        pass
+
+    def wait(self) -> bool:
+        return True
+
+
+def released(at: int) -> bool:
+    """Give memory back, and other memory at one step of that; False if it has fewer steps."""
+    one, other = (torch.zeros(8).untyped_storage() for _ in range(2))
+    steps, before = itertools.count(), sys.gettrace()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code is not copying._release.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(steps) == at:
+            copying._release(other, Done(DEVICE), os.getpid())
+        return trace
+
+    sys.settrace(trace)
+    try:
+        copying._release(one, Done(DEVICE), os.getpid())
+    finally:
+        sys.settrace(before)
+    return next(steps) > at
+
+
+def test_host_memory_is_given_back_once_whatever_comes_between(monkeypatch: pytest.MonkeyPatch):
+    """Another thread gives memory back meanwhile, or a collection of garbage in the midst of it."""
+    given = list[int]()
+    monkeypatch.setattr(gpu, "unpin", lambda memory, device: given.append(memory.data_ptr()))
+    for at in itertools.count():
+        given.clear()
+        if not released(at):
+            break
+        assert len(given) == len(set(given)) == 2
+        assert not copying._kept
+    assert at > 10
+
+
 def test_host_memory_that_cannot_be_pinned_is_an_error_with_a_remedy(fake: FakeGpu):
     fake.may_pin = False
     message = r"100 bytes of host memory cannot be pinned for cuda:0 \(what CUDA says\): free some, raise the limit"
     with pytest.raises(DeviceMemoryError, match=message):
         copying.host_memory(100, DEVICE)
-    assert (fake.log, copying._kept) == ([], [])
+    assert (fake.log, copying._kept) == ([], {})
 
 
 def test_a_small_tensor_that_tables_need_is_given_back_as_they_are(fake: FakeGpu):
