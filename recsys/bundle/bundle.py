@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from embedding_store import EmbeddingStore
-from recsys.bundle.manifest import COMPILED, PROGRAM, SCHEMA, VOCABULARY, Manifest, verified
+from recsys.bundle.manifest import COMPILED, PROGRAM, SCHEMA, VOCABULARY, BundleError, Manifest, verified
 from recsys.bundle.pins import PinnedFeatures
 from recsys.bundle.program import Inputs, on_device
 from recsys.data.batch import Batch
@@ -125,11 +125,16 @@ def load_bundle(
 
     Raises:
         BundleError: no bundle, a changed or missing file, one that was replaced while it was read, or pinned versions
-            that are gone or of another space.
+            that are gone or of another space; or `vectors` is a GPU, and `device` the CPU.
         StoreError: the store cannot be read.
     """
     folder, where = Path(path).resolve(), place_of(device)  # a link may come to point elsewhere meanwhile
     tables = where if vectors is None else place_of(vectors)
+    if where.type == "cpu" and tables.type != "cpu":
+        raise BundleError(
+            f"vectors is {str(vectors)!r}, but device {str(device)!r}: a ranker on the CPU reads them there; "
+            f"leave vectors out, or give device={str(vectors)!r}"
+        )
     manifest = Manifest.load(folder)
     with verified(folder, manifest):
         opened = EmbeddingStore(store or manifest.store)

@@ -273,6 +273,12 @@ def test_a_folder_without_a_sound_manifest_is_no_bundle(copied: tuple[Path, Path
     assert re.search("is no bundle: it has no bundle.json", refusal())
 
 
+def test_a_ranker_on_the_cpu_takes_no_vectors_from_a_gpu(made: Path) -> None:
+    words = "vectors is 'cuda:1', but device 'cpu': .* leave vectors out, or give device='cuda:1'"
+    with pytest.raises(BundleError, match=words):
+        load_bundle(made, vectors="cuda:1")
+
+
 def test_pinned_versions_that_are_gone_are_named(
     copied: tuple[Path, Path], refusal: Callable[[], str], data: Path
 ) -> None:
