@@ -171,10 +171,14 @@ class StudyConfig(Config):
                 "leave it out, or use `recsys run`"
             )
         if self.two_tower is not None:
-            raise ConfigError("two_tower is trained once: day by day leave it out, or use `recsys run`")
+            raise ConfigError(
+                f"two_tower is given, named {self.two_tower.name!r}: it is trained once; leave it out of what goes on "
+                "day by day, or use `recsys run`"
+            )
         if self.arms:
             raise ConfigError(
-                "arms are of `recsys run`: day by day the ways of refreshing are compared; leave them out"
+                f"arms are {', '.join(arm.name for arm in self.arms)}: day by day the ways of refreshing are compared; "
+                "leave them out, or use `recsys run`"
             )
         if self.refresh.days is None or self.spans is None:
             raise ConfigError(

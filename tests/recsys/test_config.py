@@ -29,6 +29,7 @@ from recsys.config import (
     SpansConfig,
     StudyConfig,
     TrainConfig,
+    TwoTowerSettings,
     UpstreamConfig,
     from_dict,
     to_dict,
@@ -340,6 +341,14 @@ def test_integers_serve_as_numbers() -> None:
         (
             lambda: replace(FULL, upstream_seeds=(0, 1)).daily(),
             r"upstream_seeds is \(0, 1\): day by day every upstream is trained and refreshed once; leave it out",
+        ),
+        (
+            lambda: replace(FULL, two_tower=TwoTowerSettings(name="towers")).daily(),
+            "two_tower is given, named 'towers': it is trained once; leave it out of .*, or use `recsys run`",
+        ),
+        (
+            lambda: replace(FULL, two_tower=None, arms=(ArmConfig(name="a"), ArmConfig(name="b"))).daily(),
+            "arms are a, b: day by day .*; leave them out, or use `recsys run`",
         ),
         (lambda: replace(SMALL, ranks=0), "ranks is 0; use 1 or more"),
         (lambda: replace(SMALL, retrieval=RetrievalConfig(upstream="x")), "retrieval.upstream is 'x'; use one of ctr"),
