@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recsys.train.distributed import Environment
 from recsys.train.predict import Batches, Said, predict
 from recsys.train.running_metrics import LossError
-from recsys.train.shards import local_parts
+from recsys.train.shards import local_parts, rows_written
 
 Scores = Sequence[float]
 """Of one pass, one for each of what is judged by itself, a task say; lower is better."""
@@ -120,8 +120,9 @@ class Passes:
     @torch.no_grad()
     def bring(self, number: int) -> None:
         """Bring the model to what it was after one of the best passes."""
-        for tensor, kept in zip(_local_tensors(self._model), self._kept[number], strict=True):
-            tensor.copy_(kept)
+        with rows_written(self._model):
+            for tensor, kept in zip(_local_tensors(self._model), self._kept[number], strict=True):
+                tensor.copy_(kept)
 
 
 def _local_tensors(model: nn.Module) -> list[Tensor]:

@@ -24,6 +24,7 @@ from torchrec.distributed.types import (
 
 from recsys.train.distributed import Environment
 from recsys.train.planning import PlanError
+from recsys.train.shards import rows_written
 
 
 def check_groups(group_ranks: int, world_size: int) -> None:
@@ -64,7 +65,8 @@ def replicas(
 def average(model: nn.Module) -> None:
     """Let all groups have the mean of their weights and of their sums of gradients; nothing where there is one."""
     if isinstance(model, DMPCollection):
-        model.sync()
+        with rows_written(model):
+            model.sync()
 
 
 class CpuCollection(DMPCollection):

@@ -22,6 +22,8 @@ from torch.futures import Future
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from recsys.train.shards import lookups
+
 
 @dataclass
 class Averaging:
@@ -32,9 +34,8 @@ class Averaging:
 
 
 def data_parallel(model: nn.Module) -> list[DistributedDataParallel]:
-    """All that is so in a model; TorchRec has tables that are in lists, which `modules` does not look into."""
-    lookups = (lookup for module in model.modules() for lookup in getattr(module, "_lookups", ()))
-    found = [x for x in (*model.modules(), *lookups) if isinstance(x, DistributedDataParallel)]
+    """All that is so in a model."""
+    found = [x for x in (*model.modules(), *lookups(model)) if isinstance(x, DistributedDataParallel)]
     return list(dict.fromkeys(found))
 
 

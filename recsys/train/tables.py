@@ -17,7 +17,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from recsys.train.heartbeat import beat
 from recsys.train.replicated import row_sums, table_of
-from recsys.train.shards import local_parts
+from recsys.train.shards import local_parts, rows_written
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,14 +39,15 @@ def draw_tables(task: M, seed: int) -> M:
     Returns:
         `task`.
     """
-    for config, weight, first, column in _tables(task):
-        done, columns = 0, slice(column, column + weight.shape[1])
-        while done < len(weight):
-            block, skipped = divmod(first + done, _BLOCK_ROWS)
-            rows = _drawn(config, seed, block)[skipped : skipped + len(weight) - done, columns]
-            weight[done : done + len(rows)] = rows
-            done += len(rows)
-            beat()
+    with rows_written(task):
+        for config, weight, first, column in _tables(task):
+            done, columns = 0, slice(column, column + weight.shape[1])
+            while done < len(weight):
+                block, skipped = divmod(first + done, _BLOCK_ROWS)
+                rows = _drawn(config, seed, block)[skipped : skipped + len(weight) - done, columns]
+                weight[done : done + len(rows)] = rows
+                done += len(rows)
+                beat()
     return task
 
 
@@ -59,13 +60,14 @@ def renew_rows(task: nn.Module, rows: NDArray[np.int64], seed: int) -> None:
         rows: int64 [N], numbers of rows, ascending.
         seed: what the tables were drawn with.
     """
-    for config, weight, first, column in _tables(task):
-        columns = slice(column, column + weight.shape[1])
-        mine = rows[(rows >= first) & (rows < first + len(weight))]
-        for block in np.unique(mine // _BLOCK_ROWS):
-            some = mine[mine // _BLOCK_ROWS == block]
-            drawn = _drawn(config, seed, int(block))[some % _BLOCK_ROWS, columns]
-            weight.index_copy_(0, torch.from_numpy(some - first).to(weight.device), drawn.to(weight))
+    with rows_written(task):
+        for config, weight, first, column in _tables(task):
+            columns = slice(column, column + weight.shape[1])
+            mine = rows[(rows >= first) & (rows < first + len(weight))]
+            for block in np.unique(mine // _BLOCK_ROWS):
+                some = mine[mine // _BLOCK_ROWS == block]
+                drawn = _drawn(config, seed, int(block))[some % _BLOCK_ROWS, columns]
+                weight.index_copy_(0, torch.from_numpy(some - first).to(weight.device), drawn.to(weight))
     for sums, first in _accumulators(task):
         sums[rows[(rows >= first) & (rows < first + len(sums))] - first] = 0
 
