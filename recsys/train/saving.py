@@ -224,7 +224,7 @@ class _Copies:
         new: list[float] = []
 
         def note(name: str, value: Tensor) -> Tensor:
-            size = math.inf if isinstance(value, DTensor) else value.nbytes  # 2D; nobody has copied these yet
+            size = math.inf if isinstance(value, DTensor) else _taken(value)  # 2D; nobody has copied these yet
             new.append(0 if name in self._buffers else size)
             return value
 
@@ -243,8 +243,11 @@ class _Copies:
         return copied
 
     def forget(self) -> None:
-        """Free the memory."""
+        """Free the memory. Of what is page-locked torch keeps a cache, which no other part of the program may have."""
         self._buffers = {}
+        if self._environment.device.type == "cuda":
+            give_back = getattr(torch.accelerator, "empty_host_cache", None) or torch._C._host_emptyCache  # 2.11
+            give_back()
 
     def _copy(self, name: str, value: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
@@ -252,6 +255,12 @@ class _Copies:
             pinned = value.device.type == "cuda"
             buffer = self._buffers[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned)
         return buffer.copy_(value, non_blocking=True)
+
+
+def _taken(value: Tensor) -> int:
+    """Bytes of the host's memory for a copy: torch rounds what is page-locked up to a power of two."""
+    size = value.nbytes
+    return 1 << (size - 1).bit_length() if size and value.device.type == "cuda" else size
 
 
 def _mapped(value: Any, change: Callable[[str, Tensor], Tensor], name: str = "") -> Any:
@@ -274,6 +283,8 @@ def _in_thread(writing: _Checkpoint, group: dist.ProcessGroup) -> Future[Path]:
 
     def run() -> None:
         try:
+            if writing.environment.device.type == "cuda":  # a thread begins with the first: of all ranks that would be
+                torch.cuda.set_device(writing.environment.device)
             future.set_result(writing.write(group))
         except BaseException as error:  # whoever waits is told
             future.set_exception(error)
