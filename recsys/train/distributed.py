@@ -92,7 +92,8 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
 
     Under torchrun (`torchx run`) the ranks find each other by its environment variables; without it, or if it is to
     work `alone`, this process is the only rank. NCCL and one GPU a rank where CUDA is available, gloo on the CPU
-    otherwise.
+    otherwise. What is not left to bfloat16 (`recsys.train.predict.mixed_precision`) is computed in float32 there too,
+    not in TF32, whose ten bits do not tell near vectors apart.
 
     Raises:
         DeviceError: more ranks on this machine than GPUs, or fewer GPUs than its launcher was to ask for; the message
@@ -116,7 +117,6 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
                 f"start at most that many ranks on it (-j 1x{torch.cuda.device_count()})"
             )
         torch.cuda.set_device(local_rank)
-        torch.set_float32_matmul_precision("high")
     timeout = collective_timeout() + _GRACE
     if not alone and "RANK" in os.environ and "MASTER_ADDR" in os.environ:
         # A process may start one group after another: what the ranks of an earlier one said of themselves is not read.
@@ -125,13 +125,19 @@ def process_group(*, alone: bool = False) -> Iterator[Environment]:
         dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+    ends = True
     try:
         environment = current_environment()
         _use_all_cores(environment)
         with without_notices(), _signs(environment):
             yield environment
+    except (Exception, KeyboardInterrupt):
+        # Ranks end NCCL's groups together: one that failed would wait for those that wait for it, its error untold.
+        ends = backend == "gloo" or dist.get_world_size() == 1
+        raise
     finally:
-        dist.destroy_process_group()
+        if ends:
+            dist.destroy_process_group()
 
 
 def _signs(environment: Environment) -> AbstractContextManager[None]:

@@ -67,7 +67,7 @@ def loss_forward(
 
 
 def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """What a forward runs in: bfloat16 where the device gains from it."""
+    """What a forward runs in: bfloat16 where the device gains from it, but for what is distances or similarities."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
