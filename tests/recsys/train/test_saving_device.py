@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recsys.train import saving
 from recsys.train.distributed import Environment
-from recsys.train.saving import Saver
+from recsys.train.packing import packed, written
+from recsys.train.saving import Saver, training_state
 from tests.recsys.train.test_checkpoint import trained
 
 GPU = torch.device("cuda", 1)
@@ -26,7 +27,8 @@ def test_the_thread_that_writes_has_its_ranks_gpu(
     chosen: list[tuple[str, torch.device]] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda x: chosen.append((threading.current_thread().name, x)))
     saver = Saver(tmp_path, environment)
-    work = saving._Checkpoint(tmp_path, 1, saving.training_state(model, optimizer, {}), {}, on(environment), 2)
+    state, layout = packed(training_state(model, optimizer, {}))
+    work = saving._Checkpoint(tmp_path, 1, state, written(layout), {}, on(environment), 2)
     saving._in_thread(work, saver._own_group()).result()
     saver.close()
     assert chosen == [("checkpoint", GPU)]
