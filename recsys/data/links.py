@@ -29,7 +29,8 @@ class LinkBatch(Pipelineable):
     """
 
     nodes: KeyedJaggedTensor
-    """One key a node type, in the graph's order, each with one bag: the rows of its entities, each once."""
+    """One key a node type, in the graph's order: the rows of its entities, each once and in a bag of its own, of which
+    FBGEMM gives each to a warp of its own; then empty bags up to what any type may have."""
     relations: Tensor  # int64 [G]
     heads: Tensor  # int64 [G, P], places
     tails: Tensor  # int64 [G, P], places
@@ -247,12 +248,9 @@ def make_batch(
         places_of_anchored.append(of_anchored)
         sets.append(rows)
         before += len(rows)
+    most = ends.size + max(map(len, drawn)) + max(map(len, anchored.rows))  # the same on all ranks
     return LinkBatch(
-        nodes=KeyedJaggedTensor(
-            keys=list(graph.types),
-            values=torch.from_numpy(np.concatenate(sets)),
-            lengths=torch.tensor([len(rows) for rows in sets], dtype=torch.int32),
-        ),
+        nodes=one_each(graph.types, torch.from_numpy(np.concatenate(sets)), [len(rows) for rows in sets], most),
         relations=torch.from_numpy(relations.astype(np.int64)),
         heads=torch.from_numpy(places[0]),
         tails=torch.from_numpy(places[1]),
@@ -263,6 +261,17 @@ def make_batch(
         anchors=anchored.vectors,
         degrees=torch.from_numpy(anchored.degrees),
     )
+
+
+def one_each(
+    types: Sequence[str],
+    rows: Tensor,  # int64 [n]
+    counts: Sequence[int],
+    most: int,
+) -> KeyedJaggedTensor:
+    """Rows of tables, `counts` of each node type, in bags of one row; `most` bags a type, the last ones empty."""
+    filled = torch.arange(most) < torch.tensor(counts).unsqueeze(1)  # [types, most]
+    return KeyedJaggedTensor(keys=list(types), values=rows, lengths=filled.flatten().int().to(rows.device))
 
 
 def _share(counts: Ints, rank: int, world_size: int) -> Ints:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from recsys.config.graph import GraphConfig
 from recsys.data.batch import Batch
-from recsys.data.links import LinkBatch
+from recsys.data.links import LinkBatch, one_each
 from recsys.data.triples import Graph
 from recsys.models.graph_scores import SCORES, cubes
 from recsys.models.losses import TaskOutput
@@ -94,9 +94,8 @@ class GraphModel(nn.Module):
 
     def entity_vectors(self, name: str, rows: Tensor) -> Tensor:  # int64 [n] -> float32 [n, d]
         """Vectors of entities of a node type by their rows. A collective where the tables are sharded."""
-        lengths = torch.tensor([len(rows) if each == name else 0 for each in self.types], dtype=torch.int32)
-        nodes = KeyedJaggedTensor(keys=list(self.types), values=rows, lengths=lengths.to(rows.device))
-        return self.tables(nodes)[name].values()
+        counts = [len(rows) if each == name else 0 for each in self.types]
+        return self.tables(one_each(self.types, rows, counts, len(rows)))[name].values()
 
 
 class Links(nn.Module):
