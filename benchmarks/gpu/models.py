@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from benchmarks import bundle, ranker_training, upstream_training

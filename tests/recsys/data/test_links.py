@@ -128,3 +128,19 @@ def test_graphs_without_links():
     assert list(LinkStream(some_links([0, 0, 0]), GRAPH, batch_size=4, group=2, negatives=1)) == []
     with pytest.raises(StopIteration):
         next(iter(LinkStream(some_links([0, 0, 0]), GRAPH, batch_size=4, group=2, negatives=1)))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_entities_are_looked_up_side_by_side(world_size: int) -> None:
+    """Each in a bag of its own, which a warp of a GPU goes through row by row; as many bags on all ranks."""
+    links, strides = some_links([9, 1, 5]), set()
+    for rank in range(world_size):
+        stream = LinkStream(
+            links, GRAPH, batch_size=4, group=2, negatives=30, rank=rank, world_size=world_size, epochs=2
+        )
+        for batch in stream:
+            filled = batch.nodes.lengths().view(len(GRAPH.types), -1)
+            assert filled.max() == 1
+            assert filled.sum(1).tolist() == [len(batch.nodes[name].values()) for name in GRAPH.types]
+            strides.add(batch.nodes.stride())
+    assert len(strides) == 1

@@ -43,10 +43,13 @@ def test_float32_is_float32_on_a_gpu_too(chosen: list[int], monkeypatch: pytest.
 def test_a_rank_that_failed_waits_for_no_other(
     chosen: list[int], monkeypatch: pytest.MonkeyPatch, ranks: int, ends: bool, error: type[BaseException]
 ) -> None:
+    def fail() -> None:
+        monkeypatch.setattr(dist, "get_world_size", lambda *_: ranks)
+        raise error("x")
+
     try:
         with pytest.raises(error), process_group(alone=True):
-            monkeypatch.setattr(dist, "get_world_size", lambda *_: ranks)
-            raise error("x")
+            fail()
         assert dist.is_initialized() is not ends
     finally:
         monkeypatch.undo()
