@@ -20,4 +20,6 @@ def test_rows_begin_anew_there() -> None:
         weight = torch.empty(5000, 4, device="cuda:0")
         tables.embedding_bags["user"].weight = nn.Parameter(weight, requires_grad=False)
         tables._device = weight.device
+        before = tables.embedding_bags["user"].weight._version
         renew_rows(tables, np.array([0, 7, 4999]), 3)
+        assert tables.embedding_bags["user"].weight._version > before  # they were written
