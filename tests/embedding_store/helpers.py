@@ -52,8 +52,8 @@ def age(path: Path, seconds: float) -> None:
 
 def settle() -> None:
     """Wait until the clock that files' times are of is past now: what changes from then on bears a later time than what
-    is there. That it goes on is not enough: Linux 6.13 and later take a file's time from the precise clock where someone
-    has asked for the time before, and the coarse one, when it goes on, may still be behind that."""
+    is there. That it goes on is not enough: Linux 6.13 and later take a file's time from the precise clock where
+    someone has asked for the time before, and the coarse one, when it goes on, may still be behind that."""
     now, deadline = time.time_ns(), time.monotonic() + 600
     while time.clock_gettime_ns(_COARSE) <= now:
         assert time.monotonic() < deadline
