@@ -34,13 +34,13 @@ endif
 demo: install
 	$(BIN)/recsys demo $(if $(FULL),--full --out runs/demo-full,--out runs/demo)
 
-# Files of tests side by side, two processes a core, since many wait for ranks, in the order of tests/conftest.py; more
-# than four would mostly wait for each other's. Bytecode is kept even where the shell says otherwise: each of a few
-# hundred processes would compile the whole package anew. LONG=1: those marked `long` too.
+# Files of tests side by side, a process a core and one more, since many wait for ranks, in the order of
+# tests/conftest.py; more than four would mostly wait for each other's. Bytecode is kept even where the shell says
+# otherwise: each of a few hundred processes would compile the whole package anew. LONG=1: those marked `long` too.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: export LONG := $(LONG)
 test: install
-	$(BIN)/pytest -n $(shell $(PYTHON) -c 'import os; print(min(4, 2 * (os.cpu_count() or 1)))') --dist loadfile \
+	$(BIN)/pytest -n $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))') --dist loadfile \
 		--no-loadscope-reorder $(if $(LONG),-m 'long or not long')
 
 # The components once more, with a nightly of torchx, which asks Slurm 24.11 for GPUs as that wants it. It needs no torch.
