@@ -25,7 +25,7 @@ CONFIG = replace(HARDLY_TRAINED, training=replace(HARDLY_TRAINED.training, dense
 ARM = "ctr_user_item"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(data: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle's folder."""
     out = tmp_path_factory.mktemp("made")
@@ -33,7 +33,7 @@ def made(data: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return bundle_folder(out)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bundle(made: Path) -> Bundle:
     return load_bundle(made)
 
@@ -58,7 +58,7 @@ def refusal(copied: tuple[Path, Path]) -> Callable[[], str]:
     return words
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kept(made: Path, data: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both bundles and their store, which tests copy."""
     folder = tmp_path_factory.mktemp("kept")
@@ -80,14 +80,14 @@ def place(kept: Path, tmp_path: Path) -> Place:
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def requests(data: Path) -> list[pa.Table]:
     rows = pa.concat_tables(pq.ParquetFile(path).read() for path in find_files(data, SPLIT.test))
     ends = itertools.accumulate(SIZES)
     return [rows.slice(end - size, size) for size, end in zip(SIZES, ends, strict=True)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def said(kept: Path, requests: list[pa.Table]) -> dict[str, list[Answer]]:
     """What each bundle answers."""
     return {name: answers_of(load_bundle(kept / name, store=kept / "store"), requests) for name in "ab"}

@@ -17,7 +17,7 @@ def environment() -> Iterator[Environment]:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A market of six small days, prepared."""
     folder = tmp_path_factory.mktemp("data")
@@ -32,7 +32,7 @@ def out(data: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with vectors of most users and items, that tests copy before they change it."""
     folder = tmp_path_factory.mktemp("store")
