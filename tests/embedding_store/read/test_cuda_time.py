@@ -165,7 +165,8 @@ def test_a_version_that_goes_while_another_stream_reads_it(filled: Series):
     then, stream = filled.point_in_time(device="cuda", gpu_bytes=largest), torch.cuda.Stream()
     ids = torch.arange(0, 2000).cuda()
     expected = filled.version(1).load().lookup(ids.cpu())[0]
-    then.lookup(ids, torch.full((2000,), 10))
+    with torch.cuda.stream(stream):  # kernels, and memory for its results, which may have to wait for the device
+        then.lookup(ids, torch.full((2000,), 10))
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(LONG)
@@ -189,7 +190,8 @@ def test_memory_is_kept_to_and_given_back(filled: Series):
     gpu.usable(torch.device("cuda"))
     largest = max(x.device_bytes for x in filled.history())
     ids, times = asked(100)
-    filled.point_in_time(device="cuda").lookup(ids, times)  # loads the kernels, which take memory too
+    # Loads the kernels, which take memory too.
+    filled.point_in_time(device="cuda", gpu_bytes=2 * largest).lookup(ids, times)
     gc.collect()
     before = used()
     then = filled.point_in_time(device="cuda", gpu_bytes=2 * largest)

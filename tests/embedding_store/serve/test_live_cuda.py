@@ -34,7 +34,8 @@ def test_a_table_that_is_dropped_while_another_stream_reads_it(large: Series):
     snapshot, ids, stream = large.latest(), IDS.cuda(), torch.cuda.Stream()
     for gpu_bytes in (None, 100_000):
         table = snapshot.load("cuda", gpu_bytes=gpu_bytes)
-        assert version_of(lambda _, table=table: tuple(x.cpu() for x in table.lookup(ids))) == 1
+        with torch.cuda.stream(stream):  # kernels, and memory for its results, which may have to wait for the device
+            assert version_of(lambda _, table=table: tuple(x.cpu() for x in table.lookup(ids))) == 1
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
             torch.cuda._sleep(LONG)
@@ -96,10 +97,12 @@ def test_replays_never_mix_versions_while_they_change(series: Series):
         live.lookup(ids)
         torch.cuda.synchronize()
         graphs = [captured(live, ids) for _ in streams]
-        last = [0, 0]
-        for round in range(300):
+        last, round = [0, 0], 0
+        while round < 300 or last[0] <= 3:
+            assert live.status.error is None
             if round % 10 == 0:
                 publish(series)
+            round += 1
             for number, (stream, (graph, answer, version)) in enumerate(zip(streams, graphs, strict=True)):
                 with torch.cuda.stream(stream):
                     graph.replay()
@@ -107,16 +110,19 @@ def test_replays_never_mix_versions_while_they_change(series: Series):
                     assert found == [int(version)]
                     assert int(version) >= last[number]
                     last[number] = int(version)
-        assert live.status.error is None
-        assert last[0] > 3
 
 
 def test_a_slot_waits_for_a_replay_that_reads_it(series: Series):
     publish(series)
     ids, stream = IDS.cuda(), torch.cuda.Stream()
     with CapturableLiveTable(series, interval=NEVER, device="cuda") as live:
+
+        def is_read() -> bool:
+            return bool(live._slots._gate[1:].any())  # type: ignore[union-attr]
+
         live.lookup(ids)
         torch.cuda._sleep(1)
+        assert not is_read()  # a kernel that is loaded while another runs may wait for its end
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph), live.reading() as reading:
@@ -126,7 +132,7 @@ def test_a_slot_waits_for_a_replay_that_reads_it(series: Series):
         with torch.cuda.stream(stream):
             graph.replay()
         publish(series)
-        eventually(lambda: live._slots._gate[1:].any().item())  # type: ignore[union-attr]  # the replay is in
+        eventually(is_read)  # the replay is in
         assert live.refresh().version == 2
         publish(series)
         assert live.refresh().version == 3  # waits for the replay
@@ -151,7 +157,9 @@ def test_loading_does_not_disturb_captures_of_other_threads(large: Series, mode:
     thread = threading.Thread(target=load)
     thread.start()
     try:
-        for _ in range(100):
+        captures = 0
+        while captures < 100 or (len(failed) < 3 and thread.is_alive()):
+            captures += 1
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode=mode):
                 answer = table.lookup(ids)
