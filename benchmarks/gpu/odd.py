@@ -18,7 +18,6 @@ import torch
 
 from benchmarks.gpu.ids import Batch, draw, draw_bags, ids_of
 from benchmarks.gpu.names import COMPARED, NO_TIME, UNIFORM
-from benchmarks.gpu.roof import Form
 from benchmarks.gpu.tables import device_bytes
 from benchmarks.gpu.variants import Variant, pooled_store, store
 from embedding_store import EmbeddingStore, Snapshot
@@ -67,9 +66,8 @@ def _published(folder: str, dtype: str, dim: int) -> Snapshot:
 
 def _questions(made: Snapshot, dtype: str, dim: int, device: torch.device) -> list[tuple[str, Variant, Batch]]:
     """Name, lookup and batch of all that is asked of a table and of its tiered form."""
-    form = Form(dtype, dim, torch.float32)
     on_host = made.load()
-    budget = device_bytes(on_host, ROWS // 3 * form.row_bytes)
+    budget = device_bytes(on_host, ROWS // 3)
     tables = {
         "whole": made.load(device),
         "tiered": made.load(device, gpu_bytes=budget, hot_ids=ids_of(torch.arange(0, ROWS, 5))),

@@ -18,11 +18,11 @@ from benchmarks.gpu.settings import Settings
 from embedding_store import EmbeddingStore, Series, SeriesNotFoundError, Snapshot, Table, VersionNotFoundError
 from embedding_store.dtypes import DTYPES
 from embedding_store.native.layout import BUCKET_BYTES, index_numbers
+from embedding_store.read.copy_sizes import ALIGNMENT, aligned, copied_row_bytes
 
 INDEX_BYTES = 27  # a row, about
 WRITERS = 4
 APPEND_VALUES = 1 << 27
-COLUMNS_BYTES = 4096  # the columns' ends, aligned
 Stored = tuple[str, int, int]  # dtype, dim and rows
 
 
@@ -84,8 +84,10 @@ def device_bytes(
     table: Table,  # on the CPU
     rows: int,
 ) -> int:
-    """`gpu_bytes` of a tiered table with room for its indexes and so many bytes of rows on the device."""
-    return rows + COLUMNS_BYTES + sum(BUCKET_BYTES * int(numbers[2]) for numbers in index_numbers(table.layout))
+    """`gpu_bytes` of a tiered table with room for its indexes and so many rows on the device, and for no more: which
+    rows are cold is then known."""
+    indexes = sum(aligned(BUCKET_BYTES * int(numbers[2])) for numbers in index_numbers(table.layout))
+    return indexes + rows * copied_row_bytes(DTYPES[table.dtype], table.dim) + ALIGNMENT
 
 
 def _present(settings: Settings, dtype: str, dim: int, rows: int) -> Snapshot | None:

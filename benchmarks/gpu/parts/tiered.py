@@ -33,7 +33,7 @@ def run(settings: Settings, journal: Journal) -> None:
     for dtype, _, _ in forms:
         form = Form(dtype, settings.dim, out_of(dtype))
         made = snapshot(settings, journal, dtype, settings.dim, settings.rows)
-        table = _load(made, settings, form, hot)
+        table = _load(made, settings, hot)
 
         def bounds(batch: Batch, form: Form = form) -> dict[str, float]:
             crossing = int(is_cold[batch.rows.unique()].sum()) * form.row_bytes
@@ -62,9 +62,9 @@ def run(settings: Settings, journal: Journal) -> None:
         free(device)
 
 
-def _load(made: Snapshot, settings: Settings, form: Form, hot: torch.Tensor) -> TieredTable:
+def _load(made: Snapshot, settings: Settings, hot: torch.Tensor) -> TieredTable:
     """With room for the index and the hot rows on the device."""
-    budget = device_bytes(made.load(), len(hot) * form.row_bytes)
+    budget = device_bytes(made.load(), len(hot))
     table = made.load(settings.device, gpu_bytes=budget, hot_ids=ids_of(hot))
     assert isinstance(table, TieredTable)
     return table
