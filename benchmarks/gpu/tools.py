@@ -75,8 +75,11 @@ def stream(
         status = process.wait()
     finally:
         timer.cancel()
-        if process.poll() is None:  # this process is being ended itself
+        if process.poll() is None:  # this process is being ended itself, and soon killed
             _signal(process, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS / 2)
+            _signal(process, signal.SIGKILL)  # what does not go, say it waits for a GPU that hangs, has the GPU else
     return None if late else status
 
 

@@ -35,6 +35,8 @@ pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "-o", "addopts=",
 """
 """Says of which tests it is that a GPU is needed, whatever they are called."""
 SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPER}"
+"""As one that waits for a GPU may be."""
 
 
 def test_the_compilers_build_what_cmake_builds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,9 +201,10 @@ def test_make_gpu_runs_it() -> None:
     assert "pip" not in said
 
 
-def test_a_program_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    nested = "from benchmarks.gpu.tools import end_by_exception, stream; import sys; end_by_exception()\n"
-    nested += f"stream([sys.executable, '-c', {SLEEPER!r}], limit=600)"
+@pytest.mark.parametrize("innermost", [SLEEPER, STUBBORN])
+def test_a_program_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch, innermost: str) -> None:
+    nested = "from benchmarks.gpu import tools; import sys; tools.end_by_exception(); tools.GRACE_SECONDS = 0.2\n"
+    nested += f"tools.stream([sys.executable, '-c', {innermost!r}], limit=600)"
     timers: list[threading.Timer] = []
 
     def timer(seconds: float, end: Callable[[], None]) -> threading.Timer:
