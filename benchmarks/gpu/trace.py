@@ -34,7 +34,8 @@ def shares(path: Path) -> dict[str, Any]:
     device = [x for x in events if x.get("cat") in ON_DEVICE]
     done = device or [x for x in events if x.get("cat") == "cpu_op"]
     spent: dict[str, float] = defaultdict(float)
-    for event, own in own_times(done):
+    # Nothing on a device is part of another, though one may seem to begin before the one before it ends.
+    for event, own in ((x, x["dur"]) for x in device) if device else own_times(done):
         spent[kind_of(event["name"])] += own
     total = sum(spent.values())
     return {
