@@ -5,9 +5,10 @@
     python -m benchmarks.gpu build first tests memcheck --seconds 570
     python -m benchmarks.gpu --rehearse                  # every part that can, tiny, on the CPU
 
-Each part is a process with a limit of its own: one that fails, crashes or hangs does not stop the next. `results.jsonl`
-and `log.txt` in the output folder ($OUT, else runs/gpu) are written as it goes, so that a run that is cut off leaves
-what it had; `summary.txt` is written after each part. The exit code is 1 if a part failed, was cut off or had no time.
+Each part is a process with a limit of its own: one that fails, crashes or hangs does not stop the next, and one in
+which torch's or FBGEMM's lookup ends the use of the GPU begins again without these. `results.jsonl` and `log.txt` in
+the output folder ($OUT, else runs/gpu) are written as it goes, so that a run that is cut off leaves what it had;
+`summary.txt` is written after each part. The exit code is 1 if a part failed, was cut off or had no time.
 
 Where a command may take so long only, give `--seconds` and some of the parts: no part is begun without time for it, and
 one that hangs takes no more than what the later ones can spare. Parts run in the order of `--list`, what matters most

@@ -14,8 +14,8 @@ from typing import TextIO
 
 import benchmarks.gpu
 from benchmarks.gpu.folder import ROOM, tables_folder
-from benchmarks.gpu.journal import RESULTS, Journal, SkippedError, append, first_line, read
-from benchmarks.gpu.names import TABLES_VARIABLE
+from benchmarks.gpu.journal import RESULTS, Journal, PeerError, SkippedError, append, first_line, read
+from benchmarks.gpu.names import ALONE_VARIABLE, TABLES_VARIABLE
 from benchmarks.gpu.parts import PARTS, Part
 from benchmarks.gpu.settings import settings_of
 from benchmarks.gpu.summary import summary
@@ -23,6 +23,7 @@ from benchmarks.gpu.tools import ROOT, end_by_exception, stream
 
 LOG, SUMMARY = "log.txt", "summary.txt"
 SKIPPED = 77  # exit status of a part that cannot run here
+BROKEN = 78  # and of one in which a variant of another library broke the device: without them it may go on
 SPARED = 20.0  # seconds of a part's limit that are left for its own last words
 
 
@@ -87,6 +88,11 @@ def _part(part: Part, given: argparse.Namespace, log: TextIO, left: float, later
     command = [sys.executable, "-m", "benchmarks.gpu", *words, *(["--rehearse"] if given.rehearse else [])]
     started = time.monotonic()
     status = stream(command, limit=limit, line=line)
+    if status == BROKEN:
+        line(f"=== {part.name}, without the other libraries")
+        command[command.index("--limit") + 1] = str(limit - SPARED - (time.monotonic() - started))
+        rest = max(limit - (time.monotonic() - started), 1.0)
+        status = stream(command, limit=rest, line=line, environment={ALONE_VARIABLE: "1"})
     seconds = time.monotonic() - started
     if status is None:
         return "cut off", seconds, f"it was not done in {limit:.0f} s"
@@ -106,6 +112,9 @@ def _inside(given: argparse.Namespace) -> int:
     except SkippedError as error:
         journal.left_out("the part", str(error))
         return SKIPPED
+    except PeerError as error:
+        journal.left_out("the other libraries", str(error))
+        return BROKEN
     except Exception as error:
         traceback.print_exc()
         journal.fail(f"{type(error).__name__}: {first_line(str(error))}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from benchmarks.gpu.ids import Batch
-from benchmarks.gpu.journal import Journal, first_line
-from benchmarks.gpu.names import COPY
+from benchmarks.gpu.journal import Journal, PeerError, first_line
+from benchmarks.gpu.names import ALONE_VARIABLE, COPY
 from benchmarks.gpu.roof import SameBytes, copy_rate
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.timing import Clock, Timings
@@ -42,6 +41,9 @@ class Bench:
             moved: bytes that the lookup of a batch must move.
             limits: other bounds of a batch, name -> microseconds; the share of each that a variant reaches is written.
             fields: what the cell is of.
+
+        Raises:
+            PeerError: a variant that is optional has broken the device; one that is not raises what it raised.
         """
         inputs = {variant.name: draw(seed) for seed, variant in enumerate(variants)}
         sound = [variant for variant in variants if self._is_sound(variant, inputs[variant.name], fields)]
@@ -61,7 +63,7 @@ class Bench:
             self._journal.write("timing", **fields, variant=name, **figures, **reached, bytes=bytes_moved)
 
     def _is_sound(self, variant: Variant, batches: Sequence[Batch], fields: dict[str, Any]) -> bool:
-        """Whether it gives the right answer; what is wrong is written down. Raises what a broken device raises."""
+        """Whether it gives the right answer; what is wrong is written down. Raises where the device is broken."""
         try:
             if variant.prepare is not None:
                 variant.prepare(batches)
@@ -69,7 +71,9 @@ class Bench:
             self.clock.wait()
         except Exception as error:
             wrong = f"{type(error).__name__}: {first_line(str(error))}"
-            if not variant.optional and "CUDA error" in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            if self._is_broken():
+                if variant.optional:
+                    raise PeerError(f"{variant.name} {fields}: {wrong}") from error
                 raise
         if wrong is None:
             return True
@@ -81,8 +85,21 @@ class Bench:
         return False
 
 
+    def _is_broken(self) -> bool:
+        """Whether an error ended this process's use of the device: after an illegal access every call fails, after a
+        want of memory, a capture that failed or a kernel that was not there the next one may work."""
+        try:
+            self.clock.wait()
+        except RuntimeError:
+            return True
+        return False
+
+
 def if_possible(journal: Journal, what: str, make: Callable[[], Variant]) -> list[Variant]:
     """A variant that is one of others, or none, with the reason written down."""
+    if os.environ.get(ALONE_VARIABLE):
+        journal.left_out(what, "one of the others has broken the device before")
+        return []
     try:
         return [make()]
     except Exception as error:  # whatever keeps it from running is reported, and is not ours

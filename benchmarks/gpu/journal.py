@@ -14,6 +14,10 @@ class SkippedError(Exception):
     """A part, or one of its variants, cannot run here; the message says why and what would help."""
 
 
+class PeerError(Exception):
+    """A variant that is not ours has ended this process's use of the device; the message says which, and how."""
+
+
 class Journal:
     """Of one part."""
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,10 @@ import torch
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import folder, tables
-from benchmarks.gpu.cells import Bench
+from benchmarks.gpu.cells import Bench, if_possible
 from benchmarks.gpu.ids import Batch, draw, draw_bags, even_bags, ids_of, mixed_bags, scattered
-from benchmarks.gpu.journal import RESULTS, Journal, SkippedError, append, read
-from benchmarks.gpu.names import COPY, UNIFORM, ZIPF
+from benchmarks.gpu.journal import RESULTS, Journal, PeerError, SkippedError, append, read
+from benchmarks.gpu.names import ALONE_VARIABLE, COPY, UNIFORM, ZIPF
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.parts.training import differences
 from benchmarks.gpu.roof import Form, lookup_bytes, pooled_bytes
@@ -27,6 +28,7 @@ from benchmarks.gpu.summary import summary
 from benchmarks.gpu.tables import snapshot
 from benchmarks.gpu.trace import covered, own_times, shares
 from benchmarks.gpu.variants import Variant, fbgemm, known_rows, pooled_store, store
+from embedding_store import TieredTable
 from tests.benchmarks.gpu_records import records
 
 CPU = torch.device("cpu")
@@ -79,6 +81,24 @@ def test_a_part_that_hangs_leaves_the_later_ones_time(
     assert limits["tests"] + least["memcheck"] == 300
     assert limits["memcheck"] == 300
     assert all(part.least <= part.limit for part in PARTS)
+
+
+def test_a_part_goes_on_without_the_others_where_one_has_broken_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_time_passes: None
+) -> None:
+    runs: list[tuple[float, dict[str, str]]] = []
+    ends = [command.BROKEN, 0, command.BROKEN, command.BROKEN]
+
+    def stream(words: list[str], limit: float, environment: dict[str, str] | None = None, **_: Any) -> int:
+        assert float(words[words.index("--limit") + 1]) == limit - command.SPARED
+        runs.append((limit, environment or {}))
+        return ends[len(runs) - 1]
+
+    monkeypatch.setattr(command, "stream", stream)
+    assert command.main(["--rehearse", "--out", str(tmp_path), "grid"]) == 0
+    assert runs == [(570, {}), (570, {ALONE_VARIABLE: "1"})]
+    assert command.main(["--rehearse", "--out", str(tmp_path), "grid"]) == 1
+    assert len(runs) == 4
 
 
 def test_tables_that_a_killed_run_has_left_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +193,17 @@ def test_bytes_that_must_move() -> None:
     assert pooled_bytes(pooled, form, 9) == 4 * 8 + 3 * 8 + 3 * 64 + 2 * 32 + 2 * (24 + 8)
 
 
+@pytest.mark.parametrize("dim", [1, 6, 100])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4"])
+def test_as_many_rows_are_hot_as_were_asked_for(settings: Settings, journal: Journal, dtype: str, dim: int) -> None:
+    """What crosses the bus is counted by it; and memcheck is to see cold rows of every size."""
+    made = snapshot(settings, journal, dtype, dim, 500)
+    table = made.load(CPU, gpu_bytes=tables.device_bytes(made.load(), 50), hot_ids=ids_of(torch.arange(50)))
+    assert isinstance(table, TieredTable)
+    table.lookup(ids_of(torch.arange(500)))
+    assert (table.hits().hot, table.hits().cold) == (50, 450)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
 def test_wrong_answers_are_seen(settings: Settings, journal: Journal, dtype: str) -> None:
     table = snapshot(settings, journal, dtype, 6, 500).load()
@@ -240,6 +271,39 @@ def test_what_is_wrong_is_not_timed(settings: Settings, journal: Journal, tmp_pa
     assert [record["reason"] for record in records(tmp_path, "left out")] == ["RuntimeError: out of order"]
 
 
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+
+
+def test_a_device_that_is_broken(settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every later call of the process fails then; after other errors of CUDA's it does not."""
+    bench = Bench(settings, journal)
+
+    def illegal(*_: Any) -> None:
+        raise RuntimeError(ILLEGAL)
+
+    def measure(name: str, *, optional: bool) -> None:
+        bench.cell([Variant(name, illegal, illegal, optional)], partial(draw, UNIFORM, 1, 10, 500, CPU), lambda _: 64)
+
+    measure("store", optional=False)
+    measure("peer", optional=True)
+    assert journal.failures == [f"store {{}}: RuntimeError: {ILLEGAL}"]
+    assert [record["what"] for record in records(settings.out, "left out")] == ["peer {}"]
+    monkeypatch.setattr(bench.clock, "wait", illegal)
+    with pytest.raises(RuntimeError, match=ILLEGAL):
+        measure("store", optional=False)
+    with pytest.raises(PeerError, match=rf"peer {{}}: RuntimeError: {ILLEGAL}"):
+        measure("peer", optional=True)
+
+
+def test_the_others_are_left_out_where_one_has_broken_the_device(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = Variant("peer", lambda batch: batch.ids, lambda *_: None)
+    assert if_possible(journal, "peer", lambda: peer) == [peer]
+    monkeypatch.setenv(ALONE_VARIABLE, "1")
+    assert if_possible(journal, "peer", lambda: peer) == []
+
+
 def test_time_is_counted_once() -> None:
     def event(ts: float, dur: float, tid: int = 1) -> dict[str, Any]:
         return {"pid": 1, "tid": tid, "ts": ts, "dur": dur, "name": f"{ts}"}
@@ -261,8 +325,8 @@ def test_a_step_is_divided_by_what_its_kernels_are_for(tmp_path: Path) -> None:
         event("ProfilerStep#3", "gpu_user_annotation", 0, 900),
         event("aten::mm", "cpu_op", 0, 500, tid=1),  # the host's time is not the device's
         event("Memcpy HtoD (Pinned -> Device)", "gpu_memcpy", 0, 100, tid=9),
-        event("split_embedding_codegen_forward_unweighted_kernel", "kernel", 50, 300),
-        event("void cub::DeviceRadixSortOnesweepKernel<...>", "kernel", 400, 100),
+        event("split_embedding_codegen_forward_unweighted_kernel", "kernel", 50, 300.001),
+        event("void cub::DeviceRadixSortOnesweepKernel<...>", "kernel", 350, 100),
         event("ncclDevKernel_AllReduce_Sum_f32", "kernel", 500, 200, tid=8),
         event("nvjet_tst_128x64_64x8_2x1_v_bz_TNT", "kernel", 1200, 300),
         {"ph": "M", "name": "process_name"},
@@ -275,7 +339,7 @@ def test_a_step_is_divided_by_what_its_kernels_are_for(tmp_path: Path) -> None:
         "embedding": 0.4,
         "dense": 0.3,
         "step_ms": 1.0,
-        "busy": 0.475,  # 0 .. 350, 400 .. 700 and 1200 .. 1500
+        "busy": 0.475,  # 0 .. 450, 500 .. 700 and 1200 .. 1500
     }
 
 
