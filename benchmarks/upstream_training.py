@@ -63,7 +63,15 @@ def prepare(
     tasks = [label.name for label in schema.labels]
     training = replace(upstream.training, batch_size=batch_size).sized(EventStream(files, schema, batch_size=1).rows)
     stream = EventStream(
-        files, schema, batch_size=training.batch_size, rank=rank, world_size=ranks, shuffle_batches=64, epochs=8
+        files,
+        schema,
+        batch_size=training.batch_size,
+        rank=rank,
+        world_size=ranks,
+        shuffle_batches=64,
+        epochs=8,
+        workers=environment.input_threads,
+        pin_memory=environment.device.type == "cuda",
     )
     stream.total_steps = steps
     torch.manual_seed(0)

@@ -77,10 +77,12 @@ def derm(settings: Settings, folder: Path, environment: Environment, out: Path |
 
 
 def dlrm(settings: Settings, folder: Path, environment: Environment, out: Path | None, step: Step) -> TrainResult:
-    """A ranker that reads two series of the store, for a pass."""
+    """A ranker that reads two series of the store, for so many passes."""
     sizes = ranker_training.Options(batch_size=settings.batch_size)
     config = ranker_training.config_of("dlrm", sizes)
-    config = replace(config, training=replace(config.training, log_every=2, checkpoint_every=0))
+    passes, every = (FEWER, 2 * FEWER) if not settings.rehearse else (1, 2)  # each line of a log waits for the GPU
+    logged = replace(config.training, epochs=passes, patience=passes, log_every=every, checkpoint_every=0)
+    config = replace(config, training=logged)
     training = ranker_training.prepare(config, ranker_training.BOTH, folder / "store", folder / "data", environment)
     given = {field.name: getattr(training, field.name) for field in fields(training)}
     return SteppedTraining(**given, step=step).train(out).result
