@@ -23,7 +23,7 @@ from benchmarks.gpu.tools import ROOT, end_by_exception, stream
 
 LOG, SUMMARY = "log.txt", "summary.txt"
 SKIPPED = 77  # exit status of a part that cannot run here
-BROKEN = 78  # and of one in which a variant of another library broke the device: without them it may go on
+BROKEN = 78  # and of one in which a variant of another library broke the device
 SPARED = 20.0  # seconds of a part's limit that are left for its own last words
 
 
@@ -88,8 +88,8 @@ def _part(part: Part, given: argparse.Namespace, log: TextIO, left: float, later
     command = [sys.executable, "-m", "benchmarks.gpu", *words, *(["--rehearse"] if given.rehearse else [])]
     started = time.monotonic()
     status = stream(command, limit=limit, line=line)
-    if status == BROKEN:
-        line(f"=== {part.name}, without the other libraries")
+    if part.peers and status is not None and (status == BROKEN or status < 0):
+        line(f"=== {part.name} ended with status {status}: without the other libraries")
         command[command.index("--limit") + 1] = str(limit - SPARED - (time.monotonic() - started))
         rest = max(limit - (time.monotonic() - started), 1.0)
         status = stream(command, limit=rest, line=line, environment={ALONE_VARIABLE: "1"})

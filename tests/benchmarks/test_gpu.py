@@ -87,7 +87,7 @@ def test_a_part_goes_on_without_the_others_where_one_has_broken_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_time_passes: None
 ) -> None:
     runs: list[tuple[float, dict[str, str]]] = []
-    ends = [command.BROKEN, 0, command.BROKEN, command.BROKEN]
+    ends = [command.BROKEN, 0, -11, 0, command.BROKEN, command.BROKEN, -11]
 
     def stream(words: list[str], limit: float, environment: dict[str, str] | None = None, **_: Any) -> int:
         assert float(words[words.index("--limit") + 1]) == limit - command.SPARED
@@ -95,10 +95,12 @@ def test_a_part_goes_on_without_the_others_where_one_has_broken_the_device(
         return ends[len(runs) - 1]
 
     monkeypatch.setattr(command, "stream", stream)
-    assert command.main(["--rehearse", "--out", str(tmp_path), "grid"]) == 0
-    assert runs == [(570, {}), (570, {ALONE_VARIABLE: "1"})]
+    for number in (1, 2):
+        assert command.main(["--rehearse", "--out", str(tmp_path), "grid"]) == 0
+        assert runs == [(570, {}), (570, {ALONE_VARIABLE: "1"})] * number
     assert command.main(["--rehearse", "--out", str(tmp_path), "grid"]) == 1
-    assert len(runs) == 4
+    assert command.main(["--rehearse", "--out", str(tmp_path), "tests"]) == 1
+    assert len(runs) == 7  # of tests there are no others
 
 
 def test_tables_that_a_killed_run_has_left_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

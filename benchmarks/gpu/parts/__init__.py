@@ -17,6 +17,8 @@ class Part:
     """Seconds without which it is not begun, and which the parts before it leave it."""
     what: str
     """In a line."""
+    peers: bool = False
+    """Whether other libraries' lookups are measured beside the store's, and may take the part with them."""
 
 
 PARTS = (
@@ -24,12 +26,12 @@ PARTS = (
     Part("first", 120, 20, "one lookup; what memory and the bus give"),
     Part("tests", 480, 60, "the tests that need a GPU, none stopping the others"),
     Part("memcheck", 480, 60, "odd dimensions, bags and tiers under compute-sanitizer"),
-    Part("grid", 570, 90, "lookups: dtypes, numbers of ids, uniform, Zipf, missing"),
-    Part("pooled", 420, 60, "bags of 1, 20, 100, and a mix with a huge one"),
-    Part("tiered", 420, 60, "a tenth of the rows in GPU memory"),
+    Part("grid", 570, 90, "lookups: dtypes, numbers of ids, uniform, Zipf, missing", peers=True),
+    Part("pooled", 420, 60, "bags of 1, 20, 100, and a mix with a huge one", peers=True),
+    Part("tiered", 420, 60, "a tenth of the rows in GPU memory", peers=True),
     Part("graphs", 300, 45, "small lookups captured in CUDA graphs, and replayed while versions change"),
     Part("training", 570, 120, "a DERM and a DLRM: samples a second and where the time goes, bfloat16 beside float32"),
     Part("swap", 300, 90, "lookups while the next version is swapped in"),
     Part("ncu", 300, 45, "counters of three kernels"),
-    Part("dims", 480, 60, "other dimensions"),
+    Part("dims", 480, 60, "other dimensions", peers=True),
 )
