@@ -84,7 +84,6 @@ class Bench:
             self._journal.fail(f"{what}: {wrong}")
         return False
 
-
     def _is_broken(self) -> bool:
         """Whether an error ended this process's use of the device: after an illegal access every call fails, after a
         want of memory, a capture that failed or a kernel that was not there the next one may work."""
