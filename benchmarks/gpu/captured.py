@@ -35,7 +35,8 @@ class Captured:
         torch.cuda.synchronize(self._device)
         for batch in batches:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # A capture that fails leaves its own stream current: what is measured next would run there.
+            with torch.cuda.stream(torch.cuda.current_stream(self._device)), torch.cuda.graph(graph):
                 answer = self._call(batch)
             self._graphs[id(batch)] = graph, answer
 

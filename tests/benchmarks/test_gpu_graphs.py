@@ -57,10 +57,42 @@ def doubled(batch: Batch, answer: Tensor) -> str | None:
     return None if torch.equal(answer, batch.ids * 2.0) else "not the double"
 
 
-def test_each_batch_has_a_graph_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Graphs that are fakes; the one stream in the list is current."""
+    current = ["default"]
+
+    @contextmanager
+    def use(stream: str) -> Iterator[None]:
+        before, current[0] = current[0], stream
+        try:
+            yield
+        finally:
+            current[0] = before
+
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current[0])
+    monkeypatch.setattr(torch.cuda, "stream", use)
+    return current
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(streams: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def fail(_: FakeGraph) -> Iterator[None]:
+        """As torch's, whose end raises before it goes back."""
+        streams[0] = "of captures"
+        yield
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    with pytest.raises(RuntimeError, match="during capture"):
+        Captured(double, torch.device("cuda")).prepare(draw(UNIFORM, 1, 10, 100, CPU, 0))
+    assert streams == ["default"]
+
+
+def test_each_batch_has_a_graph_of_its_own(streams: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     variant, captured = replayed(Variant("double", double, doubled), "replayed", torch.device("cuda"))
     assert variant.prepare is not None
     first, second = (draw(UNIFORM, 3, 10, 100, CPU, seed) for seed in (0, 1))
