@@ -24,7 +24,9 @@ from recsys.train.trainer import fit
 
 __all__ = ["derm", "dlrm", "in_float32", "losses", "market", "process_group", "profiled"]
 
-LOGS = 10  # of a training
+LOGS = 10  # of an upstream's training
+PASSES = 4  # of a ranker's, forty steps each at full size
+LOG_EVERY = 8  # of these: a line of the log waits for the GPU
 WAIT, WARM, PROFILED = 10, 5, 15  # steps
 FEWER = 4  # times fewer in a rehearsal
 
@@ -80,11 +82,12 @@ def dlrm(settings: Settings, folder: Path, environment: Environment, out: Path |
     """A ranker that reads two series of the store, for so many passes."""
     sizes = ranker_training.Options(batch_size=settings.batch_size)
     config = ranker_training.config_of("dlrm", sizes)
-    passes, every = (FEWER, 2 * FEWER) if not settings.rehearse else (1, 2)  # each line of a log waits for the GPU
-    logged = replace(config.training, epochs=passes, patience=passes, log_every=every, checkpoint_every=0)
-    config = replace(config, training=logged)
-    training = ranker_training.prepare(config, ranker_training.BOTH, folder / "store", folder / "data", environment)
-    given = {field.name: getattr(training, field.name) for field in fields(training)}
+    by = FEWER if settings.rehearse else 1
+    training = replace(config.training, epochs=PASSES // by, patience=PASSES // by, log_every=LOG_EVERY // by)
+    # Checkpoints are written between passes, not beside the steps that are timed.
+    config = replace(config, training=replace(training, checkpoint_every=0, save_beside=False))
+    made = ranker_training.prepare(config, ranker_training.BOTH, folder / "store", folder / "data", environment)
+    given = {field.name: getattr(made, field.name) for field in fields(made)}
     return SteppedTraining(**given, step=step).train(out).result
 
 
