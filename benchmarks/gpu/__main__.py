@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_by_exception()
     given.out.mkdir(parents=True, exist_ok=True)
     if given.inside:
-        return _inside(given)
+        status = _inside(given)
+        sys.stdout.flush()
+        os._exit(status)  # what is left to the interpreter's end fails on a broken device, and may abort
     if given.list:
         for part in PARTS:
             print(f"{part.name:10} {part.limit:4} s at most: {part.what}")

@@ -236,6 +236,16 @@ def _has_ended(pid: int) -> bool:
         return True
 
 
+def test_a_part_says_how_it_ended_whatever_its_last_objects_do(tmp_path: Path) -> None:
+    """Memory of a device that is broken cannot be given back: libraries abort."""
+    body = "import atexit, os; atexit.register(os.abort)\n"
+    body += "from benchmarks.gpu import __main__ as command; command._inside = lambda _: print('told') or 78\n"
+    body += f"command.main(['--inside', 'first', '--out', {str(tmp_path)!r}])"
+    lines: list[str] = []
+    assert stream([sys.executable, "-c", body], limit=600.0, line=lines.append) == 78
+    assert lines == ["told"]
+
+
 def test_output_is_handed_on_with_the_status() -> None:
     lines: list[str] = []
     body = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
