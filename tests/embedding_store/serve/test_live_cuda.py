@@ -98,7 +98,7 @@ def test_replays_never_mix_versions_while_they_change(series: Series):
         torch.cuda.synchronize()
         graphs = [captured(live, ids) for _ in streams]
         last, round = [0, 0], 0
-        while round < 300 or last[0] <= 3:
+        while round < 300 or (last[0] <= 3 and round < 20_000):
             assert live.status.error is None
             if round % 10 == 0:
                 publish(series)
@@ -110,6 +110,7 @@ def test_replays_never_mix_versions_while_they_change(series: Series):
                     assert found == [int(version)]
                     assert int(version) >= last[number]
                     last[number] = int(version)
+        assert last[0] > 3
 
 
 def test_a_slot_waits_for_a_replay_that_reads_it(series: Series):
@@ -158,7 +159,7 @@ def test_loading_does_not_disturb_captures_of_other_threads(large: Series, mode:
     thread.start()
     try:
         captures = 0
-        while captures < 100 or (len(failed) < 3 and thread.is_alive()):
+        while captures < 100 or (len(failed) < 3 and captures < 20_000 and thread.is_alive()):
             captures += 1
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode=mode):
