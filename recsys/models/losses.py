@@ -103,7 +103,8 @@ class DermLoss(nn.Module):
         loss = means.sum()
         # Not in evaluation, whose loss nobody reads: the ranks' batches need not be of one size there.
         if self.training and self.config.contrastive_weight and self.frequencies is not None:
-            weights = ((batch.labels > 0.5) & batch.label_mask).float() @ self.positives
+            # No product of matrices, which autocast would round.
+            weights = (((batch.labels > 0.5) & batch.label_mask) * self.positives).sum(dim=1)
             drawn = None
             if batch.negatives is not None:
                 known = self.frequencies(batch.negatives, unseen=float("-inf"))

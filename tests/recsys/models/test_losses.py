@@ -299,6 +299,18 @@ def test_losses_are_float32_under_autocast():
     torch.testing.assert_close(loss, task(batch)[0], atol=0.05, rtol=0.05)
 
 
+def test_autocast_rounds_no_weight_of_a_positive():
+    batch = random_batch(full_schema(), 32)
+    items = batch.item_ids.unique()
+    frequencies = ItemFrequencies.from_counts(items, torch.ones_like(items))
+    output = DermOutput(torch.randn(32, 2), torch.randn(32, 8), torch.randn(32, 8))
+    loss = DermLoss(LossConfig(positives={"click": 0.3, "buy": 0.7}), ("click", "buy"), frequencies, items=10)
+    wanted, _ = loss(output, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = loss(output, batch)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+
+
 def test_loss_is_defined_for_an_empty_batch():
     empty = torch.zeros(0, 2, requires_grad=True)
     vectors = torch.zeros(0, 4, requires_grad=True)
