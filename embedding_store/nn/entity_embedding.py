@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -145,6 +145,7 @@ class EntityEmbedding(nn.Module):
             PinMismatchError: the layer is of other series, or a version exists but is another snapshot.
             SchemaChangedError: a pinned snapshot has another dim than this layer was built for.
             VersionExpiredError, VersionNotFoundError, SeriesNotFoundError: naming what is gone.
+            DeviceMemoryError: the GPU has no room for the pinned vectors beside those that are there.
         """
         pins = [Pin.from_dict(fields) for fields in state["pins"]]
         names = [snapshot.series for snapshot in self.snapshots]
@@ -158,12 +159,11 @@ class EntityEmbedding(nn.Module):
                     f"version {present.version}, dim {present.dim}: build it on version {pin.version}"
                 )
         if pins != [Pin.of(snapshot) for snapshot in self.snapshots]:
-            opened = [
-                (snapshot, series.load(snapshot))
-                for series, snapshot in zip(self._series(), self._reopened(pins), strict=True)
-            ]
-            for series, (snapshot, table) in zip(self._series(), opened, strict=True):
-                series.hold(snapshot, table)
+            # All before the first is taken: where one cannot be had, or a GPU is full, nothing has changed.
+            reopened = zip(self._series(), self._reopened(pins), strict=True)
+            opened = [series.opened(snapshot) for series, snapshot in reopened]
+            for series, vectors in zip(self._series(), opened, strict=True):
+                series.hold(vectors)
 
     def _reopened(self, pins: Sequence[Pin]) -> list[Snapshot]:
         """The pinned snapshots; of a group on all ranks, or on none."""
@@ -184,6 +184,17 @@ class EntityEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """For print(module)."""
         return f"out_dim={self.out_dim}, found_feature={self.found_feature}, entity_dropout={self.entity_dropout}"
+
+
+class _Vectors(NamedTuple):
+    """A snapshot's vectors on a device, as `_SeriesVectors` has them."""
+
+    snapshot: Snapshot
+    table: Table
+    storage: Tensor
+    layout: Tensor
+    host_layout: Tensor
+    tiered: TieredTable | None = None
 
 
 class _SeriesVectors(nn.Module):
@@ -215,22 +226,22 @@ class _SeriesVectors(nn.Module):
         else:
             self.register_buffer("missing", torch.zeros(snapshot.dim), persistent=False)
         self.projection = nn.Linear(snapshot.dim, projection) if projection is not None else None
-        self.hold(snapshot, snapshot.load() if group is None else load_sharded(snapshot, group))
+        table = snapshot.load() if group is None else load_sharded(snapshot, group)
+        self.hold(self._placed(snapshot, table, self.missing.device))
 
-    def load(self, snapshot: Snapshot) -> Table:
-        """Its table on the CPU, spread over the same ranks as the present one, if that is."""
+    def opened(self, snapshot: Snapshot) -> _Vectors:
+        """Its vectors on the device of the parameters, spread over the same ranks as the present ones, if these are."""
         spread = isinstance(self.table, ShardedTable)
-        return load_sharded(snapshot, self.table.group) if spread else snapshot.load()  # type: ignore[attr-defined]
+        table = load_sharded(snapshot, self.table.group) if spread else snapshot.load()  # type: ignore[attr-defined]
+        return self._placed(snapshot, table, self.missing.device)
 
-    def hold(self, snapshot: Snapshot, table: Table) -> None:
-        """Take the vectors of a snapshot, whose `table` is on the CPU, to the device of the parameters."""
-        self.snapshot = snapshot
-        self.table = table
-        self.dim = table.dim
-        self.dtype = table.dtype
+    def hold(self, vectors: _Vectors) -> None:
+        """Look up in these from here on."""
+        self.snapshot, self.table, self.storage, self.layout, self.host_layout, self.tiered = vectors
+        self.dim = self.table.dim
+        self.dtype = self.table.dtype
         if self.policy == "mean":
-            self.missing.copy_(torch.tensor(snapshot.statistics.mean))
-        self._place(self.missing.device)
+            self.missing.copy_(torch.tensor(self.snapshot.statistics.mean))
 
     def forward(
         self,
@@ -258,44 +269,43 @@ class _SeriesVectors(nn.Module):
             vectors = torch.where(found.unsqueeze(-1), vectors.to(dtype), self.missing)
         return (vectors.to(dtype) if self.projection is None else self.projection(vectors.to(dtype))), found
 
-    def _place(self, device: torch.device) -> None:
-        """Bring the vectors to a device; always from the files, so that every byte is checked on its way."""
-        self.tiered = None
-        if isinstance(self.table, ShardedTable):
-            self.table = self.table.to(device)
-        if device.type == "cpu" or isinstance(self.table, ShardedTable):
-            self.storage, self.layout = self.table._storage, self.table.layout
-        elif device.type == "meta":
-            self.storage, self.layout = self.table._storage.to(device), self.table.layout.to(device)
-        else:
-            self._copy(device)
-            return
-        self.host_layout = self.layout
+    def _placed(self, snapshot: Snapshot, table: Table, device: torch.device) -> _Vectors:
+        """The vectors of a snapshot on a device; always from the files, so that every byte is checked on its way.
+        `table` is on the CPU, unless it is spread."""
+        if isinstance(table, ShardedTable):
+            table = table.to(device)
+        if device.type == "cpu" or isinstance(table, ShardedTable):
+            return _Vectors(snapshot, table, table._storage, table.layout, table.layout)
+        if device.type == "meta":
+            layout = table.layout.to(device)
+            return _Vectors(snapshot, table, table._storage.to(device), layout, layout)
+        return self._copied(snapshot, table, device)
 
-    def _copy(self, device: torch.device) -> None:
-        """Copy the mapped table to another device than the CPU: `storage`, the layouts and, with a budget, `tiered`."""
+    def _copied(self, snapshot: Snapshot, table: Table, device: torch.device) -> _Vectors:
+        """A copy of the mapped `table` on another device than the CPU, within the budget if there is one."""
         from embedding_store.read.upload import upload, upload_tiered  # not needed where only the CPU serves
 
-        snapshot, mapping, mapped, dtype = self.snapshot, self.table.mapping, self.table.layout, DTYPES[self.dtype]
+        mapping, dtype = table.mapping, DTYPES[table.dtype]
         assert mapping is not None  # the table is on the CPU
         path = snapshot._storage.locate(snapshot.manifest.index.path)
         if self.budget is None:
-            self.storage, self.host_layout = upload(
-                mapping, mapped, dim=self.dim, dtype=dtype, device=device, index_path=path
+            storage, host_layout = upload(
+                mapping, table.layout, dim=table.dim, dtype=dtype, device=device, index_path=path
             )
-            self.layout = gpu.copied(self.host_layout, self.storage.device)
-            return
+            return _Vectors(snapshot, table, storage, gpu.copied(host_layout, storage.device), host_layout)
         copied = upload_tiered(
-            mapping, mapped, dim=self.dim, dtype=dtype, device=device, budget=self.budget, index_path=path
+            mapping, table.layout, dim=table.dim, dtype=dtype, device=device, budget=self.budget, index_path=path
         )
-        self.tiered = TieredTable(snapshot.manifest, copied)
-        self.storage, self.layout, self.host_layout = copied.storage, self.tiered.layout, self.tiered.host_layout
+        tiered = TieredTable(snapshot.manifest, copied)
+        return _Vectors(snapshot, table, copied.storage, tiered.layout, tiered.host_layout, tiered)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _SeriesVectors:
-        super()._apply(fn, recurse)
         device = fn(self.layout.new_empty(0)).device
-        if device != self.storage.device:
-            self._place(device)
+        # Before the parameters: where a GPU is full, they stay where the vectors are.
+        moved = None if device == self.storage.device else self._placed(self.snapshot, self.table, device)
+        super()._apply(fn, recurse)
+        if moved is not None:
+            self.hold(moved)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _SeriesVectors:
@@ -315,7 +325,7 @@ class _SeriesVectors(nn.Module):
         pin = Pin.from_dict(state.pop("pin"))
         super().__setstate__(state)
         (snapshot,) = reopen([pin])
-        self.hold(snapshot, snapshot.load())
+        self.hold(self._placed(snapshot, snapshot.load(), self.missing.device))
 
     def extra_repr(self) -> str:
         """For print(module)."""

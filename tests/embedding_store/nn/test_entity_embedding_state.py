@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import shutil
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from embedding_store import (
+    DeviceMemoryError,
     EmbeddingStore,
     EntityEmbedding,
+    Hits,
     NotFoundError,
     PinMismatchError,
     SchemaChangedError,
@@ -23,6 +27,9 @@ from embedding_store import (
     VersionExpiredError,
     VersionNotFoundError,
 )
+from embedding_store.native import gpu
+from embedding_store.nn.entity_embedding import _SeriesVectors
+from tests.embedding_store.fake_gpu import DEVICE, FakeGpu
 from tests.embedding_store.nn.layers import IDS, make_ranker, make_store, publish
 
 
@@ -94,6 +101,61 @@ def test_what_is_gone_is_named(both: EmbeddingStore, tmp_path: Path):
     ahead["_extra_state"]["pins"][1]["version"] = 9
     with pytest.raises(VersionNotFoundError, match="user_cvr version 9"):
         again.load_state_dict(ahead)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """On which all vectors lie."""
+    made = FakeGpu(monkeypatch)
+    monkeypatch.setattr(gpu, "usable", lambda device: device)
+    monkeypatch.setattr(gpu.Readers, "note", lambda _: None)
+    monkeypatch.setattr(_SeriesVectors, "_placed", lambda self, *given: self._copied(*given[:2], DEVICE))
+    return made
+
+
+@pytest.mark.parametrize("gpu_bytes", [None, {"user_ctr": 256 + 12, "user_cvr": 256 + 8}])
+def test_a_checkpoint_for_which_a_gpu_has_no_room_changes_nothing(
+    both: EmbeddingStore, fake: FakeGpu, gpu_bytes: dict[str, int] | None
+):
+    state = EntityEmbedding(publish(both)).state_dict()
+    gc.collect()
+    layer = EntityEmbedding(publish(both, seed=2), missing="mean", gpu_bytes=gpu_bytes)
+    want, live, tiers = layer(IDS), fake.live, layer.tiers
+    fake.capacity = live + 500  # of the second series more is asked for
+    for _ in range(2):
+        with pytest.raises(DeviceMemoryError, match="bytes free"):
+            layer.load_state_dict(state)
+        gc.collect()
+        assert [snapshot.version for snapshot in layer.snapshots] == [2, 2]
+        assert torch.equal(layer(IDS), want)
+        assert fake.live == live
+    assert layer.tiers == tiers
+    if gpu_bytes is not None:
+        assert layer.tiers["user_ctr"].hits() == Hits(6, 6, 6, 6)
+    fake.capacity = 2**40
+    layer.load_state_dict(state)
+    assert [snapshot.version for snapshot in layer.snapshots] == [1, 1]
+    del tiers
+    gc.collect()
+    assert fake.live == live
+    del layer
+    gc.collect()
+    assert fake.live == 0
+
+
+def test_a_layer_that_finds_a_gpu_full_stays_where_it_is(both: EmbeddingStore, monkeypatch: pytest.MonkeyPatch):
+    model = nn.Sequential(EntityEmbedding(publish(both)[:1], missing="learned", projection=4))
+    want = model(IDS)
+
+    def full(*_: object) -> None:
+        raise DeviceMemoryError("a table takes 300 bytes of meta, which has 200 bytes free")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_SeriesVectors, "_placed", full)
+        with pytest.raises(DeviceMemoryError, match="200 bytes free"):
+            model.to("meta")
+    assert torch.equal(model(IDS), want)
+    assert model.to("meta")[0].series[0].missing.is_meta
 
 
 def test_another_layer_than_the_checkpoints_is_refused(both: EmbeddingStore):
