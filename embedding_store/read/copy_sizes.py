@@ -25,7 +25,7 @@ def copied_row_bytes(dtype: Dtype, dim: int) -> int:
 def copied_bytes(manifest: Manifest) -> int:
     """Of a whole copy: the indexes, and a row for each id."""
     rows = manifest.rows * copied_row_bytes(DTYPES[manifest.dtype], manifest.dim)
-    return sum(aligned(_bucket_bytes(index)) for index in manifest.indexes) + aligned(rows)
+    return sum(aligned(_bucket_bytes(index)) for index in manifest.indexes) + rows
 
 
 def _bucket_bytes(index: IndexFile) -> int:

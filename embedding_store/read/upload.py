@@ -35,7 +35,7 @@ from embedding_store.native.layout import (
 from embedding_store.native.library import translated_errors
 from embedding_store.native.mapping import BLOCK, Mapping
 from embedding_store.read.budget import Budget
-from embedding_store.read.copy_sizes import ALIGNMENT, aligned, copied_row_bytes
+from embedding_store.read.copy_sizes import aligned, copied_row_bytes
 from embedding_store.read.copying import AT_ONCE, Manner, StoppedError, host_memory
 
 _STAGING_BYTES = 32 << 20
@@ -112,15 +112,14 @@ def upload_tiered(
     """
     place = gpu.usable(torch.device(device))
     source = _Source(mapping, layout, dim, dtype, index_path, manner)
-    least = source.indexes_bytes + ALIGNMENT  # for the rows' end
-    index_on_host = budget.gpu_bytes < least
+    index_on_host = budget.gpu_bytes < source.indexes_bytes
     if index_on_host:
         warnings.warn(
-            f"gpu_bytes is {budget.gpu_bytes}, and the index takes {least}: it lies in host memory, where each id that "
-            "is looked up reads it over the bus; give more, if there is more",
+            f"gpu_bytes is {budget.gpu_bytes}, and the index takes {source.indexes_bytes}: it lies in host memory, "
+            "where each id that is looked up reads it over the bus; give more, if there is more",
             stacklevel=2,
         )
-    room = max(budget.gpu_bytes - (ALIGNMENT if index_on_host else least), 0)
+    room = budget.gpu_bytes - (0 if index_on_host else source.indexes_bytes)
     tiers = _tiers(source, room // source.copied_row_bytes, budget.hot_ids)
     return _copy(source, tiers, place, manner, index_on_host)
 
@@ -320,7 +319,7 @@ class _Columns:
 
     def __init__(self, start: int, rows: int, source: _Source) -> None:
         self.start = start
-        self.end = start + aligned(rows * source.copied_row_bytes)
+        self.end = start + rows * source.copied_row_bytes
         self.layout = (start + SCALE_BYTES, start, start + 4, rows) if source.quantised else (start, -1, -1, rows)
 
 

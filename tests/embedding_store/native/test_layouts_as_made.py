@@ -83,7 +83,7 @@ def test_copies_tiers_and_shards_pass(emulator: ctypes.CDLL, store: EmbeddingSto
         table = Table(snapshot.manifest, *upload(mapping, layout, **options))
         assert_passes(emulator, table)
         overlaid += int(table.host_layout[6])
-        index = -(-int(layout[2]) * 64 // 256) * 256 + 256  # without the overlay's
+        index = -(-int(layout[2]) * 64 // 256) * 256  # without the overlay's
         for budget in (0, 1, index, index + 300, index + 2000, 2**40):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)

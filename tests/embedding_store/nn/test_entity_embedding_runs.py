@@ -95,10 +95,10 @@ def test_trains_on_two_ranks(both: EmbeddingStore, tmp_path: Path):
 def test_a_layer_within_a_budget_gives_the_same(both: EmbeddingStore, missing: str):
     snapshots = publish(both)
     hot_ids = {"user_ctr": torch.tensor([7])}
-    layer = EntityEmbedding(snapshots, missing=missing, gpu_bytes={"user_ctr": 512 + 12}, hot_ids=hot_ids)
+    layer = EntityEmbedding(snapshots, missing=missing, gpu_bytes={"user_ctr": 256 + 12}, hot_ids=hot_ids)
     assert layer.tiers == {}  # on the CPU the files are mapped
     for series in layer._series():
-        series._copy(torch.device("cpu"))  # as `to` does for a GPU
+        series.hold(series._copied(series.snapshot, series.table, torch.device("cpu")))  # as `to` does for a GPU
     expect = torch.cat(expected(snapshots, missing), -1)
     assert torch.equal(layer(IDS), expect)
     assert layer.tiers["user_ctr"].hits() == Hits(2, 2, 2, 2)
@@ -126,7 +126,7 @@ def test_budgets_that_cannot_be_are_refused(both: EmbeddingStore):
 @pytest.mark.parametrize("device", [CUDA])
 def test_a_layer_within_a_budget_on_a_gpu(both: EmbeddingStore, device: str):
     snapshots = publish(both)
-    layer = EntityEmbedding(snapshots, gpu_bytes={"user_ctr": 512 + 12}, hot_ids={"user_ctr": torch.tensor([7])})
+    layer = EntityEmbedding(snapshots, gpu_bytes={"user_ctr": 256 + 12}, hot_ids={"user_ctr": torch.tensor([7])})
     layer.to(device)
     assert torch.equal(layer(IDS.to(device)).cpu(), torch.cat(expected(snapshots, "zeros"), -1))
     assert layer.tiers["user_ctr"].hits() == Hits(2, 2, 2, 2)

@@ -27,7 +27,7 @@ def snapshot(request: pytest.FixtureRequest, store: EmbeddingStore) -> Snapshot:
 def tiered(snapshot: Snapshot, hot_rows: int, hot_ids: Tensor | None = None) -> TieredTable:
     row_bytes = 16  # of four float32, or of scale, offset and four bytes, padded
     index_bytes = -(-int(snapshot.load().layout[2]) * 64 // 256) * 256
-    table = snapshot.load(gpu_bytes=index_bytes + 256 + hot_rows * row_bytes, hot_ids=hot_ids)
+    table = snapshot.load(gpu_bytes=index_bytes + hot_rows * row_bytes, hot_ids=hot_ids)
     assert isinstance(table, TieredTable)
     return table
 
@@ -48,6 +48,19 @@ def test_hot_ids_come_first_and_the_rest_fills_up_in_stored_order(snapshot: Snap
     assert hot(table, IDS) == [i in (0, 1, 7, 130, 250) for i in range(300)]
     assert hot(tiered(snapshot, 2, wanted), IDS) == [i in (7, 250) for i in range(300)]
     assert hot(tiered(snapshot, 3), IDS) == [i < 3 for i in range(300)]
+
+
+def test_a_budget_of_what_a_copy_takes_holds_all_of_it(snapshot: Snapshot):
+    for made in (snapshot, delta(snapshot)):
+        table, whole = made.load(gpu_bytes=made.device_bytes), made.load()
+        assert isinstance(table, TieredTable)
+        ids = torch.tensor([*IDS, 1])
+        assert torch.equal(table.lookup(ids)[0], whole.lookup(ids)[0])
+        assert (table.hits().hot, table.hits().cold, len(table.storage)) == (made.rows, 0, made.device_bytes)
+        less = made.load(gpu_bytes=made.device_bytes - 1)
+        assert isinstance(less, TieredTable)
+        less.lookup(ids)
+        assert (less.hits().hot, less.hits().cold) == (made.rows - 1, 1)
 
 
 @pytest.mark.parametrize("hot_rows", [0, 1, 299, 300, 1000])
@@ -136,7 +149,7 @@ def test_pooling_agrees_with_the_whole_table(snapshot: Snapshot, mode: str):
 def test_an_index_beyond_the_budget_lies_with_the_cold_rows(snapshot: Snapshot, hot_rows: int, deltas: bool):
     if deltas:
         snapshot = delta(snapshot)
-    budget = 256 + hot_rows * 16
+    budget = hot_rows * 16
     with pytest.warns(UserWarning, match=rf"gpu_bytes is {budget}, and the index takes \d+: it lies in host memory"):
         table = snapshot.load(gpu_bytes=budget, hot_ids=torch.tensor(IDS[::2]))
     assert isinstance(table, TieredTable)
@@ -145,7 +158,7 @@ def test_an_index_beyond_the_budget_lies_with_the_cold_rows(snapshot: Snapshot, 
     whole, ids = snapshot.load(), torch.tensor([*IDS, 1, 10**12])
     for given, expected in zip(table.lookup(ids), whole.lookup(ids), strict=True):
         assert torch.equal(given, expected)
-    assert table.hits().hot >= min(hot_rows, len(table))
+    assert table.hits().hot == min(hot_rows, len(table))
     assert table.ids().tolist() == whole.ids().tolist()
     table.count_accesses(sample=1)
     table.lookup(torch.tensor([IDS[3], IDS[3], 1]))

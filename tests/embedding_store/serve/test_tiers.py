@@ -39,7 +39,7 @@ def publish_shuffled(series: Series, seed: int) -> Snapshot:
 def budget(snapshot: Snapshot, hot_rows: int = HOT, counted: bool = True) -> int:
     """Bytes for index, counters and so many hot rows."""
     index = -(-int(snapshot.load().layout[2]) * 64 // 256) * 256
-    return index + 256 + hot_rows * snapshot.dim * 4 + (4 * (snapshot.rows + 1) if counted else 0)
+    return index + hot_rows * snapshot.dim * 4 + (4 * (snapshot.rows + 1) if counted else 0)
 
 
 class Traffic:
