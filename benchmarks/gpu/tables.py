@@ -15,10 +15,9 @@ import torch
 from benchmarks.gpu.ids import ids_of
 from benchmarks.gpu.journal import Journal, SkippedError
 from benchmarks.gpu.settings import Settings
-from embedding_store import EmbeddingStore, Series, SeriesNotFoundError, Snapshot, Table, VersionNotFoundError
+from embedding_store import EmbeddingStore, Series, SeriesNotFoundError, Snapshot, VersionNotFoundError
 from embedding_store.dtypes import DTYPES
-from embedding_store.native.layout import BUCKET_BYTES, index_numbers
-from embedding_store.read.copy_sizes import ALIGNMENT, aligned, copied_row_bytes
+from embedding_store.read.copy_sizes import copied_row_bytes
 
 INDEX_BYTES = 27  # a row, about
 WRITERS = 4
@@ -80,14 +79,9 @@ def written(settings: Settings, journal: Journal, forms: Iterable[Stored]) -> li
     return kept
 
 
-def device_bytes(
-    table: Table,  # on the CPU
-    rows: int,
-) -> int:
-    """`gpu_bytes` of a tiered table with room for its indexes and so many rows on the device, and for no more: which
-    rows are cold is then known."""
-    indexes = sum(aligned(BUCKET_BYTES * int(numbers[2])) for numbers in index_numbers(table.layout))
-    return indexes + rows * copied_row_bytes(DTYPES[table.dtype], table.dim) + ALIGNMENT
+def device_bytes(made: Snapshot, rows: int) -> int:
+    """`gpu_bytes` of a tiered table with its indexes and so many rows on the device, and not one more."""
+    return made.device_bytes - (made.rows - rows) * copied_row_bytes(DTYPES[made.dtype], made.dim)
 
 
 def _present(settings: Settings, dtype: str, dim: int, rows: int) -> Snapshot | None:

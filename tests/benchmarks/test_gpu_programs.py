@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.gpu import odd, tools
+from benchmarks.gpu.ids import ids_of, scattered
 from benchmarks.gpu.journal import Journal
-from benchmarks.gpu.parts import PARTS, build, memcheck, ncu
+from benchmarks.gpu.parts import PARTS, build, memcheck, ncu, tiered
 from benchmarks.gpu.parts import tests as cuda_tests
 from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.tables import snapshot
 from benchmarks.gpu.tools import ROOT, stream
+from embedding_store import TieredTable
+from embedding_store.dtypes import DTYPES
 from tests.benchmarks.gpu_records import records
 
 COLLECTED = """
@@ -130,6 +135,24 @@ def test_errors_that_memcheck_finds(settings: Settings, journal: Journal, monkey
 def test_what_memcheck_has_no_time_for_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert odd.main(rehearse=True, until=0.0) == 0
     assert capsys.readouterr().out.startswith("no time for 15 of 15 tables: float32 7, float16 7, ")
+
+
+@pytest.mark.parametrize("dim", [1, 7, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_memcheck_watches_has_rows_in_both_places(tmp_path: Path, dtype: str, dim: int) -> None:
+    made = odd._published(str(tmp_path), dtype, dim)
+    table = odd._tiered(made, torch.device("cpu"))
+    assert isinstance(table, TieredTable)
+    assert table.lookup(made.load().ids())[1].all()
+    assert (table.hits().hot, table.hits().cold) == (odd.HOT_ROWS, made.rows - odd.HOT_ROWS)
+
+
+@pytest.mark.parametrize("dtype", tiered.DTYPES)
+def test_as_many_rows_are_hot_as_is_said(settings: Settings, journal: Journal, dtype: str) -> None:
+    made, hot = snapshot(settings, journal, dtype, settings.dim, settings.rows), scattered(torch.arange(50), 500)
+    table = tiered._load(made, settings, hot)
+    table.lookup(ids_of(torch.arange(settings.rows)))
+    assert (table.hits().hot, table.hits().cold) == (50, settings.rows - 50)
 
 
 def test_a_device_that_memcheck_cannot_watch(

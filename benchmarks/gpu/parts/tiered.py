@@ -63,8 +63,7 @@ def run(settings: Settings, journal: Journal) -> None:
 
 
 def _load(made: Snapshot, settings: Settings, hot: torch.Tensor) -> TieredTable:
-    """With room for the index and the hot rows on the device."""
-    budget = device_bytes(made.load(), len(hot))
-    table = made.load(settings.device, gpu_bytes=budget, hot_ids=ids_of(hot))
+    """With the index and the hot rows on the device, and no others, of which the bounds would know nothing."""
+    table = made.load(settings.device, gpu_bytes=device_bytes(made, len(hot)), hot_ids=ids_of(hot))
     assert isinstance(table, TieredTable)
     return table
