@@ -95,6 +95,11 @@ def test_which_memory_is_meant_is_said(emulator: ctypes.CDLL):
     assert refusal(emulator, table, tiered=False) == message
     without = replace(table, cold=table.cold[:0])
     assert "buckets do not lie there in the 0 bytes of cold" in refusal(emulator, without, tiered=True)
+    # Cold rows are looked for in the storage; those of one value each would lie within the index that is there.
+    for dim, said in ((1, ""), (64, "rows of segment 1 do not lie there in the")):
+        tiers = small_table(range(3000), dim, "float32", segment_rows=[100, 2900], tiered=True)
+        assert said in (refused := refusal(emulator, tiers, tiered=False))
+        assert bool(said) == bool(refused)
     # What a search alone reads: rows may be anywhere.
     assert not refusal(emulator, changed(table, {8: -1, 15: -1}), rows=False)
     assert "home buckets" in refusal(emulator, changed(table, {1: 0}), rows=False)

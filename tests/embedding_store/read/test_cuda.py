@@ -213,8 +213,9 @@ def test_arguments_that_do_not_fit_are_refused_with_a_remedy():
         layout[at] = value
         with pytest.raises(ValueError, match=message):
             ops.lookup_tiered(ids, on_gpu.storage, on_gpu.cold, layout, 4, "float32", torch.float32, counters)
+    wide = small_table(IDS, 64, "float32", segment_rows=[100, len(IDS) - 100], tiered=True)  # too wide for the index
     with pytest.raises(ValueError, match=r"rows of segment 1 do not lie there in the \d+ bytes of storage"):
-        ops.lookup(ids, on_gpu.storage, table.layout, 4, "float32")
+        ops.lookup(ids, wide.storage.cuda(), wide.layout, 64, "float32")
     with pytest.raises(ValueError, match="storage does not begin at a multiple of 16 bytes"):
         ops.lookup(ids, on_gpu.storage[1:], on_gpu.layout, 4, "float32")
     with pytest.raises(ValueError, match="dtype is 'int3'; use one of"):
