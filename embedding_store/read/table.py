@@ -108,9 +108,8 @@ class Table:
         if mode not in ("sum", "mean"):
             raise InvalidArgumentError(f"mode is {mode!r}; use 'sum' or 'mean'")
         _check_offsets(offsets, len(ids), self.device)
-        if weights is not None and (weights.dtype, weights.shape) != (torch.float32, ids.shape):
-            have = f"{weights.dtype} {tuple(weights.shape)}"
-            raise InvalidArgumentError(f"weights are {have}: give float32 {tuple(ids.shape)}, one for each id")
+        if weights is not None:
+            _check_weights(weights, ids)
         with translated_errors():
             return self._lookup_pooled(ids, offsets, weights, mode, out_dtype)
 
@@ -244,18 +243,29 @@ def pooled(
     return sums.to(out_dtype), counts
 
 
-def _check_offsets(
-    offsets: Tensor,  # int64 [B + 1]
-    ids: int,
-    device: torch.device,
-) -> None:
-    if offsets.dtype != torch.int64 or offsets.dim() != 1 or len(offsets) < 1:
-        raise InvalidArgumentError(f"offsets are {offsets.dtype} {tuple(offsets.shape)}: give int64 [bags + 1]")
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _check_weights(weights: Any, ids: Tensor) -> None:
+    if not isinstance(weights, Tensor) or (weights.dtype, weights.shape) != (torch.float32, ids.shape):
+        wanted = f"float32 {tuple(ids.shape)}, one for each id"
+        raise InvalidArgumentError(f"weights are {_kind(weights)}: give {wanted}")
+    if weights.device != ids.device:  # by which torch would choose other native code than by that of the ids
+        raise InvalidArgumentError(f"weights are on {weights.device}, the ids on {ids.device}: move one of them")
+
+
+def _check_offsets(offsets: Any, ids: int, device: torch.device) -> None:
+    if not isinstance(offsets, Tensor) or offsets.dtype != torch.int64 or offsets.dim() != 1 or len(offsets) < 1:
+        raise InvalidArgumentError(f"offsets are {_kind(offsets)}: give int64 [bags + 1]")
     if offsets.device != device:
         raise InvalidArgumentError(f"offsets are on {offsets.device}, the table is on {device}: move one of them")
     if device.type != "cpu":  # looking at them would wait for the device
         return
-    if offsets[0] != 0 or offsets[-1] != ids or bool((offsets.diff() < 0).any()):
+    falls = offsets.diff() < 0
+    if offsets[0] != 0 or offsets[-1] != ids or bool(falls.any()):
+        at = 0 if offsets[0] != 0 else int(falls.nonzero()[0]) + 1 if bool(falls.any()) else len(offsets) - 1
         raise InvalidArgumentError(
-            f"offsets must rise from 0 to the number of ids, {ids}: say cat([0, lengths.cumsum(0)])"
+            f"offsets[{at}] is {int(offsets[at])}: offsets must rise from 0 to the number of ids, {ids}: say cat([0, "
+            "lengths.cumsum(0)])"
         )

@@ -169,11 +169,23 @@ def test_bags_are_pooled_over_the_ids_that_are_found(series: Series):
     [
         ({"ids": torch.tensor([[1]])}, InvalidIdsError, r"ids have shape \(1, 1\): give \[N\]"),
         ({"mode": "max"}, InvalidArgumentError, "mode is 'max'; use 'sum' or 'mean'"),
-        ({"offsets": torch.tensor([0, 2])}, InvalidArgumentError, "offsets must rise from 0 to the number of ids, 1"),
-        ({"offsets": torch.tensor([0, 2, 1])}, InvalidArgumentError, "offsets must rise"),
+        (
+            {"offsets": torch.tensor([0, 2])},
+            InvalidArgumentError,
+            r"offsets\[1\] is 2: offsets must rise from 0 to the number of ids, 1: say cat",
+        ),
+        ({"offsets": torch.tensor([0, 2, 1])}, InvalidArgumentError, r"offsets\[2\] is 1: offsets must rise"),
+        ({"offsets": torch.tensor([-1, 1])}, InvalidArgumentError, r"offsets\[0\] is -1: offsets must rise"),
+        ({"offsets": [0, 1]}, InvalidArgumentError, r"offsets are a list: give int64 \[bags \+ 1\]"),
         ({"offsets": torch.tensor([0.0, 1.0])}, InvalidArgumentError, r"offsets are torch\.float32 \(2,\)"),
         ({"weights": torch.ones(2)}, InvalidArgumentError, r"weights are torch\.float32 \(2,\): give float32 \(1,\)"),
         ({"weights": torch.ones(1).double()}, InvalidArgumentError, r"weights are torch\.float64"),
+        ({"weights": [1.0]}, InvalidArgumentError, r"weights are a list: give float32 \(1,\)"),
+        (
+            {"weights": torch.ones(1, device="meta")},
+            InvalidArgumentError,
+            "weights are on meta, the ids on cpu: move one of them",
+        ),
     ],
 )
 def test_wrong_bags_are_refused(series: Series, change: dict, error: type[Exception], message: str):
