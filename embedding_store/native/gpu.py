@@ -219,8 +219,8 @@ def _allocate(count: int, device: torch.device) -> int:
         with beside_captures(device):
             free, _ = torch.cuda.mem_get_info(device)
         raise DeviceMemoryError(
-            f"a table takes {count} bytes of {device}, which has {free} bytes free: give gpu_bytes, to keep rows in "
-            "host memory, or free some; while a LiveTable replaces a version, both are in memory"
+            f"a table takes {count} bytes of {device}, which has {free} bytes free: give gpu_bytes, or fewer, to keep "
+            "rows in host memory, or free some; while a LiveTable replaces a version, both are in memory"
         )
     if error or address.value is None:
         raise RuntimeError(f"{count} bytes of {device} cannot be allocated: {_message(error)}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from embedding_store.errors import DeviceMemoryError
 from embedding_store.native import gpu
 from embedding_store.read.huge_pages import in_huge_pages
 
@@ -41,9 +42,15 @@ def host_memory(count: int, device: torch.device) -> tuple[Tensor, gpu.Readers |
     """uint8 [count] that a GPU can read, and who waits for that before the memory is given back; None on the CPU.
 
     In huge pages; registered, because pinned memory of torch's is rounded up to a power of 2. What a GPU reads is no
-    forked child's, which has no GPU. Raises DeviceMemoryError where the host has not as much that can be pinned.
+    forked child's, which has no GPU. Raises DeviceMemoryError where the host has not as much, or may not pin it.
     """
-    memory = in_huge_pages(count, inherited=device.type != "cuda")
+    try:
+        memory = in_huge_pages(count, inherited=device.type != "cuda")
+    except OSError as error:
+        raise DeviceMemoryError(
+            f"{count} bytes of host memory for what {device} reads there cannot be had ({error.strerror}): free some, "
+            "or give more gpu_bytes"
+        ) from None
     if device.type != "cuda" or count == 0:
         return memory, None
     readers = gpu.Readers(device)

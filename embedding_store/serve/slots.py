@@ -169,8 +169,7 @@ class Slots:
 
         def memory(count: int, device: torch.device) -> Tensor:
             if name not in self._storages:
-                capacity = -(-int(count * (1 + self._headroom)) // _ALIGNMENT) * _ALIGNMENT
-                self._storages[name] = gpu.device_memory(2 * capacity, device)
+                self._storages[name] = self._two_slots(name, count, device)
             both = self._storages[name]
             capacity = len(both) // 2
             if count > capacity:
@@ -181,6 +180,18 @@ class Slots:
             return both[slot * capacity :][:count]
 
         return memory
+
+    def _two_slots(self, name: str, count: int, device: torch.device) -> Tensor:
+        """uint8 [2 * capacity], for versions of `count` bytes, and of more by the headroom."""
+        capacity = -(-int(count * (1 + self._headroom)) // _ALIGNMENT) * _ALIGNMENT
+        try:
+            return gpu.device_memory(2 * capacity, device)
+        except DeviceMemoryError as error:
+            why = str(error).partition(": give gpu_bytes")[0]  # which slots do not take
+            raise DeviceMemoryError(
+                f"two slots for {name}, whose version takes {count} bytes, are not to be had ({why}): free some, give "
+                f"less headroom than {self._headroom}, or use a LiveTable, which takes gpu_bytes"
+            ) from None
 
 
 def _moved(layout: list[int], by: int) -> list[int]:

@@ -253,6 +253,13 @@ def test_host_memory_that_cannot_be_pinned_is_an_error_with_a_remedy(fake: FakeG
     assert (fake.log, copying._kept) == ([], {})
 
 
+def test_host_memory_that_is_not_there_is_an_error_with_a_remedy(fake: FakeGpu):
+    message = rf"{2**50} bytes of host memory for what cuda:0 reads there cannot be had \(.+\): free some, or give more"
+    with pytest.raises(DeviceMemoryError, match=message):
+        copying.host_memory(2**50, DEVICE)
+    assert (fake.log, copying._kept) == ([], {})
+
+
 def test_a_small_tensor_that_tables_need_is_given_back_as_they_are(fake: FakeGpu):
     with torch.inference_mode():
         there = gpu.copied(torch.arange(6).view(2, 3), DEVICE)

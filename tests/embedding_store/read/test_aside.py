@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedding_store import Series, TieredTable
+from embedding_store import DeviceMemoryError, Series, TieredTable
 from embedding_store.native import gpu
 from embedding_store.read import upload
 from embedding_store.serve.slots import Slots
@@ -53,6 +53,18 @@ def test_versions_change_on_a_stream_of_their_own(fake: FakeGpu):
     assert slots._gate.tolist() == [1, 0, 0]
     assert fake.log == ["wait 1"] * 2
     assert (fake.current.handle, fake.mode, fake.streams) == (0, 0, 1)
+
+
+def test_slots_for_which_a_gpu_has_no_room_name_their_own_remedy(fake: FakeGpu):
+    slots = Slots(DEVICE, ("user_ctr",), 0.25)
+    fake.capacity = fake.live + 2000
+    message = (
+        "two slots for user_ctr, whose version takes 1000 bytes, are not to be had .a table takes 2560 bytes of "
+        "cuda:0, which has 2000 bytes free.: free some, give less headroom than 0.25, or use a LiveTable"
+    )
+    with pytest.raises(DeviceMemoryError, match=message):
+        slots._memory("user_ctr", 0)(1000, DEVICE)
+    assert len(slots._memory("user_ctr", 1)(600, DEVICE)) == 600
 
 
 def test_counts_are_read_after_what_was_asked_before(series: Series, fake: FakeGpu, monkeypatch: pytest.MonkeyPatch):
