@@ -52,9 +52,9 @@ class Hits:
 class TieredTable(Table):
     """As `Table`, with the rows in two places, made by `Snapshot.load(device, gpu_bytes=...)`.
 
-    A cold row crosses the bus once for each lookup that asks for it, however often; in one of fewer than 2048 ids, once
-    an id. `hits` says whether the budget and `hot_ids` fit the traffic; `count_accesses` and `accesses` find the ids
-    that would fit it better, for the next load.
+    A cold row crosses the bus once for each lookup that asks for it, however often; in one of fewer than 2048 ids once
+    an id, in one of more than 2^22 once for each 2^22 of them. `hits` says whether the budget and `hot_ids` fit the
+    traffic; `count_accesses` and `accesses` find the ids that would fit it better, for the next load.
     """
 
     def __init__(self, manifest: Manifest, tiered: Tiered) -> None:
