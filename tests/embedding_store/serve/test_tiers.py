@@ -64,6 +64,12 @@ def served(live: LiveTable, name: str = "user") -> TieredTable:
     return table
 
 
+def taken(table: TieredTable) -> int:
+    """Bytes on the device that grow with the rows: of the index, the hot rows, the counters."""
+    assert table._counts is not None
+    return table._storage.nbytes + table._counts.nbytes
+
+
 def hit_rate(live: LiveTable, traffic: Traffic) -> float:
     """Of 320 lookups, of which one in 16 is counted."""
     for _ in range(320):
@@ -78,8 +84,11 @@ def test_the_hit_rate_rises_from_version_to_version_and_outlives_the_process(sto
         rates = [hit_rate(live, traffic)]
         for version in (2, 3):
             publish_shuffled(series, version)
+            before = served(live)
             assert live.refresh().version == version
+            assert [taken(before), taken(served(live))] == [bytes, bytes]  # while one is loaded, twice that
             rates.append(hit_rate(live, traffic))
+            del before
         served(live).accesses().save(tmp_path / "hot.parquet")
     assert rates[0] < 0.3  # as many rows as any
     assert rates[1] > 0.9 * traffic.best()
