@@ -109,7 +109,8 @@ struct Copy {
       // Beyond the end, chunk 0 of some row: one piece of memory, for all lanes.
       const bool there = left > i * warp::kLanes && (found >> owner[i] & 1u) != 0;
       stored[i] = load_chunk<kDtype, kValues>(values, warp::opaque(there ? cursor.chunk : 0));
-      odd |= (cursor.chunk & 1u) << i;
+      // Opaque: else what is odd at first is kept in predicates, of which the loads of buckets need many.
+      odd |= (warp::opaque(cursor.chunk) & 1u) << i;
       cursor.advance(chunks);
     }
     uint8_t* target = out + static_cast<int64_t>(next) * kChunkBytes;

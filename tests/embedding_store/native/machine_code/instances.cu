@@ -26,6 +26,7 @@ TIERED(kFloat32, kFloat32, 4);
 TIERED(kFloat16, kFloat16, 8);
 TIERED(kInt8, kFloat16, 8);
 TIERED(kInt4, kBfloat16, 2);
+TIERED(kInt4, kFloat32, 1);
 
 #define STAGE(bytes) template __global__ void stage_kernel<bytes>(const __grid_constant__ StagingArguments)
 
