@@ -28,7 +28,6 @@ from benchmarks.gpu.summary import summary
 from benchmarks.gpu.tables import snapshot
 from benchmarks.gpu.trace import covered, own_times, shares
 from benchmarks.gpu.variants import Variant, fbgemm, known_rows, pooled_store, store
-from embedding_store import TieredTable
 from tests.benchmarks.gpu_records import records
 
 CPU = torch.device("cpu")
@@ -193,17 +192,6 @@ def test_bytes_that_must_move() -> None:
     assert lookup_bytes(batch, form, 9) == 4 * 8 + 3 * 64 + 2 * 32 + 4 * (24 + 1)
     pooled = Batch.of(batch.rows, torch.tensor([0, 3, 4]))
     assert pooled_bytes(pooled, form, 9) == 4 * 8 + 3 * 8 + 3 * 64 + 2 * 32 + 2 * (24 + 8)
-
-
-@pytest.mark.parametrize("dim", [1, 6, 100])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4"])
-def test_as_many_rows_are_hot_as_were_asked_for(settings: Settings, journal: Journal, dtype: str, dim: int) -> None:
-    """What crosses the bus is counted by it; and memcheck is to see cold rows of every size."""
-    made = snapshot(settings, journal, dtype, dim, 500)
-    table = made.load(CPU, gpu_bytes=tables.device_bytes(made.load(), 50), hot_ids=ids_of(torch.arange(50)))
-    assert isinstance(table, TieredTable)
-    table.lookup(ids_of(torch.arange(500)))
-    assert (table.hits().hot, table.hits().cold) == (50, 450)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
