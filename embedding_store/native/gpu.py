@@ -65,18 +65,22 @@ def usable(device: torch.device) -> torch.device:
 
 @contextmanager
 def beside_captures(device: torch.device) -> Iterator[None]:
-    """What this thread does on `device` meanwhile is no part of a capture, and does not disturb those of others."""
+    """What this thread does on `device`, which is current meanwhile, is no part of a capture, and does not disturb those
+    of others."""
     if device.type == "cpu":
         yield
         return
     exchange = cuda_library().embedding_store_cuda_capture_mode
-    with torch.cuda.device(device):  # the first call of CUDA in a thread could begin a context on another GPU
+    # Current to the end: a thread's first call of CUDA could begin a context on another GPU, and so does the end of
+    # `torch.cuda.stream` where it goes back to a stream of another one. In a thread that is the first GPU, of which
+    # each process that has another one would take some hundred MB.
+    with torch.cuda.device(device):
         before = exchange(_RELAXED)
-    try:
-        yield
-    finally:
-        if before >= 0:
-            exchange(before)
+        try:
+            yield
+        finally:
+            if before >= 0:
+                exchange(before)
 
 
 def device_memory(count: int, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -52,6 +53,7 @@ class FakeGpu:
         self.streams = 0
         """How many were made, besides torch's."""
         self._blocks: dict[int, ctypes.Array[ctypes.c_uint8]] = {}
+        self._thread = threading.local()
         library = SimpleNamespace(
             embedding_store_cuda_allocate=self._allocate,
             embedding_store_cuda_free=self._free,
@@ -65,7 +67,7 @@ class FakeGpu:
         patch.setattr(gpu, "cuda_library", lambda: library)
         patch.setattr(gpu, "_idle", defaultdict(deque))
         patch.setattr(torch, "as_tensor", self._as_tensor)
-        patch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "device", self._make_current)
         patch.setattr(torch.cuda, "Stream", None)  # one of torch's may be any of them
         patch.setattr(torch.cuda, "ExternalStream", lambda handle, device: FakeStream(handle, self.log))
         patch.setattr(torch.cuda, "stream", self._use)
@@ -73,8 +75,21 @@ class FakeGpu:
         patch.setattr(torch.cuda, "empty_cache", self._empty_cache)
         patch.setattr(torch.cuda, "mem_get_info", lambda _: (self.capacity - self.live - self.cached, self.capacity))
 
+    @property
+    def device(self) -> int:
+        """The number of the GPU that is current in this thread: another one, until this one is made that."""
+        return getattr(self._thread, "device", 1)
+
+    @contextlib.contextmanager
+    def _make_current(self, device: torch.device | int) -> Iterator[None]:
+        before, self._thread.device = self.device, device if isinstance(device, int) else device.index
+        try:
+            yield
+        finally:
+            self._thread.device = before
+
     def _allocate(self, device: int, count: ctypes.c_int64, address: Any) -> int:
-        assert device == 0
+        assert device == self.device == 0
         bytes = count.value
         if self.live + self.cached + bytes > self.capacity:
             return 2
@@ -86,7 +101,7 @@ class FakeGpu:
         return 0
 
     def _free(self, device: int, address: ctypes.c_void_p) -> int:
-        assert device == 0
+        assert device == self.device == 0
         assert address.value is not None
         block = self._blocks.pop(address.value)
         ctypes.memset(block, 0xAB, len(block))
@@ -94,7 +109,7 @@ class FakeGpu:
         return 0
 
     def _pin(self, device: int, address: ctypes.c_void_p, count: ctypes.c_int64) -> int:
-        assert device == 0
+        assert device == self.device == 0
         assert address.value is not None
         if not self.may_pin:
             return 2
@@ -102,13 +117,13 @@ class FakeGpu:
         return 0
 
     def _unpin(self, device: int, address: ctypes.c_void_p) -> int:
-        assert device == 0
+        assert device == self.device == 0
         assert address.value is not None
         self.log.append("unpin")
         return 0
 
     def _make_stream(self, device: int, handle: Any) -> int:
-        assert (device, self.mode) == (0, 2)
+        assert (device, self.device, self.mode) == (0, 0, 2)
         self.streams += 1
         ctypes.cast(handle, ctypes.POINTER(ctypes.c_void_p))[0] = self.streams
         return 0
@@ -116,12 +131,15 @@ class FakeGpu:
     @contextlib.contextmanager
     def _use(self, stream: FakeStream) -> Iterator[None]:
         before, self.current = self.current, stream
+        assert self.device == 0
         try:
             yield
         finally:
+            assert self.device == 0  # else this goes back to another one, and begins a context there
             self.current = before
 
     def _exchange(self, mode: int) -> int:
+        assert self.device == 0
         before, self.mode = self.mode, mode
         return before
 

@@ -81,6 +81,15 @@ def test_the_mode_of_captures_is_restored(fake: FakeGpu):
         assert fake.mode == 0
 
 
+def test_the_gpu_is_current_as_long_as_something_is_done_there(fake: FakeGpu):
+    """In a thread another one is, and where a stream ends before that is current again, torch begins a context there."""
+    for begin in (gpu.beside_captures, gpu.aside):
+        assert fake.device == 1
+        with begin(DEVICE):
+            assert fake.device == 0
+    assert fake.device == 1
+
+
 def test_what_is_done_aside_has_a_stream_to_itself(fake: FakeGpu):
     """Torch hands its 32 out in turn: one of them may be that on which another thread captures a graph."""
     with gpu.aside(DEVICE) as one, gpu.aside(DEVICE) as other:
