@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from torch import Tensor
 from embedding_store.errors import DeviceMemoryError
 from embedding_store.native import gpu
 from embedding_store.read.huge_pages import in_huge_pages
+
+_log = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):
@@ -67,5 +70,15 @@ def _release(memory: torch.UntypedStorage, readers: gpu.Readers, process: int) -
     _kept[memory.data_ptr()] = memory, readers
     for address in list(_kept):
         one = _kept.get(address)  # None: other threads do the same, and so does a collection in the midst of this
-        if one is not None and one[1].wait() and _kept.pop(address, None) is not None:
+        if one is not None and _waited(one[1]) and _kept.pop(address, None) is not None:
             gpu.unpin(one[0], one[1].device)
+
+
+def _waited(readers: gpu.Readers) -> bool:
+    """`wait`; False as well where it fails: of a stream that whoever made it has destroyed, nobody knows whether it is
+    done. What is read there is kept, but the memory of others is not kept with it."""
+    try:
+        return readers.wait()
+    except RuntimeError as error:
+        _log.warning("host memory that %s reads is kept, since who reads it is gone: %s", readers.device, error)
+        return False

@@ -210,6 +210,24 @@ def test_host_memory_waits_for_its_readers(fake: FakeGpu, monkeypatch: pytest.Mo
     assert copying.host_memory(0, DEVICE)[1] is copying.host_memory(10, torch.device("cpu"))[1] is None
 
 
+def test_memory_whose_readers_are_gone_keeps_no_other(fake: FakeGpu, monkeypatch: pytest.MonkeyPatch):
+    """Say a stream of another library, which has destroyed it."""
+
+    def destroyed() -> bool:
+        raise RuntimeError("CUDA error: invalid resource handle")
+
+    FakeStreams(monkeypatch)
+    memory, readers = copying.host_memory(100, DEVICE)
+    monkeypatch.setattr(readers, "wait", destroyed)
+    lost = memory.data_ptr()
+    del memory
+    for _ in range(2):
+        copying.host_memory(10, DEVICE)
+    assert fake.log.count("unpin") == 2
+    assert list(copying._kept) == [lost]
+    copying._kept.clear()
+
+
 class Done(gpu.Readers):
     """Readers that need not be waited for."""
 
