@@ -65,21 +65,25 @@ class _Report:
     waiting: str | None = None
 
 
+class _Held(dict[int, "_Generation"]):
+    """The versions that a rank holds, by number."""
+
+
 class _Generation(ShardedTable):
     """One version, by its number among those that were loaded. Which one a lookup is of, the ranks settle in it."""
 
-    def __init__(
-        self, manifest: Manifest, shard: Shard, ranks: Ranks, number: int, held: dict[int, _Generation]
-    ) -> None:
+    def __init__(self, manifest: Manifest, shard: Shard, ranks: Ranks, number: int, held: _Held) -> None:
         super().__init__(manifest, shard, ranks)
         self._token = self.number = number
-        self._held = held
+        self._held = weakref.ref(held)  # in a circle the last one would stay in memory until a collection of garbage
 
     def _chosen(self, asked: Asked) -> ShardedTable:
+        held = self._held()
+        assert held is not None  # who looks up has the live table, which has it
         number = min(asked.tokens)  # the newest that every rank has
-        for older in [one for one in list(self._held) if one < number]:
-            del self._held[older]
-        return self._held[number]
+        for older in [one for one in list(held) if one < number]:
+            del held[older]
+        return held[number]
 
 
 class ShardedLiveTable:
@@ -121,7 +125,7 @@ class ShardedLiveTable:
         members = dist.get_process_group_ranks(self._ranks.group)
         apart = dist.new_group(members, timeout=_SILENCE, backend="gloo", use_local_synchronization=True)
         self._control = Ranks(apart, torch.device("cpu"))
-        self._held: dict[int, _Generation] = {}
+        self._held = _Held()
         self._report = _Report()
         self._refused, self._attempts, self._retry_at = 0, 0, 0.0
         self._stop = threading.Event()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,25 @@ def test_a_status_is_of_one_moment(store: EmbeddingStore):
     (seen,) = run_ranks(statuses, 1, store.location)
     none = type(None)
     assert seen == {(1, 0, none), (2, 1, none), (2, 1, ChecksumError), (3, 2, none)}
+
+
+def dropped(path: str) -> list[bool]:
+    series = EmbeddingStore(path).series("user")
+    live = ShardedLiveTable(series)
+    tables = [weakref.ref(live._table)]
+    write(series, 2)
+    live.refresh()
+    assert looked_up(live, torch.Generator()) == 2
+    tables.append(weakref.ref(live._table))
+    gc.disable()
+    del live
+    return [table() is None for table in tables]
+
+
+def test_a_dropped_one_gives_its_memory_back_at_once(store: EmbeddingStore):
+    """On a GPU that holds two versions another one could not be made before the next collection of garbage."""
+    write(store.create("user", dim=4), 1)
+    assert run_ranks(dropped, 1, store.location) == [[True, True]]
 
 
 def refusing(path: str) -> list[str]:
