@@ -118,8 +118,8 @@ class LiveTable:
     and `tables()[name].accesses()`, saved, gives the `hot_ids` of the next process. Versions that follow each other
     find theirs by themselves.
 
-    Threads may share a LiveTable. After a fork parent and child each follow on their own. The thread ends with `close`,
-    with the last reference to the LiveTable, or with the process.
+    Threads may share a LiveTable. After a fork parent and child each follow on their own; but not a child on a GPU,
+    which it has not. The thread ends with `close`, with the last reference to the LiveTable, or with the process.
 
     Args:
         series: one series, or name -> series.
@@ -353,7 +353,7 @@ _following: weakref.WeakSet[LiveTable] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for live in list(_following):
-        running = not live._stop.is_set()
+        running = not live._stop.is_set() and live._device.type != "cuda"  # a child would fail at every version
         live._finalizer.detach()
         live._checking = threading.Lock()  # `refresh` works after `close` too
         if running:

@@ -45,7 +45,8 @@ class LiveBundle:
 
     While another one is loaded both are in memory. What is wrong with it is in `error`, and it is looked at again after
     1, 2, 4, ... intervals, at most 64. Threads may share a LiveBundle; after a fork parent and child each follow on
-    their own. The thread ends with `close`, with the last reference to the LiveBundle, or with the process.
+    their own, but not a child on a GPU, which it has not. The thread ends with `close`, with the last reference to the
+    LiveBundle, or with the process.
 
     Args:
         path: folder of the bundle, or a link to one, which may come to point to another.
@@ -252,7 +253,7 @@ def _after_fork() -> None:
     for live in list(_following):
         live._finalizer.detach()
         live._looking = threading.Lock()  # `refresh` works after `close` too
-        if not live._ended.is_set():
+        if not live._ended.is_set() and live._device.type != "cuda":  # a child would fail at every bundle
             live._start()
 
 

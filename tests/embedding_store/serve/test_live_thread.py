@@ -114,7 +114,10 @@ series = EmbeddingStore(sys.argv[1]).series("user_ctr")
 live = LiveTable(series, interval=0.001)
 closed = LiveTable(series, interval=0.001)
 closed.close()
+on_gpu = LiveTable(series, interval=3600.0)
+on_gpu._device = torch.device("cuda", 0)  # as far as it knows
 child = os.fork()
+assert on_gpu.status.following == bool(child)  # a child has no GPU
 if child == 0:
     with series.write(as_of=2, space="ctr-1") as writer:
         writer.append(torch.tensor([1]), torch.full((1, 3), 2.0))

@@ -264,9 +264,12 @@ torch.set_num_threads(1)  # OpenMP's threads do not outlive a fork
 folder = Path(sys.argv[1])
 live, closed = (LiveBundle(folder / "deployed", store=folder / "store", interval_s=0.001) for _ in range(2))
 closed.close()
+on_gpu = LiveBundle(folder / "deployed", store=folder / "store", interval_s=3600.0)
+on_gpu._device = torch.device("cuda", 0)  # as far as it knows
 rows = pq.read_table(folder / "rows.parquet")
 before = live.predict(rows)["ctr"]
 child = os.fork()
+assert on_gpu._thread.is_alive() == bool(child)  # a child has no GPU
 if child == 0:
     (folder / "next").symlink_to(folder / "b")
     (folder / "next").replace(folder / "deployed")
