@@ -65,8 +65,8 @@ def usable(device: torch.device) -> torch.device:
 
 @contextmanager
 def beside_captures(device: torch.device) -> Iterator[None]:
-    """What this thread does on `device`, which is current meanwhile, is no part of a capture, and does not disturb those
-    of others."""
+    """What this thread does on `device`, which is current meanwhile, is no part of a capture, and does not disturb
+    those of others."""
     if device.type == "cpu":
         yield
         return

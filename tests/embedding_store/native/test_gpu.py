@@ -82,7 +82,7 @@ def test_the_mode_of_captures_is_restored(fake: FakeGpu):
 
 
 def test_the_gpu_is_current_as_long_as_something_is_done_there(fake: FakeGpu):
-    """In a thread another one is, and where a stream ends before that is current again, torch begins a context there."""
+    """In a thread another one is, and where a stream's end goes back to that one, torch begins a context there."""
     for begin in (gpu.beside_captures, gpu.aside):
         assert fake.device == 1
         with begin(DEVICE):
