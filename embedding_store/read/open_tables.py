@@ -12,6 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,6 @@ from embedding_store import arguments
 from embedding_store.arguments import integer
 from embedding_store.errors import DeviceMemoryError
 from embedding_store.native import gpu
-from embedding_store.read.copying import Manner
 from embedding_store.read.snapshot import Snapshot
 from embedding_store.read.table import Table
 
@@ -29,6 +29,7 @@ OPEN_TABLES = 256
 _REMEDY = "give as many, or look up on the CPU, where versions are mapped"
 _Key = tuple[str, int, str]
 _Result = TypeVar("_Result")
+_Progress = Callable[[int, int], bool | None]
 
 
 class _Open:
@@ -69,23 +70,30 @@ class OpenTables:
         self._changed = threading.Condition()  # never held over a load
         _shared.add(self)
 
-    def get(self, snapshot: Snapshot) -> Table:
-        """The snapshot's table. Raises what `held` raises."""
-        with self.held([snapshot]) as (table,):
+    def get(self, snapshot: Snapshot, progress: _Progress | None = None, *, background: bool = False) -> Table:
+        """The snapshot's table. Arguments are those of `held`, which says what is raised."""
+        with self.held([snapshot], progress, background=background) as (table,):
             return table
 
     @contextmanager
-    def held(self, snapshots: Sequence[Snapshot]) -> Iterator[list[Table]]:
+    def held(
+        self, snapshots: Sequence[Snapshot], progress: _Progress | None = None, *, background: bool = False
+    ) -> Iterator[list[Table]]:
         """Tables of the first of these snapshots: of one at least, of as many as there is room for at once. They are
         not let go meanwhile. May wait for other threads to let go of theirs.
+
+        Args:
+            progress, background: how those are copied that are not there yet, see Snapshot.load_checked.
 
         Raises:
             DeviceMemoryError: `gpu_bytes` is less than one of them takes, or the device has not as much.
             StoreError: what `Snapshot.load` raises.
+            StoppedError: of read/copying.py: `progress` said so.
         """
         held, tables = list[_Open](), list[Table]()
+        load = partial(self._loaded, progress=progress, background=background)
         try:
-            while len(held) < len(snapshots) and self._holds(snapshots[len(held)], held):
+            while len(held) < len(snapshots) and self._holds(snapshots[len(held)], held, load):
                 pass
             tables += [one.table for one in held if one.table is not None]
             yield tables
@@ -111,11 +119,11 @@ class OpenTables:
         with self._changed:
             return sorted(range(len(snapshots)), key=lambda number: _key(snapshots[number]) not in self._open)
 
-    def _holds(self, snapshot: Snapshot, held: list[_Open]) -> bool:
+    def _holds(self, snapshot: Snapshot, held: list[_Open], load: Callable[[Snapshot], Table]) -> bool:
         """Whether this table, too, is `held` now: the first one always is."""
         while (one := self._entered(snapshot, held)) is not None:
             try:
-                self._load(one, snapshot)
+                self._load(one, snapshot, load)
                 return True
             except DeviceMemoryError:
                 self._leave([one], held)
@@ -145,23 +153,24 @@ class OpenTables:
             one.users.add(id(held))
             return one
 
-    def _load(self, one: _Open, snapshot: Snapshot) -> None:
+    def _load(self, one: _Open, snapshot: Snapshot, load: Callable[[Snapshot], Table]) -> None:
         if one.table is not None:  # it stays
             return
         with one.lock:
             while one.table is None:
                 try:
-                    one.table = self._loaded(snapshot)
+                    one.table = load(snapshot)
                 except DeviceMemoryError as error:  # others have taken what `gpu_bytes` says is ours
                     if not self._let_go(one.size):
                         why = str(error).partition(": give gpu_bytes")[0]  # that is another one
                         needs = self._needs(snapshot, one.size)
                         raise DeviceMemoryError(f"{needs}, of which too few are free ({why}): {_REMEDY}") from None
 
-    def _loaded(self, snapshot: Snapshot) -> Table:
+    def _loaded(self, snapshot: Snapshot, progress: _Progress | None, *, background: bool) -> Table:
         if self.mapped:
             return snapshot.load()
-        return snapshot.load(self.device, manner=Manner(memory=gpu.device_memory))
+        memory = gpu.device_memory  # a copy, on the CPU too
+        return snapshot.load_checked(self.device, progress, background=background, memory=memory)
 
     def _needs(self, snapshot: Snapshot, size: int) -> str:
         return f"version {snapshot.version} of series {snapshot.series!r} takes {size} bytes of {self.device}"

@@ -57,7 +57,8 @@ class Bundle:
         self._vocabulary = vocabulary
         self._program = program
         self._features = features
-        weakref.finalize(self, _give_back, program).atexit = False
+        self._streams = dict[int, torch.cuda.Stream]()
+        weakref.finalize(self, _give_back, program, self._streams).atexit = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -100,9 +101,21 @@ class Bundle:
 
     def run(self, prepared: Prepared) -> dict[str, Tensor]:
         """The rest of `predict`."""
-        with torch.no_grad():
+        with torch.no_grad(), self._noted():
             scores = self._program(*prepared.inputs)[: prepared.rows]
         return dict(zip(self.tasks, scores.unbind(1), strict=True))
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """A GPU's current stream is known to read the weights. A compiled program takes that of the GPU that is current
+        in the thread, so let it be this one."""
+        if self.device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream(self.device)
+            self._streams[stream.cuda_stream] = stream
+            yield
 
 
 def load_bundle(
@@ -111,6 +124,7 @@ def load_bundle(
     *,
     store: str | Path | None = None,
     vectors: torch.device | str | None = None,
+    go_on: Callable[[], bool] | None = None,
 ) -> Bundle:
     """Load a ranker, and open the pinned versions of the vectors that it reads.
 
@@ -122,6 +136,7 @@ def load_bundle(
         device: where to look up and to compute.
         store: the store, where it is not at the place any more that the bundle names.
         vectors: where to look up, if not on `device`: "cpu" leaves the tables in the host's memory, mapped.
+        go_on: of copies of tables to a GPU what it is of `Bundle.check`; where it says False they end with an error.
 
     Raises:
         BundleError: no bundle, a changed or missing file, one that was replaced while it was read, or pinned versions
@@ -138,7 +153,7 @@ def load_bundle(
     manifest = Manifest.load(folder)
     with verified(folder, manifest):
         opened = EmbeddingStore(store or manifest.store)
-        features = PinnedFeatures(opened, manifest.pins, manifest.history, manifest.history_pooling, tables)
+        features = PinnedFeatures(opened, manifest.pins, manifest.history, manifest.history_pooling, tables, go_on)
         schema = Schema.load(folder / SCHEMA)
         vocabulary = Vocabulary(schema)
         with np.load(folder / VOCABULARY) as owners:
@@ -174,9 +189,14 @@ def _giving_way() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def _give_back(program: Callable[..., Tensor]) -> None:
+def _give_back(program: Callable[..., Tensor], streams: dict[int, torch.cuda.Stream]) -> None:
     """The weights, once nobody has the bundle. The modules refer to one another in a circle, which a full garbage
-    collection alone would find: late, and with all threads stopped."""
+    collection alone would find: late, and with all threads stopped. `streams`: on which a GPU may be reading them
+    still; torch would give their memory to others at once."""
     for module in program.modules() if isinstance(program, nn.Module) else ():
-        module._parameters.clear()
-        module._buffers.clear()
+        for weights in (module._parameters, module._buffers):
+            for tensor in weights.values():
+                for stream in streams.values():
+                    if tensor is not None:
+                        tensor.record_stream(stream)
+            weights.clear()

@@ -18,7 +18,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -150,7 +150,10 @@ class LiveBundle:
         for rows in source:
             bundle = self._state.bundle  # the one that is to finish it too
             try:
-                with nullcontext() if stream is None else torch.cuda.stream(stream):
+                with ExitStack() as used:
+                    if stream is not None:  # of a GPU that is current first: else its end begins a context on another
+                        used.enter_context(torch.cuda.device(self._device))
+                        used.enter_context(torch.cuda.stream(stream))
                     return _Begun(bundle, bundle.prepare(to_batch(rows, bundle.schema)) if len(rows) else None)
             except DataError as error:
                 return error.with_traceback(None)
@@ -158,7 +161,7 @@ class LiveBundle:
 
     def _load(self, go_on: Callable[[], bool] | None = None) -> Bundle:
         """Load and check: with all threads at first, when nobody waits for answers yet; with `go_on` unnoticed."""
-        bundle = load_bundle(self._path, self._device, store=self._store, vectors=self._vectors)
+        bundle = load_bundle(self._path, self._device, store=self._store, vectors=self._vectors, go_on=go_on)
         bundle.check(go_on)
         return bundle
 
@@ -173,7 +176,8 @@ class LiveBundle:
                     return None
                 bundle = self._load(go_on)
             except Exception as error:  # whatever it is, requests are answered
-                self._failed(error)
+                if go_on():  # else it was broken off
+                    self._failed(error)
                 return None
             if not go_on():  # the check was broken off
                 return None

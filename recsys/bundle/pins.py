@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from embedding_store import EmbeddingStore, OpenTables, PointInTime, Snapshot, StoreError, Table
+from embedding_store import (
+    DeviceMemoryError,
+    EmbeddingStore,
+    OpenTables,
+    PointInTime,
+    Snapshot,
+    StoreError,
+    Table,
+)
 from recsys.bundle.manifest import BundleError, Pin
 from recsys.data.batch import Batch
 from recsys.downstream.features import FEED, POOLED, feed_of, with_vectors
@@ -104,21 +113,34 @@ class PinnedFeatures:
         history: versions of each series that are read too; 0: none.
         pooling: how these are pooled, `mean` or `attention`.
         device: where the tables lie and the answers are given.
+        go_on: of copies to a GPU what it is of `check`, which ends with an error where it says False.
 
     Raises:
         BundleError: see `pinned`.
+        StoreError: a table cannot be loaded; the device has no memory for it.
     """
 
     def __init__(
-        self, store: EmbeddingStore, pins: Sequence[Pin], history: int, pooling: str, device: torch.device
+        self,
+        store: EmbeddingStore,
+        pins: Sequence[Pin],
+        history: int,
+        pooling: str,
+        device: torch.device,
+        go_on: Callable[[], bool] | None = None,
     ) -> None:
         self.pins = tuple(pins)
         self.history, self.pooling = history, pooling
         self._device = device
         found = pinned(store, pins)
         self._opened = [OpenTables(device) for _ in found]  # of a history the newest version is the one that is pinned
+        self._holding = ExitStack()
+        progress, background = _asking(go_on), go_on is not None
         self._tables = [
-            (tables.get(each.vectors), None if each.activity is None else each.activity.load(device))
+            tuple(
+                None if snapshot is None else tables.get(snapshot, progress, background=background)
+                for snapshot in (each.vectors, each.activity)
+            )
             for each, tables in zip(found, self._opened, strict=True)
         ]
         self._histories = [
@@ -152,16 +174,30 @@ class PinnedFeatures:
                 not faster than lookups beside it bear; without, all of torch's threads.
 
         Raises:
-            StoreError: bytes are not those that were written; names the file.
+            StoreError: bytes are not those that were written; names the file. Or the GPU has no memory for all versions
+                of a history at once.
         """
         tables = self._mapped()
-        for versions, wanted, opened in zip(self._histories, self.pins, self._opened, strict=False):
-            anyone, now = torch.zeros(1, dtype=torch.int64), torch.tensor([wanted.as_of])
-            versions.lookup_history(anyone, now, self.history)  # opens every version, which stays open
-            tables += [opened.get(snapshot) for snapshot in versions.snapshots]
+        for versions, opened in zip(self._histories, self._opened, strict=False):
+            tables += self._kept(versions.snapshots, opened, go_on)
         for table in tables:
             if table.mapping is not None:
-                table.mapping.check(None if go_on is None else lambda *_: go_on(), background=go_on is not None)
+                table.mapping.check(_asking(go_on), background=go_on is not None)
+
+    def _kept(self, snapshots: Sequence[Snapshot], opened: OpenTables, go_on: Callable[[], bool] | None) -> list[Table]:
+        """The versions of a history, which are open from here on. On a full GPU none makes room either: a request would
+        wait for it to be copied again, or find that it has expired."""
+        falling = snapshots[::-1]  # the newest is there
+        holding = opened.held(falling, _asking(go_on), background=go_on is not None)
+        tables = self._holding.enter_context(holding)
+        if len(tables) < len(falling):
+            lacking = falling[len(tables)]
+            raise DeviceMemoryError(
+                f"version {lacking.version} of series {lacking.series!r}, of the history that the ranker reads, takes "
+                f"{lacking.device_bytes} bytes of {self._device}, which are not free beside the others: free some, or "
+                "leave the vectors in the host's memory (vectors='cpu')"
+            )
+        return tables
 
     def release_pages(self) -> None:
         """Give most of the memory back, without the GIL, before the last reader lets go; lookups still work."""
@@ -174,6 +210,7 @@ class PinnedFeatures:
 
     def _join(self, number: int, ids: Tensor, timestamps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         table, fed = self._tables[number]
+        assert table is not None  # a pin is of vectors
         ids = ids.to(self._device)
         vectors, found = table.lookup(ids)
         if fed is None:
@@ -186,3 +223,8 @@ class PinnedFeatures:
         ids = batch.user_ids if wanted.owner == "user" else batch.item_ids
         times = batch.timestamps.clamp(min=wanted.as_of)
         return POOLED[self.pooling](*versions.lookup_history(ids, times, self.history))
+
+
+def _asking(go_on: Callable[[], bool] | None) -> Callable[[int, int], bool] | None:
+    """As the store asks."""
+    return None if go_on is None else lambda *_: go_on()

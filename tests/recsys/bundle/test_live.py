@@ -141,15 +141,16 @@ def test_a_bundle_that_is_broken_is_not_served_until_it_is_mended(
 def test_requests_are_prepared_on_the_stream_of_whoever_asks(
     place: Place, requests: list[pa.Table], said: dict[str, list[Answer]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another thread's stream is another one, whose work the program would not wait for."""
+    """Another thread's stream is another one, whose work the program would not wait for. So may its GPU be."""
     used: list[str] = []
 
     @contextmanager
-    def use(stream: str) -> Iterator[None]:
-        used.append(stream)
+    def use(stream: str | torch.device) -> Iterator[None]:
+        used.append(str(stream))
         yield
         used.append("done")
 
+    monkeypatch.setattr(torch.cuda, "device", use)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"that of {device} in {current_thread().name}")
     monkeypatch.setattr(torch.cuda, "stream", use)
     with place.serve(interval_s=0) as live:
@@ -157,7 +158,7 @@ def test_requests_are_prepared_on_the_stream_of_whoever_asks(
         assert not used
         live._device = torch.device("cuda", 1)
         assert all(map(same, live.answers(requests), said["a"]))
-    assert used == [f"that of cuda:1 in {current_thread().name}", "done"] * len(requests)
+    assert used == ["cuda:1", f"that of cuda:1 in {current_thread().name}", "done", "done"] * len(requests)
 
 
 def test_a_gpu_without_a_number_is_that_of_the_thread_that_names_it(
