@@ -22,6 +22,11 @@ class NativeLibraryError(StoreError, ImportError):
 class DeviceMemoryError(StoreError, MemoryError):
     """A table takes more memory than a device has, the host for its cold rows, or a slot of a CapturableLiveTable."""
 
+    @property
+    def lack(self) -> str:
+        """The message as far as its remedy, for those who have another one."""
+        return str(self).partition(": ")[0]
+
 
 class SlotBusyError(StoreError):
     """A version cannot be loaded yet into the slot of a CapturableLiveTable that is not served: it is still read."""

@@ -162,9 +162,10 @@ class OpenTables:
                     one.table = load(snapshot)
                 except DeviceMemoryError as error:  # others have taken what `gpu_bytes` says is ours
                     if not self._let_go(one.size):
-                        why = str(error).partition(": give gpu_bytes")[0]  # that is another one
-                        needs = self._needs(snapshot, one.size)
-                        raise DeviceMemoryError(f"{needs}, of which too few are free ({why}): {_REMEDY}") from None
+                        needs = self._needs(snapshot, one.size)  # the error's gpu_bytes are others than ours
+                        raise DeviceMemoryError(
+                            f"{needs}, of which too few are free ({error.lack}): {_REMEDY}"
+                        ) from None
 
     def _loaded(self, snapshot: Snapshot, progress: _Progress | None, *, background: bool) -> Table:
         if self.mapped:

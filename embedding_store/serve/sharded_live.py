@@ -66,7 +66,7 @@ class _Report:
 
 
 class _Held(dict[int, "_Generation"]):
-    """The versions that a rank holds, by number."""
+    """The versions that a rank holds, by number. Of a plain dict there is no weak reference."""
 
 
 class _Generation(ShardedTable):

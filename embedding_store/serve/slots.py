@@ -187,10 +187,9 @@ class Slots:
         try:
             return gpu.device_memory(2 * capacity, device)
         except DeviceMemoryError as error:
-            why = str(error).partition(": give gpu_bytes")[0]  # which slots do not take
             raise DeviceMemoryError(
-                f"two slots for {name}, whose version takes {count} bytes, are not to be had ({why}): free some, give "
-                f"less headroom than {self._headroom}, or use a LiveTable, which takes gpu_bytes"
+                f"two slots for {name}, whose version takes {count} bytes, are not to be had ({error.lack}): free "
+                f"some, give less headroom than {self._headroom}, or use a LiveTable, which takes gpu_bytes"
             ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -195,8 +196,7 @@ def _give_back(program: Callable[..., Tensor], streams: dict[int, torch.cuda.Str
     still; torch would give their memory to others at once."""
     for module in program.modules() if isinstance(program, nn.Module) else ():
         for weights in (module._parameters, module._buffers):
-            for tensor in weights.values():
-                for stream in streams.values():
-                    if tensor is not None:
-                        tensor.record_stream(stream)
+            for tensor, stream in itertools.product(weights.values(), streams.values()):
+                if tensor is not None:
+                    tensor.record_stream(stream)
             weights.clear()

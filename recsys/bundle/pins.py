@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -135,12 +136,9 @@ class PinnedFeatures:
         found = pinned(store, pins)
         self._opened = [OpenTables(device) for _ in found]  # of a history the newest version is the one that is pinned
         self._holding = ExitStack()
-        progress, background = _asking(go_on), go_on is not None
+        load = partial(OpenTables.get, progress=_asking(go_on), background=go_on is not None)
         self._tables = [
-            tuple(
-                None if snapshot is None else tables.get(snapshot, progress, background=background)
-                for snapshot in (each.vectors, each.activity)
-            )
+            (load(tables, each.vectors), None if each.activity is None else load(tables, each.activity))
             for each, tables in zip(found, self._opened, strict=True)
         ]
         self._histories = [
@@ -210,7 +208,6 @@ class PinnedFeatures:
 
     def _join(self, number: int, ids: Tensor, timestamps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         table, fed = self._tables[number]
-        assert table is not None  # a pin is of vectors
         ids = ids.to(self._device)
         vectors, found = table.lookup(ids)
         if fed is None:
